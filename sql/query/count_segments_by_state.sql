@@ -1,0 +1,1 @@
+SELECT state, count(*) FROM segment GROUP BY state

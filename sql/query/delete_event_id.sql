@@ -1,0 +1,1 @@
+DELETE FROM event_id WHERE id = ?1

@@ -1,0 +1,1 @@
+SELECT payload, segment, offset FROM event_id WHERE id = ?1

@@ -1,0 +1,1 @@
+SELECT lines, applied, duplicates, rejected, untrusted FROM ledger

@@ -1,0 +1,1 @@
+SELECT number, segments, lines, events, duplicates, rejected, net_check, file_bytes, file_checksum FROM pruned

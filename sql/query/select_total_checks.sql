@@ -1,0 +1,1 @@
+SELECT events, revenue_micros FROM user_total

@@ -1,0 +1,1 @@
+SELECT user_id, revenue_micros, events FROM user_total ORDER BY user_id

@@ -1,0 +1,1 @@
+SELECT key, name FROM segment WHERE state = 'whole'

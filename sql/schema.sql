@@ -1,0 +1,113 @@
+-- tallyline's database: exact totals per user, and how far each file of events has been applied.
+--
+-- The files of events are the truth and this is a view of them: it can be deleted and made again
+-- from the files. Everything here changes in one transaction together with segment.applied_bytes,
+-- so a total is never ahead of, nor behind, what the rows of `segment` say.
+-- Money is whole micros, 10^-6 of a unit. Times are milliseconds since 1970 UTC where a name ends
+-- in _ms. Readable with SQLite 3.40 and later.
+
+PRAGMA application_id = 0x74616C79; -- 'taly'
+PRAGMA user_version = 1;
+
+-- One row for every user with a counted event, a sum of 0 too.
+CREATE TABLE user_total (
+    user_id        TEXT    NOT NULL PRIMARY KEY CHECK (user_id <> ''), -- userId of the events
+    revenue_micros INTEGER NOT NULL,                                   -- added minus subtracted, exact
+    events         INTEGER NOT NULL CHECK (events > 0),                -- events counted
+    updated_at_ms  INTEGER NOT NULL                                    -- when it was last applied to
+) STRICT, WITHOUT ROWID;
+
+-- One row for every file of events that has been seen by the processor and not been pruned.
+CREATE TABLE segment (
+    key             INTEGER PRIMARY KEY,                       -- the number of one of ours; -1, -2, ... for files from elsewhere
+    name            TEXT    NOT NULL UNIQUE CHECK (name <> ''), -- identity: events-000042, or the file name of one from elsewhere
+    number          INTEGER GENERATED ALWAYS AS (iif(key > 0, key, NULL)) VIRTUAL, -- the number of one of ours
+    file_name       TEXT    NOT NULL,                          -- what the file was called when last seen
+    state           TEXT    NOT NULL CHECK (state IN (
+                        'active',                              -- still appended to
+                        'sealed',                              -- no longer appended to, not wholly applied yet
+                        'whole',                               -- wholly applied
+                        'untrusted',                           -- changed after it was applied from: no more of it is applied
+                        'lost')),                              -- the file is gone before it was wholly applied
+    applied_bytes   INTEGER NOT NULL CHECK (applied_bytes >= 0),   -- bytes from the start that are applied: the progress
+    checksum        INTEGER NOT NULL CHECK (checksum BETWEEN 0 AND 4294967295), -- CRC-32 (IEEE) of those bytes
+    lines           INTEGER NOT NULL DEFAULT 0 CHECK (lines = events + duplicates + rejected), -- lines in those bytes, empty ones left out
+    events          INTEGER NOT NULL DEFAULT 0 CHECK (events >= 0),     -- counted
+    duplicates      INTEGER NOT NULL DEFAULT 0 CHECK (duplicates >= 0), -- not counted: an event of that id was counted before
+    rejected        INTEGER NOT NULL DEFAULT 0 CHECK (rejected >= 0),   -- not counted: see rejected_line
+    net_check       INTEGER NOT NULL DEFAULT 0,                -- check figure: sum of the counted events' micros modulo 2^64, as a signed number
+    id_events       INTEGER NOT NULL DEFAULT 0 CHECK (id_events BETWEEN 0 AND events), -- of the counted events, those with an id
+    id_net_check    INTEGER NOT NULL DEFAULT 0,                -- of the check figure, the part of events with an id
+    ids_let_go      INTEGER NOT NULL DEFAULT 0 CHECK (ids_let_go BETWEEN 0 AND id_events), -- ids of this segment no longer in event_id
+    untrusted_bytes INTEGER NOT NULL DEFAULT 0 CHECK (untrusted_bytes >= 0), -- bytes that were not applied because the file is untrusted
+    untrusted_lines INTEGER NOT NULL DEFAULT 0 CHECK (untrusted_lines >= 0), -- lines in those bytes
+    reason          TEXT,                                      -- why it is untrusted or lost
+    created_at_ms   INTEGER NOT NULL,                          -- when this row was made
+    applied_at_ms   INTEGER,                                   -- when bytes were last applied
+    whole_at_ms     INTEGER CHECK ((whole_at_ms IS NOT NULL) = (state = 'whole')) -- when the last byte was applied
+) STRICT;
+
+-- What still needs work, found without reading the rows of years.
+CREATE INDEX segment_unfinished ON segment (key) WHERE state <> 'whole';
+
+-- Lines that were not counted: no event, an id that contradicts another event, a total that would
+-- overflow. The first 10,000 of a segment; segment.rejected counts them all.
+CREATE TABLE rejected_line (
+    segment TEXT    NOT NULL,  -- segment.name
+    offset  INTEGER NOT NULL,  -- bytes from the start of the file to the start of the line
+    code    TEXT    NOT NULL,  -- for programs, such as negative
+    reason  TEXT    NOT NULL,  -- for people
+    line    TEXT    NOT NULL,  -- the line's first 1024 bytes; what is not UTF-8 is shown as U+FFFD
+    PRIMARY KEY (segment, offset)
+) STRICT, WITHOUT ROWID;
+
+-- The ids of counted events: each counts once. Narrow, for there may be hundreds of millions.
+CREATE TABLE event_id (
+    id           TEXT    NOT NULL PRIMARY KEY, -- the sender's id
+    payload      INTEGER NOT NULL,             -- 48 bits of a hash of userId, name and amount: the same id with another payload is a conflict
+    segment      INTEGER NOT NULL,             -- segment.key of the counted event (that segment may be pruned by now)
+    offset       INTEGER NOT NULL,             -- bytes from the start of that file to the start of its line
+    applied_at_s INTEGER NOT NULL              -- when it was counted, seconds since 1970 UTC: ids are kept for a time after that
+) STRICT, WITHOUT ROWID;
+
+-- One row: the sum of the segments whose rows and files retention has let go.
+CREATE TABLE pruned (
+    one           INTEGER PRIMARY KEY CHECK (one = 1), -- there is one row
+    number        INTEGER NOT NULL DEFAULT 0, -- the highest segment number let go; 0: none
+    segments      INTEGER NOT NULL DEFAULT 0, -- how many segments
+    lines         INTEGER NOT NULL DEFAULT 0 CHECK (lines = events + duplicates + rejected), -- their lines
+    events        INTEGER NOT NULL DEFAULT 0, -- their counted events, which are still in the totals
+    duplicates    INTEGER NOT NULL DEFAULT 0, -- their duplicates
+    rejected      INTEGER NOT NULL DEFAULT 0, -- their rejected lines
+    net_check     INTEGER NOT NULL DEFAULT 0, -- their check figures, added modulo 2^64
+    file_bytes    INTEGER NOT NULL DEFAULT 0, -- length of the file of segment `number`: it is removed after the commit,
+    file_checksum INTEGER NOT NULL DEFAULT 0, -- ... at the next start if need be, and only if length and CRC-32 are these
+    pruned_at_ms  INTEGER                     -- when the last one was let go
+) STRICT;
+INSERT INTO pruned (one) VALUES (1);
+
+-- For people: revenue as a number to look at, revenue_micros exact.
+CREATE VIEW user_revenue (user_id, revenue, events, updated_at, revenue_micros) AS
+SELECT user_id,
+       revenue_micros / 1000000.0,
+       events,
+       strftime('%Y-%m-%dT%H:%M:%fZ', updated_at_ms / 1000.0, 'unixepoch'),
+       revenue_micros
+FROM user_total;
+
+-- For people: the segments, the latest first.
+CREATE VIEW segment_progress (name, state, lines, events, duplicates, rejected, untrusted_lines, applied_bytes, applied_at, reason) AS
+SELECT name, state, lines, events, duplicates, rejected, untrusted_lines, applied_bytes,
+       strftime('%Y-%m-%dT%H:%M:%fZ', applied_at_ms / 1000.0, 'unixepoch'),
+       reason
+FROM segment
+ORDER BY key DESC;
+
+-- For people: every line of the files the processor has read, and what became of it.
+CREATE VIEW ledger (lines, applied, duplicates, rejected, untrusted) AS
+SELECT s.lines + s.untrusted + p.lines, s.events + p.events, s.duplicates + p.duplicates, s.rejected + p.rejected, s.untrusted
+FROM pruned AS p,
+     (SELECT coalesce(sum(lines), 0) AS lines, coalesce(sum(events), 0) AS events,
+             coalesce(sum(duplicates), 0) AS duplicates, coalesce(sum(rejected), 0) AS rejected,
+             coalesce(sum(untrusted_lines), 0) AS untrusted
+      FROM segment) AS s;

@@ -1,0 +1,9 @@
+-- The private table of `verify`, in a temporary database of its own: what the database says of each
+-- user beside what the files come to. Gone when the connection is closed.
+CREATE TABLE user_check (
+    user_id         TEXT    NOT NULL PRIMARY KEY,
+    database_micros INTEGER NOT NULL DEFAULT 0, -- user_total.revenue_micros
+    database_events INTEGER NOT NULL DEFAULT 0, -- user_total.events
+    files_micros    INTEGER NOT NULL DEFAULT 0, -- recounted, modulo 2^64
+    files_events    INTEGER NOT NULL DEFAULT 0  -- recounted
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,121 @@
+//! `tallyline process`: applies every sealed file there is, or the files named, then exits.
+//!
+//! Without a running server it seals `events.jsonl` first, so that nothing is left uncounted. With
+//! `--rebuild` the database is made anew from all kept files; then no server may run.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::config::{DatabaseMode, ProcessConfig};
+use crate::exit::Exit;
+use crate::fs::{Disk, Lock, LockError, RealDisk};
+use crate::health::Health;
+use crate::journal::JournalConfig;
+use crate::process::{self, RunProgress, Summary};
+use crate::segment::ACTIVE_FILE;
+use crate::serve::{self, PROCESS_LOCK, SERVE_LOCK};
+use crate::{logging, manual};
+
+/// Applies, prints what became of it.
+pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
+    let dir = &config.data_dir;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let _lock = Lock::take(&dir.join(PROCESS_LOCK))?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    // Held to the end by a rebuild: nobody may open the database meanwhile.
+    let serve_lock = match (config.database, Lock::take(&dir.join(SERVE_LOCK))) {
+        (DatabaseMode::Keep, Err(LockError::Held { holder, .. })) => {
+            tracing::info!("{ACTIVE_FILE} is left to the server ({holder})");
+            None
+        }
+        (_, lock) => Some(lock?),
+    };
+    if serve_lock.is_some() && dir.join(ACTIVE_FILE).exists() {
+        seal(dir, &disk)?;
+    }
+    let mut process = process::ProcessConfig::new(dir);
+    process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
+    let bar = bar();
+    let mut show = |progress: RunProgress<'_>| {
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
+        bar.set_message(progress.segment.to_owned());
+    };
+    let (summary, notes) = match config.database {
+        DatabaseMode::Keep => {
+            drop(serve_lock);
+            let summary = process::run_once(&process, &disk, &config.files, &mut show)?;
+            (summary, Vec::new())
+        }
+        DatabaseMode::Rebuild => {
+            let rebuilt = process::rebuild(&process, &disk, &mut show)?;
+            (rebuilt.summary, rebuilt.notes)
+        }
+    };
+    bar.finish_and_clear();
+    for refused in &summary.refused {
+        tracing::error!("refused {}: {}", refused.path.display(), refused.reason);
+    }
+    let mut words = in_words(&summary);
+    for note in notes {
+        let _infallible = writeln!(words, "{note}");
+    }
+    manual::print(words.as_bytes())?;
+    Ok(if !summary.refused.is_empty() {
+        Exit::Failed
+    } else if summary.counts.rejected > 0 {
+        Exit::Refused
+    } else {
+        Exit::Done
+    })
+}
+
+/// Seals the active segment; the caller holds `serve.lock`.
+fn seal(dir: &Path, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
+    let health = Arc::new(Health::default());
+    let (_journal, committer) = serve::open_journal(dir, disk, JournalConfig::default(), &health)?;
+    committer.stop();
+    Ok(())
+}
+
+/// A bar over bytes, with room for a message.
+pub(crate) fn bar() -> ProgressBar {
+    let style = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left  {msg}";
+    let style =
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    logging::bars().add(ProgressBar::new(0).with_style(style))
+}
+
+fn in_words(summary: &Summary) -> String {
+    let mut text = String::new();
+    let counts = &summary.counts;
+    let mut line = |words: String| {
+        let _infallible = writeln!(text, "{words}");
+    };
+    if !summary.skipped.is_empty() {
+        line(format!(
+            "skipped, applied before: {}",
+            summary.skipped.join(", ")
+        ));
+    }
+    if !summary.missing.is_empty() {
+        let numbers: Vec<String> = summary.missing.iter().map(u64::to_string).collect();
+        line(format!(
+            "missing, neither file nor row: segments {}",
+            numbers.join(", ")
+        ));
+    }
+    line(format!(
+        "{} files: {} events applied, {} duplicates, {} rejected",
+        summary.applied.len(),
+        counts.events,
+        counts.duplicates,
+        counts.rejected
+    ));
+    text
+}

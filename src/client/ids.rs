@@ -1,0 +1,199 @@
+//! The id an event gets on its way: the run's name and the line's number.
+//!
+//! Written into the line's own JSON text, right after its `{`, so that everything else of the line
+//! stays as it is. Numbers are padded with zeros: ids then come in the order of sending, which is
+//! what the table of ids is fast at.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::io::Write as _;
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+
+use crate::config::Ids;
+
+/// Makes ids for one run.
+#[derive(Clone, Debug)]
+pub(super) struct IdMaker {
+    /// The name as JSON text without its closing quote; empty: no ids are made.
+    opened: String,
+}
+
+impl IdMaker {
+    /// Ids of `name`; an empty one makes none.
+    pub(super) fn new(name: &str) -> Self {
+        let mut opened = String::new();
+        if !name.is_empty() {
+            opened = serde_json::Value::from(name).to_string();
+            opened.pop();
+        }
+        Self { opened }
+    }
+
+    /// Appends `line` to `out`, with an id if it is an object without one.
+    pub(super) fn write(&self, line: &[u8], shape: Shape, number: u64, out: &mut Vec<u8>) {
+        let make = matches!(shape, Shape::Object { id: false, .. }) && !self.opened.is_empty();
+        let inner = if make { line.strip_prefix(b"{") } else { None };
+        let Some(inner) = inner else {
+            out.extend_from_slice(line);
+            return;
+        };
+        let comma = if shape
+            == (Shape::Object {
+                id: false,
+                empty: true,
+            }) {
+            ""
+        } else {
+            ","
+        };
+        let _memory = write!(out, "{{\"id\":{}-{number:012}\"{comma}", self.opened);
+        out.extend_from_slice(inner);
+    }
+
+    /// Whether an event of that shape can be sent twice and counts once.
+    pub(super) fn counts_once(&self, shape: Shape) -> bool {
+        match shape {
+            Shape::Object { id, .. } => id || !self.opened.is_empty(),
+            Shape::Other => true, // refused, so never counted
+        }
+    }
+}
+
+/// The name of a run: when it began, and something random.
+pub(super) fn run_name(ids: &Ids) -> String {
+    match ids {
+        Ids::Off => String::new(),
+        Ids::Source(name) => name.clone(),
+        Ids::Run => {
+            let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+            let time: String = now.chars().filter(char::is_ascii_alphanumeric).collect();
+            format!("{time}-{:08x}", random() >> 32)
+        }
+    }
+}
+
+/// 64 bits that no other process has: what the standard library seeds its hash maps with.
+pub(super) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// What a line looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// One JSON object.
+    Object {
+        /// It has an `id`, good or not.
+        id: bool,
+        /// It has no keys at all.
+        empty: bool,
+    },
+    /// Anything else: no event.
+    Other,
+}
+
+impl Shape {
+    /// Of a line without white space around it.
+    pub(super) fn of(line: &[u8]) -> Self {
+        let mut json = serde_json::Deserializer::from_slice(line);
+        let mut keys = Keys {
+            id: false,
+            empty: true,
+        };
+        match json.deserialize_map(&mut keys).and_then(|()| json.end()) {
+            Ok(()) => Self::Object {
+                id: keys.id,
+                empty: keys.empty,
+            },
+            Err(_) => Self::Other,
+        }
+    }
+}
+
+struct Keys {
+    id: bool,
+    empty: bool,
+}
+
+/// Borrowed unless it has escapes.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> Visitor<'de> for &mut Keys {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<Key<'de>>()? {
+            self.empty = false;
+            self.id |= key.0 == "id";
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+
+    fn with_id(line: &str) -> String {
+        let mut out = Vec::new();
+        IdMaker::new("a \"b\"").write(line.as_bytes(), Shape::of(line.as_bytes()), 7, &mut out);
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn an_object_without_an_id_gets_one_and_keeps_its_text() {
+        let line = r#"{"userId": "u", "name": "add_revenue", "value": 1.50, "x": {"id": 1}}"#;
+        let sent = with_id(line);
+        assert!(sent.ends_with(&line[1..]), "{sent}");
+        let event = Event::parse(sent.as_bytes()).expect("an event");
+        assert_eq!(event.id.as_deref(), Some("a \"b\"-000000000007"));
+        assert_eq!(with_id("{}"), "{\"id\":\"a \\\"b\\\"-000000000007\"}");
+        assert_eq!(with_id("{ }"), "{\"id\":\"a \\\"b\\\"-000000000007\" }");
+    }
+
+    #[test]
+    fn what_has_one_or_is_no_object_is_left_alone() {
+        for line in [
+            r#"{"userId": "u", "id": "mine"}"#,
+            r#"{"\u0069d": null}"#,
+            r#"[{"userId": "u"}]"#,
+            r#"{"userId": "u""#,
+            r"{} {}",
+            "text",
+        ] {
+            assert_eq!(with_id(line), line);
+        }
+    }
+
+    #[test]
+    fn run_names_differ_and_ids_sort_as_sent() {
+        let name = run_name(&Ids::Run);
+        assert_ne!(name, run_name(&Ids::Run));
+        assert!(name.len() < 40 && name.is_ascii(), "{name}");
+        let id = |number| {
+            let mut out = Vec::new();
+            IdMaker::new(&name).write(b"{}", Shape::of(b"{}"), number, &mut out);
+            out
+        };
+        assert!(id(9) < id(10) && id(999_999) < id(1_000_000));
+    }
+
+    #[test]
+    fn without_ids_only_what_has_its_own_counts_once() {
+        let off = IdMaker::new("");
+        assert!(!off.counts_once(Shape::of(b"{}")));
+        assert!(off.counts_once(Shape::of(br#"{"id": "a"}"#)));
+        assert!(IdMaker::new("r").counts_once(Shape::of(b"{}")));
+    }
+}

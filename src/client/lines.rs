@@ -1,0 +1,266 @@
+//! Cuts an input into batches of lines that know their number in the file.
+//!
+//! Owned by the thread that reads. Empty lines are counted, so that numbers stay those of the
+//! file, but not sent. Memory is bounded: a batch ends at its number of lines or at
+//! [`BATCH_BYTES`], and of a line longer than any event may be only the beginning is kept.
+
+use std::ops::Range;
+
+use super::error::SendError;
+use super::input::{Filled, Source};
+use crate::event::LINE_BYTES_MAX;
+
+/// A batch ends past so many bytes, well below what a server takes by default.
+const BATCH_BYTES: usize = 1 << 20;
+/// What is kept of a line that is too long.
+const TOO_LONG_KEPT_BYTES: usize = 1 << 10;
+
+/// A place between two lines of the input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Lines before it.
+    pub(super) lines: u64,
+    /// Bytes before it, inflated.
+    pub(super) bytes: u64,
+    /// CRC-32 of those bytes, where the input is checked so.
+    pub(super) crc32: u32,
+    /// Raw bytes read by then, for the progress bar.
+    pub(super) raw_bytes: u64,
+}
+
+/// One line of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    /// Where it is in the batch's text: without white space around it.
+    pub(super) range: Range<usize>,
+    /// Its number in the file, from 1.
+    pub(super) number: u64,
+    /// How long it really is, if only its beginning was kept.
+    pub(super) too_long: Option<u64>,
+}
+
+/// Lines that go together. A batch may have none: then only empty lines came.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Which batch of the run, from 0.
+    pub(super) sequence: u64,
+    /// The lines' text.
+    pub(super) text: Vec<u8>,
+    /// The lines.
+    pub(super) lines: Vec<Line>,
+    /// The place after the last of them.
+    pub(super) end: Place,
+}
+
+/// Whether to keep a checksum of all that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checksum {
+    /// Of every byte.
+    Kept,
+    /// The file is covered apart.
+    Apart,
+}
+
+/// The cutter.
+pub(super) struct Batches {
+    source: Source,
+    lines_max: usize,
+    /// Read, not yet cut.
+    rest: Vec<u8>,
+    /// How much of `rest` was cut, and how much has been looked at for a line end.
+    cut: usize,
+    looked_at: usize,
+    /// Bytes of the line under way that were let go because it is too long.
+    dropped: u64,
+    at: Place,
+    checksum: Option<crc32fast::Hasher>,
+    sequence: u64,
+}
+
+impl Batches {
+    /// From `start` on, to which `source` has been brought.
+    pub(super) fn new(source: Source, lines_max: u32, start: Place, checksum: Checksum) -> Self {
+        Self {
+            source,
+            lines_max: lines_max as usize,
+            rest: Vec::new(),
+            cut: 0,
+            looked_at: 0,
+            dropped: 0,
+            at: start,
+            checksum: match checksum {
+                Checksum::Kept => Some(crc32fast::Hasher::new_with_initial_len(
+                    start.crc32,
+                    start.bytes,
+                )),
+                Checksum::Apart => None,
+            },
+            sequence: 0,
+        }
+    }
+
+    /// The next batch; `None` at the end of the input or on a stop.
+    pub(super) fn next(&mut self) -> Result<Option<Batch>, SendError> {
+        let mut batch = Batch::default();
+        let from = self.at.lines;
+        loop {
+            while let Some(end) = self.line_end() {
+                self.take_line(end, 1, &mut batch);
+                if batch.lines.len() >= self.lines_max || batch.text.len() >= BATCH_BYTES {
+                    return Ok(Some(self.finished(batch)));
+                }
+            }
+            self.make_room();
+            match self.source.fill(&mut self.rest)? {
+                Filled::Some => {}
+                Filled::Idle if self.at.lines == from => {}
+                Filled::Idle => return Ok(Some(self.finished(batch))),
+                Filled::End => {
+                    // A last line without its end.
+                    if self.rest.len() > self.cut || self.dropped > 0 {
+                        self.take_line(self.rest.len(), 0, &mut batch);
+                    }
+                    return Ok((self.at.lines > from).then(|| self.finished(batch)));
+                }
+            }
+        }
+    }
+
+    /// The source, for what else it knows.
+    pub(super) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    fn line_end(&mut self) -> Option<usize> {
+        let found = memchr::memchr(b'\n', &self.rest[self.looked_at..]);
+        let end = found.map(|at| self.looked_at + at);
+        self.looked_at = end.map_or(self.rest.len(), |end| end + 1);
+        end
+    }
+
+    /// Takes the line up to `end` in `rest`, whose line end has `newline` bytes.
+    fn take_line(&mut self, end: usize, newline: usize, batch: &mut Batch) {
+        let line = &self.rest[self.cut..end];
+        let length = self.dropped + line.len() as u64;
+        self.at.lines += 1;
+        self.at.bytes += length + newline as u64;
+        if let Some(checksum) = &mut self.checksum {
+            checksum.update(&self.rest[self.cut..end + newline]);
+        }
+        let mut kept = line.trim_ascii();
+        if self.at.lines == 1 {
+            kept = kept
+                .strip_prefix(b"\xef\xbb\xbf")
+                .unwrap_or(kept)
+                .trim_ascii();
+        }
+        let too_long = (length > LINE_BYTES_MAX as u64).then_some(length);
+        if too_long.is_some() {
+            kept = &kept[..kept.len().min(TOO_LONG_KEPT_BYTES)];
+        }
+        if !kept.is_empty() || too_long.is_some() {
+            let start = batch.text.len();
+            batch.text.extend_from_slice(kept);
+            batch.lines.push(Line {
+                range: start..batch.text.len(),
+                number: self.at.lines,
+                too_long,
+            });
+        }
+        self.cut = end + newline;
+        self.dropped = 0;
+    }
+
+    /// Lets go of what was cut, and of all but the beginning of a line that is too long anyway.
+    fn make_room(&mut self) {
+        self.rest.drain(..self.cut);
+        self.cut = 0;
+        if self.rest.len() > LINE_BYTES_MAX {
+            if let Some(checksum) = &mut self.checksum {
+                checksum.update(&self.rest);
+            }
+            self.dropped += self.rest.len() as u64;
+            self.rest.clear();
+        }
+        self.looked_at = self.rest.len();
+    }
+
+    fn finished(&mut self, mut batch: Batch) -> Batch {
+        if let Some(checksum) = &self.checksum {
+            self.at.crc32 = checksum.clone().finalize();
+        }
+        self.at.raw_bytes = match self.source.open_file() {
+            // Inflated bytes say nothing of how much of the file is done.
+            Some((_, true)) => self.source.raw_bytes(),
+            _ => self.at.bytes,
+        };
+        batch.end = self.at;
+        batch.sequence = self.sequence;
+        self.sequence += 1;
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::Stop;
+    use std::io::Cursor;
+
+    fn batches(text: &[u8], lines_max: u32) -> Vec<Batch> {
+        let source = Source::stream(Cursor::new(text.to_vec()), &Stop::default()).expect("thread");
+        let mut batches = Batches::new(source, lines_max, Place::default(), Checksum::Kept);
+        std::iter::from_fn(|| batches.next().expect("reads")).collect()
+    }
+
+    fn shown(batches: &[Batch]) -> Vec<(u64, String)> {
+        let lines = |batch: &Batch| {
+            let text =
+                |line: &Line| String::from_utf8_lossy(&batch.text[line.range.clone()]).into();
+            batch
+                .lines
+                .iter()
+                .map(|line| (line.number, text(line)))
+                .collect::<Vec<_>>()
+        };
+        batches.iter().flat_map(lines).collect()
+    }
+
+    #[test]
+    fn lines_keep_their_number_in_the_file() {
+        let text = b"\xef\xbb\xbfa\r\n\n  b \n \nc";
+        let batches = batches(text, 2);
+        let expected = [
+            (1, "a".to_owned()),
+            (3, "b".to_owned()),
+            (5, "c".to_owned()),
+        ];
+        assert_eq!(shown(&batches), expected);
+        let end = batches.last().expect("some").end;
+        assert_eq!((end.lines, end.bytes), (5, text.len() as u64));
+        assert_eq!(end.crc32, crc32fast::hash(text));
+        let sequence: Vec<_> = batches.iter().map(|batch| batch.sequence).collect();
+        assert_eq!(sequence, (0..batches.len() as u64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_line_too_long_is_named_and_not_kept() {
+        let long = LINE_BYTES_MAX + (1 << 20);
+        let mut text = vec![b'x'; long];
+        text.extend_from_slice(b"\nb\n");
+        let batches = batches(&text, 10);
+        let lines: Vec<_> = batches.iter().flat_map(|batch| &batch.lines).collect();
+        assert_eq!(lines[0].too_long, Some(long as u64));
+        assert!(lines[0].range.len() <= TOO_LONG_KEPT_BYTES);
+        assert_eq!((lines[1].number, lines[1].too_long), (2, None));
+        assert_eq!(
+            batches.last().expect("some").end.crc32,
+            crc32fast::hash(&text)
+        );
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        assert!(batches(b"", 10).is_empty());
+    }
+}

@@ -1,0 +1,317 @@
+//! One run over one input: reads in the calling thread, sends in threads of their own.
+//!
+//! Before a line is handed to a sender, the state that covers it is durable (see [`state`](super::state)).
+//! The run is complete when the input came to its end and every batch was delivered; then its
+//! state is removed. Otherwise the state stays, with how far all lines are acknowledged.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded, select};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::deliver::{Deliverer, Halt};
+use super::error::SendError;
+use super::ids::{IdMaker, run_name};
+use super::input::{Source, identity};
+use super::lines::{Batch, Batches, Checksum, Place};
+use super::post::Poster;
+use super::rejects::{Keep, Rejects};
+use super::state::{Cover, Record, StateFile};
+use super::summary::{Summary, Verdict};
+use super::tally::{Ended, Tally};
+use super::{input_error, kind_of};
+use crate::config::SendConfig;
+use crate::logging;
+use crate::stop::Stop;
+
+/// With `--rate`, so many requests a second, so that the rate is even.
+const PACED_REQUESTS_PER_SECOND: u64 = 10;
+/// How far behind its rate a send may be and still catch up.
+const PACE_LAG_MAX: Duration = Duration::from_millis(100);
+
+/// One run over one input, begun or gone on with.
+pub(super) struct Run<'a> {
+    config: &'a SendConfig,
+    stop: &'a Stop,
+    batches: Batches,
+    cover: Cover,
+    tally: Tally,
+    ids: IdMaker,
+    bar: ProgressBar,
+    began_at: Record,
+}
+
+impl<'a> Run<'a> {
+    /// Gets everything ready; nothing is sent yet.
+    pub(super) fn new(
+        config: &'a SendConfig,
+        source: Source,
+        stop: &'a Stop,
+        state: Option<StateFile>,
+        begun: Option<Record>,
+        cover: Cover,
+        keep: Keep,
+    ) -> Result<Self, SendError> {
+        let keep = if begun.is_some() { Keep::Former } else { keep };
+        let rejects = Rejects::open(config.rejects.as_ref(), keep)?;
+        let mut record = match begun {
+            Some(record) => record,
+            None => new_record(config, &source)?,
+        };
+        record.settled = false;
+        let checksum = match (&state, source.open_file()) {
+            (Some(_), None) => Checksum::Kept,
+            _ => Checksum::Apart,
+        };
+        let start = Place {
+            lines: record.lines,
+            bytes: record.bytes,
+            crc32: record.checked_crc32,
+            raw_bytes: 0,
+        };
+        let bar = progress(&source, record.bytes);
+        let batches = Batches::new(source, lines_max(config), start, checksum);
+        let ids = IdMaker::new(&record.run);
+        let began_at = record.clone();
+        let tally = Tally::new(record, state, rejects, checksum, bar.clone(), stop.clone());
+        Ok(Self {
+            config,
+            stop,
+            batches,
+            cover,
+            tally,
+            ids,
+            bar,
+            began_at,
+        })
+    }
+
+    /// Reads here, sends in threads, and waits for all of them.
+    pub(super) fn go(mut self, summary: &mut Summary) -> Result<Verdict, SendError> {
+        let connections = self.config.connections.get() as usize;
+        let (batches, queue) = bounded::<Batch>(connections);
+        let (config, stop, tally, ids) = (self.config, self.stop, &self.tally, &self.ids);
+        let read = std::thread::scope(|scope| {
+            for number in 1..=connections {
+                let queue = queue.clone();
+                let sender = move || {
+                    let poster = Poster::new(config);
+                    let deliverer = Deliverer {
+                        config,
+                        ids,
+                        tally,
+                        stop,
+                        poster,
+                    };
+                    for batch in queue {
+                        if stop.requested() {
+                            return;
+                        }
+                        match deliverer.deliver(&batch) {
+                            Ok(()) => {}
+                            Err(Halt::Stopped) => return,
+                            Err(Halt::Failed(error)) => return tally.fail(error),
+                        }
+                    }
+                };
+                let thread = std::thread::Builder::new().name(format!("send-{number}"));
+                if let Err(error) = thread.spawn_scoped(scope, sender) {
+                    tally.fail(SendError::Thread(error));
+                    break;
+                }
+            }
+            drop(queue);
+            let read = read(
+                config,
+                stop,
+                tally,
+                &mut self.cover,
+                &mut self.batches,
+                &batches,
+            );
+            drop(batches);
+            read.unwrap_or_else(|error| {
+                tally.fail(error);
+                None
+            })
+        });
+        self.bar.finish_and_clear();
+        let ended = self.tally.end();
+        conclude(ended, read, &self.began_at, summary)
+    }
+}
+
+/// Hands all batches to the senders. Gives how many they were if the input came to its end.
+fn read(
+    config: &SendConfig,
+    stop: &Stop,
+    tally: &Tally,
+    cover: &mut Cover,
+    batches: &mut Batches,
+    queue: &Sender<Batch>,
+) -> Result<Option<u64>, SendError> {
+    let covered = config.state.is_some();
+    if covered {
+        // A state from the first moment on, and of a compressed file all is covered at once.
+        if let Some((file, true)) = batches.source().open_file() {
+            let all = file
+                .metadata()
+                .and_then(|metadata| cover.extend_to(file, metadata.len()));
+            all.map_err(|error| input_error(batches.source().path(), error))?;
+        }
+        match batches.source().open_file() {
+            Some(_) => tally.covered(cover.checked())?,
+            None => tally.begin_state()?,
+        }
+    }
+    let mut pace = config.rate.map(|rate| Pace::new(rate.get()));
+    let mut handed = 0;
+    while let Some(batch) = batches.next()? {
+        if stop.requested() {
+            return Ok(None);
+        }
+        if covered
+            && let Some((file, false)) = batches.source().open_file()
+            && batch.end.bytes > cover.checked().0
+        {
+            cover
+                .extend(file, batch.end.bytes)
+                .map_err(|error| input_error(batches.source().path(), error))?;
+            tally.covered(cover.checked())?;
+        }
+        if let Some(pace) = &mut pace
+            && pace.wait(batch.lines.len() as u64, stop)
+        {
+            return Ok(None);
+        }
+        select! {
+            send(queue, batch) -> sent => if sent.is_err() {
+                return Ok(None);
+            },
+            recv(stop.channel()) -> _ => return Ok(None),
+        }
+        handed += 1;
+    }
+    Ok((!stop.requested()).then_some(handed))
+}
+
+/// What a finished or halted run comes to.
+fn conclude(
+    ended: Ended,
+    handed: Option<u64>,
+    began_at: &Record,
+    summary: &mut Summary,
+) -> Result<Verdict, SendError> {
+    let Ended {
+        counts,
+        record,
+        failure,
+        state,
+        batches,
+    } = ended;
+    summary.counts += counts;
+    summary.lines_earlier += began_at.lines;
+    summary.refused_earlier += began_at.refused;
+    summary.lines += record.lines;
+    summary.run = record.run;
+    let complete = failure.is_none() && handed == Some(batches);
+    if complete {
+        if let Some(state) = state {
+            state.remove()?;
+        }
+        return Ok(Verdict::Complete);
+    }
+    summary.state = state.map(|state| state.path().to_owned());
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(Verdict::Stopped),
+    }
+}
+
+fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError> {
+    let (device, inode) = match source.open_file() {
+        Some((file, _)) => file
+            .metadata()
+            .map(|metadata| identity(&metadata))
+            .map_err(|error| input_error(source.path(), error))?,
+        None => (0, 0),
+    };
+    let input = source.path();
+    Ok(Record {
+        version: 1,
+        run: run_name(&config.ids),
+        ids: kind_of(&config.ids).0.to_owned(),
+        input: input
+            .canonicalize()
+            .unwrap_or_else(|_| PathBuf::from(input)),
+        device,
+        inode,
+        lines: 0,
+        bytes: 0,
+        accepted: 0,
+        refused: 0,
+        checked_bytes: 0,
+        checked_crc32: 0,
+        settled: false,
+    })
+}
+
+/// With a rate, batches are small enough that it is even.
+fn lines_max(config: &SendConfig) -> u32 {
+    let paced = config
+        .rate
+        .map_or(u64::MAX, |rate| rate.get() / PACED_REQUESTS_PER_SECOND);
+    let paced = u32::try_from(paced).unwrap_or(u32::MAX);
+    config.batch.get().min(paced.max(1))
+}
+
+/// Keeps to a rate: each batch waits until those before it are paid for.
+struct Pace {
+    events_per_second: u64,
+    next: Instant,
+}
+
+impl Pace {
+    fn new(events_per_second: u64) -> Self {
+        Self {
+            events_per_second,
+            next: Instant::now(),
+        }
+    }
+
+    /// Waits for its turn; true: asked to stop meanwhile.
+    fn wait(&mut self, events: u64, stop: &Stop) -> bool {
+        let now = Instant::now();
+        // A pause that took too long is made up for; a server that was slow is not.
+        let earliest = now.checked_sub(PACE_LAG_MAX).unwrap_or(now);
+        self.next = self.next.max(earliest);
+        let stopped = stop.wait(self.next.saturating_duration_since(now));
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a pause needs no exact nanosecond"
+        )]
+        let cost = events as f64 / self.events_per_second as f64;
+        self.next += Duration::from_secs_f64(cost);
+        stopped
+    }
+}
+
+/// A bar over the bytes of a file, or a spinner where the end is not known.
+fn progress(source: &Source, done_bytes: u64) -> ProgressBar {
+    let length = match source.open_file() {
+        Some((file, _)) if !source.grows() => file.metadata().map(|metadata| metadata.len()).ok(),
+        _ => None,
+    };
+    let (bar, template) = match length {
+        Some(length) => (
+            ProgressBar::new(length).with_position(done_bytes),
+            "{wide_bar} {percent:>3}% {msg}, {eta} left",
+        ),
+        None => (ProgressBar::no_length(), "{spinner} {elapsed} {msg}"),
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    logging::bars().add(bar)
+}

@@ -1,0 +1,172 @@
+//! How a send ended, for people and for programs. The last line can't be mistaken for success.
+
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use indicatif::HumanCount;
+use serde_json::json;
+
+use super::error::SendError;
+use super::tally::Counts;
+use crate::exit::Exit;
+
+/// What `send` did.
+#[derive(Debug)]
+pub struct Summary {
+    /// What was counted by this process.
+    pub counts: Counts,
+    /// Lines refused in earlier attempts of the same run.
+    pub refused_earlier: u64,
+    /// Lines acknowledged in earlier attempts of the same run; 0: it began here.
+    pub lines_earlier: u64,
+    /// The input's lines up to here are acknowledged.
+    pub lines: u64,
+    /// What the ids are made of; empty: none.
+    pub run: String,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// Kept to go on with the run.
+    pub state: Option<PathBuf>,
+    /// Where refused lines were written.
+    pub rejects: Option<PathBuf>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// How a send ended.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The whole input was acknowledged.
+    Complete,
+    /// Asked to stop before the end.
+    Stopped,
+    /// Asked to stop while following: there is no other end.
+    Followed,
+    /// It could not go on.
+    Failed(SendError),
+}
+
+impl Summary {
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        match self.verdict {
+            Verdict::Failed(_) | Verdict::Stopped => Exit::Failed,
+            _ if self.refused() > 0 => Exit::Refused,
+            Verdict::Complete | Verdict::Followed => Exit::Done,
+        }
+    }
+
+    /// Lines refused in the whole run.
+    pub fn refused(&self) -> u64 {
+        self.refused_earlier + self.counts.refused
+    }
+
+    /// One JSON object.
+    pub fn to_json(&self) -> String {
+        let error = match &self.verdict {
+            Verdict::Failed(error) => Some(error.to_string()),
+            _ => None,
+        };
+        let outcome = match (&self.verdict, self.exit()) {
+            (Verdict::Failed(_), _) => "failed",
+            (Verdict::Stopped, _) => "stopped",
+            (_, Exit::Refused) => "refused",
+            _ => "done",
+        };
+        json!({
+            "outcome": outcome,
+            "accepted": self.counts.accepted,
+            "refused": self.counts.refused,
+            "maybeTwice": self.counts.doubtful,
+            "lines": self.lines,
+            "linesEarlier": self.lines_earlier,
+            "refusedEarlier": self.refused_earlier,
+            "requests": self.counts.requests,
+            "retries": self.counts.retries,
+            "seconds": self.elapsed.as_secs_f64(),
+            "run": self.run,
+            "state": self.state,
+            "rejects": self.rejects,
+            "error": error,
+        })
+        .to_string()
+    }
+
+    fn refused_where(&self) -> String {
+        match &self.rejects {
+            Some(path) => format!("see {}", path.display()),
+            None => "--rejects FILE keeps them".to_owned(),
+        }
+    }
+
+    fn how_to_go_on(&self) -> String {
+        match &self.state {
+            Some(_) => "run the same command again to go on from there".to_owned(),
+            None => format!(
+                "no state was kept: what comes after line {} was not acknowledged",
+                HumanCount(self.lines)
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts {
+            accepted,
+            doubtful,
+            requests,
+            retries,
+            ..
+        } = self.counts;
+        let seconds = self.elapsed.as_secs_f64();
+        let mut about = format!(
+            "{} events accepted in {seconds:.1} s, {} requests",
+            HumanCount(accepted),
+            HumanCount(requests)
+        );
+        if retries > 0 {
+            write!(about, ", {} sent again", HumanCount(retries))?;
+        }
+        if !self.run.is_empty() {
+            write!(about, "; run {}", self.run)?;
+        }
+        if self.lines_earlier > 0 {
+            let earlier = HumanCount(self.lines_earlier);
+            write!(about, ", gone on with after line {earlier}")?;
+        }
+        writeln!(f, "{about}")?;
+        if doubtful > 0 {
+            writeln!(
+                f,
+                "up to {} events may be counted twice: they were sent without ids, and no answer told what became of them",
+                HumanCount(doubtful)
+            )?;
+        }
+        let lines = HumanCount(self.lines);
+        let refused = HumanCount(self.refused());
+        match &self.verdict {
+            Verdict::Failed(_) => write!(
+                f,
+                "FAILED: not everything was sent; {lines} lines are acknowledged, {refused} of them refused; {}",
+                self.how_to_go_on()
+            ),
+            Verdict::Stopped => write!(
+                f,
+                "STOPPED before the end: {lines} lines are acknowledged, {refused} of them refused; {}",
+                self.how_to_go_on()
+            ),
+            Verdict::Complete | Verdict::Followed if self.refused() > 0 => write!(
+                f,
+                "REFUSED: {refused} events were not taken ({}); the others were",
+                self.refused_where()
+            ),
+            Verdict::Followed => {
+                write!(f, "OK: stopped following after line {lines}; none refused")
+            }
+            Verdict::Complete if self.lines == 0 => write!(f, "OK: nothing to send"),
+            Verdict::Complete => write!(f, "OK: all {lines} lines are done, none refused"),
+        }
+    }
+}

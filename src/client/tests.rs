@@ -1,0 +1,560 @@
+//! The sender as a whole against a server that misbehaves on purpose.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+
+use clap::Parser as _;
+
+use super::fake_server::{FakeServer, Instead};
+use super::*;
+use crate::cli::{Cli, Command};
+use crate::event::Event;
+
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(text: &str) -> Self {
+        let bench = Self {
+            dir: tempfile::tempdir().expect("dir"),
+        };
+        fs::write(bench.file(), text).expect("write");
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.path("events.jsonl")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.path("events.jsonl.tallyline-state")
+    }
+
+    fn config(&self, server: &FakeServer, flags: &[&str]) -> SendConfig {
+        let (file, url) = (self.file(), server.url());
+        let file = file.to_str().expect("text");
+        let all = [&["tallyline", "send", file, "--to", &url], flags].concat();
+        match Cli::try_parse_from(all).expect("flags").command {
+            Command::Send(args) => SendConfig::new(*args, false).expect("good"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn send(&self, server: &FakeServer, flags: &[&str]) -> Summary {
+        send(&self.config(server, flags), &Stop::default())
+    }
+}
+
+fn events(count: u64) -> String {
+    numbered(1..=count)
+}
+
+fn numbered(numbers: impl Iterator<Item = u64>) -> String {
+    numbers.fold(String::new(), |mut text, number| {
+        writeln!(
+            text,
+            r#"{{"userId": "u", "name": "add_revenue", "value": {number}}}"#
+        )
+        .expect("memory");
+        text
+    })
+}
+
+fn failure(summary: &Summary) -> String {
+    match &summary.verdict {
+        Verdict::Failed(error) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn last_line(summary: &Summary) -> String {
+    summary
+        .to_string()
+        .lines()
+        .last()
+        .expect("a line")
+        .to_owned()
+}
+
+#[test]
+fn every_event_gets_an_id_that_sorts_as_sent_and_the_state_is_gone() {
+    let bench = Bench::new(&events(1234));
+    let server = FakeServer::new();
+    let summary = bench.send(&server, &["--batch", "100", "--connections", "3"]);
+    assert_eq!(summary.exit(), Exit::Done, "{summary}");
+    assert_eq!(
+        (summary.counts.accepted, summary.counts.requests),
+        (1234, 13)
+    );
+    assert_eq!(
+        last_line(&summary),
+        "OK: all 1,234 lines are done, none refused"
+    );
+    let seen = server.seen();
+    let ids = seen.ids();
+    assert_eq!(ids.len(), 1234);
+    assert!(ids.values().all(|&count| count == 1));
+    for (index, id) in ids.keys().enumerate() {
+        assert_eq!(*id, format!("{}-{:012}", summary.run, index + 1));
+    }
+    assert_eq!(seen.headers["content-type"], "application/x-ndjson");
+    assert!(!bench.state().exists());
+}
+
+#[test]
+fn a_completed_file_sent_again_is_a_new_run_and_a_source_is_not() {
+    let bench = Bench::new(&events(3));
+    let server = FakeServer::new();
+    bench.send(&server, &[]);
+    bench.send(&server, &[]);
+    assert_eq!(server.seen().ids().len(), 6);
+    let server = FakeServer::new();
+    bench.send(&server, &["--source", "mine"]);
+    bench.send(&server, &["--source", "mine", "--batch", "1"]);
+    let expected = (1..=3).map(|n| (format!("mine-{n:012}"), 2)).collect();
+    assert_eq!(server.seen().ids(), expected);
+}
+
+#[test]
+fn a_batch_of_one_is_the_event_alone() {
+    let bench = Bench::new(&events(2));
+    let server = FakeServer::new();
+    let summary = bench.send(&server, &["--batch", "1", "--no-ids"]);
+    assert_eq!(summary.counts.requests, 2);
+    let seen = server.seen();
+    let mut bodies = seen.bodies.clone();
+    bodies.sort();
+    assert_eq!(bodies, events(2).lines().collect::<Vec<_>>());
+    assert_eq!(seen.headers["content-type"], "application/json");
+}
+
+#[test]
+fn refused_lines_are_named_by_their_line_in_the_file() {
+    let mut text = events(10);
+    text.push_str("{\"userId\": \"u\", \"name\": \"add_revenue\", \"value\": -5}\n\n");
+    text.push_str("not json\n[1]\n{\"userId\": \"\"}\n");
+    text.push_str(&events(3));
+    let bench = Bench::new(&text);
+    let rejects = bench.path("bad.jsonl");
+    let flags = ["--batch", "4", "--rejects", rejects.to_str().expect("text")];
+    let server = FakeServer::new();
+    let summary = bench.send(&server, &flags);
+    assert_eq!(summary.exit(), Exit::Refused);
+    assert_eq!((summary.counts.accepted, summary.counts.refused), (13, 4));
+    assert!(
+        last_line(&summary).starts_with("REFUSED: 4 events were not taken"),
+        "{summary}"
+    );
+    let mut named: Vec<(u64, String, String)> = fs::read_to_string(&rejects)
+        .expect("rejects")
+        .lines()
+        .map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("json");
+            let text = |key: &str| line[key].as_str().expect(key).to_owned();
+            (
+                line["line"].as_u64().expect("line"),
+                text("code"),
+                text("text"),
+            )
+        })
+        .collect();
+    named.sort();
+    let lines: Vec<&str> = text.lines().collect();
+    let expected = [
+        (11, "negative"),
+        (13, "not_json"),
+        (14, "not_object"),
+        (15, "missing"),
+    ]
+    .map(|(line, code)| (line as u64, code.to_owned(), lines[line - 1].to_owned()));
+    let codes = |all: &[(u64, String, String)]| -> Vec<(u64, String)> {
+        all.iter()
+            .map(|(line, _, text)| (*line, text.clone()))
+            .collect()
+    };
+    assert_eq!(codes(&named), codes(&expected));
+    assert_eq!(named[0].1, "negative");
+    assert_eq!(named[1].1, "not_json");
+}
+
+#[test]
+fn a_broken_file_is_not_taken_for_one_event_or_an_array() {
+    // Whole, these are one object and one array of events; line by line they are neither.
+    for text in [
+        "{\n\"userId\": \"u\",\n\"name\": \"add_revenue\", \"value\": 1\n}\n",
+        "[\n{\"userId\": \"u\", \"name\": \"add_revenue\", \"value\": 1\n}\n]\n",
+        "{\"userId\": \"u\", \"name\": \"add_revenue\",\n\"value\": 1}\n",
+        "[{\"userId\": \"u\", \"name\": \"add_revenue\", \"value\": 1}]\n",
+    ] {
+        let bench = Bench::new(text);
+        let server = FakeServer::new();
+        let summary = bench.send(&server, &[]);
+        let lines = text.lines().count() as u64;
+        assert_eq!(
+            (summary.counts.accepted, summary.counts.refused),
+            (0, lines),
+            "{text}"
+        );
+        for body in &server.seen().bodies {
+            assert!(!body.starts_with('['), "{body}");
+            assert!(Event::parse(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+}
+
+#[test]
+fn a_refusal_without_names_is_narrowed_down() {
+    let bench = Bench::new(&events(16));
+    let server = FakeServer::with(|_, body| {
+        let bad = body.contains("\"value\": 7}");
+        bad.then_some(Instead::Answer(422, r#"{"title": "no"}"#))
+    });
+    let summary = bench.send(&server, &["--batch", "16"]);
+    assert_eq!((summary.counts.accepted, summary.counts.refused), (15, 1));
+    let server = FakeServer::with(|_, body| {
+        (body.lines().count() > 3).then_some(Instead::Answer(413, "{}"))
+    });
+    let summary = bench.send(&server, &["--batch", "16"]);
+    assert_eq!((summary.counts.accepted, summary.exit()), (16, Exit::Done));
+    assert_eq!(server.seen().taken.len(), 16);
+}
+
+#[test]
+fn what_is_busy_is_asked_again_and_counts_once() {
+    let bench = Bench::new(&events(10));
+    let server = FakeServer::with(|number, _| match number {
+        0 | 1 => Some(Instead::RetryAfter),
+        2 => Some(Instead::Answer(500, "")),
+        3 => Some(Instead::TakeAndForget),
+        _ => None,
+    });
+    let summary = bench.send(&server, &["--connections", "1"]);
+    assert_eq!(summary.exit(), Exit::Done, "{summary}");
+    assert_eq!((summary.counts.retries, summary.counts.doubtful), (4, 0));
+    let ids = server.seen().ids();
+    assert_eq!((ids.len(), ids.values().max()), (10, Some(&2)));
+}
+
+#[test]
+fn without_ids_a_lost_answer_is_told() {
+    let mut text = events(3);
+    text.push_str(r#"{"userId": "u", "name": "add_revenue", "value": 1, "id": "own"}"#);
+    let bench = Bench::new(&text);
+    let server = FakeServer::with(|number, _| (number == 0).then_some(Instead::TakeAndForget));
+    let summary = bench.send(&server, &["--no-ids"]);
+    assert_eq!((summary.counts.accepted, summary.counts.doubtful), (4, 3));
+    assert!(
+        summary
+            .to_string()
+            .contains("up to 3 events may be counted twice"),
+        "{summary}"
+    );
+}
+
+#[test]
+fn giving_up_is_a_failure_in_words_and_the_same_run_goes_on() {
+    let bench = Bench::new(&events(100));
+    let fails = Arc::new(AtomicUsize::new(30));
+    let until = Arc::clone(&fails);
+    let server = FakeServer::with(move |number, _| {
+        let answer = Instead::Answer(503, "{\"detail\": \"down\"}");
+        (number >= until.load(Ordering::Relaxed)).then_some(answer)
+    });
+    let flags = ["--batch", "1", "--connections", "1", "--retry-for", "0s"];
+    let first = bench.send(&server, &flags);
+    assert_eq!((first.exit(), first.counts.accepted), (Exit::Failed, 30));
+    assert!(
+        last_line(&first).starts_with("FAILED: not everything was sent; 30 lines"),
+        "{first}"
+    );
+    assert!(failure(&first).contains("down"), "{}", failure(&first));
+    fails.store(usize::MAX, Ordering::Relaxed);
+    let second = bench.send(&server, &flags);
+    assert_eq!((second.exit(), second.counts.accepted), (Exit::Done, 70));
+    assert_eq!((&second.run, second.lines_earlier), (&first.run, 30));
+    assert_eq!(server.seen().ids().len(), 100);
+    assert!(!bench.state().exists());
+}
+
+#[test]
+fn refusals_of_an_earlier_attempt_are_not_forgotten() {
+    let bench = Bench::new(&format!("bad\n{}", events(2)));
+    let server = FakeServer::with(|number, _| (number == 2).then_some(Instead::Answer(503, "")));
+    let flags = ["--batch", "1", "--connections", "1", "--retry-for", "0s"];
+    assert_eq!(bench.send(&server, &flags).exit(), Exit::Failed);
+    let second = bench.send(&server, &flags);
+    assert_eq!((second.exit(), second.counts.refused), (Exit::Refused, 0));
+    assert_eq!(second.refused(), 1);
+}
+
+/// Sends, asks it to stop at request `at`, and gives the summary.
+fn stopped_at(bench: &Bench, flags: &[&str], at: usize) -> (Summary, FakeServer) {
+    let stop = Stop::default();
+    let asked = stop.clone();
+    let server = FakeServer::with(move |number, _| {
+        if number == at {
+            asked.request();
+        }
+        None
+    });
+    let summary = send(&bench.config(&server, flags), &stop);
+    (summary, server)
+}
+
+#[test]
+fn a_stop_finishes_what_is_under_way_and_is_gone_on_with() {
+    let bench = Bench::new(&events(1000));
+    let (first, one) = stopped_at(&bench, &["--batch", "10"], 20);
+    assert_eq!(first.exit(), Exit::Failed);
+    assert!(
+        last_line(&first).starts_with("STOPPED before the end"),
+        "{first}"
+    );
+    assert_eq!(first.counts.accepted, one.seen().taken.len() as u64);
+    let two = FakeServer::new();
+    let second = bench.send(&two, &["--batch", "7"]);
+    assert_eq!(second.exit(), Exit::Done);
+    let mut ids = one.seen().ids();
+    ids.extend(two.seen().ids());
+    assert_eq!(ids.len(), 1000);
+    assert_eq!(one.seen().taken.len() + two.seen().taken.len(), 1000);
+}
+
+#[test]
+fn a_crash_loses_progress_but_not_the_run() {
+    let bench = Bench::new(&events(50));
+    let (first, one) = stopped_at(&bench, &["--batch", "1", "--connections", "1"], 5);
+    // As if killed before any progress was written: only the name is known.
+    let text = fs::read_to_string(bench.state()).expect("state");
+    let mut state: Record = serde_json::from_str(&text).expect("state");
+    (state.lines, state.bytes, state.accepted) = (0, 0, 0);
+    fs::write(bench.state(), serde_json::to_string(&state).expect("json")).expect("write");
+    let two = FakeServer::new();
+    let second = bench.send(&two, &[]);
+    assert_eq!((&second.run, second.counts.accepted), (&first.run, 50));
+    let mut ids = two.seen().ids();
+    ids.extend(one.seen().ids());
+    assert_eq!(ids.len(), 50);
+}
+
+#[test]
+fn another_content_is_not_taken_for_the_same_run() {
+    let bench = Bench::new(&events(50));
+    stopped_at(&bench, &["--batch", "1", "--connections", "1"], 5);
+    let server = FakeServer::new();
+    fs::write(bench.file(), numbered(100..200)).expect("write");
+    let refused = bench.send(&server, &[]);
+    assert_eq!(refused.exit(), Exit::Failed);
+    assert!(
+        failure(&refused).contains("tallyline-state"),
+        "{}",
+        failure(&refused)
+    );
+    assert_eq!(server.seen().bodies.len(), 0);
+    // Grown is fine: what may have been sent is still there.
+    fs::write(bench.file(), events(60)).expect("write");
+    assert_eq!(bench.send(&server, &[]).exit(), Exit::Done);
+    assert!(
+        server
+            .seen()
+            .ids()
+            .keys()
+            .any(|id| id.ends_with("-000000000060"))
+    );
+}
+
+#[test]
+fn other_ids_than_the_run_was_begun_with_are_refused() {
+    let bench = Bench::new(&events(50));
+    stopped_at(&bench, &["--batch", "1"], 5);
+    let server = FakeServer::new();
+    for flags in [&["--no-ids"][..], &["--source", "x"]] {
+        let refused = bench.send(&server, flags);
+        assert!(failure(&refused).contains("was begun with ids of its own"));
+    }
+}
+
+#[test]
+fn gzip_is_told_by_its_content_and_gone_on_with() {
+    let bench = Bench::new("");
+    let file = fs::File::create(bench.file()).expect("file");
+    let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, events(300).as_bytes()).expect("write");
+    gzip.finish().expect("write");
+    let (first, one) = stopped_at(&bench, &["--batch", "10"], 3);
+    let two = FakeServer::new();
+    let second = bench.send(&two, &["--batch", "10"]);
+    assert_eq!((second.exit(), &second.run), (Exit::Done, &first.run));
+    assert_eq!(one.seen().taken.len() + two.seen().taken.len(), 300);
+}
+
+#[test]
+fn stdin_goes_on_where_its_state_says_if_it_is_the_same() {
+    let bench = Bench::new(&events(100));
+    let text = events(100);
+    let stream = |text: &str, server: &FakeServer, stop: &Stop| {
+        let mut config = bench.config(server, &["--batch", "10", "--connections", "1"]);
+        config.state = Some(bench.path("state"));
+        let source = Source::stream(std::io::Cursor::new(text.to_owned()), stop).expect("thread");
+        let mut summary = bench.send(&FakeServer::new(), &[]);
+        summary.counts = Counts::default();
+        summary.verdict =
+            whole(&config, source, stop, &mut summary).unwrap_or_else(Verdict::Failed);
+        summary
+    };
+    let stop = Stop::default();
+    let asked = stop.clone();
+    let one = FakeServer::with(move |number, _| {
+        if number == 4 {
+            asked.request();
+        }
+        None
+    });
+    assert!(matches!(
+        stream(&text, &one, &stop).verdict,
+        Verdict::Stopped
+    ));
+    let two = FakeServer::new();
+    let other = stream(&numbered(7..99), &two, &Stop::default());
+    assert!(failure(&other).contains("is not what its unfinished run began with"));
+    let second = stream(&text, &two, &Stop::default());
+    assert!(matches!(second.verdict, Verdict::Complete), "{second:?}");
+    assert_eq!((one.seen().taken.len(), two.seen().taken.len()), (50, 50));
+}
+
+#[test]
+fn a_followed_file_is_sent_across_its_rotation() {
+    let bench = Bench::new(&events(5));
+    let stop = Stop::default();
+    let (taken, arrived) = mpsc::channel();
+    let server = FakeServer::with(move |_, body| {
+        taken.send(body.lines().count()).expect("the test listens");
+        None
+    });
+    let config = bench.config(&server, &["--follow"]);
+    let wait_for = |events: usize| {
+        let mut count = 0;
+        while count < events {
+            count += arrived
+                .recv_timeout(Duration::from_secs(30))
+                .expect("in time");
+        }
+        assert_eq!(count, events);
+    };
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| send(&config, &stop));
+        wait_for(5);
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(bench.file())
+            .expect("open");
+        std::io::Write::write_all(&mut file, numbered(6..=8).as_bytes()).expect("append");
+        wait_for(3);
+        fs::rename(bench.file(), bench.path("events.jsonl.1")).expect("rename");
+        std::io::Write::write_all(&mut file, numbered(9..=9).as_bytes()).expect("append");
+        fs::write(bench.file(), numbered(10..=12)).expect("write");
+        wait_for(4);
+        stop.request();
+        let summary = sender.join().expect("no panic");
+        assert_eq!(summary.exit(), Exit::Done, "{summary}");
+        assert!(
+            last_line(&summary).starts_with("OK: stopped following"),
+            "{summary}"
+        );
+    });
+    assert_eq!(server.seen().ids().len(), 12);
+    // Gone on with later, after another rotation: first the rest of what was followed.
+    fs::rename(bench.file(), bench.path("events.jsonl.2")).expect("rename");
+    let old = fs::read_to_string(bench.path("events.jsonl.2")).expect("read") + &numbered(13..=13);
+    append(
+        &bench.path("events.jsonl.2"),
+        &old[old.len() - numbered(13..=13).len()..],
+    );
+    fs::write(bench.file(), numbered(14..=14)).expect("write");
+    let stop = Stop::default();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| send(&config, &stop));
+        wait_for(2);
+        stop.request();
+        sender.join().expect("no panic");
+    });
+    let ids = server.seen().ids();
+    assert_eq!((ids.len(), ids.values().max()), (14, Some(&1)));
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(path)
+        .expect("open");
+    std::io::Write::write_all(&mut file, text.as_bytes()).expect("append");
+}
+
+#[test]
+fn what_is_no_tallyline_server_is_not_taken_for_one() {
+    let bench = Bench::new(&events(2));
+    for (status, body, word) in [
+        (200, "<html>", "not in the way of a tallyline server"),
+        (200, r#"{"accepted": 1}"#, "sent 2 lines"),
+        (401, "{}", "TALLYLINE_TOKEN"),
+        (404, "{}", "base URL"),
+        (301, "", "--to"),
+    ] {
+        let server = FakeServer::with(move |_, _| Some(Instead::Answer(status, body)));
+        let summary = bench.send(&server, &[]);
+        assert_eq!(summary.exit(), Exit::Failed);
+        assert!(
+            failure(&summary).contains(word),
+            "{status}: {}",
+            failure(&summary)
+        );
+        assert_eq!(server.seen().bodies.len(), 1, "{status} is not tried again");
+    }
+}
+
+#[test]
+fn nobody_there_and_no_file() {
+    let bench = Bench::new(&events(2));
+    let gone = FakeServer::new();
+    let mut config = bench.config(&gone, &["--retry-for", "0s"]);
+    drop(gone);
+    let summary = send(&config, &Stop::default());
+    assert!(
+        failure(&summary).contains("refused"),
+        "{}",
+        failure(&summary)
+    );
+    config.input = Input::File(bench.path("missing.jsonl"));
+    let summary = send(&config, &Stop::default());
+    assert!(
+        failure(&summary).contains("missing.jsonl"),
+        "{}",
+        failure(&summary)
+    );
+}
+
+#[test]
+fn the_token_goes_along_and_an_empty_file_is_fine() {
+    let bench = Bench::new(&events(1));
+    let token = bench.path("token");
+    fs::write(&token, "s3cret\n").expect("write");
+    let server = FakeServer::new();
+    let flags = ["--token-file", token.to_str().expect("text")];
+    let summary = bench.send(&server, &flags);
+    assert_eq!(server.seen().headers["authorization"], "Bearer s3cret");
+    assert!(!format!("{summary:?}{}", summary.to_json()).contains("s3cret"));
+    fs::write(bench.file(), "\n\n").expect("write");
+    let summary = bench.send(&server, &flags);
+    assert_eq!(
+        (summary.exit(), server.seen().bodies.len()),
+        (Exit::Done, 1)
+    );
+}

@@ -1,0 +1,320 @@
+//! The narrow seam to the disk: create, append, sync, rename, sync a directory.
+//!
+//! Everything that decides durability goes through [`Disk`], so that a test can put a simulated
+//! disk there and crash it between any two calls. [`RealDisk`] is the machine's own. Paths are
+//! whatever the caller made of the data directory; nothing here knows what the files mean.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// An open file. Reads and writes say where; there is no cursor to lose.
+pub trait DiskFile: Send + Sync + 'static {
+    /// Reads up to `buf.len()` bytes at `offset`; 0 at the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `bytes` at `offset`; on failure any part of them may have been written.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// fdatasync: the bytes and the length survive power loss (the directory entry may not).
+    fn sync_data(&self) -> io::Result<()>;
+    /// Cuts the file to `len` bytes.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// What the open file is now.
+    fn stat(&self) -> io::Result<FileStat>;
+    /// The length in bytes now.
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.stat()?.size)
+    }
+}
+
+/// What an open file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStat {
+    /// The same as [`Disk::identity`] gives for a path that leads here.
+    pub identity: Identity,
+    /// Bytes.
+    pub size: u64,
+    /// Names that lead here; 0 once it was removed.
+    pub links: u64,
+}
+
+/// Which file it is on this machine (device, inode): compared while a file is open, never kept.
+pub type Identity = (u64, u64);
+
+/// A disk: what the journal and the processor do to files and directories.
+pub trait Disk: Send + Sync + 'static {
+    /// Creates a new file for reading and writing; fails if the path exists.
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for reading.
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Renames, never replacing: fails with `AlreadyExists` if `to` exists.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// fsync of a directory: what was created, renamed or removed in it survives power loss.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Creates a directory where it is missing (parents must exist).
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The names in a directory, in no order: (name, is a directory). Empty if it is missing.
+    fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>>;
+    /// The identity of what the path leads to; `None` if nothing.
+    fn identity(&self, path: &Path) -> io::Result<Option<Identity>>;
+    /// Bytes that could still be written on the file system of `dir`.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+
+    /// Bytes of all files in `dir` and below. A file that goes away meanwhile counts nothing.
+    fn used_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let mut bytes = 0;
+        for (name, is_dir) in self.list(dir)? {
+            let path = dir.join(name);
+            bytes += match if is_dir {
+                self.used_bytes(&path)
+            } else {
+                self.open_read(&path).and_then(|file| file.size())
+            } {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                size => size?,
+            };
+        }
+        Ok(bytes)
+    }
+}
+
+/// The machine's disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(path)?,
+        ))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(
+            OpenOptions::new().read(true).write(true).open(path)?,
+        ))
+    }
+
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(File::open(path)?))
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(io::Error::from)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        match std::fs::create_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+            made => made,
+        }
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>> {
+        let entries = match std::fs::read_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        entries
+            .map(|entry| {
+                let entry = entry?;
+                Ok((
+                    entry.file_name().to_string_lossy().into_owned(),
+                    entry.file_type()?.is_dir(),
+                ))
+            })
+            .collect()
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<Option<Identity>> {
+        match std::fs::metadata(path) {
+            Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+impl DiskFile for File {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match FileExt::read_at(self, buf, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        File::sync_data(self)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        File::set_len(self, len)
+    }
+
+    fn stat(&self) -> io::Result<FileStat> {
+        let metadata = self.metadata()?;
+        Ok(FileStat {
+            identity: (metadata.dev(), metadata.ino()),
+            size: metadata.len(),
+            links: metadata.nlink(),
+        })
+    }
+}
+
+/// A file under a temporary name, made durable, then put in place by a rename that replaces
+/// nothing: it is there whole, or not at all. `write` fills it.
+pub fn write_new(
+    disk: &dyn Disk,
+    path: &Path,
+    write: impl FnOnce(&dyn DiskFile) -> io::Result<()>,
+) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let part = part_path(path);
+    match disk.remove(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.create_new(&part)?;
+    write(&*file)?;
+    file.sync_data()?;
+    disk.rename_new(&part, path)?;
+    disk.sync_dir(dir)
+}
+
+/// `name.part` beside `name`: no scan takes it for a segment.
+fn part_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    path.with_file_name(name)
+}
+
+/// Puts a finished file in the place of another by rename: whoever looks sees the old or the new,
+/// also after a power cut. For the database, which lies on the machine's own disk.
+pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    File::open(from)?.sync_all()?;
+    std::fs::rename(from, to)?;
+    RealDisk.sync_dir(to.parent().unwrap_or(Path::new(".")))
+}
+
+/// What lies in a directory stays while this is held: a flock on the directory itself, so that
+/// nothing is left behind. Whoever reads all files shares it; whoever removes some holds it alone.
+#[derive(Debug)]
+pub struct DirHold {
+    _dir: File,
+}
+
+impl DirHold {
+    /// Together with others; waits for one who holds it alone.
+    pub fn share(dir: &Path) -> io::Result<Self> {
+        let dir = File::open(dir)?;
+        dir.lock_shared()?;
+        Ok(Self { _dir: dir })
+    }
+
+    /// Alone; `None` while others hold it. Never waits.
+    pub fn alone(dir: &Path) -> io::Result<Option<Self>> {
+        let dir = File::open(dir)?;
+        match dir.try_lock() {
+            Ok(()) => Ok(Some(Self { _dir: dir })),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+/// A lock file that no two processes hold at once (flock), with the holder's pid and start time
+/// inside for the words of a refusal. Released when dropped or when the process ends, however.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Why a lock was not had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody holds it.
+    #[error("{} is held by {holder}: only one of its kind may run in a data directory; stop that one or choose another --data-dir", path.display())]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// `process 123, started 2026-...` as the holder wrote it.
+        holder: String,
+    },
+    /// It could not be opened or locked.
+    #[error("cannot lock {}", path.display())]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Lock {
+    /// Takes the lock or says who has it; never waits.
+    pub fn take(path: &Path) -> Result<Self, LockError> {
+        use std::io::{Read, Seek, Write};
+        let io = |source| LockError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // The holder may be about to write its name; then it is simply not known yet.
+                let _unread = file.read_to_string(&mut holder);
+                let holder = match holder.trim() {
+                    "" => "another process".to_owned(),
+                    named => named.to_owned(),
+                };
+                return Err(LockError::Held {
+                    path: path.to_owned(),
+                    holder,
+                });
+            }
+            Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),
+        }
+        let started = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        file.set_len(0).map_err(io)?;
+        file.rewind().map_err(io)?;
+        writeln!(file, "process {}, started {started}", std::process::id()).map_err(io)?;
+        Ok(Self { _file: file })
+    }
+}

@@ -1,0 +1,320 @@
+//! Who may ask: tokens, and whether the request comes from where it should.
+//!
+//! A token is compared in constant time with every token of the file, and appears in no log and
+//! no answer. `Origin` and `Host` are looked at whether or not tokens are asked for: any page in
+//! a browser may post to 127.0.0.1, and a name of the attacker's may lead there (DNS rebinding).
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use subtle::{Choice, ConstantTimeEq as _};
+
+/// Who may ask for what is not open to all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Whoever reaches the address; only right for a loopback address.
+    Loopback,
+    /// Who has a token of this file.
+    TokenFile(PathBuf),
+    /// Whoever reaches the address, wherever it is: asked for in so many words (`--no-auth`).
+    Anyone,
+}
+
+/// Why there are no tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// The file cannot be read.
+    #[error("cannot read the token file {}", path.display())]
+    Read {
+        /// The token file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A line is no token.
+    #[error(
+        "the token file {}, line {line}: a token is printable ASCII without spaces, at most {TOKEN_BYTES_MAX} bytes",
+        path.display()
+    )]
+    Malformed {
+        /// The token file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+    },
+    /// There is none in it.
+    #[error("the token file {} holds no token; write one on a line", path.display())]
+    Empty {
+        /// The token file.
+        path: PathBuf,
+    },
+}
+
+/// The longest token, in bytes.
+pub const TOKEN_BYTES_MAX: usize = 512;
+
+/// The tokens in force; read again by [`Self::reload`].
+#[derive(Debug)]
+pub(super) struct Tokens {
+    path: PathBuf,
+    tokens: RwLock<Vec<Token>>,
+}
+
+/// One token, padded to one length so that comparing tells nothing of the length either.
+#[derive(Clone)]
+struct Token([u8; TOKEN_BYTES_MAX]);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+impl Token {
+    /// `None` if it cannot be one.
+    fn new(text: &[u8]) -> Option<Self> {
+        let fits = !text.is_empty() && text.len() <= TOKEN_BYTES_MAX;
+        if !fits || !text.iter().all(u8::is_ascii_graphic) {
+            return None;
+        }
+        let mut padded = [0; TOKEN_BYTES_MAX];
+        padded[..text.len()].copy_from_slice(text);
+        Some(Self(padded))
+    }
+}
+
+impl Tokens {
+    /// Reads the file: a token a line; empty lines and those that begin with `#` are skipped.
+    pub(super) fn read(path: &Path) -> Result<Self, AuthError> {
+        Ok(Self {
+            path: path.to_owned(),
+            tokens: RwLock::new(read_tokens(path)?),
+        })
+    }
+
+    /// Reads the file again. On an error the tokens in force stay in force.
+    pub(super) fn reload(&self) -> Result<usize, AuthError> {
+        let tokens = read_tokens(&self.path)?;
+        let count = tokens.len();
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
+        Ok(count)
+    }
+
+    /// Whether the `Authorization` header carries one of them.
+    pub(super) fn allow(&self, authorization: Option<&str>) -> bool {
+        let Some(given) = authorization.and_then(bearer) else {
+            return false;
+        };
+        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
+        // All are compared, whichever matches.
+        let matches = tokens.iter().fold(Choice::from(0), |found, token| {
+            found | token.0.ct_eq(&given.0)
+        });
+        matches.into()
+    }
+}
+
+fn read_tokens(path: &Path) -> Result<Vec<Token>, AuthError> {
+    let text = std::fs::read(path).map_err(|source| AuthError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut tokens = Vec::new();
+    for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        let line = line.trim_ascii();
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let malformed = || AuthError::Malformed {
+            path: path.to_owned(),
+            line: index + 1,
+        };
+        tokens.push(Token::new(line).ok_or_else(malformed)?);
+    }
+    if tokens.is_empty() {
+        return Err(AuthError::Empty {
+            path: path.to_owned(),
+        });
+    }
+    Ok(tokens)
+}
+
+/// The token of `Bearer TOKEN`; the scheme's case is free.
+fn bearer(authorization: &str) -> Option<Token> {
+    let (scheme, token) = authorization.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return None;
+    }
+    Token::new(token.trim_ascii().as_bytes())
+}
+
+/// Paths that need no token.
+pub(super) fn is_open(path: &str) -> bool {
+    matches!(path, "/" | "/healthz" | "/readyz" | "/openapi.json")
+}
+
+/// Why a request does not come from where it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Foreign {
+    /// A page from elsewhere sent it.
+    Origin,
+    /// It was sent to a name that is not this machine's own.
+    Host,
+}
+
+/// Checks `Origin` and `Host` for a listener on `ip`. `host` is what the request was sent to: the
+/// authority of a whole URL as its target, else the `Host` header.
+pub(super) fn check_origin(
+    ip: IpAddr,
+    host: Option<&str>,
+    origin: Option<&str>,
+) -> Result<(), Foreign> {
+    if ip.is_loopback()
+        && let Some(host) = host
+        && !is_own_name(host)
+    {
+        return Err(Foreign::Host);
+    }
+    match origin {
+        Some(origin) if !is_same(origin, host) => Err(Foreign::Origin),
+        _ => Ok(()),
+    }
+}
+
+/// `127.0.0.1`, `localhost` or `[::1]`, any port or none.
+fn is_own_name(host: &str) -> bool {
+    let (name, port) = split_port(host);
+    let known = ["127.0.0.1", "localhost", "[::1]"];
+    port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()))
+        && known.iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
+/// Whether a page of that origin was served by this host: same name, same port. A proxy in front
+/// may speak https to the browser, so the scheme only says which port is meant by none.
+fn is_same(origin: &str, host: Option<&str>) -> bool {
+    let Some(host) = host else { return false };
+    let (default, authority) = if let Some(authority) = origin.strip_prefix("http://") {
+        ("80", authority)
+    } else if let Some(authority) = origin.strip_prefix("https://") {
+        ("443", authority)
+    } else {
+        return false; // `null` and what is no web page
+    };
+    let (its_name, its_port) = split_port(authority);
+    let (our_name, our_port) = split_port(host);
+    its_name.eq_ignore_ascii_case(our_name)
+        && its_port.unwrap_or(default) == our_port.unwrap_or(default)
+}
+
+/// `[::1]:80` is `[::1]` and `80`.
+fn split_port(authority: &str) -> (&str, Option<&str>) {
+    match authority.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (authority, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("tokens");
+        std::fs::write(&path, text).expect("written");
+        (dir, path)
+    }
+
+    #[test]
+    fn several_tokens_comments_and_reloading() {
+        let (_dir, path) = file("# for the edge boxes\nalpha\n\n  beta  \r\n");
+        let tokens = Tokens::read(&path).expect("tokens");
+        for allowed in ["Bearer alpha", "bearer beta", "BEARER  beta"] {
+            assert!(tokens.allow(Some(allowed)), "{allowed}");
+        }
+        for refused in [
+            "Bearer gamma",
+            "Bearer alph",
+            "Bearer alphaa",
+            "Bearer",
+            "Bearer ",
+            "Basic alpha",
+            "alpha",
+            "Bearer alpha beta",
+            "Bearer #",
+            "",
+        ] {
+            assert!(!tokens.allow(Some(refused)), "{refused}");
+        }
+        assert!(!tokens.allow(None));
+        std::fs::write(&path, "gamma\n").expect("written");
+        assert_eq!(tokens.reload().expect("read again"), 1);
+        assert!(tokens.allow(Some("Bearer gamma")) && !tokens.allow(Some("Bearer alpha")));
+        std::fs::write(&path, "# none\n").expect("written");
+        assert!(matches!(tokens.reload(), Err(AuthError::Empty { .. })));
+        assert!(tokens.allow(Some("Bearer gamma")), "still in force");
+    }
+
+    #[test]
+    fn a_file_that_is_none_says_where() {
+        let (_dir, path) = file("alpha\ntwo words\n");
+        let error = Tokens::read(&path).expect_err("malformed");
+        assert!(matches!(error, AuthError::Malformed { line: 2, .. }));
+        assert!(error.to_string().contains("line 2"), "{error}");
+        let missing = Tokens::read(&path.join("no")).expect_err("missing");
+        assert!(matches!(missing, AuthError::Read { .. }));
+        assert!(!format!("{:?}", Tokens::read(&file("secret").1)).contains("secret"));
+    }
+
+    #[test]
+    fn pages_from_elsewhere_are_foreign() {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let check = |host, origin| check_origin(loopback, host, origin);
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:8000",
+            "LOCALHOST:1",
+            "[::1]",
+            "[::1]:8000",
+        ] {
+            assert_eq!(check(Some(host), None), Ok(()), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.2",
+            "localhost:x",
+            "",
+            "::1",
+        ] {
+            assert_eq!(check(Some(host), None), Err(Foreign::Host), "{host}");
+        }
+        assert_eq!(check(None, None), Ok(()), "HTTP/1.0");
+        let host = Some("localhost:8000");
+        assert_eq!(check(host, Some("http://localhost:8000")), Ok(()));
+        for origin in [
+            "http://evil.example",
+            "http://localhost:3000",
+            "http://localhost",
+            "null",
+            "",
+            "http://127.0.0.1:8000",
+            "file://localhost:8000",
+            "http://localhost:8000.evil.example",
+        ] {
+            assert_eq!(check(host, Some(origin)), Err(Foreign::Origin), "{origin}");
+        }
+        assert_eq!(check(None, Some("http://localhost")), Err(Foreign::Origin));
+    }
+
+    #[test]
+    fn elsewhere_than_on_loopback_any_host_will_do_but_not_any_origin() {
+        let ip = IpAddr::from([10, 0, 0, 1]);
+        assert_eq!(check_origin(ip, Some("stats.example"), None), Ok(()));
+        let check = |origin| check_origin(ip, Some("stats.example"), Some(origin));
+        assert_eq!(check("https://stats.example"), Ok(()));
+        assert_eq!(check("https://stats.example:443"), Ok(()));
+        assert_eq!(check("https://other.example"), Err(Foreign::Origin));
+    }
+}

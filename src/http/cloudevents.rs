@@ -1,0 +1,591 @@
+//! CloudEvents 1.0 over HTTP, turned into event lines.
+//!
+//! | CloudEvent | event |
+//! |---|---|
+//! | `source`, a space, `id` | `id`; where that is over 128 bytes, its SHA-256 in hex |
+//! | `type` | `name` |
+//! | `subject` | `userId` |
+//! | `data.value` | `value`, digit for digit |
+//!
+//! Nothing else of a CloudEvent is kept. A source with white space in it is refused (it is no URI
+//! reference): `a b` + `c` and `a` + `b c` would be one id, and one of the two events lost.
+//!
+//! Pure, no I/O. What comes out has passed [`Event::parse`]; what that has to say about a field is
+//! said about the CloudEvent's (`/subject`, `/data/value`), so that the sender finds it.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt::{self, Write as _};
+
+use percent_encoding::percent_decode_str;
+use serde::de::{MapAccess, Visitor};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use crate::event::{Event, EventError, ID_BYTES_MAX};
+
+/// How a request carries its CloudEvents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One, as JSON: `application/cloudevents+json`.
+    Structured,
+    /// An array of them: `application/cloudevents-batch+json`.
+    Batch,
+    /// One, its attributes in `ce-` headers, its data the body.
+    Binary,
+}
+
+/// A header's value by its name in lower case; the first, where there are several.
+pub type Headers<'h> = dyn Fn(&'static str) -> Option<&'h str> + 'h;
+
+/// `code` of a CloudEvent in another format than JSON (HTTP 415).
+pub const UNSUPPORTED_FORMAT: &str = "unsupported_format";
+
+/// Which mode a request is in; `None`: it says nothing of CloudEvents.
+///
+/// # Errors
+/// [`UNSUPPORTED_FORMAT`] for `application/cloudevents+avro` and the like.
+pub fn mode(headers: &Headers<'_>) -> Result<Option<Mode>, EventError> {
+    let content_type = media_type(headers("content-type").unwrap_or_default());
+    match content_type.as_str() {
+        "application/cloudevents+json" => Ok(Some(Mode::Structured)),
+        "application/cloudevents-batch+json" => Ok(Some(Mode::Batch)),
+        other if other.starts_with("application/cloudevents") => Err(error(
+            "",
+            UNSUPPORTED_FORMAT,
+            "CloudEvents are taken as application/cloudevents+json, \
+             application/cloudevents-batch+json, or with ce- headers",
+        )),
+        _ => {
+            let names = ["ce-specversion", "ce-id", "ce-source", "ce-type"];
+            let any = names.iter().any(|name| headers(name).is_some());
+            Ok(any.then_some(Mode::Binary))
+        }
+    }
+}
+
+/// The events of a request, in order: for each its line, without a newline, or what is wrong with
+/// it. An empty batch has none.
+///
+/// # Errors
+/// What is wrong with the body as a whole: not JSON, or a batch that is no array.
+pub fn lines(
+    mode: Mode,
+    headers: &Headers<'_>,
+    body: &[u8],
+) -> Result<Vec<Result<Vec<u8>, EventError>>, EventError> {
+    let text = std::str::from_utf8(body).map_err(|utf8| {
+        let detail = format!("not UTF-8 at byte {}", utf8.valid_up_to() + 1);
+        error("", EventError::NOT_JSON, detail)
+    })?;
+    match mode {
+        Mode::Binary => Ok(vec![binary(headers, text)]),
+        Mode::Structured => Ok(vec![structured(raw(text, "")?)]),
+        Mode::Batch => {
+            let array = raw(text, "")?.get();
+            let events = serde_json::from_str::<Vec<&RawValue>>(array)
+                .map_err(|_| error("", "not_array", "a batch is a JSON array of CloudEvents"))?;
+            Ok(events.into_iter().map(structured).collect())
+        }
+    }
+}
+
+/// One CloudEvent in JSON.
+fn structured(event: &RawValue) -> Result<Vec<u8>, EventError> {
+    let event = Members::read(event, "", "a CloudEvent is a JSON object")?;
+    check_version(event.string("specversion")?.as_deref())?;
+    let id = event_id(event.string("source")?, event.string("id")?)?;
+    check_data_type(event.string("datacontenttype")?.as_deref())?;
+    if event.get("data_base64").is_some() {
+        let detail = "data in base64 is not read; send it as JSON in data";
+        return Err(error("/data_base64", "data_not_json", detail));
+    }
+    line(
+        event.get("subject").map(RawValue::get),
+        event.get("type").map(RawValue::get),
+        event.get("data"),
+        &id,
+    )
+}
+
+/// One CloudEvent whose attributes are headers.
+fn binary(headers: &Headers<'_>, body: &str) -> Result<Vec<u8>, EventError> {
+    let attribute = |name: &'static str, pointer: &'static str| {
+        headers(name)
+            .map(|value| decoded(value, pointer))
+            .transpose()
+    };
+    check_version(attribute("ce-specversion", "/specversion")?.as_deref())?;
+    let id = event_id(
+        attribute("ce-source", "/source")?,
+        attribute("ce-id", "/id")?,
+    )?;
+    check_data_type(headers("content-type"))?;
+    let json = |value: Cow<'_, str>| serde_json::Value::from(value).to_string();
+    let data = match body.trim_ascii() {
+        "" => None,
+        body => Some(raw(body, "/data")?),
+    };
+    line(
+        attribute("ce-subject", "/subject")?.map(json).as_deref(),
+        attribute("ce-type", "/type")?.map(json).as_deref(),
+        data,
+        &id,
+    )
+}
+
+/// The event's line, of JSON texts, checked.
+fn line(
+    subject: Option<&str>,
+    kind: Option<&str>,
+    data: Option<&RawValue>,
+    id: &str,
+) -> Result<Vec<u8>, EventError> {
+    let data = data.ok_or_else(|| {
+        let detail = "missing; expected an object with the amount, {\"value\": 100}";
+        error("/data", "missing", detail)
+    })?;
+    let data = Members::read(data, "/data", "expected an object such as {\"value\": 100}")?;
+    let id = serde_json::Value::from(id).to_string();
+    let fields = [
+        ("userId", subject),
+        ("name", kind),
+        ("value", data.get("value").map(RawValue::get)),
+        ("id", Some(&id)),
+    ];
+    let fields: Vec<String> = fields
+        .iter()
+        .filter_map(|(key, json)| json.map(|json| format!("\"{key}\":{json}")))
+        .collect();
+    let line = format!("{{{}}}", fields.join(",")).into_bytes();
+    match Event::parse(&line) {
+        Ok(_) => Ok(line),
+        Err(error) => Err(in_terms_of_the_cloud_event(error)),
+    }
+}
+
+fn in_terms_of_the_cloud_event(error: EventError) -> EventError {
+    let pointer = match &*error.pointer {
+        "/userId" => "/subject",
+        "/name" => "/type",
+        "/value" => "/data/value",
+        _ => return error,
+    };
+    EventError {
+        pointer: Cow::Borrowed(pointer),
+        ..error
+    }
+}
+
+/// `source` and `id` together are what makes a CloudEvent unique, so together they are the id.
+fn event_id(source: Option<Cow<'_, str>>, id: Option<Cow<'_, str>>) -> Result<String, EventError> {
+    let source = required(source, "/source", "a URI reference such as /billing")?;
+    let id = required(id, "/id", "a name for this event, unique within its source")?;
+    if source.contains(char::is_whitespace) {
+        let detail = "a source is a URI reference; it holds no white space";
+        return Err(error("/source", "white_space", detail));
+    }
+    let both = format!("{source} {id}");
+    if let Some(control) = both.chars().find(|c| c.is_control()) {
+        let pointer = if source.contains(control) {
+            "/source"
+        } else {
+            "/id"
+        };
+        let control = control.escape_unicode();
+        let detail = format!("holds the control character {control}; none are taken");
+        return Err(error(pointer, "control_character", detail));
+    }
+    if both.len() <= ID_BYTES_MAX {
+        return Ok(both);
+    }
+    let mut hex = String::with_capacity(64);
+    for byte in Sha256::digest(both.as_bytes()) {
+        let _ = write!(hex, "{byte:02x}"); // writing to a String never fails
+    }
+    Ok(hex)
+}
+
+fn required<'a>(
+    value: Option<Cow<'a, str>>,
+    pointer: &'static str,
+    expected: &str,
+) -> Result<Cow<'a, str>, EventError> {
+    let code = match value {
+        Some(value) if !value.is_empty() => return Ok(value),
+        Some(_) => "empty",
+        None => "missing",
+    };
+    Err(error(pointer, code, format!("{code}; expected {expected}")))
+}
+
+fn check_version(version: Option<&str>) -> Result<(), EventError> {
+    match version {
+        Some("1.0") => Ok(()),
+        Some(_) => Err(error(
+            "/specversion",
+            "unsupported_version",
+            "CloudEvents of version 1.0 are taken, no other",
+        )),
+        None => Err(error(
+            "/specversion",
+            "missing",
+            "missing; expected \"1.0\"",
+        )),
+    }
+}
+
+/// No type at all means JSON, says the specification.
+fn check_data_type(data_type: Option<&str>) -> Result<(), EventError> {
+    let Some(data_type) = data_type else {
+        return Ok(());
+    };
+    let kind = media_type(data_type);
+    let (_, subtype) = kind.split_once('/').unwrap_or_default();
+    if subtype == "json" || subtype.ends_with("+json") {
+        return Ok(());
+    }
+    let detail = "data is JSON here; expected application/json";
+    Err(error("/datacontenttype", "data_not_json", detail))
+}
+
+/// `Application/JSON; charset=utf-8` -> `application/json`
+fn media_type(content_type: &str) -> String {
+    let kind = content_type.split(';').next().unwrap_or_default();
+    kind.trim().to_ascii_lowercase()
+}
+
+/// An attribute's value out of its header: quotes taken off, then percent-decoded once.
+fn decoded<'h>(header: &'h str, pointer: &'static str) -> Result<Cow<'h, str>, EventError> {
+    let quoted = header
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
+    let text = match quoted {
+        None => percent_decode_str(header).decode_utf8(),
+        Some(quoted) => percent_decode_str(&unescaped(quoted))
+            .decode_utf8()
+            .map(|text| Cow::Owned(text.into_owned())),
+    };
+    text.map_err(|_| {
+        let detail = "the header is not UTF-8 once its %XX are decoded";
+        error(pointer, "not_utf8", detail)
+    })
+}
+
+/// The inside of a quoted string: a backslash stands for the character after it.
+fn unescaped(quoted: &str) -> String {
+    let mut chars = quoted.chars();
+    std::iter::from_fn(|| match chars.next() {
+        Some('\\') => chars.next(),
+        other => other,
+    })
+    .collect()
+}
+
+fn raw<'a>(text: &'a str, pointer: &'static str) -> Result<&'a RawValue, EventError> {
+    serde_json::from_str(text)
+        .map_err(|json| error(pointer, EventError::NOT_JSON, format!("not JSON: {json}")))
+}
+
+fn error(pointer: &'static str, code: &'static str, detail: impl Into<String>) -> EventError {
+    EventError {
+        pointer: Cow::Borrowed(pointer),
+        code,
+        detail: detail.into(),
+    }
+}
+
+/// The members of a JSON object, their values still raw; no name twice.
+struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Members<'a> {
+    fn read(
+        object: &'a RawValue,
+        pointer: &'static str,
+        expected: &str,
+    ) -> Result<Self, EventError> {
+        let members: Self = serde_json::from_str(object.get())
+            .map_err(|_| error(pointer, "not_object", expected))?;
+        let mut seen = HashSet::new();
+        if let Some((twice, _)) = members.0.iter().find(|(name, _)| !seen.insert(name)) {
+            // RFC 6901: `~` and `/` are escaped in a pointer.
+            let escaped = twice.replace('~', "~0").replace('/', "~1");
+            return Err(EventError {
+                pointer: Cow::Owned(format!("{pointer}/{escaped}")),
+                code: "duplicate_key",
+                detail: format!("the key {twice:?} is given twice; give it once"),
+            });
+        }
+        Ok(members)
+    }
+
+    /// A member's JSON text; one that is null counts as not there, says the specification.
+    fn get(&self, name: &str) -> Option<&'a RawValue> {
+        let (_, value) = self.0.iter().find(|(known, _)| known == name)?;
+        (value.get() != "null").then_some(*value)
+    }
+
+    fn string(&self, name: &'static str) -> Result<Option<Cow<'a, str>>, EventError> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let text = serde_json::from_str::<Text<'a>>(value.get()).map_err(|_| EventError {
+            pointer: Cow::Owned(format!("/{name}")),
+            code: "not_string",
+            detail: "expected a string".to_owned(),
+        })?;
+        Ok(Some(text.0))
+    }
+}
+
+/// A string, borrowed unless it has escapes.
+#[derive(serde::Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> serde::Deserialize<'de> for Members<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some((name, value)) = map.next_entry::<Text<'de>, _>()? {
+                    members.push((name.0, value));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Reader)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENT: &str = r#"{"specversion":"1.0","id":"7","source":"/billing","type":"add_revenue",
+        "subject":"user1","time":"2026-11-22T06:41:00Z","data":{"value":10.50,"note":1}}"#;
+    const LINE: &str = r#"{"userId":"user1","name":"add_revenue","value":10.50,"id":"/billing 7"}"#;
+
+    type Outcome = Result<Vec<Result<Vec<u8>, EventError>>, EventError>;
+
+    fn post(headers: &[(&str, &str)], body: &str) -> Outcome {
+        let pairs: Vec<(String, &str)> = headers
+            .iter()
+            .map(|(k, v)| (k.to_ascii_lowercase(), *v))
+            .collect();
+        let find = |name: &str| pairs.iter().find(|(k, _)| k == name).map(|(_, v)| *v);
+        let mode = mode(&find)?.expect("a CloudEvent");
+        lines(mode, &find, body.as_bytes())
+    }
+
+    fn structured(body: &str) -> Outcome {
+        post(
+            &[(
+                "content-type",
+                "application/cloudevents+json; charset=UTF-8",
+            )],
+            body,
+        )
+    }
+
+    fn batch(body: &str) -> Outcome {
+        post(
+            &[("content-type", "application/cloudevents-batch+json")],
+            body,
+        )
+    }
+
+    fn binary(changed: &[(&'static str, &'static str)], body: &str) -> Outcome {
+        let mut headers = vec![
+            ("ce-specversion", "1.0"),
+            ("ce-id", "7"),
+            ("ce-source", "/billing"),
+            ("ce-type", "add_revenue"),
+            ("ce-subject", "user1"),
+            ("content-type", "application/json"),
+        ];
+        headers.retain(|(name, _)| changed.iter().all(|(other, _)| name != other));
+        headers.extend(changed.iter().filter(|(_, value)| *value != "(none)"));
+        post(&headers, body)
+    }
+
+    /// The one event's line, or pointer and code of what is wrong.
+    fn one(outcome: Outcome) -> Result<String, (String, &'static str)> {
+        let told = |e: EventError| (e.pointer.into_owned(), e.code);
+        let mut events = outcome.map_err(told)?;
+        assert_eq!(events.len(), 1);
+        let line = events.remove(0).map_err(told)?;
+        Ok(String::from_utf8(line).expect("UTF-8"))
+    }
+
+    fn fails(outcome: Outcome, pointer: &str, code: &'static str) {
+        assert_eq!(one(outcome), Err((pointer.to_owned(), code)));
+    }
+
+    #[test]
+    fn the_three_modes_make_the_same_line() {
+        assert_eq!(one(structured(EVENT)).as_deref(), Ok(LINE));
+        assert_eq!(one(batch(&format!("[{EVENT}]"))).as_deref(), Ok(LINE));
+        assert_eq!(
+            one(binary(&[], r#" {"value":10.50} "#)).as_deref(),
+            Ok(LINE)
+        );
+    }
+
+    #[test]
+    fn other_requests_are_left_alone() {
+        for content_type in [None, Some("application/json"), Some("text/plain")] {
+            let find = |name: &str| content_type.filter(|_| name == "content-type");
+            assert_eq!(mode(&find), Ok(None));
+        }
+        fails(
+            post(&[("content-type", "application/cloudevents+avro")], ""),
+            "",
+            UNSUPPORTED_FORMAT,
+        );
+    }
+
+    #[test]
+    fn digits_are_kept() {
+        for value in [
+            "9007199254740993e-6",
+            "0.000001",
+            "1E+3",
+            "999999999999.999999",
+        ] {
+            let line = one(structured(&EVENT.replace("10.50", value))).expect(value);
+            assert!(line.contains(&format!("\"value\":{value},")), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_long_id_is_hashed() {
+        let id = |zeros: usize| {
+            let body = EVENT.replace("\"7\"", &format!("\"{}\"", "0".repeat(zeros)));
+            one(structured(&body)).expect("an event")
+        };
+        assert!(id(119).contains(&format!("\"id\":\"/billing {}\"", "0".repeat(119))));
+        assert!(
+            id(120).ends_with(&format!("\"id\":\"{LONG_ID_SHA256}\"}}")),
+            "{}",
+            id(120)
+        );
+    }
+
+    /// `printf '/billing %0120d' 0 | sha256sum`
+    const LONG_ID_SHA256: &str = "319ca1648f0d466c651f75a086e96e2ef2532bcfe24183674c4194bb7fc0d25d";
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named_in_the_cloud_event() {
+        for (from, to, pointer, code) in [
+            (r#""specversion":"1.0","#, "", "/specversion", "missing"),
+            (
+                r#""1.0""#,
+                r#""0.3""#,
+                "/specversion",
+                "unsupported_version",
+            ),
+            (r#""1.0""#, "1.0", "/specversion", "not_string"),
+            (r#""id":"7","#, "", "/id", "missing"),
+            (r#""id":"7","#, r#""id":null,"#, "/id", "missing"),
+            (r#""7""#, r#""""#, "/id", "empty"),
+            (r#""7""#, r#""\u0007""#, "/id", "control_character"),
+            (r#""/billing""#, r#""""#, "/source", "empty"),
+            (r#""/billing""#, r#""a b""#, "/source", "white_space"),
+            (r#""subject":"user1","#, "", "/subject", "missing"),
+            (r#""user1""#, "1", "/subject", "not_string"),
+            (r#""type":"add_revenue","#, "", "/type", "missing"),
+            ("add_revenue", "com.example.sale", "/type", "unknown_name"),
+            ("10.50", "-1", "/data/value", "negative"),
+            ("10.50", r#""10.50""#, "/data/value", "not_number"),
+            (r#""value":10.50,"#, "", "/data/value", "missing"),
+            (
+                r#""note":1"#,
+                r#""value":1"#,
+                "/data/value",
+                "duplicate_key",
+            ),
+            (r#"{"value":10.50,"note":1}"#, "[1]", "/data", "not_object"),
+            (r#""data""#, r#""date""#, "/data", "missing"),
+            (
+                r#""data":{"#,
+                r#""data_base64":"MQ==","data":{"#,
+                "/data_base64",
+                "data_not_json",
+            ),
+            (r#""time""#, r#""id""#, "/id", "duplicate_key"),
+            (
+                r#""time""#,
+                r#""datacontenttype":"text/xml","t""#,
+                "/datacontenttype",
+                "data_not_json",
+            ),
+            ("}}", "}", "", EventError::NOT_JSON),
+        ] {
+            let body = EVENT.replace(from, to);
+            assert_ne!(body, EVENT);
+            fails(structured(&body), pointer, code);
+        }
+        fails(structured("[]"), "", "not_object");
+        fails(batch(EVENT), "", "not_array");
+    }
+
+    #[test]
+    fn each_event_of_a_batch_has_its_own_outcome() {
+        assert_eq!(batch("[]"), Ok(vec![]));
+        let bad = EVENT.replace("user1", "");
+        let outcome = batch(&format!("[{EVENT}, {bad}, 7, {EVENT}]")).expect("an array");
+        let found: Vec<_> = outcome
+            .iter()
+            .map(|e| e.as_ref().map_err(|e| &*e.pointer).map(|_| ()))
+            .collect();
+        assert_eq!(found, [Ok(()), Err("/subject"), Err(""), Ok(())]);
+    }
+
+    #[test]
+    fn headers_are_decoded_and_checked() {
+        let body = r#"{"value":1}"#;
+        let user = |header| one(binary(&[("ce-subject", header)], body));
+        for (header, user_id) in [
+            ("caf%C3%A9%20%22x%22", r#""café \"x\"""#),
+            (r#""a \"quoted\" one""#, r#""a \"quoted\" one""#),
+            ("100%", r#""100%""#),
+        ] {
+            let line = user(header).expect(header);
+            assert!(
+                line.starts_with(&format!("{{\"userId\":{user_id},")),
+                "{line}"
+            );
+        }
+        assert_eq!(user("%FF"), Err(("/subject".to_owned(), "not_utf8")));
+        assert_eq!(
+            user("%00"),
+            Err(("/subject".to_owned(), "control_character"))
+        );
+        fails(
+            binary(&[("ce-specversion", "(none)")], body),
+            "/specversion",
+            "missing",
+        );
+        fails(
+            binary(&[("ce-specversion", "2.0")], body),
+            "/specversion",
+            "unsupported_version",
+        );
+        fails(
+            binary(&[("content-type", "text/plain")], body),
+            "/datacontenttype",
+            "data_not_json",
+        );
+        fails(binary(&[], ""), "/data", "missing");
+        fails(binary(&[], "{"), "/data", EventError::NOT_JSON);
+        assert!(one(binary(&[("content-type", "(none)")], body)).is_ok());
+    }
+}

@@ -1,0 +1,143 @@
+//! What the front door counts, in plain atomics: written by every thread, read by `/status` and
+//! the metrics.
+//!
+//! Events are counted when their fate is known, so at any moment *received* is *accepted* plus
+//! *refused*: what is still on its way to the disk is none of the three yet.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::histogram::Histogram;
+
+/// The routes that are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `/liveEvent`
+    LiveEvent,
+    /// `/userEvents/{userId}`
+    User,
+    /// `/userEvents`
+    Users,
+    /// `/flush`
+    Flush,
+    /// `/segments`
+    Segments,
+    /// `/rejected`
+    Rejected,
+    /// `/healthz`, `/readyz`, `/status` and the pages about the service itself
+    Service,
+    /// Anything else, and what is refused before its path is looked at
+    Other,
+}
+
+impl Route {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::LiveEvent,
+        Self::User,
+        Self::Users,
+        Self::Flush,
+        Self::Segments,
+        Self::Rejected,
+        Self::Service,
+        Self::Other,
+    ];
+
+    /// Its name as a metric's label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LiveEvent => "/liveEvent",
+            Self::User => "/userEvents/{userId}",
+            Self::Users => "/userEvents",
+            Self::Flush => "/flush",
+            Self::Segments => "/segments",
+            Self::Rejected => "/rejected",
+            Self::Service => "service",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// The statuses that are answered; any other is counted as the last.
+pub const STATUSES: [u16; 18] = [
+    200, 202, 204, 400, 401, 403, 404, 405, 408, 410, 413, 415, 422, 500, 501, 503, 507, 0,
+];
+
+/// Events of this run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// Acknowledged.
+    pub accepted: u64,
+    /// Not taken: no events, or 503, or 507.
+    pub refused: u64,
+}
+
+impl Events {
+    /// All whose fate is known.
+    pub fn received(self) -> u64 {
+        self.accepted + self.refused
+    }
+}
+
+/// The counters.
+#[derive(Debug, Default)]
+pub struct Counters {
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    requests: [[AtomicU64; STATUSES.len()]; Route::ALL.len()],
+    ack: Histogram,
+}
+
+impl Counters {
+    /// So many events were acknowledged and so many refused.
+    pub fn settle(&self, accepted: u64, refused: u64) {
+        self.accepted.fetch_add(accepted, Ordering::Relaxed);
+        self.refused.fetch_add(refused, Ordering::Relaxed);
+    }
+
+    /// Events so far.
+    pub fn events(&self) -> Events {
+        Events {
+            accepted: self.accepted.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+        }
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, route: Route, status: u16) {
+        let place = STATUSES.iter().position(|known| *known == status);
+        let place = place.unwrap_or(STATUSES.len() - 1);
+        self.requests[route as usize][place].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests answered so, up to now.
+    pub fn requests(&self) -> impl Iterator<Item = (Route, u16, u64)> + '_ {
+        Route::ALL.into_iter().flat_map(move |route| {
+            let counts = &self.requests[route as usize];
+            STATUSES
+                .iter()
+                .zip(counts)
+                .map(move |(status, count)| (route, *status, count.load(Ordering::Relaxed)))
+                .filter(|(_, _, count)| *count > 0)
+        })
+    }
+
+    /// Times from a request's arrival to its durable acknowledgement.
+    pub fn ack(&self) -> &Histogram {
+        &self.ack
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_by_route_and_status() {
+        let counters = Counters::default();
+        counters.answered(Route::Flush, 200);
+        counters.answered(Route::Flush, 200);
+        counters.answered(Route::Other, 418);
+        let seen: Vec<_> = counters.requests().collect();
+        assert_eq!(seen, [(Route::Flush, 200, 2), (Route::Other, 0, 1)]);
+    }
+}

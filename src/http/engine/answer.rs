@@ -1,0 +1,218 @@
+//! Writing replies: in order, in one piece, and whatever became of the body.
+
+use std::io::{self, Write as _};
+use std::net::{Shutdown, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::framing::Persistence;
+use super::lines::Turn;
+use super::request::{BodyJob, Ending, Ticket};
+use super::{MAY_BLOCK, Reply, Shared, body};
+
+/// What waits for its turn on a connection.
+pub(super) enum Outgoing {
+    /// A reply.
+    Answer(Answer),
+    /// A body that is to be asked for with `100 Continue`.
+    Body(BodyJob),
+}
+
+/// A reply and all it takes to write it.
+pub(super) struct Answer {
+    pub(super) wire: tiny_http::Request,
+    pub(super) ticket: Ticket,
+    pub(super) reply: Reply,
+    pub(super) to_head: bool,
+    pub(super) persistence: Persistence,
+    pub(super) ending: Ending,
+    /// Its connection was given up since: nothing is written.
+    pub(super) unwanted: bool,
+}
+
+/// The reply is ready: it is written when it is its turn, on a thread that may block.
+pub(super) fn post(answer: Answer) {
+    let (shared, peer) = (Arc::clone(&answer.ticket.shared), answer.ticket.peer);
+    let seq = answer.ticket.seq;
+    if let Some(turn) = shared.lines.ready(peer, seq, Outgoing::Answer(answer)) {
+        begin(&shared, peer, turn);
+    }
+}
+
+/// Goes on with what is in turn, here or on a thread that may block.
+pub(super) fn begin(shared: &Shared, peer: SocketAddr, turn: Turn<Outgoing>) {
+    match turn.item {
+        Outgoing::Body(job) => {
+            shared.lines.not_yet(peer);
+            job.submit(shared);
+        }
+        Outgoing::Answer(mut answer) => {
+            answer.unwanted = turn.gone;
+            if MAY_BLOCK.get() {
+                write_from(answer);
+            } else if let Err(answer) = shared.answers.submit(answer) {
+                write_from(answer);
+            }
+        }
+    }
+}
+
+/// Writes the reply, and those of the same connection that were waiting for it.
+pub(super) fn write_from(answer: Answer) {
+    let mut next = answer;
+    loop {
+        let (shared, peer) = (Arc::clone(&next.ticket.shared), next.ticket.peer);
+        // In flight until the line has moved on.
+        let (ticket, write) = next.into_write();
+        // A panic inside the library must not leave the line standing.
+        if catch_unwind(AssertUnwindSafe(write)).is_err() {
+            shared.lines.give_up(peer);
+        }
+        let turn = shared.lines.written(peer);
+        drop(ticket);
+        match turn {
+            None => return,
+            Some(Turn {
+                item: Outgoing::Answer(answer),
+                gone,
+            }) => {
+                next = answer;
+                next.unwanted = gone;
+            }
+            Some(body) => return begin(&shared, peer, body),
+        }
+    }
+}
+
+impl Answer {
+    /// The ticket, and the writing.
+    fn into_write(self) -> (Ticket, impl FnOnce()) {
+        let Self {
+            wire,
+            ticket,
+            mut reply,
+            to_head,
+            persistence,
+            ending,
+            unwanted,
+        } = self;
+        let (shared, peer, seq) = (Arc::clone(&ticket.shared), ticket.peer, ticket.seq);
+        let write = move || {
+            if unwanted {
+                return match ending {
+                    Ending::Clean => drop(wire.into_writer()),
+                    Ending::Cut | Ending::Forget => cut_loose(&shared, wire, Some(peer)),
+                };
+            }
+            if shared.is_stopping() && shared.lines.is_last(peer, seq) {
+                reply.close = true;
+            }
+            // The library would go on reading requests; we are not going to believe them.
+            let parting = reply.close && persistence != Persistence::Ends;
+            if parting {
+                shared.lines.give_up(peer);
+            }
+            match ending {
+                Ending::Clean => {
+                    let written = write_whole(wire, &reply.encode(to_head, persistence));
+                    if written.is_err() {
+                        // What was written in part must not be followed by another reply.
+                        shared.lines.give_up(peer);
+                        shared.sever.peer(peer, Shutdown::Both);
+                    } else if parting && !shared.is_stopping() {
+                        shared.part_later(shared.sever.peer(peer, Shutdown::Write));
+                    }
+                }
+                Ending::Cut | Ending::Forget => {
+                    shared.lines.give_up(peer);
+                    write_and_part(&shared, peer, wire, &reply, to_head, ending);
+                }
+            }
+        };
+        (ticket, write)
+    }
+}
+
+/// One `write`, one `flush`: one segment on the wire where it fits.
+fn write_whole(wire: tiny_http::Request, bytes: &[u8]) -> io::Result<()> {
+    let mut writer = wire.into_writer();
+    writer.write_all(bytes)?;
+    writer.flush()
+}
+
+/// Replies to a request whose body was not read to its end, and parts with the connection.
+///
+/// Defect 2: dropping the request's reader would read the rest of the body, however long, into
+/// memory allocated up front. `upgrade` is the library's one way to write without dropping it. It
+/// prints a head of its own; our header fields go in as the value of one of them.
+fn write_and_part(
+    shared: &Shared,
+    peer: SocketAddr,
+    wire: tiny_http::Request,
+    reply: &Reply,
+    to_head: bool,
+    ending: Ending,
+) {
+    let mut fields = Vec::new();
+    reply.fields(&mut fields, Some("close"));
+    let fields = fields.strip_prefix(b"Date: ").unwrap_or(&fields);
+    let fields = fields.strip_suffix(b"\r\n").unwrap_or(fields);
+    let header = tiny_http::Header::from_bytes(&b"Date"[..], fields);
+    let head = tiny_http::Response::empty(reply.status);
+    let head = match header {
+        Ok(header) => head.with_header(header),
+        Err(()) => head,
+    };
+    let mut stream = wire.upgrade("none", head);
+    if !to_head {
+        // Best effort: this client has already broken the rules.
+        let _lost = stream.write_all(&reply.body).and_then(|()| stream.flush());
+    }
+    let severed = shared.sever.peer(peer, Shutdown::Both).is_some();
+    if ending == Ending::Cut && severed {
+        // Finds the end of the stream where the rest of the body would be.
+        drop(stream);
+    } else {
+        abandon(shared, stream);
+    }
+}
+
+/// Ends the connection of a request nobody believes, without an answer; may block.
+pub(super) fn cut_loose(shared: &Shared, wire: tiny_http::Request, peer: Option<SocketAddr>) {
+    let believed = wire.body_length().unwrap_or(0) as u64;
+    let severed = peer.is_some_and(|peer| shared.sever.peer(peer, Shutdown::Both).is_some());
+    if severed && believed <= body::discard_max(&shared.limits) {
+        drop(wire.into_writer());
+    } else {
+        abandon(shared, wire);
+    }
+}
+
+/// The same on a thread that must not block.
+pub(super) fn let_go(
+    shared: &Arc<Shared>,
+    wire: tiny_http::Request,
+    ending: Ending,
+    peer: Option<SocketAddr>,
+) {
+    match ending {
+        Ending::Clean => drop(wire.into_writer()),
+        Ending::Cut => BodyJob::LetGo(wire, peer, Arc::clone(shared)).submit(shared),
+        Ending::Forget => abandon(shared, wire),
+    }
+}
+
+/// Keeps it for good: a thread of the library and two descriptors stay with it (defect 2).
+pub(super) fn abandon<T>(shared: &Shared, kept: T) {
+    let count = shared.abandoned.fetch_add(1, Ordering::Relaxed) + 1;
+    tracing::warn!(
+        count,
+        "a request announced a body far over the limit; its connection can only be abandoned"
+    );
+    #[expect(
+        clippy::mem_forget,
+        reason = "dropping it would allocate the announced length and abort the process"
+    )]
+    std::mem::forget(kept);
+}

@@ -1,0 +1,292 @@
+//! Reading a request's body: bounded in bytes, in time, and in memory over all bodies at once.
+//!
+//! Defect 3: the library reads bodies without a deadline on whatever thread asks. So they are
+//! read by a crew of their own, each until a deadline that an honest slow client meets and a
+//! trickling one does not. Memory grows with the bytes that came, never with those announced.
+
+use std::io::{ErrorKind, Read};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A body up to this length is read without asking anybody.
+const SMALL_BYTES_MAX: usize = 256 << 10;
+/// Larger bodies in memory at once.
+const LARGE_AT_ONCE: usize = 12;
+/// How long a large body waits for room.
+const ROOM_WAIT: Duration = Duration::from_secs(2);
+/// An upload at this rate (bytes a second) or faster meets its deadline however large it is.
+const RATE_MIN: u64 = 128 << 10;
+
+/// What one body may cost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Bytes kept.
+    pub(super) bytes_max: usize,
+    /// Bytes read and thrown away before the client is cut off.
+    pub(super) discard_max: u64,
+    /// Until when all of it must be here.
+    pub(super) deadline: Instant,
+}
+
+impl Bounds {
+    pub(super) fn new(limits: &super::Limits, announced: Option<u64>) -> Self {
+        let discard_max = discard_max(limits);
+        let bytes = announced.unwrap_or(discard_max).min(discard_max);
+        Self {
+            bytes_max: limits.body_bytes_max,
+            discard_max,
+            deadline: Instant::now() + limits.body_time + Duration::from_secs(bytes / RATE_MIN),
+        }
+    }
+}
+
+/// A body announced as longer than this is not read at all.
+pub(super) fn discard_max(limits: &super::Limits) -> u64 {
+    4 * limits.body_bytes_max as u64
+}
+
+/// Why there is no body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Over the limit, and read to its end.
+    TooLarge,
+    /// Over the limit and going on.
+    TooLargeStill,
+    /// The deadline, or the socket's own, passed.
+    TimedOut,
+    /// The client closed before the end.
+    Incomplete,
+    /// Chunks that are none.
+    Malformed,
+    /// Too many large bodies at once.
+    NoRoom,
+}
+
+impl Fault {
+    /// Whether nothing of the body is left to be read from the socket.
+    pub(super) fn read_to_end(self) -> bool {
+        matches!(self, Self::TooLarge | Self::Incomplete)
+    }
+}
+
+/// Room for large bodies, shared by all who read.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    taken: Mutex<usize>,
+    left: Condvar,
+}
+
+/// A place in the room, given back when dropped.
+#[derive(Debug)]
+struct Place<'a>(&'a Room);
+
+impl Room {
+    fn place(&self, deadline: Instant) -> Option<Place<'_>> {
+        let wait = deadline
+            .saturating_duration_since(Instant::now())
+            .min(ROOM_WAIT);
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut taken, _) = self
+            .left
+            .wait_timeout_while(taken, wait, |taken| *taken >= LARGE_AT_ONCE)
+            .unwrap_or_else(PoisonError::into_inner);
+        if *taken >= LARGE_AT_ONCE {
+            return None;
+        }
+        *taken += 1;
+        Some(Place(self))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.left.notify_one();
+    }
+}
+
+/// Reads a body whose length was announced (`Some`) or that comes in chunks (`None`), and hands
+/// it to `done` while its room is still held.
+pub(super) fn read<T>(
+    reader: &mut dyn Read,
+    announced: Option<u64>,
+    bounds: &Bounds,
+    room: &Room,
+    done: impl FnOnce(Vec<u8>) -> T,
+) -> Result<T, Fault> {
+    let bytes_max = bounds.bytes_max as u64;
+    if announced.is_some_and(|bytes| bytes > bytes_max) {
+        discard(reader, announced, 0, bounds)?;
+        return Err(Fault::TooLarge);
+    }
+    let expected = usize::try_from(announced.unwrap_or(bytes_max)).unwrap_or(usize::MAX);
+    let mut body = vec![
+        0;
+        expected.min(if announced.is_some() {
+            SMALL_BYTES_MAX
+        } else {
+            16 << 10
+        })
+    ];
+    let (mut filled, mut place) = (0, None);
+    loop {
+        if filled == body.len() {
+            if announced.is_some() && filled == expected {
+                break;
+            }
+            if filled >= bounds.bytes_max {
+                // Chunks that end just here, or go on past the limit.
+                if discard(reader, None, filled as u64, bounds)? == 0 {
+                    break;
+                }
+                return Err(Fault::TooLarge);
+            }
+            if filled >= SMALL_BYTES_MAX && place.is_none() {
+                place = Some(room.place(bounds.deadline).ok_or(Fault::NoRoom)?);
+            }
+            body.resize((filled * 2).max(16 << 10).min(expected), 0);
+        }
+        match read_some(reader, &mut body[filled..], bounds.deadline)? {
+            0 if announced.is_some() => return Err(Fault::Incomplete),
+            0 => break,
+            count => filled += count,
+        }
+    }
+    body.truncate(filled);
+    let result = done(body);
+    drop(place);
+    Ok(result)
+}
+
+/// Reads and throws away the rest of a body of which `before` bytes were read: to its end, or to
+/// the bound or the deadline. Returns how many bytes were thrown away.
+pub(super) fn discard(
+    reader: &mut dyn Read,
+    announced: Option<u64>,
+    before: u64,
+    bounds: &Bounds,
+) -> Result<u64, Fault> {
+    let mut sink = vec![0; 16 << 10];
+    let mut count = before;
+    loop {
+        if announced == Some(count) {
+            return Ok(count - before);
+        }
+        if count > bounds.discard_max {
+            return Err(Fault::TooLargeStill);
+        }
+        let left = announced.map_or(u64::MAX, |announced| announced - count);
+        let step = usize::try_from(left).unwrap_or(usize::MAX).min(sink.len());
+        match read_some(reader, &mut sink[..step], bounds.deadline)? {
+            0 if announced.is_some() => return Err(Fault::Incomplete),
+            0 => return Ok(count - before),
+            read => count += read as u64,
+        }
+    }
+}
+
+fn read_some(reader: &mut dyn Read, into: &mut [u8], deadline: Instant) -> Result<usize, Fault> {
+    loop {
+        if Instant::now() >= deadline {
+            return Err(Fault::TimedOut);
+        }
+        match reader.read(into) {
+            Ok(count) => return Ok(count),
+            Err(error) => match error.kind() {
+                ErrorKind::Interrupted => {}
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => return Err(Fault::TimedOut),
+                ErrorKind::InvalidInput => return Err(Fault::Malformed),
+                _ => return Err(Fault::Incomplete),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    fn bounds(bytes_max: usize) -> Bounds {
+        Bounds {
+            bytes_max,
+            discard_max: 4 * bytes_max as u64,
+            deadline: Instant::now() + Duration::from_mins(1),
+        }
+    }
+
+    fn length(bytes: &[u8], announced: Option<u64>, bytes_max: usize) -> Result<usize, Fault> {
+        let room = Room::default();
+        let (mut bytes, bounds) = (bytes, bounds(bytes_max));
+        read(&mut bytes, announced, &bounds, &room, |body| body.len())
+    }
+
+    #[test]
+    fn a_body_is_read_to_its_announced_end_and_no_further() {
+        let bytes = vec![7; 1 << 20];
+        for announced in [1, 1024, 1025, SMALL_BYTES_MAX, SMALL_BYTES_MAX + 1, 1 << 20] {
+            assert_eq!(
+                length(&bytes, Some(announced as u64), 1 << 20),
+                Ok(announced)
+            );
+        }
+        assert_eq!(
+            length(&bytes, Some((1 << 20) + 1), 2 << 20),
+            Err(Fault::Incomplete)
+        );
+        assert_eq!(length(&bytes[..5000], None, 1 << 20), Ok(5000));
+        assert_eq!(length(&[], None, 1 << 20), Ok(0));
+    }
+
+    #[test]
+    fn over_the_limit_it_is_read_and_thrown_away_up_to_four_times_the_limit() {
+        let bytes = vec![7; 100_000];
+        assert_eq!(
+            length(&bytes[..40_000], Some(40_000), 10_000),
+            Err(Fault::TooLarge)
+        );
+        assert_eq!(length(&bytes[..40_000], None, 10_000), Err(Fault::TooLarge));
+        assert_eq!(length(&bytes, None, 10_000), Err(Fault::TooLargeStill));
+        assert_eq!(
+            length(&bytes[..9_999], Some(40_000), 10_000),
+            Err(Fault::Incomplete)
+        );
+        assert_eq!(
+            length(&bytes[..10_000], None, 10_000),
+            Ok(10_000),
+            "just at it"
+        );
+    }
+
+    /// Gives one byte at a time, for ever.
+    struct Trickle;
+
+    impl Read for Trickle {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            into[0] = b'x';
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn a_trickle_ends_at_the_deadline() {
+        let bounds = Bounds {
+            deadline: Instant::now(),
+            ..bounds(1 << 20)
+        };
+        let room = Room::default();
+        let read = read(&mut Trickle, Some(1 << 20), &bounds, &room, |_| ());
+        assert_eq!(read, Err(Fault::TimedOut));
+    }
+
+    #[test]
+    fn large_bodies_at_once_are_bounded() {
+        let room = Room::default();
+        let now = Instant::now();
+        let places: Vec<_> = (0..LARGE_AT_ONCE).map(|_| room.place(now)).collect();
+        assert!(places.iter().all(Option::is_some));
+        assert!(room.place(now).is_none());
+        drop(places);
+        assert!(room.place(now).is_some());
+    }
+}

@@ -1,0 +1,177 @@
+//! The door: the thread that takes requests from the library, in order, and hands them on.
+//!
+//! One door for each `Server` (there is one, but for accept loops that died). It takes a request,
+//! gives it its place in its connection's line, checks its framing, and either handles it right
+//! here (what never blocks) or gives it to a crew. It never reads from or writes to a socket, so
+//! no client can hold it up. `recv` is never called through the library's iterator, which ends at
+//! the first error (defect 5); every handler is run under `catch_unwind` (defect 7).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::framing::{self, Body};
+use super::lines::Entered;
+use super::request::{BodyJob, Ending, Lookup, Request, Ticket};
+use super::usher::Nudge;
+use super::{Admission, EngineError, Lane, Refusal, Shared};
+
+/// A door whose accept loop died ends when no request came for so much longer than the socket's
+/// receive timeout: its connections are no more then.
+const RETIRE_AFTER: Duration = Duration::from_secs(5);
+/// How often a door without an accept loop looks whether it is to end.
+const RETIRE_TICK: Duration = Duration::from_millis(100);
+
+/// A running door.
+pub(super) struct Door {
+    server: Arc<tiny_http::Server>,
+    thread: JoinHandle<()>,
+    /// Its accept loop is dead or given up.
+    retiring: Arc<AtomicBool>,
+}
+
+/// Starts the door of `server`.
+pub(super) fn open(
+    shared: Arc<Shared>,
+    server: tiny_http::Server,
+    generation: u64,
+) -> Result<Door, EngineError> {
+    let server = Arc::new(server);
+    let retiring = Arc::new(AtomicBool::new(false));
+    let thread = {
+        let (server, retiring) = (Arc::clone(&server), Arc::clone(&retiring));
+        std::thread::Builder::new()
+            .name(format!("http-door-{generation}"))
+            .spawn(move || run(&shared, &server, generation, &retiring))
+            .map_err(EngineError::Thread)?
+    };
+    Ok(Door {
+        server,
+        thread,
+        retiring,
+    })
+}
+
+impl Door {
+    /// Its server accepts no more; it stays for the connections there are.
+    pub(super) fn retire_when_idle(&self) {
+        if !self.retiring.swap(true, Ordering::Relaxed) {
+            self.server.unblock();
+        }
+    }
+
+    /// Whether its thread has ended.
+    pub(super) fn ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Wakes it and waits for its end; the engine is closed.
+    pub(super) fn close(self) {
+        self.server.unblock();
+        // Its panics are contained; should one come through, it was logged by the hook.
+        let _ended = self.thread.join();
+    }
+}
+
+fn run(shared: &Arc<Shared>, server: &tiny_http::Server, generation: u64, retiring: &AtomicBool) {
+    let mut last = Instant::now();
+    loop {
+        let polled = retiring.load(Ordering::Relaxed);
+        let received = if polled {
+            server.recv_timeout(RETIRE_TICK)
+        } else {
+            server.recv().map(Some)
+        };
+        match received {
+            Ok(Some(wire)) => {
+                last = Instant::now();
+                take(shared, wire);
+            }
+            Ok(None)
+                if shared.is_closed()
+                    || last.elapsed() > shared.limits.idle_time + RETIRE_AFTER =>
+            {
+                return;
+            }
+            Ok(None) => {}
+            Err(_) if shared.is_closed() => return,
+            Err(error) => {
+                // Either the accept loop ended, or the usher found it dead and woke us.
+                if !retiring.swap(true, Ordering::Relaxed) && !shared.is_stopping() {
+                    tracing::warn!(%error, generation, "the accept loop ended");
+                    shared.nudge(Nudge::AcceptEnded(generation));
+                }
+            }
+        }
+    }
+}
+
+/// Takes one request in.
+fn take(shared: &Arc<Shared>, wire: tiny_http::Request) {
+    let received = Instant::now();
+    let minor = wire.http_version().1;
+    let checked = framing::check(
+        minor,
+        wire.headers()
+            .iter()
+            .map(|header| (header.field.as_str().as_str(), header.value.as_str())),
+    );
+    let Some(&peer) = wire.remote_addr() else {
+        return super::answer::let_go(shared, wire, Ending::Cut, None);
+    };
+    if shared.seen.is_new(peer, received) {
+        shared.nudge(Nudge::NewPeer);
+    }
+    let ending = Ending::of(&wire, &checked, &shared.limits);
+    let (seq, too_many) = match shared.lines.enter(peer) {
+        Entered::Turn(seq) => (seq, shared.is_full()),
+        Entered::TooMany(seq) => (seq, true),
+        Entered::Gone => return super::answer::let_go(shared, wire, ending, Some(peer)),
+    };
+    let ticket = Ticket::new(Arc::clone(shared), peer, seq);
+    let request = Request::new(wire, ticket, &checked, ending, received);
+    match checked {
+        Err(why) => {
+            // Before the next one is taken: it may be this one's body.
+            shared.lines.no_more(peer);
+            request.refuse(Refusal::Framing(why));
+        }
+        Ok(_) if too_many => request.refuse(Refusal::TooMany),
+        Ok(head) => {
+            let admitted = catch_unwind(AssertUnwindSafe(|| shared.handler.admit(&request)));
+            match admitted {
+                Ok(admission) => admit(shared, request, admission, head.body),
+                Err(_) => request.refuse(Refusal::Panicked),
+            }
+        }
+    }
+}
+
+fn admit(shared: &Arc<Shared>, mut request: Request, admission: Admission, body: Body) {
+    // Defect 2: what announces more than we would throw away is never read, and never dropped.
+    if request.is_hopeless(&shared.limits) {
+        return request.refuse(Refusal::BodyTooLarge);
+    }
+    let lane = match (admission, body) {
+        (Admission::Refuse(reply), Body::None | Body::InMemory) => return request.answer(reply),
+        (Admission::Refuse(reply), _) => {
+            return shared.later(BodyJob::Discard(request, reply));
+        }
+        (Admission::Take(lane), Body::None) => lane,
+        (Admission::Take(lane), Body::InMemory) => {
+            request.read_in_memory();
+            lane
+        }
+        (Admission::Take(_), _) => return shared.later(BodyJob::Read(request)),
+    };
+    match lane {
+        Lane::Door => {
+            // Defect 7. The request answers for itself when it is dropped.
+            let _answered = catch_unwind(AssertUnwindSafe(|| shared.handler.handle(request)));
+        }
+        Lane::Body => shared.later(BodyJob::Handle(request)),
+        Lane::Lookup => Lookup::handle(request).submit(shared),
+    }
+}

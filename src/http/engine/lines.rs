@@ -1,0 +1,317 @@
+//! Replies in order: which request of a connection is answered next, and by whom.
+//!
+//! The library writes the replies of one connection in the order of its requests by *blocking*
+//! the thread that is early. A thread that answers the second of two pipelined requests while it
+//! is also the one that would answer the first waits for ever. So nobody is ever early here: a
+//! reply that is ready before its elders is parked, and whoever finishes the elder writes it too.
+//! At most one thread writes to a connection at any time, so a client that never reads holds up
+//! one thread, not one for each of its requests.
+//!
+//! A connection is its peer's address. It has an entry only while it has requests unanswered, so
+//! the map is bounded by the requests in flight. Connections we gave up on are remembered, for as
+//! long as the library may still read requests from them, in a map of its own with a bound.
+//! Locks are held for map operations only.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+type Map<V> = hashbrown::HashMap<SocketAddr, V, rapidhash::fast::RandomState>;
+
+const SHARDS: usize = 16;
+/// Connections given up on that one shard remembers.
+const GONE_MAX: usize = 4096;
+
+/// What becomes of a request that just came.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Entered {
+    /// It is the `seq`th of its connection's present run.
+    Turn(u64),
+    /// It is one more than may be unanswered at once: refuse it and end the connection.
+    TooMany(u64),
+    /// Its connection was given up: what comes from it now is not to be believed.
+    Gone,
+}
+
+/// What is to be written now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Turn<O> {
+    pub(super) item: O,
+    /// The connection was given up since: nothing of it is to be written.
+    pub(super) gone: bool,
+}
+
+/// The unanswered requests of all connections. `O` is what waits to be written.
+pub(super) struct Lines<O> {
+    shards: Vec<Mutex<Shard<O>>>,
+    outstanding_max: u64,
+    gone_for: Duration,
+    hasher: rapidhash::fast::RandomState,
+}
+
+struct Shard<O> {
+    lines: Map<Line<O>>,
+    gone: Map<Instant>,
+}
+
+impl<O> Shard<O> {
+    fn is_gone(&self, peer: SocketAddr) -> bool {
+        !self.gone.is_empty() && self.gone.contains_key(&peer)
+    }
+}
+
+struct Line<O> {
+    /// The number the next request gets.
+    next: u64,
+    /// The number of the request whose reply is written next.
+    turn: u64,
+    /// Somebody is writing (or holds the turn).
+    writing: bool,
+    /// The last request that is believed came: what follows is not taken.
+    full: bool,
+    /// Replies that wait for their elders.
+    parked: BTreeMap<u64, O>,
+}
+
+impl<O> Lines<O> {
+    /// `outstanding_max` unanswered requests a connection; one given up is remembered `gone_for`.
+    pub(super) fn new(outstanding_max: u64, gone_for: Duration) -> Self {
+        let shard = || {
+            Mutex::new(Shard {
+                lines: Map::default(),
+                gone: Map::default(),
+            })
+        };
+        Self {
+            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+            outstanding_max,
+            gone_for,
+            hasher: rapidhash::fast::RandomState::default(),
+        }
+    }
+
+    /// A request came from `peer`. Must be called in the order the requests came in.
+    pub(super) fn enter(&self, peer: SocketAddr) -> Entered {
+        let mut shard = self.shard(peer);
+        if !shard.gone.is_empty()
+            && let Some(since) = shard.gone.get_mut(&peer)
+        {
+            if since.elapsed() < self.gone_for {
+                *since = Instant::now();
+                return Entered::Gone;
+            }
+            shard.gone.remove(&peer);
+        }
+        let line = shard.lines.entry(peer).or_insert_with(|| Line {
+            next: 0,
+            turn: 0,
+            writing: false,
+            full: false,
+            parked: BTreeMap::new(),
+        });
+        if line.full {
+            return Entered::Gone;
+        }
+        let seq = line.next;
+        line.next += 1;
+        if seq - line.turn >= self.outstanding_max {
+            line.full = true;
+            return Entered::TooMany(seq);
+        }
+        Entered::Turn(seq)
+    }
+
+    /// The reply of `peer`'s request `seq` is ready. Handed back: write it now, then call
+    /// [`Self::written`]. `None`: parked until its elders are written.
+    #[must_use]
+    pub(super) fn ready(&self, peer: SocketAddr, seq: u64, item: O) -> Option<Turn<O>> {
+        let mut shard = self.shard(peer);
+        let gone = shard.is_gone(peer);
+        let Some(line) = shard.lines.get_mut(&peer) else {
+            return Some(Turn { item, gone });
+        };
+        if line.turn == seq && !line.writing {
+            line.writing = true;
+            return Some(Turn { item, gone });
+        }
+        line.parked.insert(seq, item);
+        None
+    }
+
+    /// The reply in turn was written. Handed back: the next one, to be written now.
+    #[must_use]
+    pub(super) fn written(&self, peer: SocketAddr) -> Option<Turn<O>> {
+        let mut shard = self.shard(peer);
+        let gone = shard.is_gone(peer);
+        let line = shard.lines.get_mut(&peer)?;
+        line.turn += 1;
+        let next = line.parked.remove(&line.turn);
+        line.writing = next.is_some();
+        if line.turn == line.next {
+            shard.lines.remove(&peer);
+        }
+        next.map(|item| Turn { item, gone })
+    }
+
+    /// Whoever holds the turn of `peer` gives it back without having written: the same request
+    /// will be [`Self::ready`] later.
+    pub(super) fn not_yet(&self, peer: SocketAddr) {
+        if let Some(line) = self.shard(peer).lines.get_mut(&peer) {
+            line.writing = false;
+        }
+    }
+
+    /// From now on nothing that comes from `peer` is believed.
+    pub(super) fn give_up(&self, peer: SocketAddr) {
+        self.remember_gone(&mut self.shard(peer), peer);
+    }
+
+    /// The request that just came from `peer` is the last that is believed.
+    pub(super) fn no_more(&self, peer: SocketAddr) {
+        if let Some(line) = self.shard(peer).lines.get_mut(&peer) {
+            line.full = true;
+        }
+    }
+
+    /// Whether `seq` is the last request that came from `peer` so far.
+    pub(super) fn is_last(&self, peer: SocketAddr, seq: u64) -> bool {
+        let shard = self.shard(peer);
+        shard
+            .lines
+            .get(&peer)
+            .is_none_or(|line| seq + 1 == line.next)
+    }
+
+    /// Whether it has requests unanswered.
+    pub(super) fn is_busy(&self, peer: SocketAddr) -> bool {
+        self.shard(peer).lines.contains_key(&peer)
+    }
+
+    /// Connections with unanswered requests, and connections given up.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        self.shards.iter().fold((0, 0), |(lines, gone), shard| {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            (lines + shard.lines.len(), gone + shard.gone.len())
+        })
+    }
+
+    fn remember_gone(&self, shard: &mut Shard<O>, peer: SocketAddr) {
+        if shard.gone.len() >= GONE_MAX {
+            shard
+                .gone
+                .retain(|_, since| since.elapsed() < self.gone_for);
+            if shard.gone.len() >= GONE_MAX {
+                // Still full of hostile connections: the oldest half is let go.
+                let mut times: Vec<_> = shard.gone.values().copied().collect();
+                times.sort_unstable();
+                let middle = times[times.len() / 2];
+                shard.gone.retain(|_, since| *since > middle);
+            }
+        }
+        shard.gone.insert(peer, Instant::now());
+    }
+
+    fn shard(&self, peer: SocketAddr) -> MutexGuard<'_, Shard<O>> {
+        use std::hash::BuildHasher as _;
+        let hash = self.hasher.hash_one(peer);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "only the low bits choose the shard"
+        )]
+        let index = hash as usize % SHARDS;
+        self.shards[index]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn lines(outstanding_max: u64) -> Lines<&'static str> {
+        Lines::new(outstanding_max, Duration::from_mins(1))
+    }
+
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "it is compared with what is returned"
+    )]
+    fn on(item: &'static str) -> Option<Turn<&'static str>> {
+        Some(Turn { item, gone: false })
+    }
+
+    #[test]
+    fn a_reply_before_its_elder_is_parked_and_then_handed_to_the_elders_writer() {
+        let lines = lines(10);
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(1));
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(2));
+        assert_eq!(lines.enter(peer(2)), Entered::Turn(0));
+        assert_eq!(lines.ready(peer(1), 2, "c"), None);
+        assert_eq!(lines.ready(peer(1), 1, "b"), None);
+        assert_eq!(lines.ready(peer(2), 0, "other"), on("other"));
+        assert_eq!(lines.ready(peer(1), 0, "a"), on("a"));
+        assert_eq!(lines.written(peer(1)), on("b"));
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(3));
+        assert_eq!(lines.ready(peer(1), 3, "d"), None, "b is being written");
+        assert_eq!(lines.written(peer(1)), on("c"));
+        assert_eq!(lines.written(peer(1)), on("d"));
+        assert_eq!(lines.written(peer(1)), None);
+        assert_eq!(lines.written(peer(2)), None);
+        assert_eq!(lines.sizes(), (0, 0), "nothing is kept");
+    }
+
+    #[test]
+    fn a_turn_given_back_is_taken_again() {
+        let lines = lines(10);
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
+        assert_eq!(
+            lines.ready(peer(1), 0, "read the body"),
+            on("read the body")
+        );
+        lines.not_yet(peer(1));
+        assert_eq!(lines.ready(peer(1), 0, "reply"), on("reply"));
+        assert_eq!(lines.written(peer(1)), None);
+        assert_eq!(lines.sizes(), (0, 0));
+    }
+
+    #[test]
+    fn one_too_many_ends_the_connection_and_the_map_of_those_is_bounded() {
+        let lines = lines(2);
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(1));
+        assert_eq!(lines.enter(peer(1)), Entered::TooMany(2));
+        assert_eq!(lines.enter(peer(1)), Entered::Gone);
+        assert_eq!(
+            lines.ready(peer(1), 0, "its elders are answered"),
+            on("its elders are answered")
+        );
+        lines.give_up(peer(1));
+        assert_eq!(lines.ready(peer(1), 1, "b"), None);
+        let unwanted = Turn {
+            item: "b",
+            gone: true,
+        };
+        assert_eq!(lines.written(peer(1)), Some(unwanted));
+        for a in 0..4 {
+            for port in 0..u16::MAX {
+                lines.give_up(SocketAddr::from(([10, 0, 0, a], port)));
+            }
+        }
+        assert!(lines.sizes().1 <= SHARDS * GONE_MAX);
+    }
+
+    #[test]
+    fn a_connection_given_up_is_forgotten_in_time() {
+        let lines = Lines::<()>::new(2, Duration::ZERO);
+        lines.give_up(peer(1));
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
+    }
+}

@@ -1,0 +1,195 @@
+//! Ending a connection whose socket the library keeps to itself.
+//!
+//! Defect 3 again: there is no way to close a connection from outside the library, so a stalled
+//! upload or a client that never reads would hold its threads for as long as it likes. Its socket
+//! is a descriptor of this process, though, and Linux (5.6) lends a process its own descriptors
+//! by number (`pidfd_getfd`), in safe code. We borrow the socket that has the peer's address and
+//! shut it down; whoever is blocked in it then wakes with an end of file. Where the system does
+//! not allow it (a container's filter), the sockets' own timeouts remain.
+//!
+//! Only sockets are ever borrowed: closing a borrowed descriptor of a *file* would drop the
+//! process's POSIX locks on it, and `SQLite`'s with them. What turns out to be no socket after all
+//! (its number was given out anew in between) is left open rather than closed.
+
+use std::fs::File;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+/// Which socket: unique among those that are open.
+pub(super) type Inode = u64;
+
+/// Finds and ends connections of one listening port.
+#[derive(Debug)]
+pub(super) struct Sever {
+    port: u16,
+    /// This process, as the lender of descriptors; `None` where the system does not allow it.
+    lender: Option<OwnedFd>,
+}
+
+impl Sever {
+    /// For the connections of the listener at `local`.
+    pub(super) fn new(local: SocketAddr) -> Self {
+        let lender = pidfd_open(getpid(), PidfdFlags::empty())
+            .ok()
+            .filter(|lender| {
+                // The lender itself is a descriptor that is surely there; it holds no lock.
+                let own = std::os::fd::AsRawFd::as_raw_fd(lender);
+                pidfd_getfd(lender, own, PidfdGetfdFlags::empty()).is_ok()
+            });
+        if lender.is_none() {
+            tracing::info!("the system does not lend descriptors; connections end by timeout only");
+        }
+        Self {
+            port: local.port(),
+            lender,
+        }
+    }
+
+    /// Whether connections can be ended from here at all.
+    pub(super) fn works(&self) -> bool {
+        self.lender.is_some()
+    }
+
+    /// Shuts `peer`'s connection down; which socket it was, if it was found.
+    pub(super) fn peer(&self, peer: SocketAddr, how: Shutdown) -> Option<Inode> {
+        let mut found = None;
+        self.sockets(|socket, inode| {
+            let theirs = socket.peer_addr().is_ok_and(|addr| addr == peer);
+            if theirs && socket.shutdown(how).is_ok() {
+                found = Some(inode);
+            }
+            found.is_some()
+        });
+        found
+    }
+
+    /// All connections of the port, each with its peer.
+    pub(super) fn list(&self) -> Vec<(Inode, SocketAddr)> {
+        let mut list = Vec::new();
+        self.sockets(|socket, inode| {
+            list.extend(socket.peer_addr().ok().map(|peer| (inode, peer)));
+            false
+        });
+        // The library has two descriptors of each.
+        list.sort_unstable_by_key(|(inode, _)| *inode);
+        list.dedup_by_key(|(inode, _)| *inode);
+        list
+    }
+
+    /// Shuts those sockets down for good: one inode is one connection, whoever has its peer's
+    /// address by now.
+    pub(super) fn connections(&self, inodes: &[Inode]) {
+        self.sockets(|socket, inode| {
+            if inodes.contains(&inode) {
+                let _gone_already = socket.shutdown(Shutdown::Both);
+            }
+            false
+        });
+    }
+
+    /// Shuts down every connection of the port.
+    pub(super) fn all(&self) {
+        self.sockets(|socket, _| {
+            // The listener has no peer.
+            if socket.peer_addr().is_ok() {
+                let _gone_already = socket.shutdown(Shutdown::Both);
+            }
+            false
+        });
+    }
+
+    /// Calls `visit` with each socket of the port until it returns true.
+    fn sockets(&self, mut visit: impl FnMut(&TcpStream, Inode) -> bool) {
+        let Some(lender) = &self.lender else {
+            return;
+        };
+        let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let is_socket = std::fs::read_link(entry.path()).is_ok_and(|target| {
+                target
+                    .as_os_str()
+                    .as_encoded_bytes()
+                    .starts_with(b"socket:")
+            });
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            let (true, Some(number)) = (is_socket, number) else {
+                continue;
+            };
+            let Ok(borrowed) = pidfd_getfd(lender, number, PidfdGetfdFlags::empty()) else {
+                continue;
+            };
+            let Some((socket, inode)) = surely_socket(borrowed) else {
+                continue;
+            };
+            let ours = socket
+                .local_addr()
+                .is_ok_and(|addr| addr.port() == self.port);
+            if ours && visit(&socket, inode) {
+                return;
+            }
+        }
+    }
+}
+
+/// The descriptor as a socket; anything else is left open for good (see the module's words).
+fn surely_socket(borrowed: OwnedFd) -> Option<(TcpStream, Inode)> {
+    let file = File::from(borrowed);
+    if let Ok(data) = file.metadata()
+        && data.file_type().is_socket()
+    {
+        return Some((TcpStream::from(OwnedFd::from(file)), data.ino()));
+    }
+    #[expect(
+        clippy::mem_forget,
+        reason = "closing a borrowed descriptor of a file would drop the process's locks on it"
+    )]
+    std::mem::forget(file);
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+    use std::net::TcpListener;
+
+    #[test]
+    fn one_connection_is_ended_and_the_others_live() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let sever = Sever::new(listener.local_addr().expect("an address"));
+        if sever.lender.is_none() {
+            return; // the system does not lend; nothing to be seen here
+        }
+        let addr = listener.local_addr().expect("an address");
+        let mut clients = Vec::new();
+        let mut accepted = Vec::new();
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(addr).expect("connected"));
+            accepted.push(listener.accept().expect("accepted").0);
+        }
+        let victim = clients[1].local_addr().expect("an address");
+        assert!(sever.peer(victim, Shutdown::Both).is_some());
+        assert_eq!(clients[1].read(&mut [0; 1]).expect("the end"), 0);
+        clients[2].set_nonblocking(true).expect("nonblocking");
+        assert!(clients[2].read(&mut [0; 1]).is_err(), "still open");
+        let nobody = "127.0.0.1:1".parse().expect("an address");
+        assert!(sever.peer(nobody, Shutdown::Both).is_none());
+        let inode = sever.peer(clients[0].local_addr().expect("one"), Shutdown::Write);
+        assert_eq!(clients[0].read(&mut [0; 1]).expect("the end"), 0);
+        accepted[0].set_nonblocking(true).expect("nonblocking");
+        assert!(accepted[0].read(&mut [0; 1]).is_err(), "still read from");
+        sever.connections(&[inode.expect("found")]);
+        assert_eq!(accepted[0].read(&mut [0; 1]).expect("the end"), 0);
+        sever.all();
+        clients[2].set_nonblocking(false).expect("blocking");
+        assert_eq!(clients[2].read(&mut [0; 1]).expect("the end"), 0);
+    }
+}

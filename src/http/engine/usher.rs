@@ -1,0 +1,341 @@
+//! The usher: a thread that keeps the library's accept loop and thread pool going.
+//!
+//! - Defect 1: the library's pool counts a thread as waiting until it has taken its lock again,
+//!   so connections that come in a burst are queued for threads that are already spoken for, and
+//!   sit there unread until some other connection ends. Its permanent threads are kept busy with
+//!   idle connections of our own, and whenever a request comes from a peer not seen before, the
+//!   usher **visits**: it opens and drops a connection. For a visit the pool starts a thread,
+//!   which, done with the visit, takes a connection that is stuck. One visit frees one, its first
+//!   request is the next new peer, and so on until none is stuck.
+//! - Defect 3: a visit each 250 ms also keeps the listener's receive timeout from ending the
+//!   accept loop.
+//! - Defect 5: the accept loop ends on any error, or panics without a word. The first is told by
+//!   `recv`, either by its listener's descriptor, which is gone then. A new `Server` is built on a
+//!   clone of the listener once there are descriptors for it, backing off while it ends at once;
+//!   the old one's connections keep their door.
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::door::{self, Door};
+use super::trickle::Trickle;
+use super::{EngineError, Shared, listener};
+
+/// The library's permanent threads (`MIN_THREADS` in its task pool).
+const HELD: usize = 4;
+/// Between two visits, at least.
+const PACE: Duration = Duration::from_micros(500);
+/// A visit at least this often.
+const TICK: Duration = Duration::from_millis(250);
+/// How often crews are looked after.
+const NUDGE_TICK: Duration = Duration::from_millis(50);
+const BACK_OFF_MIN: Duration = Duration::from_millis(50);
+const BACK_OFF_MAX: Duration = Duration::from_millis(500);
+/// An accept loop that lasted for so long was no failure from the start.
+const LASTED: Duration = Duration::from_secs(5);
+/// With fewer descriptors left a new accept loop would end at once as well.
+const DESCRIPTORS_MIN: u64 = 16;
+/// Opening a connection to ourselves must not hold the usher up.
+const CONNECT_TIME: Duration = Duration::from_millis(250);
+
+/// What the usher is told.
+#[derive(Debug)]
+pub(super) enum Nudge {
+    /// A request came from a peer not seen before.
+    NewPeer,
+    /// The accept loop of that generation's server ended.
+    AcceptEnded(u64),
+    /// Open no more connections, and end.
+    Stop,
+}
+
+/// The usher's own state; lives on its thread.
+pub(super) struct Usher {
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    own: SocketAddr,
+    doors: Vec<Door>,
+    /// The newest door's number.
+    generation: u64,
+    held: Vec<TcpStream>,
+    held_fed: Instant,
+    trickle: Trickle,
+    /// The listener of the newest accept loop as `/proc` shows it: the path of its descriptor, and
+    /// what that links to while the loop lives.
+    accepts: Option<(PathBuf, PathBuf)>,
+    visited: Instant,
+    /// When to build the next server, and how long to wait if that fails too.
+    rebuild: Option<Instant>,
+    back_off: Duration,
+    built: Instant,
+}
+
+impl Usher {
+    /// Opens the first door and starts the usher. The thread hands the doors back when it ends.
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        listener: TcpListener,
+        own: SocketAddr,
+        nudges: Receiver<Nudge>,
+    ) -> Result<JoinHandle<Vec<Door>>, EngineError> {
+        let now = Instant::now();
+        let mut usher = Self {
+            shared,
+            listener,
+            own,
+            doors: Vec::new(),
+            generation: 0,
+            held: Vec::new(),
+            held_fed: now,
+            trickle: Trickle::new(),
+            accepts: None,
+            visited: now,
+            rebuild: None,
+            back_off: BACK_OFF_MIN,
+            built: now,
+        };
+        usher.open_door()?;
+        std::thread::Builder::new()
+            .name("http-usher".into())
+            .spawn(move || usher.run(&nudges))
+            .map_err(EngineError::Thread)
+    }
+
+    fn run(mut self, nudges: &Receiver<Nudge>) -> Vec<Door> {
+        loop {
+            match nudges.recv_timeout(NUDGE_TICK) {
+                Ok(Nudge::NewPeer) => {
+                    // A burst brings many nudges; the pace bounds what they cost.
+                    if let Some(wait) = PACE.checked_sub(self.visited.elapsed()) {
+                        std::thread::sleep(wait);
+                    }
+                    self.visit();
+                }
+                Ok(Nudge::AcceptEnded(generation)) if generation == self.generation => {
+                    self.plan_rebuild("the accept loop ended");
+                }
+                Ok(Nudge::AcceptEnded(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Nudge::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.tick();
+        }
+        self.doors
+    }
+
+    fn tick(&mut self) {
+        self.shared.answers.nudge();
+        self.shared.part();
+        self.check_accepting();
+        self.shared.lookups.nudge();
+        if self.visited.elapsed() >= TICK {
+            self.visit();
+            let held = self.held.iter().filter_map(|held| held.local_addr().ok());
+            self.trickle.look(&self.shared, &held.collect::<Vec<_>>());
+            self.doors.retain(|door| !door.ended());
+        }
+        if self.held_fed.elapsed() >= self.shared.limits.idle_time / 3 {
+            self.hold();
+        }
+        if self.rebuild.is_some_and(|at| Instant::now() >= at) {
+            self.rebuild();
+        }
+    }
+
+    /// Opens a connection and drops it: one stuck connection gets a thread (defect 1).
+    fn visit(&mut self) {
+        self.visited = Instant::now();
+        // Without descriptors to spare there is no visit; the next one is soon.
+        if let Ok(socket) = connect(self.own) {
+            // Closed with a reset, it leaves nothing behind in the kernel.
+            let _best_effort = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Keeps the pool's permanent threads busy (defect 1): with heads that never end, fed one
+    /// byte before the receive timeout would end them.
+    fn hold(&mut self) {
+        self.held_fed = Instant::now();
+        self.held.retain_mut(|held| held.write_all(b"x").is_ok());
+        while self.held.len() < HELD {
+            let Ok(mut held) = connect(self.own) else {
+                return;
+            };
+            if held.write_all(b"GET / HTTP/1.1\r\nX-Held: ").is_err() {
+                return;
+            }
+            self.held.push(held);
+        }
+    }
+
+    /// Sees whether the accept loop still has its listener (defect 5): it alone owns that
+    /// descriptor, and drops it however it ends.
+    fn check_accepting(&mut self) {
+        if self.rebuild.is_some() {
+            return;
+        }
+        let ended = self
+            .accepts
+            .as_ref()
+            .is_some_and(|(path, link)| std::fs::read_link(path).ok().as_ref() != Some(link));
+        if ended {
+            self.plan_rebuild("the accept loop ended");
+        } else if self.built.elapsed() > TICK {
+            self.shared.handler.accepting(true);
+            if self.built.elapsed() > LASTED {
+                self.back_off = BACK_OFF_MIN;
+            }
+        }
+    }
+
+    fn plan_rebuild(&mut self, why: &str) {
+        if self.shared.is_stopping() || self.rebuild.is_some() {
+            return;
+        }
+        tracing::warn!(why, back_off = ?self.back_off, "accepting connections anew");
+        self.shared.handler.accepting(false);
+        self.rebuild = Some(Instant::now() + self.back_off);
+        self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
+    }
+
+    fn rebuild(&mut self) {
+        // What waits to be accepted comes all at once, two descriptors each.
+        if listener::descriptors_left().is_some_and(|left| left < DESCRIPTORS_MIN) {
+            self.rebuild = Some(Instant::now() + BACK_OFF_MIN);
+            return;
+        }
+        self.rebuild = None;
+        let before = self.doors.last().map(Door::retire_when_idle);
+        match self.open_door() {
+            Ok(()) => tracing::info!(generation = self.generation, "accepting again"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections yet");
+                if before.is_none() {
+                    self.generation += 1;
+                }
+                self.plan_rebuild("building the server failed");
+            }
+        }
+    }
+
+    fn open_door(&mut self) -> Result<(), EngineError> {
+        let listener = self.listener.try_clone().map_err(EngineError::Listener)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", listener.as_raw_fd()));
+        let accepts = std::fs::read_link(&path).ok().map(|link| (path, link));
+        let server =
+            tiny_http::Server::from_listener(listener, None).map_err(EngineError::Server)?;
+        self.generation += 1;
+        self.built = Instant::now();
+        self.accepts = accepts;
+        let door = door::open(Arc::clone(&self.shared), server, self.generation)?;
+        self.doors.push(door);
+        // The new pool has permanent threads of its own.
+        self.held.clear();
+        self.hold();
+        Ok(())
+    }
+}
+
+fn connect(own: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(own), Type::STREAM, None)?;
+    socket.connect_timeout(&own.into(), CONNECT_TIME)?;
+    Ok(socket.into())
+}
+
+/// The peers seen lately and when, in bounded space: a table of fingerprints, two places for each.
+/// A peer that was pushed out is new again, which costs a visit and nothing else.
+pub(super) struct Seen {
+    /// 40 bits of a hash that is never zero, 24 bits of seconds since `start`.
+    slots: Vec<AtomicU64>,
+    hasher: rapidhash::fast::RandomState,
+    start: Instant,
+}
+
+const SEEN_SLOTS: usize = 1 << 13;
+const SECONDS: u64 = (1 << 24) - 1;
+
+impl Seen {
+    pub(super) fn new() -> Self {
+        Self {
+            slots: std::iter::repeat_with(AtomicU64::default)
+                .take(SEEN_SLOTS)
+                .collect(),
+            hasher: rapidhash::fast::RandomState::default(),
+            start: Instant::now(),
+        }
+    }
+
+    /// Whether the peer is new; from now on it is not. A request came from it at `now`.
+    pub(super) fn is_new(&self, peer: SocketAddr, now: Instant) -> bool {
+        let (print, places) = self.places(peer);
+        let entry = print | (now - self.start).as_secs() & SECONDS;
+        for place in places {
+            let known = self.slots[place].load(Ordering::Relaxed);
+            if known & !SECONDS == print {
+                if known != entry {
+                    self.slots[place].store(entry, Ordering::Relaxed);
+                }
+                return false;
+            }
+        }
+        let [first, second] = places;
+        let taken = self.slots[first].load(Ordering::Relaxed) != 0;
+        let place = if taken && print & (1 << 25) == 0 {
+            second
+        } else {
+            first
+        };
+        self.slots[place].store(entry, Ordering::Relaxed);
+        true
+    }
+
+    /// How long ago a request came from the peer, to the second; `None` if that is not known.
+    pub(super) fn since_request(&self, peer: SocketAddr) -> Option<Duration> {
+        let (print, places) = self.places(peer);
+        let known = places
+            .iter()
+            .map(|&place| self.slots[place].load(Ordering::Relaxed))
+            .find(|known| known & !SECONDS == print)?;
+        let now = self.start.elapsed().as_secs() & SECONDS;
+        // The seconds begin anew after half a year.
+        Some(Duration::from_secs(
+            now.wrapping_sub(known & SECONDS) & SECONDS,
+        ))
+    }
+
+    fn places(&self, peer: SocketAddr) -> (u64, [usize; 2]) {
+        use std::hash::BuildHasher as _;
+        let hash = self.hasher.hash_one(peer);
+        let place = |bits: u64| usize::try_from(bits).unwrap_or(0) % SEEN_SLOTS;
+        let places = [place(hash & 0xffff), place(hash >> 8 & 0xffff)];
+        ((hash | 1 << 24) & !SECONDS, places)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_new_once_and_the_table_does_not_grow() {
+        let seen = Seen::new();
+        let (start, peer) = (seen.start, |n: u16| SocketAddr::from(([127, 0, 0, 1], n)));
+        assert_eq!(seen.since_request(peer(1)), None);
+        assert!(seen.is_new(peer(1), start));
+        assert!(!seen.is_new(peer(1), start));
+        let ago = seen.since_request(peer(1)).expect("seen");
+        assert!(ago < Duration::from_mins(1), "{ago:?}");
+        let new = (0..u16::MAX).filter(|&n| seen.is_new(peer(n), start));
+        let new = new.count();
+        assert!(new > usize::from(u16::MAX) - 100, "{new}");
+        assert_eq!(seen.slots.len(), SEEN_SLOTS);
+    }
+}

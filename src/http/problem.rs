@@ -1,0 +1,275 @@
+//! Errors as the client sees them: a status and an `application/problem+json` body (RFC 9457).
+//!
+//! Every answer is honest: what is answered here means that nothing of the request was appended,
+//! or its words say what was.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+use super::engine::{Refusal, Reply};
+use super::intake::{Intake, LineError};
+use crate::journal::AppendError;
+
+/// The media type of problems.
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
+
+/// A problem on its way to a client. Boxed: it is the rare half of many results.
+#[derive(Clone, Debug)]
+pub(super) struct Problem(Box<Content>);
+
+/// The members of its body, and its headers.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Content {
+    title: &'static str,
+    status: u16,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    detail: Cow<'static, str>,
+    /// Lines at fault, as many as are listed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<Fault>,
+    /// How many lines at fault are not listed.
+    #[serde(skip_serializing_if = "is_zero")]
+    more_errors: u64,
+    /// Why the system is not ready.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<String>,
+    /// `unknown`: whether it was appended cannot be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'static str>,
+    /// Further members.
+    #[serde(flatten)]
+    more: serde_json::Map<String, serde_json::Value>,
+    #[serde(skip)]
+    headers: Vec<(&'static str, Cow<'static, str>)>,
+}
+
+/// One line at fault.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Fault {
+    line: u64,
+    pointer: String,
+    code: &'static str,
+    detail: String,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature serde asks for"
+)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// The lines at fault as they are listed.
+pub(super) fn faults(errors: &[LineError]) -> Vec<Fault> {
+    let fault = |error: &LineError| Fault {
+        line: error.line,
+        pointer: error.error.pointer.clone().into_owned(),
+        code: error.error.code,
+        detail: error.error.detail.clone(),
+    };
+    errors.iter().map(fault).collect()
+}
+
+impl Problem {
+    /// A problem; the detail is a sentence for a person, with the next step.
+    pub(super) fn new(status: u16, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Content {
+            title: title(status),
+            status,
+            detail: detail.into(),
+            errors: Vec::new(),
+            more_errors: 0,
+            reasons: Vec::new(),
+            outcome: None,
+            more: serde_json::Map::new(),
+            headers: Vec::new(),
+        }))
+    }
+
+    /// With a header; its value must be ours.
+    pub(super) fn header(
+        mut self,
+        name: &'static str,
+        value: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        self.0.headers.push((name, value.into()));
+        self
+    }
+
+    /// The client may try again in a second.
+    pub(super) fn retry(self) -> Self {
+        self.header("Retry-After", "1")
+    }
+
+    /// With why the system is not ready.
+    pub(super) fn reasons(mut self, reasons: Vec<String>) -> Self {
+        self.0.reasons = reasons;
+        self
+    }
+
+    /// With one more member.
+    pub(super) fn member(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
+        self.0.more.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// A body in which lines are no events, and nothing of which was taken.
+    pub(super) fn of_intake(intake: &Intake) -> Self {
+        let status = if intake.syntax { 400 } else { 422 };
+        let lines = intake.refused + u64::from(intake.accepted);
+        let detail = if lines == 1 {
+            "it is no event; nothing was taken".to_owned()
+        } else {
+            let (refused, is_are) = match intake.refused {
+                1 => ("1".to_owned(), "is no event"),
+                refused => (refused.to_string(), "are no events"),
+            };
+            format!("{refused} of {lines} lines {is_are}; nothing was taken")
+        };
+        let mut problem = Self::new(status, detail);
+        problem.0.errors = faults(&intake.errors);
+        problem.0.more_errors = intake.refused - problem.0.errors.len() as u64;
+        problem
+    }
+
+    /// The same as 422: of several lines, none was taken.
+    pub(super) fn unprocessable(mut self) -> Self {
+        self.0.status = 422;
+        self.0.title = title(422);
+        self
+    }
+
+    /// A batch that was not acknowledged.
+    pub(super) fn of_append(error: &AppendError) -> Self {
+        let detail = error.to_string();
+        match error {
+            AppendError::DiskFull(_) => Self::new(507, detail),
+            AppendError::Busy { .. } | AppendError::Stopping => Self::new(503, detail).retry(),
+            AppendError::Failed(_) => Self::new(503, detail).header("Retry-After", "5"),
+            AppendError::Unknown(_) => {
+                let mut problem = Self::new(503, detail);
+                problem.0.outcome = Some("unknown");
+                problem
+            }
+        }
+    }
+
+    /// What the engine refuses.
+    pub(super) fn of_refusal(refusal: Refusal, body_bytes_max: usize) -> Self {
+        match refusal {
+            Refusal::Framing(why) => Self::new(400, format!("the request's head has {why}")),
+            Refusal::BodyTooLarge => Self::new(
+                413,
+                format!("the body is larger than {body_bytes_max} bytes; send smaller batches"),
+            ),
+            Refusal::BodyTimedOut => Self::new(408, "the body did not come in time"),
+            Refusal::BodyBroken => Self::new(400, "the body ended early or its chunks are broken"),
+            Refusal::Busy => Self::new(503, "too many requests at once; try again").retry(),
+            Refusal::TooMany => {
+                Self::new(503, "too many unanswered requests; read the answers").retry()
+            }
+            Refusal::Panicked => {
+                Self::new(500, "this is a defect in the server; its log says more")
+            }
+        }
+    }
+
+    /// The status it will have.
+    pub(super) fn status(&self) -> u16 {
+        self.0.status
+    }
+
+    /// As a reply.
+    pub(super) fn reply(self) -> Reply {
+        // Strings, numbers and lists of them: this cannot fail.
+        let body = serde_json::to_vec(&self.0).unwrap_or_default();
+        let mut reply = Reply::new(self.0.status, PROBLEM_JSON, body);
+        reply.headers = self.0.headers;
+        reply
+    }
+}
+
+fn title(status: u16) -> &'static str {
+    match status {
+        400 => "Bad request",
+        401 => "Token needed",
+        403 => "Forbidden",
+        404 => "Not found",
+        405 => "Method not allowed",
+        408 => "Too slow",
+        410 => "Lost",
+        413 => "Too large",
+        415 => "Unknown content encoding",
+        422 => "Not an event",
+        500 => "Internal error",
+        503 => "Not now",
+        507 => "Disk full",
+        _ => "Error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::intake;
+
+    fn json(problem: Problem) -> (u16, serde_json::Value) {
+        let reply = problem.reply();
+        assert_eq!(reply.content_type, PROBLEM_JSON);
+        let json = serde_json::from_slice(&reply.body).expect("JSON");
+        (reply.status, json)
+    }
+
+    #[test]
+    fn lines_at_fault_are_listed_and_the_rest_counted() {
+        let bad = "{\"userId\":\"u\",\"name\":\"add_revenue\",\"value\":-1}\n";
+        let intake = intake::read(bad.repeat(250).into()).expect("lines");
+        let (status, json) = json(Problem::of_intake(&intake));
+        assert_eq!((status, &json["status"]), (422, &422.into()));
+        assert_eq!(json["errors"].as_array().map(Vec::len), Some(100));
+        assert_eq!(json["moreErrors"], 150);
+        assert_eq!(json["errors"][2]["line"], 3);
+        assert_eq!(json["errors"][2]["pointer"], "/value");
+        assert_eq!(json["errors"][2]["code"], "negative");
+        assert_eq!(
+            json["detail"],
+            "250 of 250 lines are no events; nothing was taken"
+        );
+    }
+
+    #[test]
+    fn not_json_is_400() {
+        let intake = intake::read("nonsense".into()).expect("lines");
+        assert_eq!(json(Problem::of_intake(&intake)).0, 400);
+    }
+
+    #[test]
+    fn what_was_not_appended_says_what_to_do() {
+        for (error, status, outcome, retry) in [
+            (AppendError::DiskFull("full".into()), 507, None, false),
+            (AppendError::Busy { waiting: 1 }, 503, None, true),
+            (AppendError::Stopping, 503, None, true),
+            (AppendError::Failed("EIO".into()), 503, None, true),
+            (
+                AppendError::Unknown("EIO".into()),
+                503,
+                Some("unknown"),
+                false,
+            ),
+        ] {
+            let problem = Problem::of_append(&error);
+            let has_retry = problem
+                .0
+                .headers
+                .iter()
+                .any(|(name, _)| *name == "Retry-After");
+            assert_eq!(has_retry, retry, "{error:?}");
+            let (was, json) = json(problem);
+            assert_eq!(was, status, "{error:?}");
+            assert_eq!(json.get("outcome").and_then(|o| o.as_str()), outcome);
+        }
+    }
+}

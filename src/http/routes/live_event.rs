@@ -1,0 +1,290 @@
+//! `POST /liveEvent`: events in.
+//!
+//! Nothing waits here: the batch is queued with the journal, and the committer's callback answers
+//! (or, for `ack=applied`, asks the progress to call back). Every answer tells the truth: 202
+//! with `"acked":"durable"` where `applied` was asked for and did not come in time.
+
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Inner;
+use super::params::Params;
+use crate::http::cloudevents;
+use crate::http::counters::Route;
+use crate::http::engine::{Lane, Reply, Request};
+use crate::http::intake::{self, Intake, IntakeError, Invalid};
+use crate::http::problem::{self, Problem};
+use crate::journal::{AppendError, Batch};
+use crate::segment::Position;
+use crate::store::Waited;
+
+/// What a sender waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ack {
+    Durable,
+    Applied,
+}
+
+const WAIT_DEFAULT: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_mins(1);
+
+/// How the body is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    Identity,
+    Gzip,
+}
+
+fn encoding(request: &Request) -> Result<Encoding, Problem> {
+    match request.header("Content-Encoding") {
+        None => Ok(Encoding::Identity),
+        Some(name) if name.eq_ignore_ascii_case("identity") => Ok(Encoding::Identity),
+        Some(name)
+            if ["gzip", "x-gzip"]
+                .iter()
+                .any(|n| name.eq_ignore_ascii_case(n)) =>
+        {
+            Ok(Encoding::Gzip)
+        }
+        Some(_) => Err(Problem::new(
+            415,
+            "the body may be sent plain or as Content-Encoding: gzip",
+        )
+        .header("Accept-Encoding", "gzip")),
+    }
+}
+
+/// Which crew takes the request: inflating may take its time.
+pub(super) fn lane(request: &Request) -> Result<Lane, Problem> {
+    Ok(match encoding(request)? {
+        Encoding::Identity => Lane::Door,
+        Encoding::Gzip => Lane::Body,
+    })
+}
+
+/// How the request wants to be treated.
+struct Wish {
+    ack: Ack,
+    wait: Duration,
+    invalid: Invalid,
+}
+
+fn wish(query: &str) -> Result<Wish, Problem> {
+    let params = Params::parse(query, &["ack", "wait", "invalid"])?;
+    let invalid = [("refuse", Invalid::Refuse), ("skip", Invalid::Skip)];
+    Ok(Wish {
+        ack: params.one_of(
+            "ack",
+            &[("durable", Ack::Durable), ("applied", Ack::Applied)],
+        )?,
+        wait: params.wait(WAIT_DEFAULT, WAIT_MAX)?,
+        invalid: params.one_of("invalid", &invalid)?,
+    })
+}
+
+/// Takes events.
+pub(super) fn post(inner: &Arc<Inner>, mut request: Request, query: &str) {
+    match take(inner, &mut request, query) {
+        Ok((wish, intake)) => append(inner, request, &wish, intake),
+        Err(problem) => inner.answer(request, Route::LiveEvent, problem.reply()),
+    }
+}
+
+/// The events of the request, counted as refused where they are not taken.
+fn take(inner: &Inner, request: &mut Request, query: &str) -> Result<(Wish, Intake), Problem> {
+    let wish = wish(query)?;
+    let mut body = request.take_body();
+    if encoding(request)? == Encoding::Gzip {
+        body = inflated(&body, inner.body_bytes_max)?;
+    }
+    let intake = read(request, body)?.map_err(|error| {
+        let refused = u64::from(error != IntakeError::Empty && error != IntakeError::EmptyArray);
+        inner.counters.settle(0, refused);
+        match error {
+            IntakeError::Empty => Problem::new(400, "the body is empty; send an event"),
+            IntakeError::EmptyArray => Problem::new(422, "the array is empty; send an event"),
+            IntakeError::NotJson(detail) => Problem::new(400, detail),
+        }
+    })?;
+    if intake.accepted == 0 || (wish.invalid == Invalid::Refuse && intake.refused > 0) {
+        let all = intake.refused + u64::from(intake.accepted);
+        inner.counters.settle(0, all);
+        let mut problem = Problem::of_intake(&intake);
+        if wish.invalid == Invalid::Skip {
+            problem = problem.unprocessable();
+        }
+        return Err(problem);
+    }
+    Ok((wish, intake))
+}
+
+/// Reads the body as CloudEvents where its headers say so, else as our own.
+fn read(request: &Request, body: Vec<u8>) -> Result<Result<Intake, IntakeError>, Problem> {
+    let headers = |name| request.header(name);
+    let Some(mode) =
+        cloudevents::mode(&headers).map_err(|error| Problem::new(415, error.detail))?
+    else {
+        return Ok(intake::read(body));
+    };
+    Ok(match cloudevents::lines(mode, &headers, &body) {
+        Ok(events) => intake::of_events(events),
+        Err(error) if error.is_syntax() => Err(IntakeError::NotJson(error.detail)),
+        Err(error) => intake::of_events(vec![Err(error)]),
+    })
+}
+
+/// Inflates, up to the limit that plain bodies have: a small bomb must not become a large body.
+fn inflated(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, Problem> {
+    let mut plain = Vec::new();
+    flate2::read::MultiGzDecoder::new(body)
+        .take(bytes_max as u64 + 1)
+        .read_to_end(&mut plain)
+        .map_err(|error| Problem::new(400, format!("the body is not gzip: {error}")))?;
+    if plain.len() > bytes_max {
+        let detail =
+            format!("inflated, the body is larger than {bytes_max} bytes; send smaller batches");
+        return Err(Problem::new(413, detail));
+    }
+    Ok(plain)
+}
+
+/// Queues the lines; the rest happens on the committer's thread.
+fn append(inner: &Arc<Inner>, request: Request, wish: &Wish, mut intake: Intake) {
+    let batch = Batch {
+        bytes: std::mem::take(&mut intake.lines),
+        lines: intake.accepted,
+    };
+    let done = {
+        let inner = Arc::clone(inner);
+        let (ack, wait) = (wish.ack, wish.wait);
+        move |result: Result<Position, AppendError>| match result {
+            Ok(position) => {
+                let took = request.received().elapsed();
+                inner.counters.ack().observe(took);
+                inner
+                    .counters
+                    .settle(u64::from(intake.accepted), intake.refused);
+                match ack {
+                    Ack::Durable => {
+                        let reply = Reply::json(202, taken(&intake, position, None));
+                        inner.answer(request, Route::LiveEvent, reply);
+                    }
+                    Ack::Applied => when_applied(&inner, request, intake, position, wait),
+                }
+            }
+            Err(error) => {
+                let all = u64::from(intake.accepted) + intake.refused;
+                inner.counters.settle(0, all);
+                let reply = Problem::of_append(&error).reply();
+                inner.answer(request, Route::LiveEvent, reply);
+            }
+        }
+    };
+    inner.app.journal.append(batch, Box::new(done));
+}
+
+/// Answers once a GET would show the events, or says that they are durable.
+fn when_applied(
+    inner: &Arc<Inner>,
+    request: Request,
+    intake: Intake,
+    position: Position,
+    wait: Duration,
+) {
+    let done = {
+        let inner = Arc::clone(inner);
+        move |waited| {
+            let (status, acked) = match waited {
+                Waited::Applied => (200, "applied"),
+                Waited::TimedOut | Waited::Lost | Waited::NotWaiting => (202, "durable"),
+            };
+            let reply = Reply::json(status, taken(&intake, position, Some(acked)));
+            inner.answer(request, Route::LiveEvent, reply);
+        }
+    };
+    let deadline = Instant::now() + wait;
+    let progress = &inner.app.progress;
+    progress.when_applied(position, deadline, Box::new(done));
+}
+
+/// What is said of events that were taken.
+fn taken(intake: &Intake, position: Position, acked: Option<&str>) -> String {
+    let mut json = String::with_capacity(64);
+    // Writing to a String cannot fail.
+    let _never = write!(json, "{{\"accepted\":{}", intake.accepted);
+    if intake.refused > 0 {
+        let _never = write!(json, ",\"refused\":{}", intake.refused);
+    }
+    let _never = write!(json, ",\"position\":\"{position}\"");
+    if let Some(acked) = acked {
+        let _never = write!(json, ",\"acked\":\"{acked}\"");
+    }
+    if intake.refused > 0 {
+        // Strings and numbers: this cannot fail.
+        let errors = serde_json::to_string(&problem::faults(&intake.errors)).unwrap_or_default();
+        let more = intake.refused - intake.errors.len() as u64;
+        let _never = write!(json, ",\"errors\":{errors}");
+        if more > 0 {
+            let _never = write!(json, ",\"moreErrors\":{more}");
+        }
+    }
+    json.push('}');
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn what_is_said_of_events_taken() {
+        let position = "42-1834".parse().expect("a position");
+        let clean =
+            intake::read("{\"userId\":\"u\",\"name\":\"add_revenue\",\"value\":1}\n".into());
+        let clean = clean.expect("lines");
+        assert_eq!(
+            taken(&clean, position, None),
+            r#"{"accepted":1,"position":"42-1834"}"#
+        );
+        let mut mixed = clean.lines.clone();
+        mixed.extend_from_slice(b"7\n");
+        let mixed = intake::read(mixed).expect("lines");
+        let json: serde_json::Value =
+            serde_json::from_str(&taken(&mixed, position, Some("durable"))).expect("JSON");
+        assert_eq!(json["accepted"], 1);
+        assert_eq!(json["refused"], 1);
+        assert_eq!(json["acked"], "durable");
+        assert_eq!(json["errors"][0]["line"], 2);
+    }
+
+    #[test]
+    fn a_bomb_is_413_and_garbage_400() {
+        let zip = |bytes: &[u8]| {
+            let mut zip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+            zip.write_all(bytes).expect("zipped");
+            zip.finish().expect("zipped")
+        };
+        assert_eq!(inflated(&zip(b"{}"), 10).ok(), Some(b"{}".to_vec()));
+        let bomb = zip(&vec![b' '; 1 << 20]);
+        assert!(bomb.len() < 2048);
+        let status = |body: &[u8]| inflated(body, 1 << 19).map_err(|problem| problem.status());
+        assert_eq!(status(&bomb), Err(413));
+        assert_eq!(status(b"nonsense"), Err(400));
+        assert_eq!(status(&bomb[..bomb.len() - 9]), Err(413));
+        assert_eq!(status(&zip(b"{}")[..15]), Err(400), "cut short");
+    }
+
+    #[test]
+    fn wishes() {
+        assert!(
+            wish("ack=applied&wait=1s&invalid=skip")
+                .is_ok_and(|wish| { wish.ack == Ack::Applied && wish.invalid == Invalid::Skip })
+        );
+        for bad in ["ack=aplied", "wait=2m", "invalid=yes", "acks=applied"] {
+            assert_eq!(wish(bad).map_err(|p| p.status()).err(), Some(400), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! `/` and `/openapi.json`: what is the same for everybody and needs no token.
+
+use super::Inner;
+use crate::http::counters::Route;
+use crate::http::engine::{Reply, Request};
+use crate::http::page;
+
+const OPENAPI: &str = include_str!("../openapi.json");
+
+/// The status page.
+pub(super) fn status_page(inner: &Inner, request: Request) {
+    let mut reply = Reply::new(200, "", page::HTML.as_bytes());
+    for &(name, value) in page::HEADERS {
+        if name == "Content-Type" {
+            reply.content_type = value;
+        } else {
+            reply = reply.with(name, value);
+        }
+    }
+    inner.answer(request, Route::Service, reply);
+}
+
+/// The API's description.
+pub(super) fn openapi(inner: &Inner, request: Request) {
+    let reply = Reply::new(200, "application/json", OPENAPI.as_bytes());
+    inner.answer(request, Route::Service, reply);
+}

@@ -1,0 +1,132 @@
+//! `POST /flush`, `/healthz`, `/readyz`, `/status`: the service about itself.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::Inner;
+use super::params::Params;
+use crate::http::counters::Route;
+use crate::http::engine::{Reply, Request};
+use crate::http::problem::Problem;
+use crate::segment::Position;
+use crate::store::Waited;
+
+const FLUSH_WAIT_DEFAULT: Duration = Duration::from_mins(1);
+const FLUSH_WAIT_MAX: Duration = Duration::from_mins(10);
+/// So many abandoned requests are somebody's doing, and soon a want of threads.
+const ABANDONED_MAX: u64 = 500;
+
+/// Rotates, then answers once all that was acknowledged before is applied.
+pub(super) fn flush(inner: &Arc<Inner>, request: Request, query: &str) {
+    let wait = Params::parse(query, &["wait"])
+        .and_then(|params| params.wait(FLUSH_WAIT_DEFAULT, FLUSH_WAIT_MAX));
+    let deadline = match wait {
+        Ok(wait) => Instant::now() + wait,
+        Err(problem) => return inner.answer(request, Route::Flush, problem.reply()),
+    };
+    let done = {
+        let inner = Arc::clone(inner);
+        move |rotated| match rotated {
+            Ok(position) => when_applied(&inner, request, position, deadline),
+            Err(error) => {
+                let reply = Problem::of_append(&error).reply();
+                inner.answer(request, Route::Flush, reply);
+            }
+        }
+    };
+    inner.app.journal.rotate(Box::new(done));
+}
+
+fn when_applied(inner: &Arc<Inner>, request: Request, position: Position, deadline: Instant) {
+    let done = {
+        let inner = Arc::clone(inner);
+        move |waited| {
+            let reply = flushed(&inner, position, waited);
+            inner.answer(request, Route::Flush, reply);
+        }
+    };
+    let progress = &inner.app.progress;
+    progress.when_applied(position, deadline, Box::new(done));
+}
+
+fn flushed(inner: &Inner, position: Position, waited: Waited) -> Reply {
+    let progress = &inner.app.progress;
+    let applied = progress.applied().to_string();
+    let problem = match waited {
+        Waited::Applied => {
+            let body = json!({"position": position.to_string(), "applied": applied});
+            return Reply::json(200, body.to_string());
+        }
+        Waited::TimedOut => Problem::new(503, "rotated, but not all of it is applied yet").retry(),
+        Waited::NotWaiting => Problem::new(
+            503,
+            "rotated; nothing is applied here (--no-process), too many wait already, or the server is stopping",
+        ),
+        Waited::Lost => Problem::new(
+            410,
+            "rotated; a segment before it was lost or is not to be trusted",
+        ),
+    };
+    problem
+        .member("position", position.to_string())
+        .member("applied", applied)
+        .member("lagSeconds", progress.lag_seconds())
+        .reply()
+}
+
+/// The process is there.
+pub(super) fn healthz(inner: &Inner, request: Request) {
+    let reply = Reply::json(200, "{\"status\":\"ok\"}".into());
+    inner.answer(request, Route::Service, reply);
+}
+
+/// It can do its work, or why not.
+pub(super) fn readyz(inner: &Inner, request: Request) {
+    let reasons = reasons(inner, &request);
+    let reply = if reasons.is_empty() {
+        Reply::json(200, "{\"ready\":true}".into())
+    } else {
+        Problem::new(503, "not ready").reasons(reasons).reply()
+    };
+    inner.answer(request, Route::Service, reply);
+}
+
+/// What stands in the way of its work, in words.
+pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
+    let mut reasons = inner.app.health.reasons();
+    let abandoned = request.figures().abandoned;
+    if abandoned > ABANDONED_MAX {
+        reasons.push(format!(
+            "{abandoned} requests announced bodies that no server takes; each holds a thread and two descriptors until a restart"
+        ));
+    }
+    if inner.is_stopping() {
+        reasons.push("the server is stopping".into());
+    }
+    reasons
+}
+
+/// The ledger.
+pub(super) fn status(inner: &Inner, request: Request) {
+    let events = inner.counters.events();
+    let progress = &inner.app.progress;
+    let ledger = progress.ledger(inner.app.journal.tail().lines);
+    let reasons = reasons(inner, &request);
+    let body = json!({
+        "received": events.received(),
+        "accepted": events.accepted,
+        "refused": events.refused,
+        "lines": ledger.lines,
+        "applied": ledger.applied,
+        "duplicates": ledger.duplicates,
+        "rejected": ledger.rejected,
+        "pending": ledger.pending,
+        "untrusted": ledger.untrusted,
+        "lagSeconds": progress.lag_seconds(),
+        "ready": reasons.is_empty(),
+        "reasons": reasons,
+    });
+    inner.answer(request, Route::Service, Reply::json(200, body.to_string()));
+}

@@ -1,0 +1,204 @@
+//! `GET /userEvents/{userId}` and `GET /userEvents`: totals out.
+//!
+//! Runs on the lookup crew. Waiting for a position holds no thread: the progress calls back, and
+//! the request goes to the crew again.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use super::Inner;
+use super::params::{self, Params};
+use crate::http::counters::Route;
+use crate::http::engine::{Reply, Request};
+use crate::http::problem::Problem;
+use crate::segment::Position;
+use crate::store::{Order, StoreError, UserTotal, Waited};
+
+const WAIT_DEFAULT: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_mins(1);
+const LIMIT_DEFAULT: u32 = 50;
+const LIMIT_MAX: u32 = 1000;
+
+/// One user's total, now or once a position is applied.
+pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &str) {
+    let (id, after, wait) = match asked(raw_id, query) {
+        Ok(asked) => asked,
+        Err(problem) => return inner.answer(request, Route::User, problem.reply()),
+    };
+    let Some(after) = after else {
+        return inner.answer(request, Route::User, total(inner, &id));
+    };
+    let done = {
+        let inner = Arc::clone(inner);
+        move |waited| match waited {
+            // Called on a thread that must not wait for the database.
+            Waited::Applied => request.on_lookup_crew(move |request| {
+                inner.answer(request, Route::User, total(&inner, &id));
+            }),
+            other => inner.answer(request, Route::User, not_applied(&inner, other).reply()),
+        }
+    };
+    let progress = &inner.app.progress;
+    progress.when_applied(after, Instant::now() + wait, Box::new(done));
+}
+
+fn asked(raw_id: &str, query: &str) -> Result<(String, Option<Position>, Duration), Problem> {
+    let id = params::decode(raw_id)
+        .ok_or_else(|| Problem::new(400, "the user id in the path is not percent-encoded UTF-8"))?;
+    let params = Params::parse(query, &["after", "wait"])?;
+    let wait = params.wait(WAIT_DEFAULT, WAIT_MAX)?;
+    let after = params
+        .get("after")
+        .map(str::parse::<Position>)
+        .transpose()
+        .map_err(|error| Problem::new(400, format!("after: {error}")))?;
+    Ok((id, after, wait))
+}
+
+fn not_applied(inner: &Inner, waited: Waited) -> Problem {
+    match waited {
+        Waited::Lost => Problem::new(
+            410,
+            "the position's segment was lost or is not to be trusted; it will not be applied",
+        ),
+        Waited::NotWaiting => Problem::new(
+            503,
+            "nothing is applied here, too many wait already, or the server is stopping",
+        )
+        .retry(),
+        Waited::Applied | Waited::TimedOut => Problem::new(
+            503,
+            "the position is not applied yet; ask again or wait longer",
+        )
+        .retry()
+        .member("applied", inner.app.progress.applied().to_string()),
+    }
+}
+
+fn total(inner: &Inner, id: &str) -> Reply {
+    match inner.app.readers.user(id) {
+        Ok(Some(total)) => {
+            let mut json = String::with_capacity(128);
+            push_user(&mut json, &total);
+            Reply::json(200, json)
+        }
+        Ok(None) => {
+            Problem::new(404, "no event of this user has been applied; new ones show within a second or two, or ask with after=POSITION").reply()
+        }
+        Err(error) => unreadable(&error).reply(),
+    }
+}
+
+/// A page of users.
+pub(super) fn list(inner: &Arc<Inner>, request: Request, query: &str) {
+    let reply = page(inner, query).unwrap_or_else(Problem::reply);
+    inner.answer(request, Route::Users, reply);
+}
+
+fn page(inner: &Inner, query: &str) -> Result<Reply, Problem> {
+    let params = Params::parse(query, &["order", "limit", "cursor"])?;
+    let orders = [
+        ("userId", Order::UserId),
+        ("revenue", Order::Revenue),
+        ("-revenue", Order::RevenueDescending),
+    ];
+    let order = params.one_of("order", &orders)?;
+    let limit = params.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
+    let page = inner
+        .app
+        .readers
+        .users(order, limit, params.get("cursor"))
+        .map_err(|error| unreadable(&error))?
+        .ok_or_else(|| {
+            Problem::new(
+                400,
+                "the cursor is not one of this order; begin again without it",
+            )
+        })?;
+    let mut json = String::with_capacity(32 + page.users.len() * 96);
+    json.push_str("{\"users\":[");
+    for (index, user) in page.users.iter().enumerate() {
+        if index > 0 {
+            json.push(',');
+        }
+        push_user(&mut json, user);
+    }
+    json.push_str("],\"next\":");
+    match &page.next {
+        Some(next) => push_string(&mut json, next),
+        None => json.push_str("null"),
+    }
+    json.push('}');
+    Ok(Reply::json(200, json))
+}
+
+/// The database did not answer.
+pub(super) fn unreadable(error: &StoreError) -> Problem {
+    tracing::warn!(%error, "the database did not answer a lookup");
+    Problem::new(503, format!("the database does not answer: {error}")).retry()
+}
+
+fn push_user(json: &mut String, total: &UserTotal) {
+    json.push_str("{\"userId\":");
+    push_string(json, &total.user_id);
+    let ms = u64::try_from(total.updated_at_ms).unwrap_or(0);
+    let updated_at = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(ms));
+    // Writing to a String cannot fail. The revenue is its exact decimal, never a float.
+    let _never = write!(
+        json,
+        ",\"revenue\":{},\"events\":{},\"updatedAt\":\"{updated_at}\"}}",
+        total.revenue, total.events
+    );
+}
+
+fn push_string(json: &mut String, text: &str) {
+    // A string is always JSON.
+    json.push_str(&serde_json::to_string(text).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Micros;
+
+    #[test]
+    fn a_user_as_json() {
+        let mut json = String::new();
+        push_user(
+            &mut json,
+            &UserTotal {
+                user_id: "a\"b/é".into(),
+                revenue: Micros(-10_500_000),
+                events: 3,
+                updated_at_ms: 1_795_329_660_123,
+            },
+        );
+        assert_eq!(
+            json,
+            r#"{"userId":"a\"b/é","revenue":-10.5,"events":3,"updatedAt":"2026-11-22T06:41:00.123Z"}"#
+        );
+    }
+
+    #[test]
+    fn what_is_asked() {
+        let (id, after, wait) = asked("caf%C3%A9%2F%25", "after=42-1834&wait=1s").expect("asked");
+        assert_eq!(id, "café/%");
+        assert_eq!(after, "42-1834".parse().ok());
+        assert_eq!(wait, Duration::from_secs(1));
+        for (id, query) in [
+            ("%zz", ""),
+            ("%ff", ""),
+            ("u", "after=42"),
+            ("u", "after="),
+            ("u", "wait=1h"),
+            ("u", "at=1"),
+        ] {
+            assert_eq!(
+                asked(id, query).map_err(|p| p.status()).err(),
+                Some(400),
+                "{id} {query}"
+            );
+        }
+    }
+}

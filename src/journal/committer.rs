@@ -1,0 +1,520 @@
+//! The committer thread: group commit and rotation, one after the other, nothing else.
+//!
+//! It alone writes `events.jsonl` and moves the durable end. It never waits for the processor or
+//! for a client. On failure it undoes the group or poisons the journal; see the module above for
+//! the numbered steps, which the comments here repeat.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::RecvTimeoutError;
+
+use super::recover::Active;
+use super::{AppendError, Command, Commands, JournalConfig, JournalError, Pending, Shared, Tail};
+use crate::fs::{Disk, DiskFile};
+use crate::health::Health;
+use crate::segment::{ACTIVE_FILE, Position, sealed_file_name};
+
+/// The most bytes of one group: a write of this size takes a disk of 100 MB/s 80 ms.
+const GROUP_BYTES_MAX: usize = 8 << 20;
+/// How old the last look at the disk's free space may be.
+const ROOM_CHECK_EVERY: Duration = Duration::from_secs(1);
+/// The same while there is too little: soon, so that taking goes on soon after space was freed.
+const FULL_CHECK_EVERY: Duration = Duration::from_millis(50);
+/// How long to wait before a rotation or a creation that failed is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+const JOURNAL: &str = "journal";
+const ROTATION: &str = "rotation";
+const DISK: &str = "disk";
+
+pub(super) fn start(
+    disk: Arc<dyn Disk>,
+    data_dir: &Path,
+    config: JournalConfig,
+    active: Active,
+    commands: Commands,
+    shared: Arc<Shared>,
+    health: Arc<Health>,
+) -> Result<JoinHandle<()>, JournalError> {
+    let now = Instant::now();
+    let writer = Writer {
+        first_line_at: (active.durable_end > 0).then_some(now),
+        acknowledged: Position {
+            segment: active.number,
+            offset: active.durable_end,
+        },
+        state: State::Open(active.file),
+        number: active.number,
+        durable_end: active.durable_end,
+        path: data_dir.join(ACTIVE_FILE),
+        data_dir: data_dir.to_owned(),
+        group: Vec::new(),
+        room: Room {
+            bytes: 0,
+            checked_at: None,
+        },
+        rotate_not_before: now,
+        checked_at: now,
+        disk,
+        config,
+        shared,
+        health,
+    };
+    Builder::new()
+        .name("committer".into())
+        .spawn(move || {
+            let _watch = PanicWatch(Arc::clone(&writer.health));
+            writer.run(&commands);
+        })
+        .map_err(JournalError::Thread)
+}
+
+/// Says so in readiness when the thread ends by a panic; what waits is answered as it is dropped.
+struct PanicWatch(Arc<Health>);
+
+impl Drop for PanicWatch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.set(
+                JOURNAL,
+                "the committer thread failed; nothing is taken until the server is restarted",
+            );
+        }
+    }
+}
+
+struct Writer {
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
+    path: PathBuf,
+    config: JournalConfig,
+    shared: Arc<Shared>,
+    health: Arc<Health>,
+    state: State,
+    number: u64,
+    durable_end: u64,
+    /// Everything acknowledged is at or below it.
+    acknowledged: Position,
+    /// When the active segment got its first line: its age counts from there.
+    first_line_at: Option<Instant>,
+    /// The group's bytes, written in one call; kept for its capacity.
+    group: Vec<u8>,
+    room: Room,
+    rotate_not_before: Instant,
+    checked_at: Instant,
+}
+
+enum State {
+    /// Lines can be appended.
+    Open(Arc<dyn DiskFile>),
+    /// The last segment is sealed and the next could not be created yet, for this reason.
+    Uncreated(AppendError),
+    /// Nothing is acknowledged until a restart, for this reason.
+    Poisoned(String),
+}
+
+/// How many bytes may be appended before the disk must be looked at again.
+struct Room {
+    bytes: u64,
+    checked_at: Option<Instant>,
+}
+
+impl Writer {
+    fn run(mut self, commands: &Commands) {
+        loop {
+            let due = self.checked_at + self.config.check_every;
+            let due = self
+                .rotation_due()
+                .map_or(due, |rotation| rotation.min(due));
+            match commands.recv_deadline(due) {
+                Ok(command) => {
+                    if !self.serve(command, commands) {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.seal_at_stop(),
+            }
+            if self.checked_at.elapsed() >= self.config.check_every {
+                self.check();
+            }
+            if self.rotation_due().is_some_and(|due| due <= Instant::now()) {
+                let _in_readiness = self.rotate();
+            }
+        }
+    }
+
+    /// Serves a command and all appends that wait behind it; false once stopped.
+    fn serve(&mut self, command: Command, commands: &Commands) -> bool {
+        let mut waiters = Vec::new();
+        let mut bytes = 0;
+        let mut next = Some(command);
+        // 1. Take all waiting appends, up to a bound.
+        while let Some(Command::Append(pending)) = next {
+            bytes += pending.batch.bytes.len();
+            waiters.push(pending);
+            next = if bytes < GROUP_BYTES_MAX {
+                commands.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        if !waiters.is_empty() {
+            self.commit(waiters);
+        }
+        match next {
+            Some(Command::Rotate(pending)) => {
+                let result = self.rotate().map(|()| self.acknowledged);
+                pending.answer(result);
+                true
+            }
+            Some(Command::Stop) => {
+                self.seal_at_stop();
+                false
+            }
+            Some(Command::Append(_)) | None => true,
+        }
+    }
+
+    /// Writes the group, syncs it and answers each of its waiters.
+    fn commit(&mut self, waiters: Vec<Pending>) {
+        match self.write_group(&waiters) {
+            Ok(()) => {
+                // 5. Move the durable end, publish it, answer each waiter with its own position.
+                let mut position = Position {
+                    segment: self.number,
+                    offset: self.durable_end,
+                };
+                let bytes: usize = waiters
+                    .iter()
+                    .map(|pending| pending.batch.bytes.len())
+                    .sum();
+                let lines: u64 = waiters
+                    .iter()
+                    .map(|pending| u64::from(pending.batch.lines))
+                    .sum();
+                self.durable_end += bytes as u64;
+                self.acknowledged = Position {
+                    offset: self.durable_end,
+                    ..position
+                };
+                self.first_line_at.get_or_insert_with(Instant::now);
+                {
+                    let mut tail = self.shared.tail();
+                    tail.durable_end = self.durable_end;
+                    tail.lines += lines;
+                }
+                for pending in waiters {
+                    position.offset += pending.batch.bytes.len() as u64;
+                    pending.answer(Ok(position));
+                }
+                self.health.clear(JOURNAL);
+            }
+            Err(error) => {
+                for pending in waiters {
+                    pending.answer(Err(error.clone()));
+                }
+            }
+        }
+        if self.durable_end >= self.config.rotate_bytes && self.rotate_not_before <= Instant::now()
+        {
+            let _in_readiness = self.rotate();
+        }
+    }
+
+    /// Steps 2 to 4. An error says what the group's waiters are to be told; nothing of it is kept.
+    fn write_group(&mut self, waiters: &[Pending]) -> Result<(), AppendError> {
+        let file = match &self.state {
+            State::Open(file) => Arc::clone(file),
+            State::Uncreated(error) => return Err(error.clone()),
+            State::Poisoned(reason) => return Err(AppendError::Failed(reason.clone())),
+        };
+        let size: usize = waiters
+            .iter()
+            .map(|pending| pending.batch.bytes.len())
+            .sum();
+        self.take_room(size as u64)?;
+        let bytes = match waiters {
+            [alone] => alone.batch.bytes.as_slice(),
+            many => {
+                self.group.clear();
+                for pending in many {
+                    self.group.extend_from_slice(&pending.batch.bytes);
+                }
+                self.group.as_slice()
+            }
+        };
+        // 2. Write them at the durable end. 3. fdatasync.
+        self.shared.note_disk_call(Some(Instant::now()));
+        let written = file
+            .write_all_at(bytes, self.durable_end)
+            .and_then(|()| file.sync_data());
+        self.shared.note_disk_call(None);
+        if let Err(error) = written {
+            return Err(self.undo(&*file, &error));
+        }
+        // 4. Still linked, and the length is ours.
+        match file.stat() {
+            Ok(stat) if stat.links > 0 && stat.size == self.durable_end + bytes.len() as u64 => {
+                Ok(())
+            }
+            Ok(_) => {
+                Err(self
+                    .poison("was removed or changed by someone else while the server had it open"))
+            }
+            Err(error) => Err(self.poison(&format!("can't be looked at: {error}"))),
+        }
+    }
+
+    /// Cuts the file back to the durable end after a write or sync that failed.
+    fn undo(&mut self, file: &dyn DiskFile, error: &io::Error) -> AppendError {
+        if let Err(cut) = file
+            .set_len(self.durable_end)
+            .and_then(|()| file.sync_data())
+        {
+            return self.poison(&format!(
+                "could not be written ({error}), nor cut back to what is durable ({cut})"
+            ));
+        }
+        let reason = format!(
+            "writing {} failed: {error}; nothing of it was kept",
+            self.path.display()
+        );
+        if is_full(error) {
+            self.room.checked_at = None;
+            self.health.set(DISK, &reason);
+            return AppendError::DiskFull(reason);
+        }
+        self.health.set(JOURNAL, &reason);
+        AppendError::Failed(reason)
+    }
+
+    /// No acknowledgement from here on. The answer is for those whose bytes were on the way.
+    fn poison(&mut self, what: &str) -> AppendError {
+        let reason = format!(
+            "{} {what}; nothing is taken until the server is restarted, which recovers what is durable",
+            self.path.display()
+        );
+        self.health.set(JOURNAL, &reason);
+        self.state = State::Poisoned(reason.clone());
+        AppendError::Unknown(reason)
+    }
+
+    /// When the active segment is to be sealed for its age.
+    fn rotation_due(&self) -> Option<Instant> {
+        let State::Open(_) = self.state else {
+            return None;
+        };
+        let due = self.first_line_at?.checked_add(self.config.rotate_every?)?;
+        Some(due.max(self.rotate_not_before))
+    }
+
+    /// Seals the active segment, if it holds anything, and creates the next.
+    fn rotate(&mut self) -> Result<(), AppendError> {
+        match &self.state {
+            State::Poisoned(reason) => return Err(AppendError::Failed(reason.clone())),
+            State::Uncreated(_) => return Ok(()),
+            State::Open(_) if self.durable_end == 0 => return Ok(()),
+            State::Open(_) => self.check_path()?,
+        }
+        // 1. rename, never replacing.
+        let sealed = self
+            .data_dir
+            .join(sealed_file_name(self.number, SystemTime::now()));
+        if let Err(error) = self.disk.rename_new(&self.path, &sealed) {
+            self.rotate_not_before = Instant::now() + RETRY_AFTER;
+            let reason = format!(
+                "cannot seal {} as {}: {error}",
+                self.path.display(),
+                sealed.display()
+            );
+            self.health.set(ROTATION, &reason);
+            return Err(AppendError::Failed(reason));
+        }
+        // 2. fsync the directory.
+        if let Err(error) = self.disk.sync_dir(&self.data_dir) {
+            return Err(self.poison(&format!(
+                "was sealed, but its directory could not be synced: {error}"
+            )));
+        }
+        self.health.clear(ROTATION);
+        tracing::debug!(
+            segment = self.number,
+            bytes = self.durable_end,
+            "sealed {}",
+            sealed.display()
+        );
+        self.number += 1;
+        self.durable_end = 0;
+        self.first_line_at = None;
+        {
+            // The sealed file stays in the tail until the next one is there: nothing of it is at or
+            // past the new durable end.
+            let mut tail = self.shared.tail();
+            tail.number = self.number;
+            tail.durable_end = 0;
+        }
+        self.create_next()
+    }
+
+    /// 3. create the next file, exclusively. 4. fsync the directory. 5. publish.
+    fn create_next(&mut self) -> Result<(), AppendError> {
+        let file = match self.disk.create_new(&self.path) {
+            Ok(file) => file,
+            Err(error) => {
+                self.rotate_not_before = Instant::now() + RETRY_AFTER;
+                let reason = format!(
+                    "cannot create the next {}: {error}; trying again",
+                    self.path.display()
+                );
+                self.health.set(ROTATION, &reason);
+                let error = if is_full(&error) {
+                    AppendError::DiskFull(reason)
+                } else {
+                    AppendError::Failed(reason)
+                };
+                self.state = State::Uncreated(error);
+                // What was acknowledged is sealed all the same.
+                return Ok(());
+            }
+        };
+        if let Err(error) = self.disk.sync_dir(&self.data_dir) {
+            return Err(self.poison(&format!(
+                "was created, but its directory could not be synced: {error}"
+            )));
+        }
+        self.health.clear(ROTATION);
+        let lines = self.shared.tail().lines;
+        *self.shared.tail() = Tail {
+            number: self.number,
+            durable_end: 0,
+            lines,
+            file: Arc::clone(&file),
+        };
+        self.state = State::Open(file);
+        Ok(())
+    }
+
+    /// The look around each `check_every`: the path, the disk's room, what failed before.
+    fn check(&mut self) {
+        self.checked_at = Instant::now();
+        match &self.state {
+            State::Poisoned(_) => return,
+            State::Uncreated(_) => {
+                if self.rotate_not_before <= Instant::now() {
+                    let _in_readiness = self.create_next();
+                }
+            }
+            State::Open(file) => {
+                let file = Arc::clone(file);
+                if self.check_path().is_err() {
+                    return;
+                }
+                // After a failed write without traffic since: does the disk work again?
+                if self.health.is_set(JOURNAL) {
+                    match file.sync_data() {
+                        Ok(()) => self.health.clear(JOURNAL),
+                        Err(error) => tracing::debug!(%error, "the disk still fails"),
+                    }
+                }
+            }
+        }
+        // A failure to look is no failure to write; the next append will tell.
+        let _unknown = self.look_for_room();
+    }
+
+    /// The path must lead to the open file: else somebody moved it away under us.
+    fn check_path(&mut self) -> Result<(), AppendError> {
+        let State::Open(file) = &self.state else {
+            return Ok(());
+        };
+        let same = file
+            .stat()
+            .and_then(|stat| Ok(self.disk.identity(&self.path)? == Some(stat.identity)));
+        match same {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                Err(self.poison("was moved, removed or replaced while the server had it open"))
+            }
+            Err(error) => {
+                let reason = format!("cannot look at {}: {error}", self.path.display());
+                self.health.set(JOURNAL, &reason);
+                Err(AppendError::Failed(reason))
+            }
+        }
+    }
+
+    /// Takes `bytes` of the room left above the disk's reserve and below `--max-disk`.
+    fn take_room(&mut self, bytes: u64) -> Result<(), AppendError> {
+        let age_max = if self.room.bytes < bytes {
+            FULL_CHECK_EVERY
+        } else {
+            ROOM_CHECK_EVERY
+        };
+        if self
+            .room
+            .checked_at
+            .is_none_or(|at| at.elapsed() >= age_max)
+        {
+            self.look_for_room()?;
+        }
+        if self.room.bytes < bytes {
+            let reason = self.no_room();
+            self.health.set(DISK, &reason);
+            return Err(AppendError::DiskFull(reason));
+        }
+        self.room.bytes -= bytes;
+        Ok(())
+    }
+
+    fn look_for_room(&mut self) -> Result<(), AppendError> {
+        let failed = |error: io::Error| {
+            AppendError::Failed(format!("cannot tell how full the disk is: {error}"))
+        };
+        let free = self.disk.free_bytes(&self.data_dir).map_err(failed)?;
+        let mut room = free.saturating_sub(self.config.disk_reserve_bytes);
+        if let Some(max) = self.config.disk_bytes_max {
+            let used = self.disk.used_bytes(&self.data_dir).map_err(failed)?;
+            room = room.min(max.saturating_sub(used));
+        }
+        self.room = Room {
+            bytes: room,
+            checked_at: Some(Instant::now()),
+        };
+        if room > 0 {
+            self.health.clear(DISK);
+        } else {
+            self.health.set(DISK, self.no_room());
+        }
+        Ok(())
+    }
+
+    fn no_room(&self) -> String {
+        let reserve = self.config.disk_reserve_bytes;
+        let bound = self.config.disk_bytes_max.map_or_else(String::new, |max| {
+            format!(", or --max-disk {max} bytes is reached")
+        });
+        format!(
+            "the disk of {} is full down to its reserve of {reserve} bytes{bound}; free some space and sending goes on by itself",
+            self.data_dir.display()
+        )
+    }
+
+    /// A clean stop seals, so that nothing is left behind for `process`.
+    fn seal_at_stop(&mut self) {
+        if let Err(error) = self.rotate() {
+            tracing::error!("not sealed at stop: {error}");
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}

@@ -1,0 +1,540 @@
+//! The journal over the machine's own disk and over one that fails on demand.
+
+use std::io;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::fs::{FileStat, Identity, RealDisk};
+use crate::segment::ACTIVE_FILE;
+
+fn config() -> JournalConfig {
+    JournalConfig {
+        rotate_every: None,
+        rotate_bytes: u64::MAX,
+        check_every: Duration::from_millis(10),
+        queue_bytes_max: 1 << 20,
+        disk_reserve_bytes: 0,
+        disk_bytes_max: None,
+    }
+}
+
+struct Open {
+    journal: Journal,
+    committer: Committer,
+    recovery: Recovery,
+    health: Arc<Health>,
+}
+
+fn open_with(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    config: JournalConfig,
+    known: &[KnownSegment],
+) -> Open {
+    let health = Arc::new(Health::default());
+    let (journal, committer, recovery) =
+        Journal::open(disk, dir, config, known, Arc::clone(&health)).expect("the journal opens");
+    Open {
+        journal,
+        committer,
+        recovery,
+        health,
+    }
+}
+
+fn open(dir: &Path, known: &[KnownSegment]) -> Open {
+    open_with(Arc::new(RealDisk), dir, config(), known)
+}
+
+fn append(journal: &Journal, lines: &str) -> Result<Position, AppendError> {
+    let (sender, receiver) = mpsc::channel();
+    let batch = Batch {
+        bytes: lines.into(),
+        lines: u32::try_from(lines.lines().count()).expect("few lines"),
+    };
+    journal.append(batch, Box::new(move |result| drop(sender.send(result))));
+    receiver.recv().expect("done is always called")
+}
+
+fn rotate(journal: &Journal) -> Result<Position, AppendError> {
+    let (sender, receiver) = mpsc::channel();
+    journal.rotate(Box::new(move |result| drop(sender.send(result))));
+    receiver.recv().expect("done is always called")
+}
+
+fn at(segment: u64, offset: u64) -> Position {
+    Position { segment, offset }
+}
+
+fn sealed(dir: &Path) -> Vec<u64> {
+    let catalog = Catalog::scan(&RealDisk, dir).expect("a listing");
+    catalog
+        .sealed
+        .keys()
+        .filter_map(crate::segment::SegmentId::number)
+        .collect()
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn row(number: u64, applied_bytes: u64, sealed: bool) -> KnownSegment {
+    KnownSegment {
+        number,
+        applied_bytes,
+        sealed,
+    }
+}
+
+#[test]
+fn positions_are_line_ends_and_rotation_starts_a_new_segment() {
+    let dir = TempDir::new().expect("a directory");
+    let open = open(dir.path(), &[]);
+    assert_eq!(rotate(&open.journal).expect("nothing to seal"), at(1, 0));
+    assert_eq!(append(&open.journal, "one\n").expect("appended"), at(1, 4));
+    assert_eq!(
+        append(&open.journal, "two\nthree\n").expect("appended"),
+        at(1, 14)
+    );
+    assert_eq!(rotate(&open.journal).expect("sealed"), at(1, 14));
+    // Never an empty file: a second rotation has nothing to seal.
+    assert_eq!(rotate(&open.journal).expect("nothing to seal"), at(1, 14));
+    assert_eq!(append(&open.journal, "four\n").expect("appended"), at(2, 5));
+    let tail = open.journal.tail();
+    assert_eq!((tail.number, tail.durable_end, tail.lines), (2, 5, 4));
+    assert_eq!(open.journal.queued_bytes().0, 0);
+    open.committer.stop();
+    assert_eq!(sealed(dir.path()), [1, 2]);
+    assert!(matches!(
+        append(&open.journal, "late\n"),
+        Err(AppendError::Stopping)
+    ));
+}
+
+#[test]
+fn many_appenders_share_groups_and_every_line_is_there_once() {
+    let dir = TempDir::new().expect("a directory");
+    let open = open_with(
+        Arc::new(RealDisk),
+        dir.path(),
+        JournalConfig {
+            rotate_bytes: 500,
+            ..config()
+        },
+        &[],
+    );
+    let ends: Vec<Position> = std::thread::scope(|scope| {
+        let journal = &open.journal;
+        let threads: Vec<_> = (0..8)
+            .map(|thread| {
+                scope.spawn(move || {
+                    (0..50)
+                        .map(|i| append(journal, &format!("{thread}-{i}\n")).expect("appended"))
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("no panic"))
+            .collect()
+    });
+    open.committer.stop();
+    let unique: std::collections::BTreeSet<_> = ends.iter().collect();
+    assert_eq!(unique.len(), 400, "no two appends end at the same position");
+    let catalog = Catalog::scan(&RealDisk, dir.path()).expect("a listing");
+    assert!(catalog.sealed.len() > 1, "it rotated by size");
+    let mut lines: Vec<String> = Vec::new();
+    for found in catalog.sealed.values().flatten() {
+        lines.extend(
+            std::fs::read_to_string(&found.path)
+                .expect("readable")
+                .lines()
+                .map(str::to_owned),
+        );
+    }
+    lines.sort();
+    let mut expected: Vec<String> = (0..8)
+        .flat_map(|t| (0..50).map(move |i| format!("{t}-{i}")))
+        .collect();
+    expected.sort();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn age_seals_a_segment_without_any_call() {
+    let dir = TempDir::new().expect("a directory");
+    let config = JournalConfig {
+        rotate_every: Some(Duration::from_millis(20)),
+        ..config()
+    };
+    let open = open_with(Arc::new(RealDisk), dir.path(), config, &[]);
+    append(&open.journal, "one\n").expect("appended");
+    until("the segment is sealed by age", || {
+        open.journal.tail().number == 2
+    });
+    assert_eq!(sealed(dir.path()), [1]);
+}
+
+#[test]
+fn a_torn_tail_is_kept_and_cut_off() {
+    let dir = TempDir::new().expect("a directory");
+    std::fs::write(dir.path().join(ACTIVE_FILE), b"whole\nhal").expect("written");
+    let open = open(dir.path(), &[]);
+    let (bytes, kept) = open.recovery.torn.clone().expect("a torn tail");
+    assert_eq!(
+        (bytes, std::fs::read(&kept).expect("kept")),
+        (3, b"hal".to_vec())
+    );
+    assert_eq!(kept.file_name().expect("named"), "torn-1-6");
+    assert_eq!(
+        append(&open.journal, "next\n").expect("appended"),
+        at(1, 11)
+    );
+    assert_eq!(
+        std::fs::read(dir.path().join(ACTIVE_FILE)).expect("readable"),
+        b"whole\nnext\n"
+    );
+}
+
+#[test]
+fn a_tail_longer_than_a_block_without_any_line_end_is_torn_from_the_start() {
+    let dir = TempDir::new().expect("a directory");
+    std::fs::write(dir.path().join(ACTIVE_FILE), vec![b'x'; 200_000]).expect("written");
+    let open = open(dir.path(), &[]);
+    assert_eq!(open.recovery.torn.as_ref().expect("a torn tail").0, 200_000);
+    assert_eq!(append(&open.journal, "next\n").expect("appended"), at(1, 5));
+}
+
+#[test]
+fn the_number_goes_on_after_files_anywhere_and_after_sealed_rows() {
+    let dir = TempDir::new().expect("a directory");
+    let month = dir.path().join("applied/2026-11");
+    std::fs::create_dir_all(&month).expect("made");
+    std::fs::write(
+        month.join("events-2026-11-22T06-41-00.123Z-000007.jsonl"),
+        b"x\n",
+    )
+    .expect("written");
+    let first = open(dir.path(), &[row(3, 10, true)]);
+    assert_eq!(append(&first.journal, "x\n").expect("appended"), at(8, 2));
+    first.committer.stop();
+    let second = open(dir.path(), &[row(9, 10, true)]);
+    assert_eq!(second.journal.tail().number, 10);
+}
+
+#[test]
+fn an_active_file_that_is_gone_though_applied_is_lost_and_its_number_not_used_again() {
+    let dir = TempDir::new().expect("a directory");
+    let first = open(dir.path(), &[row(1, 100, false)]);
+    assert_eq!(first.recovery.lost, Some(1));
+    assert_eq!(append(&first.journal, "x\n").expect("appended"), at(2, 2));
+    drop(first.journal);
+    // The note alone keeps the number taken, even without the database's row.
+    std::fs::remove_file(dir.path().join(ACTIVE_FILE)).expect("removed");
+    let second = open(dir.path(), &[]);
+    assert_eq!(
+        (second.recovery.lost, second.journal.tail().number),
+        (None, 2)
+    );
+}
+
+#[test]
+fn an_active_file_shorter_than_applied_is_sealed_and_named() {
+    let dir = TempDir::new().expect("a directory");
+    std::fs::write(dir.path().join(ACTIVE_FILE), b"short\n").expect("written");
+    let open = open(dir.path(), &[row(1, 100, false)]);
+    assert_eq!(open.recovery.untrusted, Some(1));
+    assert_eq!(
+        (open.journal.tail().number, sealed(dir.path())),
+        (2, vec![1])
+    );
+}
+
+#[test]
+fn a_file_moved_away_under_us_poisons() {
+    let dir = TempDir::new().expect("a directory");
+    let open = open(dir.path(), &[]);
+    append(&open.journal, "one\n").expect("appended");
+    std::fs::rename(dir.path().join(ACTIVE_FILE), dir.path().join("gone")).expect("moved");
+    until("readiness is red", || !open.health.reasons().is_empty());
+    assert!(matches!(
+        append(&open.journal, "two\n"),
+        Err(AppendError::Failed(_))
+    ));
+    assert!(rotate(&open.journal).is_err());
+}
+
+#[test]
+fn a_file_edited_under_us_poisons_and_the_outcome_is_unknown() {
+    let dir = TempDir::new().expect("a directory");
+    let open = open(dir.path(), &[]);
+    append(&open.journal, "one\n").expect("appended");
+    let path = dir.path().join(ACTIVE_FILE);
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .expect("opened");
+    io::Write::write_all(&mut file, b"foreign foreign foreign\n").expect("written");
+    assert!(matches!(
+        append(&open.journal, "two\n"),
+        Err(AppendError::Unknown(_))
+    ));
+    assert!(matches!(
+        append(&open.journal, "three\n"),
+        Err(AppendError::Failed(_))
+    ));
+}
+
+#[test]
+fn past_the_bound_of_the_directory_nothing_is_appended_until_there_is_room() {
+    let dir = TempDir::new().expect("a directory");
+    std::fs::write(dir.path().join("ballast"), vec![0; 100]).expect("written");
+    let config = JournalConfig {
+        disk_bytes_max: Some(103),
+        ..config()
+    };
+    let open = open_with(Arc::new(RealDisk), dir.path(), config, &[]);
+    assert!(matches!(
+        append(&open.journal, "four\n"),
+        Err(AppendError::DiskFull(_))
+    ));
+    std::fs::remove_file(dir.path().join("ballast")).expect("removed");
+    until("taking goes on", || append(&open.journal, "four\n").is_ok());
+    until("readiness is green", || open.health.reasons().is_empty());
+}
+
+/// A disk whose next calls fail as asked: 1 fails one call, 2 two calls.
+#[derive(Default)]
+struct Faults {
+    write: AtomicUsize,
+    sync: AtomicUsize,
+    cut: AtomicUsize,
+    rename: AtomicUsize,
+    sync_dir: AtomicUsize,
+    create: AtomicUsize,
+}
+
+fn fault(counter: &AtomicUsize) -> io::Result<()> {
+    let due = counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+        left.checked_sub(1)
+    });
+    if due.is_ok() {
+        Err(io::Error::from(io::ErrorKind::StorageFull))
+    } else {
+        Ok(())
+    }
+}
+
+struct FaultyDisk(Arc<Faults>);
+struct FaultyFile(Arc<dyn DiskFile>, Arc<Faults>);
+
+impl Disk for FaultyDisk {
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        fault(&self.0.create)?;
+        Ok(Arc::new(FaultyFile(
+            RealDisk.create_new(path)?,
+            Arc::clone(&self.0),
+        )))
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(FaultyFile(
+            RealDisk.open(path)?,
+            Arc::clone(&self.0),
+        )))
+    }
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open_read(path)
+    }
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fault(&self.0.rename)?;
+        RealDisk.rename_new(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        fault(&self.0.sync_dir)?;
+        RealDisk.sync_dir(dir)
+    }
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.create_dir(dir)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>> {
+        RealDisk.list(dir)
+    }
+    fn identity(&self, path: &Path) -> io::Result<Option<Identity>> {
+        RealDisk.identity(path)
+    }
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        RealDisk.free_bytes(dir)
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if let Err(error) = fault(&self.1.write) {
+            self.0.write_all_at(&bytes[..bytes.len() / 2], offset)?; // half of it got there
+            return Err(error);
+        }
+        self.0.write_all_at(bytes, offset)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        fault(&self.1.sync)?;
+        self.0.sync_data()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        fault(&self.1.cut)?;
+        self.0.set_len(len)
+    }
+    fn stat(&self) -> io::Result<FileStat> {
+        self.0.stat()
+    }
+}
+
+fn faulty(dir: &Path) -> (Open, Arc<Faults>) {
+    let faults = Arc::new(Faults::default());
+    let open = open_with(
+        Arc::new(FaultyDisk(Arc::clone(&faults))),
+        dir,
+        config(),
+        &[],
+    );
+    append(&open.journal, "kept\n").expect("appended");
+    (open, faults)
+}
+
+fn content(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join(ACTIVE_FILE)).expect("readable")
+}
+
+#[test]
+fn a_failed_write_or_sync_keeps_nothing_and_taking_goes_on() {
+    for which in ["write", "sync"] {
+        let dir = TempDir::new().expect("a directory");
+        let (open, faults) = faulty(dir.path());
+        let counter = if which == "write" {
+            &faults.write
+        } else {
+            &faults.sync
+        };
+        counter.store(1, Ordering::SeqCst);
+        assert!(
+            matches!(
+                append(&open.journal, "refused\n"),
+                Err(AppendError::DiskFull(_))
+            ),
+            "{which}"
+        );
+        assert_eq!(content(dir.path()), "kept\n", "{which}");
+        assert_eq!(
+            append(&open.journal, "next\n").expect("appended"),
+            at(1, 10),
+            "{which}"
+        );
+        until("readiness is green", || open.health.reasons().is_empty());
+    }
+}
+
+#[test]
+fn a_failed_write_that_cannot_be_undone_poisons() {
+    let dir = TempDir::new().expect("a directory");
+    let (open, faults) = faulty(dir.path());
+    faults.sync.store(1, Ordering::SeqCst);
+    faults.cut.store(1, Ordering::SeqCst);
+    assert!(matches!(
+        append(&open.journal, "unknown\n"),
+        Err(AppendError::Unknown(_))
+    ));
+    assert!(matches!(
+        append(&open.journal, "after\n"),
+        Err(AppendError::Failed(_))
+    ));
+    assert_eq!(open.health.reasons().len(), 1);
+}
+
+#[test]
+fn a_rotation_that_fails_at_each_step() {
+    // 1: stays on the file.
+    let dir = TempDir::new().expect("a directory");
+    let (open, faults) = faulty(dir.path());
+    faults.rename.store(1, Ordering::SeqCst);
+    assert!(matches!(rotate(&open.journal), Err(AppendError::Failed(_))));
+    assert_eq!(
+        append(&open.journal, "next\n").expect("appended"),
+        at(1, 10)
+    );
+
+    // 2: poisoned.
+    let dir = TempDir::new().expect("a directory");
+    let (open, faults) = faulty(dir.path());
+    faults.sync_dir.store(1, Ordering::SeqCst);
+    assert!(rotate(&open.journal).is_err());
+    assert!(matches!(
+        append(&open.journal, "x\n"),
+        Err(AppendError::Failed(_))
+    ));
+
+    // 3: what was acknowledged is sealed; appends are refused until the next file is there.
+    let dir = TempDir::new().expect("a directory");
+    let (open, faults) = faulty(dir.path());
+    faults.create.store(1, Ordering::SeqCst);
+    assert_eq!(rotate(&open.journal).expect("sealed"), at(1, 5));
+    assert!(matches!(
+        append(&open.journal, "x\n"),
+        Err(AppendError::DiskFull(_))
+    ));
+    until("the next file is created", || {
+        append(&open.journal, "x\n").is_ok()
+    });
+    assert_eq!(open.journal.tail().number, 2);
+}
+
+#[test]
+fn a_full_queue_refuses_but_an_empty_one_takes_any_batch() {
+    let dir = TempDir::new().expect("a directory");
+    let config = JournalConfig {
+        queue_bytes_max: 10,
+        ..config()
+    };
+    let open = open_with(Arc::new(RealDisk), dir.path(), config, &[]);
+    append(&open.journal, "longer than the whole queue\n").expect("taken alone");
+    // Hold the committer inside an answer: what comes now waits.
+    let (entered, inside) = mpsc::channel();
+    let (release, held) = mpsc::channel::<()>();
+    let batch = || Batch {
+        bytes: b"12345678\n".to_vec(),
+        lines: 1,
+    };
+    open.journal.append(
+        batch(),
+        Box::new(move |_| {
+            let _ = entered.send(());
+            let _ = held.recv();
+        }),
+    );
+    inside.recv().expect("the committer answers");
+    let (sender, results) = mpsc::channel();
+    for _ in 0..2 {
+        let sender = sender.clone();
+        open.journal
+            .append(batch(), Box::new(move |result| drop(sender.send(result))));
+    }
+    assert!(matches!(
+        results.recv().expect("refused at once"),
+        Err(AppendError::Busy { .. })
+    ));
+    drop(release);
+    assert!(results.recv().expect("answered").is_ok());
+}

@@ -1,0 +1,82 @@
+//! tallyline takes revenue events over HTTP, keeps them in plain JSON Lines files, and keeps exact
+//! per-user totals in one SQLite file.
+//!
+//! # Architecture
+//!
+//! ```text
+//!  POST /liveEvent                                                     GET /userEvents/{userId}
+//!        |                                                                       ^
+//!  http: parse, check ---- Batch ----> journal: committer                        |
+//!        ^                             one write + one fdatasync        store: Readers (pool)
+//!        |                             for all who wait                          ^
+//!        +------- Position ------------+    |                                    |
+//!                                           | committed bytes                    |
+//!                                           v                                    |
+//!                      process: cut at line ends, parse on a pool,               |
+//!                      per-user deltas in memory                                 |
+//!                                           |                                    |
+//!                                           v                                    |
+//!                      store: ONE transaction: totals += deltas, ids, rejected lines,
+//!                      and segment.applied_bytes: old -> new
+//! ```
+//!
+//! A [`Position`](segment::Position), a segment and a byte offset, is the one idea that carries the
+//! acknowledgement (an append returns one), exactly-once (the store holds the applied one), resume
+//! after a crash, freshness and read-your-writes (a GET can wait for one).
+//!
+//! # Invariants
+//!
+//! 1. **ACK.** A 2xx is sent only when the event's bytes are fdatasync'd, and its file's directory
+//!    entry too. A failed write acknowledges nobody. ([`journal`])
+//! 2. **Exactly once.** Totals, seen ids, rejected lines and a segment's applied bytes change in one
+//!    transaction, guarded by compare-and-set on the old offset. Memory changes after the commit.
+//!    ([`store`])
+//! 3. **The files are the truth**, the database is a view: delete it, process every file again, get
+//!    the same totals. ([`process`])
+//! 4. **A segment is its number**, never an inode or a content; its applied prefix is confirmed by a
+//!    checksum before work goes on from there. Acknowledged bytes never change. ([`segment`])
+//! 5. **Nothing silent.** Received = accepted + refused; lines in the files = applied + duplicates +
+//!    rejected + pending + untrusted. ([`store::Ledger`])
+//! 6. **Totals do not depend** on thread count, chunking, order or where rotation fell. ([`process`])
+//! 7. **Everything bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
+//! 8. **The database never stops the taking** of events; broken parts turn readiness red, in words.
+//!    ([`health`])
+//! 9. **One writer and one processor** per data directory. ([`fs::Lock`])
+//!
+//! # Who may know whom
+//!
+//! ```text
+//! main > cli > config | serve (composition root) > http, process > journal, store > event, fs      client > event
+//! ```
+//!
+//! `http` never sees `process`; `journal` knows no SQL and no HTTP; `store` knows no HTTP and no
+//! files; only `http::engine` knows tiny_http; only `http`, `client` and `event` know wire JSON.
+//!
+//! # Deliberately absent
+//!
+//! An async runtime, unsafe code, a second writer, replication, a query language.
+
+pub mod apply;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod demo;
+pub mod event;
+pub mod exit;
+pub mod fs;
+pub mod generate;
+pub mod health;
+pub mod histogram;
+pub mod http;
+pub mod journal;
+pub mod logging;
+pub mod manual;
+pub mod notify;
+pub mod process;
+pub mod query;
+pub mod segment;
+pub mod serve;
+pub mod stop;
+pub mod store;
+pub mod torture;
+pub mod verify;

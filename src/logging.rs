@@ -1,0 +1,82 @@
+//! What goes to stderr: log lines and progress bars, which must not draw over each other.
+//!
+//! Every bar belongs to [`bars`]; a log line written while bars stand makes them step aside. Only
+//! our own crate speaks below warnings: what libraries trace may hold a header with a token.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::LazyLock;
+
+use indicatif::MultiProgress;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::cli::{LogFormat, LoggingArgs};
+use crate::http::engine::LOG_DIRECTIVE as LIBRARY;
+
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// The bars on stderr; hidden where stderr is no terminal.
+pub fn bars() -> &'static MultiProgress {
+    &BARS
+}
+
+/// How much a command says of itself when neither `-v` nor `-q` is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// A server: what it does is in its log.
+    Service,
+    /// A tool: its output speaks; only warnings go to the log.
+    Tool,
+}
+
+/// Starts logging to stderr. The level: `-v`, `-q`, else `TALLYLINE_LOG` (a level, or directives
+/// such as `tallyline::journal=trace`), else what the manner asks for. With `-q` no bar is drawn.
+pub fn start(args: &LoggingArgs, manner: Manner) {
+    if args.quiet {
+        bars().set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    let directives = match (args.quiet, args.verbose) {
+        (true, _) => format!("error,{LIBRARY}"),
+        (_, 1) => format!("warn,{LIBRARY},tallyline=debug"),
+        (_, 2..) => format!("warn,{LIBRARY},tallyline=trace"),
+        _ => match (std::env::var("TALLYLINE_LOG"), manner) {
+            (Ok(level), _) if level.contains(['=', ',']) => level,
+            (Ok(level), _) if !level.is_empty() => format!("warn,{LIBRARY},tallyline={level}"),
+            (_, Manner::Service) => format!("warn,{LIBRARY},tallyline=info"),
+            (_, Manner::Tool) => format!("warn,{LIBRARY}"),
+        },
+    };
+    let filter = EnvFilter::builder().parse_lossy(directives);
+    let colour = io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(Stderr);
+    match args.log_format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// Stderr, the bars out of the way while it is written to.
+#[derive(Clone, Copy, Debug)]
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        bars().suspend(|| io::stderr().write(buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+impl<'a> MakeWriter<'a> for Stderr {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        Self
+    }
+}

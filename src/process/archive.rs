@@ -1,0 +1,115 @@
+//! Moving a wholly applied file to `applied/YYYY-MM/`: for people; nothing depends on it.
+//!
+//! Rename, never replacing, only if the file is what was applied; then fsync of both directories. A
+//! crash between leaves a file in one place or the other, and either is found.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::applier::{SegmentFile, now_ms};
+use super::{ProcessError, lines};
+use crate::fs::Disk;
+use crate::journal::APPLIED_DIR;
+use crate::store::SegmentRow;
+
+/// What became of a whole file that lies in the data directory itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Archived {
+    /// It is in the archive now.
+    Moved,
+    /// A file of its name is there already; it stays where it is.
+    NameTaken,
+    /// It is not what was applied under its name; it stays where it is.
+    OtherContent,
+}
+
+impl Archived {
+    /// Why the file stays where it is.
+    pub(super) fn refusal(&self) -> Option<&'static str> {
+        match self {
+            Self::Moved => None,
+            Self::NameTaken => Some("a file of that name is in the archive already"),
+            Self::OtherContent => Some(
+                "a file of that name was applied already, with another content; this one is not applied",
+            ),
+        }
+    }
+}
+
+/// Whether the file is byte for byte (by length and checksum) what was applied.
+pub(super) fn is_what_was_applied(
+    segment: &SegmentFile,
+    row: &SegmentRow,
+) -> Result<bool, ProcessError> {
+    let size = segment
+        .file
+        .size()
+        .map_err(ProcessError::io("look at", &segment.path))?;
+    if size != row.applied_bytes {
+        return Ok(false);
+    }
+    let checksum =
+        lines::checksum(&*segment.file, size).map_err(ProcessError::io("read", &segment.path))?;
+    Ok(checksum == row.checksum)
+}
+
+/// Moves a whole file to the archive. `has_read`: this process has just read all of it.
+pub(super) fn archive(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    segment: &SegmentFile,
+    row: &SegmentRow,
+    has_read: bool,
+) -> Result<Archived, ProcessError> {
+    if !has_read && !is_what_was_applied(segment, row)? {
+        return Ok(Archived::OtherContent);
+    }
+    let applied = data_dir.join(APPLIED_DIR);
+    let month = applied.join(month(row.whole_at_ms.unwrap_or_else(now_ms)));
+    make_dir(disk, data_dir, &applied)?;
+    make_dir(disk, &applied, &month)?;
+    let path = &segment.path;
+    let target = month.join(path.file_name().unwrap_or_default());
+    match disk.rename_new(path, &target) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Ok(Archived::NameTaken);
+        }
+        renamed => renamed.map_err(ProcessError::io("archive", path))?,
+    }
+    // The month's own entry too: a sync of it that failed once is not tried again where it is made.
+    for dir in [&month, &applied, data_dir] {
+        disk.sync_dir(dir).map_err(ProcessError::io("sync", dir))?;
+    }
+    Ok(Archived::Moved)
+}
+
+fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> Result<(), ProcessError> {
+    let exists = disk
+        .identity(dir)
+        .map_err(ProcessError::io("look at", dir))?
+        .is_some();
+    if !exists {
+        disk.create_dir(dir)
+            .map_err(ProcessError::io("create", dir))?;
+        disk.sync_dir(parent)
+            .map_err(ProcessError::io("sync", parent))?;
+    }
+    Ok(())
+}
+
+/// `2026-11`, UTC.
+fn month(at_ms: i64) -> String {
+    let at = UNIX_EPOCH + Duration::from_millis(u64::try_from(at_ms).unwrap_or(0));
+    let mut text = humantime::format_rfc3339_seconds(at).to_string();
+    text.truncate("2026-11".len());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_month_is_year_and_month() {
+        assert_eq!(super::month(1_795_329_660_123), "2026-11");
+    }
+}

@@ -1,0 +1,249 @@
+//! The processor: from committed bytes to exact totals.
+//!
+//! One thread, the coordinator, owns the store's writer and all state. It follows the active
+//! segment up to the journal's durable end, every flush interval or when somebody waits, and the
+//! sealed ones by listing the directory: ours in number order, files from elsewhere by name. A
+//! range is cut at line ends, folded by a pool of threads into sums per user, and given to
+//! [`Writer::apply`](crate::store::Writer::apply): one transaction. Wholly applied files move to
+//! `applied/YYYY-MM/`, a convenience for people; no step decides by where a file lies.
+//!
+//! # Invariants
+//! - Never reads past the durable end: a power cut could otherwise leave totals for lines that are
+//!   gone. A file found by listing is fsynced, and its directory, before its first byte counts.
+//! - The prefix that the database says is applied is confirmed by its checksum before work goes on
+//!   from there. If it is another, the file is marked untrusted, loudly, and the rest goes on.
+//! - Totals do not depend on threads, chunks, or where ranges are cut.
+//! - Memory follows the commit, never precedes it; after any error it is read from the rows anew.
+//!
+//! # Failure
+//! A broken or locked database turns readiness red and is tried again with growing pauses; the
+//! journal goes on taking. A file that can't be read turns readiness red under its name; the others
+//! go on.
+
+mod applier;
+mod archive;
+mod coordinator;
+mod fold;
+mod lines;
+mod observe;
+mod once;
+mod pool;
+mod prune;
+mod rebuild;
+mod recount;
+mod sums;
+#[cfg(test)]
+mod tests;
+mod users;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+pub use self::once::{Refused, RunProgress, Summary, run_once};
+pub use self::rebuild::{Rebuilt, rebuild};
+pub use self::recount::{Finding, Verdict, verify};
+use crate::fs::Disk;
+use crate::health::Health;
+use crate::journal::Journal;
+use crate::segment::Position;
+use crate::store::{DATABASE_FILE, Progress, Readers, StoreError};
+
+/// How the processor behaves.
+#[derive(Clone, Debug)]
+pub struct ProcessConfig {
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// The most time between an acknowledgement and its place in the totals; at least 10 ms.
+    pub flush_every: Duration,
+    /// Folding threads, at least 1.
+    pub threads: usize,
+    /// About the most memory that a range may hold before it is applied, in bytes.
+    pub memory_bytes: usize,
+    /// Prune whole segments this long after they were applied; `None`: never. The server's
+    /// processor only.
+    pub retain_for: Option<Duration>,
+    /// Let ids go this long after they were applied; `None`: never. The server's processor only.
+    pub keep_ids: Option<Duration>,
+    /// The database file.
+    pub(crate) database: PathBuf,
+}
+
+impl ProcessConfig {
+    /// Flushes each second, a thread a core, 256 MiB, nothing let go.
+    pub fn new(data_dir: &Path) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            flush_every: Duration::from_secs(1),
+            threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            memory_bytes: 256 << 20,
+            retain_for: None,
+            keep_ids: None,
+            database: data_dir.join(DATABASE_FILE),
+        }
+    }
+
+    /// Where the database lies.
+    pub fn database(&self) -> PathBuf {
+        self.database.clone()
+    }
+}
+
+/// Why the processor did not start, or `process` did not get done.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// No thread could be started.
+    #[error("cannot start the processor's threads")]
+    Thread(#[source] std::io::Error),
+    /// The database did not do what was asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file or directory did not.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Somebody else applied the same segment at the same time.
+    #[error(
+        "segment {segment}: another processor applied it at the same time; only one may run in a data directory"
+    )]
+    Raced {
+        /// Which.
+        segment: String,
+    },
+    /// Another file lies at the database's path now.
+    #[error("database {}: it was replaced or deleted while it was in use; how far the files are applied is read from what is there now, and the rest is applied", path.display())]
+    Replaced {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// The file's length changed while it was read.
+    #[error("{} changed while it was read; it is applied once it is complete", path.display())]
+    Changed {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The new database could not be made or put in place; the old one is as it was.
+    #[error("not rebuilt: {0}")]
+    NotRebuilt(String),
+    /// Told to stop.
+    #[error("stopped before it was done; what was not applied is applied next time")]
+    Stopped,
+}
+
+impl ProcessError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// The error and its causes in one sentence, for readiness.
+fn in_words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words = format!("{words}: {error}");
+        cause = error.source();
+    }
+    words
+}
+
+/// The running processor.
+pub struct Processor {
+    progress: Arc<Progress>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Processor {
+    /// Starts applying; the caller holds `process.lock`. The database is opened in the background,
+    /// and again whenever it breaks: readiness tells, topic `database`.
+    pub fn start(
+        config: ProcessConfig,
+        disk: Arc<dyn Disk>,
+        journal: Journal,
+        progress: Arc<Progress>,
+        health: Arc<Health>,
+    ) -> Result<Self, ProcessError> {
+        let pool = pool::Pool::start(config.threads).map_err(ProcessError::Thread)?;
+        let clock = start_clock(&config, &journal, &progress)?;
+        let on = Arc::clone(&progress);
+        let coordinator = Builder::new()
+            .name("process".to_owned())
+            .spawn(move || coordinator::run(config, disk, journal, &on, &health, pool))
+            .map_err(ProcessError::Thread)?;
+        Ok(Self {
+            progress,
+            threads: vec![coordinator, clock],
+        })
+    }
+
+    /// For a server that does not apply: keeps the ledger and the lag truthful while another
+    /// process applies now and then. Changes nothing.
+    pub fn observe(
+        config: ProcessConfig,
+        disk: Arc<dyn Disk>,
+        journal: Journal,
+        readers: Readers,
+        progress: Arc<Progress>,
+        health: Arc<Health>,
+    ) -> Result<Self, ProcessError> {
+        let clock = start_clock(&config, &journal, &progress)?;
+        let on = Arc::clone(&progress);
+        let observer = Builder::new()
+            .name("process-observe".to_owned())
+            .spawn(move || observe::run(&config, disk, &journal, &readers, &on, &health))
+            .map_err(ProcessError::Thread)?;
+        Ok(Self {
+            progress,
+            threads: vec![observer, clock],
+        })
+    }
+
+    /// Applies what is durable, answers those who still wait, and leaves a single database file
+    /// where nobody else has it open: close the [`Readers`] before, and the journal. A database
+    /// that stays locked is left as it is; its files are applied next time.
+    pub fn stop(self) {
+        self.progress.stop();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!(
+                    "a thread of the processor panicked; what it had not committed is applied next time"
+                );
+            }
+        }
+    }
+}
+
+/// How often the durable end is looked at for the lag.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+fn start_clock(
+    config: &ProcessConfig,
+    journal: &Journal,
+    progress: &Arc<Progress>,
+) -> Result<JoinHandle<()>, ProcessError> {
+    let (journal, progress) = (journal.clone(), Arc::clone(progress));
+    let every = LOOK_EVERY.min(config.flush_every);
+    Builder::new()
+        .name("process-clock".to_owned())
+        .spawn(move || {
+            progress.run_clock(every, &|| {
+                let tail = journal.tail();
+                Position {
+                    segment: tail.number,
+                    offset: tail.durable_end,
+                }
+            });
+        })
+        .map_err(ProcessError::Thread)
+}

@@ -1,0 +1,146 @@
+//! The ledger of a server that does not apply itself (`--no-process`): read only.
+//!
+//! Another process applies now and then. Each round, the rows say what is settled and the files
+//! how many lines there are; a sealed file's lines are counted once.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::coordinator::usable;
+use super::{ProcessConfig, in_words, lines};
+use crate::fs::Disk;
+use crate::health::Health;
+use crate::journal::{Catalog, Journal, Tail};
+use crate::segment::{Position, SegmentId};
+use crate::store::{Lost, Progress, Readers, SegmentRow, SegmentState, Settled, StoreError};
+
+const DATABASE: &str = "database";
+
+pub(super) fn run(
+    config: &ProcessConfig,
+    disk: Arc<dyn Disk>,
+    journal: &Journal,
+    readers: &Readers,
+    progress: &Progress,
+    health: &Health,
+) {
+    let mut lines = Lines {
+        disk,
+        sealed: HashMap::new(),
+        active: (0, 0, 0),
+    };
+    while !progress.is_stopping() {
+        let began = Instant::now();
+        match round(config, journal, readers, progress, &mut lines) {
+            Ok(()) => health.clear(DATABASE),
+            Err(error) => health.set(DATABASE, in_words(&error)),
+        }
+        progress.wait_until(began + config.flush_every);
+    }
+    progress.finish();
+}
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+enum ObserveError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot count the lines that wait in {}", .0.display())]
+    Io(std::path::PathBuf, #[source] io::Error),
+}
+
+fn round(
+    config: &ProcessConfig,
+    journal: &Journal,
+    readers: &Readers,
+    progress: &Progress,
+    lines: &mut Lines,
+) -> Result<(), ObserveError> {
+    let io = |error| ObserveError::Io(config.data_dir.clone(), error);
+    let tail = journal.tail();
+    let (ledger, whole, rows) = readers.snapshot()?;
+    let catalog = Catalog::scan(&*lines.disk, &config.data_dir).map_err(io)?;
+    let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
+    let mut pending = 0;
+    let mut frontier = None;
+    for (id, found) in &catalog.sealed {
+        let untrusted = row(id).is_some_and(|row| row.state == SegmentState::Untrusted);
+        if let Some(found) = usable(found).filter(|_| !whole.contains(id) && !untrusted) {
+            let settled = row(id).map_or(0, |row| row.counts.lines);
+            pending += lines
+                .of_sealed(id, &found.path)
+                .map_err(io)?
+                .saturating_sub(settled);
+            frontier = frontier.or(id.number());
+        }
+    }
+    let settled = row(&SegmentId::Ours(tail.number)).map_or(0, |row| row.counts.lines);
+    pending += lines.of_active(&tail).map_err(io)?.saturating_sub(settled);
+    let number = frontier.unwrap_or(tail.number);
+    let offset = row(&SegmentId::Ours(number)).map_or(0, |row| row.applied_bytes);
+    let lost: Vec<Lost> = rows.iter().filter_map(lost).collect();
+    let settled = Settled {
+        ledger,
+        pending: i64::try_from(pending).unwrap_or(i64::MAX),
+        tail_lines: tail.lines,
+    };
+    progress.publish(
+        Position {
+            segment: number,
+            offset,
+        },
+        &lost,
+        settled,
+    );
+    Ok(())
+}
+
+fn lost(row: &SegmentRow) -> Option<Lost> {
+    let number = row.id.number()?;
+    matches!(row.state, SegmentState::Untrusted | SegmentState::Lost).then_some(Lost {
+        number,
+        applied_bytes: row.applied_bytes,
+    })
+}
+
+/// Lines of files, counted once.
+struct Lines {
+    disk: Arc<dyn Disk>,
+    /// (size, lines) of sealed files.
+    sealed: HashMap<SegmentId, (u64, u64)>,
+    /// (number, counted up to, lines) of the active segment.
+    active: (u64, u64, u64),
+}
+
+impl Lines {
+    fn of_sealed(&mut self, id: &SegmentId, path: &std::path::Path) -> io::Result<u64> {
+        let file = match self.disk.open_read(path) {
+            // Archived since the listing: the next round sees it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            file => file?,
+        };
+        let size = file.size()?;
+        match self.sealed.get(id) {
+            Some(&(of, lines)) if of == size => Ok(lines),
+            _ => {
+                let lines = lines::count(&*file, 0, size)?;
+                self.sealed.insert(id.clone(), (size, lines));
+                Ok(lines)
+            }
+        }
+    }
+
+    fn of_active(&mut self, tail: &Tail) -> io::Result<u64> {
+        let (number, counted, lines) = self.active;
+        let (from, lines) = if number == tail.number {
+            (counted, lines)
+        } else {
+            (0, 0)
+        };
+        let lines = lines + lines::count(&*tail.file, from, tail.durable_end)?;
+        self.active = (tail.number, tail.durable_end, lines);
+        Ok(lines)
+    }
+}

@@ -1,0 +1,446 @@
+//! The one-shot run behind `process`: every sealed file in the directory, or the files named.
+//!
+//! The caller holds `process.lock` and has sealed the active segment if no server runs. A file from
+//! elsewhere is first copied in, so that it stays among the files that are the truth.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::applier::{Applier, Confirmed, SegmentFile, Watch, open_sealed};
+use super::archive::{self, Archived};
+use super::coordinator::usable;
+use super::pool::Pool;
+use super::{ProcessConfig, ProcessError, fold, lines, prune, sums};
+use crate::fs::{self, Disk, DiskFile};
+use crate::journal::{Catalog, Place};
+use crate::segment::{ACTIVE_FILE, SegmentId};
+use crate::store::{Applied, Counts, SegmentRow, SegmentState, StoreError};
+
+/// How long a database that somebody else has locked is waited for.
+const LOCKED_MAX: Duration = Duration::from_mins(1);
+const COPY_BLOCK: u64 = 1 << 20;
+
+/// What a run did.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Files that were applied to their end, by name.
+    pub applied: Vec<String>,
+    /// Files that had been applied before, by name.
+    pub skipped: Vec<String>,
+    /// Files that were not applied, and why. Exit code 1 if there are any.
+    pub refused: Vec<Refused>,
+    /// Numbers of ours that have neither a file nor a whole row.
+    pub missing: Vec<u64>,
+    /// What became of the lines applied in this run. Exit code 3 if any was rejected.
+    pub counts: Counts,
+    /// Bytes applied in this run.
+    pub bytes: u64,
+}
+
+/// A file that was not applied.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Where it lies, untouched.
+    pub path: PathBuf,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug)]
+pub struct RunProgress<'a> {
+    /// The segment being applied.
+    pub segment: &'a str,
+    /// Bytes applied so far in this run.
+    pub bytes: u64,
+    /// Bytes there were to apply at the start of the run.
+    pub bytes_total: u64,
+}
+
+/// Applies every sealed file in the data directory, or only `files`. `on_progress` is called after
+/// each commit.
+pub fn run_once(
+    config: &ProcessConfig,
+    disk: &Arc<dyn Disk>,
+    files: &[PathBuf],
+    on_progress: &mut dyn FnMut(RunProgress<'_>),
+) -> Result<Summary, ProcessError> {
+    let mut pool = Pool::start(config.threads).map_err(ProcessError::Thread)?;
+    let was_unclean = sums::was_left_open(config);
+    let applier = Applier::open(config, &mut pool)?;
+    let mut run = Run {
+        config,
+        disk: &**disk,
+        applier,
+        summary: Summary::default(),
+        on_progress,
+        bytes_total: 0,
+    };
+    let todo = if files.is_empty() {
+        run.all()?
+    } else {
+        run.named(files)?
+    };
+    for (_, path, _) in &todo {
+        run.bytes_total += run
+            .disk
+            .open_read(path)
+            .and_then(|file| file.size())
+            .unwrap_or(0);
+    }
+    for (id, path, place) in todo {
+        run.file(&id, &path, place)?;
+    }
+    let Run {
+        applier,
+        mut summary,
+        ..
+    } = run;
+    applier.writer.close()?;
+    if was_unclean && let Some(reason) = sums::difference(config)? {
+        summary.refused.push(Refused {
+            path: config.database(),
+            reason,
+        });
+    }
+    Ok(summary)
+}
+
+struct Run<'r> {
+    config: &'r ProcessConfig,
+    disk: &'r dyn Disk,
+    applier: Applier<'r>,
+    summary: Summary,
+    on_progress: &'r mut dyn FnMut(RunProgress<'_>),
+    bytes_total: u64,
+}
+
+type Todo = Vec<(SegmentId, PathBuf, Place)>;
+
+impl Run<'_> {
+    /// What is in the directory and not wholly applied, or not in the archive yet.
+    fn all(&mut self) -> Result<Todo, ProcessError> {
+        let data_dir = &self.config.data_dir;
+        prune::finish_at_start(self.disk, data_dir, &self.applier.writer.pruned()?)?;
+        let catalog =
+            Catalog::scan(self.disk, data_dir).map_err(ProcessError::io("list", data_dir))?;
+        for dir in &catalog.dirs {
+            self.disk
+                .sync_dir(dir)
+                .map_err(ProcessError::io("sync", dir))?;
+        }
+        let whole = self.applier.writer.whole()?;
+        let pruned = self.applier.writer.pruned()?.number;
+        let mut todo = Todo::new();
+        for (id, found) in &catalog.sealed {
+            // In the archive, what was let go is nobody's business but the owner's.
+            let let_go = id.number().is_some_and(|number| number <= pruned)
+                && self.applier.writer.segment(id)?.is_none();
+            if let Some(found) = usable(found)
+                && (found.place == Place::Incoming || !(let_go || whole.contains(id)))
+            {
+                todo.push((id.clone(), found.path.clone(), found.place));
+            }
+        }
+        let there: BTreeSet<u64> = whole
+            .iter()
+            .chain(catalog.sealed.keys())
+            .filter_map(SegmentId::number)
+            .collect();
+        let highest = there.last().copied().unwrap_or(0);
+        self.summary.missing = (pruned + 1..highest)
+            .filter(|n| !there.contains(n))
+            .collect();
+        Ok(todo)
+    }
+
+    /// The files named, copied in where they are from elsewhere.
+    fn named(&mut self, files: &[PathBuf]) -> Result<Todo, ProcessError> {
+        let mut todo = Todo::new();
+        for file in files {
+            match self.bring_in(file)? {
+                Brought::In(id, path, place) => todo.push((id, path, place)),
+                Brought::Before(name) => self.summary.skipped.push(name),
+                Brought::Refused(reason) => {
+                    self.summary.refused.push(Refused {
+                        path: file.clone(),
+                        reason,
+                    });
+                }
+            }
+        }
+        Ok(todo)
+    }
+
+    fn bring_in(&mut self, file: &Path) -> Result<Brought, ProcessError> {
+        let real = file
+            .canonicalize()
+            .map_err(ProcessError::io("find", file))?;
+        let data_dir = &self.config.data_dir;
+        let home = data_dir
+            .canonicalize()
+            .map_err(ProcessError::io("find", data_dir))?;
+        let name = real
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if real.parent() == Some(&home) {
+            return Ok(match SegmentId::of_file(&name) {
+                Some(id) => Brought::In(id, data_dir.join(&name), Place::Incoming),
+                None if name == ACTIVE_FILE => Brought::Refused(
+                    "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
+                ),
+                None => Brought::Refused(format!(
+                    "it lies in the data directory under a name that is not a segment's; move it elsewhere, or rename it to events_{name}"
+                )),
+            });
+        }
+        let name = name_from_elsewhere(&name);
+        let target = data_dir.join(&name);
+        let id = SegmentId::Elsewhere(name.clone());
+        let source = self
+            .disk
+            .open_read(&real)
+            .map_err(ProcessError::io("open", file))?;
+        let segment = SegmentFile {
+            id: id.clone(),
+            path: real.clone(),
+            file: Arc::clone(&source),
+        };
+        if let Some(row) = self.applier.writer.segment(&id)?
+            && row.state == SegmentState::Whole
+        {
+            return Ok(if archive::is_what_was_applied(&segment, &row)? {
+                Brought::Before(name)
+            } else {
+                Brought::Refused(other_content(&name))
+            });
+        }
+        if self
+            .disk
+            .identity(&target)
+            .map_err(ProcessError::io("look at", &target))?
+            .is_some()
+        {
+            let there = self
+                .disk
+                .open_read(&target)
+                .map_err(ProcessError::io("open", &target))?;
+            if !same_content(&*there, &*source).map_err(ProcessError::io("read", file))? {
+                return Ok(Brought::Refused(other_content(&name)));
+            }
+        } else {
+            fs::write_new(self.disk, &target, |part| copy(&*source, part))
+                .map_err(ProcessError::io("copy in", file))?;
+        }
+        Ok(Brought::In(id, target, Place::Incoming))
+    }
+
+    /// Applies one file to its end and archives it.
+    fn file(&mut self, id: &SegmentId, path: &Path, place: Place) -> Result<(), ProcessError> {
+        let segment = open_sealed(self.disk, id, path)?;
+        let name = segment.name();
+        let pruned = self.applier.writer.pruned()?.number;
+        if id.number().is_some_and(|number| number <= pruned)
+            && self.applier.writer.segment(id)?.is_none()
+        {
+            self.refuse(path, prune::was_let_go(path, pruned));
+            return Ok(());
+        }
+        let applied = match self.confirm(&segment)? {
+            Confirmed::At(applied) => applied,
+            Confirmed::Whole(row) => return self.archive(&segment, place, &row, false),
+            Confirmed::Restored(_) => return Ok(()), // confirm() leaves none
+            Confirmed::Untrusted(untrusted) => {
+                if !untrusted.known {
+                    self.applier.distrust(&segment, &untrusted)?;
+                }
+                self.refuse(path, untrusted.reason);
+                return Ok(());
+            }
+        };
+        let size = segment
+            .file
+            .size()
+            .map_err(ProcessError::io("look at", path))?;
+        let mut told = Told {
+            summary: &mut self.summary,
+            on_progress: self.on_progress,
+            name: &name,
+            bytes_total: self.bytes_total,
+            at: applied,
+            locked_since: None,
+        };
+        match self
+            .applier
+            .apply_sealed(&segment, applied, size, &mut told)
+        {
+            Err(error @ ProcessError::Changed { .. }) => {
+                self.refuse(path, error.to_string());
+                return Ok(());
+            }
+            done => done?,
+        }
+        self.summary.applied.push(name);
+        match self.applier.writer.segment(id)? {
+            Some(row) => self.archive(&segment, place, &row, true),
+            None => Ok(()),
+        }
+    }
+
+    fn confirm(&mut self, segment: &SegmentFile) -> Result<Confirmed, ProcessError> {
+        match self.applier.confirm(segment)? {
+            Confirmed::Restored(row) => {
+                self.applier.note(&row, SegmentState::Sealed, None)?;
+                self.applier.confirm(segment)
+            }
+            confirmed => Ok(confirmed),
+        }
+    }
+
+    fn archive(
+        &mut self,
+        segment: &SegmentFile,
+        place: Place,
+        row: &SegmentRow,
+        applied_now: bool,
+    ) -> Result<(), ProcessError> {
+        let archived = if place == Place::Incoming {
+            let stat = segment
+                .file
+                .stat()
+                .map_err(ProcessError::io("look at", &segment.path))?;
+            let has_read = self.applier.has_read(&segment.id, stat.identity, stat.size);
+            archive::archive(self.disk, &self.config.data_dir, segment, row, has_read)?
+        } else {
+            Archived::Moved
+        };
+        self.applier.forget(&segment.id);
+        match (archived, applied_now) {
+            (Archived::OtherContent, _) => {
+                self.refuse(&segment.path, other_content(&segment.name()));
+            }
+            // The same content once more: in the archive already.
+            (Archived::Moved | Archived::NameTaken, false) => {
+                self.summary.skipped.push(segment.name());
+            }
+            (Archived::NameTaken, true) => {
+                tracing::warn!(path = %segment.path.display(), "applied, but it stays where it is: a file of that name is in the archive already");
+            }
+            (Archived::Moved, true) => {}
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, path: &Path, reason: String) {
+        self.summary.refused.push(Refused {
+            path: path.to_owned(),
+            reason,
+        });
+    }
+}
+
+/// What became of a file that was named.
+enum Brought {
+    In(SegmentId, PathBuf, Place),
+    Before(String),
+    Refused(String),
+}
+
+fn other_content(name: &str) -> String {
+    format!(
+        "a file named {name} with another content was applied or is waiting; this one was left alone. If its events are to count, give it another name"
+    )
+}
+
+/// The name in the data directory of a file from elsewhere. A name of ours from another data
+/// directory must not be taken for one of ours here.
+fn name_from_elsewhere(name: &str) -> String {
+    if matches!(SegmentId::of_file(name), Some(SegmentId::Elsewhere(_))) {
+        return name.to_owned();
+    }
+    let ending = if Path::new(name)
+        .extension()
+        .is_some_and(|ending| ending == "jsonl")
+    {
+        ""
+    } else {
+        ".jsonl"
+    };
+    format!("events_{name}{ending}")
+}
+
+fn same_content(a: &dyn DiskFile, b: &dyn DiskFile) -> std::io::Result<bool> {
+    let size = a.size()?;
+    Ok(size == b.size()? && lines::checksum(a, size)? == lines::checksum(b, size)?)
+}
+
+fn copy(from: &dyn DiskFile, to: &dyn DiskFile) -> std::io::Result<()> {
+    let size = from.size()?;
+    let mut block = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let end = size.min(at + COPY_BLOCK);
+        fold::read_range(from, at, end, &mut block)?;
+        to.write_all_at(&block, at)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Counts what is committed, and tells.
+struct Told<'t> {
+    summary: &'t mut Summary,
+    on_progress: &'t mut dyn FnMut(RunProgress<'_>),
+    name: &'t str,
+    bytes_total: u64,
+    at: u64,
+    locked_since: Option<Instant>,
+}
+
+impl Watch for Told<'_> {
+    fn committed(&mut self, _segment: &SegmentId, to: u64, applied: &Applied, _took: Duration) {
+        self.summary.counts.add(&applied.counts);
+        self.summary.bytes += to - self.at;
+        self.at = to;
+        (self.on_progress)(RunProgress {
+            segment: self.name,
+            bytes: self.summary.bytes,
+            bytes_total: self.bytes_total,
+        });
+    }
+
+    fn locked(&mut self, error: &StoreError) -> bool {
+        let since = *self.locked_since.get_or_insert_with(|| {
+            tracing::warn!(%error, "waiting");
+            Instant::now()
+        });
+        since.elapsed() < LOCKED_MAX
+    }
+
+    fn unlocked(&mut self) {
+        self.locked_since = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_from_elsewhere_are_never_ours() {
+        for (name, here) in [
+            ("foo.jsonl", "events_foo.jsonl"),
+            ("foo.json", "events_foo.json.jsonl"),
+            ("events.jsonl", "events_events.jsonl"),
+            ("events_1700000000000.jsonl", "events_1700000000000.jsonl"),
+            (
+                "events-2026-11-22T06-41-00.123Z-000042.jsonl",
+                "events_events-2026-11-22T06-41-00.123Z-000042.jsonl",
+            ),
+        ] {
+            assert_eq!(super::name_from_elsewhere(name), here);
+        }
+    }
+}

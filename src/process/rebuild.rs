@@ -1,0 +1,176 @@
+//! `process --rebuild`: a new database from all kept files, in the place of the old one.
+//!
+//! The caller holds `serve.lock` and `process.lock`. The new database is made beside the old one,
+//! under a temporary name, closed to a single file and fsynced; the old one is checkpointed and
+//! closed until no `-wal` is left; then a rename puts the new one in its place, and the directory is
+//! fsynced. A crash at any point leaves the old one or the new one, whole.
+//!
+//! # What becomes of what the files alone don't say
+//! - Segments that were pruned: their sums are carried over, and with them of each user's total
+//!   what the kept files don't come to. That needs an old database that agrees with the files;
+//!   otherwise nothing is done, and the words say what can be.
+//! - Untrusted files are applied as they are now; lost or deleted files no longer count. Each is
+//!   named.
+//! - Ids that were let go guard again, as far as their events are in kept files.
+//! - Times (of applying, for `--retain-for` and `--keep-ids`) begin anew.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::applier::now_ms;
+use super::recount::{Finding, recount};
+use super::{ProcessConfig, ProcessError, RunProgress, Summary, prune, run_once};
+use crate::fs::{self, DirHold, Disk, RealDisk};
+use crate::journal::Catalog;
+use crate::store::{Existing, Proof, SegmentRow, SegmentState, Writer};
+
+/// The new database while it is made, beside the old one.
+const UNFINISHED: &str = "revenue.db.rebuild";
+
+/// What a rebuild did.
+#[derive(Clone, Debug, Default)]
+pub struct Rebuilt {
+    /// What was applied to the new database.
+    pub summary: Summary,
+    /// What the new database says otherwise than the old one, and what was carried over.
+    pub notes: Vec<String>,
+}
+
+/// Makes the database anew and puts it in place. `on_progress` is called after each commit.
+pub fn rebuild(
+    config: &ProcessConfig,
+    disk: &Arc<dyn Disk>,
+    on_progress: &mut dyn FnMut(RunProgress<'_>),
+) -> Result<Rebuilt, ProcessError> {
+    let dir = &config.data_dir;
+    let held = DirHold::alone(dir).map_err(ProcessError::io("hold", dir))?;
+    let Some(_held) = held else {
+        return Err(ProcessError::NotRebuilt(
+            "a `tallyline verify` reads the files just now; try again once it is done".to_owned(),
+        ));
+    };
+    let old = config.database();
+    let new = dir.join(UNFINISHED);
+    remove_unfinished(dir)?;
+    let mut notes = Vec::new();
+    if let Some(proof) = Proof::open(&old)? {
+        let catalog = Catalog::scan(&**disk, dir).map_err(ProcessError::io("list", dir))?;
+        prune::finish(&**disk, &catalog, &proof.pruned)?;
+        notes.extend(changes(&catalog, &proof.rows));
+        if proof.pruned.segments > 0 {
+            prove(&proof, config, &**disk)?;
+            let mut writer = Writer::open(&new, Existing::OrCreate)?;
+            writer.carry(&proof, now_ms())?;
+            writer.close()?;
+            notes.push(format!(
+                "carried over: {} events of {} pruned segments (up to number {}), which no file proves any more",
+                proof.pruned.counts.events, proof.pruned.segments, proof.pruned.number
+            ));
+        }
+        let ids: u64 = proof.rows.iter().map(|row| row.ids_let_go).sum();
+        if ids > 0 {
+            notes.push(format!(
+                "{ids} ids had been let go (--keep-ids): an event of theirs that had counted again counts once now"
+            ));
+        }
+    }
+    let mut building = config.clone();
+    building.database.clone_from(&new);
+    let summary = run_once(&building, disk, &[], on_progress)?;
+    if let Some(refused) = summary.refused.first() {
+        let (path, reason) = (refused.path.display(), &refused.reason);
+        let words = format!("{path}: {reason}. The old database is as it was");
+        remove_unfinished(dir)?;
+        return Err(ProcessError::NotRebuilt(words));
+    }
+    close_old(&old)?;
+    fs::replace(&new, &old).map_err(ProcessError::io("put a new database in place of", &old))?;
+    Ok(Rebuilt { summary, notes })
+}
+
+/// Removes what a rebuild left that did not get done.
+pub(super) fn remove_unfinished(dir: &Path) -> Result<(), ProcessError> {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let path = dir.join(format!("{UNFINISHED}{suffix}"));
+        match RealDisk.remove(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.map_err(ProcessError::io("remove", &path))?,
+        }
+    }
+    Ok(())
+}
+
+/// What will count otherwise than it does.
+fn changes(catalog: &Catalog, rows: &[SegmentRow]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for row in rows {
+        let kept = catalog
+            .sealed
+            .get(&row.id)
+            .is_some_and(|found| super::coordinator::usable(found).is_some());
+        if !kept && row.counts.events > 0 {
+            notes.push(format!(
+                "segment {}: its file {} is not kept here, so the {} events counted of it count no longer",
+                row.id, row.file_name, row.counts.events
+            ));
+        } else if kept && row.state == SegmentState::Untrusted {
+            notes.push(format!(
+                "segment {}: was untrusted ({} events counted of it before it changed); it is applied as it is now",
+                row.id, row.counts.events
+            ));
+        }
+    }
+    notes
+}
+
+/// What was pruned can be told from the rest only if the rest is exactly what the files say.
+fn prove(proof: &Proof, config: &ProcessConfig, disk: &dyn Disk) -> Result<(), ProcessError> {
+    let mut doubt = None;
+    let mut on_finding = |finding: &Finding| {
+        if let Finding::Differs(words) | Finding::Untold(words) = finding {
+            doubt.get_or_insert_with(|| words.clone());
+        }
+    };
+    recount(proof, config, disk, &mut on_finding, &mut |_, _| {})?;
+    if doubt.is_none() {
+        let (mut events, mut net) = (0, 0i64);
+        proof.differences(&mut |_, database, files| {
+            events += database.events - files.events;
+            net = net.wrapping_add(database.micros.wrapping_sub(files.micros));
+        })?;
+        let pruned = (proof.pruned.counts.events, proof.pruned.net_check);
+        if (u64::try_from(events).unwrap_or_default(), net) != pruned {
+            doubt =
+                Some("ids were let go, so that it can't be told which events counted".to_owned());
+        }
+    }
+    match doubt {
+        None => Ok(()),
+        Some(doubt) => Err(ProcessError::NotRebuilt(format!(
+            "{} events of {} pruned segments are in the old totals and in no file, and can't be told from the rest: {doubt}. The old database is as it was. Restore a backup of it or of the files; or move {} away and run `tallyline process`: the totals then lack those events, and readiness names their segments",
+            proof.pruned.counts.events,
+            proof.pruned.segments,
+            config.database().display()
+        ))),
+    }
+}
+
+/// Checkpoints the old database and closes it to a single file: a `-wal` left beside the new one
+/// would be played into it.
+fn close_old(old: &Path) -> Result<(), ProcessError> {
+    let exists = |path: &Path| path.try_exists().unwrap_or(true);
+    if exists(old) {
+        Writer::open(old, Existing::Only)?.close()?;
+    }
+    for suffix in ["-wal", "-journal"] {
+        let mut wal = old.to_path_buf().into_os_string();
+        wal.push(suffix);
+        if exists(Path::new(&wal)) {
+            return Err(ProcessError::NotRebuilt(format!(
+                "{} is in use by another program (such as an open sqlite3); close that one first",
+                old.display()
+            )));
+        }
+    }
+    Ok(())
+}

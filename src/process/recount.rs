@@ -1,0 +1,579 @@
+//! The recount behind `verify`: every kept file, counted again and held against its row.
+//!
+//! On the caller's thread, with folding threads of its own; beside a running server. It shares the
+//! hold on the data directory, so that nothing is pruned and no id let go meanwhile; what is
+//! appended, applied, sealed or archived meanwhile is none of its business, for it counts each file
+//! up to the `applied_bytes` it read at first. Files are looked for by number wherever they lie.
+//!
+//! An event without id counts, unless it is recorded as overflowing a total; one with an id counts
+//! where the id's row says it was counted. Memory is bounded as when applying: totals per user are
+//! added up in a temporary database.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+
+use super::applier::SegmentFile;
+use super::pool::{Folded, Pool};
+use super::{ProcessConfig, ProcessError, lines};
+use crate::event::{Event, Kind, Micros};
+use crate::fs::{DirHold, Disk};
+use crate::journal::{Catalog, Place};
+use crate::segment::{ACTIVE_FILE, SegmentId};
+use crate::store::{Counts, IdFate, Proof, REJECTED_LINES_MAX, SegmentRow, SegmentState, UserSum};
+
+/// How often a file is looked for: it may be renamed between the listing and the opening.
+const LOOKS: u32 = 3;
+
+/// What a recount has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Files and database differ.
+    Differs(String),
+    /// It can't be told whether they do: a file is missing or is not what was applied.
+    Untold(String),
+    /// What no file proves, and need not: pruned, let go, pending.
+    Note(String),
+}
+
+/// What a recount came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Files recounted.
+    pub files: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// What became of their lines.
+    pub counts: Counts,
+    /// Micros of their events, modulo 2^64.
+    pub net: i64,
+    /// Users whose totals were compared one by one; `None` if that could not be exact.
+    pub users: Option<u64>,
+    /// How many findings are differences.
+    pub differences: u64,
+    /// How many findings are untold.
+    pub untold: u64,
+}
+
+impl Verdict {
+    /// Whether files and database agree.
+    pub fn agrees(&self) -> bool {
+        self.differences == 0 && self.untold == 0
+    }
+}
+
+/// Recounts a data directory; `None` where there is no database. `on_finding` is told of each
+/// finding as it comes, `on_progress` of the bytes counted and the bytes to count.
+pub fn verify(
+    config: &ProcessConfig,
+    disk: &dyn Disk,
+    on_finding: &mut dyn FnMut(&Finding),
+    on_progress: &mut dyn FnMut(u64, u64),
+) -> Result<Option<Verdict>, ProcessError> {
+    let dir = &config.data_dir;
+    let _stays = DirHold::share(dir).map_err(ProcessError::io("hold", dir))?;
+    let Some(proof) = Proof::open(&config.database())? else {
+        return Ok(None);
+    };
+    recount(&proof, config, disk, on_finding, on_progress).map(Some)
+}
+
+/// The same for whoever holds the directory and has copied the database. Afterwards the proof has
+/// the sums of the files beside the totals.
+pub(super) fn recount(
+    proof: &Proof,
+    config: &ProcessConfig,
+    disk: &dyn Disk,
+    on_finding: &mut dyn FnMut(&Finding),
+    on_progress: &mut dyn FnMut(u64, u64),
+) -> Result<Verdict, ProcessError> {
+    let dir = &config.data_dir;
+    let mut recount = Recount {
+        proof,
+        config,
+        disk,
+        catalog: Catalog::scan(disk, dir).map_err(ProcessError::io("list", dir))?,
+        pool: Pool::start(config.threads).map_err(ProcessError::Thread)?,
+        on_finding,
+        on_progress,
+        bytes_total: proof.rows.iter().map(|row| row.applied_bytes).sum(),
+        verdict: Verdict::default(),
+        exact: true,
+        pending: (0, 0),
+    };
+    for row in &proof.rows {
+        recount.segment(row)?;
+    }
+    recount.files_without_row()?;
+    recount.missing();
+    recount.let_go();
+    recount.sums();
+    recount.users()?;
+    Ok(recount.verdict)
+}
+
+struct Recount<'r> {
+    proof: &'r Proof,
+    config: &'r ProcessConfig,
+    disk: &'r dyn Disk,
+    catalog: Catalog,
+    pool: Pool,
+    on_finding: &'r mut dyn FnMut(&Finding),
+    on_progress: &'r mut dyn FnMut(u64, u64),
+    bytes_total: u64,
+    verdict: Verdict,
+    /// Whether every user's total can be compared.
+    exact: bool,
+    /// Files with bytes that are not applied yet, and how many bytes.
+    pending: (u64, u64),
+}
+
+/// What the applied bytes of a file come to.
+#[derive(Default)]
+struct Tally {
+    counts: Counts,
+    net: i64,
+    /// Of the events, those whose id's row is here, and what they come to.
+    id_events: u64,
+    id_net: i64,
+    /// Events whose id is in no row, counted in if ids were let go.
+    unknown: u64,
+    unknown_net: i64,
+}
+
+impl Tally {
+    /// Whether all is as the row says but for events whose ids were let go, of which it can't be
+    /// told which counted. For a row that has let ids go.
+    fn agrees_but_for_let_go(&self, row: &SegmentRow) -> bool {
+        let events = self.counts.events - self.id_events - self.unknown;
+        let net = self
+            .net
+            .wrapping_sub(self.id_net)
+            .wrapping_sub(self.unknown_net);
+        self.counts.lines == row.counts.lines
+            && self.id_events + row.ids_let_go == row.id_events
+            && events == row.counts.events - row.id_events
+            && net == row.net_check.wrapping_sub(row.id_net_check)
+    }
+}
+
+impl Recount<'_> {
+    fn find(&mut self, finding: &Finding) {
+        match finding {
+            Finding::Differs(_) => self.verdict.differences += 1,
+            Finding::Untold(_) => self.verdict.untold += 1,
+            Finding::Note(_) => {}
+        }
+        (self.on_finding)(finding);
+    }
+
+    fn segment(&mut self, row: &SegmentRow) -> Result<(), ProcessError> {
+        let (file, seen) = self.look_for(row)?;
+        let Some((file, size)) = file else {
+            if row.applied_bytes > 0 || row.state == SegmentState::Lost {
+                self.exact &= row.counts.events == 0;
+                self.not_there(row, &seen);
+            }
+            return Ok(());
+        };
+        if size != row.applied_bytes {
+            match row.state {
+                SegmentState::Whole => self.find(&Finding::Differs(format!(
+                    "segment {}: {} has {size} bytes, but was wholly applied at {}",
+                    row.id,
+                    file.path.display(),
+                    row.applied_bytes
+                ))),
+                SegmentState::Untrusted => self.find(&Finding::Untold(format!(
+                    "segment {}: the last {} bytes of {} are not applied, because it is marked untrusted: {}",
+                    row.id,
+                    size - row.applied_bytes,
+                    file.path.display(),
+                    row.reason.as_deref().unwrap_or("no reason noted")
+                ))),
+                _ => {
+                    self.pending.0 += 1;
+                    self.pending.1 += size - row.applied_bytes;
+                }
+            }
+        }
+        let tally = self.tally(row, &file)?;
+        self.verdict.files += 1;
+        self.verdict.bytes += row.applied_bytes;
+        self.verdict.counts.add(&tally.counts);
+        self.verdict.net = self.verdict.net.wrapping_add(tally.net);
+        self.compare(row, &file, &tally);
+        Ok(())
+    }
+
+    fn not_there(&mut self, row: &SegmentRow, seen: &[PathBuf]) {
+        let counted = format!(
+            "the {} events counted of it ({}) can't be recounted",
+            row.counts.events,
+            Micros(row.net_check)
+        );
+        self.find(&match seen.first() {
+            None => Finding::Untold(format!(
+                "segment {}: its file {} is not there; {counted}",
+                row.id, row.file_name
+            )),
+            Some(path) => Finding::Differs(format!(
+                "segment {}: {} does not begin with the {} bytes that were applied; {counted}",
+                row.id,
+                path.display(),
+                row.applied_bytes
+            )),
+        });
+    }
+
+    /// The file that begins with what was applied of the segment, and its size; else all files that
+    /// bear its name.
+    #[expect(
+        clippy::type_complexity,
+        reason = "the file, or what was found instead"
+    )]
+    fn look_for(
+        &mut self,
+        row: &SegmentRow,
+    ) -> Result<(Option<(SegmentFile, u64)>, Vec<PathBuf>), ProcessError> {
+        let dir = &self.config.data_dir;
+        let mut seen = Vec::new();
+        for _ in 0..LOOKS {
+            let candidates = self.candidates(&row.id);
+            if !seen.is_empty() && seen == candidates {
+                break; // Nothing moved since the last look.
+            }
+            for path in &candidates {
+                let file = match self.disk.open_read(path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    file => file.map_err(ProcessError::io("open", path))?,
+                };
+                let io = |error| ProcessError::io("read", path)(error);
+                let size = file.size().map_err(io)?;
+                if size >= row.applied_bytes
+                    && lines::checksum(&*file, row.applied_bytes).map_err(io)? == row.checksum
+                {
+                    let file = SegmentFile {
+                        id: row.id.clone(),
+                        path: path.clone(),
+                        file,
+                    };
+                    return Ok((Some((file, size)), candidates));
+                }
+            }
+            seen = candidates;
+            self.catalog = Catalog::scan(self.disk, dir).map_err(ProcessError::io("list", dir))?;
+        }
+        Ok((None, seen))
+    }
+
+    /// Where the segment's bytes may be: files of its name, and the active one if it is that.
+    fn candidates(&self, id: &SegmentId) -> Vec<PathBuf> {
+        let found = self.catalog.sealed.get(id);
+        let mut paths: Vec<PathBuf> = found
+            .into_iter()
+            .flatten()
+            .map(|found| found.path.clone())
+            .collect();
+        let active = self.config.data_dir.join(ACTIVE_FILE);
+        if id
+            .number()
+            .is_some_and(|number| number > self.catalog.highest_number())
+            && !matches!(self.disk.identity(&active), Ok(None))
+        {
+            paths.push(active);
+        }
+        paths
+    }
+
+    /// Counts the applied bytes; their sums per user go to the proof.
+    fn tally(&mut self, row: &SegmentRow, file: &SegmentFile) -> Result<Tally, ProcessError> {
+        let end = row.applied_bytes;
+        let overflows = self.proof.overflows(&row.id, end)?;
+        let mut tally = Tally::default();
+        let mut at = 0;
+        while at < end {
+            let folded = self
+                .pool
+                .fold(&file.file, at, end, self.config.memory_bytes)
+                .map_err(ProcessError::io("read", &file.path))?;
+            self.take(row, &folded, &overflows, &mut tally)?;
+            (self.on_progress)(self.verdict.bytes + folded.to, self.bytes_total);
+            at = folded.to;
+        }
+        if !overflows.is_empty() {
+            self.take_overflows(file, end, &overflows, &mut tally)?;
+        }
+        let counts = &mut tally.counts;
+        counts.rejected = counts.lines - counts.events - counts.duplicates;
+        Ok(tally)
+    }
+
+    fn take(
+        &self,
+        row: &SegmentRow,
+        folded: &Folded,
+        overflows: &HashSet<u64>,
+        tally: &mut Tally,
+    ) -> Result<(), ProcessError> {
+        tally.counts.lines += folded.piece.lines;
+        let frozen = folded.users.freeze();
+        let users = frozen.sorted();
+        for (_, sums) in &users {
+            tally.counts.events += sums.events();
+            tally.net = tally.net.wrapping_add(sums.net_wrapping());
+        }
+        let users = users.iter().map(|(user, sums)| {
+            let micros = sums.net_wrapping();
+            let events = i64::try_from(sums.events()).unwrap_or(i64::MAX);
+            (*user, UserSum { micros, events })
+        });
+        self.proof.add_users(users)?;
+        if folded.piece.with_id.is_empty() {
+            return Ok(());
+        }
+        let mut with_id = HashMap::<&str, UserSum>::new();
+        self.proof
+            .fates(row.key, &folded.piece.with_id, &mut |event, fate| {
+                let net = signed(event.kind, event.amount_micros);
+                match fate {
+                    // The id may have been counted later, somewhere else.
+                    _ if overflows.contains(&event.offset) => return,
+                    IdFate::Contradicted => return,
+                    IdFate::Duplicate => {
+                        tally.counts.duplicates += 1;
+                        return;
+                    }
+                    IdFate::Unknown => {
+                        tally.unknown += 1;
+                        if row.ids_let_go == 0 {
+                            return;
+                        }
+                        tally.unknown_net = tally.unknown_net.wrapping_add(net);
+                    }
+                    IdFate::Counted => {
+                        tally.id_events += 1;
+                        tally.id_net = tally.id_net.wrapping_add(net);
+                    }
+                }
+                tally.counts.events += 1;
+                tally.net = tally.net.wrapping_add(net);
+                let sum = with_id.entry(event.user_id).or_default();
+                sum.micros = sum.micros.wrapping_add(net);
+                sum.events += 1;
+            })?;
+        let mut with_id: Vec<(&str, UserSum)> = with_id.into_iter().collect();
+        with_id.sort_unstable_by_key(|&(user, _)| user);
+        self.proof.add_users(with_id.into_iter())?;
+        Ok(())
+    }
+
+    /// Lines without id that overflowed a total were folded in, but did not count.
+    fn take_overflows(
+        &self,
+        file: &SegmentFile,
+        end: u64,
+        overflows: &HashSet<u64>,
+        tally: &mut Tally,
+    ) -> Result<(), ProcessError> {
+        let mut back = Vec::new();
+        lines::each(&*file.file, 0, end, |offset, line| {
+            if overflows.contains(&offset)
+                && let Ok(event) = Event::parse(line)
+                && event.id.is_none()
+            {
+                let micros = signed(event.kind, event.amount_micros).wrapping_neg();
+                back.push((event.user_id.into_owned(), UserSum { micros, events: -1 }));
+            }
+        })
+        .map_err(ProcessError::io("read", &file.path))?;
+        for (_, sum) in &back {
+            tally.counts.events -= 1;
+            tally.net = tally.net.wrapping_add(sum.micros);
+        }
+        let back = back.iter().map(|(user, sum)| (&**user, *sum));
+        Ok(self.proof.add_users(back)?)
+    }
+
+    fn compare(&mut self, row: &SegmentRow, file: &SegmentFile, tally: &Tally) {
+        if tally.counts == row.counts && tally.net == row.net_check {
+            return;
+        }
+        let path = file.path.display();
+        if row.ids_let_go > 0 && tally.agrees_but_for_let_go(row) {
+            self.exact = false;
+            return self.find(&Finding::Note(format!(
+                "segment {} ({path}): {} ids of it were let go (--keep-ids), and {} events bear an id that is not kept: which of these counted can't be told; all else agrees",
+                row.id, row.ids_let_go, tally.unknown
+            )));
+        }
+        if row.counts.rejected > REJECTED_LINES_MAX
+            && tally.counts.lines == row.counts.lines
+            && tally.counts.duplicates == row.counts.duplicates
+            && tally.counts.events > row.counts.events
+        {
+            self.exact = false;
+            return self.find(&Finding::Note(format!(
+                "segment {} ({path}): only the first {REJECTED_LINES_MAX} of its {} rejected lines are kept, so that {} events may or may not have overflowed a total",
+                row.id,
+                row.counts.rejected,
+                tally.counts.events - row.counts.events
+            )));
+        }
+        self.find(&Finding::Differs(format!(
+            "segment {} ({path}): the file comes to {}, the database says {}{}",
+            row.id,
+            in_words(&tally.counts, tally.net),
+            in_words(&row.counts, row.net_check),
+            match tally.unknown {
+                0 => String::new(),
+                unknown => format!("; {unknown} events bear an id that the database does not know"),
+            }
+        )));
+    }
+
+    /// Files that the database has no row for: they wait, or were let go.
+    fn files_without_row(&mut self) -> Result<(), ProcessError> {
+        let known: HashSet<&SegmentId> = self.proof.rows.iter().map(|row| &row.id).collect();
+        let mut others: Vec<(SegmentId, PathBuf, Place)> = self
+            .catalog
+            .sealed
+            .values()
+            .flatten()
+            .filter(|found| !known.contains(&found.id))
+            .map(|found| (found.id.clone(), found.path.clone(), found.place))
+            .collect();
+        let active = SegmentId::Ours(self.catalog.highest_number() + 1);
+        if !known.contains(&active) {
+            let path = self.config.data_dir.join(ACTIVE_FILE);
+            others.push((active, path, Place::Incoming));
+        }
+        for (id, path, place) in others {
+            let pruned = self.proof.pruned.number;
+            if id.number().is_some_and(|number| number <= pruned) {
+                self.find(&Finding::Note(format!(
+                    "{}: not counted here; retention has let go everything up to segment {pruned}",
+                    path.display()
+                )));
+            } else if place == Place::Quarantine {
+                self.find(&Finding::Note(format!(
+                    "{}: set aside, not counted",
+                    path.display()
+                )));
+            } else {
+                let size = match self.disk.open_read(&path).and_then(|file| file.size()) {
+                    // Moved on since the listing, or no active file.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                    size => size.map_err(ProcessError::io("look at", &path))?,
+                };
+                self.pending.0 += u64::from(size > 0);
+                self.pending.1 += size;
+            }
+        }
+        let (files, bytes) = self.pending;
+        if files > 0 {
+            self.find(&Finding::Note(format!(
+                "pending: {bytes} bytes in {files} files are not applied yet"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Numbers without file and without row.
+    fn missing(&mut self) {
+        let rows = self.proof.rows.iter().filter_map(|row| row.id.number());
+        let files = self.catalog.sealed.keys().filter_map(SegmentId::number);
+        let there: BTreeSet<u64> = rows.chain(files).collect();
+        let highest = there
+            .last()
+            .copied()
+            .unwrap_or(0)
+            .max(self.catalog.highest_number());
+        let missing: BTreeSet<u64> = (self.proof.pruned.number + 1..=highest)
+            .filter(|number| !there.contains(number))
+            .collect();
+        if !missing.is_empty() {
+            self.find(&Finding::Untold(format!(
+                "segments {}: neither file nor row; events of them may not be counted",
+                super::coordinator::ranges(&missing)
+            )));
+        }
+    }
+
+    fn let_go(&mut self) {
+        let pruned = &self.proof.pruned;
+        if pruned.segments > 0 {
+            self.exact = false;
+            let words = format!(
+                "{} segments up to number {} were pruned (--retain-for): their {} are in the totals, but no file proves them; users' totals are compared in sum only",
+                pruned.segments,
+                pruned.number,
+                in_words(&pruned.counts, pruned.net_check)
+            );
+            self.find(&Finding::Note(words));
+        }
+        let ids: u64 = self.proof.rows.iter().map(|row| row.ids_let_go).sum();
+        if ids > 0 {
+            self.find(&Finding::Note(format!(
+                "{ids} ids were let go (--keep-ids): an event of theirs that came again has counted again"
+            )));
+        }
+    }
+
+    /// The rows and what was pruned against all totals.
+    fn sums(&mut self) {
+        let proof = self.proof;
+        let (mut events, mut net) = (proof.pruned.counts.events, proof.pruned.net_check);
+        for row in &proof.rows {
+            events += row.counts.events;
+            net = net.wrapping_add(row.net_check);
+        }
+        if (events, net) != (proof.events, proof.net) {
+            self.find(&Finding::Differs(format!(
+                "all users together have {} events ({}), but the segments {events} ({}): the database was changed or put together from two; `tallyline process --rebuild` makes a new one from the files",
+                proof.events,
+                Micros(proof.net),
+                Micros(net)
+            )));
+        }
+    }
+
+    fn users(&mut self) -> Result<(), ProcessError> {
+        if !self.exact {
+            return Ok(());
+        }
+        self.verdict.users = Some(self.proof.users);
+        let proof = self.proof;
+        proof.differences(&mut |user, database, files| {
+            self.find(&Finding::Differs(format!(
+                "user {user:?}: the files come to {} from {} events, the database says {} from {}",
+                Micros(files.micros),
+                files.events,
+                Micros(database.micros),
+                database.events
+            )));
+        })?;
+        Ok(())
+    }
+}
+
+fn in_words(counts: &Counts, net: i64) -> String {
+    format!(
+        "{} events ({}), {} duplicates and {} rejected lines",
+        counts.events,
+        Micros(net),
+        counts.duplicates,
+        counts.rejected
+    )
+}
+
+/// Micros with their sign; an amount is at most 10^18.
+fn signed(kind: Kind, amount_micros: u64) -> i64 {
+    match kind {
+        Kind::Add => amount_micros.cast_signed(),
+        Kind::Subtract => amount_micros.cast_signed().wrapping_neg(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

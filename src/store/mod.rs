@@ -1,0 +1,131 @@
+//! The store: exact totals in one SQLite file, and how far each segment has been applied.
+//!
+//! # Why every event counts exactly once
+//! [`Writer::apply`] is the one write transaction. In it the totals, the seen ids, the rejected
+//! lines and the segment's `applied_bytes` change together, and the last only from the offset the
+//! range began at (compare-and-set). So a range is in the totals if and only if the row says so:
+//! whoever crashes before the commit finds the old offset and applies the range again; whoever
+//! crashes after it finds the new one and goes on from there; and two that apply the same range
+//! can't both find the old one. Progress is recorded nowhere else, and memory (such as
+//! [`Progress`]) follows after the commit.
+//!
+//! A commit that fails may have happened or not: the caller then opens a new [`Writer`] and asks
+//! the rows. Nothing is remembered across an error.
+//!
+//! # Who uses what
+//! One thread owns the [`Writer`]: `synchronous=FULL`, WAL. [`Readers`] are a pool of read-only
+//! connections for GET. [`Progress`] is shared: the processor publishes, HTTP waits. Nothing but
+//! SQLite opens the database file; every statement is a file under `sql/`.
+//!
+//! The store knows no HTTP and no files of events: what of them it needs in rare cases it asks of
+//! a [`Source`].
+
+mod apply;
+mod delta;
+mod open;
+mod progress;
+mod proof;
+mod readers;
+mod retention;
+mod segments;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+pub use self::apply::{Applied, Delta, Outcome, Range, RangeEnd, Source};
+pub use self::delta::{IdEvent, IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, Sums, UserLine};
+pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
+pub use self::progress::{Applies, Ledger, Lost, Progress, Settled, Waited};
+pub use self::proof::{IdFate, Proof, UserSum};
+pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
+pub use self::retention::IdsWalk;
+pub use self::segments::{
+    Counts, Pruned, RejectedLine, SegmentRow, SegmentState, read_checks, read_segments,
+};
+pub use self::writer::{Mark, Writer};
+
+/// The most rejected lines of a segment that are kept; all are counted.
+pub const REJECTED_LINES_MAX: u64 = 10_000;
+
+/// Why the database did not do what was asked. Nothing was changed, but for a commit that failed:
+/// then the rows tell.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else holds the lock.
+    #[error("database {}: locked by another program (such as an open sqlite3 with a transaction begun); it is tried again until that one is done", path.display())]
+    Locked {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// Written by a later version of this program.
+    #[error("database {}: version {found} is newer than this program, which knows up to {known}; use the newer program", path.display())]
+    Newer {
+        /// The database file.
+        path: PathBuf,
+        /// Its `user_version`.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// It has tables, but not ours.
+    #[error("{}: this SQLite file is not a tallyline database; move it away or choose another --data-dir", path.display())]
+    NotOurs {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// The SQLite in this program has the WAL-reset bug.
+    #[error(
+        "SQLite {found} may lose committed rows in WAL mode; this program needs 3.51.3 or later built in"
+    )]
+    Unsound {
+        /// The version that is built in.
+        found: &'static str,
+    },
+    /// No reading connection was free in time.
+    #[error("database {}: all reading connections are busy or cannot be opened", path.display())]
+    Pool {
+        /// The database file.
+        path: PathBuf,
+        /// What the pool said.
+        source: r2d2::Error,
+    },
+    /// SQLite said no.
+    #[error("database {}: cannot {doing}", path.display())]
+    Sqlite {
+        /// The database file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A line of the segment could not be read again.
+    #[error("cannot read lines of the segment again")]
+    Source(#[source] std::io::Error),
+}
+
+impl StoreError {
+    /// Wraps what SQLite said while `doing`; a lock has words of its own.
+    fn sqlite(path: &Path, doing: &'static str) -> impl Fn(rusqlite::Error) -> Self {
+        move |source| {
+            use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
+            match source.sqlite_error_code() {
+                Some(DatabaseBusy | DatabaseLocked) => Self::Locked {
+                    path: path.to_owned(),
+                },
+                _ => Self::Sqlite {
+                    path: path.to_owned(),
+                    doing,
+                    source,
+                },
+            }
+        }
+    }
+
+    /// Whether it is only a matter of waiting for another program.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Locked { .. })
+    }
+}

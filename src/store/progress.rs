@@ -1,0 +1,426 @@
+//! What has been applied, for those who wait for it and those who ask.
+//!
+//! The processor publishes after each commit; HTTP waits for positions and reads the ledger and
+//! the lag. Any thread; one lock, held for bookkeeping only, never while a waiter is called. A
+//! thread of its own ([`Progress::run_clock`]) keeps the deadlines, so that a waiter gets its
+//! answer in time though the processor may be stuck on a locked database.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::histogram::Histogram;
+use crate::segment::Position;
+
+/// The most that wait at once.
+const WAITERS_MAX: usize = 4096;
+/// The most times of acknowledgement that are remembered for the lag.
+const ACKNOWLEDGED_MAX: usize = 4096;
+
+/// How a wait for a position ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// Everything at or before the position is in the database.
+    Applied,
+    /// The deadline came first.
+    TimedOut,
+    /// Its segment was lost or is untrusted: it will never be applied.
+    Lost,
+    /// Too many wait already, or nothing applies here (`--no-process`): don't wait.
+    NotWaiting,
+}
+
+/// All time: lines in the files = applied + duplicates + rejected + pending + untrusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Lines in the files.
+    pub lines: u64,
+    /// Events counted.
+    pub applied: u64,
+    /// Events with an id that was counted before.
+    pub duplicates: u64,
+    /// Lines that are no event, contradict an id, or overflow a total.
+    pub rejected: u64,
+    /// Lines not yet applied.
+    pub pending: u64,
+    /// Lines in files that can't be trusted.
+    pub untrusted: u64,
+}
+
+/// Who applies to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applies {
+    /// A processor in this process: waiting makes sense.
+    Here,
+    /// Another process, now and then (`--no-process`): nobody waits here.
+    Elsewhere,
+}
+
+/// A segment of which nothing past `applied_bytes` will be applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Its number.
+    pub number: u64,
+    /// What of it is applied.
+    pub applied_bytes: u64,
+}
+
+/// What the database says, and what is still to be applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Applied, duplicates, rejected and untrusted of the database; lines and pending are not used.
+    pub ledger: Ledger,
+    /// Lines that were pending when `tail_lines` lines had been made durable by this process.
+    /// Negative where more has been applied since.
+    pub pending: i64,
+    /// See `pending`.
+    pub tail_lines: u64,
+}
+
+type Done = Box<dyn FnOnce(Waited) + Send>;
+
+/// What has been applied, published by the processor after each commit; waited for by HTTP.
+pub struct Progress {
+    applies: Applies,
+    state: Mutex<State>,
+    /// Signalled when the processor has something to do now, or is to stop.
+    demanded: Condvar,
+    /// Signalled when the clock has to look again.
+    clock: Condvar,
+    /// How long flushes took.
+    flushes: Histogram,
+}
+
+struct State {
+    applied: Position,
+    lost: BTreeMap<u64, u64>,
+    settled: Settled,
+    waiters: BTreeMap<(Position, u64), Waiter>,
+    deadlines: BTreeSet<(Instant, Position, u64)>,
+    next_waiter: u64,
+    demand: bool,
+    stopping: bool,
+    /// Nobody waits any more; flushing goes on.
+    waiting_ended: bool,
+    /// (position, not acknowledged before): of positions not applied yet, ascending.
+    acknowledged: VecDeque<(Position, Instant)>,
+    /// The latest position seen to be durable, and when it was looked at.
+    seen: (Position, Instant),
+}
+
+struct Waiter {
+    deadline: Instant,
+    done: Done,
+}
+
+/// Waiters to be called once the lock is released.
+#[derive(Default)]
+struct Calls(Vec<(Done, Waited)>);
+
+impl Calls {
+    fn make(self) {
+        for (done, waited) in self.0 {
+            done(waited);
+        }
+    }
+}
+
+impl Progress {
+    /// Nothing applied yet; the processor publishes what the database says.
+    pub fn new(applies: Applies) -> Self {
+        let start = Position {
+            segment: 1,
+            offset: 0,
+        };
+        Self {
+            applies,
+            state: Mutex::new(State {
+                applied: start,
+                lost: BTreeMap::new(),
+                settled: Settled::default(),
+                waiters: BTreeMap::new(),
+                deadlines: BTreeSet::new(),
+                next_waiter: 0,
+                demand: false,
+                stopping: false,
+                waiting_ended: false,
+                acknowledged: VecDeque::new(),
+                seen: (start, Instant::now()),
+            }),
+            demanded: Condvar::new(),
+            clock: Condvar::new(),
+            flushes: Histogram::default(),
+        }
+    }
+
+    /// How long each flush took: reading, counting, the transaction.
+    pub fn flushes(&self) -> &Histogram {
+        &self.flushes
+    }
+
+    /// Everything of our segments at or before it is in the database, but for lost segments.
+    pub fn applied(&self) -> Position {
+        self.lock().applied
+    }
+
+    /// Calls `done` once: when `position` is applied, at `deadline`, or right here. Demands a flush
+    /// now; many waiters share one. At most 4096 wait.
+    pub fn when_applied(
+        &self,
+        position: Position,
+        deadline: Instant,
+        done: Box<dyn FnOnce(Waited) + Send>,
+    ) {
+        let mut state = self.lock();
+        if let Some(waited) = self.decided(&state, position) {
+            drop(state);
+            return done(waited);
+        }
+        let number = state.next_waiter;
+        state.next_waiter += 1;
+        state
+            .waiters
+            .insert((position, number), Waiter { deadline, done });
+        state.deadlines.insert((deadline, position, number));
+        state.demand = true;
+        drop(state);
+        self.demanded.notify_all();
+        self.clock.notify_all();
+    }
+
+    /// Blocks until then.
+    pub fn wait_applied(&self, position: Position, deadline: Instant) -> Waited {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        self.when_applied(
+            position,
+            deadline,
+            Box::new(move |waited| {
+                // Nobody receives any more only if this wait has given up.
+                let _given_up = sender.send(waited);
+            }),
+        );
+        receiver.recv_deadline(deadline).unwrap_or(Waited::TimedOut)
+    }
+
+    fn decided(&self, state: &State, position: Position) -> Option<Waited> {
+        if let Some(&applied_bytes) = state.lost.get(&position.segment) {
+            let counted = position.offset <= applied_bytes;
+            return Some(if counted {
+                Waited::Applied
+            } else {
+                Waited::Lost
+            });
+        }
+        if position <= state.applied {
+            Some(Waited::Applied)
+        } else if self.applies == Applies::Elsewhere
+            || state.stopping
+            || state.waiting_ended
+            || state.waiters.len() >= WAITERS_MAX
+        {
+            Some(Waited::NotWaiting)
+        } else {
+            None
+        }
+    }
+
+    /// The ledger; `tail_lines` is `Tail::lines`. It always balances: lines is the sum.
+    pub fn ledger(&self, tail_lines: u64) -> Ledger {
+        let settled = self.lock().settled;
+        let since = i64::try_from(tail_lines).unwrap_or(i64::MAX)
+            - i64::try_from(settled.tail_lines).unwrap_or(i64::MAX);
+        let pending = u64::try_from(settled.pending.saturating_add(since)).unwrap_or(0);
+        let Ledger {
+            applied,
+            duplicates,
+            rejected,
+            untrusted,
+            ..
+        } = settled.ledger;
+        Ledger {
+            lines: applied + duplicates + rejected + untrusted + pending,
+            pending,
+            ..settled.ledger
+        }
+    }
+
+    /// Seconds since the oldest acknowledged event that is not yet applied was acknowledged; 0 if
+    /// none. Never less than the truth, and more by a look of the clock at most.
+    pub fn lag_seconds(&self) -> f64 {
+        let state = self.lock();
+        state
+            .acknowledged
+            .front()
+            .map_or(0.0, |(_, since)| since.elapsed().as_secs_f64())
+    }
+
+    /// For the processor, after a commit (or when it has read the database anew).
+    pub fn publish(&self, applied: Position, lost: &[Lost], settled: Settled) {
+        let mut state = self.lock();
+        state.applied = applied;
+        state.lost = lost
+            .iter()
+            .map(|lost| (lost.number, lost.applied_bytes))
+            .collect();
+        state.settled = settled;
+        while state
+            .acknowledged
+            .front()
+            .is_some_and(|(position, _)| *position <= applied)
+        {
+            state.acknowledged.pop_front();
+        }
+        let mut calls = Calls::default();
+        let decided: Vec<(Position, u64)> = state
+            .waiters
+            .keys()
+            .filter(|(position, _)| {
+                *position <= applied || state.lost.contains_key(&position.segment)
+            })
+            .copied()
+            .collect();
+        for key in decided {
+            let waited = self.decided(&state, key.0).unwrap_or(Waited::TimedOut);
+            state.take(key, waited, &mut calls);
+        }
+        drop(state);
+        calls.make();
+    }
+
+    /// For the processor: sleeps until somebody waits, `until` has come, or it is to stop; false if
+    /// only the time has come.
+    pub fn wait_for_demand(&self, until: Instant) -> bool {
+        let mut state = self.lock();
+        while !state.demand && !state.stopping {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self
+                .demanded
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        std::mem::take(&mut state.demand) || state.stopping
+    }
+
+    /// For the processor: sleeps until then, whoever waits, or until it is to stop.
+    pub fn wait_until(&self, until: Instant) {
+        let mut state = self.lock();
+        while !state.stopping {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self
+                .demanded
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Whether the processor is to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.lock().stopping
+    }
+
+    /// Ends [`Progress::run_clock`] and [`Progress::wait_for_demand`]; nobody waits from now on,
+    /// those who wait get their answer from the last flush or at their deadline.
+    pub fn stop(&self) {
+        self.lock().stopping = true;
+        self.demanded.notify_all();
+        self.clock.notify_all();
+    }
+
+    /// Answers everybody who still waits, as at their deadline; nobody waits from now on, but
+    /// flushing goes on.
+    pub fn end_waiting(&self) {
+        self.release(|state| state.waiting_ended = true);
+    }
+
+    /// Answers everybody who still waits: there will be no more flushes.
+    pub fn finish(&self) {
+        self.release(|state| state.stopping = true);
+    }
+
+    fn release(&self, change: impl FnOnce(&mut State)) {
+        let mut calls = Calls::default();
+        let mut state = self.lock();
+        change(&mut state);
+        let keys: Vec<_> = state.waiters.keys().copied().collect();
+        for key in keys {
+            state.take(key, Waited::TimedOut, &mut calls);
+        }
+        drop(state);
+        self.clock.notify_all();
+        calls.make();
+    }
+
+    /// The clock's thread: answers those whose deadline has come and looks at the durable end
+    /// (`tail`) every `every`, for the lag. Returns once stopped.
+    pub fn run_clock(self: &Arc<Self>, every: Duration, tail: &dyn Fn() -> Position) {
+        let mut next_look = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= next_look {
+                self.note_acknowledged(tail(), now);
+                next_look = now + every;
+            }
+            let mut calls = Calls::default();
+            let mut state = self.lock();
+            while let Some(&(deadline, position, number)) = state.deadlines.first()
+                && deadline <= now
+            {
+                state.take((position, number), Waited::TimedOut, &mut calls);
+            }
+            if state.stopping && state.waiters.is_empty() {
+                drop(state);
+                return calls.make();
+            }
+            if calls.0.is_empty() {
+                let deadline = state.deadlines.first().map_or(next_look, |first| first.0);
+                let left = deadline
+                    .min(next_look)
+                    .saturating_duration_since(Instant::now());
+                drop(
+                    self.clock
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner),
+                );
+            } else {
+                drop(state);
+                calls.make();
+            }
+        }
+    }
+
+    /// Notes that everything before `position` is acknowledged by `now`.
+    fn note_acknowledged(&self, position: Position, now: Instant) {
+        let mut state = self.lock();
+        let (seen, since) = state.seen;
+        if position > seen && position > state.applied {
+            if state.acknowledged.len() >= ACKNOWLEDGED_MAX {
+                // The oldest stays: it is the lag. Of the others a few may go.
+                state.acknowledged.remove(1);
+            }
+            // The first of these events was acknowledged after the last look.
+            state.acknowledged.push_back((position, since));
+        }
+        state.seen = (position, now);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take(&mut self, key: (Position, u64), waited: Waited, calls: &mut Calls) {
+        if let Some(waiter) = self.waiters.remove(&key) {
+            self.deadlines.remove(&(waiter.deadline, key.0, key.1));
+            calls.0.push((waiter.done, waited));
+        }
+    }
+}

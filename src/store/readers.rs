@@ -1,0 +1,352 @@
+//! Reading the totals: a pool of connections that can change nothing.
+//!
+//! Any thread. The pool belongs to one file: when another one lies at the path (the database was
+//! replaced, or deleted and made anew), a new pool takes its place with the next read. Where there
+//! is no file there are no users; that is an answer, not an error.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::open::{self, Contents};
+use super::{Ledger, RejectedLine, SegmentRow, SegmentState, StoreError, segments};
+use crate::event::Micros;
+use crate::fs::{Disk, Identity, RealDisk};
+use crate::segment::SegmentId;
+
+const SELECT_USER: &str = include_str!("../../sql/query/select_user.sql");
+const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");
+const PAGE_BY_REVENUE: &str = include_str!("../../sql/query/page_users_by_revenue.sql");
+const PAGE_BY_REVENUE_DESCENDING: &str =
+    include_str!("../../sql/query/page_users_by_revenue_descending.sql");
+const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
+
+/// How long a read waits for a free connection.
+const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One user's total.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserTotal {
+    /// Whose.
+    pub user_id: String,
+    /// Added minus subtracted.
+    pub revenue: Micros,
+    /// Events counted.
+    pub events: u64,
+    /// When it last changed, milliseconds since 1970 UTC.
+    pub updated_at_ms: i64,
+}
+
+/// The order of a listing of users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Smallest revenue first.
+    Revenue,
+    /// Largest revenue first.
+    RevenueDescending,
+    /// By user id.
+    UserId,
+}
+
+/// One page of users; `next` is the cursor of the page after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// In the order asked for.
+    pub users: Vec<UserTotal>,
+    /// Opaque; `None` at the end.
+    pub next: Option<String>,
+}
+
+/// All users together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overall {
+    /// How many users have a counted event.
+    pub users: u64,
+    /// Their events.
+    pub events: u64,
+    /// The sum of their revenues in micros.
+    pub revenue_micros: i128,
+}
+
+type Pool = r2d2::Pool<SqliteConnectionManager>;
+
+/// The pool of reading connections (r2d2); cheap to clone.
+#[derive(Clone)]
+pub struct Readers {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    connections_max: u32,
+    pool: Mutex<Option<(Identity, Pool)>>,
+}
+
+impl Readers {
+    /// Up to `connections_max` connections to the database at `path`, opened when needed.
+    pub fn new(path: &Path, connections_max: u32) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                path: path.to_owned(),
+                connections_max,
+                pool: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// One user's total.
+    pub fn user(&self, user_id: &str) -> Result<Option<UserTotal>, StoreError> {
+        let user = self.read("read a user's total", |connection| {
+            connection
+                .prepare_cached(SELECT_USER)?
+                .query_row([user_id], |row| {
+                    Ok(UserTotal {
+                        user_id: user_id.to_owned(),
+                        revenue: Micros(row.get(0)?),
+                        events: row.get(1)?,
+                        updated_at_ms: row.get(2)?,
+                    })
+                })
+                .optional()
+        })?;
+        Ok(user.flatten())
+    }
+
+    /// A page of at most `limit` users; `Ok(None)`: the cursor is not one of ours.
+    pub fn users(
+        &self,
+        order: Order,
+        limit: u32,
+        cursor: Option<&str>,
+    ) -> Result<Option<Page>, StoreError> {
+        let Some(after) = Cursor::read(order, cursor) else {
+            return Ok(None);
+        };
+        // One more than asked for tells whether there is a next page.
+        let rows = i64::from(limit) + 1;
+        let users = self.read("list users", |connection| {
+            let page = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| {
+                connection
+                    .prepare_cached(sql)?
+                    .query_map(parameters, read_user)?
+                    .collect::<rusqlite::Result<Vec<_>>>()
+            };
+            match order {
+                Order::UserId => page(PAGE_BY_ID, params![after.user_id, rows]),
+                Order::Revenue => {
+                    page(PAGE_BY_REVENUE, params![after.revenue, after.user_id, rows])
+                }
+                Order::RevenueDescending => page(
+                    PAGE_BY_REVENUE_DESCENDING,
+                    params![after.revenue, after.user_id, rows],
+                ),
+            }
+        })?;
+        let mut users = users.unwrap_or_default();
+        let more = users.len() > limit as usize;
+        users.truncate(limit as usize);
+        let next = users
+            .last()
+            .filter(|_| more)
+            .map(|last| Cursor::of(last).write(order));
+        Ok(Some(Page { users, next }))
+    }
+
+    /// Every line the database knows of, and what became of it.
+    pub fn ledger(&self) -> Result<Ledger, StoreError> {
+        Ok(self
+            .read("read the ledger", segments::ledger)?
+            .unwrap_or_default())
+    }
+
+    /// All users together. Reads every row.
+    pub fn overall(&self) -> Result<Overall, StoreError> {
+        let overall = self.read("add up all users", |connection| {
+            let mut overall = Overall::default();
+            let mut statement = connection.prepare_cached(SELECT_TOTAL_CHECKS)?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                overall.users += 1;
+                overall.events += row.get::<_, u64>(0)?;
+                overall.revenue_micros += i128::from(row.get::<_, i64>(1)?);
+            }
+            Ok(overall)
+        })?;
+        Ok(overall.unwrap_or_default())
+    }
+
+    /// Every line the database knows of, the segments that are whole, and the rows of the others,
+    /// as of one moment.
+    pub fn snapshot(&self) -> Result<(Ledger, HashSet<SegmentId>, Vec<SegmentRow>), StoreError> {
+        let snapshot = self.read("read the ledger and the segments", |connection| {
+            let snapshot = connection.unchecked_transaction()?;
+            Ok((
+                segments::ledger(&snapshot)?,
+                segments::whole(&snapshot)?,
+                segments::unfinished(&snapshot)?,
+            ))
+        })?;
+        Ok(snapshot.unwrap_or_default())
+    }
+
+    /// The newest segments, at most `limit`: the active one, then by when they were first seen.
+    pub fn newest_segments(&self, limit: u32) -> Result<Vec<SegmentRow>, StoreError> {
+        let rows = self.read("list segments", |db| segments::newest(db, limit))?;
+        Ok(rows.unwrap_or_default())
+    }
+
+    /// How many segments there are of each state there is one of.
+    pub fn segment_counts(&self) -> Result<Vec<(SegmentState, u64)>, StoreError> {
+        let counts = self.read("count segments", segments::count_by_state)?;
+        Ok(counts.unwrap_or_default())
+    }
+
+    /// The newest rejected lines, at most `limit`: those of the segment last applied to first.
+    pub fn newest_rejected(&self, limit: u32) -> Result<Vec<RejectedLine>, StoreError> {
+        let lines = self.read("list rejected lines", |db| {
+            segments::newest_rejected(db, limit)
+        })?;
+        Ok(lines.unwrap_or_default())
+    }
+
+    /// Closes the connections, so that the writer's last checkpoint can leave a single file. They
+    /// are opened again if somebody still reads.
+    pub fn close(&self) {
+        drop(self.lock().take());
+    }
+
+    /// `None` where there is no database.
+    fn read<T>(
+        &self,
+        doing: &'static str,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, StoreError> {
+        let path = &self.shared.path;
+        let Some(pool) = self.pool()? else {
+            return Ok(None);
+        };
+        let connection = pool.get().map_err(|source| StoreError::Pool {
+            path: path.clone(),
+            source,
+        })?;
+        match read(&connection) {
+            Ok(value) => Ok(Some(value)),
+            // Created but without tables yet: as if there were no file.
+            Err(_) if open::inspect(&connection, path).is_ok_and(|is| is == Contents::Empty) => {
+                Ok(None)
+            }
+            Err(error) => Err(StoreError::sqlite(path, doing)(error)),
+        }
+    }
+
+    fn pool(&self) -> Result<Option<Pool>, StoreError> {
+        let path = &self.shared.path;
+        let identity = RealDisk.identity(path).ok().flatten();
+        let mut held = self.lock();
+        let Some(identity) = identity else {
+            drop(held.take());
+            return Ok(None);
+        };
+        if let Some((of, pool)) = &*held
+            && *of == identity
+        {
+            return Ok(Some(pool.clone()));
+        }
+        let manager = SqliteConnectionManager::file(path)
+            .with_flags(open::reader_flags())
+            .with_init(|connection| open::configure_reader(connection));
+        let pool = r2d2::Pool::builder()
+            .max_size(self.shared.connections_max)
+            .min_idle(Some(0))
+            .test_on_check_out(false)
+            .connection_timeout(CHECKOUT_TIMEOUT)
+            .build(manager)
+            .map_err(|source| StoreError::Pool {
+                path: path.clone(),
+                source,
+            })?;
+        *held = Some((identity, pool.clone()));
+        Ok(Some(pool))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Identity, Pool)>> {
+        self.shared
+            .pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read_user(row: &Row<'_>) -> rusqlite::Result<UserTotal> {
+    Ok(UserTotal {
+        user_id: row.get(0)?,
+        revenue: Micros(row.get(1)?),
+        events: row.get(2)?,
+        updated_at_ms: row.get(3)?,
+    })
+}
+
+/// The place after a user in a listing. Written as text that survives a URL: `r`, `d` or `u` for
+/// the order, the revenue, `.`, and the user id in hex.
+struct Cursor {
+    revenue: i64,
+    user_id: String,
+}
+
+impl Cursor {
+    fn of(user: &UserTotal) -> Self {
+        Self {
+            revenue: user.revenue.0,
+            user_id: user.user_id.clone(),
+        }
+    }
+
+    fn letter(order: Order) -> char {
+        match order {
+            Order::Revenue => 'r',
+            Order::RevenueDescending => 'd',
+            Order::UserId => 'u',
+        }
+    }
+
+    fn write(&self, order: Order) -> String {
+        let mut text = format!("{}{}.", Self::letter(order), self.revenue);
+        for byte in self.user_id.bytes() {
+            // Writing to a String can't fail.
+            let _infallible = write!(text, "{byte:02x}");
+        }
+        text
+    }
+
+    /// The start of the listing where there is no cursor; `None` if it is not one of ours.
+    fn read(order: Order, cursor: Option<&str>) -> Option<Self> {
+        let Some(text) = cursor else {
+            let revenue = if order == Order::RevenueDescending {
+                i64::MAX
+            } else {
+                i64::MIN
+            };
+            return Some(Self {
+                revenue,
+                user_id: String::new(),
+            });
+        };
+        let (revenue, hex) = text.strip_prefix(Self::letter(order))?.split_once('.')?;
+        if hex.len() % 2 != 0 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        let bytes = (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok())
+            .collect::<Option<Vec<u8>>>()?;
+        Some(Self {
+            revenue: revenue.parse().ok()?,
+            user_id: String::from_utf8(bytes).ok()?,
+        })
+    }
+}

@@ -1,0 +1,373 @@
+//! The rows of `segment`: how far each is applied, and in what state it is.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::open::{self, Contents};
+use super::{Ledger, StoreError};
+use crate::segment::SegmentId;
+
+const SELECT_SEGMENT: &str = include_str!("../../sql/query/select_segment.sql");
+const SELECT_SEGMENTS: &str = include_str!("../../sql/query/select_segments.sql");
+const SELECT_UNFINISHED: &str = include_str!("../../sql/query/select_unfinished_segments.sql");
+const SELECT_WHOLE: &str = include_str!("../../sql/query/select_whole_segments.sql");
+const SELECT_NUMBERS: &str = include_str!("../../sql/query/select_numbers.sql");
+const SELECT_PRUNED: &str = include_str!("../../sql/query/select_pruned.sql");
+const SELECT_LEDGER: &str = include_str!("../../sql/query/select_ledger.sql");
+const SELECT_OLDEST_WHOLE: &str = include_str!("../../sql/query/select_oldest_whole_segment.sql");
+const SELECT_HIGHEST_SEALED: &str = include_str!("../../sql/query/select_highest_sealed.sql");
+const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
+const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
+const LIST_NEWEST: &str = include_str!("../../sql/query/list_newest_segments.sql");
+const LIST_NEWEST_REJECTED: &str = include_str!("../../sql/query/list_newest_rejected_lines.sql");
+const COUNT_BY_STATE: &str = include_str!("../../sql/query/count_segments_by_state.sql");
+
+/// What is to be done with a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentState {
+    /// Still appended to.
+    Active,
+    /// No longer appended to; not wholly applied yet.
+    Sealed,
+    /// Wholly applied.
+    Whole,
+    /// Its file changed after it was applied from; no more of it is applied.
+    Untrusted,
+    /// Its file is gone before it was wholly applied.
+    Lost,
+}
+
+impl SegmentState {
+    const ALL: [Self; 5] = [
+        Self::Active,
+        Self::Sealed,
+        Self::Whole,
+        Self::Untrusted,
+        Self::Lost,
+    ];
+
+    /// As the database has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Sealed => "sealed",
+            Self::Whole => "whole",
+            Self::Untrusted => "untrusted",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// A line that was not counted, as the database keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedLine {
+    /// The identity of its segment.
+    pub segment: String,
+    /// Bytes from the start of the file to the start of the line.
+    pub offset: u64,
+    /// Why, for people.
+    pub reason: String,
+    /// Its first 1024 bytes; what is not UTF-8 is shown as U+FFFD.
+    pub line: String,
+}
+
+/// What became of lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All of them but empty ones: the sum of the other three.
+    pub lines: u64,
+    /// Counted events.
+    pub events: u64,
+    /// Not counted: their id was counted before.
+    pub duplicates: u64,
+    /// Not counted: no event, a contradicted id, an overflow.
+    pub rejected: u64,
+}
+
+impl Counts {
+    /// Adds others.
+    pub fn add(&mut self, other: &Self) {
+        self.lines += other.lines;
+        self.events += other.events;
+        self.duplicates += other.duplicates;
+        self.rejected += other.rejected;
+    }
+}
+
+/// One row of `segment`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentRow {
+    /// Whose row.
+    pub id: SegmentId,
+    /// Its primary key.
+    pub key: i64,
+    /// What the file was called when last seen.
+    pub file_name: String,
+    /// What is to be done with it.
+    pub state: SegmentState,
+    /// Bytes from the start that are applied.
+    pub applied_bytes: u64,
+    /// CRC-32 of those bytes.
+    pub checksum: u32,
+    /// What became of the lines in those bytes.
+    pub counts: Counts,
+    /// Sum of the counted events' micros modulo 2^64.
+    pub net_check: i64,
+    /// Of the counted events, those with an id.
+    pub id_events: u64,
+    /// Of the check figure, the part of events with an id.
+    pub id_net_check: i64,
+    /// Ids of this segment that are no longer kept.
+    pub ids_let_go: u64,
+    /// Bytes not applied because the file is untrusted.
+    pub untrusted_bytes: u64,
+    /// Lines in those bytes.
+    pub untrusted_lines: u64,
+    /// Why it is untrusted or lost.
+    pub reason: Option<String>,
+    /// When the last byte was applied, milliseconds since 1970 UTC.
+    pub whole_at_ms: Option<i64>,
+}
+
+/// The sum of what retention let go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// The highest segment number let go; 0 if none.
+    pub number: u64,
+    /// How many segments.
+    pub segments: u64,
+    /// Their lines.
+    pub counts: Counts,
+    /// Their check figures, added modulo 2^64.
+    pub net_check: i64,
+    /// Length of the file of segment `number`, which may be there still.
+    pub file_bytes: u64,
+    /// CRC-32 of that file.
+    pub file_checksum: u32,
+}
+
+/// The rows of all segments, in key order, from a database that may be missing, empty or in use:
+/// for recovery, before a writer is open. Waits half a second for a lock at most. A `-wal` that an
+/// unclean stop left stays: that it is there tells the writer to check the sums.
+pub fn read_segments(path: &Path) -> Result<Vec<SegmentRow>, StoreError> {
+    let Some(connection) = open_reader(path)? else {
+        return Ok(Vec::new());
+    };
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
+    match open::inspect(&connection, path)? {
+        Contents::Empty => Ok(Vec::new()),
+        Contents::Ours => all(&connection).map_err(StoreError::sqlite(path, "read its segments")),
+    }
+}
+
+/// Events and check figure of (the segments and what was pruned, the users' totals), read over a
+/// connection of its own as of one moment; `None` where there is no database. They are equal
+/// unless the file was tampered with or put together from two.
+pub fn read_checks(path: &Path) -> Result<Option<[(u64, i64); 2]>, StoreError> {
+    let Some(connection) = open_reader(path)? else {
+        return Ok(None);
+    };
+    checks(&connection)
+        .map(Some)
+        .map_err(StoreError::sqlite(path, "add up all totals"))
+}
+
+/// A reading connection of our own; `None` where there is no file.
+pub(super) fn open_reader(path: &Path) -> Result<Option<Connection>, StoreError> {
+    if !path.try_exists().unwrap_or(true) {
+        return Ok(None);
+    }
+    let connection = Connection::open_with_flags(path, open::reader_flags())
+        .map_err(StoreError::sqlite(path, "open it"))?;
+    open::configure_reader(&connection)
+        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
+    Ok(Some(connection))
+}
+
+pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<SegmentRow>> {
+    connection
+        .prepare(SELECT_SEGMENTS)?
+        .query_map([], read_row)?
+        .collect()
+}
+
+/// The active one, then at most `limit` in all by when they were first seen, newest first.
+pub(super) fn newest(connection: &Connection, limit: u32) -> rusqlite::Result<Vec<SegmentRow>> {
+    connection
+        .prepare_cached(LIST_NEWEST)?
+        .query_map([limit], read_row)?
+        .collect()
+}
+
+/// At most `limit` rejected lines, those of the segment last applied to first, from its end.
+pub(super) fn newest_rejected(
+    connection: &Connection,
+    limit: u32,
+) -> rusqlite::Result<Vec<RejectedLine>> {
+    connection
+        .prepare_cached(LIST_NEWEST_REJECTED)?
+        .query_map([limit], |row| {
+            Ok(RejectedLine {
+                segment: row.get(0)?,
+                offset: row.get(1)?,
+                reason: row.get(2)?,
+                line: row.get(3)?,
+            })
+        })?
+        .collect()
+}
+
+/// How many segments there are of each state there is one of.
+pub(super) fn count_by_state(
+    connection: &Connection,
+) -> rusqlite::Result<Vec<(SegmentState, u64)>> {
+    connection
+        .prepare_cached(COUNT_BY_STATE)?
+        .query_map([], |row| Ok((state(row.get(0)?, 0)?, row.get(1)?)))?
+        .collect()
+}
+
+/// All but the whole ones.
+pub(super) fn unfinished(connection: &Connection) -> rusqlite::Result<Vec<SegmentRow>> {
+    connection
+        .prepare_cached(SELECT_UNFINISHED)?
+        .query_map([], read_row)?
+        .collect()
+}
+
+pub(super) fn one(connection: &Connection, id: &SegmentId) -> rusqlite::Result<Option<SegmentRow>> {
+    connection
+        .prepare_cached(SELECT_SEGMENT)?
+        .query_row([id.to_string()], read_row)
+        .optional()
+}
+
+pub(super) fn whole(connection: &Connection) -> rusqlite::Result<HashSet<SegmentId>> {
+    connection
+        .prepare(SELECT_WHOLE)?
+        .query_map([], |row| id(row.get(0)?, || row.get(1)))?
+        .collect()
+}
+
+/// The numbers of ours that have a row, ascending.
+pub(super) fn numbers(connection: &Connection) -> rusqlite::Result<Vec<u64>> {
+    connection
+        .prepare(SELECT_NUMBERS)?
+        .query_map([], |row| row.get(0))?
+        .collect()
+}
+
+/// The whole one of ours with the lowest number.
+pub(super) fn oldest_whole(connection: &Connection) -> rusqlite::Result<Option<SegmentRow>> {
+    connection
+        .prepare_cached(SELECT_OLDEST_WHOLE)?
+        .query_row([], read_row)
+        .optional()
+}
+
+/// The highest number of ours that is no longer appended to; 0 if there is none.
+pub(super) fn highest_sealed(connection: &Connection) -> rusqlite::Result<u64> {
+    connection
+        .prepare_cached(SELECT_HIGHEST_SEALED)?
+        .query_row([], |row| row.get(0))
+}
+
+pub(super) fn pruned(connection: &Connection) -> rusqlite::Result<Pruned> {
+    connection.query_row(SELECT_PRUNED, [], |row| {
+        Ok(Pruned {
+            number: row.get(0)?,
+            segments: row.get(1)?,
+            counts: Counts {
+                lines: row.get(2)?,
+                events: row.get(3)?,
+                duplicates: row.get(4)?,
+                rejected: row.get(5)?,
+            },
+            net_check: row.get(6)?,
+            file_bytes: row.get(7)?,
+            file_checksum: row.get(8)?,
+        })
+    })
+}
+
+/// Every line the database knows of; nothing is pending in it.
+pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
+    connection.query_row(SELECT_LEDGER, [], |row| {
+        Ok(Ledger {
+            lines: row.get(0)?,
+            applied: row.get(1)?,
+            duplicates: row.get(2)?,
+            rejected: row.get(3)?,
+            pending: 0,
+            untrusted: row.get(4)?,
+        })
+    })
+}
+
+fn checks(connection: &Connection) -> rusqlite::Result<[(u64, i64); 2]> {
+    let snapshot = connection.unchecked_transaction()?;
+    let add = |sql: &str| -> rusqlite::Result<(u64, i64)> {
+        let mut statement = snapshot.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut sum = (0u64, 0i64);
+        while let Some(row) = rows.next()? {
+            sum.0 += row.get::<_, u64>(0)?;
+            sum.1 = sum.1.wrapping_add(row.get(1)?);
+        }
+        Ok(sum)
+    };
+    let mut segments = add(SELECT_SEGMENT_CHECKS)?;
+    let pruned = pruned(&snapshot)?;
+    segments.0 += pruned.counts.events;
+    segments.1 = segments.1.wrapping_add(pruned.net_check);
+    Ok([segments, add(SELECT_TOTAL_CHECKS)?])
+}
+
+fn id(key: i64, name: impl FnOnce() -> rusqlite::Result<String>) -> rusqlite::Result<SegmentId> {
+    Ok(match u64::try_from(key) {
+        Ok(number) => SegmentId::Ours(number),
+        Err(_) => SegmentId::Elsewhere(name()?),
+    })
+}
+
+fn state(name: String, column: usize) -> rusqlite::Result<SegmentState> {
+    SegmentState::ALL
+        .into_iter()
+        .find(|known| known.name() == name)
+        .ok_or(rusqlite::Error::InvalidColumnType(
+            column,
+            name,
+            rusqlite::types::Type::Text,
+        ))
+}
+
+fn read_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
+    let key: i64 = row.get(0)?;
+    Ok(SegmentRow {
+        id: id(key, || row.get(1))?,
+        key,
+        file_name: row.get(2)?,
+        state: state(row.get(3)?, 3)?,
+        applied_bytes: row.get(4)?,
+        checksum: row.get(5)?,
+        counts: Counts {
+            lines: row.get(6)?,
+            events: row.get(7)?,
+            duplicates: row.get(8)?,
+            rejected: row.get(9)?,
+        },
+        net_check: row.get(10)?,
+        id_events: row.get(11)?,
+        id_net_check: row.get(12)?,
+        ids_let_go: row.get(13)?,
+        untrusted_bytes: row.get(14)?,
+        untrusted_lines: row.get(15)?,
+        reason: row.get(16)?,
+        whole_at_ms: row.get(17)?,
+    })
+}

@@ -1,0 +1,418 @@
+//! The store by itself: ranges made by hand.
+
+use std::collections::HashSet;
+use std::io;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use super::*;
+use crate::event::{Event, Kind};
+use crate::segment::{Position, SegmentId};
+
+/// Lines of one segment, one byte of offset each, and how ranges of them are applied.
+struct Lines(Vec<Event<'static>>);
+
+impl Lines {
+    fn event(user: &str, kind: Kind, amount_micros: u64, id: Option<&str>) -> Event<'static> {
+        Event {
+            user_id: user.to_owned().into(),
+            kind,
+            amount_micros,
+            id: id.map(|id| id.to_owned().into()),
+        }
+    }
+
+    fn apply(&self, writer: &mut Writer, name: &str, from: usize, to: usize) -> Outcome {
+        let mut sums = std::collections::BTreeMap::<&str, Sums>::new();
+        let mut with_id = IdEvents::default();
+        for (offset, event) in self.0.iter().enumerate().take(to).skip(from) {
+            match &event.id {
+                None => {
+                    sums.entry(&event.user_id)
+                        .or_default()
+                        .add_event(event.kind, event.amount_micros);
+                }
+                Some(id) => with_id.push(offset as u64, id, event),
+            }
+        }
+        let users: Vec<_> = sums.iter().map(|(user, sums)| (*user, sums)).collect();
+        let segment = SegmentId::Elsewhere(name.to_owned());
+        let range = Range {
+            segment: &segment,
+            file_name: name,
+            from: from as u64,
+            to: to as u64,
+            checksum: 7,
+            end: RangeEnd::Active,
+            now_ms: 1_000_500,
+            delta: Delta {
+                users: &users,
+                with_id: &with_id,
+                rejected: &[],
+                rejected_count: 0,
+                lines: (to - from) as u64,
+            },
+        };
+        writer
+            .apply(
+                &range,
+                &mut Part {
+                    lines: self,
+                    from,
+                    to,
+                },
+            )
+            .expect("it applies")
+    }
+}
+
+struct Part<'a> {
+    lines: &'a Lines,
+    from: usize,
+    to: usize,
+}
+
+impl Source for Part<'_> {
+    fn lines_of(&mut self, users: &HashSet<String>) -> io::Result<Vec<UserLine>> {
+        let part = self
+            .lines
+            .0
+            .iter()
+            .enumerate()
+            .take(self.to)
+            .skip(self.from);
+        let mine = part.filter(|(_, event)| event.id.is_none() && users.contains(&*event.user_id));
+        Ok(mine
+            .map(|(offset, event)| UserLine {
+                offset: offset as u64,
+                user_id: event.user_id.to_string(),
+                kind: event.kind,
+                amount_micros: event.amount_micros,
+            })
+            .collect())
+    }
+
+    fn line_at(&mut self, offset: u64) -> io::Result<Vec<u8>> {
+        Ok(format!("line {offset}").into_bytes())
+    }
+}
+
+fn open() -> (TempDir, Writer) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let writer =
+        Writer::open(&dir.path().join(DATABASE_FILE), Existing::OrCreate).expect("it opens");
+    (dir, writer)
+}
+
+fn counts(outcome: &Outcome) -> (u64, u64, u64) {
+    match outcome {
+        Outcome::Applied(Applied { counts }) => (counts.events, counts.duplicates, counts.rejected),
+        Outcome::Raced => panic!("somebody else was here"),
+    }
+}
+
+fn dump(dir: &TempDir, sql: &str) -> Vec<String> {
+    let connection = Connection::open(dir.path().join(DATABASE_FILE)).expect("it opens");
+    let mut statement = connection.prepare(sql).expect("a statement");
+    let columns = statement.column_count();
+    let rows = statement.query_map([], |row| {
+        let values: rusqlite::Result<Vec<_>> = (0..columns)
+            .map(|at| {
+                row.get_ref(at).map(|value| match value {
+                    rusqlite::types::ValueRef::Integer(number) => number.to_string(),
+                    rusqlite::types::ValueRef::Real(number) => number.to_string(),
+                    rusqlite::types::ValueRef::Text(text) => {
+                        String::from_utf8_lossy(text).into_owned()
+                    }
+                    other => format!("{other:?}"),
+                })
+            })
+            .collect();
+        Ok(values?.join("|"))
+    });
+    rows.expect("rows").map(|row| row.expect("a row")).collect()
+}
+
+const TOTALS: &str = "SELECT user_id, revenue_micros, events FROM user_total ORDER BY user_id";
+
+#[test]
+fn a_range_is_applied_once() {
+    let (dir, mut writer) = open();
+    let lines = Lines(vec![
+        Lines::event("a", Kind::Add, 100, None),
+        Lines::event("b", Kind::Subtract, 30, None),
+        Lines::event("a", Kind::Subtract, 40, None),
+    ]);
+    assert_eq!(counts(&lines.apply(&mut writer, "s", 0, 2)), (2, 0, 0));
+    assert_eq!(lines.apply(&mut writer, "s", 0, 2), Outcome::Raced);
+    assert_eq!(lines.apply(&mut writer, "s", 1, 3), Outcome::Raced);
+    assert_eq!(lines.apply(&mut writer, "other", 1, 3), Outcome::Raced);
+    assert_eq!(counts(&lines.apply(&mut writer, "s", 2, 3)), (1, 0, 0));
+    assert_eq!(dump(&dir, TOTALS), ["a|60|2", "b|-30|1"]);
+    let row = writer
+        .segment(&SegmentId::Elsewhere("s".into()))
+        .expect("a read")
+        .expect("a row");
+    assert_eq!((row.applied_bytes, row.net_check, row.key), (3, 30, -1));
+    let path = dir.path().join(DATABASE_FILE);
+    assert_eq!(read_checks(&path).expect("a read"), Some([(3, 30); 2]));
+    let view = "SELECT * FROM user_revenue WHERE user_id = 'a'";
+    assert_eq!(
+        dump(&dir, view),
+        ["a|0.00006|2|1970-01-01T00:16:40.500Z|60"]
+    );
+}
+
+#[test]
+fn an_id_counts_once_and_a_contradiction_is_rejected() {
+    let (dir, mut writer) = open();
+    let lines = Lines(vec![
+        Lines::event("a", Kind::Add, 1, Some("x")),
+        Lines::event("a", Kind::Add, 1, Some("x")),
+        Lines::event("a", Kind::Add, 2, Some("x")),
+        Lines::event("b", Kind::Add, 1, Some("x")),
+        Lines::event("a", Kind::Subtract, 1, Some("x")),
+        Lines::event("a", Kind::Add, 1, Some("w")),
+    ]);
+    assert_eq!(counts(&lines.apply(&mut writer, "s", 0, 6)), (2, 1, 3));
+    assert_eq!(counts(&lines.apply(&mut writer, "resent", 0, 2)), (0, 2, 0));
+    assert_eq!(dump(&dir, TOTALS), ["a|2|2"]);
+    let rejected = dump(
+        &dir,
+        "SELECT segment, offset, code, line FROM rejected_line",
+    );
+    assert_eq!(
+        rejected,
+        [
+            "s|2|id_conflict|line 2",
+            "s|3|id_conflict|line 3",
+            "s|4|id_conflict|line 4"
+        ]
+    );
+    assert_eq!(
+        dump(
+            &dir,
+            "SELECT id, segment, offset, applied_at_s FROM event_id"
+        ),
+        ["w|-1|5|1000", "x|-1|0|1000"]
+    );
+}
+
+/// Which line overflows must not depend on how the range is cut.
+#[test]
+fn the_line_that_overflows_is_rejected_whatever_the_cut() {
+    const HUGE: u64 = 1_000_000_000_000_000_000;
+    let mut events = vec![Lines::event("z", Kind::Add, 1, None)];
+    events.extend((0..12).map(|_| Lines::event("a", Kind::Add, HUGE, None)));
+    events.push(Lines::event("a", Kind::Add, HUGE, Some("late")));
+    events.push(Lines::event("a", Kind::Subtract, 5 * HUGE, None));
+    events.push(Lines::event("a", Kind::Add, 1, Some("late")));
+    events.push(Lines::event("b", Kind::Add, 1, Some("late")));
+    events.push(Lines::event("a", Kind::Add, HUGE, Some("again")));
+    events.extend((0..30).map(|_| Lines::event("a", Kind::Subtract, HUGE, None)));
+    let lines = Lines(events);
+    let count = lines.0.len();
+    let mut outcomes = HashSet::new();
+    for step in [1, 2, 3, 7, count] {
+        let (dir, mut writer) = open();
+        for from in (0..count).step_by(step) {
+            lines.apply(&mut writer, "s", from, count.min(from + step));
+        }
+        outcomes.insert((
+            dump(&dir, TOTALS),
+            dump(&dir, "SELECT offset, code FROM rejected_line ORDER BY offset"),
+            dump(&dir, "SELECT events, duplicates, rejected, net_check, id_events, id_net_check FROM segment"),
+            dump(&dir, "SELECT id, offset FROM event_id"),
+        ));
+    }
+    assert_eq!(outcomes.len(), 1, "{outcomes:#?}");
+    let (totals, rejected, ..) = outcomes.into_iter().next().expect("one");
+    assert_eq!(totals.len(), 2);
+    assert_eq!(
+        rejected[..5],
+        [
+            "10|overflow",
+            "11|overflow",
+            "12|overflow",
+            "13|overflow",
+            "16|id_conflict"
+        ]
+    );
+}
+
+#[test]
+fn a_newer_database_and_a_foreign_one_are_refused() {
+    let (dir, writer) = open();
+    writer.close().expect("it closes");
+    let path = dir.path().join(DATABASE_FILE);
+    let connection = Connection::open(&path).expect("it opens");
+    connection
+        .pragma_update(None, "user_version", 99)
+        .expect("a version");
+    drop(connection);
+    assert!(matches!(
+        Writer::open(&path, Existing::OrCreate),
+        Err(StoreError::Newer { found: 99, .. })
+    ));
+    assert!(matches!(
+        read_segments(&path),
+        Err(StoreError::Newer { .. })
+    ));
+    let other = dir.path().join("other.db");
+    Connection::open(&other)
+        .and_then(|c| c.execute_batch("CREATE TABLE t (a)"))
+        .expect("a table");
+    assert!(matches!(
+        Writer::open(&other, Existing::OrCreate),
+        Err(StoreError::NotOurs { .. })
+    ));
+}
+
+#[test]
+fn a_clean_close_leaves_one_file_and_missing_ones_read_as_empty() {
+    let (dir, mut writer) = open();
+    let path = dir.path().join(DATABASE_FILE);
+    let readers = Readers::new(&dir.path().join("missing.db"), 2);
+    assert_eq!(readers.user("a").expect("no error"), None);
+    let readers = Readers::new(&path, 2);
+    assert_eq!(readers.user("a").expect("no error"), None);
+    Lines(vec![Lines::event("a", Kind::Add, 5, None)]).apply(&mut writer, "s", 0, 1);
+    assert_eq!(
+        readers
+            .user("a")
+            .expect("no error")
+            .map(|user| user.revenue.0),
+        Some(5)
+    );
+    readers.close();
+    writer.close().expect("it closes");
+    let names = |dir: &TempDir| -> Vec<_> {
+        let entries = std::fs::read_dir(dir.path()).expect("a listing");
+        entries
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect()
+    };
+    assert_eq!(names(&dir), [DATABASE_FILE]);
+    assert_eq!(dump(&dir, "PRAGMA journal_mode"), ["delete"]);
+    assert_eq!(read_segments(&path).expect("rows").len(), 1);
+    assert_eq!(readers.overall().expect("no error").events, 1);
+    readers.close();
+    assert_eq!(
+        names(&dir),
+        [DATABASE_FILE],
+        "a reader leaves nothing behind"
+    );
+}
+
+#[test]
+fn pages_cover_every_user_once_in_order() {
+    let (dir, mut writer) = open();
+    let users = ["é", "a", "b%", "c", "", "zz"];
+    let lines = Lines(
+        users
+            .iter()
+            .filter(|user| !user.is_empty())
+            .enumerate()
+            .map(|(at, user)| Lines::event(user, Kind::Add, at as u64 / 2, None))
+            .collect(),
+    );
+    lines.apply(&mut writer, "s", 0, lines.0.len());
+    let readers = Readers::new(&dir.path().join(DATABASE_FILE), 1);
+    for (order, expected) in [
+        (Order::UserId, ["a", "b%", "c", "zz", "é"]),
+        (Order::Revenue, ["a", "é", "b%", "c", "zz"]),
+        (Order::RevenueDescending, ["zz", "b%", "c", "a", "é"]),
+    ] {
+        let mut seen = Vec::new();
+        let mut cursor = None;
+        loop {
+            let page = readers
+                .users(order, 2, cursor.as_deref())
+                .expect("a read")
+                .expect("a page");
+            assert!(page.users.len() <= 2);
+            seen.extend(page.users.into_iter().map(|user| user.user_id));
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, expected, "{order:?}");
+    }
+    for bad in ["", "x", "u", "u1.zz", "u1.abc", "r1.61", "u.61"] {
+        assert_eq!(
+            readers.users(Order::UserId, 2, Some(bad)).expect("a read"),
+            None,
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn waiters_are_told_applied_lost_or_timed_out() {
+    let progress = Progress::new(Applies::Here);
+    let at = |segment, offset| Position { segment, offset };
+    let (sender, told) = std::sync::mpsc::channel();
+    let wait = |position| {
+        let sender = sender.clone();
+        let later = Instant::now() + Duration::from_hours(1);
+        progress.when_applied(
+            position,
+            later,
+            Box::new(move |waited| {
+                sender.send((position, waited)).expect("the test listens");
+            }),
+        );
+    };
+    wait(at(1, 10));
+    wait(at(2, 10));
+    wait(at(3, 10));
+    assert!(told.try_recv().is_err());
+    let lost = [Lost {
+        number: 2,
+        applied_bytes: 5,
+    }];
+    progress.publish(at(1, 10), &lost, Settled::default());
+    assert_eq!(told.try_recv(), Ok((at(1, 10), Waited::Applied)));
+    assert_eq!(told.try_recv(), Ok((at(2, 10), Waited::Lost)));
+    assert!(told.try_recv().is_err());
+    wait(at(2, 5));
+    assert_eq!(told.try_recv(), Ok((at(2, 5), Waited::Applied)));
+    progress.finish();
+    assert_eq!(told.try_recv(), Ok((at(3, 10), Waited::TimedOut)));
+    let off = Progress::new(Applies::Elsewhere);
+    assert_eq!(
+        off.wait_applied(at(1, 1), Instant::now()),
+        Waited::NotWaiting
+    );
+}
+
+#[test]
+fn the_ledger_balances_between_commits() {
+    let progress = Progress::new(Applies::Here);
+    let ledger = Ledger {
+        applied: 5,
+        duplicates: 1,
+        rejected: 2,
+        untrusted: 3,
+        ..Ledger::default()
+    };
+    let settled = Settled {
+        ledger,
+        pending: -4,
+        tail_lines: 10,
+    };
+    progress.publish(
+        Position {
+            segment: 1,
+            offset: 0,
+        },
+        &[],
+        settled,
+    );
+    let seen = progress.ledger(20);
+    assert_eq!((seen.pending, seen.lines), (6, 17));
+    assert_eq!(progress.ledger(10).pending, 0);
+}

@@ -1,0 +1,251 @@
+//! The writing connection. One thread owns it; it remembers nothing that the file does not say.
+//!
+//! After any error but a lock the owner drops it and opens another, which asks the rows anew: so
+//! a commit of which nobody knows whether it happened is no special case.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, TransactionBehavior, params};
+
+use super::apply::{self, Attempt, Failure};
+use super::open::{self, Existing};
+use super::segments;
+use super::{Ledger, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError};
+use crate::fs::{Disk, Identity, RealDisk};
+use crate::segment::SegmentId;
+
+const MARK_SEGMENT: &str = include_str!("../../sql/query/mark_segment.sql");
+
+/// The one writer of a database.
+pub struct Writer {
+    pub(super) connection: Connection,
+    pub(super) path: PathBuf,
+    /// Which file is open, and which `-wal` belongs to it, as far as it has been seen.
+    file: Option<Identity>,
+    wal: Option<Identity>,
+}
+
+/// What is noted of a segment apart from its progress.
+#[derive(Clone, Debug)]
+pub struct Mark<'a> {
+    /// Which segment.
+    pub segment: &'a SegmentId,
+    /// What its file is called.
+    pub file_name: &'a str,
+    /// Bytes applied, as last read: nothing is noted if they have changed.
+    pub applied_bytes: u64,
+    /// The state from now on.
+    pub state: SegmentState,
+    /// Why, for an untrusted or lost one.
+    pub reason: Option<&'a str>,
+    /// Bytes that will not be applied.
+    pub untrusted_bytes: u64,
+    /// Lines in them.
+    pub untrusted_lines: u64,
+    /// Now, milliseconds since 1970 UTC.
+    pub now_ms: i64,
+}
+
+impl Writer {
+    /// Opens the database, creates or upgrades its tables, turns the WAL on.
+    pub fn open(path: &Path, existing: Existing) -> Result<Self, StoreError> {
+        let connection = open::open_writer(path, existing)?;
+        let mut writer = Self {
+            connection,
+            path: path.to_owned(),
+            file: RealDisk.identity(path).ok().flatten(),
+            wal: None,
+        };
+        writer.is_replaced();
+        Ok(writer)
+    }
+
+    /// Whether another file (or none) lies at the path now. Looks at the names only.
+    pub fn is_replaced(&mut self) -> bool {
+        let now = RealDisk.identity(&self.path).ok().flatten();
+        if now.is_none() || now != self.file {
+            return true;
+        }
+        self.wal = RealDisk
+            .identity(&sibling(&self.path, "-wal"))
+            .ok()
+            .flatten();
+        false
+    }
+
+    /// Lets go of a database that was replaced or deleted. A `-wal` of the old file beside the new
+    /// one would be played into it, so it is removed.
+    pub fn abandon(self) {
+        let Self {
+            connection,
+            path,
+            wal,
+            ..
+        } = self;
+        drop(connection);
+        let wal_path = sibling(&path, "-wal");
+        if wal.is_some() && RealDisk.identity(&wal_path).ok().flatten() == wal {
+            for left_over in [wal_path, sibling(&path, "-shm")] {
+                if let Err(error) = RealDisk.remove(&left_over) {
+                    tracing::warn!(path = %left_over.display(), %error, "cannot remove what the replaced database left behind");
+                }
+            }
+        }
+    }
+
+    /// Applies a range: all of it in one transaction, or nothing. After an error other than a lock
+    /// this writer must not be used any more.
+    pub fn apply(
+        &mut self,
+        range: &Range<'_>,
+        source: &mut dyn Source,
+    ) -> Result<Outcome, StoreError> {
+        let mut suspects = HashSet::new();
+        loop {
+            match self.attempt(range, &suspects, source)? {
+                Attempt::Ready(applied) => return Ok(Outcome::Applied(applied)),
+                Attempt::Raced => return Ok(Outcome::Raced),
+                Attempt::Suspects(more) => suspects.extend(more),
+            }
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        range: &Range<'_>,
+        suspects: &HashSet<String>,
+        source: &mut dyn Source,
+    ) -> Result<Attempt, StoreError> {
+        let path = &self.path;
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(StoreError::sqlite(path, "begin a transaction"))?;
+        // Dropped without a commit, the transaction is rolled back.
+        let attempt =
+            apply::attempt(&transaction, range, suspects, source).map_err(
+                |failure| match failure {
+                    Failure::Sqlite(source) => StoreError::sqlite(path, "apply a range")(source),
+                    Failure::Source(source) => StoreError::Source(source),
+                },
+            )?;
+        if matches!(attempt, Attempt::Ready(_)) {
+            transaction
+                .commit()
+                .map_err(StoreError::sqlite(path, "commit a range"))?;
+        }
+        Ok(attempt)
+    }
+
+    /// Notes a segment's state, making its row where it has none; whether that was done.
+    pub fn mark(&mut self, mark: &Mark<'_>) -> Result<bool, StoreError> {
+        let doing = StoreError::sqlite(&self.path, "note the state of a segment");
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(&doing)?;
+        let sql = |transaction: &Connection| -> rusqlite::Result<usize> {
+            if segments::one(transaction, mark.segment)?.is_none() {
+                apply::insert_segment(
+                    transaction,
+                    mark.segment,
+                    params![
+                        mark.file_name,
+                        SegmentState::Sealed.name(),
+                        0,
+                        0,
+                        mark.now_ms
+                    ],
+                )?;
+            }
+            let Some(row) = segments::one(transaction, mark.segment)? else {
+                return Ok(0);
+            };
+            transaction.prepare_cached(MARK_SEGMENT)?.execute(params![
+                row.key,
+                mark.applied_bytes,
+                mark.state.name(),
+                mark.file_name,
+                mark.reason,
+                mark.untrusted_bytes,
+                mark.untrusted_lines,
+                mark.now_ms,
+            ])
+        };
+        let changed = sql(&transaction).map_err(&doing)?;
+        transaction.commit().map_err(&doing)?;
+        Ok(changed == 1)
+    }
+
+    /// Whether a transaction could begin just now.
+    pub fn probe(&mut self) -> Result<(), StoreError> {
+        let doing = StoreError::sqlite(&self.path, "begin a transaction");
+        self.connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .and_then(rusqlite::Transaction::rollback)
+            .map_err(doing)
+    }
+
+    /// The row of one segment.
+    pub fn segment(&self, id: &SegmentId) -> Result<Option<SegmentRow>, StoreError> {
+        segments::one(&self.connection, id).map_err(self.reading())
+    }
+
+    /// The rows of all segments that are not whole, ours in number order last.
+    pub fn unfinished(&self) -> Result<Vec<SegmentRow>, StoreError> {
+        segments::unfinished(&self.connection).map_err(self.reading())
+    }
+
+    /// The segments that are whole.
+    pub fn whole(&self) -> Result<HashSet<SegmentId>, StoreError> {
+        segments::whole(&self.connection).map_err(self.reading())
+    }
+
+    /// The numbers of ours that have a row, ascending.
+    pub fn numbers(&self) -> Result<Vec<u64>, StoreError> {
+        segments::numbers(&self.connection).map_err(self.reading())
+    }
+
+    /// What retention let go.
+    pub fn pruned(&self) -> Result<Pruned, StoreError> {
+        segments::pruned(&self.connection).map_err(self.reading())
+    }
+
+    /// Every line the database knows of.
+    pub fn ledger(&self) -> Result<Ledger, StoreError> {
+        segments::ledger(&self.connection).map_err(self.reading())
+    }
+
+    pub(super) fn reading(&self) -> impl Fn(rusqlite::Error) -> StoreError {
+        StoreError::sqlite(&self.path, "read how far the segments are applied")
+    }
+
+    /// Moves everything from the WAL into the database file and, where nobody else has it open,
+    /// leaves that single file behind.
+    pub fn close(self) -> Result<(), StoreError> {
+        let Self {
+            connection, path, ..
+        } = self;
+        connection.flush_prepared_statement_cache();
+        connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .map_err(StoreError::sqlite(&path, "checkpoint"))?;
+        if let Err(error) =
+            connection.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))
+        {
+            // Somebody else reads: the WAL stays on, and the last to close removes its files.
+            tracing::debug!(%error, "the WAL stays on: others have the database open");
+        }
+        connection
+            .close()
+            .map_err(|(_, error)| StoreError::sqlite(&path, "close it")(error))
+    }
+}
+
+/// `revenue.db-wal` of `revenue.db`.
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}

@@ -1,0 +1,88 @@
+//! `tallyline verify`: recounts the files and compares with the database; also beside a server.
+//!
+//! Each difference is a line on stdout as it is found, then what no file proves, then the verdict.
+
+use std::fmt::Write as _;
+
+use anyhow::bail;
+
+use crate::config::VerifyConfig;
+use crate::event::Micros;
+use crate::exit::Exit;
+use crate::fs::RealDisk;
+use crate::process::{self, Finding, ProcessConfig, Verdict};
+use crate::{apply, logging, manual};
+
+/// Exit code 0 if files and database agree, 1 if they differ or it can't be told.
+pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
+    let process = ProcessConfig::new(&config.data_dir);
+    let bar = apply::bar();
+    let mut lost_words = None;
+    let mut on_finding = |finding: &Finding| {
+        let line = match finding {
+            Finding::Differs(words) => format!("DIFFERS: {words}\n"),
+            Finding::Untold(words) => format!("CANNOT BE TOLD: {words}\n"),
+            Finding::Note(words) => format!("not provable: {words}\n"),
+        };
+        if let Err(error) = logging::bars().suspend(|| manual::print(line.as_bytes())) {
+            lost_words.get_or_insert(error);
+        }
+    };
+    let mut on_progress = |bytes, bytes_total| {
+        bar.set_length(bytes_total);
+        bar.set_position(bytes);
+    };
+    let verdict = process::verify(&process, &RealDisk, &mut on_finding, &mut on_progress)?;
+    bar.finish_and_clear();
+    if let Some(error) = lost_words {
+        return Err(error);
+    }
+    let Some(verdict) = verdict else {
+        bail!(
+            "there is no database {}; `tallyline serve` or `tallyline process` makes it, --data-dir says where",
+            process.database().display()
+        );
+    };
+    manual::print(in_words(&verdict).as_bytes())?;
+    Ok(if verdict.agrees() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+fn in_words(verdict: &Verdict) -> String {
+    let Verdict {
+        files,
+        bytes,
+        counts,
+        net,
+        users,
+        differences,
+        untold,
+    } = verdict;
+    let mut text = format!(
+        "recounted {files} files, {bytes} bytes, {} lines: {} events ({}), {} duplicates, {} rejected\n",
+        counts.lines,
+        counts.events,
+        Micros(*net),
+        counts.duplicates,
+        counts.rejected
+    );
+    let mut line = |words: String| {
+        let _infallible = writeln!(text, "{words}");
+    };
+    if let Some(users) = users {
+        line(format!(
+            "compared the totals of {users} users, each exactly"
+        ));
+    }
+    if verdict.agrees() {
+        line("files and database agree".to_owned());
+    } else {
+        line(format!(
+            "files and database do not agree: {differences} differences, {untold} things that can't be told"
+        ));
+    }
+    text
+}

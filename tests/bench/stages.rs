@@ -1,0 +1,145 @@
+//! `cargo bench`: what each stage costs on this machine, as a table a person can read.
+//!
+//! Each row is the median of several runs of the same work; the spread says how far to trust it.
+//! Times are of this machine at this moment: compare rows of one run, or two builds in turn.
+#![expect(clippy::print_stdout, reason = "a table on stdout is what this is for")]
+#![expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot run says so by ending"
+)]
+
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tallyline::event::Event;
+use tallyline::fs::RealDisk;
+use tallyline::health::Health;
+use tallyline::journal::{Batch, Journal, JournalConfig};
+
+const RUNS: usize = 5;
+
+fn main() {
+    // `cargo test --benches` and `cargo bench -- FILTER` pass arguments; a filter chooses rows.
+    let filter = std::env::args()
+        .skip(1)
+        .find(|arg| !arg.starts_with('-'))
+        .unwrap_or_default();
+    println!(
+        "{:<44}{:>14}{:>16}{:>10}",
+        "stage", "each", "a second", "spread"
+    );
+    let mut table = Table { filter };
+    parse(&mut table);
+    append(&mut table);
+}
+
+struct Table {
+    filter: String,
+}
+
+impl Table {
+    /// Runs `work`, which does `count` of what the row is about, several times.
+    fn row(&mut self, name: &str, count: u64, mut work: impl FnMut()) {
+        if !name.contains(&self.filter) {
+            return;
+        }
+        work(); // warm
+        let mut times: Vec<Duration> = (0..RUNS)
+            .map(|_| {
+                let began = Instant::now();
+                work();
+                began.elapsed()
+            })
+            .collect();
+        times.sort();
+        let median = times[RUNS / 2].as_secs_f64();
+        let spread = (times[RUNS - 1].as_secs_f64() - times[0].as_secs_f64()) / median * 100.0;
+        let (each, rate) = (median / count as f64 * 1e9, count as f64 / median);
+        println!("{name:<44}{each:>11.0} ns{rate:>16.0}{spread:>9.0}%");
+    }
+}
+
+fn lines(count: u64) -> String {
+    let mut text = String::new();
+    for i in 0..count {
+        let (user, value) = (i * 7919 % 1000, i % 1000 + 1);
+        writeln!(
+            text,
+            r#"{{"userId": "user{user}", "name": "add_revenue", "value": {value}}}"#
+        )
+        .unwrap();
+    }
+    text
+}
+
+fn parse(table: &mut Table) {
+    let plain = lines(200_000);
+    let other = plain.replace("\"value\"", "\"note\": \"caf\\u00e9\", \"value\"");
+    for (name, text) in [
+        ("parse: a plain line", &plain),
+        ("parse: a line with an escape and a field more", &other),
+    ] {
+        table.row(name, 200_000, || {
+            for line in text
+                .as_bytes()
+                .split(|&b| b == b'\n')
+                .filter(|line| !line.is_empty())
+            {
+                black_box(Event::parse(line).unwrap());
+            }
+        });
+    }
+}
+
+fn append(table: &mut Table) {
+    for (group, lines_each) in [(1, 1), (8, 1), (64, 1), (8, 1000)] {
+        let dir = tempfile::tempdir_in(target_dir()).unwrap();
+        let config = JournalConfig {
+            rotate_every: None,
+            rotate_bytes: 256 << 20,
+            check_every: Duration::from_secs(1),
+            queue_bytes_max: 64 << 20,
+            disk_reserve_bytes: 0,
+            disk_bytes_max: None,
+        };
+        let (journal, committer, _) = Journal::open(
+            Arc::new(RealDisk),
+            dir.path(),
+            config,
+            &[],
+            Arc::new(Health::default()),
+        )
+        .unwrap();
+        let text = lines(lines_each);
+        let rounds = 300;
+        let name = format!("append, durable: {group} waiting x {lines_each} lines");
+        table.row(&name, rounds * group * lines_each, || {
+            for _ in 0..rounds {
+                let (sender, answers) = mpsc::channel();
+                for _ in 0..group {
+                    let sender = sender.clone();
+                    let batch = Batch {
+                        bytes: text.clone().into_bytes(),
+                        lines: u32::try_from(lines_each).unwrap(),
+                    };
+                    journal.append(
+                        batch,
+                        Box::new(move |answer| sender.send(answer.unwrap()).unwrap()),
+                    );
+                }
+                drop(sender);
+                assert_eq!(answers.iter().count() as u64, group);
+            }
+        });
+        committer.stop();
+    }
+}
+
+/// A disk like the one the project is on; /tmp may be memory.
+fn target_dir() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+}

@@ -1,0 +1,487 @@
+// Looks at the status page with a real browser: `node status_page.mjs TALLYLINE [DIR FOR SCREENSHOTS]`.
+//
+// Starts the given binary in directories of its own, on ports of its own, and drives Debian's
+// Chromium (another one: environment variable CHROMIUM). Nothing sleeps: everything is waited for
+// with a deadline. Exit code 0 and a line per check, or 1 and what was found instead.
+// `npm ci` in this directory first. Of the screenshots, readme.png is the one kept as
+// src/http/page/screenshot.png.
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
+import { chromium } from "playwright-core";
+
+const PATIENCE_MS = 60_000; // on a loaded machine; nothing waits this long when it works
+const [binary, shots] = process.argv.slice(2);
+if (!binary) {
+  console.error("usage: node status_page.mjs TALLYLINE [DIR FOR SCREENSHOTS]");
+  process.exit(2);
+}
+const scratch = mkdtempSync(join(tmpdir(), "tallyline-page-"));
+
+async function until(what, condition) {
+  const deadline = Date.now() + PATIENCE_MS;
+  let seen;
+  for (;;) {
+    seen = await condition();
+    if (seen) return seen;
+    if (Date.now() > deadline) throw new assert.AssertionError({ message: `waited in vain: ${what}; last seen: ${JSON.stringify(seen)}` });
+    await pause(25); // between two looks
+  }
+}
+
+// ---- the server -------------------------------------------------------------------------------
+
+class Server {
+  static async start(name, flags = [], port = 0) {
+    const server = new Server();
+    server.data = join(scratch, name);
+    const portFile = join(scratch, `${name}.port`);
+    rmSync(portFile, { force: true });
+    server.log = "";
+    server.process = spawn(resolve(binary), ["serve", "--data-dir", server.data, "--listen", `127.0.0.1:${port}`, "--port-file", portFile, ...flags]);
+    server.process.stderr.on("data", (text) => { server.log += text; });
+    server.ended = once(server.process, "exit");
+    server.port = await until("the port file", () => {
+      assert.equal(server.process.exitCode, null, `the server ended at start:\n${server.log}`);
+      return existsSync(portFile) && Number(readFileSync(portFile, "utf8"));
+    });
+    server.url = `http://127.0.0.1:${server.port}`;
+    return server;
+  }
+
+  async stop(signal = "SIGTERM") {
+    this.process.kill(signal);
+    await this.ended;
+  }
+
+  // A file from elsewhere appears in the data directory, whole.
+  place(name, content) {
+    const part = join(scratch, `${name}.part`);
+    writeFileSync(part, content);
+    renameSync(part, join(this.data, name));
+  }
+
+  async post(events, headers = {}) {
+    const response = await fetch(`${this.url}/liveEvent`, { method: "POST", body: events.map((event) => JSON.stringify(event)).join("\n"), headers });
+    return response.status;
+  }
+}
+
+// Batches until told to stop: something to watch.
+function load(server, { batch = 50, every = 20, users = 400 } = {}) {
+  let going = true;
+  let sent = 0;
+  const random = () => (Math.imul((sent += 1), 2654435761) >>> 8) / 2 ** 24; // the same in each run
+  const names = ["northwind", "acme/eu", "café", "globex", "initech", "umbrella", "stark", "wayne", "wonka", "hooli", "piedpiper", "vandelay"];
+  const user = () => { const n = Math.floor(users * random() ** 2.2); return n < names.length ? names[n] : `user${n}`; };
+  const done = (async () => {
+    for (let round = 0; going; round += 1) {
+      const size = Math.max(1, Math.round(batch * (1 + 0.45 * Math.sin(round / 400) + 0.15 * Math.sin(round / 90) + 0.12 * random())));
+      const events = Array.from({ length: size }, () => ({ userId: user(), name: random() < 0.8 ? "add_revenue" : "subtract_revenue", value: Math.round(random() * 20000) / 100 }));
+      // Some are sent again, as a client does that has lost an answer.
+      if (round % 9 === 0) events.push({ userId: "acme/eu", name: "add_revenue", value: 12.5, id: `inv-${Math.floor(round / 18)}` });
+      if (round % 40 === 5) events[0].value = -1;
+      await server.post(events, server.headers).catch(() => {});
+      await pause(every);
+    }
+  })();
+  return async () => { going = false; await done; };
+}
+
+// ---- the browser ------------------------------------------------------------------------------
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+  args: ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+});
+
+// A tab in a fresh profile, with all it complained of and all it asked for.
+async function open(server, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
+  const page = await context.newPage();
+  const tab = { page, complaints: [], requests: [], failed: new Set() };
+  page.on("pageerror", (error) => tab.complaints.push(String(error)));
+  page.on("console", (message) => {
+    // What a failed call prints is judged by `failed` instead.
+    if (["error", "warning"].includes(message.type()) && !message.text().startsWith("Failed to load resource")) tab.complaints.push(message.text());
+  });
+  page.on("request", (request) => tab.requests.push(request.url()));
+  page.on("response", (response) => { if (response.status() >= 400) tab.failed.add(response.status()); });
+  tab.text = (selector) => page.locator(selector).innerText();
+  tab.number = async (selector) => Number((await tab.text(selector)).replace(/[^\d.]/g, "") || Number.NaN);
+  tab.seen = (selector) => page.locator(selector).isVisible();
+  tab.close = async (allowed = []) => {
+    assert.deepEqual(tab.complaints, [], "the console is silent");
+    assert.deepEqual([...tab.failed].filter((status) => !allowed.includes(status)), [], "no call failed");
+    const elsewhere = tab.requests.filter((url) => !url.startsWith(`${server.url}/`) && !url.startsWith("data:"));
+    assert.deepEqual(elsewhere, [], "nothing was asked of another origin");
+    await context.close();
+  };
+  await page.goto(`${server.url}/`);
+  return tab;
+}
+
+async function setHidden(page, hidden) {
+  await page.evaluate((value) => {
+    Object.defineProperty(document, "hidden", { configurable: true, get: () => value });
+    document.dispatchEvent(new Event("visibilitychange"));
+  }, hidden);
+}
+
+// What an accessibility checker asks first. Returns complaints.
+const accessibility = () => {
+  const found = [];
+  const shown = (element) => element.checkVisibility({ visibilityProperty: true });
+  for (const input of document.querySelectorAll("input, select, textarea")) if (!input.labels?.length) found.push(`no label: #${input.id}`);
+  for (const button of document.querySelectorAll("button, a")) if (shown(button) && !button.textContent.trim() && !button.ariaLabel) found.push(`no name: ${button.outerHTML.slice(0, 80)}`);
+  for (const named of document.querySelectorAll("[role=img], [role=slider]")) if (!named.ariaLabel) found.push(`no name: #${named.id}`);
+  for (const section of document.querySelectorAll("section")) if (!document.getElementById(section.getAttribute("aria-labelledby"))) found.push(`no name: section #${section.id}`);
+  for (const table of document.querySelectorAll("table")) {
+    if (!table.caption?.textContent) found.push(`no caption: #${table.id}`);
+    if ([...table.querySelectorAll("th")].some((th) => th.scope !== "col")) found.push(`no scope: #${table.id}`);
+  }
+  for (const svg of document.querySelectorAll("svg")) if (svg.getAttribute("aria-hidden") !== "true") found.push("a picture is read out");
+  const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
+  for (const id of ids) if (ids.indexOf(id) !== ids.lastIndexOf(id)) found.push(`id twice: ${id}`);
+  for (const selector of ["html[lang]", "title", "header", "main", "footer"]) if (document.querySelectorAll(selector).length !== 1) found.push(`not one ${selector}`);
+  if (document.querySelectorAll("h1").length !== 1) found.push("not one h1");
+  const levels = [...document.querySelectorAll("h1, h2, h3")].filter(shown).map((heading) => Number(heading.tagName[1]));
+  levels.forEach((level, index) => { if (index && level > levels[index - 1] + 1) found.push("a heading level is skipped"); });
+  for (const [name, value] of [...document.querySelectorAll("[aria-describedby]")].map((e) => [e.id, e.getAttribute("aria-describedby")])) if (!document.getElementById(value)) found.push(`described by nothing: ${name}`);
+
+  // Contrast of all text, by the formula of WCAG 2.
+  const channels = (color) => color.match(/[\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = channels(getComputedStyle(e).backgroundColor);
+      if (color.length === 3 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const element = node.parentElement;
+    if (!node.textContent.trim() || !shown(element) || ["SCRIPT", "STYLE", "NOSCRIPT"].includes(element.tagName)) continue;
+    const style = getComputedStyle(element);
+    const [a, b] = [light(channels(element.ownerSVGElement ? style.fill : style.color)), light(ground(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found.push(`contrast ${ratio.toFixed(2)}: ${node.textContent.trim().slice(0, 30)}`);
+  }
+  return found;
+};
+
+// What sticks out of its card, into or past the padding, or out of its cell.
+const spills = () => [...document.querySelectorAll(".card")].flatMap((card) => {
+  const { right } = card.getBoundingClientRect();
+  return [...card.querySelectorAll("*")]
+    .filter((element) => element.checkVisibility() && !element.closest("svg, .unseen, thead, .cut, .tip"))
+    .filter((element) => element.getBoundingClientRect().right > right - 12 || (element.tagName === "TD" && element.scrollWidth > element.clientWidth + 1))
+    .map((element) => `${element.tagName} ${element.className}: ${element.textContent.slice(0, 30)}`);
+});
+
+// ---- the checks -------------------------------------------------------------------------------
+
+const checks = [];
+const check = (name, run) => checks.push({ name, run });
+const foreign = (name) => [
+  { userId: name, name: "add_revenue", value: 7 },
+  { userId: name, name: "add_revenue", value: -1, note: "<img src=x onerror=alert(1)>" },
+].map((event) => JSON.stringify(event)).join("\n") + '\n{"userId": "half a li\n';
+
+check("a new server says how to begin; the first event replaces that by figures", async () => {
+  const server = await Server.start("first");
+  const tab = await open(server);
+  await until("ready", async () => (await tab.text("#pill")) === "Ready");
+  assert.ok(await tab.seen("#first"));
+  assert.ok((await tab.text("#curl")).includes(`${server.url}/liveEvent`));
+  assert.ok((await tab.text("#rejected-empty")).startsWith("None"));
+  assert.equal(await server.post([{ userId: "user1", name: "add_revenue", value: 9007199254.740993 }]), 202);
+  await until("the event is applied", async () => (await tab.number("#n-applied")) === 1);
+  assert.equal(await tab.seen("#first"), false);
+  await until("the user is on show", async () => (await tab.text("#users")).includes("9,007,199,254.740993"));
+  await tab.close();
+  await server.stop();
+});
+
+check("figures and plots follow the events, and the ledger balances", async () => {
+  const server = await Server.start("live", ["--rotate-every", "2s", "--flush-every", "200ms"]);
+  const stop = load(server);
+  const tab = await open(server);
+  const first = await until("events are applied", () => tab.number("#n-applied"));
+  await until("more events are applied", async () => (await tab.number("#n-applied")) > first);
+  await until("the rates are shown", async () => (await tab.number("#rate-taken")) > 0 && (await tab.number("#rate-applied")) > 0);
+  const points = () => tab.page.locator("#rate-plot path.line.taken").evaluate((path) => path.getAttribute("d").split("L").length);
+  const before = await until("the plot has points", async () => (await tab.page.locator("#rate-plot path.line.taken").count()) && points());
+  await until("the plot grows", async () => (await points()) > before);
+  assert.equal(await tab.text("#verdict"), "balances");
+  assert.match(await tab.page.locator("#files-bars").getAttribute("aria-label"), /^Lines in the files [\d,]+: applied [\d,]+, duplicates \d+/);
+  await until("a segment is applied", async () => (await tab.text("#segments")).includes("applied"));
+  assert.ok((await tab.text("#segments")).includes("taking events"));
+  await until("refused events are counted", async () => (await tab.number("#n-refused")) > 0);
+  await until("duplicates are counted", async () => (await tab.number("#n-duplicates")) > 0);
+  assert.match(await tab.page.title(), /^[\d,.]+\/s · tallyline$/);
+
+  await tab.page.locator("#rate-plot").focus();
+  await tab.page.keyboard.press("End");
+  const now = await tab.page.locator("#rate-plot").getAttribute("aria-valuetext");
+  assert.match(now, /taken [\d,.]+K?, applied [\d,.]+K?$/);
+  await tab.page.keyboard.press("Home");
+  assert.match(await tab.page.locator("#rate-plot").getAttribute("aria-valuetext"), /^\d+ seconds ago: taken/);
+  assert.ok(await tab.seen("#rate-plot .tip"));
+  await stop();
+  await tab.close();
+  await server.stop();
+});
+
+check("a rejected line is shown with its reason, as text", async () => {
+  const server = await Server.start("rejected", ["--flush-every", "100ms"]);
+  await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
+  const tab = await open(server);
+  await until("the figures", async () => (await tab.number("#n-applied")) === 1);
+  server.place("events_x.jsonl", foreign("elsewhere"));
+  await until("the rejected lines", async () => (await tab.seen("#rejected")) && (await tab.page.locator("#rejected tbody tr").count()) === 2);
+  const words = await tab.text("#rejected");
+  assert.ok(words.includes("events_x.jsonl"), words);
+  assert.ok(words.includes("<img src=x onerror=alert(1)>"), words);
+  assert.match(words, /negative/);
+  assert.equal(await tab.page.locator("#rejected img").count(), 0);
+  assert.equal(await tab.number("#n-rejected"), 2);
+  assert.equal(await tab.text("#verdict"), "balances");
+  await until("the file is listed", async () => (await tab.text("#segments")).includes("events_x.jsonl"));
+  await tab.close();
+  await server.stop();
+});
+
+check("a user is looked up by keyboard and by mouse", async () => {
+  const server = await Server.start("look-up", ["--flush-every", "100ms"]);
+  const odd = "a/b c?d#é%2F\u202e<b>";
+  await server.post([{ userId: "user1", name: "add_revenue", value: 100 }, { userId: "user1", name: "subtract_revenue", value: 50 }, { userId: odd, name: "add_revenue", value: 0.000001 }]);
+  const tab = await open(server);
+  await until("the figures", async () => (await tab.number("#n-applied")) === 3);
+  const ask = async (id) => {
+    await tab.page.locator("#who").fill(id);
+    await tab.page.keyboard.press("Enter");
+  };
+  await ask("user1");
+  await until("user1", async () => (await tab.seen("#found")) && (await tab.text("#found")).includes("50.00"));
+  assert.match(await tab.text("#say"), /^user1: revenue 50.00, 2 events$/);
+  await server.post([{ userId: "user1", name: "add_revenue", value: 25 }]);
+  await until("it follows", async () => (await tab.text("#found")).includes("75.00"));
+  await ask(odd);
+  await until("an odd id", async () => (await tab.text("#found")).includes("0.000001"));
+  assert.ok((await tab.text("#found")).includes("⟨U+202E⟩<b>"));
+  await tab.page.locator("#users button", { hasText: "user1" }).click();
+  await until("by mouse", async () => (await tab.text("#found")).includes("75.00"));
+  await ask("nobody");
+  await until("nobody", async () => (await tab.text("#found")).includes("No event of this user"));
+  await ask("..");
+  await until("an id no browser can ask for", async () => (await tab.text("#found")).includes("command line"));
+  await tab.close([404]);
+  await server.stop();
+});
+
+check("a token is asked for, kept for the tab, and forgotten", async () => {
+  const tokens = join(scratch, "tokens");
+  writeFileSync(tokens, "correct-horse\n", { mode: 0o600 });
+  const server = await Server.start("token", ["--token-file", tokens]);
+  server.headers = { Authorization: "Bearer correct-horse" };
+  assert.equal(await server.post([{ userId: "user1", name: "add_revenue", value: 1 }], server.headers), 202);
+  const tab = await open(server);
+  await until("the form", () => tab.seen("#locked"));
+  assert.equal(await tab.seen("#board"), false);
+  assert.equal(await tab.text("#pill"), "Token needed");
+  assert.deepEqual(await tab.page.evaluate(accessibility), []);
+  await tab.page.emulateMedia({ colorScheme: "dark" });
+  assert.deepEqual(await tab.page.evaluate(accessibility), [], "in the dark");
+  assert.equal(await tab.page.evaluate(() => document.activeElement.id), "token");
+  await tab.page.keyboard.type("wrong");
+  await tab.page.keyboard.press("Enter");
+  await until("a wrong one", async () => (await tab.seen("#token-trouble")) && (await tab.text("#token-trouble")).includes("did not accept"));
+  await tab.page.locator("#token").fill("correct-horse");
+  await tab.page.keyboard.press("Enter");
+  await until("the figures", async () => (await tab.seen("#board")) && (await tab.number("#n-applied")) === 1);
+  assert.equal(await tab.seen("#locked"), false);
+  await until("the panels", async () => (await tab.text("#users")).includes("user1"));
+  assert.ok(!tab.requests.some((url) => url.includes("correct-horse")), "a token is never in an address");
+  await tab.page.reload();
+  await until("still known", async () => (await tab.seen("#board")) && (await tab.number("#n-applied")) === 1);
+  await tab.page.locator("#forget").click();
+  await until("the form again", () => tab.seen("#locked"));
+  assert.equal(await tab.page.evaluate(() => sessionStorage.length), 0);
+  await tab.close([401]);
+  await server.stop();
+});
+
+check("it says when nothing answers, and goes on when the server is back", async () => {
+  let server = await Server.start("gone", ["--flush-every", "100ms"]);
+  await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
+  const tab = await open(server);
+  await until("the figures", async () => (await tab.number("#n-applied")) === 1);
+  await server.stop();
+  await until("disconnected", async () => (await tab.seen("#gone")) && (await tab.text("#gone-title")).startsWith("No answer"));
+  assert.equal(await tab.text("#pill"), "Disconnected");
+  assert.match(await tab.text("#gone"), /No answer from the server[^]*figures below are those of \d\d:\d\d:\d\d/);
+  assert.equal(await tab.page.title(), "Disconnected · tallyline");
+  assert.ok(await tab.seen("#again"));
+  server = await Server.start("gone", ["--flush-every", "100ms"], server.port);
+  await tab.page.locator("#again").evaluate((button) => button.click()); // gone already if the page was quicker
+  await until("connected again", async () => (await tab.text("#pill")) === "Ready");
+  assert.equal(await tab.seen("#gone"), false);
+  await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
+  await until("and it follows", async () => (await tab.number("#n-applied")) === 2);
+  await tab.close([503]); // while it stops
+  await server.stop();
+});
+
+check("a server that is not ready says why, in words", async () => {
+  const server = await Server.start("unready", ["--flush-every", "100ms"]);
+  await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
+  const tab = await open(server);
+  await until("ready", async () => (await tab.text("#pill")) === "Ready");
+  renameSync(join(server.data, "events.jsonl"), join(scratch, "moved-away.jsonl")); // somebody tidies up
+  await until("not ready", async () => (await tab.text("#pill")) === "Not ready");
+  assert.match(await tab.text("#reasons"), /events\.jsonl/);
+  await tab.close();
+  await server.stop("SIGKILL");
+});
+
+check("it is quiet while hidden or paused", async () => {
+  const server = await Server.start("hidden");
+  const context = await browser.newContext();
+  const page = await context.newPage();
+  let asked = 0;
+  page.on("request", () => { asked += 1; });
+  await page.clock.install();
+  await page.goto(`${server.url}/`);
+  const pill = () => page.locator("#pill").innerText();
+  await until("ready", async () => (await pill()) === "Ready");
+  await setHidden(page, true);
+  await page.waitForLoadState("networkidle");
+  let before = asked;
+  await page.clock.runFor(120_000);
+  assert.equal(asked, before, "nothing is asked while hidden");
+  await setHidden(page, false);
+  await until("it asks at once when seen", () => asked > before);
+  await page.locator("#pause").click();
+  await page.waitForLoadState("networkidle");
+  before = asked;
+  await page.clock.runFor(120_000);
+  assert.equal(asked, before, "nothing is asked while paused");
+  assert.equal(await pill(), "Paused");
+  await page.locator("#pause").click();
+  await until("it goes on", async () => (await pill()) === "Ready");
+  await context.close();
+  await server.stop();
+});
+
+check("figures of any size fit", async () => {
+  const server = await Server.start("size");
+  const tab = await open(server);
+  await until("ready", async () => (await tab.text("#pill")) === "Ready");
+  await tab.page.route("**/status", (route) => route.fulfill({ json: {
+    received: 9e15, accepted: 9e15, refused: 0, lines: 9e15, applied: 9e15 - 5e12 - 3, duplicates: 0, rejected: 1, pending: 5e12, untrusted: 1, lagSeconds: 90061, ready: false, reasons: ["x".repeat(400)] } }));
+  await tab.page.route("**/segments?*", (route) => route.fulfill({ json: { segments: [
+    { name: "events-000002", file: "events.jsonl", state: "active", bytes: 1023.9 * 2 ** 20, appliedBytes: 1013.5 * 2 ** 20, events: 99999999, rejected: 99999999, duplicates: 99999999, sealedAt: null, wholeAt: null, reason: null },
+    { name: `events_${"long".repeat(50)}.jsonl`, file: `applied/2026-11/events_${"long".repeat(50)}.jsonl`, state: "untrusted", bytes: null, appliedBytes: 812, events: 0, rejected: 0, duplicates: 0, sealedAt: null, wholeAt: null, reason: "812 bytes were applied under another content" },
+  ] } }));
+  await until("large figures", async () => (await tab.number("#n-lines")) === 9e15);
+  await until("large segments", async () => (await tab.text("#segments")).includes("99,999,999") && (await tab.text("#segments")).includes("another content"));
+  assert.equal(await tab.text("#verdict"), "off by 1", "and a ledger that does not balance says by how much");
+  for (const width of [320, 768, 1280]) {
+    await tab.page.setViewportSize({ width, height: 700 });
+    assert.deepEqual(await tab.page.evaluate(spills), [], `on a screen of ${width} px`);
+    assert.ok((await tab.page.evaluate(() => document.documentElement.scrollWidth)) <= width);
+  }
+  assert.deepEqual(await tab.page.evaluate(accessibility), []);
+  await tab.close();
+  await server.stop();
+});
+
+check("labels, contrast, focus, phone width, in light and dark", async () => {
+  const server = await Server.start("looks", ["--rotate-every", "2s", "--flush-every", "200ms"]);
+  const stop = load(server, { every: 100 });
+  server.place("events_x.jsonl", foreign("x".repeat(256)));
+  for (const colorScheme of ["light", "dark"]) {
+    const tab = await open(server, { colorScheme, reducedMotion: "reduce" });
+    await until("all panels", async () => (await tab.seen("#users")) && (await tab.seen("#segments")) && (await tab.seen("#rejected")));
+    await tab.page.locator("#users button").first().click();
+    await until("the look-up", () => tab.seen("#found"));
+    assert.deepEqual(await tab.page.evaluate(accessibility), [], colorScheme);
+    assert.equal(await tab.page.locator(".part").first().evaluate((part) => getComputedStyle(part).transitionDuration), "0s", "motion is reduced");
+    await tab.page.locator("#pause").focus();
+    const met = [];
+    for (let step = 0; step < 9; step += 1) {
+      await tab.page.keyboard.press("Tab");
+      met.push(await tab.page.evaluate(() => [document.activeElement.id || document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle]));
+    }
+    assert.ok(met.every(([, outline]) => outline === "solid"), `focus is seen: ${JSON.stringify(met)}`);
+    for (const id of ["rate-plot", "lag-plot", "who"]) assert.ok(met.some(([name]) => name === id), `${id} is reached by Tab: ${JSON.stringify(met)}`);
+    for (const width of [320, 375, 768, 1280]) {
+      await tab.page.setViewportSize({ width, height: 700 });
+      const scroll = await tab.page.evaluate(() => document.documentElement.scrollWidth);
+      assert.ok(scroll <= width, `${scroll} px wide on a screen of ${width}`);
+      assert.deepEqual(await tab.page.evaluate(spills), [], `on a screen of ${width} px`);
+    }
+    await tab.close();
+  }
+  await stop();
+  await server.stop();
+});
+
+check("the policy lets in nothing but this page", async () => {
+  const server = await Server.start("policy");
+  const response = await fetch(`${server.url}/`);
+  const policy = response.headers.get("content-security-policy");
+  assert.match(policy, /^default-src 'none'; script-src 'sha256-/);
+  assert.ok(!policy.includes("unsafe"), policy);
+  const tab = await open(server);
+  await until("it runs under it", async () => (await tab.text("#pill")) === "Ready");
+  await tab.close();
+  await server.stop();
+});
+
+// Pictures of a busy server, for people.
+async function screenshots() {
+  mkdirSync(shots, { recursive: true });
+  const server = await Server.start("busy", ["--rotate-every", "20s"]);
+  server.place("events_1700000000000.jsonl", foreign("elsewhere"));
+  const stop = load(server, { batch: 160, every: 15 });
+  const kinds = { light: { colorScheme: "light" }, dark: { colorScheme: "dark" }, phone: { colorScheme: "light", viewport: { width: 320, height: 720 }, deviceScaleFactor: 2 } };
+  kinds.readme = { colorScheme: "light", viewport: { width: 1280, height: 1010 } };
+  const tabs = await Promise.all(Object.entries(kinds).map(async ([name, options]) => [name, await open(server, options)]));
+  const seconds = Number(process.env.SHOT_SECONDS ?? 60);
+  await pause(seconds * 1000); // a plot has to have something to show
+  for (const [name, tab] of tabs) {
+    await tab.page.locator("#who").fill("acme/eu");
+    await tab.page.keyboard.press("Enter");
+    await until("the look-up", () => tab.seen("#found"));
+    await tab.page.evaluate(() => document.activeElement.blur());
+    await tab.page.screenshot({ path: join(shots, `${name}.png`), fullPage: name !== "readme" });
+    await tab.close();
+  }
+  await stop();
+  await server.stop();
+}
+
+let failed = 0;
+const only = process.env.ONLY;
+for (const { name, run } of checks.filter((one) => !only || one.name.includes(only))) {
+  try {
+    await run();
+    console.log(`ok      ${name}`);
+  } catch (error) {
+    failed += 1;
+    console.log(`FAILED  ${name}\n${error.stack}`);
+  }
+}
+if (shots && !failed) await screenshots();
+await browser.close();
+rmSync(scratch, { recursive: true, force: true });
+console.log(failed ? `${failed} of ${checks.length} failed` : `all ${checks.length} passed`);
+process.exit(failed ? 1 : 0);

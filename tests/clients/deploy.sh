@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# The files of data/deploy work: unit, alerts, dashboard and scrape example with a real Prometheus,
+# backup and restore, the GitHub Actions job. (nginx and Caddy: proxies.sh. The Dockerfile is not
+# run: it needs an engine.) Needs systemd-analyze, prometheus, promtool, sqlite3, curl, jq, python3.
+. "$(dirname "$0")/lib.sh"
+deploy=$repo/data/deploy
+
+check_unit() {
+    sed "s#/usr/local/bin/tallyline#$bin#" "$deploy/tallyline.service" >"$tmp/tallyline.service"
+    systemd-analyze verify "$tmp/tallyline.service" 2>"$tmp/unit.log" || fail "$(cat "$tmp/unit.log")"
+    ! grep tallyline.service "$tmp/unit.log" || fail "the unit has warnings"
+    systemd-analyze security --offline=true --threshold=20 "$tmp/tallyline.service" >/dev/null
+    ok "the unit is valid; its exposure is at most 2.0 of 10"
+
+    # READY=1 comes only once the port answers, and STOPPING=1 after SIGTERM; as systemd would listen.
+    python3 - "$bin" "$tmp" <<'EOF'
+import os, pathlib, signal, socket, subprocess, sys, urllib.request
+binary, tmp = sys.argv[1:]
+path, port = f"{tmp}/notify", pathlib.Path(tmp, "notify-port")
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+listener.bind(path)
+listener.settimeout(30)
+server = subprocess.Popen(
+    [binary, "serve", "--listen", "127.0.0.1:0", "--port-file", port, "--data-dir", f"{tmp}/notify-data"],
+    env=dict(os.environ, NOTIFY_SOCKET=path), stderr=subprocess.DEVNULL)
+try:
+    assert listener.recv(64) == b"READY=1"
+    urllib.request.urlopen(f"http://127.0.0.1:{port.read_text().strip()}/healthz").close()
+    server.send_signal(signal.SIGTERM)
+    assert listener.recv(64) == b"STOPPING=1"
+finally:
+    server.terminate()
+assert server.wait(30) == 0
+EOF
+    ok "systemd is told READY=1 once the port answers, and STOPPING=1"
+}
+
+check_prometheus() {
+    serve
+    cp "$deploy/alerts.yml" "$clients/alerts_test.yml" "$tmp/"
+    (cd "$tmp" && promtool test rules alerts_test.yml) >"$tmp/promtool.log" 2>&1 || fail "alert rules"
+    ok "the alerts fire when they should"
+
+    sed "s/127.0.0.1:8000/127.0.0.1:$port/; s/15s/1s/" "$deploy/prometheus.yml" >"$tmp/prometheus.yml"
+    local prometheus_port
+    prometheus_port=$(free_port)
+    prometheus --config.file="$tmp/prometheus.yml" --storage.tsdb.path="$tmp/tsdb" \
+        --web.listen-address="127.0.0.1:$prometheus_port" >"$tmp/prometheus.log" 2>&1 &
+    pids+=($!)
+    prometheus=http://127.0.0.1:$prometheus_port
+    until_true "Prometheus" curl -fsS "$prometheus/-/ready"
+
+    # A dashboard panel without data is a panel over a name that is not there.
+    jq -e '.uid == "tallyline" and (.panels | length > 9) and
+           ([.panels[].id] | length == (unique | length))' "$deploy/grafana.json" >/dev/null
+    local query
+    while read -r query; do
+        query=${query//\$__rate_interval/10s}
+        query=${query//\$instance/.*}
+        until_true "data for $query" has_data "$query"
+    done < <(jq -r '.panels[].targets[].expr' "$deploy/grafana.json")
+    ok "every query of the dashboard finds data"
+    # The test machine's disk is not ours to judge.
+    same "alerts that fire on a healthy server" "$(curl -fsS "$prometheus/api/v1/alerts" |
+        jq -c '[.data.alerts[].labels.alertname] - ["TallylineDiskFull"]')" '[]'
+    stop "$server"
+}
+
+has_data() {
+    post "$url/liveEvent" '{"userId":"user1","name":"add_revenue","value":1}' >/dev/null
+    curl -fsS "$prometheus/api/v1/query" --data-urlencode "query=$1" |
+        jq -e '.data.result | length > 0' >/dev/null
+}
+
+check_backup() {
+    local before after
+    rm -rf "$tmp/data"
+    serve --rotate-every 50ms
+    "$bin" generate --events 20000 --users 100 --seed 7 >"$tmp/events.jsonl"
+    head -n 10000 "$tmp/events.jsonl" | "$bin" send - --to "$url" --quiet
+    # While more comes in, so that files are sealed and moved under the script's hands.
+    tail -n +10001 "$tmp/events.jsonl" | "$bin" send - --to "$url" --quiet --batch 50 &
+    "$deploy/backup.sh" "$tmp/data" "$tmp/backup" "$url"
+    wait $!
+    post "$url/flush" '' >/dev/null
+    stop "$server"
+    before=$("$bin" query --data-dir "$tmp/data" --top 1000 --json)
+
+    # The database lost: the backup's, and the files it does not know yet.
+    echo garbage >"$tmp/data/revenue.db"
+    "$deploy/restore.sh" "$tmp/backup" "$tmp/data"
+    "$bin" process --data-dir "$tmp/data" --quiet
+    after=$("$bin" query --data-dir "$tmp/data" --top 1000 --json)
+    [[ $before == "$after" ]] || fail "other totals after the database was restored"
+    "$bin" verify --data-dir "$tmp/data" --quiet
+    ok "a lost database, restored: the same totals, and verify agrees"
+
+    # The whole machine lost: what the backup has, and that is at least what was there before it.
+    "$deploy/restore.sh" "$tmp/backup" "$tmp/other"
+    "$bin" process --data-dir "$tmp/other" --quiet
+    "$bin" verify --data-dir "$tmp/other" --quiet
+    local events
+    events=$(sqlite3 "$tmp/other/revenue.db" 'SELECT sum(events) FROM user_total')
+    ((events >= 10000)) || fail "only $events events in the backup"
+    ok "a lost machine, restored: $events events, verify agrees"
+
+    serve
+    ! "$deploy/restore.sh" "$tmp/backup" "$tmp/data" 2>/dev/null || fail "restored under a server"
+    stop "$server"
+    ok "restore.sh refuses under a running server"
+}
+
+check_actions() {
+    python_with deploy PyYAML==6.0.2
+    mkdir "$tmp/bin" "$tmp/runner"
+    ln -s "$bin" "$tmp/bin/tallyline"
+    PATH=$tmp/bin:$PATH RUNNER_TEMP=$tmp/runner "$python" - "$deploy/github-actions.yml" <<'EOF'
+import os, signal, subprocess, sys, yaml
+env = dict(os.environ, GITHUB_ENV=os.environ["RUNNER_TEMP"] + "/env")
+steps = yaml.safe_load(open(sys.argv[1]))["jobs"]["test"]["steps"]
+group = None
+try:
+    for step in steps:
+        if "run" in step and not step["run"].startswith("cargo install"):
+            # Its own group, so that the server started in it can be ended like the runner does.
+            child = subprocess.Popen(["bash", "-e", "-c", step["run"]], env=env, process_group=0,
+                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            group = group or child.pid
+            assert child.wait(60) == 0, step["run"]
+            with open(env["GITHUB_ENV"]) as exported:
+                env.update(line.strip().split("=", 1) for line in exported)
+finally:
+    if group:
+        os.killpg(group, signal.SIGTERM)
+EOF
+    ok "the GitHub Actions job runs"
+}
+
+# All parts, or those named after the binary.
+shift
+(($# > 0)) || set -- unit prometheus backup actions
+for part in "$@"; do "check_$part"; done

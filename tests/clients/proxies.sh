@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# nginx and Caddy with the example configurations in front of a live server that wants a token:
+# what a client sees through them is what it would see without. Needs nginx, caddy, curl, gzip.
+. "$(dirname "$0")/lib.sh"
+PATH=$PATH:/usr/sbin
+
+deploy=$repo/data/deploy
+echo proxy-test-token >"$tmp/tokens"
+bearer="Authorization: Bearer proxy-test-token"
+serve --token-file "$tmp/tokens"
+
+status() { curl -s -o "$tmp/answer" -w '%{http_code}' "$@"; }
+
+# through NAME PORT: the same calls, whoever stands in front; each proxy has users of its own.
+through() {
+    local name=$1 front=http://127.0.0.1:$2 event
+    until_true "$name" curl -fsS "$front/healthz"
+    event='{"userId":"'$name'","name":"add_revenue","value":10.5}'
+
+    same "$name: a post without the token" "$(status -d "$event" "$front/liveEvent")" 401
+    same "$name: a post" "$(status -H "$bearer" -d "$event" "$front/liveEvent?ack=applied")" 200
+    same "$name: gzip" "$(gzip -c <<<"$event" | status -H "$bearer" -H 'Content-Encoding: gzip' \
+        --data-binary @- "$front/liveEvent")" 202
+    same "$name: a chunked body" "$(status -H "$bearer" -H 'Transfer-Encoding: chunked' -d "$event" \
+        "$front/liveEvent")" 202
+    same "$name: a bad event" "$(status -H "$bearer" -d '{}' "$front/liveEvent")" 422
+    grep -q '"/userId"' "$tmp/answer" || fail "$name: $(cat "$tmp/answer")"
+    head -c 9437184 /dev/zero | tr '\0' ' ' >"$tmp/large"
+    same "$name: 9 MiB" "$(status -H "$bearer" --data-binary "@$tmp/large" "$front/liveEvent")" 413
+    same "$name: a foreign page" "$(status -H "$bearer" -H 'Origin: https://evil.example' -d "$event" \
+        "$front/liveEvent")" 403
+    same "$name: flush" "$(status -H "$bearer" -X POST "$front/flush")" 200
+    same "$name: get" "$(status -H "$bearer" "$front/userEvents/$name")" 200
+    grep -q '"revenue":31.5,"events":3' "$tmp/answer" || fail "$name: $(cat "$tmp/answer")"
+    ok "$name: its user has 31.5 of 3 events"
+}
+
+nginx_port=$(free_port)
+sed "s/127.0.0.1:8000/127.0.0.1:$port/; s/127.0.0.1:8080/127.0.0.1:$nginx_port/" \
+    "$deploy/nginx.conf" >"$tmp/site.conf"
+mkdir "$tmp/nginx"
+cat >"$tmp/nginx.conf" <<EOF
+daemon off;
+pid $tmp/nginx.pid;
+error_log $tmp/nginx.log;
+events {}
+http {
+    access_log off;
+    client_body_temp_path $tmp/nginx/body;
+    proxy_temp_path $tmp/nginx/proxy;
+    fastcgi_temp_path $tmp/nginx/fastcgi;
+    uwsgi_temp_path $tmp/nginx/uwsgi;
+    scgi_temp_path $tmp/nginx/scgi;
+    include $tmp/site.conf;
+}
+EOF
+chmod 711 "$tmp" # root's nginx has workers of another user; they keep large bodies in files
+nginx -q -e "$tmp/nginx.log" -c "$tmp/nginx.conf" &
+pids+=($!)
+through nginx "$nginx_port"
+
+caddy_port=$(free_port)
+cat >"$tmp/Caddyfile" <<EOF
+{
+	admin off
+	default_bind 127.0.0.1
+}
+import $deploy/Caddyfile
+EOF
+XDG_DATA_HOME=$tmp XDG_CONFIG_HOME=$tmp TALLYLINE_SITE=http://:$caddy_port \
+    TALLYLINE_UPSTREAM=127.0.0.1:$port \
+    caddy run --adapter caddyfile --config "$tmp/Caddyfile" 2>"$tmp/caddy.log" &
+pids+=($!)
+through caddy "$caddy_port"

@@ -1,0 +1,228 @@
+//! The main job on real input, through the real server, client and files.
+
+use std::fs;
+use std::path::Path;
+
+use super::harness::recount::{event_files, open_database};
+use super::harness::{
+    PATIENCE, Process, Scratch, Server, arg, database, generated, names_in, recount, recount_files,
+    run, tallyline, until,
+};
+
+/// Events of a big run: a million from an optimised build; `TALLYLINE_TEST_EVENTS` says otherwise.
+fn big() -> u64 {
+    let default = if cfg!(debug_assertions) {
+        100_000
+    } else {
+        1_000_000
+    };
+    std::env::var("TALLYLINE_TEST_EVENTS").map_or(default, |events| {
+        events.parse().expect("a number of events")
+    })
+}
+
+/// What stands in the data directory when all is applied and everybody has left.
+fn assert_all_put_away(data: &Path) {
+    let stays = ["applied", "quarantine", "serve.lock", "process.lock"];
+    let left: Vec<_> = names_in(data)
+        .into_iter()
+        .filter(|name| !stays.contains(&name.as_str()))
+        // An empty events.jsonl may wait for the next start.
+        .filter(|name| name != "events.jsonl" || fs::metadata(data.join(name)).unwrap().len() > 0)
+        .collect();
+    assert_eq!(
+        left,
+        ["revenue.db"],
+        "one database file, every segment in applied/"
+    );
+}
+
+#[test]
+fn a_big_run_comes_to_what_an_independent_recount_says() {
+    // Red if one event of the run is lost, doubled or put to another user, anywhere on its way:
+    // sender, socket, file, many rotations, threads, transaction, GET.
+    let scratch = Scratch::new();
+    let input = generated(&scratch, big(), 1000, 1);
+    let truth = recount_files(std::slice::from_ref(&input));
+    assert_eq!(truth.applied, big());
+    let data = scratch.data();
+    let flags = [
+        "--rotate-bytes",
+        "1MiB",
+        "--rotate-every",
+        "1s",
+        "--flush-every",
+        "100ms",
+    ];
+    let server = Server::with(&data, &flags);
+    run(&["send", arg(&input), "--to", &server.url()]).expect(0);
+    server.flush();
+
+    let status = server.assert_balanced();
+    assert_eq!(status["applied"], big(), "{status}");
+    assert_eq!(status["pending"], 0, "{status}");
+    for (user, (micros, events)) in truth.users.iter().take(20) {
+        let shown = server.get(&format!("/userEvents/{user}")).expect(200);
+        let shown = shown.json();
+        assert_eq!(shown["events"], *events, "{shown}");
+        let revenue: f64 = shown["revenue"].to_string().parse().unwrap();
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a test's sums are far below 2^53"
+        )]
+        let shown_micros = (revenue * 1e6).round() as i128;
+        assert_eq!(shown_micros, *micros, "{shown}");
+    }
+    assert_eq!(database(&data), truth.users, "while running");
+    until(PATIENCE, "every segment is in the archive", || {
+        let waiting = names_in(&data);
+        (!waiting.iter().any(|name| name.starts_with("events-"))).then_some(())
+    });
+
+    server.stop().expect(0);
+    assert_all_put_away(&data);
+    assert_eq!(database(&data), truth.users, "after the stop");
+    assert_eq!(
+        recount(&data).users,
+        truth.users,
+        "and the files say the same"
+    );
+    assert!(event_files(&data).len() > 2, "it did rotate");
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
+}
+
+#[test]
+fn the_view_for_people_agrees_with_the_exact_totals() {
+    // Red if `SELECT * FROM user_revenue` shows a person something else than what is kept.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    server.accept(r#"{"userId":"u","name":"add_revenue","value":10.25}"#);
+    server.stop().expect(0);
+    let db = open_database(&data);
+    let sql = "SELECT user_id, revenue, events, updated_at, revenue_micros FROM user_revenue";
+    let row: (String, f64, i64, String, i64) = db
+        .query_row(sql, [], |row| {
+            Ok((
+                row.get(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get(3)?,
+                row.get(4)?,
+            ))
+        })
+        .unwrap();
+    assert_eq!((&*row.0, row.2, row.4), ("u", 1, 10_250_000));
+    assert!((row.1 - 10.25).abs() < 1e-9);
+    humantime::parse_rfc3339(&row.3).expect("RFC 3339");
+    for pragma in ["user_version", "application_id"] {
+        let value: i64 = db
+            .query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))
+            .unwrap();
+        assert_ne!(value, 0, "{pragma}");
+    }
+    let mode: String = db
+        .query_row("PRAGMA journal_mode", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(mode, "delete", "a clean stop leaves one plain file");
+}
+
+#[test]
+fn the_three_programs_apart_come_to_the_same() {
+    // Red if serve, send and process only work when they are one.
+    let scratch = Scratch::new();
+    let input = generated(&scratch, big() / 5, 500, 2);
+    let truth = recount_files(std::slice::from_ref(&input));
+    let data = scratch.data();
+    let server = Server::with(&data, &["--no-process", "--rotate-bytes", "256KiB"]);
+    run(&[
+        "send",
+        arg(&input),
+        "--to",
+        &server.url(),
+        "--connections",
+        "3",
+    ])
+    .expect(0);
+    let status = server.assert_balanced();
+    assert_eq!(status["pending"], truth.lines, "{status}");
+    server.stop().expect(0);
+    run(&["process", "--data-dir", arg(&data)]).expect(0);
+    assert_eq!(database(&data), truth.users);
+    assert_all_put_away(&data);
+}
+
+#[test]
+fn one_event_at_a_time_is_the_same_as_batches() {
+    // Red if batching changes what is counted.
+    let scratch = Scratch::new();
+    let input = generated(&scratch, 500, 20, 3);
+    let truth = recount_files(std::slice::from_ref(&input));
+    let server = Server::start(&scratch.data());
+    run(&["send", arg(&input), "--to", &server.url(), "--batch", "1"]).expect(0);
+    server.stop().expect(0);
+    assert_eq!(database(&scratch.data()), truth.users);
+}
+
+#[test]
+fn a_file_sent_twice_counts_twice_but_a_named_source_only_once() {
+    // Red if a new run of a completed file is taken for a retry, or if `--source` does not guard.
+    let scratch = Scratch::new();
+    let input = generated(&scratch, 300, 20, 4);
+    let server = Server::start(&scratch.data());
+    let url = server.url();
+    for _ in 0..2 {
+        run(&["send", arg(&input), "--to", &url]).expect(0);
+    }
+    server.flush();
+    assert_eq!(server.counter("applied"), 600);
+    for _ in 0..2 {
+        run(&["send", arg(&input), "--to", &url, "--source", "till-7"]).expect(0);
+    }
+    server.flush();
+    let status = server.assert_balanced();
+    assert_eq!(status["applied"], 900, "{status}");
+    assert_eq!(status["duplicates"], 300, "{status}");
+}
+
+#[test]
+fn the_demo_shows_the_sample_and_can_be_run_again() {
+    // Red if the first thing a newcomer runs shows wrong totals, or works only once.
+    let scratch = Scratch::new();
+    for _ in 0..2 {
+        let mut demo = tallyline(&["demo", "--exit", "--listen", "127.0.0.1:0"]);
+        let ran = Process::start(demo.current_dir(scratch.path()))
+            .finish()
+            .expect(0);
+        let total = |user: &str| {
+            let of_user = |line: &&str| line.split_whitespace().next() == Some(user);
+            let line = ran.stdout.lines().find(of_user);
+            let line = line.unwrap_or_else(|| panic!("no line for {user}: {ran}"));
+            line.split_whitespace().nth(1).map(str::to_owned)
+        };
+        for (user, revenue) in [
+            ("user1", "50"),
+            ("user2", "200"),
+            ("café", "7.75"),
+            ("acme/eu", "1000"),
+            ("refunds@example.com", "-12.000001"),
+            ("metered", "1000.000003"),
+        ] {
+            assert_eq!(total(user).as_deref(), Some(revenue), "{user}: {ran}");
+        }
+    }
+    assert!(scratch.path().join("data/demo/revenue.db").exists());
+    // Somebody's own directory is not a demo's to empty.
+    let own = scratch.file("own/keep.txt", "mine");
+    let own_dir = own.parent().unwrap();
+    let args = [
+        "demo",
+        "--exit",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        arg(own_dir),
+    ];
+    run(&args).expect(2);
+    assert!(own.exists());
+}

@@ -1,0 +1,287 @@
+//! What every test needs: a directory, the binary, patience with a deadline.
+
+pub(crate) mod http;
+pub(crate) mod recount;
+pub(crate) mod server;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+pub(crate) use recount::{Totals, database, recount, recount_files};
+pub(crate) use server::Server;
+
+/// How long a condition may take on a loaded two-core machine before the test is called failed.
+/// Nothing waits this long when it works.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Asks `condition` until it has an answer. The only place that sleeps, and only between two looks.
+#[track_caller]
+pub(crate) fn until<T>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(answer) = condition() {
+            return answer;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {patience:?} in vain: {what}"
+        );
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A test's own directory, gone when the test ends. `data()` is the data directory in it.
+pub(crate) struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self {
+            dir: tempfile::Builder::new()
+                .prefix("tallyline-test-")
+                .tempdir()
+                .unwrap(),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    /// Writes a file here (beside the data directory) and says where it is.
+    pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+/// A path as an argument.
+pub(crate) fn arg(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// `tallyline ARGS...`, deaf to this machine's environment.
+pub(crate) fn tallyline(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tallyline"));
+    command.args(args);
+    quiet_environment(&mut command);
+    command
+}
+
+/// Takes out of the environment what would change the program's mind.
+pub(crate) fn quiet_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TALLYLINE_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("NO_COLOR", "1");
+}
+
+/// What a finished command left.
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            code,
+            stdout,
+            stderr,
+        } = self;
+        write!(
+            f,
+            "exit code {code:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}"
+        )
+    }
+}
+
+impl Ran {
+    /// Fails the test unless it exited with `code`.
+    #[track_caller]
+    pub(crate) fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self}");
+        self
+    }
+}
+
+/// Runs `tallyline ARGS...` to its end.
+#[track_caller]
+pub(crate) fn run(args: &[&str]) -> Ran {
+    Process::start(&mut tallyline(args)).finish()
+}
+
+/// Runs `tallyline ARGS...` with `input` on stdin.
+#[track_caller]
+pub(crate) fn run_with_input(args: &[&str], input: &[u8]) -> Ran {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(input).unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    Process::start(tallyline(args).stdin(Stdio::from(file))).finish()
+}
+
+/// A running command whose output goes to files, so that no pipe can fill up. Killed when dropped;
+/// its stderr is shown when the test failed.
+pub(crate) struct Process {
+    child: Child,
+    status: Option<ExitStatus>,
+    stdout: tempfile::NamedTempFile,
+    stderr: tempfile::NamedTempFile,
+}
+
+impl Process {
+    /// Starts it; stdin is empty unless the command says otherwise (set it before).
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let stdout = tempfile::NamedTempFile::new().unwrap();
+        let stderr = tempfile::NamedTempFile::new().unwrap();
+        let child = command
+            .stdout(stdout.reopen().unwrap())
+            .stderr(stderr.reopen().unwrap())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        Self {
+            child,
+            status: None,
+            stdout,
+            stderr,
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn stdout(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.stdout.path()).unwrap()).into_owned()
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.stderr.path()).unwrap()).into_owned()
+    }
+
+    /// How it exited, if it did.
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().unwrap();
+        }
+        self.status
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        if self.exited().is_none() {
+            self.child.kill().unwrap();
+            self.status = Some(self.child.wait().unwrap());
+        }
+    }
+
+    /// Waits for its own end.
+    #[track_caller]
+    pub(crate) fn finish(mut self) -> Ran {
+        let status = until(PATIENCE * 5, "the command ends by itself", || self.exited());
+        Ran {
+            code: status.code(),
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            let log = self.stderr();
+            let lines: Vec<_> = log.lines().collect();
+            let from = lines.len().saturating_sub(60);
+            eprintln!(
+                "--- stderr of process {}:\n{}\n---",
+                self.id(),
+                lines[from..].join("\n")
+            );
+        }
+    }
+}
+
+/// The names directly in a directory, sorted; empty if it is missing.
+pub(crate) fn names_in(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Every file at or below a directory, sorted.
+pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for name in names_in(dir) {
+        let path = dir.join(name);
+        // A file may be renamed between the listing and this look.
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => files.extend(files_below(&path)),
+            Ok(_) => files.push(path),
+            Err(_) => {}
+        }
+    }
+    files
+}
+
+/// Lines in a file, by its newlines.
+pub(crate) fn lines_in(path: &Path) -> usize {
+    let bytes = fs::read(path).unwrap();
+    bytes.iter().filter(|&&byte| byte == b'\n').count()
+}
+
+/// The workload of `tallyline generate`, in a file.
+pub(crate) fn generated(scratch: &Scratch, events: u64, users: u64, seed: u64) -> PathBuf {
+    let path = scratch.path().join(format!("workload-{seed}.jsonl"));
+    let status = tallyline(&[
+        "generate",
+        "--events",
+        &events.to_string(),
+        "--users",
+        &users.to_string(),
+        "--seed",
+        &seed.to_string(),
+    ])
+    .stdout(File::create(&path).unwrap())
+    .status()
+    .unwrap();
+    assert!(status.success(), "generate: {status}");
+    path
+}
+
+/// One line that adds `value` to `user`; the user is put in as JSON.
+pub(crate) fn event(user: &str, value: u64) -> String {
+    let user = serde_json::Value::from(user);
+    format!("{{\"userId\":{user},\"name\":\"add_revenue\",\"value\":{value}}}\n")
+}

@@ -1,0 +1,172 @@
+//! A running `tallyline serve`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::http::{Conn, Reply, Request};
+use super::{PATIENCE, Process, Ran, arg, tallyline, until};
+
+/// A server on a port of its own. Killed when dropped; its log is shown when the test failed.
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) port: u16,
+    pub(crate) data: PathBuf,
+}
+
+impl Server {
+    /// Starts it with defaults.
+    #[track_caller]
+    pub(crate) fn start(data: &Path) -> Self {
+        Self::with(data, &[])
+    }
+
+    /// Starts it with more flags.
+    #[track_caller]
+    pub(crate) fn with(data: &Path, flags: &[&str]) -> Self {
+        Self::by(data, flags, tallyline)
+    }
+
+    /// Starts it by a command of the caller's making, which is given the arguments (a shell that
+    /// sets limits first, say), and waits until the port is known and answers.
+    #[track_caller]
+    pub(crate) fn by(
+        data: &Path,
+        flags: &[&str],
+        command: impl FnOnce(&[&str]) -> Command,
+    ) -> Self {
+        let port_file = data.with_extension("port");
+        let _missing = fs::remove_file(&port_file);
+        let mut args = vec!["serve", "--data-dir", arg(data)];
+        args.extend(["--port-file", arg(&port_file)]);
+        if !flags.contains(&"--listen") {
+            args.extend(["--listen", "127.0.0.1:0"]);
+        }
+        args.extend(flags);
+        let mut process = Process::start(&mut command(&args));
+        let port = until(PATIENCE, "the server writes its port file", || {
+            if let Some(status) = process.exited() {
+                panic!("the server ended at start: {status}\n{}", process.stderr());
+            }
+            fs::read_to_string(&port_file).ok()
+        });
+        // Written whole, once the port answers: what is read is read once.
+        let port = port.trim().parse().expect("the port file holds a number");
+        Self {
+            process,
+            port,
+            data: data.to_owned(),
+        }
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// A connection of its own.
+    pub(crate) fn connect(&self) -> Conn {
+        Conn::open(self.port)
+    }
+
+    /// One request on a connection of its own.
+    #[track_caller]
+    pub(crate) fn ask(&self, request: &Request) -> Reply {
+        self.connect().ask(request)
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&self, target: &str) -> Reply {
+        self.ask(&Request::new("GET", target))
+    }
+
+    /// POST with a body.
+    #[track_caller]
+    pub(crate) fn post(&self, target: &str, body: impl AsRef<[u8]>) -> Reply {
+        self.ask(&Request::new("POST", target).body(body))
+    }
+
+    /// POST /liveEvent that must be acknowledged; its position.
+    #[track_caller]
+    pub(crate) fn accept(&self, body: impl AsRef<[u8]>) -> String {
+        let answer = self.post("/liveEvent", body).expect(202).json();
+        answer["position"].as_str().expect("a position").to_owned()
+    }
+
+    /// POST /flush, which must be done in its time.
+    #[track_caller]
+    pub(crate) fn flush(&self) -> Value {
+        self.post("/flush", "").expect(200).json()
+    }
+
+    #[track_caller]
+    pub(crate) fn status(&self) -> Value {
+        self.get("/status").expect(200).json()
+    }
+
+    /// One number of /status.
+    #[track_caller]
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        let status = self.status();
+        status[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("/status has no number {name}: {status}"))
+    }
+
+    /// Nothing is silent: what came in was accepted or refused, and every line is somewhere.
+    #[track_caller]
+    pub(crate) fn assert_balanced(&self) -> Value {
+        let status = self.status();
+        let count = |name: &str| {
+            status[name]
+                .as_u64()
+                .unwrap_or_else(|| panic!("/status has no number {name}: {status}"))
+        };
+        assert_eq!(
+            count("received"),
+            count("accepted") + count("refused"),
+            "at the door: {status}"
+        );
+        assert_eq!(
+            count("lines"),
+            count("applied")
+                + count("duplicates")
+                + count("rejected")
+                + count("pending")
+                + count("untrusted"),
+            "in the files: {status}"
+        );
+        status
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM, and waits for the orderly end.
+    #[track_caller]
+    pub(crate) fn stop(self) -> Ran {
+        self.process.signal(Signal::TERM);
+        self.process.finish()
+    }
+
+    /// A number of `/proc/PID/status`: `Threads`, `VmRSS` (KiB).
+    pub(crate) fn proc_status(&self, name: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.process.id());
+        let text = fs::read_to_string(path).unwrap();
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
+    /// Descriptors it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.process.id());
+        fs::read_dir(path).unwrap().count()
+    }
+}

@@ -1,0 +1,546 @@
+//! The HTTP contract, row by row, at the real binary.
+
+use std::fs;
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+
+use super::harness::http::Request;
+use super::harness::{PATIENCE, Scratch, Server, event, files_below, lines_in, names_in, until};
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn a_single_event_is_durable_when_acknowledged_and_then_counted() {
+    // Red if a position is not the end of the file's last line, or a GET shows something else.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let answer = server
+        .post("/liveEvent", event("user1", 100))
+        .expect(202)
+        .json();
+    let length = fs::metadata(scratch.data().join("events.jsonl"))
+        .unwrap()
+        .len();
+    assert_eq!(
+        answer,
+        json!({"accepted": 1, "position": format!("1-{length}")})
+    );
+    server.accept(r#"{"userId": "user1", "name": "subtract_revenue", "value": 50.25}"#);
+    server.flush();
+    let user = server.get("/userEvents/user1").expect(200);
+    assert_eq!(user.header("Content-Type"), Some("application/json"));
+    let user = user.json();
+    assert_eq!(
+        (&user["userId"], &user["revenue"], &user["events"]),
+        (&json!("user1"), &json!(49.75), &json!(2))
+    );
+    let updated = user["updatedAt"].as_str().unwrap();
+    humantime::parse_rfc3339(updated).expect("RFC 3339");
+}
+
+#[test]
+fn amounts_keep_every_digit() {
+    // Red if a total passes through a float on its way in or out.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    server.accept(r#"{"userId":"big","name":"add_revenue","value":999999999999.999999}"#);
+    server.accept(r#"{"userId":"big","name":"add_revenue","value":8000000000000e-1}"#);
+    server.accept(r#"{"userId":"small","name":"subtract_revenue","value":0.000001}"#);
+    server.flush();
+    let shown = |user: &str| {
+        server
+            .get(&format!("/userEvents/{user}"))
+            .expect(200)
+            .text()
+    };
+    assert!(
+        shown("big").contains("\"revenue\":1799999999999.999999"),
+        "{}",
+        shown("big")
+    );
+    assert!(
+        shown("small").contains("\"revenue\":-0.000001"),
+        "{}",
+        shown("small")
+    );
+}
+
+#[test]
+fn a_body_is_an_object_an_array_or_lines() {
+    // Red if one of the three framings is misread: a line lost, doubled, or glued to another.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let one = event("u", 1);
+    let line = one.trim_end();
+    let pretty = serde_json::to_string_pretty(&serde_json::from_str::<Value>(line).unwrap());
+    for (body, events) in [
+        (one.clone(), 1),
+        (line.to_owned(), 1),
+        (pretty.unwrap().replace('\n', "\r\n"), 1),
+        (format!("[{line}]"), 1),
+        (format!(" \n[ {line} ,\n{line},{line}]\n"), 3),
+        (format!("{one}{one}"), 2),
+        (format!("\r\n{line}\r\n\r\n{line}"), 2),
+    ] {
+        let answer = server.post("/liveEvent", &body).expect(202).json();
+        assert_eq!(answer["accepted"], events, "{body}");
+    }
+    let file = scratch.data().join("events.jsonl");
+    assert_eq!(lines_in(&file), 11);
+    for stored in fs::read_to_string(&file).unwrap().lines() {
+        let stored: Value = serde_json::from_str(stored).expect("one event, one line");
+        assert_eq!(stored["userId"], "u");
+    }
+    server.flush();
+    assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 11);
+}
+
+#[test]
+fn user_ids_are_any_text() {
+    // Red if a path is not percent-decoded, is decoded twice, or is cut at an encoded slash.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    for (user, path) in [
+        ("café", "caf%C3%A9"),
+        ("acme/eu", "acme%2Feu"),
+        ("50%25", "50%2525"),
+        ("a+b c?d#e", "a+b%20c%3Fd%23e"),
+        ("🦀", "%F0%9F%A6%80"),
+        ("..", "%2E%2E"),
+    ] {
+        server.accept(event(user, 1));
+        server.flush();
+        let found = server.get(&format!("/userEvents/{path}")).expect(200);
+        assert_eq!(found.json()["userId"], user, "{path}");
+    }
+    server.get("/userEvents/%FF").problem(400);
+    server.get("/userEvents/%zz").problem(400);
+    server.get("/userEvents/nobody").problem(404);
+}
+
+#[test]
+fn applied_means_that_a_get_shows_it() {
+    // Red if `ack=applied` answers before the commit, or waits for the clock (a flush an hour away).
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    for count in 1..=20 {
+        let answer = server
+            .post("/liveEvent?ack=applied&wait=50s", event("u", 1))
+            .expect(200)
+            .json();
+        assert_eq!(answer["accepted"], 1);
+        assert_eq!(
+            server.get("/userEvents/u").expect(200).json()["events"],
+            count
+        );
+    }
+    server
+        .post("/liveEvent?ack=perhaps", event("u", 1))
+        .problem(400);
+    server
+        .post("/liveEvent?ack=applied&wait=soon", event("u", 1))
+        .problem(400);
+    assert_eq!(
+        server.counter("accepted"),
+        20,
+        "a refused query takes nothing"
+    );
+}
+
+#[test]
+fn without_a_processor_an_answer_says_what_it_is() {
+    // Red if a server that applies nothing claims that something was applied, or keeps a client
+    // waiting for what can't happen.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--no-process"]);
+    let answer = server
+        .post("/liveEvent?ack=applied&wait=60s", event("u", 1))
+        .expect(202)
+        .json();
+    assert_eq!(answer["acked"], "durable", "{answer}");
+    let flush = server.post("/flush?wait=60s", "").problem(503);
+    assert!(
+        flush.to_string().contains("1-"),
+        "says what was rotated: {flush}"
+    );
+    let sealed = names_in(&scratch.data())
+        .into_iter()
+        .filter(|name| name.starts_with("events-"));
+    assert_eq!(sealed.count(), 1, "rotated all the same");
+}
+
+#[test]
+fn a_get_can_wait_for_a_position() {
+    // Red if read-your-writes is not kept: an answer older than the position asked for.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    for count in 1..=5 {
+        let position = server.accept(event("u", 1));
+        let path = format!("/userEvents/u?after={position}&wait=50s");
+        assert_eq!(server.get(&path).expect(200).json()["events"], count);
+        server.post("/flush", "").expect(200); // and so across rotation
+    }
+    let late = server.get("/userEvents/u?after=999-0&wait=10ms");
+    assert!(late.header("Retry-After").is_some());
+    late.problem(503);
+    for malformed in ["", "7", "0-1", "1-x", "%2B1-1", "1-1-1"] {
+        server
+            .get(&format!("/userEvents/u?after={malformed}"))
+            .problem(400);
+    }
+    server.get("/userEvents/u?after=1-1&wait=long").problem(400);
+    let past = server.get("/userEvents/u?after=1-1&wait=50s").expect(200);
+    assert_eq!(past.json()["events"], 5);
+}
+
+#[test]
+fn a_batch_can_give_up_its_bad_lines() {
+    // Red if `invalid=skip` loses a good line, takes a bad one, or names the wrong line.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let body = format!("{}nonsense\n\n{}{{}}\n", event("u", 1), event("u", 2));
+    let answer = server
+        .post("/liveEvent?invalid=skip", &body)
+        .expect(202)
+        .json();
+    assert_eq!(
+        (&answer["accepted"], &answer["refused"]),
+        (&json!(2), &json!(2))
+    );
+    assert!(answer["position"].is_string());
+    let lines: Vec<_> = answer["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| (error["line"].as_u64().unwrap(), error["code"].clone()))
+        .collect();
+    assert_eq!(lines, [(2, json!("not_json")), (5, json!("missing"))]);
+    let none = server.post("/liveEvent?invalid=skip", "{}\n[]\n");
+    assert_eq!(none.problem(422)["errors"].as_array().unwrap().len(), 2);
+    server
+        .post("/liveEvent?invalid=perhaps", &body)
+        .problem(400);
+    server.flush();
+    assert_eq!(server.get("/userEvents/u").expect(200).json()["revenue"], 3);
+    server.assert_balanced();
+}
+
+#[test]
+fn users_are_listed_in_order_page_by_page() {
+    // Red if a page skips, repeats or misorders a user; equal revenues are the trap.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let users = (0..50).map(|n| (format!("u{n:02}"), n % 7));
+    let mut expected: Vec<_> = users.collect();
+    let body: String = expected.iter().map(|(user, n)| event(user, *n)).collect();
+    server.accept(body);
+    server.flush();
+    let all = |order: &str| {
+        let mut users = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let path = format!("/userEvents?order={order}&limit=7{cursor}");
+            let page = server.get(&path).expect(200).json();
+            for user in page["users"].as_array().unwrap() {
+                let id = user["userId"].as_str().unwrap().to_owned();
+                users.push((id, user["revenue"].as_u64().unwrap()));
+            }
+            match &page["next"] {
+                Value::Null => return users,
+                next => cursor = format!("&cursor={}", next.as_str().unwrap()),
+            }
+            assert!(users.len() <= 50, "a cursor that goes round");
+        }
+    };
+    assert_eq!(all("userId"), expected);
+    expected.sort_by_key(|(user, revenue)| (*revenue, user.clone()));
+    let by_revenue = all("revenue");
+    let revenues = |users: &[(String, u64)]| users.iter().map(|user| user.1).collect::<Vec<_>>();
+    assert_eq!(revenues(&by_revenue), revenues(&expected));
+    let mut descending = revenues(&all("-revenue"));
+    descending.reverse();
+    assert_eq!(descending, revenues(&expected));
+    let mut same = by_revenue;
+    same.sort_by_key(|(user, revenue)| (*revenue, user.clone()));
+    assert_eq!(same, expected, "every user once");
+    for bad in [
+        "order=age",
+        "limit=0",
+        "limit=x",
+        "limit=1001",
+        "cursor=forged",
+    ] {
+        server.get(&format!("/userEvents?{bad}")).problem(400);
+    }
+}
+
+#[test]
+fn flush_leaves_everything_counted_and_archived() {
+    // Red if `/flush` answers before what was acknowledged is applied, or does not rotate.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    for round in 1..=3 {
+        let position = server.accept(event("u", 1));
+        let answer = server.flush();
+        assert!(answer["position"].is_string() && answer["applied"].is_string());
+        assert_eq!(
+            server.get("/userEvents/u").expect(200).json()["events"],
+            round,
+            "{position} {answer}"
+        );
+        assert_eq!(server.counter("pending"), 0);
+    }
+    server.flush(); // nothing new: no empty file is made
+    let archive = scratch.data().join("applied");
+    until(PATIENCE, "three segments in the archive", || {
+        (files_below(&archive).len() == 3).then_some(())
+    });
+    let months = names_in(&archive);
+    assert!(
+        months
+            .iter()
+            .all(|m| m.len() == 7 && m.as_bytes()[4] == b'-'),
+        "{months:?}"
+    );
+}
+
+#[test]
+fn the_pages_for_people_and_machines_are_there() {
+    // Red if a monitor, a scraper, a client generator or a browser finds nothing or the wrong type.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    server.accept(event("u", 1));
+    server.flush();
+    for (path, kind) in [
+        ("/healthz", ""),
+        ("/readyz", ""),
+        ("/status", "application/json"),
+        ("/metrics", "text/plain"),
+        ("/openapi.json", "application/json"),
+        ("/", "text/html"),
+    ] {
+        let reply = server.get(path).expect(200);
+        let found = reply.header("Content-Type").unwrap_or_default();
+        assert!(found.starts_with(kind), "{path}: {found}");
+        assert!(!reply.body.is_empty(), "{path}");
+    }
+    let status = server.assert_balanced();
+    for (name, value) in [
+        ("received", json!(1)),
+        ("accepted", json!(1)),
+        ("refused", json!(0)),
+        ("lines", json!(1)),
+        ("applied", json!(1)),
+        ("duplicates", json!(0)),
+        ("rejected", json!(0)),
+        ("pending", json!(0)),
+        ("untrusted", json!(0)),
+        ("ready", json!(true)),
+        ("reasons", json!([])),
+    ] {
+        assert_eq!(status[name], value, "{name}: {status}");
+    }
+    assert!(status["lagSeconds"].is_number(), "{status}");
+    let metrics = server.get("/metrics").text();
+    let samples = metrics.lines().filter(|line| !line.starts_with('#'));
+    for sample in samples.filter(|line| !line.is_empty()) {
+        assert!(sample.starts_with("tallyline_"), "{sample}");
+    }
+    assert!(metrics.contains("_total 1"), "{metrics}");
+    assert!(server.get("/openapi.json").json()["paths"]["/liveEvent"]["post"].is_object());
+}
+
+#[test]
+fn methods_and_paths_that_do_not_exist_are_told_so() {
+    // Red if a wrong method is a 404 or lacks Allow, or if HEAD comes with a body.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    server.accept(event("u", 1));
+    server.flush();
+    for (path, allowed) in [
+        ("/liveEvent", "POST"),
+        ("/flush", "POST"),
+        ("/userEvents/u", "GET"),
+        ("/userEvents", "GET"),
+        ("/healthz", "GET"),
+        ("/readyz", "GET"),
+        ("/status", "GET"),
+        ("/metrics", "GET"),
+        ("/openapi.json", "GET"),
+        ("/", "GET"),
+    ] {
+        let reply = server.ask(&Request::new("DELETE", path));
+        let allow = reply.header("Allow").unwrap_or_default().to_owned();
+        reply.problem(405);
+        let options = server.ask(&Request::new("OPTIONS", path)).expect(204);
+        assert_eq!(options.header("Allow"), Some(&*allow), "{path}");
+        assert!(options.header("Access-Control-Allow-Origin").is_none());
+        let methods: Vec<_> = allow.split(", ").collect();
+        assert!(methods.contains(&allowed), "{path}: {allow}");
+        if allowed == "GET" {
+            assert!(methods.contains(&"HEAD"), "{path}: {allow}");
+            let mut conn = server.connect();
+            let head = conn.ask(&Request::new("HEAD", path)).expect(200);
+            // The next answer on the connection starts right behind the head.
+            let get = conn.ask(&Request::new("GET", path)).expect(200);
+            if matches!(path, "/" | "/openapi.json" | "/userEvents/u") {
+                assert_eq!(head.header("Content-Length"), get.header("Content-Length"));
+            }
+        } else {
+            server.get(path).problem(405);
+        }
+    }
+    for path in [
+        "/favicon",
+        "/liveEvents",
+        "/userEvents/u/v",
+        "//",
+        "/status/",
+    ] {
+        server.get(path).problem(404);
+    }
+}
+
+#[test]
+fn gzip_is_inflated_under_a_cap() {
+    // Red if a small body may become a big one in memory, or an encoding unknown is stored as it is.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--max-body", "1MiB"]);
+    let encoded = |encoding: &str, body: Vec<u8>| {
+        server.ask(
+            &Request::new("POST", "/liveEvent")
+                .header("Content-Encoding", encoding)
+                .body(body),
+        )
+    };
+    let lines = event("u", 1).repeat(3);
+    let answer = encoded("gzip", gzip(lines.as_bytes())).expect(202).json();
+    assert_eq!(answer["accepted"], 3);
+    encoded("gzip", gzip(&vec![b' '; 64 << 20])).problem(413);
+    encoded("gzip", b"not gzip".to_vec()).problem(400);
+    let mut cut = gzip(lines.as_bytes());
+    cut.truncate(cut.len() - 9);
+    encoded("gzip", cut).problem(400);
+    encoded("br", lines.clone().into_bytes()).problem(415);
+    assert_eq!(server.counter("accepted"), 3);
+    server.get("/readyz").expect(200);
+}
+
+#[test]
+fn old_and_careful_clients_are_served() {
+    // Red if HTTP/1.0, `Connection: close`, chunked bodies or `Expect: 100-continue` stop working.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let body = event("u", 1);
+    let length = body.len();
+    let mut old = server.connect();
+    old.send(format!(
+        "POST /liveEvent HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}"
+    ))
+    .unwrap();
+    old.reply().unwrap().expect(202);
+    assert!(old.rest().unwrap().is_empty(), "HTTP/1.0 ends by closing");
+    let mut closing = server.connect();
+    closing
+        .ask(
+            &Request::new("POST", "/liveEvent")
+                .header("Connection", "close")
+                .body(&body),
+        )
+        .expect(202);
+    assert!(closing.rest().unwrap().is_empty());
+    let mut chunked = server.connect();
+    chunked
+        .ask(
+            &Request::new("POST", "/liveEvent")
+                .header("Transfer-Encoding", "chunked")
+                .body(format!("{length:x}\r\n{body}\r\n0\r\n\r\n")),
+        )
+        .expect(202);
+    chunked.ask(&Request::new("GET", "/healthz")).expect(200);
+    let mut careful = server.connect();
+    careful
+        .send(format!(
+            "POST /liveEvent HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        ))
+        .unwrap();
+    assert_eq!(careful.reply().unwrap().status, 100);
+    careful.send(&body).unwrap();
+    careful.reply().unwrap().expect(202);
+    assert_eq!(server.counter("accepted"), 4);
+}
+
+#[test]
+fn cloud_events_are_events() {
+    // Red if one of the three modes of CloudEvents 1.0 is misread, or an id does not guard against
+    // the same event sent in another mode.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let cloud = |id: &str| {
+        json!({"specversion": "1.0", "id": id, "source": "/till/7", "type": "add_revenue",
+               "subject": "u", "data": {"value": 2.5}})
+    };
+    let post = |kind: &str, body: String| {
+        server.ask(
+            &Request::new("POST", "/liveEvent")
+                .header("Content-Type", kind)
+                .body(body),
+        )
+    };
+    post("application/cloudevents+json", cloud("1").to_string()).expect(202);
+    let batch = json!([cloud("1"), cloud("2"), cloud("3")]);
+    post("application/cloudevents-batch+json", batch.to_string()).expect(202);
+    server
+        .ask(
+            &Request::new("POST", "/liveEvent")
+                .header("Content-Type", "application/json")
+                .header("ce-specversion", "1.0")
+                .header("ce-id", "3")
+                .header("ce-source", "/till/7")
+                .header("ce-type", "add_revenue")
+                .header("ce-subject", "u")
+                .body(r#"{"value": 2.5}"#),
+        )
+        .expect(202);
+    server.flush();
+    let user = server.get("/userEvents/u").expect(200).json();
+    assert_eq!(
+        (&user["events"], &user["revenue"]),
+        (&json!(3), &json!(7.5))
+    );
+    assert_eq!(server.assert_balanced()["duplicates"], 2);
+    let mut foreign = cloud("4");
+    foreign["type"] = json!("com.example.other");
+    post("application/cloudevents+json", foreign.to_string()).problem(422);
+}
+
+#[test]
+fn a_segment_that_is_lost_is_gone_and_said_so() {
+    // Red if a position in a file that somebody deleted is waited for, or if readiness keeps silent.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let position = server.accept(event("u", 1));
+    let path = format!("/userEvents/u?after={position}&wait=50s");
+    server.get(&path).expect(200); // so that the database knows of the segment
+    let next = server.accept(event("u", 1));
+    server.kill();
+    fs::remove_file(scratch.data().join("events.jsonl")).unwrap();
+    let server = Server::start(&scratch.data());
+    let gone = server.get(&format!("/userEvents/u?after={next}&wait=50s"));
+    gone.problem(410);
+    let reasons = server.get("/readyz").expect(503).text();
+    assert!(reasons.contains("reasons"), "{reasons}");
+    assert!(!names_in(&scratch.data().join("quarantine")).is_empty());
+    let after = server.accept(event("u", 1));
+    assert!(
+        after.starts_with("2-"),
+        "taking goes on in the next: {after}"
+    );
+}

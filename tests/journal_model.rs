@@ -1,0 +1,378 @@
+//! The journal on a disk that forgets, against a plain model: what was acknowledged.
+//!
+//! Whatever is appended, rotated, failed, killed, cut off from power and reopened, after each open:
+//! every acknowledged batch lies where its position says; nothing that was refused is in a file;
+//! what is there beside is a whole batch's line whose answer was never heard, or holds the zeros of
+//! a page that was not synced; numbers have no gap; positions only grow; no segment is called lost.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use tallyline::fs::Disk;
+use tallyline::health::Health;
+use tallyline::journal::{
+    AppendError, Batch, Committer, Journal, JournalConfig, KnownSegment, Recovery,
+};
+use tallyline::segment::{ACTIVE_FILE, Position, SegmentId};
+
+use super::harness::PATIENCE;
+use super::sim_disk::{Call, Choices, SimDisk, for_seeds};
+
+const DIR: &str = "data";
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+/// Cases of the random walk; `TALLYLINE_TEST_CASES` for a longer run.
+fn cases() -> u64 {
+    std::env::var("TALLYLINE_TEST_CASES").map_or(10_000, |cases| cases.parse().unwrap())
+}
+
+fn config() -> JournalConfig {
+    JournalConfig {
+        rotate_every: None,
+        rotate_bytes: 3000,
+        // Nothing happens by the clock.
+        check_every: Duration::from_hours(1),
+        queue_bytes_max: 1 << 20,
+        disk_reserve_bytes: 0,
+        disk_bytes_max: None,
+    }
+}
+
+/// What the world knows of the journal, whatever it forgets itself.
+#[derive(Default)]
+struct Model {
+    /// Batches acknowledged, by the position that came back.
+    acknowledged: BTreeMap<Position, Vec<u8>>,
+    /// Lines that were answered with "nothing was appended".
+    refused: HashSet<Vec<u8>>,
+    /// Lines whose outcome nobody was told.
+    unknown: HashSet<Vec<u8>>,
+    /// Applied by the database: at most what was acknowledged.
+    applied: Option<Position>,
+    next_line: u64,
+}
+
+/// How a life ends that does not end in order.
+#[derive(Clone, Copy)]
+enum End {
+    PowerCut,
+    Kill,
+}
+
+struct Running {
+    disk: SimDisk,
+    journal: Journal,
+    committer: Committer,
+}
+
+type Answer = Result<Position, AppendError>;
+
+fn done() -> (Box<dyn FnOnce(Answer) + Send>, Receiver<Answer>) {
+    let (answer, answered) = mpsc::channel();
+    (Box::new(move |result| drop(answer.send(result))), answered)
+}
+
+impl Model {
+    /// The rows that a database which has applied this much would have.
+    fn known(&self) -> Vec<KnownSegment> {
+        let Some(applied) = self.applied else {
+            return Vec::new();
+        };
+        (1..=applied.segment)
+            .map(|number| KnownSegment {
+                number,
+                applied_bytes: if number == applied.segment {
+                    applied.offset
+                } else {
+                    1
+                },
+                sealed: number < applied.segment,
+            })
+            .collect()
+    }
+
+    fn open(&self, disk: &SimDisk) -> Option<Running> {
+        let opened = Journal::open(
+            Arc::new(disk.clone()) as Arc<dyn Disk>,
+            Path::new(DIR),
+            config(),
+            &self.known(),
+            Arc::new(Health::default()),
+        );
+        let (journal, committer, recovery) = opened.ok()?;
+        self.check(disk, &recovery);
+        Some(Running {
+            disk: disk.clone(),
+            journal,
+            committer,
+        })
+    }
+
+    /// One or two lines that were never seen before, some longer than a sector.
+    fn batch(&mut self, choices: &mut Choices) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for _ in 0..=choices.below(2) {
+            self.next_line += 1;
+            bytes.extend(format!("line {} ", self.next_line).bytes());
+            bytes.resize(bytes.len() + choices.below(700), b'x');
+            bytes.push(b'\n');
+        }
+        bytes
+    }
+
+    /// Appends several batches at once and notes what came back of each.
+    fn append(&mut self, running: &Running, count: usize, choices: &mut Choices) {
+        let waiting: Vec<_> = (0..count)
+            .map(|_| {
+                let bytes = self.batch(choices);
+                let (done, answered) = done();
+                let lines = u32::try_from(lines_of(&bytes).count()).unwrap();
+                let batch = Batch {
+                    bytes: bytes.clone(),
+                    lines,
+                };
+                running.journal.append(batch, done);
+                (bytes, answered)
+            })
+            .collect();
+        for (bytes, answered) in waiting {
+            match answered.recv_timeout(PATIENCE).expect("answered, once") {
+                Ok(position) => {
+                    let last = self.acknowledged.keys().next_back();
+                    assert!(last.is_none_or(|last| *last < position), "positions grow");
+                    self.acknowledged.insert(position, bytes);
+                }
+                Err(AppendError::Unknown(_)) => self.unknown.extend(lines_of(&bytes)),
+                Err(_) => self.refused.extend(lines_of(&bytes)),
+            }
+        }
+    }
+
+    /// The processor gets on: applied is some acknowledged position at or after the last.
+    fn apply(&mut self, choices: &mut Choices) {
+        let later: Vec<_> = self
+            .acknowledged
+            .keys()
+            .filter(|position| self.applied.is_none_or(|applied| applied <= **position))
+            .copied()
+            .collect();
+        if !later.is_empty() {
+            self.applied = Some(later[choices.below(later.len())]);
+        }
+    }
+
+    fn check(&self, disk: &SimDisk, recovery: &Recovery) {
+        assert_eq!((recovery.lost, recovery.untrusted), (None, None));
+        let segments = segments(disk);
+        let numbers: Vec<_> = segments.keys().copied().collect();
+        assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+        for (position, bytes) in &self.acknowledged {
+            let segment = segments
+                .get(&position.segment)
+                .unwrap_or_else(|| panic!("{position} was acknowledged: no such segment"));
+            let end = usize::try_from(position.offset).unwrap();
+            let found = segment.get(end - bytes.len()..end);
+            assert!(
+                found == Some(bytes),
+                "{position} was acknowledged: other bytes are there"
+            );
+        }
+        let mut seen = HashSet::new();
+        for (number, segment) in &segments {
+            assert!(
+                segment.is_empty() || segment.ends_with(b"\n"),
+                "whole lines"
+            );
+            for line in lines_of(segment).filter(|line| !line.contains(&0)) {
+                assert!(!self.refused.contains(&line), "refused, yet in {number}");
+                assert!(seen.insert(line), "a line twice, in {number}");
+            }
+        }
+        let acknowledged: HashSet<_> = self
+            .acknowledged
+            .values()
+            .flat_map(|b| lines_of(b))
+            .collect();
+        for line in seen.difference(&acknowledged) {
+            assert!(self.unknown.contains(line), "a line from nowhere");
+        }
+    }
+}
+
+fn lines_of(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    bytes
+        .split_inclusive(|&byte| byte == b'\n')
+        .map(<[u8]>::to_vec)
+}
+
+/// Every segment's bytes by number; the active one is the one after the highest sealed.
+fn segments(disk: &SimDisk) -> BTreeMap<u64, Vec<u8>> {
+    let mut segments = BTreeMap::new();
+    for path in disk.files() {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if let Some(SegmentId::Ours(number)) = SegmentId::of_file(name) {
+            let twice = segments.insert(number, disk.content(&path).unwrap());
+            assert!(twice.is_none(), "two files claim number {number}");
+        }
+    }
+    let active = disk.content(&Path::new(DIR).join(ACTIVE_FILE));
+    let next = segments.keys().next_back().copied().unwrap_or(0) + 1;
+    segments.insert(next, active.expect("an active segment after each open"));
+    segments
+}
+
+fn new_disk() -> SimDisk {
+    SimDisk::with_dir(Path::new(DIR))
+}
+
+impl Running {
+    fn rotate(&self) -> Answer {
+        let (done, answered) = done();
+        self.journal.rotate(done);
+        answered.recv_timeout(PATIENCE).expect("answered, once")
+    }
+
+    /// The power goes, or the process is killed; what is found next.
+    fn crash(self, seed: u64, end: End) -> SimDisk {
+        let next = match end {
+            End::PowerCut => self.disk.power_cut(seed),
+            End::Kill => self.disk.kill(),
+        };
+        self.committer.stop();
+        next
+    }
+}
+
+/// One life after another, each with its work and its end.
+fn walk(seed: u64) {
+    let choices = &mut Choices::new(seed);
+    let mut model = Model::default();
+    let mut disk = new_disk();
+    for life in 0..4 {
+        // Some recoveries are cut short, too.
+        if choices.below(3) == 0 {
+            disk.power_off_at(choices.below(25) as u64);
+        }
+        let Some(running) = model.open(&disk) else {
+            disk = disk.power_cut(seed ^ life);
+            continue;
+        };
+        if choices.below(2) == 0 {
+            let off = disk.steps() + choices.below(40) as u64;
+            disk.power_off_at(off);
+        }
+        for _ in 0..choices.below(8) {
+            match choices.below(10) {
+                0 | 1 => drop(running.rotate()),
+                2 => model.apply(choices),
+                3 => {
+                    let calls = [
+                        Call::Write,
+                        Call::SyncData,
+                        Call::SetLen,
+                        Call::Create,
+                        Call::Rename,
+                        Call::SyncDir,
+                    ];
+                    let errno = [EIO, ENOSPC][choices.below(2)];
+                    let call = calls[choices.below(calls.len())];
+                    disk.fail(call, choices.below(3) as u64, errno);
+                }
+                _ => model.append(&running, 1 + choices.below(3), choices),
+            }
+        }
+        disk = match choices.below(5) {
+            0 => {
+                running.committer.stop();
+                disk.kill()
+            }
+            1 => running.crash(seed ^ life, End::Kill),
+            _ => running.crash(seed ^ life, End::PowerCut),
+        };
+    }
+    let running = model.open(&disk).expect("opens on a sound disk");
+    model.append(&running, 1, choices);
+    running.committer.stop();
+    model
+        .open(&disk.kill())
+        .expect("and again")
+        .committer
+        .stop();
+}
+
+#[test]
+fn whatever_happens_to_the_disk_what_was_acknowledged_is_there() {
+    // Red if any sync is left out, any step of append, rotate or recover changes places, or an error
+    // is answered with the wrong certainty.
+    for_seeds(cases(), walk);
+}
+
+/// The path every server takes: append, append, rotate, append, stop.
+fn script(model: &mut Model, running: &Running, choices: &mut Choices) {
+    model.append(running, 1, choices);
+    model.append(running, 2, choices);
+    drop(running.rotate());
+    model.append(running, 1, choices);
+    drop(running.rotate());
+    model.append(running, 2, choices);
+    model.apply(choices);
+}
+
+#[test]
+fn every_step_can_be_the_last_and_every_step_of_the_recovery_too() {
+    // Red if one boundary of append, rotate or recover is unsafe: enumerated, not sampled.
+    let disk = new_disk();
+    let mut model = Model::default();
+    let running = model.open(&disk).unwrap();
+    script(&mut model, &running, &mut Choices::new(0));
+    running.committer.stop();
+    let steps = disk.steps();
+    assert!(steps > 30, "{:?}", disk.log());
+    for off in 0..=steps {
+        for seed in 0..6 {
+            for again in 0..30 {
+                let choices = &mut Choices::new(seed);
+                let disk = new_disk();
+                disk.power_off_at(off);
+                let mut model = Model::default();
+                let found = match model.open(&disk) {
+                    None => disk.power_cut(seed),
+                    Some(running) => {
+                        script(&mut model, &running, choices);
+                        running.crash(seed, End::PowerCut)
+                    }
+                };
+                found.power_off_at(again);
+                let found = match model.open(&found) {
+                    None => found.power_cut(seed + 1),
+                    Some(running) => running.crash(seed + 1, End::PowerCut),
+                };
+                let running = model.open(&found).expect("opens on a sound disk");
+                model.append(&running, 1, choices);
+                running.committer.stop();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_torn_tail_is_kept_in_quarantine() {
+    // Red if recovery throws bytes away: they were never acknowledged, but they were somebody's.
+    let disk = new_disk();
+    let model = Model::default();
+    model.open(&disk).unwrap().committer.stop();
+    let file = disk.open(&Path::new(DIR).join(ACTIVE_FILE)).unwrap();
+    file.write_all_at(b"half a li", 0).unwrap();
+    let disk = disk.kill();
+    model.open(&disk).unwrap().committer.stop();
+    let kept: Vec<_> = disk
+        .files()
+        .into_iter()
+        .filter_map(|path| disk.content(&path))
+        .collect();
+    assert!(kept.contains(&b"half a li".to_vec()), "{:?}", disk.files());
+}

@@ -1,0 +1,35 @@
+//! Drives the real binary, on a port of the system's choosing, in a directory of its own.
+//!
+//! One crate, so that the harness is built and linked once. Nothing here looks inside the program:
+//! what a test knows, it knows from an answer, an exit code, a file, or the database opened
+//! read-only. Each test says which bug turns it red.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::format_push_string,
+    clippy::format_collect,
+    clippy::naive_bytecount,
+    reason = "a failed unwrap is a failed test, which shows the server's log; plain words before speed"
+)]
+
+mod harness; // start, stop, kill, talk to, and recount behind the back of the binary
+
+mod access; // tokens, Origin, Host
+mod bad_input; // every kind of body that is refused, and how the refusal is worded
+mod cli; // flags, exit codes, what is refused before anything starts
+mod crash; // kill -9 in the middle, ten times over
+mod end_to_end; // the main job on real input: totals equal an independent recount
+mod hostile;
+mod http; // the HTTP contract, row by row
+mod process;
+mod trouble; // a database locked, deleted, replaced, restored; files changed under us // files without a server: from elsewhere, damaged, given twice // clients that stall, burst, lie about lengths, or never read
+
+mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
+
+mod layering; // who may know whom, read from src/
+mod readme; // what the README shows exists and answers as shown
+
+mod journal_model;
+mod pipeline_model;
+mod sim_disk; // a disk in memory that forgets what was not synced // the journal on that disk, crashed at every step and at random, against a model // journal, processor and database on that disk, against a recount

@@ -1,0 +1,283 @@
+//! Other people's programs against the real binary: clients as they are, and the kernel's own log
+//! of what happened in which order. Ignored by default, for they must be installed; CI does.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::harness::{
+    Process, Scratch, Server, arg, database, event, quiet_environment, recount, run,
+};
+
+/// Runs a program of this machine; its stdout.
+#[track_caller]
+fn tool(program: &str, args: &[&str]) -> String {
+    let ran = Process::start(Command::new(program).args(args)).finish();
+    assert_eq!(ran.code, Some(0), "{program} {args:?}: {ran}");
+    ran.stdout
+}
+
+#[test]
+#[ignore = "needs curl, wget, ab, Python and node"]
+fn the_clients_people_have_are_understood() {
+    // Red if a widespread client can't post as it does by default: its headers, its version, its
+    // way of waiting for 100-continue, its keep-alive.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let live = format!("{}/liveEvent", server.url());
+    let body = event("u", 1);
+    let file = scratch.file("body.json", &body);
+    let big = scratch.file("big.jsonl", body.repeat(50_000));
+    let at = |path: &Path| format!("@{}", arg(path));
+
+    assert!(tool("curl", &["-sf", "-d", &body, &live]).contains("accepted"));
+    tool("curl", &["-sf", "-0", "-d", &body, &live]);
+    // Over 1 MiB curl asks with Expect: 100-continue.
+    tool(
+        "curl",
+        &[
+            "-sf",
+            "-H",
+            "Content-Type: application/x-ndjson",
+            "--data-binary",
+            &at(&big),
+            &live,
+        ],
+    );
+    let chunked = [
+        "-sf",
+        "-H",
+        "Transfer-Encoding: chunked",
+        "--data-binary",
+        &at(&file),
+        &live,
+    ];
+    tool("curl", &chunked);
+    tool("curl", &["-sf", "--http2", "-d", &body, &live]);
+    tool("wget", &["-qO-", "--post-data", &body, &live]);
+    tool(
+        "ab",
+        &[
+            "-q",
+            "-n",
+            "200",
+            "-c",
+            "20",
+            "-p",
+            arg(&file),
+            "-T",
+            "application/json",
+            &live,
+        ],
+    );
+    tool(
+        "ab",
+        &[
+            "-q",
+            "-k",
+            "-n",
+            "200",
+            "-c",
+            "20",
+            "-p",
+            arg(&file),
+            "-T",
+            "application/json",
+            &live,
+        ],
+    );
+    let python = "import sys, urllib.request as u; assert u.urlopen(sys.argv[1], sys.argv[2].encode()).status == 202";
+    tool("python3", &["-c", python, &live, &body]);
+    let node = "const [url, body] = process.argv.slice(1); \
+        Promise.all([1, 2, 3].map(() => fetch(url, {method: 'POST', body}))) \
+        .then(all => process.exit(all.every(r => r.status == 202) ? 0 : 1))";
+    tool("node", &["-e", node, &live, &body]);
+    server.flush();
+    let events = server.get("/userEvents/u").expect(200).json()["events"].clone();
+    assert_eq!(events, 50_409);
+    server.assert_balanced();
+}
+
+#[test]
+#[ignore = "needs sqlite3"]
+fn an_older_sqlite_reads_the_database_beside_the_running_server() {
+    // Red if a view or a trigger needs a newer SQLite than Debian 12 has, or if a reader is in the way.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    server.accept([event("user1", 50), event("user2", 200)].concat());
+    server.flush();
+    let db = scratch.data().join("revenue.db");
+    let rows = tool(
+        "sqlite3",
+        &[
+            arg(&db),
+            "SELECT user_id, revenue, events FROM user_revenue ORDER BY 1",
+        ],
+    );
+    assert_eq!(rows.trim(), "user1|50.0|1\nuser2|200.0|1");
+    assert_eq!(
+        tool("sqlite3", &[arg(&db), "PRAGMA integrity_check"]).trim(),
+        "ok"
+    );
+    let copy = scratch.path().join("copy.db");
+    tool(
+        "sqlite3",
+        &[arg(&db), &format!("VACUUM INTO '{}'", arg(&copy))],
+    );
+    server.stop().expect(0);
+    // Restored over a deleted one, it goes on from there.
+    for name in ["revenue.db", "revenue.db-wal", "revenue.db-shm"] {
+        let _may_be_gone = fs::remove_file(scratch.data().join(name));
+    }
+    fs::copy(&copy, &db).unwrap();
+    let server = Server::start(&scratch.data());
+    server.accept(event("user1", 1));
+    server.stop().expect(0);
+    assert_eq!(database(&scratch.data())["user1"], (51_000_000, 2));
+    run(&["verify", "--data-dir", arg(&scratch.data())]).expect(0);
+}
+
+/// Stops a traced server: strace's child, known by its lock, is asked; strace ends with it.
+#[track_caller]
+fn stop_traced(server: Server) {
+    let lock = fs::read_to_string(server.data.join("serve.lock")).unwrap();
+    let pid = lock
+        .split([' ', ','])
+        .nth(1)
+        .and_then(|pid| pid.parse().ok());
+    let pid = pid.and_then(Pid::from_raw).expect("`process PID, ...`");
+    kill_process(pid, Signal::TERM).unwrap();
+    server.process.finish().expect(0);
+}
+
+/// strace's lines; a call that was interrupted by another thread's stands where it began, and once
+/// more, whole, where it ended.
+fn calls_of(log: &Path) -> Vec<String> {
+    let mut begun: HashMap<String, String> = HashMap::new();
+    let mut calls = Vec::new();
+    for line in fs::read_to_string(log).unwrap().lines() {
+        let Some((thread, call)) = line.split_once(' ') else {
+            continue;
+        };
+        let call = call.trim_start();
+        if let Some(beginning) = call.strip_suffix(" <unfinished ...>") {
+            begun.insert(thread.to_owned(), beginning.to_owned());
+        }
+        match call
+            .strip_prefix("<... ")
+            .and_then(|rest| rest.split_once(" resumed>"))
+        {
+            Some((_, end)) => {
+                calls.push(begun.remove(thread).unwrap_or_default() + end);
+            }
+            None => calls.push(call.to_owned()),
+        }
+    }
+    calls
+}
+
+/// A server under strace; the log is in `log`.
+fn traced(data: &Path, log: &Path, more: &[&str], flags: &[&str]) -> Server {
+    Server::by(data, flags, |args| {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-q", "-y", "-s", "200", "-o", arg(log)]);
+        command
+            .args(more)
+            .arg(env!("CARGO_BIN_EXE_tallyline"))
+            .args(args);
+        quiet_environment(&mut command);
+        command
+    })
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn the_kernel_saw_the_steps_in_their_order() {
+    // Red if an acknowledgement leaves before the fdatasync of its bytes and the fsync of its file's
+    // directory; seen from outside, whatever the code says of itself.
+    let scratch = Scratch::new();
+    let log = scratch.path().join("strace");
+    let calls = "trace=write,pwrite64,fsync,fdatasync,sendto,rename,renameat2,openat";
+    let server = traced(
+        &scratch.data(),
+        &log,
+        &["-e", calls],
+        &["--rotate-every", "1h"],
+    );
+    for round in 0..3 {
+        server.accept(event(&format!("marker{round}"), 1));
+        server.flush();
+    }
+    stop_traced(server);
+    let lines = calls_of(&log);
+    let find = |from: usize, what: &str, is: &dyn Fn(&str) -> bool| {
+        let found = lines[from..].iter().position(|line| is(line));
+        from + found
+            .unwrap_or_else(|| panic!("{what} is not after line {from}:\n{}", lines.join("\n")))
+    };
+    let done = |line: &str| line.trim_end().ends_with("= 0");
+    for round in 0..3 {
+        let marker = format!("marker{round}");
+        let write = find(0, "the write", &|line| {
+            line.contains("events.jsonl") && line.contains(&marker) && line.contains("write")
+        });
+        let created = lines[..write]
+            .iter()
+            .rposition(|line| line.contains("events.jsonl") && line.contains("O_EXCL"))
+            .expect("created before written");
+        let dir = find(created, "the directory's fsync", &|line| {
+            line.contains("fsync(") && line.contains("/data>") && done(line)
+        });
+        let sync = find(write, "the fdatasync", &|line| {
+            line.contains("fdatasync(") && line.contains("events.jsonl") && done(line)
+        });
+        let ack = find(write, "the acknowledgement", &|line| {
+            line.contains("202 Accepted") || line.contains("HTTP/1.1 202")
+        });
+        assert!(
+            dir < write,
+            "the name was durable before the first line came"
+        );
+        assert!(
+            write < sync && sync < ack,
+            "round {round}: {write} {sync} {ack}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_failing_disk_acknowledges_nothing_and_recovers() {
+    // Red if a write or sync that failed is acknowledged, or its line is found in the file later.
+    for (fault, times) in [
+        ("fdatasync:error=EIO:when=4", 1),
+        ("fdatasync:error=ENOSPC:when=4", 1),
+        ("pwrite64:error=ENOSPC:when=4", 1),
+        ("pwrite64:error=EIO:when=4", 1),
+    ] {
+        let scratch = Scratch::new();
+        let log = scratch.path().join("strace");
+        // Only the journal's thread writes while nothing is applied.
+        let inject = format!("inject={fault}");
+        let server = traced(&scratch.data(), &log, &["-e", &inject], &["--no-process"]);
+        let mut acked = Vec::new();
+        let mut refused = 0;
+        for n in 0..12 {
+            let reply = server.post("/liveEvent", event(&format!("u{n}"), 1));
+            match reply.status {
+                202 => acked.push(format!("u{n}")),
+                503 | 507 => refused += 1,
+                other => panic!("{fault}: {other}: {}", reply.text()),
+            }
+        }
+        assert!((1..=times).contains(&refused), "{fault}: {refused} refused");
+        server.get("/readyz").expect(200);
+        stop_traced(server);
+        let found: Vec<_> = recount(&scratch.data()).users.into_keys().collect();
+        acked.sort();
+        assert_eq!(found, acked, "{fault}");
+    }
+}

@@ -1,0 +1,251 @@
+//! A database locked, deleted, replaced or restored, files changed under a running or a stopped
+//! server: the taking goes on, readiness says why, and no total is wrong without a word.
+
+use std::fs;
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::harness::{
+    PATIENCE, Scratch, Server, arg, database, event, files_below, names_in, recount, run, until,
+};
+
+/// Turns red within [`PATIENCE`]; the reasons.
+#[track_caller]
+fn until_red(server: &Server) -> String {
+    until(PATIENCE, "readiness turns red", || {
+        let ready = server.get("/readyz");
+        (ready.status == 503).then(|| ready.text())
+    })
+}
+
+#[track_caller]
+fn until_green(server: &Server) {
+    until(PATIENCE, "readiness turns green", || {
+        (server.get("/readyz").status == 200).then_some(())
+    });
+}
+
+/// A stopped data directory in which user u has `count` events in one whole segment.
+fn stopped_with(scratch: &Scratch, count: usize) {
+    let server = Server::start(&scratch.data());
+    server.accept(event("u", 1).repeat(count));
+    server.stop().expect(0);
+}
+
+#[test]
+fn a_locked_database_does_not_stop_the_taking() {
+    // Red if somebody's open transaction in a shell turns into refused events or lost totals.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-every", "10ms"]);
+    server.accept(event("u", 1));
+    server.flush();
+    let db = Connection::open(scratch.data().join("revenue.db")).unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for _ in 0..50 {
+        server.accept(event("u", 1));
+    }
+    server.post("/flush?wait=100ms", "").problem(503);
+    assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 1);
+    db.execute_batch("ROLLBACK").unwrap();
+    drop(db);
+    server.flush();
+    assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 51);
+    until_green(&server);
+    server.assert_balanced();
+}
+
+#[test]
+fn a_database_that_is_none_stops_only_the_counting() {
+    // Red if a broken database refuses events, or is overwritten, or goes unmentioned.
+    let scratch = Scratch::new();
+    scratch.file("data/revenue.db", "this is not a database".repeat(100));
+    let server = Server::start(&scratch.data());
+    let reasons = until_red(&server);
+    assert!(reasons.contains("revenue.db"), "{reasons}");
+    server.accept(event("u", 1));
+    let left = fs::read_to_string(scratch.data().join("revenue.db")).unwrap();
+    assert!(left.starts_with("this is not"), "left for its owner");
+    server.kill();
+    fs::remove_file(scratch.data().join("revenue.db")).unwrap();
+    let server = Server::start(&scratch.data());
+    server.flush();
+    assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 1);
+}
+
+#[test]
+fn a_database_of_a_newer_version_is_refused() {
+    // Red if an older program writes into a schema it does not know.
+    let scratch = Scratch::new();
+    stopped_with(&scratch, 1);
+    let path = scratch.data().join("revenue.db");
+    let db = Connection::open(&path).unwrap();
+    db.execute_batch("PRAGMA user_version = 9999").unwrap();
+    drop(db);
+    let before = fs::read(&path).unwrap();
+    scratch.file("data/events_more.jsonl", event("u", 1));
+    let ran = run(&["process", "--data-dir", arg(&scratch.data())]).expect(1);
+    assert!(ran.stderr.contains("9999"), "{ran}");
+    let after = fs::read(&path).unwrap();
+    let changed: Vec<_> = (0..before.len().min(after.len()))
+        .filter(|&at| before[at] != after[at])
+        .collect();
+    assert!(
+        after == before,
+        "untouched: {} {} {changed:?}",
+        before.len(),
+        after.len()
+    );
+}
+
+#[test]
+fn a_database_deleted_under_a_running_server_is_noticed_and_made_again() {
+    // Red if the server goes on writing into a file that nobody can see any more.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-every", "10ms"]);
+    server.accept(event("u", 1).repeat(10));
+    server.flush();
+    for name in ["revenue.db", "revenue.db-wal", "revenue.db-shm"] {
+        let _may_be_missing = fs::remove_file(scratch.data().join(name));
+    }
+    server.accept(event("u", 1));
+    until(PATIENCE, "the database is there again, and whole", || {
+        let there = scratch.data().join("revenue.db").exists();
+        let shown = server.get("/userEvents/u");
+        (there && shown.status == 200 && shown.json()["events"] == 11).then_some(())
+    });
+    server.stop().expect(0);
+    assert_eq!(database(&scratch.data())["u"], (11_000_000, 11));
+}
+
+#[test]
+fn an_older_backup_is_caught_up_from_the_files() {
+    // Red if restoring a backup loses what came after it, or counts anything twice.
+    let scratch = Scratch::new();
+    stopped_with(&scratch, 3);
+    let db = scratch.data().join("revenue.db");
+    let backup = scratch.path().join("backup.db");
+    fs::copy(&db, &backup).unwrap();
+    stopped_with(&scratch, 4);
+    assert_eq!(database(&scratch.data())["u"].1, 7);
+    fs::copy(&backup, &db).unwrap();
+    assert_eq!(database(&scratch.data())["u"].1, 3);
+    stopped_with(&scratch, 5);
+    assert_eq!(database(&scratch.data())["u"].1, 12);
+    run(&["verify", "--data-dir", arg(&scratch.data())]).expect(0);
+}
+
+/// Puts other bytes of the same length at the start of a file.
+fn overwrite(path: &Path, old: &str, new: &str) {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(old.len() == new.len() && text.contains(old));
+    fs::write(path, text.replacen(old, new, 1)).unwrap();
+}
+
+#[test]
+fn a_prefix_changed_after_it_was_applied_is_never_built_upon() {
+    // Red if the next range is applied behind a prefix that is not the one that was counted.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let position = server.accept(event("u", 1).repeat(5));
+    server
+        .get(&format!("/userEvents/u?after={position}&wait=50s"))
+        .expect(200);
+    server.kill();
+    let active = scratch.data().join("events.jsonl");
+    overwrite(&active, "\"value\":1", "\"value\":9");
+    let server = Server::start(&scratch.data());
+    let reasons = until_red(&server);
+    assert!(reasons.contains("another content"), "{reasons}");
+    // Taking goes on in the next, and counts.
+    let next = server.accept(event("v", 1));
+    assert!(next.starts_with("2-"), "{next}");
+    let shown = server.get(&format!("/userEvents/v?after={next}&wait=50s"));
+    assert_eq!(shown.expect(200).json()["events"], 1);
+    assert_eq!(server.get("/userEvents/u").expect(200).json()["revenue"], 5);
+    server.assert_balanced();
+}
+
+#[test]
+fn an_archived_file_changed_afterwards_is_told_by_verify() {
+    // Red if `verify` takes the files' word without reading them.
+    let scratch = Scratch::new();
+    stopped_with(&scratch, 5);
+    let archived = files_below(&scratch.data().join("applied")).remove(0);
+    overwrite(&archived, "\"value\":1", "\"value\":2");
+    let ran = run(&["verify", "--data-dir", arg(&scratch.data())]).expect(1);
+    let said = format!("{}{}", ran.stdout, ran.stderr);
+    assert!(said.contains("000001"), "{ran}");
+}
+
+#[test]
+fn a_missing_segment_is_named() {
+    // Red if a hole in the numbers goes unnoticed once the database is gone too.
+    let scratch = Scratch::new();
+    for _ in 0..3 {
+        stopped_with(&scratch, 1);
+    }
+    let files = files_below(&scratch.data().join("applied"));
+    assert_eq!(files.len(), 3);
+    fs::remove_file(&files[1]).unwrap();
+    fs::remove_file(scratch.data().join("revenue.db")).unwrap();
+    let server = Server::start(&scratch.data());
+    let reasons = until_red(&server);
+    assert!(reasons.contains("segment 2"), "{reasons}");
+}
+
+#[test]
+fn the_place_of_a_file_decides_nothing() {
+    // Red if a whole segment moved back out of the archive is counted again.
+    let scratch = Scratch::new();
+    stopped_with(&scratch, 5);
+    let archived = files_below(&scratch.data().join("applied")).remove(0);
+    let name = archived.file_name().unwrap();
+    fs::rename(&archived, scratch.data().join(name)).unwrap();
+    stopped_with(&scratch, 1);
+    assert_eq!(database(&scratch.data())["u"].1, 6);
+    assert_eq!(recount(&scratch.data()).users, database(&scratch.data()));
+    let sealed = names_in(&scratch.data());
+    assert!(
+        !sealed.iter().any(|name| name.starts_with("events-")),
+        "put away again: {sealed:?}"
+    );
+}
+
+#[test]
+fn the_active_file_moved_away_under_a_running_server_stops_the_acknowledging() {
+    // Red if lines are acknowledged into a file that nobody will find under its name.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-every", "10ms"]);
+    server.accept(event("u", 1));
+    let active = scratch.data().join("events.jsonl");
+    fs::rename(&active, scratch.data().join("mine.jsonl")).unwrap();
+    let reasons = until_red(&server);
+    assert!(reasons.contains("events.jsonl"), "{reasons}");
+    server.post("/liveEvent", event("u", 1)).problem(503);
+}
+
+#[test]
+fn a_bound_on_the_disk_is_507_and_over_when_there_is_room() {
+    // Red if `--max-disk` is passed, or if a full disk needs a restart once there is room again.
+    let scratch = Scratch::new();
+    let ballast = scratch.file("data/ballast", vec![0; 900 << 10]);
+    let server = Server::with(&scratch.data(), &["--max-disk", "1MiB", "--no-process"]);
+    let big = event(&"x".repeat(200), 1).repeat(1000);
+    let mut full = None;
+    for _ in 0..10 {
+        let reply = server.post("/liveEvent", &big);
+        if reply.status != 202 {
+            full = Some(reply);
+            break;
+        }
+    }
+    full.expect("full at some point").problem(507);
+    let lines = server.counter("lines");
+    fs::remove_file(ballast).unwrap();
+    until(PATIENCE, "it takes events again by itself", || {
+        (server.post("/liveEvent", event("u", 1)).status == 202).then_some(())
+    });
+    assert_eq!(server.counter("lines"), lines + 1);
+    server.assert_balanced();
+}
