@@ -19,6 +19,7 @@ use crate::journal::JournalConfig;
 use crate::process::{self, RunProgress, Summary};
 use crate::segment::ACTIVE_FILE;
 use crate::serve::{self, PROCESS_LOCK, SERVE_LOCK};
+use crate::store::DATABASE_FILE;
 use crate::{logging, manual};
 
 /// Applies, prints what became of it.
@@ -64,6 +65,14 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let mut words = in_words(&summary);
     for note in notes {
         let _infallible = writeln!(words, "{note}");
+    }
+    if summary.counts.rejected > 0 {
+        let database = dir.join(DATABASE_FILE);
+        let _infallible = writeln!(
+            words,
+            "why they were rejected: sqlite3 {} 'SELECT segment, offset, reason, line FROM rejected_line'",
+            database.display()
+        );
     }
     manual::print(words.as_bytes())?;
     Ok(if !summary.refused.is_empty() {

@@ -43,6 +43,31 @@
 //!    ([`health`])
 //! 9. **One writer and one processor** per data directory. ([`fs::Lock`])
 //!
+//! # Threads
+//!
+//! | name | owns | may block on |
+//! |---|---|---|
+//! | `main` | the start and stop of all others | a signal |
+//! | `committer` | the active file, all of its writes, syncs and rotations | the disk |
+//! | `process` | the database's only writing connection, how far each file is applied | the disk, the database |
+//! | `process-fold-N` | a chunk of lines at a time, their sums | the disk (reading), its queue |
+//! | `process-check` | nothing: adds the totals up after a start, for readiness | the database (reading) |
+//! | `process-clock` | the clock that says how far applying is behind | nothing |
+//! | `process-observe` | with `--no-process`: the ledger shown, read again now and then | the database (reading) |
+//! | `http-door-N` | the requests at the door; answers what never waits | the next request |
+//! | `http-body-N` | a larger body while it comes in | its client, within deadlines |
+//! | `http-lookup-N` | a request that reads the database | the database (reading), its client |
+//! | `http-answer-N` | replies that other threads made ready | its client, within deadlines |
+//! | `http-usher` | whether connections are still accepted | nothing |
+//! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |
+//! | `send-N`, `stdin` | in `send`: a connection each; the lines of stdin | the server; stdin |
+//!
+//! The HTTP library has threads of its own, unnamed: one that accepts, one a connection that reads
+//! heads. A request's `done` callback runs on the `committer` and never blocks: it hands the reply
+//! to `http-answer-N`. All queues between them are bounded.
+//!
+//! A test can have a whole server in its own process: see [`serve`].
+//!
 //! # Who may know whom
 //!
 //! ```text

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -30,7 +30,7 @@ pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
         some_users(&readers, config)
     };
     readers.close();
-    exit.with_context(|| format!("cannot read {}", path.display()))
+    exit
 }
 
 fn all_in_all(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
@@ -111,10 +111,12 @@ fn json_overall(overall: &Overall, ledger: Ledger, users: &[UserTotal]) -> anyho
         untrusted: u64,
     }
     #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
     struct All<'a> {
         users: u64,
         events: u64,
         revenue: Option<Box<RawValue>>,
+        updated_at: Option<String>,
         ledger: Fates,
         top: Vec<Shown<'a>>,
     }
@@ -122,6 +124,7 @@ fn json_overall(overall: &Overall, ledger: Ledger, users: &[UserTotal]) -> anyho
         users: overall.users,
         events: overall.events,
         revenue: number(amount(overall.revenue_micros)),
+        updated_at: overall.updated_at_ms.map(time),
         ledger: Fates {
             lines: ledger.lines,
             applied: ledger.applied,
@@ -149,6 +152,10 @@ fn table_overall(overall: &Overall, ledger: Ledger, users: &[UserTotal]) -> Stri
         ("users", overall.users.to_string()),
         ("events counted", overall.events.to_string()),
         ("revenue", amount(overall.revenue_micros)),
+        (
+            "last updated",
+            overall.updated_at_ms.map_or("never".to_owned(), time),
+        ),
         ("lines read", ledger.lines.to_string()),
         ("duplicates", ledger.duplicates.to_string()),
         ("rejected", ledger.rejected.to_string()),
@@ -266,9 +273,12 @@ mod tests {
             users: 1,
             events: 2,
             revenue_micros: 9_007_199_254_740_993,
+            updated_at_ms: Some(1_795_329_660_123),
         };
         let text = json_overall(&overall, Ledger::default(), &users).expect("json");
         assert_eq!(text.matches(": 9007199254.740993").count(), 2, "{text}");
+        let updated = "\"updatedAt\": \"2026-11-22T06:41:00.123Z\"";
+        assert_eq!(text.matches(updated).count(), 2, "{text}");
     }
 
     #[test]

@@ -3,6 +3,32 @@
 //! Locks, then the journal (which recovers), then the processor, then the port. Stopping: http
 //! first, so that nothing new comes in and all that was accepted is answered; then the journal,
 //! which seals; then the processor, which applies what is left and closes the database.
+//!
+//! # In a test of your own
+//! [`Server`] runs in your process, on a free port, with a directory of its own; several side by
+//! side do not meet. `POST /flush` answers once all that was acknowledged is in the totals, so no
+//! test has to sleep.
+//!
+//! ```
+//! use tallyline::config::ServeConfig;
+//! use tallyline::serve::Server;
+//!
+//! let dir = tempfile::tempdir()?;
+//! let server = Server::start(&ServeConfig::at(dir.path()))?;
+//! let url = format!("http://{}", server.address());
+//! let http: ureq::Agent = ureq::Agent::config_builder().proxy(None).build().into();
+//!
+//! let event = r#"{"userId": "user1", "name": "add_revenue", "value": 100}"#;
+//! let answer = http.post(format!("{url}/liveEvent")).send(event)?;
+//! assert_eq!(answer.status(), 202);
+//! http.post(format!("{url}/flush")).send_empty()?;
+//! let mut answer = http.get(format!("{url}/userEvents/user1")).call()?;
+//! let user = answer.body_mut().read_to_string()?;
+//! assert!(user.contains(r#""revenue":100,"events":1"#), "{user}");
+//!
+//! server.stop();
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 
 use std::fs;
 use std::net::SocketAddr;
@@ -43,7 +69,8 @@ pub fn run(config: &ServeConfig) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// A running server. Dropping it without [`Server::stop`] leaves its threads running.
+/// A running server, in this process. Dropping it without [`Server::stop`] leaves its threads
+/// running. It catches no signals: [`run`] does.
 pub struct Server {
     http: http::Server,
     committer: Committer,
@@ -55,6 +82,9 @@ pub struct Server {
 
 impl Server {
     /// Starts everything; when it returns, the port answers.
+    ///
+    /// An error says what was tried: a directory that cannot be written, one that another server
+    /// or processor holds, an address in use, a token file that cannot be read. Nothing runs then.
     pub fn start(config: &ServeConfig) -> anyhow::Result<Self> {
         let dir = &config.data_dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -102,7 +132,7 @@ impl Server {
         Ok(server)
     }
 
-    /// The address it listens on.
+    /// The address it listens on, with the port that was picked where port 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.http.local_addr()
     }
@@ -123,7 +153,8 @@ impl Server {
         tracing::info!("stopping: answering what was accepted, sealing, applying");
     }
 
-    /// Stops in order: nothing acknowledged is lost, and one database file is left.
+    /// Stops in order, and returns when all its threads have ended: nothing acknowledged is lost,
+    /// what was taken is applied, and one database file is left.
     pub fn stop(self) {
         if let Some(path) = &self.port_file {
             // Nobody is to find a port that does not answer.

@@ -1,8 +1,9 @@
 //! Drives the real binary, on a port of the system's choosing, in a directory of its own.
 //!
-//! One crate, so that the harness is built and linked once. Nothing here looks inside the program:
-//! what a test knows, it knows from an answer, an exit code, a file, or the database opened
-//! read-only. Each test says which bug turns it red.
+//! One crate, so that the harness is built and linked once. But for the models at the end of the
+//! list, which use the library, nothing here looks inside the program: what a test knows, it knows
+//! from an answer, an exit code, a file, or the database opened read-only. Each test says which bug
+//! turns it red.
 
 #![expect(
     clippy::unwrap_used,
@@ -20,16 +21,21 @@ mod bad_input; // every kind of body that is refused, and how the refusal is wor
 mod cli; // flags, exit codes, what is refused before anything starts
 mod crash; // kill -9 in the middle, ten times over
 mod end_to_end; // the main job on real input: totals equal an independent recount
-mod hostile;
+mod hostile; // clients that stall, burst, lie about lengths, or never read
 mod http; // the HTTP contract, row by row
-mod process;
-mod trouble; // a database locked, deleted, replaced, restored; files changed under us // files without a server: from elsewhere, damaged, given twice // clients that stall, burst, lie about lengths, or never read
+mod listings; // /segments and /rejected; waiting while the server stops
+mod process; // files without a server: from elsewhere, damaged, given twice
+mod provable; // verify, rebuild, retention, ids let go, a database put together from two
+mod torture; // the shipped torture, a few rounds of it
+mod trouble; // a database locked, deleted, replaced, restored; files changed under us
 
 mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
 
 mod layering; // who may know whom, read from src/
 mod readme; // what the README shows exists and answers as shown
 
-mod journal_model;
-mod pipeline_model;
-mod sim_disk; // a disk in memory that forgets what was not synced // the journal on that disk, crashed at every step and at random, against a model // journal, processor and database on that disk, against a recount
+mod damage; // each kind of file damaged in each way: somebody is told, or the totals are right
+mod journal_model; // the journal on a simulated disk, crashed at every step and at random
+mod metamorphic; // the same events shuffled, split, re-batched, re-sent: the same totals and ledger
+mod pipeline_model; // journal, processor and database on that disk, against a recount
+mod sim_disk; // a disk in memory that forgets what was not synced

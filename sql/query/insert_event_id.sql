@@ -1,3 +1,4 @@
-INSERT INTO event_id (id, payload, segment, offset, applied_at_s)
-VALUES (?1, ?2, ?3, ?4, ?5)
+-- The row of parameters may be there many times.
+INSERT INTO event_id (id, payload, offset, segment, applied_at_s)
+VALUES (?3, ?4, ?5, ?1, ?2)
 ON CONFLICT (id) DO NOTHING

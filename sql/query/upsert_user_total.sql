@@ -1,9 +1,9 @@
--- Changes nothing where the total might leave 64 bits (the total must be from ?5 to ?6 before): such a
--- user's lines are then applied one by one.
+-- Changes nothing where the total might leave 64 bits (the total must be from ?2 to ?3 before): such a
+-- user's lines are then applied one by one. The row of parameters may be there many times.
 INSERT INTO user_total (user_id, revenue_micros, events, updated_at_ms)
-VALUES (?1, ?2, ?3, ?4)
+VALUES (?4, ?5, ?6, ?1)
 ON CONFLICT (user_id) DO UPDATE
 SET revenue_micros = revenue_micros + excluded.revenue_micros,
     events = events + excluded.events,
     updated_at_ms = excluded.updated_at_ms
-WHERE revenue_micros BETWEEN ?5 AND ?6
+WHERE revenue_micros BETWEEN ?2 AND ?3

@@ -114,6 +114,29 @@ struct File {
 }
 
 impl ServeConfig {
+    /// A server of one's own, as a test wants it: this directory, a free port of 127.0.0.1, no
+    /// tokens, and every other setting at its default. Change fields for more.
+    ///
+    /// No environment variable and no file is read.
+    pub fn at(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            access: Access::OpenOnLoopback,
+            port_file: None,
+            max_body_bytes: 8 * MIB,
+            data_dir: data_dir.into(),
+            rotate_every: Some(Duration::from_mins(1)),
+            rotate_bytes: 256 * MIB,
+            max_disk_bytes: None,
+            disk_reserve_bytes: 64 * MIB,
+            retain_for: None,
+            flush_every: Some(Duration::from_secs(1)),
+            keep_ids: None,
+            memory_bytes: 256 * MIB,
+            processing: Processing::Here,
+        }
+    }
+
     /// Flags (with their variables) over the config file `--config` names over defaults.
     pub fn from_args(args: ServeArgs) -> Result<Effective, UsageError> {
         match args.config.clone() {
@@ -352,6 +375,12 @@ mod tests {
         assert_eq!(config.flush_every, Some(Duration::from_secs(1)));
         let off = with_file(&["--no-process=false"], file).expect("good");
         assert_eq!(off.config.processing, Processing::Here);
+    }
+
+    #[test]
+    fn a_config_for_tests_differs_from_no_flags_by_the_port_only() {
+        let flags = ["--listen", "127.0.0.1:0", "--data-dir", "here"];
+        assert_eq!(config(&flags).expect("good"), ServeConfig::at("here"));
     }
 
     #[test]

@@ -86,12 +86,26 @@ pub(super) struct Applier<'p> {
 impl<'p> Applier<'p> {
     /// Opens the database.
     pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
-        Ok(Self {
-            writer: Writer::open(&config.database(), Existing::OrCreate)?,
+        let writer = Writer::open(&config.database(), Existing::OrCreate)?;
+        Ok(Self::new(config, pool, writer))
+    }
+
+    /// Opens it for a run that applies all there is, and then closes it.
+    pub(super) fn open_to_load(
+        config: &ProcessConfig,
+        pool: &'p mut Pool,
+    ) -> Result<Self, StoreError> {
+        let writer = Writer::open_to_load(&config.database())?;
+        Ok(Self::new(config, pool, writer))
+    }
+
+    fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Self {
+        Self {
+            writer,
             pool,
             memory_bytes: config.memory_bytes,
             follows: HashMap::new(),
-        })
+        }
     }
 
     /// Drops the database, after an error. If the file was replaced, what it left behind goes too.

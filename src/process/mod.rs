@@ -66,8 +66,8 @@ pub struct ProcessConfig {
     pub retain_for: Option<Duration>,
     /// Let ids go this long after they were applied; `None`: never. The server's processor only.
     pub keep_ids: Option<Duration>,
-    /// The database file.
-    pub(crate) database: PathBuf,
+    /// The database file; default `revenue.db` in the data directory.
+    pub database: PathBuf,
 }
 
 impl ProcessConfig {
@@ -120,7 +120,7 @@ pub enum ProcessError {
     /// Another file lies at the database's path now.
     #[error("database {}: it was replaced or deleted while it was in use; how far the files are applied is read from what is there now, and the rest is applied", path.display())]
     Replaced {
-        /// The database file.
+        /// The database file; default `revenue.db` in the data directory.
         path: PathBuf,
     },
     /// The file's length changed while it was read.

@@ -12,11 +12,11 @@ use super::applier::{Applier, Confirmed, SegmentFile, Watch, open_sealed};
 use super::archive::{self, Archived};
 use super::coordinator::usable;
 use super::pool::Pool;
-use super::{ProcessConfig, ProcessError, fold, lines, prune, sums};
+use super::{ProcessConfig, ProcessError, fold, in_words, lines, prune, rebuild, sums};
 use crate::fs::{self, Disk, DiskFile};
 use crate::journal::{Catalog, Place};
 use crate::segment::{ACTIVE_FILE, SegmentId};
-use crate::store::{Applied, Counts, SegmentRow, SegmentState, StoreError};
+use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
 
 /// How long a database that somebody else has locked is waited for.
 const LOCKED_MAX: Duration = Duration::from_mins(1);
@@ -68,8 +68,11 @@ pub fn run_once(
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Summary, ProcessError> {
     let mut pool = Pool::start(config.threads).map_err(ProcessError::Thread)?;
+    if config.database == config.data_dir.join(DATABASE_FILE) {
+        rebuild::remove_unfinished(&config.data_dir)?;
+    }
     let was_unclean = sums::was_left_open(config);
-    let applier = Applier::open(config, &mut pool)?;
+    let applier = Applier::open_to_load(config, &mut pool)?;
     let mut run = Run {
         config,
         disk: &**disk,
@@ -123,7 +126,10 @@ impl Run<'_> {
     /// What is in the directory and not wholly applied, or not in the archive yet.
     fn all(&mut self) -> Result<Todo, ProcessError> {
         let data_dir = &self.config.data_dir;
-        prune::finish_at_start(self.disk, data_dir, &self.applier.writer.pruned()?)?;
+        let pruned = self.applier.writer.pruned()?;
+        if let Err(error) = prune::finish_at_start(self.disk, data_dir, &pruned) {
+            tracing::warn!("{}", in_words(&error));
+        }
         let catalog =
             Catalog::scan(self.disk, data_dir).map_err(ProcessError::io("list", data_dir))?;
         for dir in &catalog.dirs {
@@ -132,7 +138,7 @@ impl Run<'_> {
                 .map_err(ProcessError::io("sync", dir))?;
         }
         let whole = self.applier.writer.whole()?;
-        let pruned = self.applier.writer.pruned()?.number;
+        let pruned = pruned.number;
         let mut todo = Todo::new();
         for (id, found) in &catalog.sealed {
             // In the archive, what was let go is nobody's business but the owner's.

@@ -56,12 +56,7 @@ impl Pool {
                 let received = received.clone();
                 Builder::new()
                     .name(format!("process-fold-{number}"))
-                    .spawn(move || {
-                        // Totals a moment later, rather than answers: each flush would take all
-                        // cores for its time. Of the calling thread alone, on Linux.
-                        let _best_effort = rustix::process::nice(5);
-                        work(&received);
-                    })
+                    .spawn(move || work(&received))
             })
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {

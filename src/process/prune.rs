@@ -17,12 +17,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::applier::{SegmentFile, now_ms};
-use super::{ProcessConfig, ProcessError, archive, lines};
+use super::{ProcessConfig, ProcessError, archive, in_words, lines};
 use crate::fs::{DirHold, Disk};
 use crate::health::Health;
 use crate::journal::{Catalog, Place};
 use crate::segment::SegmentId;
-use crate::store::{IdsWalk, Pruned, SegmentRow, Writer};
+use crate::store::{IdsWalk, Pruned, SegmentRow, StoreError, Writer};
 
 /// How long a round may go on letting go; one segment goes at least.
 const ROUND_MAX: Duration = Duration::from_millis(100);
@@ -34,7 +34,8 @@ const IDS_AT_ONCE: u32 = 2000;
 const IDS_STEP_MAX: Duration = Duration::from_millis(20);
 const IDS_STEP_EVERY: Duration = Duration::from_secs(1);
 
-const RETENTION: &str = "retention";
+/// What fails to be let go, in readiness.
+pub(super) const RETENTION: &str = "retention";
 
 /// What goes, and how far letting go has come.
 pub(super) struct Retention {
@@ -42,6 +43,8 @@ pub(super) struct Retention {
     retain_for: Option<Duration>,
     keep_ids: Option<Duration>,
     not_before: Instant,
+    /// The number up to which segments were let go since that was last told.
+    pruned: Option<u64>,
     ids: IdsWalk,
     ids_not_before: Instant,
 }
@@ -54,47 +57,63 @@ impl Retention {
             retain_for: config.retain_for,
             keep_ids: config.keep_ids,
             not_before: now,
+            pruned: None,
             ids: IdsWalk::default(),
             ids_not_before: now,
         }
     }
 
     /// Lets go what is due now: segments before `end`, the first that must stay. The number up to
-    /// which segments were pruned, if any was.
+    /// which segments were pruned, if any was. A file or directory that fails is named in readiness
+    /// and tried again later; only the database's errors are the caller's.
     pub(super) fn round(
         &mut self,
         writer: &mut Writer,
         disk: &dyn Disk,
         end: u64,
         health: &Health,
-    ) -> Result<Option<u64>, ProcessError> {
+    ) -> Result<Option<u64>, StoreError> {
+        match self.step(writer, disk, end, health) {
+            Ok(()) => {}
+            // Somebody holds the database: another time.
+            Err(ProcessError::Store(error)) if error.is_locked() => {}
+            Err(ProcessError::Store(error)) => return Err(error),
+            Err(error) => {
+                self.not_before = Instant::now() + RETRY_AFTER;
+                health.set(RETENTION, in_words(&error));
+            }
+        }
+        Ok(self.pruned.take())
+    }
+
+    fn step(
+        &mut self,
+        writer: &mut Writer,
+        disk: &dyn Disk,
+        end: u64,
+        health: &Health,
+    ) -> Result<(), ProcessError> {
         self.ids(writer)?;
-        if self.not_before > Instant::now() || self.due(writer, end)?.is_none() {
-            return Ok(None);
+        let unfinished = health.is_set(RETENTION);
+        if self.not_before > Instant::now() || !(unfinished || self.due(writer, end)?.is_some()) {
+            return Ok(());
         }
         let Some(_held) = self.hold()? else {
-            return Ok(None);
+            return Ok(());
         };
         let dir = &self.data_dir;
         let catalog = Catalog::scan(disk, dir).map_err(ProcessError::io("list", dir))?;
         finish(disk, &catalog, &writer.pruned()?)?;
         let began = Instant::now();
-        let mut last = None;
+        let mut stays = None;
         while let Some((row, number)) = self.due(writer, end)? {
-            match prune(writer, disk, &catalog, &row)? {
-                Outcome::Gone => {
-                    last = Some(number);
-                    health.clear(RETENTION);
-                }
+            match prune(writer, disk, &catalog, &row, &mut self.pruned)? {
+                Outcome::Gone => {}
                 Outcome::Stays(path) => {
-                    self.not_before = Instant::now() + RETRY_AFTER;
-                    health.set(
-                        RETENTION,
-                        format!(
-                            "{}: not what was applied as segment {number}, so it stays, and nothing after it is pruned. Restore the file or move it to quarantine/",
-                            path.display()
-                        ),
-                    );
+                    stays = Some(format!(
+                        "{}: not what was applied as segment {number}, so it stays, and nothing after it is pruned. Restore the file or move it to quarantine/",
+                        path.display()
+                    ));
                     break;
                 }
                 Outcome::Changed => break,
@@ -103,7 +122,14 @@ impl Retention {
                 break;
             }
         }
-        Ok(last)
+        match stays {
+            None => health.clear(RETENTION),
+            Some(words) => {
+                self.not_before = Instant::now() + RETRY_AFTER;
+                health.set(RETENTION, words);
+            }
+        }
+        Ok(())
     }
 
     /// The segment to go next, if one is due.
@@ -171,6 +197,7 @@ fn prune(
     disk: &dyn Disk,
     catalog: &Catalog,
     row: &SegmentRow,
+    pruned: &mut Option<u64>,
 ) -> Result<Outcome, ProcessError> {
     let mut paths = Vec::new();
     for path in files(catalog, &row.id) {
@@ -194,6 +221,7 @@ fn prune(
     if !writer.prune(row, now_ms())? {
         return Ok(Outcome::Changed);
     }
+    *pruned = row.id.number();
     for path in &paths {
         remove(disk, path)?;
     }
@@ -240,7 +268,8 @@ pub(super) fn finish(
     Ok(())
 }
 
-/// [`finish`] at a start, unless somebody verifies: then the file waits for the next time.
+/// [`finish`] at a start, unless somebody verifies: then the file waits for the next time. A file
+/// that can't be removed stands in nobody's way: it is not applied.
 pub(super) fn finish_at_start(
     disk: &dyn Disk,
     data_dir: &Path,
@@ -262,4 +291,164 @@ pub(super) fn was_let_go(path: &Path, pruned: u64) -> String {
         "{}: retention has let go everything up to segment {pruned}, so this file is not applied. Move it away; if its events are to count (again), give it a name such as events_again.jsonl",
         path.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::fs::{DiskFile, Identity, RealDisk};
+    use crate::process::run_once;
+    use crate::store::{DATABASE_FILE, Existing, read_checks};
+
+    /// Removes and syncs directories only so many times: as a crash, or a disk that fails.
+    struct Failing(AtomicU32);
+
+    impl Failing {
+        fn allowed(&self) -> io::Result<()> {
+            let left = self.0.load(Ordering::Relaxed);
+            self.0.store(left.saturating_sub(1), Ordering::Relaxed);
+            if left == 0 {
+                return Err(io::Error::other("no more"));
+            }
+            Ok(())
+        }
+    }
+
+    impl Disk for Failing {
+        fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+            RealDisk.create_new(path)
+        }
+        fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+            RealDisk.open(path)
+        }
+        fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+            RealDisk.open_read(path)
+        }
+        fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+            RealDisk.rename_new(from, to)
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            self.allowed().and_then(|()| RealDisk.remove(path))
+        }
+        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+            self.allowed().and_then(|()| RealDisk.sync_dir(dir))
+        }
+        fn create_dir(&self, dir: &Path) -> io::Result<()> {
+            RealDisk.create_dir(dir)
+        }
+        fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>> {
+            RealDisk.list(dir)
+        }
+        fn identity(&self, path: &Path) -> io::Result<Option<Identity>> {
+            RealDisk.identity(path)
+        }
+        fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+            RealDisk.free_bytes(dir)
+        }
+    }
+
+    const SEGMENTS: u64 = 4;
+
+    /// Files below `applied/`.
+    fn kept(dir: &Path) -> usize {
+        let catalog = Catalog::scan(&RealDisk, dir).expect("a listing");
+        catalog.sealed.values().flatten().count()
+    }
+
+    #[test]
+    fn a_prune_cut_short_anywhere_is_finished_and_the_sums_agree_all_along() {
+        for steps in 0..=2 * u32::try_from(SEGMENTS).expect("few") {
+            let dir = tempfile::tempdir().expect("a directory");
+            for number in 1..=SEGMENTS {
+                let name = format!("events-2026-11-22T06-41-00.123Z-{number:06}.jsonl");
+                let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
+                std::fs::write(dir.path().join(name), format!("{line}\n")).expect("it is written");
+            }
+            let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+            let mut config = ProcessConfig::new(dir.path());
+            config.retain_for = Some(Duration::ZERO);
+            run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+
+            let path = dir.path().join(DATABASE_FILE);
+            let health = Health::default();
+            let failing = Failing(AtomicU32::new(steps));
+            let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
+            let mut retention = Retention::new(&config);
+            let mut pruned = 0;
+            // As often as the disk allows, then the process ends.
+            for _ in 0..SEGMENTS {
+                let went = retention.round(&mut writer, &failing, u64::MAX, &health);
+                pruned = went.expect("the database is well").unwrap_or(pruned);
+                let [segments, totals] = read_checks(&path).expect("a read").expect("a database");
+                assert_eq!(segments, totals, "after {steps} steps");
+                if health.is_set(RETENTION) {
+                    break;
+                }
+            }
+            assert_eq!(
+                writer.pruned().expect("a read").number,
+                pruned,
+                "it is told"
+            );
+            let done = pruned == SEGMENTS - 1 && !health.is_set(RETENTION);
+            assert_eq!(
+                done,
+                u64::from(steps) >= 2 * (SEGMENTS - 1),
+                "{steps} steps"
+            );
+            writer.close().expect("closed");
+
+            // The next start.
+            let summary = run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+            assert_eq!((summary.applied.len(), summary.refused.len()), (0, 0));
+            assert_eq!(
+                u64::try_from(kept(dir.path())).expect("few"),
+                SEGMENTS - pruned
+            );
+            let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
+            let mut retention = Retention::new(&config);
+            let went = retention.round(&mut writer, &RealDisk, u64::MAX, &health);
+            went.expect("the database is well");
+            assert_eq!(kept(dir.path()), 1, "the newest stays");
+            let checks = read_checks(&path).expect("a read").expect("a database");
+            assert_eq!(checks, [(SEGMENTS, 4_000_000); 2]);
+        }
+    }
+
+    #[test]
+    fn what_waits_to_be_applied_is_never_passed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(DATABASE_FILE);
+        let writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
+        let mut config = ProcessConfig::new(dir.path());
+        config.retain_for = Some(Duration::ZERO);
+        let retention = Retention::new(&config);
+        assert!(retention.due(&writer, u64::MAX).expect("a read").is_none());
+        writer.close().expect("closed");
+        for number in [2, 3] {
+            let name = format!("events-2026-11-22T06-41-00.123Z-{number:06}.jsonl");
+            std::fs::write(dir.path().join(name), "nonsense\n").expect("it is written");
+        }
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+        let writer = Writer::open(&path, Existing::Only).expect("it opens");
+        let due = |end| {
+            retention
+                .due(&writer, end)
+                .expect("a read")
+                .map(|due| due.1)
+        };
+        assert_eq!((due(2), due(3)), (None, Some(2)));
+        let mut later = ProcessConfig::new(dir.path());
+        later.retain_for = Some(Duration::from_hours(1));
+        let later = Retention::new(&later);
+        assert!(
+            later.due(&writer, 3).expect("a read").is_none(),
+            "too young"
+        );
+    }
 }

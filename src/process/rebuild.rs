@@ -19,10 +19,10 @@ use std::sync::Arc;
 
 use super::applier::now_ms;
 use super::recount::{Finding, recount};
-use super::{ProcessConfig, ProcessError, RunProgress, Summary, prune, run_once};
+use super::{ProcessConfig, ProcessError, RunProgress, Summary, in_words, prune, run_once};
 use crate::fs::{self, DirHold, Disk, RealDisk};
 use crate::journal::Catalog;
-use crate::store::{Existing, Proof, SegmentRow, SegmentState, Writer};
+use crate::store::{Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, read_kept};
 
 /// The new database while it is made, beside the old one.
 const UNFINISHED: &str = "revenue.db.rebuild";
@@ -52,27 +52,27 @@ pub fn rebuild(
     let old = config.database();
     let new = dir.join(UNFINISHED);
     remove_unfinished(dir)?;
-    let mut notes = Vec::new();
-    if let Some(proof) = Proof::open(&old)? {
-        let catalog = Catalog::scan(&**disk, dir).map_err(ProcessError::io("list", dir))?;
-        prune::finish(&**disk, &catalog, &proof.pruned)?;
-        notes.extend(changes(&catalog, &proof.rows));
-        if proof.pruned.segments > 0 {
-            prove(&proof, config, &**disk)?;
-            let mut writer = Writer::open(&new, Existing::OrCreate)?;
-            writer.carry(&proof, now_ms())?;
-            writer.close()?;
-            notes.push(format!(
-                "carried over: {} events of {} pruned segments (up to number {}), which no file proves any more",
-                proof.pruned.counts.events, proof.pruned.segments, proof.pruned.number
-            ));
-        }
-        let ids: u64 = proof.rows.iter().map(|row| row.ids_let_go).sum();
-        if ids > 0 {
-            notes.push(format!(
-                "{ids} ids had been let go (--keep-ids): an event of theirs that had counted again counts once now"
-            ));
-        }
+    let (rows, pruned) = read_kept(&old).map_err(|error| {
+        ProcessError::NotRebuilt(format!(
+            "the old database can't be read, so that it can't be told what retention has let go: {}. Move it away and run `tallyline process`, which makes a new one from all kept files",
+            in_words(&error)
+        ))
+    })?;
+    let catalog = Catalog::scan(&**disk, dir).map_err(ProcessError::io("list", dir))?;
+    prune::finish(&**disk, &catalog, &pruned)?;
+    let mut notes = changes(&catalog, &rows);
+    if pruned.segments > 0 {
+        carry(config, &**disk, &pruned, &new)?;
+        notes.push(format!(
+            "carried over: {} events of {} pruned segments (up to number {}), which no file proves any more",
+            pruned.counts.events, pruned.segments, pruned.number
+        ));
+    }
+    let ids: u64 = rows.iter().map(|row| row.ids_let_go).sum();
+    if ids > 0 {
+        notes.push(format!(
+            "{ids} ids had been let go (--keep-ids): an event of theirs that had counted again counts once now"
+        ));
     }
     let mut building = config.clone();
     building.database.clone_from(&new);
@@ -123,8 +123,42 @@ fn changes(catalog: &Catalog, rows: &[SegmentRow]) -> Vec<String> {
     notes
 }
 
-/// What was pruned can be told from the rest only if the rest is exactly what the files say.
-fn prove(proof: &Proof, config: &ProcessConfig, disk: &dyn Disk) -> Result<(), ProcessError> {
+/// Begins the new database with what was pruned, if that can be told from the rest.
+fn carry(
+    config: &ProcessConfig,
+    disk: &dyn Disk,
+    pruned: &Pruned,
+    new: &Path,
+) -> Result<(), ProcessError> {
+    let old = config.database();
+    let refused = |doubt: String| {
+        ProcessError::NotRebuilt(format!(
+            "{} events of {} pruned segments are in the old totals and in no file, and can't be told from the rest: {doubt}. The old database is as it was. Restore a backup of it or of the files; or move {} away and run `tallyline process`: the totals then lack those events, and readiness names their segments",
+            pruned.counts.events,
+            pruned.segments,
+            old.display()
+        ))
+    };
+    let proof = match Proof::open(&old) {
+        Ok(Some(proof)) => proof,
+        Ok(None) => return Err(refused("it is gone".to_owned())),
+        Err(error) => return Err(refused(in_words(&error))),
+    };
+    if let Some(doubt) = doubt(&proof, config, disk)? {
+        return Err(refused(doubt));
+    }
+    let mut writer = Writer::open(new, Existing::OrCreate)?;
+    writer.carry(&proof, now_ms())?;
+    Ok(writer.close()?)
+}
+
+/// What was pruned can be told from the rest only if the rest is exactly what the files say; why it
+/// is not.
+fn doubt(
+    proof: &Proof,
+    config: &ProcessConfig,
+    disk: &dyn Disk,
+) -> Result<Option<String>, ProcessError> {
     let mut doubt = None;
     let mut on_finding = |finding: &Finding| {
         if let Finding::Differs(words) | Finding::Untold(words) = finding {
@@ -132,27 +166,19 @@ fn prove(proof: &Proof, config: &ProcessConfig, disk: &dyn Disk) -> Result<(), P
         }
     };
     recount(proof, config, disk, &mut on_finding, &mut |_, _| {})?;
-    if doubt.is_none() {
-        let (mut events, mut net) = (0, 0i64);
-        proof.differences(&mut |_, database, files| {
-            events += database.events - files.events;
-            net = net.wrapping_add(database.micros.wrapping_sub(files.micros));
-        })?;
-        let pruned = (proof.pruned.counts.events, proof.pruned.net_check);
-        if (u64::try_from(events).unwrap_or_default(), net) != pruned {
-            doubt =
-                Some("ids were let go, so that it can't be told which events counted".to_owned());
-        }
+    if doubt.is_some() {
+        return Ok(doubt);
     }
-    match doubt {
-        None => Ok(()),
-        Some(doubt) => Err(ProcessError::NotRebuilt(format!(
-            "{} events of {} pruned segments are in the old totals and in no file, and can't be told from the rest: {doubt}. The old database is as it was. Restore a backup of it or of the files; or move {} away and run `tallyline process`: the totals then lack those events, and readiness names their segments",
-            proof.pruned.counts.events,
-            proof.pruned.segments,
-            config.database().display()
-        ))),
-    }
+    let (mut events, mut net) = (0, 0i64);
+    proof.differences(&mut |_, database, files| {
+        events += database.events - files.events;
+        net = net.wrapping_add(database.micros.wrapping_sub(files.micros));
+    })?;
+    let carried = (u64::try_from(events).unwrap_or_default(), net);
+    let pruned = (proof.pruned.counts.events, proof.pruned.net_check);
+    Ok((carried != pruned).then(|| {
+        "ids were let go, so that it can't be told which of their events counted".to_owned()
+    }))
 }
 
 /// Checkpoints the old database and closes it to a single file: a `-wal` left beside the new one

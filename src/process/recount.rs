@@ -239,7 +239,7 @@ impl Recount<'_> {
         let dir = &self.config.data_dir;
         let mut seen = Vec::new();
         for _ in 0..LOOKS {
-            let candidates = self.candidates(&row.id);
+            let candidates = self.candidates(row);
             if !seen.is_empty() && seen == candidates {
                 break; // Nothing moved since the last look.
             }
@@ -268,17 +268,17 @@ impl Recount<'_> {
     }
 
     /// Where the segment's bytes may be: files of its name, and the active one if it is that.
-    fn candidates(&self, id: &SegmentId) -> Vec<PathBuf> {
-        let found = self.catalog.sealed.get(id);
+    fn candidates(&self, row: &SegmentRow) -> Vec<PathBuf> {
+        let found = self.catalog.sealed.get(&row.id);
         let mut paths: Vec<PathBuf> = found
             .into_iter()
             .flatten()
             .map(|found| found.path.clone())
             .collect();
         let active = self.config.data_dir.join(ACTIVE_FILE);
-        if id
-            .number()
-            .is_some_and(|number| number > self.catalog.highest_number())
+        let may_be_active = row.state != SegmentState::Whole;
+        let number = row.id.number().filter(|_| may_be_active);
+        if number.is_some_and(|number| number > self.catalog.highest_number())
             && !matches!(self.disk.identity(&active), Ok(None))
         {
             paths.push(active);
@@ -539,6 +539,11 @@ impl Recount<'_> {
     }
 
     fn users(&mut self) -> Result<(), ProcessError> {
+        for user in &self.proof.twice {
+            self.find(&Finding::Differs(format!(
+                "user {user:?} has two totals: the database file is corrupt; `tallyline process --rebuild` makes a new one from the files"
+            )));
+        }
         if !self.exact {
             return Ok(());
         }

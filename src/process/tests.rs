@@ -305,6 +305,7 @@ fn a_changed_prefix_is_untrusted_and_the_rest_goes_on() {
     server.until("untrusted", |server| {
         server.health.is_set("segment events-000001")
     });
+    server.until("sealed", |server| server.journal.tail().number == 2);
     let later = server.append(&line("u", 4));
     assert_eq!(later.segment, 2);
     assert_eq!(server.wait(later), Waited::Applied);

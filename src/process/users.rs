@@ -2,15 +2,13 @@
 //!
 //! The cost of adding up is the cache miss a line. So users are split by hash into parts that each
 //! fit a core's cache; a [`Router`] per thread collects events part by part and adds a batch of
-//! them at a time, under the part's lock. A user's id and sums lie together in 64 bytes; the rare
-//! longer ids are kept apart.
+//! them at a time, under the part's lock. A user's id and sums lie together in 64 bytes, and the
+//! lines of several events are fetched before the first of them is needed, so that the misses that
+//! are left overlap; the rare longer ids are kept apart.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 
 use crate::event::Kind;
 use crate::store::Sums;
@@ -22,9 +20,13 @@ const INLINE_BYTES: usize = 23;
 /// Events of a part that are added at once: so many that a user's line is often met again while it
 /// is in the cache.
 const BATCH: usize = 1024;
+/// Events whose users are fetched together.
+const FETCHED: usize = 16;
+/// The fewest slots a table has.
+const SLOTS_MIN: usize = 16;
 
 /// A user id of up to [`INLINE_BYTES`] bytes, padded with zeros; the last byte is its length.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Key([u8; INLINE_BYTES + 1]);
 
 impl Key {
@@ -72,15 +74,110 @@ fn fold(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
+#[derive(Clone, Default)]
 #[repr(align(64))]
 struct User {
     sums: Sums,
+    /// That of no user, of length 0, in an empty slot.
     key: Key,
+}
+
+impl User {
+    fn is_empty(&self) -> bool {
+        self.key.0[INLINE_BYTES] == 0
+    }
+}
+
+/// Users by hash: in the slot the hash says, or the next one that was free. So a user is one cache
+/// miss, of which the place is known from the hash alone.
+#[derive(Default)]
+struct Table {
+    /// A power of two of them, a quarter empty; or none at all.
+    slots: Vec<User>,
+    users: usize,
+}
+
+impl Table {
+    /// The slot of a user, or the empty one that would be the user's.
+    #[inline]
+    fn slot(&self, hash: u64, key: &Key) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = home(hash, mask);
+        while self.slots[slot].key != *key && !self.slots[slot].is_empty() {
+            slot = (slot + 1) & mask;
+        }
+        slot
+    }
+
+    /// Adds events; a table that grew meanwhile is fetched from in the next round again.
+    fn add(&mut self, events: &[Routed], seeds: &Seeds) {
+        if self.slots.is_empty() {
+            self.slots = vec![User::default(); SLOTS_MIN];
+        }
+        for events in events.chunks(FETCHED) {
+            let mut hashes = [0; FETCHED];
+            let mut fetched = 0;
+            let mask = self.slots.len() - 1;
+            for (hash, event) in hashes.iter_mut().zip(events) {
+                *hash = event.key.hash(seeds);
+                fetched |= self.slots[home(*hash, mask)].key.0[INLINE_BYTES];
+            }
+            // Without a use of it, nothing would be fetched.
+            std::hint::black_box(fetched);
+            for (&hash, event) in hashes.iter().zip(events) {
+                self.add_one(hash, event, seeds);
+            }
+        }
+    }
+
+    #[inline]
+    fn add_one(&mut self, hash: u64, event: &Routed, seeds: &Seeds) {
+        let slot = self.slot(hash, &event.key);
+        let user = &mut self.slots[slot];
+        let kind = if event.amount < 0 {
+            Kind::Subtract
+        } else {
+            Kind::Add
+        };
+        user.sums.add_event(kind, event.amount.unsigned_abs());
+        if user.is_empty() {
+            user.key = event.key;
+            self.users += 1;
+            if self.users > self.slots.len() / 4 * 3 {
+                self.grow(seeds);
+            }
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, seeds: &Seeds) {
+        let slots = vec![User::default(); self.slots.len() * 2];
+        for user in std::mem::replace(&mut self.slots, slots) {
+            if !user.is_empty() {
+                let slot = self.slot(user.key.hash(seeds), &user.key);
+                self.slots[slot] = user;
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &User> {
+        self.slots.iter().filter(|user| !user.is_empty())
+    }
+}
+
+/// Where a user of that hash is looked for first.
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the low bits are what is asked for"
+)]
+fn home(hash: u64, mask: usize) -> usize {
+    hash as usize & mask
 }
 
 #[derive(Default)]
 struct Part {
-    short: HashTable<User>,
+    short: Table,
     long: HashMap<Box<str>, Sums>,
 }
 
@@ -111,7 +208,7 @@ impl Users {
             .iter()
             .map(|part| {
                 let part = lock(part);
-                part.short.allocation_size() + part.long.len() * (64 + 256)
+                part.short.slots.capacity() * size_of::<User>() + part.long.len() * (64 + 256)
             })
             .sum()
     }
@@ -122,32 +219,8 @@ impl Users {
     }
 
     fn add(&self, part: usize, events: &mut Vec<Routed>) {
-        let mut part = lock(&self.parts[part]);
-        for event in events.drain(..) {
-            let hash = event.key.hash(&self.seeds);
-            let found = part.short.entry(
-                hash,
-                |user| user.key == event.key,
-                |user| user.key.hash(&self.seeds),
-            );
-            let kind = if event.amount < 0 {
-                Kind::Subtract
-            } else {
-                Kind::Add
-            };
-            let amount = event.amount.unsigned_abs();
-            match found {
-                Entry::Occupied(mut user) => user.get_mut().sums.add_event(kind, amount),
-                Entry::Vacant(vacant) => {
-                    let mut sums = Sums::default();
-                    sums.add_event(kind, amount);
-                    vacant.insert(User {
-                        sums,
-                        key: event.key,
-                    });
-                }
-            }
-        }
+        lock(&self.parts[part]).short.add(events, &self.seeds);
+        events.clear();
     }
 
     fn add_long(&self, user_id: &[u8], kind: Kind, amount_micros: u64) {
@@ -179,7 +252,7 @@ impl Frozen<'_> {
         let mut order: Vec<Ordered<'_>> = Vec::with_capacity(
             self.0
                 .iter()
-                .map(|part| part.short.len() + part.long.len())
+                .map(|part| part.short.users + part.long.len())
                 .sum(),
         );
         for part in &self.0 {
@@ -261,6 +334,23 @@ mod tests {
     #[test]
     fn an_entry_is_a_cache_line() {
         assert_eq!(size_of::<User>(), 64);
+    }
+
+    #[test]
+    fn a_table_grows_and_keeps_everybody() {
+        let users = Users::new();
+        let mut router = Router::new();
+        let ids: Vec<String> = (0..40_000).map(|n| format!("user{n:05}")).collect();
+        for _ in 0..3 {
+            for id in &ids {
+                router.count(&users, id.as_bytes(), Kind::Add, 2);
+            }
+        }
+        router.flush(&users);
+        let frozen = users.freeze();
+        let sorted = frozen.sorted();
+        assert_eq!(sorted.iter().map(|user| user.0).collect::<Vec<_>>(), ids);
+        assert!(sorted.iter().all(|(_, sums)| sums.added() == 6));
     }
 
     #[test]

@@ -290,12 +290,18 @@ fn count_one_by_one<'a>(
         // The table is fast in the order of its ids; of one id the first in the file goes first.
         events.sort_unstable_by(|a, b| a.id.cmp(b.id).then(a.offset.cmp(&b.offset)));
     }
+    // What comes of a suspect's event decides whether its id stays.
+    let together = if one_by_one.users.is_empty() { ROWS } else { 1 };
     let mut lines = std::mem::take(&mut one_by_one.lines).into_iter().peekable();
-    for event in &events {
-        while let Some(line) = lines.next_if(|line| line.offset < event.offset) {
-            count_line(one_by_one, tally, &line);
+    let mut seen = Vec::with_capacity(together);
+    for events in events.chunks(together) {
+        ids.insert_or_look_up(events, &mut seen)?;
+        for (event, seen) in events.iter().zip(&seen) {
+            while let Some(line) = lines.next_if(|line| line.offset < event.offset) {
+                count_line(one_by_one, tally, &line);
+            }
+            count_id_event(&mut ids, one_by_one, tally, event, seen)?;
         }
-        count_id_event(&mut ids, one_by_one, tally, event)?;
     }
     for line in lines {
         count_line(one_by_one, tally, &line);
@@ -308,8 +314,9 @@ fn count_id_event<'a>(
     one_by_one: &mut OneByOne,
     tally: &mut Tally<'a>,
     event: &IdEvent<'a>,
+    seen: &Seen,
 ) -> rusqlite::Result<()> {
-    match ids.insert_or_look_up(event)? {
+    match seen {
         Seen::Never => {}
         Seen::Same => {
             tally.duplicates += 1;
@@ -364,8 +371,11 @@ fn overflow(offset: u64, user_id: &str) -> (u64, &'static str, String) {
 
 /// The table of ids, and the statements to it.
 struct Ids<'t> {
+    transaction: &'t Connection,
     select: CachedStatement<'t>,
-    insert: CachedStatement<'t>,
+    one: CachedStatement<'t>,
+    /// Prepared when there are so many events.
+    many: Option<CachedStatement<'t>>,
     delete: CachedStatement<'t>,
     key: i64,
     now_s: i64,
@@ -378,32 +388,58 @@ enum Seen {
 }
 
 impl<'t> Ids<'t> {
-    fn new(transaction: &'t Transaction<'_>, key: i64, now_ms: i64) -> rusqlite::Result<Self> {
+    fn new(transaction: &'t Connection, key: i64, now_ms: i64) -> rusqlite::Result<Self> {
         Ok(Self {
+            transaction,
             select: transaction.prepare_cached(SELECT_EVENT_ID)?,
-            insert: transaction.prepare_cached(INSERT_EVENT_ID)?,
+            one: transaction.prepare_cached(INSERT_EVENT_ID)?,
+            many: None,
             delete: transaction.prepare_cached(DELETE_EVENT_ID)?,
             key,
             now_s: now_ms.div_euclid(1000),
         })
     }
 
-    fn insert_or_look_up(&mut self, event: &IdEvent<'_>) -> rusqlite::Result<Seen> {
-        let payload = event.payload();
-        let inserted = self.insert.execute(params![
-            event.id,
-            payload,
-            self.key,
-            event.offset,
-            self.now_s
-        ])?;
-        if inserted == 1 {
-            return Ok(Seen::Never);
+    /// Inserts the ids that are not there, the first of equal ones; `seen` tells what of which.
+    fn insert_or_look_up(
+        &mut self,
+        events: &[IdEvent<'_>],
+        seen: &mut Vec<Seen>,
+    ) -> rusqlite::Result<()> {
+        seen.clear();
+        let mut inserted = 0;
+        if events.len() == ROWS {
+            let many = match &mut self.many {
+                Some(many) => many,
+                none => {
+                    let sql = many_rows(INSERT_EVENT_ID, 2, 3, "?1, ?2");
+                    none.insert(self.transaction.prepare_cached(&sql)?)
+                }
+            };
+            inserted = insert_ids(many, events, self.key, self.now_s)?;
+        } else {
+            for event in events.chunks(1) {
+                inserted += insert_ids(&mut self.one, event, self.key, self.now_s)?;
+            }
         }
-        let (found, segment, offset) = self.select.query_row([event.id], |row| {
+        for event in events {
+            seen.push(if inserted == events.len() {
+                Seen::Never
+            } else {
+                self.look_up(event)?
+            });
+        }
+        Ok(())
+    }
+
+    /// Whose id it is that is there: the event's own, or that of one before.
+    fn look_up(&mut self, event: &IdEvent<'_>) -> rusqlite::Result<Seen> {
+        let (payload, segment, offset) = self.select.query_row([event.id], |row| {
             Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))
         })?;
-        Ok(if found == payload {
+        Ok(if segment == self.key && offset == event.offset {
+            Seen::Never
+        } else if payload == event.payload() {
             Seen::Same
         } else {
             Seen::Other { segment, offset }
@@ -416,6 +452,24 @@ impl<'t> Ids<'t> {
     }
 }
 
+/// How many of the events' ids were not there before.
+fn insert_ids(
+    insert: &mut CachedStatement<'_>,
+    events: &[IdEvent<'_>],
+    key: i64,
+    now_s: i64,
+) -> rusqlite::Result<usize> {
+    insert.raw_bind_parameter(1, key)?;
+    insert.raw_bind_parameter(2, now_s)?;
+    for (row, event) in events.iter().enumerate() {
+        let first = 3 + row * 3;
+        insert.raw_bind_parameter(first, event.id)?;
+        insert.raw_bind_parameter(first + 1, event.payload())?;
+        insert.raw_bind_parameter(first + 2, event.offset)?;
+    }
+    insert.raw_execute()
+}
+
 /// A total this far from the ends of 64 bits can't leave them by sums below [`SMALL`].
 const SAFE: i64 = 1 << 62;
 const SMALL: u128 = 1 << 62;
@@ -424,11 +478,11 @@ const SMALL: u128 = 1 << 62;
 const BLOCK_USERS: usize = 256;
 
 /// Step 5. Users whose totals might leave 64 bits are left out and given back.
-fn add_totals(
+fn add_totals<'a>(
     transaction: &Transaction<'_>,
-    range: &Range<'_>,
+    range: &Range<'a>,
     one_by_one: &OneByOne,
-    tally: &mut Tally<'_>,
+    tally: &mut Tally<'a>,
 ) -> Result<HashSet<String>, Failure> {
     let mut totals = Totals::new(transaction, range.now_ms)?;
     let mut counted: Vec<(&str, Sums)> = tally.users.drain().collect();
@@ -460,7 +514,7 @@ fn add_totals(
     for (user, sums) in counted {
         totals.add(user, &sums)?;
     }
-    let suspects = totals.suspects;
+    let suspects = totals.finish()?;
     for (user, (total, events)) in &one_by_one.users {
         if *events > 0 {
             transaction
@@ -471,37 +525,114 @@ fn add_totals(
     Ok(suspects)
 }
 
-struct Totals<'t> {
-    upsert: CachedStatement<'t>,
+/// Rows of one statement: in order, most of them need no way down the tree again.
+const ROWS: usize = 64;
+
+/// A statement of one row of parameters made into one of [`ROWS`] of them: the `own` parameters of
+/// a row come after the `shared` ones, of which `last` end each row.
+fn many_rows(statement: &str, shared: usize, own: usize, last: &str) -> String {
+    let rows = |count: usize| {
+        let row = |row: usize| {
+            let first = shared + row * own + 1;
+            let own: Vec<String> = (first..first + own).map(|at| format!("?{at}")).collect();
+            format!("({}, {last})", own.join(", "))
+        };
+        (0..count).map(row).collect::<Vec<_>>().join(", ")
+    };
+    statement.replace(&rows(1), &rows(ROWS))
+}
+
+/// What [`UPSERT_USER_TOTAL`] has in common for all rows: parameters 1 to 3.
+fn bind_totals(
+    mut upsert: CachedStatement<'_>,
+    now_ms: i64,
+) -> rusqlite::Result<CachedStatement<'_>> {
+    upsert.raw_bind_parameter(1, now_ms)?;
+    upsert.raw_bind_parameter(2, -SAFE)?;
+    upsert.raw_bind_parameter(3, SAFE)?;
+    Ok(upsert)
+}
+
+struct Totals<'t, 'a> {
+    transaction: &'t Connection,
+    now_ms: i64,
+    one: CachedStatement<'t>,
+    /// Prepared when there are so many rows.
+    many: Option<CachedStatement<'t>>,
+    /// User, net and events, not written yet.
+    rows: Vec<(&'a str, i64, i64)>,
     suspects: HashSet<String>,
 }
 
-impl<'t> Totals<'t> {
-    fn new(transaction: &'t Transaction<'_>, now_ms: i64) -> rusqlite::Result<Self> {
-        let mut upsert = transaction.prepare_cached(UPSERT_USER_TOTAL)?;
-        // What is the same for all rows stays bound.
-        upsert.raw_bind_parameter(4, now_ms)?;
-        upsert.raw_bind_parameter(5, -SAFE)?;
-        upsert.raw_bind_parameter(6, SAFE)?;
+impl<'t, 'a> Totals<'t, 'a> {
+    fn new(transaction: &'t Connection, now_ms: i64) -> rusqlite::Result<Self> {
+        let one = transaction.prepare_cached(UPSERT_USER_TOTAL)?;
         Ok(Self {
-            upsert,
+            transaction,
+            now_ms,
+            one: bind_totals(one, now_ms)?,
+            many: None,
+            rows: Vec::with_capacity(ROWS),
             suspects: HashSet::new(),
         })
     }
 
-    fn add(&mut self, user: &str, sums: &Sums) -> rusqlite::Result<()> {
+    fn add(&mut self, user: &'a str, sums: &Sums) -> rusqlite::Result<()> {
         if sums.added() >= SMALL || sums.subtracted() >= SMALL {
             self.suspects.insert(user.to_owned());
             return Ok(());
         }
-        self.upsert.raw_bind_parameter(1, user)?;
-        self.upsert.raw_bind_parameter(2, sums.net_wrapping())?;
-        self.upsert
-            .raw_bind_parameter(3, i64::try_from(sums.events()).unwrap_or(i64::MAX))?;
-        if self.upsert.raw_execute()? != 1 {
-            self.suspects.insert(user.to_owned());
+        let events = i64::try_from(sums.events()).unwrap_or(i64::MAX);
+        self.rows.push((user, sums.net_wrapping(), events));
+        if self.rows.len() == ROWS {
+            self.write_many()?;
         }
         Ok(())
+    }
+
+    fn write_many(&mut self) -> rusqlite::Result<()> {
+        let many = match &mut self.many {
+            Some(many) => many,
+            none => {
+                let sql = many_rows(UPSERT_USER_TOTAL, 3, 3, "?1");
+                none.insert(bind_totals(
+                    self.transaction.prepare_cached(&sql)?,
+                    self.now_ms,
+                )?)
+            }
+        };
+        for (row, &(user, net, events)) in self.rows.iter().enumerate() {
+            let first = 4 + row * 3;
+            many.raw_bind_parameter(first, user)?;
+            many.raw_bind_parameter(first + 1, net)?;
+            many.raw_bind_parameter(first + 2, events)?;
+        }
+        if many.raw_execute()? != self.rows.len() {
+            // Which one was left out shows its total. That of another may be beyond the bounds
+            // only now: it goes line by line too, which is slower and as right.
+            let mut select = self.transaction.prepare_cached(SELECT_REVENUE)?;
+            for &(user, ..) in &self.rows {
+                let total: i64 = select.query_row([user], |row| row.get(0))?;
+                if !(-SAFE..=SAFE).contains(&total) {
+                    self.suspects.insert(user.to_owned());
+                }
+            }
+        }
+        self.rows.clear();
+        Ok(())
+    }
+
+    /// Writes what is left; users whose totals might leave 64 bits.
+    fn finish(mut self) -> rusqlite::Result<HashSet<String>> {
+        for (user, net, events) in self.rows {
+            self.one.raw_bind_parameter(4, user)?;
+            self.one.raw_bind_parameter(5, net)?;
+            self.one.raw_bind_parameter(6, events)?;
+            if self.one.raw_execute()? != 1 {
+                self.suspects.insert(user.to_owned());
+            }
+        }
+        Ok(self.suspects)
     }
 }
 

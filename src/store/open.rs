@@ -44,8 +44,13 @@ pub enum Existing {
     Only,
 }
 
-/// The writing connection, ready for the current schema.
-pub(super) fn open_writer(path: &Path, existing: Existing) -> Result<Connection, StoreError> {
+/// The writing connection, ready for the current schema; and whether the database was empty. The
+/// WAL is on, unless it was empty and `load` says that nobody is to read it meanwhile.
+pub(super) fn open_writer(
+    path: &Path,
+    existing: Existing,
+    load: bool,
+) -> Result<(Connection, bool), StoreError> {
     sqlite_is_sound()?;
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     if existing == Existing::OrCreate {
@@ -56,19 +61,26 @@ pub(super) fn open_writer(path: &Path, existing: Existing) -> Result<Connection,
     // A database that is not for us is left as it is, its journal mode too.
     let doing = StoreError::sqlite(path, "prepare the writing connection");
     connection.busy_timeout(BUSY_TIMEOUT).map_err(&doing)?;
-    inspect(&connection, path)?;
-    configure(&connection).map_err(doing)?;
+    let empty = inspect(&connection, path)? == Contents::Empty;
+    configure(&connection).map_err(&doing)?;
+    if !(load && empty) {
+        turn_wal_on(&connection).map_err(doing)?;
+    }
     upgrade(&mut connection, path)?;
-    Ok(connection)
+    Ok((connection, empty))
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_prepared_statement_cache_capacity(64);
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "synchronous", "FULL")
+}
+
+/// Readers and the writer no longer wait for each other.
+pub(super) fn turn_wal_on(connection: &Connection) -> rusqlite::Result<()> {
     // Switching back from WAL fails while others read; WAL is then still on, which is as well.
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update_and_check(None, "journal_size_limit", WAL_BYTES_KEPT, |_| Ok(()))
 }
 

@@ -29,6 +29,8 @@ const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sq
 
 /// Memory for the private table before SQLite puts it on disk.
 const SCRATCH_CACHE_KIB: i64 = 64 << 10;
+/// The most users that are named for having two totals.
+const TWICE_MAX: usize = 100;
 /// Sums this far from the ends of 64 bits can be added in SQL.
 const SAFE: i64 = 1 << 62;
 
@@ -63,6 +65,8 @@ pub struct Proof {
     pub rows: Vec<SegmentRow>,
     /// What retention let go.
     pub pruned: Pruned,
+    /// Users that have more than one total, as only a corrupt file can say; some of them.
+    pub twice: Vec<String>,
     /// Users that have a total.
     pub users: u64,
     /// Sum of all users' events.
@@ -88,6 +92,7 @@ impl Proof {
             scratch,
             rows: Vec::new(),
             pruned: Pruned::default(),
+            twice: Vec::new(),
             users: 0,
             events: 0,
             net: 0,
@@ -110,7 +115,11 @@ impl Proof {
             while let Some(row) = rows.next()? {
                 let (micros, events): (i64, u64) = (row.get(1)?, row.get(2)?);
                 let user: String = row.get(0)?;
-                insert.execute(params![user, micros, events])?;
+                if insert.execute(params![user, micros, events])? == 0
+                    && self.twice.len() < TWICE_MAX
+                {
+                    self.twice.push(user);
+                }
                 self.users += 1;
                 self.events += events;
                 self.net = self.net.wrapping_add(micros);

@@ -24,7 +24,7 @@ const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");
 const PAGE_BY_REVENUE: &str = include_str!("../../sql/query/page_users_by_revenue.sql");
 const PAGE_BY_REVENUE_DESCENDING: &str =
     include_str!("../../sql/query/page_users_by_revenue_descending.sql");
-const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
+const SELECT_OVERALL: &str = include_str!("../../sql/query/select_overall.sql");
 
 /// How long a read waits for a free connection.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,6 +71,8 @@ pub struct Overall {
     pub events: u64,
     /// The sum of their revenues in micros.
     pub revenue_micros: i128,
+    /// When the last of them changed, in milliseconds since 1970 (UTC); `None` without users.
+    pub updated_at_ms: Option<i64>,
 }
 
 type Pool = r2d2::Pool<SqliteConnectionManager>;
@@ -168,12 +170,13 @@ impl Readers {
     pub fn overall(&self) -> Result<Overall, StoreError> {
         let overall = self.read("add up all users", |connection| {
             let mut overall = Overall::default();
-            let mut statement = connection.prepare_cached(SELECT_TOTAL_CHECKS)?;
+            let mut statement = connection.prepare_cached(SELECT_OVERALL)?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 overall.users += 1;
                 overall.events += row.get::<_, u64>(0)?;
                 overall.revenue_micros += i128::from(row.get::<_, i64>(1)?);
+                overall.updated_at_ms = overall.updated_at_ms.max(Some(row.get(2)?));
             }
             Ok(overall)
         })?;

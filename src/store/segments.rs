@@ -153,16 +153,26 @@ pub struct Pruned {
 /// for recovery, before a writer is open. Waits half a second for a lock at most. A `-wal` that an
 /// unclean stop left stays: that it is there tells the writer to check the sums.
 pub fn read_segments(path: &Path) -> Result<Vec<SegmentRow>, StoreError> {
+    Ok(read_kept(path)?.0)
+}
+
+/// The same, and what retention let go.
+pub fn read_kept(path: &Path) -> Result<(Vec<SegmentRow>, Pruned), StoreError> {
+    let nothing = || Ok((Vec::new(), Pruned::default()));
     let Some(connection) = open_reader(path)? else {
-        return Ok(Vec::new());
+        return nothing();
     };
     connection
         .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
-    match open::inspect(&connection, path)? {
-        Contents::Empty => Ok(Vec::new()),
-        Contents::Ours => all(&connection).map_err(StoreError::sqlite(path, "read its segments")),
+    if open::inspect(&connection, path)? == Contents::Empty {
+        return nothing();
     }
+    let read = || -> rusqlite::Result<(Vec<SegmentRow>, Pruned)> {
+        let snapshot = connection.unchecked_transaction()?;
+        Ok((all(&snapshot)?, pruned(&snapshot)?))
+    };
+    read().map_err(StoreError::sqlite(path, "read its segments"))
 }
 
 /// Events and check figure of (the segments and what was pruned, the users' totals), read over a

@@ -243,6 +243,69 @@ fn the_line_that_overflows_is_rejected_whatever_the_cut() {
 }
 
 #[test]
+fn rows_written_together_come_to_what_rows_written_alone_do() {
+    const HUGE: u64 = 1_000_000_000_000_000_000;
+    let mut events: Vec<_> = (0..9)
+        .map(|n| Lines::event("user050", Kind::Add, HUGE, (n > 7).then_some("x")))
+        .collect();
+    for n in 0..300 {
+        let user = format!("user{:03}", n % 150);
+        events.push(Lines::event(&user, Kind::Add, HUGE / 5 + n, None));
+        // Every seventh id comes twice: of the same payload or, a user later, of another.
+        let id = format!("id-{}", if n % 7 == 0 { n / 2 } else { n });
+        events.push(Lines::event(&user, Kind::Add, 1, Some(&id)));
+    }
+    let lines = Lines(events);
+    let count = lines.0.len();
+    let mut outcomes = HashSet::new();
+    for step in [1, 9, 100, 300, count] {
+        let (dir, mut writer) = open();
+        let mut from = 0;
+        // The first nine by themselves: then only the table says that a total may overflow.
+        for to in (9..count).step_by(step).chain([count]) {
+            lines.apply(&mut writer, "s", from, to);
+            from = to;
+        }
+        outcomes.insert((
+            dump(&dir, TOTALS),
+            dump(&dir, "SELECT offset, code FROM rejected_line ORDER BY offset"),
+            dump(&dir, "SELECT events, duplicates, rejected, net_check, id_events, id_net_check FROM segment"),
+            dump(&dir, "SELECT id, payload, segment, offset, applied_at_s FROM event_id"),
+        ));
+    }
+    assert_eq!(outcomes.len(), 1, "{outcomes:#?}");
+    let (totals, rejected, segment, ids) = outcomes.into_iter().next().expect("one");
+    assert_eq!(totals.len(), 150);
+    let has = |code: &str| rejected.iter().any(|line| line.ends_with(code));
+    assert!(has("overflow") && has("id_conflict"), "{rejected:?}");
+    assert!(ids.len() < 301, "{segment:?}");
+}
+
+#[test]
+fn a_first_load_needs_no_wal_and_what_comes_after_has_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join(DATABASE_FILE);
+    let wal = dir.path().join(format!("{DATABASE_FILE}-wal"));
+    let lines = Lines(vec![Lines::event("a", Kind::Add, 1, None); 3]);
+    let mut writer = Writer::open_to_load(&path).expect("it opens");
+    lines.apply(&mut writer, "s", 0, 1);
+    assert!(!wal.exists());
+    assert_eq!(dump(&dir, "SELECT events FROM user_total"), ["1"]);
+    lines.apply(&mut writer, "s", 1, 2);
+    assert!(wal.exists());
+    writer.close().expect("it closes");
+    assert!(!wal.exists());
+    // Not a new one any more.
+    let mut writer = Writer::open_to_load(&path).expect("it opens");
+    lines.apply(&mut writer, "s", 2, 3);
+    assert!(wal.exists());
+    writer.close().expect("it closes");
+    assert_eq!(dump(&dir, "SELECT events FROM user_total"), ["3"]);
+    let files = std::fs::read_dir(dir.path()).expect("a directory").count();
+    assert_eq!(files, 1);
+}
+
+#[test]
 fn a_newer_database_and_a_foreign_one_are_refused() {
     let (dir, writer) = open();
     writer.close().expect("it closes");
@@ -297,7 +360,10 @@ fn a_clean_close_leaves_one_file_and_missing_ones_read_as_empty() {
     assert_eq!(names(&dir), [DATABASE_FILE]);
     assert_eq!(dump(&dir, "PRAGMA journal_mode"), ["delete"]);
     assert_eq!(read_segments(&path).expect("rows").len(), 1);
-    assert_eq!(readers.overall().expect("no error").events, 1);
+    let user = readers.user("a").expect("no error");
+    let overall = readers.overall().expect("no error");
+    assert_eq!(overall.events, 1);
+    assert_eq!(overall.updated_at_ms, user.map(|user| user.updated_at_ms));
     readers.close();
     assert_eq!(
         names(&dir),

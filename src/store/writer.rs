@@ -24,6 +24,19 @@ pub struct Writer {
     /// Which file is open, and which `-wal` belongs to it, as far as it has been seen.
     file: Option<Identity>,
     wal: Option<Identity>,
+    journal: Journal,
+}
+
+/// What makes a transaction all or nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Journal {
+    /// The WAL.
+    Wal,
+    /// The rollback journal, for a first load into a new file: its pages are written once, not once
+    /// into the WAL and once more into the file. The first commit ends that.
+    FirstLoad,
+    /// The first load is committed: the WAL is turned on when more is to be written.
+    Loaded,
 }
 
 /// What is noted of a segment apart from its progress.
@@ -50,12 +63,27 @@ pub struct Mark<'a> {
 impl Writer {
     /// Opens the database, creates or upgrades its tables, turns the WAL on.
     pub fn open(path: &Path, existing: Existing) -> Result<Self, StoreError> {
-        let connection = open::open_writer(path, existing)?;
+        Self::open_with(path, existing, false)
+    }
+
+    /// Does the same for a run that loads all there is and then closes it: into a new database the
+    /// first transaction goes without the WAL, and whoever reads meanwhile may have to wait.
+    pub fn open_to_load(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, Existing::OrCreate, true)
+    }
+
+    fn open_with(path: &Path, existing: Existing, load: bool) -> Result<Self, StoreError> {
+        let (connection, empty) = open::open_writer(path, existing, load)?;
         let mut writer = Self {
             connection,
             path: path.to_owned(),
             file: RealDisk.identity(path).ok().flatten(),
             wal: None,
+            journal: if load && empty {
+                Journal::FirstLoad
+            } else {
+                Journal::Wal
+            },
         };
         writer.is_replaced();
         Ok(writer)
@@ -118,6 +146,11 @@ impl Writer {
         source: &mut dyn Source,
     ) -> Result<Attempt, StoreError> {
         let path = &self.path;
+        if self.journal == Journal::Loaded {
+            open::turn_wal_on(&self.connection)
+                .map_err(StoreError::sqlite(path, "turn the WAL on"))?;
+            self.journal = Journal::Wal;
+        }
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -134,6 +167,9 @@ impl Writer {
             transaction
                 .commit()
                 .map_err(StoreError::sqlite(path, "commit a range"))?;
+            if self.journal == Journal::FirstLoad {
+                self.journal = Journal::Loaded;
+            }
         }
         Ok(attempt)
     }

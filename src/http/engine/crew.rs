@@ -23,8 +23,6 @@ pub(super) struct Size {
     pub(super) queue_max: usize,
     /// How long the oldest job waits before another thread is added; zero: at once.
     pub(super) grow_after: Duration,
-    /// How much its threads stand back behind others (as of `nice`), 0 for not at all.
-    pub(super) nice: i32,
 }
 
 /// An idle thread above the minimum ends after this.
@@ -167,8 +165,6 @@ impl<J: Send + 'static> Inner<J> {
 
     fn run(&self) {
         super::may_block_here();
-        // Of the calling thread alone, on Linux. Without it all goes on as well.
-        let _best_effort = rustix::process::nice(self.size.nice);
         let mut state = self.lock();
         loop {
             if let Some((_, job)) = state.jobs.pop_front() {
@@ -215,7 +211,6 @@ mod tests {
             threads_max: 3,
             queue_max: 3,
             grow_after: Duration::ZERO,
-            nice: 0,
         };
         let crew: Crew<Job> = Crew::start("test", size, |job: Job| job()).expect("a crew");
         let (release, blocked) = mpsc::channel::<()>();
@@ -244,7 +239,6 @@ mod tests {
             threads_max: 1,
             queue_max: 1,
             grow_after: Duration::ZERO,
-            nice: 0,
         };
         let crew: Crew<Option<mpsc::Receiver<()>>> =
             Crew::start("test", size, |job: Option<mpsc::Receiver<()>>| match job {

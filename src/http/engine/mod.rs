@@ -336,7 +336,6 @@ impl Shared {
             // Less would take a machine without time to spare for a client that does not read,
             // and have more threads compete for it.
             grow_after: Duration::from_millis(25),
-            nice: 0,
         };
         // An upload that stalls holds its thread until its deadline: as many as that take.
         let bodies = Size {
@@ -344,9 +343,6 @@ impl Shared {
             threads_max: 512,
             queue_max: 1024,
             grow_after: Duration::ZERO,
-            // Reading and checking batches takes all the time there is; who asks for one total, or
-            // sends one event, is not to wait behind that.
-            nice: 5,
         };
         // More would only wait for the pool of reading connections.
         let lookups = Size {
@@ -354,7 +350,6 @@ impl Shared {
             threads_max: 16,
             queue_max: 4096,
             grow_after: Duration::from_millis(10),
-            nice: 0,
         };
         let sever = sever::Sever::new(local_addr);
         // What a connection sent before it was ended is read within moments; one that cannot be

@@ -407,7 +407,8 @@ fn too_many_pipelined_requests_end_the_connection_and_memory_is_bounded() {
         }
         std::thread::yield_now();
     };
-    assert_eq!(fixture.engine().figures().in_flight, 11);
+    // That of `serves` may not be counted out yet.
+    assert!(fixture.engine().figures().in_flight <= 12);
     echo(held.expect("held"));
     assert_eq!(client.answer(), (200, "/held 0".into()));
     for _ in 0..9 {
@@ -485,11 +486,12 @@ fn a_trickled_body_ends_at_its_deadline() {
         ..Limits::default()
     };
     let fixture = Fixture::start(limits);
-    let mut client = fixture.connect();
+    let (mut client, mut lives) = (fixture.connect(), fixture.connect());
     client.send("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n");
     let start = Instant::now();
+    // A request of somebody else for each byte: slow enough not to get done in time.
     while client.stream.write_all(b"x").is_ok() && start.elapsed() < PATIENCE {
-        std::thread::yield_now();
+        assert_eq!(lives.ask("GET /ok"), (200, "/ok 0".into()));
     }
     assert!(start.elapsed() < PATIENCE, "cut off");
     fixture.stop();

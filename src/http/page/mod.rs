@@ -63,7 +63,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
         "Content-Security-Policy",
         "default-src 'none'; \
          script-src 'sha256-DfN3ys6vpF8TZ8nXBERk/uZBoVbltgaRK9lCVmoXflc='; \
-         style-src 'sha256-OKsThP+GPsXhM3Hg3uucpcSdDXkB09jsoXdtYC2K6Qg='; \
+         style-src 'sha256-418kwbJiCsRxynjRgNIbQhJedsh+79IjxIFIsAm/yiQ='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     ),

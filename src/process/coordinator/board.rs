@@ -1,0 +1,102 @@
+//! What is published after each commit, and how far everything before is applied.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{
+    Applied, Board, DATABASE, Health, LAST_FLUSH_MAX, Lost, Position, Progress, SegmentId, Settled,
+    StoreError, Watch, in_words, topic,
+};
+
+impl Board {
+    pub(super) fn new(progress: Arc<Progress>, health: Arc<Health>) -> Self {
+        Self {
+            progress,
+            health,
+            sealed: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            applied: BTreeMap::new(),
+            active: 1,
+            pruned: 0,
+            settled: Settled::default(),
+            locked_since: None,
+        }
+    }
+
+    /// Everything before this is applied: up to the first byte of ours that is not.
+    pub(super) fn frontier(&self) -> Position {
+        let applied = |number| self.applied.get(&number).copied().unwrap_or(0);
+        let waiting = self
+            .sealed
+            .iter()
+            .filter(|(_, sealed)| !sealed.whole)
+            .find_map(|(id, _)| id.number().filter(|number| !self.lost.contains_key(number)));
+        let number = waiting.unwrap_or(self.active).min(self.active);
+        Position {
+            segment: number,
+            offset: applied(number),
+        }
+    }
+
+    pub(super) fn publish(&self) {
+        let lost: Vec<Lost> = self.lost.values().copied().collect();
+        self.progress.publish(self.frontier(), &lost, self.settled);
+    }
+
+    pub(super) fn distrusted(&mut self, id: &SegmentId, applied_bytes: u64, lines: u64) {
+        if let Some(number) = id.number() {
+            self.lost.insert(
+                number,
+                Lost {
+                    number,
+                    applied_bytes,
+                },
+            );
+        }
+        self.settled.ledger.untrusted += lines;
+        self.settled.pending -= i64::try_from(lines).unwrap_or(i64::MAX);
+    }
+}
+
+impl Board {
+    /// A file is what was applied of it again: what is left of it waits.
+    pub(super) fn restored(&mut self, id: &SegmentId, untrusted_lines: u64) {
+        if let Some(number) = id.number() {
+            self.lost.remove(&number);
+        }
+        if let Some(sealed) = self.sealed.get_mut(id) {
+            sealed.counted = false;
+        }
+        let untrusted = &mut self.settled.ledger.untrusted;
+        *untrusted = untrusted.saturating_sub(untrusted_lines);
+        self.health.clear(&topic(id));
+    }
+}
+
+impl Watch for Board {
+    fn committed(&mut self, segment: &SegmentId, to: u64, applied: &Applied, took: Duration) {
+        self.progress.flushes().observe(took);
+        if let Some(number) = segment.number() {
+            self.applied.insert(number, to);
+        }
+        let (ledger, counts) = (&mut self.settled.ledger, applied.counts);
+        ledger.applied += counts.events;
+        ledger.duplicates += counts.duplicates;
+        ledger.rejected += counts.rejected;
+        self.settled.pending -= i64::try_from(counts.lines).unwrap_or(i64::MAX);
+        self.publish();
+    }
+
+    fn locked(&mut self, error: &StoreError) -> bool {
+        let since = *self.locked_since.get_or_insert_with(Instant::now);
+        self.health.set(DATABASE, in_words(error));
+        !(self.progress.is_stopping() && since.elapsed() > LAST_FLUSH_MAX)
+    }
+
+    fn unlocked(&mut self) {
+        if self.locked_since.take().is_some() {
+            self.health.clear(DATABASE);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Starting over: everything the coordinator knows, read anew from the rows and the directory.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::thread::Builder;
+
+use super::{
+    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Lost, MISSING, Place, ProcessError, SUMS,
+    Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tail, in_words, lines, prune, sums,
+    topic, usable,
+};
+
+impl Coordinator {
+    /// Everything that is known of the database and the directory, from them alone.
+    pub(super) fn start_over(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+        let data_dir = &self.config.data_dir;
+        let tail = self.journal.tail();
+        let pruned = applier.writer.pruned()?;
+        if let Err(error) = prune::finish_at_start(&*self.disk, data_dir, &pruned) {
+            self.board.health.set(prune::RETENTION, in_words(&error));
+        }
+        let catalog =
+            Catalog::scan(&*self.disk, data_dir).map_err(ProcessError::io("list", data_dir))?;
+        for dir in &catalog.dirs {
+            self.disk
+                .sync_dir(dir)
+                .map_err(ProcessError::io("sync", dir))?;
+        }
+        let whole = applier.writer.whole()?;
+        let rows = applier.writer.unfinished()?;
+        let board = &mut self.board;
+        board.sealed.clear();
+        board.lost.clear();
+        board.applied.clear();
+        board.active = tail.number;
+        board.pruned = pruned.number;
+        for (id, found) in &catalog.sealed {
+            let has_row = whole.contains(id) || rows.iter().any(|row| row.id == *id);
+            if !has_row && id.number().is_some_and(|number| number <= pruned.number) {
+                continue; // Let go: named where it lies in the directory itself, never applied.
+            }
+            if whole.contains(id) {
+                for found in found.iter().filter(|found| found.place == Place::Incoming) {
+                    let sealed = Sealed {
+                        whole: true,
+                        counted: true,
+                        ..Sealed::new(found)
+                    };
+                    board.sealed.insert(id.clone(), sealed);
+                }
+            } else if let Some(found) = usable(found) {
+                board.sealed.insert(id.clone(), Sealed::new(found));
+            }
+        }
+        self.find_missing(applier, &catalog, &rows)?;
+        self.count_pending(applier, &rows, &tail)?;
+        for row in rows {
+            if let Some(number) = row.id.number() {
+                self.board.applied.insert(number, row.applied_bytes);
+            }
+        }
+        self.board.publish();
+        self.check_sums();
+        Ok(())
+    }
+
+    /// Names the segments of ours that have neither a file, nor a whole row, nor were pruned; those
+    /// with a row are noted as lost.
+    pub(super) fn find_missing(
+        &mut self,
+        applier: &mut Applier<'_>,
+        catalog: &Catalog,
+        rows: &[SegmentRow],
+    ) -> Result<(), ProcessError> {
+        let active = self.board.active;
+        let is_there = |id: &SegmentId| catalog.sealed.contains_key(id);
+        let rows_of: BTreeSet<u64> = applier.writer.numbers()?.into_iter().collect();
+        let unfinished: BTreeSet<u64> = rows.iter().filter_map(|row| row.id.number()).collect();
+        let pruned = applier.writer.pruned()?.number;
+        self.missing = (pruned + 1..active)
+            .filter(|number| !rows_of.contains(number) || unfinished.contains(number))
+            .filter(|&number| !is_there(&SegmentId::Ours(number)))
+            .collect();
+        for row in rows
+            .iter()
+            .filter(|row| row.id.number() != Some(active) && !is_there(&row.id))
+        {
+            let reason = "its file is gone before it was wholly applied";
+            if matches!(row.state, SegmentState::Active | SegmentState::Sealed) {
+                applier.note(row, SegmentState::Lost, Some(reason))?;
+            }
+            if let SegmentId::Elsewhere(name) = &row.id {
+                self.board.health.set(
+                    &topic(&row.id),
+                    format!(
+                        "{name}: {reason}; put it back into {}",
+                        self.config.data_dir.display()
+                    ),
+                );
+            }
+        }
+        for &number in &self.missing {
+            let row = rows.iter().find(|row| row.id.number() == Some(number));
+            let applied_bytes = row.map_or(0, |row| row.applied_bytes);
+            self.board.lost.insert(
+                number,
+                Lost {
+                    number,
+                    applied_bytes,
+                },
+            );
+        }
+        for row in rows
+            .iter()
+            .filter(|row| row.state == SegmentState::Untrusted)
+        {
+            if let Some(number) = row.id.number() {
+                self.board.lost.insert(
+                    number,
+                    Lost {
+                        number,
+                        applied_bytes: row.applied_bytes,
+                    },
+                );
+            }
+        }
+        self.tell_missing();
+        Ok(())
+    }
+
+    pub(super) fn tell_missing(&self) {
+        let (health, missing) = (&self.board.health, &self.missing);
+        if missing.is_empty() {
+            return health.clear(MISSING);
+        }
+        let segments = if missing.len() == 1 {
+            "segment"
+        } else {
+            "segments"
+        };
+        let named = ranges(missing);
+        health.set(
+            MISSING,
+            format!(
+                "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {}",
+                self.config.data_dir.display()
+            ),
+        );
+    }
+
+    /// Counts the lines that wait, so that the ledger balances from the start.
+    pub(super) fn count_pending(
+        &mut self,
+        applier: &Applier<'_>,
+        rows: &[SegmentRow],
+        tail: &Tail,
+    ) -> Result<(), ProcessError> {
+        let done = |id: &SegmentId| {
+            rows.iter()
+                .find(|row| row.id == *id)
+                .map_or(0, |row| row.applied_bytes)
+        };
+        let untrusted = |id: &SegmentId| {
+            rows.iter()
+                .any(|row| row.id == *id && row.state == SegmentState::Untrusted)
+        };
+        let mut pending = 0;
+        for (id, sealed) in &mut self.board.sealed {
+            // What was sealed after the look at the tail is counted by the tail.
+            let of_tail = id.number().is_some_and(|number| number >= tail.number);
+            if !sealed.whole && !of_tail && !untrusted(id) {
+                pending += count_lines(&*self.disk, &sealed.path, done(id)).unwrap_or(0);
+            }
+            sealed.counted = true;
+        }
+        let id = SegmentId::Ours(tail.number);
+        let from = done(&id).min(tail.durable_end);
+        let path = self.config.data_dir.join(ACTIVE_FILE);
+        pending += lines::count(&*tail.file, from, tail.durable_end)
+            .map_err(ProcessError::io("read", &path))?;
+        self.board.settled = Settled {
+            ledger: applier.writer.ledger()?,
+            pending: i64::try_from(pending).unwrap_or(i64::MAX),
+            tail_lines: tail.lines,
+        };
+        Ok(())
+    }
+
+    /// After an unclean stop, or when the file was replaced: the totals and the segments must add
+    /// up to the same. In the background.
+    pub(super) fn check_sums(&mut self) {
+        if !std::mem::take(&mut self.to_check) {
+            return;
+        }
+        let (config, health) = (self.config.clone(), Arc::clone(&self.board.health));
+        let check = move || match sums::difference(&config) {
+            Ok(Some(words)) => health.set(SUMS, words),
+            Ok(None) => health.clear(SUMS),
+            Err(error) => {
+                let error = in_words(&error);
+                tracing::warn!(error, "the totals could not be checked");
+            }
+        };
+        self.finish_check();
+        match Builder::new().name("process-check".to_owned()).spawn(check) {
+            Ok(thread) => self.check = Some(thread),
+            Err(error) => tracing::warn!(%error, "the totals could not be checked"),
+        }
+    }
+
+    pub(super) fn finish_check(&mut self) {
+        if let Some(thread) = self.check.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that checks the totals panicked");
+        }
+    }
+}
+
+pub(super) fn count_lines(
+    disk: &dyn Disk,
+    path: &std::path::Path,
+    from: u64,
+) -> std::io::Result<u64> {
+    let file = disk.open_read(path)?;
+    let size = file.size()?;
+    lines::count(&*file, from.min(size), size)
+}
+
+/// `3, 5 to 7`.
+pub(in crate::process) fn ranges(numbers: &BTreeSet<u64>) -> String {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for &number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let named: Vec<String> = ranges
+        .iter()
+        .map(|&(first, last)| match last - first {
+            0 => first.to_string(),
+            1 => format!("{first}, {last}"),
+            _ => format!("{first} to {last}"),
+        })
+        .collect();
+    named.join(", ")
+}

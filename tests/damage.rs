@@ -1,0 +1,484 @@
+//! The damage matrix: each kind of file, damaged in each way, and what happens then.
+//!
+//! [`MATRIX`] is the promise, a sentence a row. For each row a data directory as a server leaves it
+//! is damaged at many places, then brought up as `tallyline process` does, and proved as `tallyline
+//! verify` does, both in this process. Never is a total wrong without a word: either somebody is
+//! told, by name (a refusal, a finding, an error), or the totals are right.
+//!
+//! `TALLYLINE_TEST_EVERY_BYTE=1` cuts at every byte of a file's last 4 KiB instead of at some.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
+
+use tallyline::fs::{Disk, Lock, RealDisk};
+use tallyline::health::Health;
+use tallyline::journal::{Journal, JournalConfig, KnownSegment};
+use tallyline::process::{Finding, ProcessConfig, run_once, verify};
+use tallyline::segment::sealed_file_name;
+use tallyline::store::{SegmentRow, SegmentState, read_segments};
+
+use super::harness::recount::recount;
+use super::harness::{Scratch, Server, Totals, database, files_below};
+use super::sim_disk::Choices;
+
+const PAGE: u64 = 4096;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Active,
+    Waiting,
+    Archived,
+    Database,
+    Wal,
+    Lock,
+    Note,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Damage {
+    Truncated,
+    Flipped,
+    Zeroed,
+    Deleted,
+    Duplicated,
+    Renamed,
+    /// A symlink to itself in its place, which root can't open either.
+    Unreadable,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expect {
+    /// Totals as without the damage, and nothing to say that would not be said without it.
+    Right,
+    /// Somebody is told, in words with this in them.
+    Told(&'static str),
+    /// One of the two.
+    RightOrTold,
+    /// Told, or the totals are those of the files as they are now: nothing but the lines
+    /// themselves vouches for what was not applied yet.
+    AsFilesOrTold,
+}
+
+use Damage::{Deleted, Duplicated, Flipped, Renamed, Truncated, Unreadable, Zeroed};
+use Expect::{AsFilesOrTold, Right, RightOrTold, Told};
+use Kind::{Active, Archived, Database, Note, Waiting, Wal};
+
+/// Which file, damaged how; what happens; what is asserted.
+#[rustfmt::skip]
+const MATRIX: [(Kind, Damage, &str, Expect); 49] = [
+    (Active, Truncated, "what was applied and is gone is named; a torn line is kept in quarantine; an unapplied end cut at a line end cannot be told from one never written", AsFilesOrTold),
+    (Active, Flipped, "in what was applied: named, never built upon; behind it: the line counts as it now reads, or is rejected", AsFilesOrTold),
+    (Active, Zeroed, "in what was applied: named; behind it: rejected lines", AsFilesOrTold),
+    (Active, Deleted, "the segment is declared lost in quarantine and named; taking goes on under the next number", Told("segment 3")),
+    (Active, Duplicated, "a copy under no segment's name is not looked at", Right),
+    (Active, Renamed, "as deleted: a name that is no segment's is not looked at", Told("segment 3")),
+    (Active, Unreadable, "nothing starts on a file that cannot be read; it is named", Told("events.jsonl")),
+    (Waiting, Truncated, "as the active file, but no tail is cut off: a last line without a newline counts", AsFilesOrTold),
+    (Waiting, Flipped, "in what was applied: named, not applied further; behind it: counts as it now reads, or is rejected", AsFilesOrTold),
+    (Waiting, Zeroed, "in what was applied: named; behind it: rejected lines", AsFilesOrTold),
+    (Waiting, Deleted, "missing, by number; being the highest, the active file is taken for it and found not to be it", Told("segment 3")),
+    (Waiting, Duplicated, "one of the two files of that number is counted, once; the other stays where it is", Right),
+    (Waiting, Renamed, "the number decides, the time in the name does not", Right),
+    (Waiting, Unreadable, "named; nothing of it is applied until it can be read", Told("000003")),
+    (Archived, Truncated, "totals stay; verify names it", Told("000001")),
+    (Archived, Flipped, "totals stay; verify names it", Told("000001")),
+    (Archived, Zeroed, "totals stay; verify names it", Told("000001")),
+    (Archived, Deleted, "totals stay; verify names it", Told("000001")),
+    (Archived, Duplicated, "a copy of the same number is never counted", Right),
+    (Archived, Renamed, "the number decides, the time in the name does not", Right),
+    (Archived, Unreadable, "totals stay; verify names it", Told("000001")),
+    (Database, Truncated, "refused as malformed, or made again from the files", RightOrTold),
+    (Database, Flipped, "refused as malformed, found by verify, or in bytes that mean nothing", RightOrTold),
+    (Database, Zeroed, "refused as malformed, found by verify, or in a page that holds nothing", RightOrTold),
+    (Database, Deleted, "made again from the files: the same totals", Right),
+    (Database, Duplicated, "a copy is not looked at", Right),
+    (Database, Renamed, "as deleted: made again from the files", Right),
+    (Database, Unreadable, "refused, named", Told("revenue.db")),
+    (Wal, Truncated, "commits at its end are gone, whole; the files are applied again from there", Right),
+    (Wal, Flipped, "its checksums end it there; the files are applied again from there", Right),
+    (Wal, Zeroed, "its checksums end it there; the files are applied again from there", Right),
+    (Wal, Deleted, "the database is as of its last checkpoint; the files are applied again from there", Right),
+    (Wal, Duplicated, "a copy is not looked at", Right),
+    (Wal, Renamed, "as deleted", Right),
+    (Wal, Unreadable, "refused, named", Told("revenue.db")),
+    (Kind::Lock, Truncated, "its content is for people only", Right),
+    (Kind::Lock, Flipped, "its content is for people only", Right),
+    (Kind::Lock, Zeroed, "its content is for people only", Right),
+    (Kind::Lock, Deleted, "made again", Right),
+    (Kind::Lock, Duplicated, "a copy is not looked at", Right),
+    (Kind::Lock, Renamed, "made again", Right),
+    (Kind::Lock, Unreadable, "nothing starts without its lock; it is named", Told("process.lock")),
+    (Note, Truncated, "its name alone declares the segment lost", Right),
+    (Note, Flipped, "its name alone declares the segment lost", Right),
+    (Note, Zeroed, "its name alone declares the segment lost", Right),
+    (Note, Deleted, "the active file is taken for the lost one and found not to be it: named, not applied", Told("segment 3")),
+    (Note, Duplicated, "a copy is not looked at", Right),
+    (Note, Renamed, "as deleted", Told("segment 3")),
+    (Note, Unreadable, "its name alone declares the segment lost", Right),
+];
+
+/// Some lines for user `user`: with and without ids, fractions, one that takes away.
+fn lines(user: &str, count: usize) -> String {
+    (0..count)
+        .map(|n| match n % 3 {
+            0 => format!("{{\"userId\":\"{user}\",\"name\":\"add_revenue\",\"value\":{n}.25}}\n"),
+            1 => format!("{{\"userId\":\"{user}\",\"name\":\"subtract_revenue\",\"value\":{n}}}\n"),
+            _ => format!("{{\"userId\":\"user9\",\"name\":\"add_revenue\",\"value\":{n},\"id\":\"{user}-{n}\"}}\n"),
+        })
+        .collect()
+}
+
+/// Where a memory file system is, there: hundreds of directories are made and brought up.
+fn scratch_dir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let root = if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    tempfile::tempdir_in(root).unwrap()
+}
+
+/// Data directories as a server leaves them.
+struct Left {
+    _scratch: Scratch,
+    /// After kill -9: segments 1 and 2 archived, 3 active and applied, a -wal.
+    killed: PathBuf,
+    /// After SIGTERM: three segments archived, one database file.
+    stopped: PathBuf,
+}
+
+static LEFT: LazyLock<Left> = LazyLock::new(|| {
+    let scratch = Scratch::new();
+    let [killed, stopped] = ["killed", "stopped"].map(|name| {
+        let dir = scratch.path().join(name);
+        let server = Server::with(&dir, &["--flush-every", "10ms"]);
+        for user in ["user1", "user2"] {
+            server.accept(lines(user, 100));
+            server.flush();
+        }
+        let position = server.accept(lines("user3", 60));
+        let shown = server.get(&format!("/userEvents/user3?after={position}&wait=50s"));
+        shown.expect(200);
+        if name == "killed" {
+            server.kill();
+        } else {
+            server.stop().expect(0);
+        }
+        dir
+    });
+    assert!(killed.join("revenue.db-wal").exists(), "kill -9 leaves it");
+    Left {
+        _scratch: scratch,
+        killed,
+        stopped,
+    }
+});
+
+fn append(path: &Path, text: &str) {
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    for path in files_below(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&path, &target).unwrap();
+    }
+}
+
+/// Makes `dir` what the kind's rows start from; the file to be damaged.
+fn set_up(kind: Kind, dir: &Path) -> PathBuf {
+    let from = if kind == Database {
+        &LEFT.stopped
+    } else {
+        &LEFT.killed
+    };
+    copy(from, dir);
+    let active = dir.join("events.jsonl");
+    match kind {
+        Note => {
+            fs::remove_file(&active).unwrap();
+            let (_, committer, recovery) = open_journal(dir).unwrap();
+            assert_eq!(recovery.lost, Some(3));
+            committer.stop();
+        }
+        Waiting => {
+            append(&active, &lines("user4", 20));
+            fs::rename(&active, dir.join(sealed_file_name(3, SystemTime::now()))).unwrap();
+        }
+        _ => {}
+    }
+    // Acknowledged, not applied yet.
+    append(&active, &lines("user5", 40));
+    let sealed = |dir: &Path| {
+        let mut found = files_below(dir).into_iter();
+        found
+            .find(|path| path.to_str().unwrap().contains("Z-00000"))
+            .unwrap()
+    };
+    match kind {
+        Active => active,
+        Waiting => dir.join(
+            fs::read_dir(dir)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .find(|name| name.ends_with("-000003.jsonl"))
+                .unwrap(),
+        ),
+        Archived => sealed(&dir.join("applied")),
+        Database => dir.join("revenue.db"),
+        Wal => dir.join("revenue.db-wal"),
+        Kind::Lock => dir.join("process.lock"),
+        Note => dir.join("quarantine/lost-000003"),
+    }
+}
+
+type Opened = (
+    Journal,
+    tallyline::journal::Committer,
+    tallyline::journal::Recovery,
+);
+
+fn open_journal(dir: &Path) -> anyhow::Result<Opened> {
+    let known = |row: SegmentRow| {
+        Some(KnownSegment {
+            number: row.id.number()?,
+            applied_bytes: row.applied_bytes,
+            sealed: row.state != SegmentState::Active,
+        })
+    };
+    // The journal opens without a database that can't be read, as it does in `serve`.
+    let rows = read_segments(&dir.join("revenue.db")).unwrap_or_default();
+    let known: Vec<_> = rows.into_iter().filter_map(known).collect();
+    let health = Arc::new(Health::default());
+    Ok(Journal::open(
+        Arc::new(RealDisk),
+        dir,
+        JournalConfig::default(),
+        &known,
+        health,
+    )?)
+}
+
+/// Seals, applies and verifies, as `process` and `verify` do; what there was to complain about.
+fn bring_up(dir: &Path) -> BTreeSet<String> {
+    let mut words = Vec::new();
+    if let Err(error) = apply(dir, &mut words) {
+        words.push(format!("{error:#}"));
+    }
+    let mut config = ProcessConfig::new(dir);
+    config.threads = 1;
+    let mut found = Vec::new();
+    let mut on_finding = |finding: &Finding| match finding {
+        Finding::Differs(said) | Finding::Untold(said) => found.push(said.clone()),
+        Finding::Note(_) => {}
+    };
+    match verify(&config, &RealDisk, &mut on_finding, &mut |_, _| {}) {
+        Ok(Some(verdict)) => assert_eq!(verdict.agrees(), found.is_empty(), "{found:?}"),
+        Ok(None) => words.push("there is no database".to_owned()),
+        Err(error) => words.push(format!("{:#}", anyhow::Error::from(error))),
+    }
+    words.extend(found);
+    let here = dir.to_str().unwrap();
+    words
+        .into_iter()
+        .map(|said| said.replace(here, ""))
+        .collect()
+}
+
+fn apply(dir: &Path, words: &mut Vec<String>) -> anyhow::Result<()> {
+    let _process = Lock::take(&dir.join("process.lock"))?;
+    let _serve = Lock::take(&dir.join("serve.lock"))?;
+    let (journal, committer, recovery) = open_journal(dir)?;
+    if let Some((bytes, kept)) = recovery.torn {
+        words.push(format!(
+            "{bytes} bytes of a torn write are in {}",
+            kept.display()
+        ));
+    }
+    for number in [recovery.lost, recovery.untrusted].into_iter().flatten() {
+        words.push(format!("segment {number} is lost or untrusted"));
+    }
+    committer.stop();
+    drop(journal);
+    let mut config = ProcessConfig::new(dir);
+    config.threads = 1;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let summary = run_once(&config, &disk, &[], &mut |_| {})?;
+    for refused in summary.refused {
+        words.push(format!("{}: {}", refused.path.display(), refused.reason));
+    }
+    words.extend(
+        summary
+            .missing
+            .iter()
+            .map(|number| format!("segment {number} is missing")),
+    );
+    Ok(())
+}
+
+/// Where to damage a file of this length.
+fn places(kind: Kind, damage: Damage, length: u64) -> Vec<u64> {
+    let mut choices = Choices::new(length);
+    let samples = if kind == Database { 40 } else { 12 };
+    let mut some = |from: u64, to: u64| -> Vec<u64> {
+        let room = usize::try_from(to - from).unwrap();
+        (0..samples)
+            .map(|_| from + choices.below(room) as u64)
+            .collect()
+    };
+    let tail = length.saturating_sub(PAGE);
+    match damage {
+        Truncated if std::env::var_os("TALLYLINE_TEST_EVERY_BYTE").is_some() => {
+            (tail..length).collect()
+        }
+        Truncated => [some(tail, length), vec![0, tail, length - 1]].concat(),
+        Flipped => [some(0, length), vec![0, length - 1]].concat(),
+        Zeroed => {
+            let pages = length.div_ceil(PAGE);
+            let step = usize::try_from(pages.div_ceil(16)).unwrap();
+            (0..pages).step_by(step).map(|page| page * PAGE).collect()
+        }
+        _ => vec![0],
+    }
+}
+
+fn inflict(damage: Damage, file: &Path, place: u64) {
+    let name = file.file_name().unwrap().to_str().unwrap();
+    // Another name: of the same number where it is a segment's, of nothing otherwise.
+    let other = match name.rsplit_once("Z-") {
+        Some((_, number)) => format!("events-2001-01-01T00-00-00.000Z-{number}"),
+        None => format!("{name}.mine"),
+    };
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(file)
+            .unwrap()
+    };
+    match damage {
+        Truncated => open().set_len(place).unwrap(),
+        Flipped => {
+            let mut byte = [0];
+            open().read_exact_at(&mut byte, place).unwrap();
+            open()
+                .write_all_at(&[byte[0] ^ 1 << (place % 8)], place)
+                .unwrap();
+        }
+        Zeroed => {
+            let length = fs::metadata(file).unwrap().len();
+            let zeros = vec![0; usize::try_from(PAGE.min(length - place)).unwrap()];
+            open().write_all_at(&zeros, place).unwrap();
+        }
+        Deleted => fs::remove_file(file).unwrap(),
+        Duplicated => drop(fs::copy(file, file.with_file_name(other)).unwrap()),
+        Renamed => fs::rename(file, file.with_file_name(other)).unwrap(),
+        Unreadable => {
+            fs::remove_file(file).unwrap();
+            symlink(name, file).unwrap();
+        }
+    }
+}
+
+/// Every row of the matrix for this kind.
+fn check(kind: Kind) {
+    let sound = scratch_dir();
+    set_up(kind, sound.path());
+    let usual = bring_up(sound.path());
+    let right = database(sound.path());
+    assert!(kind == Note || usual.is_empty(), "{usual:?}");
+    assert!(kind == Note || right == recount(sound.path()).users);
+    let mut wrong = Vec::new();
+    for (_, damage, sentence, expect) in MATRIX.iter().filter(|row| row.0 == kind) {
+        let length = fs::metadata(set_up(kind, scratch_dir().path())).map_or(0, |file| file.len());
+        for place in places(kind, *damage, length) {
+            let dir = scratch_dir();
+            let file = set_up(kind, dir.path());
+            inflict(*damage, &file, place);
+            let told: BTreeSet<_> = bring_up(dir.path()).difference(&usual).cloned().collect();
+            if let Err(why) = judge(*expect, dir.path(), &told, &right) {
+                wrong.push(format!("{kind:?} {damage:?} at {place} of {length}: {why}\n  told: {told:?}\n  promised: {sentence}"));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} cases:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+fn judge(
+    expect: Expect,
+    dir: &Path,
+    told: &BTreeSet<String>,
+    right: &Totals,
+) -> Result<(), String> {
+    match expect {
+        Told(name) if told.iter().any(|said| said.contains(name)) => Ok(()),
+        Told(name) => Err(format!("nobody is told of {name}")),
+        Right if !told.is_empty() => Err("a false alarm".to_owned()),
+        RightOrTold | AsFilesOrTold if !told.is_empty() => Ok(()),
+        Right | RightOrTold if database(dir) == *right => Ok(()),
+        AsFilesOrTold if database(dir) == recount(dir).users => Ok(()),
+        _ => Err("totals are wrong without a word".to_owned()),
+    }
+}
+
+#[test]
+fn the_matrix_has_a_row_for_each_kind_and_damage() {
+    // Red if a row is given twice, and so another is missing.
+    let rows: BTreeSet<_> = MATRIX.iter().map(|row| (row.0, row.1)).collect();
+    assert_eq!(rows.len(), 7 * 7);
+}
+
+// Each red if damage to that kind of file makes a total wrong without a word, or stops more than
+// its sentence says.
+
+#[test]
+fn a_damaged_active_file() {
+    check(Active);
+}
+
+#[test]
+fn a_damaged_waiting_file() {
+    check(Waiting);
+}
+
+#[test]
+fn a_damaged_archived_file() {
+    check(Archived);
+}
+
+#[test]
+fn a_damaged_database() {
+    check(Database);
+}
+
+#[test]
+fn a_damaged_write_ahead_log() {
+    check(Wal);
+}
+
+#[test]
+fn a_damaged_lock_file() {
+    check(Kind::Lock);
+}
+
+#[test]
+fn a_damaged_note_in_quarantine() {
+    check(Note);
+}

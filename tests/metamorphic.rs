@@ -1,0 +1,232 @@
+//! The same events another way round: what comes out must be the same.
+//!
+//! Events are shuffled, cut into batches of any size, re-sent where they have an id, appended to a
+//! journal that rotates at any size, and applied by 1 to 8 threads with hardly any memory, in one
+//! run or several. Totals, and every column of the ledger but the duplicates, must be those of the
+//! plain way; the duplicates must be exactly what was re-sent. No two events of one id contradict
+//! each other: there the first applied wins, so order would matter.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+
+use tallyline::fs::{Disk, RealDisk};
+use tallyline::health::Health;
+use tallyline::journal::{Batch, Journal, JournalConfig};
+use tallyline::process::{ProcessConfig, run_once, verify};
+use tallyline::store::read_segments;
+
+use super::harness::{PATIENCE, Totals, database};
+use super::sim_disk::{Choices, for_seeds};
+
+const EVENTS: usize = 120;
+
+/// Cases; each makes two databases.
+fn cases() -> u64 {
+    std::env::var("TALLYLINE_TEST_CASES").map_or(24, |cases| cases.parse().unwrap())
+}
+
+/// An event's line, and whether it has an id.
+type Line = (String, bool);
+
+/// Events, and lines that are none.
+fn made(choices: &mut Choices) -> Vec<Line> {
+    (0..EVENTS)
+        .map(|n| {
+            let user = choices.below(9);
+            let name = ["add_revenue", "add_revenue", "subtract_revenue"][choices.below(3)];
+            let value = format!("{}.{:06}", choices.below(5000), choices.below(1_000_000));
+            let padding = "x".repeat(choices.below(200));
+            match choices.below(8) {
+                0 => (format!("{{\"userId\":\"u{user}\",\"value\":-{value}}}\n"), false),
+                1..=3 => (
+                    format!("{{\"id\":\"{n}\",\"userId\":\"u{user}\",\"name\":\"{name}\",\"value\":{value},\"more\":\"{padding}\"}}\n"),
+                    true,
+                ),
+                4 => (format!("{{\"userId\":\"u{user}\\u00e9\",\"name\":\"{name}\",\"value\":{value}}}\n"), false),
+                _ => (format!("{{\"value\":{value},\"name\":\"{name}\",\"userId\":\"u{user}\"}}\n"), false),
+            }
+        })
+        .collect()
+}
+
+fn shuffle<T>(items: &mut [T], choices: &mut Choices) {
+    for last in (1..items.len()).rev() {
+        items.swap(last, choices.below(last + 1));
+    }
+}
+
+/// How the events go in.
+struct Way {
+    lines: Vec<String>,
+    batch_lines_max: usize,
+    rotate_bytes: u64,
+    threads: usize,
+    memory_bytes: usize,
+    /// Times the directory is closed and processed on the way.
+    runs: usize,
+}
+
+/// What came out.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    totals: Totals,
+    events: u64,
+    rejected: u64,
+    duplicates: u64,
+}
+
+impl Way {
+    fn go(&self, choices: &mut Choices) -> Outcome {
+        let memory = Path::new("/dev/shm");
+        let root = if memory.is_dir() {
+            memory.to_owned()
+        } else {
+            std::env::temp_dir()
+        };
+        let dir = tempfile::tempdir_in(root).unwrap();
+        for part in self.lines.chunks(self.lines.len().div_ceil(self.runs)) {
+            self.append(dir.path(), part, choices);
+            self.apply(dir.path());
+        }
+        let rows = read_segments(&dir.path().join("revenue.db")).unwrap();
+        let sum =
+            |of: fn(&tallyline::store::Counts) -> u64| rows.iter().map(|row| of(&row.counts)).sum();
+        Outcome {
+            totals: database(dir.path()),
+            events: sum(|counts| counts.events),
+            rejected: sum(|counts| counts.rejected),
+            duplicates: sum(|counts| counts.duplicates),
+        }
+    }
+
+    /// Through the journal, in batches of any size up to the bound, sealed at the end.
+    fn append(&self, dir: &Path, lines: &[String], choices: &mut Choices) {
+        let config = JournalConfig {
+            rotate_bytes: self.rotate_bytes,
+            ..JournalConfig::default()
+        };
+        let known = read_segments(&dir.join("revenue.db")).unwrap();
+        assert!(
+            known.iter().all(|row| row.whole_at_ms.is_some()),
+            "all sealed and applied"
+        );
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let health = Arc::new(Health::default());
+        let (journal, committer, _) = Journal::open(disk, dir, config, &[], health).unwrap();
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let (now, later) =
+                rest.split_at(1 + choices.below(self.batch_lines_max.min(rest.len())));
+            rest = later;
+            let batch = Batch {
+                bytes: now.concat().into_bytes(),
+                lines: u32::try_from(now.len()).unwrap(),
+            };
+            let (done, answered) = mpsc::channel();
+            journal.append(batch, Box::new(move |answer| drop(done.send(answer))));
+            answered.recv_timeout(PATIENCE).unwrap().expect("appended");
+        }
+        committer.stop();
+    }
+
+    fn apply(&self, dir: &Path) {
+        let mut config = ProcessConfig::new(dir);
+        config.threads = self.threads;
+        config.memory_bytes = self.memory_bytes;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let summary = run_once(&config, &disk, &[], &mut |_| {}).unwrap();
+        assert!(
+            summary.refused.is_empty() && summary.missing.is_empty(),
+            "{summary:?}"
+        );
+        let mut findings = Vec::new();
+        let verdict = verify(
+            &config,
+            &RealDisk,
+            &mut |finding| findings.push(finding.clone()),
+            &mut |_, _| {},
+        );
+        assert!(verdict.unwrap().unwrap().agrees(), "{findings:?}");
+    }
+}
+
+fn both_ways(seed: u64) {
+    let choices = &mut Choices::new(seed);
+    let lines = made(choices);
+    let plain = Way {
+        lines: lines.iter().map(|(line, _)| line.clone()).collect(),
+        batch_lines_max: EVENTS,
+        rotate_bytes: 1 << 30,
+        threads: 1,
+        memory_bytes: 256 << 20,
+        runs: 1,
+    };
+    let expected = plain.go(choices);
+    assert_eq!(expected.duplicates, 0);
+    assert_eq!(expected.events + expected.rejected, EVENTS as u64);
+
+    let mut again = lines.clone();
+    again.retain(|(_, with_id)| *with_id && choices.below(2) == 0);
+    let resent = again.len() as u64;
+    let mut lines = [lines, again].concat();
+    shuffle(&mut lines, choices);
+    let other = Way {
+        lines: lines.into_iter().map(|(line, _)| line).collect(),
+        batch_lines_max: 1 + choices.below(20),
+        rotate_bytes: 100 + choices.below(20_000) as u64,
+        threads: 1 + choices.below(8),
+        memory_bytes: [1, 2000, 256 << 20][choices.below(3)],
+        runs: 1 + choices.below(3),
+    };
+    let found = other.go(choices);
+    assert_eq!(
+        found,
+        Outcome {
+            duplicates: resent,
+            ..expected
+        }
+    );
+}
+
+#[test]
+fn totals_and_ledger_do_not_depend_on_the_way_the_events_came() {
+    // Red if a total depends on order, on where files, batches or ranges were cut, on the number of
+    // threads, on the memory they had, or on an event with an id having been sent twice.
+    for_seeds(cases(), both_ways);
+}
+
+#[test]
+fn the_same_files_under_names_from_elsewhere_come_to_the_same() {
+    // Red if files of another program are read by other rules than ours.
+    let choices = &mut Choices::new(7);
+    let lines = made(choices);
+    let mut outcomes = Vec::new();
+    for cut in [EVENTS, 50, 7] {
+        let dir = tempfile::tempdir().unwrap();
+        for (number, part) in lines.chunks(cut).enumerate() {
+            let text: String = part.iter().map(|(line, _)| line.as_str()).collect();
+            // A last newline may be missing in such a file.
+            let text = if number % 2 == 0 {
+                text.trim_end()
+            } else {
+                &text
+            };
+            std::fs::write(dir.path().join(format!("events_{number:03}.jsonl")), text).unwrap();
+        }
+        let config = ProcessConfig::new(dir.path());
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let summary = run_once(&config, &disk, &[], &mut |_| {}).unwrap();
+        outcomes.push((
+            database(dir.path()),
+            summary.counts.events,
+            summary.counts.rejected,
+        ));
+    }
+    let totals: BTreeMap<_, _> = outcomes[0].0.clone();
+    assert!(totals.len() > 9 && outcomes[0].2 > 0, "{outcomes:?}");
+    assert!(
+        outcomes.iter().all(|outcome| *outcome == outcomes[0]),
+        "{outcomes:?}"
+    );
+}

@@ -1,0 +1,614 @@
+//! What can be proved, and what letting go leaves provable: `verify`, `process --rebuild`,
+//! `--retain-for`, `--keep-ids`, and a database that was tampered with.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rusqlite::Connection;
+
+use super::harness::{
+    PATIENCE, Process, Ran, Scratch, Server, arg, database, event, files_below, names_in, recount,
+    run, tallyline, until,
+};
+
+/// Small segments, applied at once.
+const SMALL: [&str; 4] = ["--rotate-bytes", "1KiB", "--flush-every", "10ms"];
+
+#[track_caller]
+fn verify(data: &Path) -> Ran {
+    run(&["verify", "--data-dir", arg(data)])
+}
+
+#[track_caller]
+fn rebuild(data: &Path) -> Ran {
+    run(&["process", "--rebuild", "--data-dir", arg(data)])
+}
+
+/// Nothing of SQLite's but the one file, and nothing half made.
+#[track_caller]
+fn assert_one_database_file(data: &Path) {
+    let names = names_in(data);
+    let left: Vec<_> = names.iter().filter(|name| name.contains(".db")).collect();
+    assert_eq!(left, ["revenue.db"]);
+}
+
+fn change(data: &Path, sql: &str) {
+    let db = Connection::open(data.join("revenue.db")).unwrap();
+    assert!(db.execute(sql, []).unwrap() > 0, "{sql} changes nothing");
+}
+
+fn with_id(user: &str, value: u64, id: &str) -> String {
+    format!(
+        "{{\"userId\":\"{user}\",\"name\":\"add_revenue\",\"value\":{value},\"id\":\"{id}\"}}\n"
+    )
+}
+
+fn archive(data: &Path) -> Vec<PathBuf> {
+    files_below(&data.join("applied"))
+}
+
+/// A number of the `pruned` row.
+fn pruned(data: &Path, column: &str) -> u64 {
+    let db = super::harness::recount::open_database(data);
+    let sql = format!("SELECT {column} FROM pruned");
+    let number: i64 = db.query_row(&sql, [], |row| row.get(0)).unwrap();
+    u64::try_from(number).unwrap()
+}
+
+/// A stopped data directory of `count` segments, an event of user u in each.
+fn segments(scratch: &Scratch, count: usize) {
+    let server = Server::with(&scratch.data(), &SMALL);
+    for _ in 0..count {
+        server.accept(event("u", 1));
+        server.flush();
+    }
+    server.stop().expect(0);
+}
+
+#[test]
+fn verify_agrees_beside_a_server_that_takes_applies_rotates_and_archives() {
+    // Red if `verify` takes what happens meanwhile for a difference, or leaves files behind.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &SMALL);
+    server.accept(with_id("u", 1, "first"));
+    server.flush();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut number = 0;
+            while !done.load(Ordering::Relaxed) {
+                number += 1;
+                server.accept(format!(
+                    "{}{}{}",
+                    event(&format!("u{}", number % 7), number),
+                    with_id("u", number, &format!("id-{number}")),
+                    with_id("u", 1, "first"),
+                ));
+            }
+        });
+        let verdicts: Vec<Ran> = (0..4).map(|_| verify(&data)).collect();
+        done.store(true, Ordering::Relaxed);
+        sender.join().unwrap();
+        for verdict in verdicts {
+            verdict.expect(0);
+        }
+    });
+    server.stop().expect(0);
+    let ran = verify(&data).expect(0);
+    let counted = recount(&data);
+    assert_eq!(counted.users, database(&data));
+    let words = format!("{} duplicates", counted.duplicates);
+    assert!(ran.stdout.contains(&words), "{words}: {ran}");
+    assert_one_database_file(&data);
+}
+
+#[test]
+fn verify_after_a_crash_agrees_and_leaves_one_file() {
+    // Red if `verify` needs a clean stop, or leaves a -wal for the next one to wonder about.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &["--flush-every", "10ms"]);
+    let position = server.accept(event("u", 1).repeat(10));
+    server
+        .get(&format!("/userEvents/u?after={position}&wait=50s"))
+        .expect(200);
+    server.kill();
+    assert!(data.join("revenue.db-wal").exists(), "it was a crash");
+    verify(&data).expect(0);
+    assert_one_database_file(&data);
+    fs::write(data.join("events_new.jsonl"), event("u", 1)).unwrap();
+    let ran = verify(&data).expect(0);
+    assert!(ran.stdout.contains("pending"), "{ran}");
+    fs::remove_file(data.join("revenue.db")).unwrap();
+    let ran = verify(&data).expect(1);
+    assert!(ran.stderr.contains("no database"), "{ran}");
+    assert!(!data.join("revenue.db").exists(), "verify makes nothing");
+}
+
+#[test]
+fn verify_names_each_difference() {
+    // Red if `verify` stops at the first difference, or does not say which user or file it is.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 3);
+    fs::write(archive(&data)[1].as_path(), event("u", 2)).unwrap();
+    fs::remove_file(&archive(&data)[2]).unwrap();
+    change(&data, "UPDATE segment SET net_check = 7 WHERE key = 1");
+    let ran = verify(&data).expect(1);
+    for words in [
+        "DIFFERS: segment events-000001",
+        "DIFFERS: segment events-000002",
+        "CANNOT BE TOLD: segment events-000003",
+        "DIFFERS: all users together",
+    ] {
+        assert!(ran.stdout.contains(words), "{words}: {ran}");
+    }
+}
+
+#[test]
+fn a_rebuild_puts_right_what_was_forged() {
+    // Red if a rebuild believes the old database, leaves half of it, or needs what it should not.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 3);
+    scratch.file("data/events_old.jsonl", with_id("v", 2, "a").repeat(3));
+    run(&["process", "--data-dir", arg(&data)]).expect(0);
+    let before = database(&data);
+    change(
+        &data,
+        "UPDATE user_total SET revenue_micros = 5, events = 9",
+    );
+    verify(&data).expect(1);
+    // Left by a rebuild that was killed.
+    scratch.file("data/revenue.db.rebuild", "half a database");
+    scratch.file("data/revenue.db.rebuild-wal", "and its log");
+    rebuild(&data).expect(0);
+    assert_eq!(database(&data), before);
+    assert_one_database_file(&data);
+    let ran = verify(&data).expect(0);
+    assert!(ran.stdout.contains("2 duplicates"), "{ran}");
+    let file = scratch.file("more.jsonl", event("u", 1));
+    run(&["process", "--rebuild", "--data-dir", arg(&data), arg(&file)]).expect(2);
+    // Without a database it is made.
+    fs::remove_file(data.join("revenue.db")).unwrap();
+    rebuild(&data).expect(0);
+    assert_eq!(database(&data), before);
+}
+
+#[test]
+fn a_rebuild_killed_at_any_moment_leaves_the_old_database_or_the_new_one() {
+    // Red if there is a moment without a database, or with half of one, or with the old one's log
+    // beside the new one.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    for part in 0..8 {
+        let lines = (0..2000u64).map(|n| event(&format!("user-{}", n % 900), part));
+        scratch.file(
+            &format!("data/events_{part}.jsonl"),
+            lines.collect::<String>(),
+        );
+    }
+    run(&["process", "--data-dir", arg(&data)]).expect(0);
+    let before = database(&data);
+    let mut killed = 0;
+    for looks in (0..60).step_by(4) {
+        let args = ["process", "--rebuild", "--data-dir", arg(&data)];
+        let mut process = Process::start(&mut tallyline(&args));
+        let mut seen = 0;
+        let ended = until(PATIENCE, "it is at it, or done", || {
+            seen += u32::from(data.join("revenue.db.rebuild").exists());
+            let ended = process.exited().is_some();
+            (ended || seen > looks).then_some(ended)
+        });
+        process.kill();
+        killed += u32::from(!ended);
+        // A reader that may write undoes what was cut short; the harness's own may not.
+        change(&data, "UPDATE user_total SET events = events");
+        assert_eq!(database(&data), before, "after {looks} looks");
+    }
+    assert!(killed > 0, "none was killed on its way");
+    run(&["process", "--data-dir", arg(&data)]).expect(0);
+    assert_one_database_file(&data);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn a_rebuild_is_refused_beside_a_server_a_reader_and_a_verify() {
+    // Red if the database is swapped under somebody, or the refusal does not say under whom.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    for flags in [&[][..], &["--no-process"]] {
+        let server = Server::with(&data, flags);
+        server.accept(event("u", 1));
+        let ran = rebuild(&data).expect(1);
+        let pid = server.process.id().to_string();
+        assert!(ran.stderr.contains(&pid), "pid {pid}: {ran}");
+        server.stop().expect(0);
+    }
+    run(&["process", "--data-dir", arg(&data)]).expect(0);
+    let before = database(&data);
+    let held = File::open(&data).unwrap();
+    held.lock_shared().unwrap();
+    let ran = rebuild(&data).expect(1);
+    assert!(ran.stderr.contains("verify"), "{ran}");
+    drop(held);
+    let reader = Connection::open(data.join("revenue.db")).unwrap();
+    reader
+        .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
+        .unwrap();
+    reader
+        .execute_batch("BEGIN; SELECT count(*) FROM segment;")
+        .unwrap();
+    let ran = rebuild(&data).expect(1);
+    assert!(ran.stderr.contains("revenue.db"), "{ran}");
+    drop(reader);
+    assert_eq!(database(&data), before);
+    rebuild(&data).expect(0);
+    assert_eq!(database(&data), before);
+    assert_one_database_file(&data);
+}
+
+#[test]
+fn a_rebuild_says_what_no_longer_counts() {
+    // Red if a total gets lower without a word.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 3);
+    fs::remove_file(&archive(&data)[1]).unwrap();
+    let ran = rebuild(&data).expect(0);
+    assert!(
+        ran.stdout.contains("events-000002") && ran.stdout.contains("no longer"),
+        "{ran}"
+    );
+    assert_eq!(database(&data)["u"].1, 2);
+    let ran = verify(&data).expect(1);
+    assert!(ran.stdout.contains("segments 2"), "still missing: {ran}");
+}
+
+#[test]
+fn retention_prunes_and_every_total_stays() {
+    // Red if pruning loses a total, takes the newest segment or unapplied data, lets the numbers
+    // begin again, or leaves sums that nobody can check.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let flags = [&SMALL[..], &["--retain-for", "0s"]].concat();
+    let server = Server::with(&data, &flags);
+    let first = server.accept(event("u", 1));
+    for number in 1..30 {
+        server.accept(event("u", 1).repeat(10) + &event(&format!("v{number}"), number));
+        server.flush();
+    }
+    until(PATIENCE, "all but the newest are gone", || {
+        (archive(&data).len() == 1).then_some(())
+    });
+    assert_eq!(
+        server.get("/userEvents/u").expect(200).json()["events"],
+        291
+    );
+    server
+        .get(&format!("/userEvents/u?after={first}"))
+        .expect(200);
+    let status = server.assert_balanced();
+    assert_eq!(status["applied"], 291 + 29);
+    assert_eq!(server.get("/readyz").status, 200, "{status}");
+    server.stop().expect(0);
+    let before = database(&data);
+    let ran = verify(&data).expect(0);
+    assert!(ran.stdout.contains("pruned"), "{ran}");
+    // A rebuild carries over what no file proves any more, and says so.
+    let ran = rebuild(&data).expect(0);
+    assert!(ran.stdout.contains("carried over"), "{ran}");
+    assert_eq!(database(&data), before);
+    verify(&data).expect(0);
+    let number = pruned(&data, "number");
+    let server = Server::start(&data);
+    let next = server.accept(event("u", 1));
+    let segment: u64 = next.split_once('-').unwrap().0.parse().unwrap();
+    assert!(segment > number + 1, "{next} after {number}");
+    server.flush();
+    assert_eq!(server.get("/readyz").status, 200);
+    server.stop().expect(0);
+    // Nor does it guess where that can't be told.
+    change(
+        &data,
+        "UPDATE user_total SET events = events + 1 WHERE user_id = 'u'",
+    );
+    verify(&data).expect(1);
+    let ran = rebuild(&data).expect(1);
+    assert!(ran.stderr.contains("backup"), "{ran}");
+    assert_eq!(database(&data)["u"].1, 293, "as it was");
+    assert_one_database_file(&data);
+}
+
+#[test]
+fn nothing_is_pruned_while_somebody_verifies() {
+    // Red if files go away under a recount.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 4);
+    let held = File::open(&data).unwrap();
+    held.lock_shared().unwrap();
+    let flags = [&SMALL[..], &["--retain-for", "0s", "--keep-ids", "0s"]].concat();
+    let server = Server::with(&data, &flags);
+    for _ in 0..5 {
+        server.accept(event("u", 1));
+        server.flush();
+    }
+    assert!(archive(&data).len() >= 8, "{:?}", archive(&data));
+    drop(held);
+    until(PATIENCE, "pruned now", || {
+        (archive(&data).len() <= 1).then_some(())
+    });
+    server.stop().expect(0);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn what_a_crash_between_the_steps_of_a_prune_left_is_removed_and_not_counted_again() {
+    // Red if a pruned file that is there again is counted twice, or if another file is removed
+    // because it bears a pruned number.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 5);
+    let files: Vec<(PathBuf, Vec<u8>)> = archive(&data)
+        .into_iter()
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect();
+    let server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    until(PATIENCE, "pruned", || {
+        (archive(&data).len() == 1).then_some(())
+    });
+    server.stop().expect(0);
+    assert_eq!(pruned(&data, "number"), 4);
+    let before = database(&data);
+    // The last one pruned: as after a crash between the transaction and the unlink.
+    fs::write(&files[3].0, &files[3].1).unwrap();
+    // An earlier one, brought back by somebody.
+    let back = data.join(files[1].0.file_name().unwrap());
+    fs::write(&back, &files[1].1).unwrap();
+    let ran = run(&["process", "--data-dir", arg(&data)]).expect(1);
+    assert!(ran.stderr.contains("000002"), "{ran}");
+    assert!(!files[3].0.exists(), "finished");
+    // The same number with other bytes is nobody's to remove.
+    fs::write(&files[3].0, event("u", 99)).unwrap();
+    let server = Server::start(&data);
+    let reasons = until(PATIENCE, "readiness names it", || {
+        let ready = server.get("/readyz");
+        (ready.status == 503).then(|| ready.text())
+    });
+    assert!(reasons.contains("000002"), "{reasons}");
+    server.accept(event("v", 1));
+    server.flush();
+    server.assert_balanced();
+    server.stop().expect(0);
+    assert!(back.exists() && files[3].0.exists());
+    assert_eq!(database(&data)["u"], before["u"]);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn a_file_that_is_not_what_was_applied_is_not_pruned() {
+    // Red if retention removes bytes that were never counted.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 3);
+    let first = archive(&data).remove(0);
+    fs::write(&first, event("other", 7)).unwrap();
+    let server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    let reasons = until(PATIENCE, "readiness names it", || {
+        let ready = server.get("/readyz");
+        (ready.status == 503).then(|| ready.text())
+    });
+    assert!(reasons.contains("000001"), "{reasons}");
+    assert_eq!(archive(&data).len(), 3);
+    fs::remove_file(&first).unwrap();
+    until(
+        PATIENCE,
+        "it goes on once the file is out of the way",
+        || (archive(&data).len() == 1 && server.get("/readyz").status == 200).then_some(()),
+    );
+    server.stop().expect(0);
+    assert_eq!(database(&data)["u"].1, 3);
+}
+
+#[test]
+fn a_full_disk_is_507_until_retention_makes_room() {
+    // Red if `--max-disk` with `--retain-for` needs a hand, or unapplied events make room.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let flags = [
+        "--max-disk",
+        "12MiB",
+        "--retain-for",
+        "2s",
+        "--disk-reserve",
+        "0",
+    ];
+    let flags = [
+        &flags[..],
+        &["--rotate-bytes", "1MiB", "--flush-every", "10ms"],
+    ]
+    .concat();
+    let server = Server::with(&data, &flags);
+    let big = event(&"x".repeat(200), 1).repeat(2000);
+    let mut taken = 0;
+    until(PATIENCE, "it is full", || {
+        let reply = server.post("/liveEvent", &big);
+        taken += u64::from(reply.status == 202) * 2000;
+        (reply.status != 202).then(|| reply.problem(507))
+    });
+    until(PATIENCE, "it takes events again by itself", || {
+        (server.post("/liveEvent", &big).status == 202).then_some(())
+    });
+    taken += 2000;
+    server.flush();
+    assert_eq!(server.assert_balanced()["applied"], taken);
+    server.stop().expect(0);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn ids_are_let_go_after_their_time_and_not_before() {
+    // Red if `--keep-ids` forgets at once or never, or if `verify` then calls totals wrong.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &["--flush-every", "10ms", "--keep-ids", "1h"]);
+    for _ in 0..3 {
+        server.accept(with_id("u", 5, "a"));
+        server.flush();
+    }
+    assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 1);
+    assert_eq!(server.assert_balanced()["duplicates"], 2);
+    server.stop().expect(0);
+    let server = Server::with(&data, &["--flush-every", "10ms", "--keep-ids", "1s"]);
+    until(PATIENCE, "the id is let go, and counts again", || {
+        server.accept(with_id("u", 5, "a"));
+        server.flush();
+        (server.get("/userEvents/u").expect(200).json()["events"] == 2).then_some(())
+    });
+    server.assert_balanced();
+    server.stop().expect(0);
+    let ran = verify(&data).expect(0);
+    assert!(ran.stdout.contains("let go"), "{ran}");
+}
+
+/// A database put together from an older backup and the log of a crash that came later.
+fn put_together_from_two(scratch: &Scratch) {
+    let data = scratch.data();
+    let all: String = (0..3000).map(|n| event(&format!("user-{n}"), 1)).collect();
+    for _ in 0..2 {
+        let server = Server::start(&data);
+        server.accept(&all);
+        server.stop().expect(0);
+        if !scratch.path().join("backup.db").exists() {
+            fs::copy(data.join("revenue.db"), scratch.path().join("backup.db")).unwrap();
+        }
+    }
+    let server = Server::start(&data);
+    let position = server.accept(event("user-7", 1));
+    server
+        .get(&format!("/userEvents/user-7?after={position}&wait=50s"))
+        .expect(200);
+    server.kill();
+    assert!(data.join("revenue.db-wal").exists());
+    fs::copy(scratch.path().join("backup.db"), data.join("revenue.db")).unwrap();
+}
+
+#[test]
+fn a_backup_copied_over_beside_an_old_wal_is_noticed_and_rebuilt() {
+    // Red if totals that belong to two different times are served without a word.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    put_together_from_two(&scratch);
+    let server = Server::with(&data, &["--retain-for", "0s"]);
+    let reasons = until(PATIENCE, "readiness turns red", || {
+        let ready = server.get("/readyz");
+        (ready.status == 503).then(|| ready.text())
+    });
+    assert!(reasons.contains("--rebuild"), "{reasons}");
+    server.flush();
+    server.stop().expect(0);
+    assert!(archive(&data).len() >= 3, "nothing is pruned meanwhile");
+    verify(&data).expect(1);
+    rebuild(&data).expect(0);
+    verify(&data).expect(0);
+    assert_eq!(database(&data), recount(&data).users);
+    let server = Server::start(&data);
+    server.flush();
+    assert_eq!(server.get("/readyz").status, 200);
+}
+
+#[test]
+fn process_says_so_too_when_the_database_does_not_add_up() {
+    // Red if the one-shot run builds on such a database with exit code 0.
+    let scratch = Scratch::new();
+    put_together_from_two(&scratch);
+    let ran = run(&["process", "--data-dir", arg(&scratch.data())]).expect(1);
+    assert!(ran.stderr.contains("--rebuild"), "{ran}");
+}
+
+#[test]
+fn a_backup_put_in_place_under_a_running_server_is_caught_up() {
+    // Red if the server goes on with the file it had open, or counts anything twice.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 2);
+    let backup = scratch.path().join("backup.db");
+    fs::copy(data.join("revenue.db"), &backup).unwrap();
+    let server = Server::with(&data, &["--flush-every", "1h"]);
+    server.accept(event("u", 1).repeat(5));
+    server.flush();
+    assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 7);
+    fs::rename(&backup, data.join("revenue.db")).unwrap();
+    // Noticed within a second, whatever --flush-every says.
+    until(PATIENCE, "caught up", || {
+        let shown = server.get("/userEvents/u");
+        (shown.status == 200 && shown.json()["events"] == 7).then_some(())
+    });
+    fs::remove_file(data.join("revenue.db")).unwrap();
+    until(PATIENCE, "made again", || {
+        let shown = server.get("/userEvents/u");
+        (shown.status == 200 && shown.json()["events"] == 7).then_some(())
+    });
+    server.assert_balanced();
+    server.stop().expect(0);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn a_deleted_database_after_pruning_is_never_lower_without_a_word() {
+    // Red if what was pruned is missing from the totals and readiness stays green.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 4);
+    let server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    until(PATIENCE, "pruned", || {
+        (archive(&data).len() == 1).then_some(())
+    });
+    fs::remove_file(data.join("revenue.db")).unwrap();
+    let reasons = until(PATIENCE, "readiness names them", || {
+        let ready = server.get("/readyz");
+        let text = ready.text();
+        (ready.status == 503 && text.contains("1 to 3")).then_some(text)
+    });
+    assert!(
+        reasons.contains("missing") || reasons.contains("no file"),
+        "{reasons}"
+    );
+    server.stop().expect(0);
+    assert_eq!(database(&data)["u"].1, 1);
+    let ran = verify(&data).expect(1);
+    assert!(ran.stdout.contains("1 to 3"), "{ran}");
+}
+
+#[test]
+fn a_locked_database_stops_neither_pruning_for_good_nor_verify() {
+    // Red if somebody's transaction breaks retention or keeps `verify` from reading.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 4);
+    let server = Server::with(&data, &["--flush-every", "10ms"]);
+    server.accept(event("u", 1));
+    server.flush();
+    server.stop().expect(0);
+    let db = Connection::open(data.join("revenue.db")).unwrap();
+    db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
+        .unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    verify(&data).expect(0);
+    server.accept(event("u", 1));
+    assert_eq!(archive(&data).len(), 5);
+    db.execute_batch("ROLLBACK").unwrap();
+    drop(db);
+    until(PATIENCE, "pruned", || {
+        (archive(&data).len() <= 1).then_some(())
+    });
+    server.flush();
+    server.stop().expect(0);
+    assert_eq!(database(&data)["u"].1, 6);
+    verify(&data).expect(0);
+}
