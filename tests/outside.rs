@@ -9,7 +9,8 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::harness::{
-    Process, Scratch, Server, arg, database, event, quiet_environment, recount, run,
+    PATIENCE, Process, Scratch, Server, arg, database, event, quiet_environment, recount, run,
+    until,
 };
 
 /// Runs a program of this machine; its stdout.
@@ -280,4 +281,32 @@ fn a_failing_disk_acknowledges_nothing_and_recovers() {
         acked.sort();
         assert_eq!(found, acked, "{fault}");
     }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_stuck_disk_turns_readiness_red_while_reading_goes_on() {
+    // Red if a sync that hangs goes unnoticed, or holds up those who only read.
+    let scratch = Scratch::new();
+    let log = scratch.path().join("strace");
+    let active = scratch.data().join("events.jsonl");
+    let stuck = "inject=fdatasync:delay_enter=8000000:when=1";
+    let only = ["-e", "trace=fdatasync", "-P", arg(&active), "-e", stuck];
+    let server = traced(&scratch.data(), &log, &only, &[]);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| server.accept(event("u", 1)));
+        until(PATIENCE, "readiness is red", || {
+            let ready = server.get("/readyz");
+            (ready.status == 503 && ready.text().contains("has not answered")).then_some(())
+        });
+        assert_eq!(server.get("/userEvents/u").status, 404);
+        assert!(!waits.is_finished(), "nothing is acknowledged meanwhile");
+        waits.join().unwrap();
+    });
+    until(PATIENCE, "ready again", || {
+        (server.get("/readyz").status == 200).then_some(())
+    });
+    server.flush();
+    server.assert_balanced();
+    stop_traced(server);
 }

@@ -15,10 +15,15 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use tallyline::client;
+use tallyline::config::{SendConfig, ServeConfig};
 use tallyline::event::Event;
-use tallyline::fs::RealDisk;
+use tallyline::fs::{Disk, RealDisk};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig};
+use tallyline::process::{self, ProcessConfig};
+use tallyline::serve::Server;
+use tallyline::stop::Stop;
 
 const RUNS: usize = 5;
 
@@ -35,6 +40,8 @@ fn main() {
     let mut table = Table { filter };
     parse(&mut table);
     append(&mut table);
+    apply(&mut table);
+    end_to_end(&mut table);
 }
 
 struct Table {
@@ -137,6 +144,37 @@ fn append(table: &mut Table) {
         });
         committer.stop();
     }
+}
+
+/// `process` over a sealed file, into a new database.
+fn apply(table: &mut Table) {
+    const LINES: u64 = 1_000_000;
+    let text = lines(LINES);
+    table.row("apply: a file of a million lines", LINES, || {
+        let dir = tempfile::tempdir_in(target_dir()).unwrap();
+        std::fs::write(dir.path().join("events_1.jsonl"), &text).unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let config = ProcessConfig::new(dir.path());
+        let summary = process::run_once(&config, &disk, &[], &mut |_| {}).unwrap();
+        assert_eq!(summary.counts.events, LINES);
+    });
+}
+
+/// `send` to a server, until the totals show it.
+fn end_to_end(table: &mut Table) {
+    const LINES: u64 = 200_000;
+    let dir = tempfile::tempdir_in(target_dir()).unwrap();
+    let input = dir.path().join("input.jsonl");
+    std::fs::write(&input, lines(LINES)).unwrap();
+    let server = Server::start(&ServeConfig::at(dir.path().join("data"))).unwrap();
+    let url = format!("http://{}", server.address());
+    table.row("end to end: send, take, apply, GET", LINES, || {
+        let config = SendConfig::of_file(input.clone(), url.clone());
+        let summary = client::send(&config, &Stop::default());
+        assert_eq!(summary.counts.accepted, LINES);
+        assert_eq!(client::totals(&url).unwrap().len(), 1000);
+    });
+    server.stop();
 }
 
 /// A disk like the one the project is on; /tmp may be memory.

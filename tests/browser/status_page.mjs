@@ -219,10 +219,10 @@ check("figures and plots follow the events, and the ledger balances", async () =
   const points = () => tab.page.locator("#rate-plot path.line.taken").evaluate((path) => path.getAttribute("d").split("L").length);
   const before = await until("the plot has points", async () => (await tab.page.locator("#rate-plot path.line.taken").count()) && points());
   await until("the plot grows", async () => (await points()) > before);
-  assert.equal(await tab.text("#verdict"), "balances");
+  await until("the verdict", async () => (await tab.text("#verdict")) === "balances");
   assert.match(await tab.page.locator("#files-bars").getAttribute("aria-label"), /^Lines in the files [\d,]+: applied [\d,]+, duplicates \d+/);
   await until("a segment is applied", async () => (await tab.text("#segments")).includes("applied"));
-  assert.ok((await tab.text("#segments")).includes("taking events"));
+  await until("the segments", async () => (await tab.text("#segments")).includes("taking events"));
   await until("refused events are counted", async () => (await tab.number("#n-refused")) > 0);
   await until("duplicates are counted", async () => (await tab.number("#n-duplicates")) > 0);
   assert.match(await tab.page.title(), /^[\d,.]+\/s · tallyline$/);
@@ -251,8 +251,8 @@ check("a rejected line is shown with its reason, as text", async () => {
   assert.ok(words.includes("<img src=x onerror=alert(1)>"), words);
   assert.match(words, /negative/);
   assert.equal(await tab.page.locator("#rejected img").count(), 0);
-  assert.equal(await tab.number("#n-rejected"), 2);
-  assert.equal(await tab.text("#verdict"), "balances");
+  await until("the count", async () => (await tab.number("#n-rejected")) === 2);
+  await until("the verdict", async () => (await tab.text("#verdict")) === "balances");
   await until("the file is listed", async () => (await tab.text("#segments")).includes("events_x.jsonl"));
   await tab.close();
   await server.stop();
