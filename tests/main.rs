@@ -34,8 +34,10 @@ mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace
 mod layering; // who may know whom, read from src/
 mod readme; // what the README shows exists and answers as shown
 
+mod crash_points; // power cut off after each call of apply, archive, prune, rebuild (`--ignored`)
 mod damage; // each kind of file damaged in each way: somebody is told, or the totals are right
 mod journal_model; // the journal on a simulated disk, crashed at every step and at random
+mod kernel_log; // what strace saw a program do to files, done again on that disk
 mod metamorphic; // the same events shuffled, split, re-batched, re-sent: the same totals and ledger
 mod pipeline_model; // journal, processor and database on that disk, against a recount
 mod sim_disk; // a disk in memory that forgets what was not synced
