@@ -29,7 +29,8 @@ mod provable; // verify, rebuild, retention, ids let go, a database put together
 mod torture; // the shipped torture, a few rounds of it
 mod trouble; // a database locked, deleted, replaced, restored; files changed under us
 
-mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
+mod faults;
+mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`) // full disks, a failing database, a jumping clock (`--ignored`)
 
 mod layering; // who may know whom, read from src/
 mod readme; // what the README shows exists and answers as shown
