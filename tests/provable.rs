@@ -149,6 +149,31 @@ fn verify_names_each_difference() {
 }
 
 #[test]
+fn ids_of_pruned_segments_guard_after_a_rebuild() {
+    // Red if a rebuild forgets which ids counted in files that are gone: then their repetition in a
+    // kept file counts, and so does whoever sends them again.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &[&SMALL[..], &["--retain-for", "0s"]].concat());
+    for body in [with_id("u", 5, "a"), with_id("u", 5, "a") + &event("u", 1)] {
+        server.accept(body);
+        server.flush();
+    }
+    until(PATIENCE, "the first segment is pruned", || {
+        (archive(&data).len() == 1).then_some(())
+    });
+    server.stop().expect(0);
+    rebuild(&data).expect(0);
+    assert_eq!(database(&data)["u"], (6_000_000, 2));
+    verify(&data).expect(0);
+    let server = Server::with(&data, &SMALL);
+    server.accept(with_id("u", 5, "a"));
+    server.flush();
+    assert_eq!(server.get("/userEvents/u").json()["revenue"], 6);
+    server.assert_balanced();
+}
+
+#[test]
 fn a_rebuild_puts_right_what_was_forged() {
     // Red if a rebuild believes the old database, leaves half of it, or needs what it should not.
     let scratch = Scratch::new();
