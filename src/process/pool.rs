@@ -23,6 +23,9 @@ const CHUNK_BYTES_MIN: u64 = 512 << 10;
 const CHUNK_BYTES_MAX: u64 = 8 << 20;
 /// ... and where memory is short: the chunks on their way may take a quarter of it.
 const CHUNK_BYTES_LEAST: u64 = 64 << 10;
+/// A range ends past this many bytes: progress shows, and a run that is stopped has done most of its
+/// work.
+const RANGE_BYTES_MAX: u64 = 1 << 30;
 
 /// A range, folded.
 pub(super) struct Folded {
@@ -81,7 +84,7 @@ impl Pool {
         self
     }
 
-    /// Folds `[from, to)`, or as much of it as fits the memory for a range, but at least one chunk.
+    /// Folds `[from, to)`, or as much of it as a range may hold, but at least one chunk.
     pub(super) fn fold(
         &mut self,
         file: &Arc<dyn DiskFile>,
@@ -116,7 +119,8 @@ impl Pool {
         loop {
             let held = pieces.memory_bytes + users.memory_bytes();
             let growing = (handed_out - pieces.received + 1) * growth;
-            let full = held + growing > self.range_bytes && end > from;
+            let full =
+                (held + growing > self.range_bytes && end > from) || end - from >= RANGE_BYTES_MAX;
             if end < to && !full && handed_out - pieces.received < ahead {
                 let start = end;
                 end = to.min(start.saturating_add(chunk_bytes));
