@@ -5,20 +5,23 @@
 -- so a total is never ahead of, nor behind, what the rows of `segment` say.
 -- Money is whole micros, 10^-6 of a unit. Times are milliseconds since 1970 UTC where a name ends
 -- in _ms. Readable with SQLite 3.40 and later.
+-- What a table is for stands inside its parentheses: SQLite keeps the text from CREATE on, so
+-- `.schema` and Datasette show it.
 
 PRAGMA application_id = 0x74616C79; -- 'taly'
 PRAGMA user_version = 1;
 
--- One row for every user with a counted event, a sum of 0 too.
 CREATE TABLE user_total (
+    -- One row for every user with a counted event, a sum of 0 too. For people: the view user_revenue.
     user_id        TEXT    NOT NULL PRIMARY KEY CHECK (user_id <> ''), -- userId of the events
     revenue_micros INTEGER NOT NULL,                                   -- added minus subtracted, exact
     events         INTEGER NOT NULL CHECK (events > 0),                -- events counted
     updated_at_ms  INTEGER NOT NULL                                    -- when it was last applied to
 ) STRICT, WITHOUT ROWID;
 
--- One row for every file of events that has been seen by the processor and not been pruned.
 CREATE TABLE segment (
+    -- One row for every file of events that has been seen by the processor and not been pruned. For
+    -- people: the view segment_progress.
     key             INTEGER PRIMARY KEY,                       -- the number of one of ours; -1, -2, ... for files from elsewhere
     name            TEXT    NOT NULL UNIQUE CHECK (name <> ''), -- identity: events-000042, or the file name of one from elsewhere
     number          INTEGER GENERATED ALWAYS AS (iif(key > 0, key, NULL)) VIRTUAL, -- the number of one of ours
@@ -50,9 +53,9 @@ CREATE TABLE segment (
 -- What still needs work, found without reading the rows of years.
 CREATE INDEX segment_unfinished ON segment (key) WHERE state <> 'whole';
 
--- Lines that were not counted: no event, an id that contradicts another event, a total that would
--- overflow. The first 10,000 of a segment; segment.rejected counts them all.
 CREATE TABLE rejected_line (
+    -- Lines that were not counted: no event, an id that contradicts another event, a total that would
+    -- overflow. The first 10,000 of a segment; segment.rejected counts them all.
     segment TEXT    NOT NULL,  -- segment.name
     offset  INTEGER NOT NULL,  -- bytes from the start of the file to the start of the line
     code    TEXT    NOT NULL,  -- for programs, such as negative
@@ -61,8 +64,8 @@ CREATE TABLE rejected_line (
     PRIMARY KEY (segment, offset)
 ) STRICT, WITHOUT ROWID;
 
--- The ids of counted events: each counts once. Narrow, for there may be hundreds of millions.
 CREATE TABLE event_id (
+    -- The ids of counted events: each counts once. Narrow, for there may be hundreds of millions.
     id           TEXT    NOT NULL PRIMARY KEY, -- the sender's id
     payload      INTEGER NOT NULL,             -- 48 bits of a hash of userId, name and amount: the same id with another payload is a conflict
     segment      INTEGER NOT NULL,             -- segment.key of the counted event (that segment may be pruned by now)
@@ -70,8 +73,8 @@ CREATE TABLE event_id (
     applied_at_s INTEGER NOT NULL              -- when it was counted, seconds since 1970 UTC: ids are kept for a time after that
 ) STRICT, WITHOUT ROWID;
 
--- One row: the sum of the segments whose rows and files retention has let go.
 CREATE TABLE pruned (
+    -- One row: the sum of the segments whose rows and files retention has let go.
     one           INTEGER PRIMARY KEY CHECK (one = 1), -- there is one row
     number        INTEGER NOT NULL DEFAULT 0, -- the highest segment number let go; 0: none
     segments      INTEGER NOT NULL DEFAULT 0, -- how many segments
@@ -86,25 +89,28 @@ CREATE TABLE pruned (
 ) STRICT;
 INSERT INTO pruned (one) VALUES (1);
 
--- For people: revenue as a number to look at, revenue_micros exact.
 CREATE VIEW user_revenue (user_id, revenue, events, updated_at, revenue_micros) AS
+-- For people: what user_total holds, revenue as a number to look at and the time in UTC. A REAL has
+-- 15 digits; every digit is in revenue_micros.
 SELECT user_id,
        revenue_micros / 1000000.0,
-       events,
-       strftime('%Y-%m-%dT%H:%M:%fZ', updated_at_ms / 1000.0, 'unixepoch'),
-       revenue_micros
+       events,                                                            -- events counted
+       strftime('%Y-%m-%dT%H:%M:%fZ', updated_at_ms / 1000.0, 'unixepoch'), -- when it was last applied to
+       revenue_micros                                                     -- millionths, exact
 FROM user_total;
 
--- For people: the segments, the latest first.
 CREATE VIEW segment_progress (name, state, lines, events, duplicates, rejected, untrusted_lines, applied_bytes, applied_at, reason) AS
+-- For people: the files and what became of their lines, the latest first.
+-- lines = events (counted) + duplicates (of that id one was counted before) + rejected (see rejected_line).
 SELECT name, state, lines, events, duplicates, rejected, untrusted_lines, applied_bytes,
-       strftime('%Y-%m-%dT%H:%M:%fZ', applied_at_ms / 1000.0, 'unixepoch'),
-       reason
+       strftime('%Y-%m-%dT%H:%M:%fZ', applied_at_ms / 1000.0, 'unixepoch'), -- when bytes were last applied
+       reason                                                             -- why it is untrusted or lost
 FROM segment
-ORDER BY key DESC;
+ORDER BY state = 'active' DESC, created_at_ms DESC, abs(key) DESC;
 
--- For people: every line of the files the processor has read, and what became of it.
 CREATE VIEW ledger (lines, applied, duplicates, rejected, untrusted) AS
+-- For people: every line of the files the processor has read, and what became of it.
+-- lines = applied + duplicates + rejected + untrusted.
 SELECT s.lines + s.untrusted + p.lines, s.events + p.events, s.duplicates + p.duplicates, s.rejected + p.rejected, s.untrusted
 FROM pruned AS p,
      (SELECT coalesce(sum(lines), 0) AS lines, coalesce(sum(events), 0) AS events,

@@ -9,18 +9,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use crate::config::{DatabaseMode, ProcessConfig};
+use crate::config::{DatabaseMode, ProcessConfig, Say};
 use crate::exit::Exit;
 use crate::fs::{Disk, Lock, LockError, RealDisk};
 use crate::health::Health;
 use crate::journal::JournalConfig;
+use crate::logging;
+use crate::manual::{self, counted};
 use crate::process::{self, RunProgress, Summary};
 use crate::segment::ACTIVE_FILE;
 use crate::serve::{self, PROCESS_LOCK, SERVE_LOCK};
 use crate::store::DATABASE_FILE;
-use crate::{logging, manual};
 
 /// Applies, prints what became of it.
 pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
@@ -62,7 +63,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     for refused in &summary.refused {
         tracing::error!("refused {}: {}", refused.path.display(), refused.reason);
     }
-    let mut words = in_words(&summary);
+    let mut words = in_words(&summary, dir);
     for note in notes {
         let _infallible = writeln!(words, "{note}");
     }
@@ -74,14 +75,17 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
             database.display()
         );
     }
-    manual::print(words.as_bytes())?;
-    Ok(if !summary.refused.is_empty() {
+    let exit = if !summary.refused.is_empty() {
         Exit::Failed
     } else if summary.counts.rejected > 0 {
         Exit::Refused
     } else {
         Exit::Done
-    })
+    };
+    if config.say == Say::All || exit != Exit::Done {
+        manual::print(words.as_bytes())?;
+    }
+    Ok(exit)
 }
 
 /// Seals the active segment; the caller holds `serve.lock`.
@@ -100,7 +104,7 @@ pub(crate) fn bar() -> ProgressBar {
     logging::bars().add(ProgressBar::new(0).with_style(style))
 }
 
-fn in_words(summary: &Summary) -> String {
+fn in_words(summary: &Summary, dir: &Path) -> String {
     let mut text = String::new();
     let counts = &summary.counts;
     let mut line = |words: String| {
@@ -119,12 +123,19 @@ fn in_words(summary: &Summary) -> String {
             numbers.join(", ")
         ));
     }
-    line(format!(
-        "{} files: {} events applied, {} duplicates, {} rejected",
-        summary.applied.len(),
-        counts.events,
-        counts.duplicates,
-        counts.rejected
-    ));
+    if summary.applied.is_empty() && summary.refused.is_empty() {
+        let dir = dir.display();
+        line(format!(
+            "nothing to do: no file in {dir} waits to be applied"
+        ));
+    } else {
+        line(format!(
+            "{}: {} applied, {}, {} rejected",
+            counted(summary.applied.len() as u64, "file"),
+            counted(counts.events, "event"),
+            counted(counts.duplicates, "duplicate"),
+            HumanCount(counts.rejected)
+        ));
+    }
     text
 }

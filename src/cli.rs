@@ -7,7 +7,8 @@
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::error::{ContextKind, ContextValue};
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{Size, Span};
@@ -36,6 +37,34 @@ pub struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// The command line of this process. Where it can't be understood, or asks for help, the words
+    /// are shown and the process ends.
+    pub fn of_this_process() -> Self {
+        Self::try_parse().unwrap_or_else(|error| with_names_for_aliases(error).exit())
+    }
+}
+
+/// "Did you mean" names a command by its name, whichever of its aliases came nearest.
+fn with_names_for_aliases(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::Strings(nearest)) = error.get(ContextKind::SuggestedSubcommand) {
+        let command = Cli::command();
+        let mut names: Vec<String> = Vec::new();
+        for word in nearest {
+            let found = command.find_subcommand(word);
+            let name = found.map_or(word.as_str(), clap::Command::get_name);
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+        error.insert(
+            ContextKind::SuggestedSubcommand,
+            ContextValue::Strings(names),
+        );
+    }
+    error
+}
+
 /// What goes to stderr, for every command.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Logging")]
@@ -46,8 +75,14 @@ pub struct LoggingArgs {
     /// Say only what went wrong; no progress bar, no summary of what went well
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// How log lines on stderr look
-    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    /// How log lines on stderr look: text, or json for machines
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
     #[arg(default_value = "text", env = "TALLYLINE_LOG_FORMAT")]
     pub log_format: LogFormat,
 }
@@ -178,7 +213,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_KEEP_IDS")]
     #[arg(help_heading = "Processing")]
     pub keep_ids: Option<Span>,
-    /// Memory for totals on their way to the database [default: 256MiB]
+    /// Memory the processor may hold, all in all [default: 384MiB]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MEMORY")]
     #[arg(help_heading = "Processing")]
     pub memory: Option<Size>,
@@ -287,11 +322,11 @@ pub struct ProcessArgs {
     /// Make the database anew from all kept files; the server must be stopped
     #[arg(long)]
     pub rebuild: bool,
-    /// Memory for totals on their way to the database
+    /// Memory it may hold, all in all
     #[arg(
         long,
         value_name = "SIZE",
-        default_value = "256MiB",
+        default_value = "384MiB",
         env = "TALLYLINE_MEMORY"
     )]
     pub memory: Size,
@@ -398,7 +433,6 @@ pub struct TortureArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_definition_is_sound() {
@@ -425,6 +459,21 @@ mod tests {
             .expect_err("no such flag");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("--rotate-every"), "{error}");
+    }
+
+    #[test]
+    fn a_misspelt_command_is_hinted_at_by_name_and_once() {
+        for (word, name) in [("sevre", "serve"), ("servr", "serve"), ("clint", "send")] {
+            let error = Cli::try_parse_from(["tallyline", word]).expect_err("no such command");
+            let error = with_names_for_aliases(error);
+            assert_eq!(error.exit_code(), 2);
+            let hint = format!("'{name}'\n");
+            let words = error.to_string();
+            assert!(
+                words.contains(&format!("similar subcommand exists: {hint}")),
+                "{words}"
+            );
+        }
     }
 
     #[test]

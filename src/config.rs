@@ -101,6 +101,23 @@ pub struct ProcessConfig {
     pub database: DatabaseMode,
     /// Bytes for totals on their way to the database: as [`ServeConfig::memory_bytes`].
     pub memory_bytes: u64,
+    /// Whether a run in which all went well says so.
+    pub say: Say,
+}
+
+/// How much a command says on stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Say {
+    /// What was done.
+    All,
+    /// `--quiet`: nothing, where all went well.
+    Trouble,
+}
+
+impl Say {
+    fn of(quiet: bool) -> Self {
+        if quiet { Self::Trouble } else { Self::All }
+    }
 }
 
 /// What `process` does with the database that is there.
@@ -114,7 +131,7 @@ pub enum DatabaseMode {
 
 impl ProcessConfig {
     /// The flags, checked.
-    pub fn new(args: ProcessArgs) -> Result<Self, UsageError> {
+    pub fn new(args: ProcessArgs, quiet: bool) -> Result<Self, UsageError> {
         if args.rebuild && !args.files.is_empty() {
             return Err(UsageError::new(
                 "--rebuild makes a new database from all files in the data directory; bring other files in first, by `tallyline process FILE`",
@@ -129,6 +146,7 @@ impl ProcessConfig {
                 DatabaseMode::Keep
             },
             memory_bytes: serve::memory_bytes(args.memory)?,
+            say: Say::of(quiet),
         })
     }
 }
@@ -138,12 +156,16 @@ impl ProcessConfig {
 pub struct VerifyConfig {
     /// Where events and totals are kept. Default `data`.
     pub data_dir: PathBuf,
+    /// Whether agreement is worth a word.
+    pub say: Say,
 }
 
-impl From<VerifyArgs> for VerifyConfig {
-    fn from(args: VerifyArgs) -> Self {
+impl VerifyConfig {
+    /// The flags.
+    pub fn new(args: VerifyArgs, quiet: bool) -> Self {
         Self {
             data_dir: args.data_dir,
+            say: Say::of(quiet),
         }
     }
 }

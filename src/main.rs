@@ -3,8 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use tallyline::cli::{Cli, Command};
+use tallyline::cli::{Cli, Command, LogFormat};
 use tallyline::config::{
     DemoConfig, ProcessConfig, SendConfig, ServeConfig, UsageError, VerifyConfig,
 };
@@ -13,16 +12,22 @@ use tallyline::logging::{self, Manner};
 use tallyline::{apply, client, demo, generate, manual, query, serve, torture, verify};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of_this_process();
     let manner = match cli.command {
-        Command::Serve(_) | Command::Demo(_) => Manner::Service,
+        Command::Serve(_) => Manner::Service,
         _ => Manner::Tool,
     };
     logging::start(&cli.logging, manner);
+    let log_format = cli.logging.log_format;
     dispatch(cli)
         .unwrap_or_else(|error| {
-            // Nobody is left to tell if stderr is gone.
-            let _gone = writeln!(std::io::stderr(), "error: {error:#}");
+            match log_format {
+                LogFormat::Json => tracing::error!("{error:#}"),
+                LogFormat::Text => {
+                    // Nobody is left to tell if stderr is gone.
+                    let _gone = writeln!(std::io::stderr(), "error: {error:#}");
+                }
+            }
             if error.is::<UsageError>() {
                 Exit::Usage
             } else {
@@ -45,8 +50,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             }
         }
         Command::Send(args) => client::run(&SendConfig::new(*args, cli.logging.quiet)?),
-        Command::Process(args) => apply::run(&ProcessConfig::new(args)?),
-        Command::Verify(args) => verify::run(&VerifyConfig::from(args)),
+        Command::Process(args) => apply::run(&ProcessConfig::new(args, cli.logging.quiet)?),
+        Command::Verify(args) => verify::run(&VerifyConfig::new(args, cli.logging.quiet)),
         Command::Query(args) => query::run(&args.into()),
         Command::Generate(args) => generate::run(&args),
         Command::Completions(args) => manual::completions(args.shell),

@@ -5,23 +5,32 @@
 use std::fmt::Write as _;
 
 use anyhow::bail;
+use indicatif::HumanCount;
 
-use crate::config::VerifyConfig;
+use crate::config::{Say, VerifyConfig};
 use crate::event::Micros;
 use crate::exit::Exit;
 use crate::fs::RealDisk;
+use crate::manual::{self, counted};
 use crate::process::{self, Finding, ProcessConfig, Verdict};
-use crate::{apply, logging, manual};
+use crate::{apply, logging};
 
 /// Exit code 0 if files and database agree, 1 if they differ or it can't be told.
 pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     let process = ProcessConfig::new(&config.data_dir);
+    if !config.data_dir.is_dir() {
+        bail!(
+            "there is no data directory {}; --data-dir says where",
+            config.data_dir.display()
+        );
+    }
     let bar = apply::bar();
     let mut lost_words = None;
     let mut on_finding = |finding: &Finding| {
         let line = match finding {
             Finding::Differs(words) => format!("DIFFERS: {words}\n"),
             Finding::Untold(words) => format!("CANNOT BE TOLD: {words}\n"),
+            Finding::Note(_) if config.say == Say::Trouble => return,
             Finding::Note(words) => format!("not provable: {words}\n"),
         };
         if let Err(error) = logging::bars().suspend(|| manual::print(line.as_bytes())) {
@@ -43,7 +52,9 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
             process.database().display()
         );
     };
-    manual::print(in_words(&verdict).as_bytes())?;
+    if config.say == Say::All || !verdict.agrees() {
+        manual::print(in_words(&verdict).as_bytes())?;
+    }
     Ok(if verdict.agrees() {
         Exit::Done
     } else {
@@ -62,26 +73,31 @@ fn in_words(verdict: &Verdict) -> String {
         untold,
     } = verdict;
     let mut text = format!(
-        "recounted {files} files, {bytes} bytes, {} lines: {} events ({}), {} duplicates, {} rejected\n",
-        counts.lines,
-        counts.events,
+        "recounted {}, {}, {}: {} (net {}), {}, {} rejected\n",
+        counted(*files, "file"),
+        counted(*bytes, "byte"),
+        counted(counts.lines, "line"),
+        counted(counts.events, "event"),
         Micros(*net),
-        counts.duplicates,
-        counts.rejected
+        counted(counts.duplicates, "duplicate"),
+        HumanCount(counts.rejected)
     );
     let mut line = |words: String| {
         let _infallible = writeln!(text, "{words}");
     };
     if let Some(users) = users {
         line(format!(
-            "compared the totals of {users} users, each exactly"
+            "compared the totals of {}, each exactly",
+            counted(*users, "user")
         ));
     }
     if verdict.agrees() {
         line("files and database agree".to_owned());
     } else {
         line(format!(
-            "files and database do not agree: {differences} differences, {untold} things that can't be told"
+            "files and database do not agree: {}, {} that can't be told",
+            counted(*differences, "difference"),
+            counted(*untold, "thing")
         ));
     }
     text

@@ -222,9 +222,78 @@ fn a_server_that_is_not_there_is_exit_code_1_and_named() {
     let input = scratch.file("in.jsonl", event("u", 1));
     let ran = run(&["send", arg(&input), "--to", &url, "--retry-for", "20ms"]).expect(1);
     assert!(ran.stderr.contains(&port.to_string()), "{ran}");
+}
+
+#[test]
+fn an_input_that_cannot_be_read_is_named_once_and_nothing_else_is_said() {
+    // Red if a mistyped file name is answered with a summary of a run that never began, or the
+    // system's words come twice.
+    let scratch = Scratch::new();
     let missing = scratch.path().join("missing.jsonl");
-    let ran = run(&["send", arg(&missing), "--to", &url]).expect(1);
-    assert!(ran.stderr.contains("missing.jsonl"), "{ran}");
+    let ran = run(&["send", arg(&missing)]).expect(1);
+    assert_eq!(ran.stdout, "FAILED: nothing was sent\n");
+    let path = missing.display();
+    assert_eq!(
+        ran.stderr,
+        format!(
+            "error: there is no file {path}; name the file of events to send, or `-` for stdin\n"
+        )
+    );
+    let ran = run(&["send", arg(scratch.path())]).expect(1);
+    assert_eq!(ran.stderr.matches("is a directory").count(), 1, "{ran}");
+    let ran = run(&["send", arg(&missing), "--json"]).expect(1);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["outcome"], "failed");
+    assert!(json["error"].as_str().unwrap().contains("missing.jsonl"));
+}
+
+#[test]
+fn process_and_verify_count_in_words_and_are_quiet_when_asked() {
+    // Red if one file is "1 files", if --quiet still talks of what went well, or hides what did not.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let good = scratch.file("events_good.jsonl", event("u", 1));
+    let process = |more: &[&str]| run(&[&["process", "--data-dir", arg(&data)], more].concat());
+    let ran = process(&[arg(&good)]).expect(0);
+    assert_eq!(
+        ran.stdout,
+        "1 file: 1 event applied, 0 duplicates, 0 rejected\n"
+    );
+    let ran = process(&[]).expect(0);
+    assert!(ran.stdout.starts_with("nothing to do"), "{ran}");
+    assert_eq!(process(&["--quiet"]).expect(0).stdout, "");
+    let bad = scratch.file("events_bad.jsonl", "no event\n");
+    let ran = process(&["--quiet", arg(&bad)]).expect(3);
+    assert!(ran.stdout.contains("1 rejected"), "{ran}");
+
+    let verify = |more: &[&str]| run(&[&["verify", "--data-dir", arg(&data)], more].concat());
+    let ran = verify(&[]).expect(0);
+    assert!(
+        ran.stdout
+            .contains("2 lines: 1 event (net 1), 0 duplicates, 1 rejected\n"),
+        "{ran}"
+    );
+    assert!(ran.stdout.contains("totals of 1 user, each"), "{ran}");
+    assert_eq!(verify(&["--quiet"]).expect(0).stdout, "");
+    fs::remove_dir_all(&data).unwrap();
+    let ran = verify(&[]).expect(1);
+    assert!(ran.stderr.contains("there is no data directory"), "{ran}");
+}
+
+#[test]
+fn with_json_logs_what_ended_the_program_is_json_too() {
+    // Red if whoever reads the log by machine meets a line that is none.
+    let scratch = Scratch::new();
+    let _server = Server::start(&scratch.data());
+    let data = scratch.data();
+    let args = ["serve", "--data-dir", arg(&data), "--listen", "127.0.0.1:0"];
+    let ran = run(&[&args[..], &["--log-format", "json"]].concat()).expect(1);
+    let lines: Vec<serde_json::Value> = (ran.stderr.lines())
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}")))
+        .collect();
+    let last = lines.last().expect("a line");
+    assert_eq!(last["level"], "ERROR", "{ran}");
+    assert!(last["message"].as_str().unwrap().contains("serve.lock"));
 }
 
 #[test]

@@ -637,3 +637,37 @@ fn a_locked_database_stops_neither_pruning_for_good_nor_verify() {
     assert_eq!(database(&data)["u"].1, 6);
     verify(&data).expect(0);
 }
+
+#[test]
+fn a_loss_can_be_accepted_and_stays_gone() {
+    // Red if readiness stays red for ever after a loss, if the way it names does not lead out, or if
+    // what was lost passes for applied afterwards.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &["--flush-every", "1h"]);
+    let applied = server.accept(event("u", 1));
+    let look = |server: &Server, position: &str| {
+        server.get(&format!("/userEvents/u?after={position}&wait=50s"))
+    };
+    look(&server, &applied).expect(200); // so that the database knows of the segment
+    let lost = server.accept(event("u", 1));
+    server.kill();
+    fs::remove_file(data.join("events.jsonl")).unwrap();
+    let server = Server::start(&data);
+    let reason = until(PATIENCE, "readiness to name the loss", || {
+        let reply = server.get("/readyz");
+        (reply.status == 503).then(|| reply.text())
+    });
+    let (_, named) = reason.split_once("put an empty file ").expect(&reason);
+    let name = named.split(' ').next().unwrap();
+    server.stop();
+    fs::write(data.join("quarantine").join(name), "").unwrap();
+    let server = Server::start(&data);
+    server.flush();
+    server.get("/readyz").expect(200);
+    look(&server, &lost).problem(410);
+    look(&server, &applied).expect(200);
+    server.assert_balanced();
+    server.stop();
+    verify(&data).expect(1); // the file that proves what was counted of it is gone
+}

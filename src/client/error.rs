@@ -7,8 +7,14 @@ use std::path::PathBuf;
 /// same command go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
+    /// There is no such file.
+    #[error("there is no file {}; name the file of events to send, or `-` for stdin", path.display())]
+    NoInput {
+        /// The file.
+        path: PathBuf,
+    },
     /// The input could not be opened or read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Input {
         /// The file, or `-`.
         path: PathBuf,
@@ -22,7 +28,7 @@ pub enum SendError {
         path: PathBuf,
     },
     /// The state file could not be read or written.
-    #[error("cannot keep the progress in {}: {source}; name a writable file with --state", path.display())]
+    #[error("cannot keep the progress in {}; name a writable file with --state", path.display())]
     State {
         /// The state file.
         path: PathBuf,
@@ -66,7 +72,7 @@ pub enum SendError {
         lines: u64,
     },
     /// The file of refused lines could not be written.
-    #[error("cannot write refused lines to {}: {source}", path.display())]
+    #[error("cannot write refused lines to {}", path.display())]
     Rejects {
         /// The file.
         path: PathBuf,
@@ -82,6 +88,6 @@ pub enum SendError {
         reason: String,
     },
     /// A thread could not be started.
-    #[error("cannot start a thread: {0}")]
+    #[error("cannot start a thread")]
     Thread(#[source] io::Error),
 }

@@ -85,9 +85,14 @@ impl Source {
                 gzip,
             })
         };
-        let kind = open().map_err(|source| SendError::Input {
-            path: path.to_owned(),
-            source,
+        let kind = open().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => SendError::NoInput {
+                path: path.to_owned(),
+            },
+            _ => SendError::Input {
+                path: path.to_owned(),
+                source,
+            },
         })?;
         Ok(Self {
             path: path.to_owned(),

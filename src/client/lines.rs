@@ -70,8 +70,9 @@ pub(super) struct Batches {
     /// How much of `rest` was cut, and how much has been looked at for a line end.
     cut: usize,
     looked_at: usize,
-    /// Bytes of the line under way that were let go because it is too long.
+    /// Bytes of the line under way that were let go because it is too long, and what it begins with.
     dropped: u64,
+    head: Vec<u8>,
     at: Place,
     checksum: Option<crc32fast::Hasher>,
     sequence: u64,
@@ -87,6 +88,7 @@ impl Batches {
             cut: 0,
             looked_at: 0,
             dropped: 0,
+            head: Vec::new(),
             at: start,
             checksum: match checksum {
                 Checksum::Kept => Some(crc32fast::Hasher::new_with_initial_len(
@@ -147,7 +149,11 @@ impl Batches {
         if let Some(checksum) = &mut self.checksum {
             checksum.update(&self.rest[self.cut..end + newline]);
         }
-        let mut kept = line.trim_ascii();
+        // Of a line too long to keep, the beginning.
+        let mut kept = match self.dropped {
+            0 => line.trim_ascii(),
+            _ => self.head.trim_ascii_start(),
+        };
         if self.at.lines == 1 {
             kept = kept
                 .strip_prefix(b"\xef\xbb\xbf")
@@ -178,6 +184,10 @@ impl Batches {
         if self.rest.len() > LINE_BYTES_MAX {
             if let Some(checksum) = &mut self.checksum {
                 checksum.update(&self.rest);
+            }
+            if self.dropped == 0 {
+                self.head.clear();
+                self.head.extend(&self.rest[..TOO_LONG_KEPT_BYTES]);
             }
             self.dropped += self.rest.len() as u64;
             self.rest.clear();
@@ -247,11 +257,13 @@ mod tests {
     fn a_line_too_long_is_named_and_not_kept() {
         let long = LINE_BYTES_MAX + (1 << 20);
         let mut text = vec![b'x'; long];
+        text[..5].copy_from_slice(b"begin");
         text.extend_from_slice(b"\nb\n");
         let batches = batches(&text, 10);
         let lines: Vec<_> = batches.iter().flat_map(|batch| &batch.lines).collect();
         assert_eq!(lines[0].too_long, Some(long as u64));
-        assert!(lines[0].range.len() <= TOO_LONG_KEPT_BYTES);
+        assert_eq!(lines[0].range.len(), TOO_LONG_KEPT_BYTES);
+        assert!(batches[0].text.starts_with(b"begin"));
         assert_eq!((lines[1].number, lines[1].too_long), (2, None));
         assert_eq!(
             batches.last().expect("some").end.crc32,

@@ -313,5 +313,6 @@ fn progress(source: &Source, done_bytes: u64) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    bar.set_message("0 events");
     logging::bars().add(bar)
 }

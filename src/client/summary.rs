@@ -10,6 +10,7 @@ use serde_json::json;
 use super::error::SendError;
 use super::tally::Counts;
 use crate::exit::Exit;
+use crate::manual::counted;
 
 /// What `send` did.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ impl Summary {
     /// One JSON object.
     pub fn to_json(&self) -> String {
         let error = match &self.verdict {
-            Verdict::Failed(error) => Some(error.to_string()),
+            Verdict::Failed(error) => Some(with_sources(error)),
             _ => None,
         };
         let outcome = match (&self.verdict, self.exit()) {
@@ -93,6 +94,12 @@ impl Summary {
         .to_string()
     }
 
+    /// Whether it came as far as to have something to go on from.
+    fn began(&self) -> bool {
+        let nothing_read = self.run.is_empty() && self.lines == 0 && self.counts.requests == 0;
+        !(nothing_read && matches!(self.verdict, Verdict::Failed(_)))
+    }
+
     fn refused_where(&self) -> String {
         match &self.rejects {
             Some(path) => format!("see {}", path.display()),
@@ -111,6 +118,17 @@ impl Summary {
     }
 }
 
+/// The error with what caused it, on one line.
+fn with_sources(error: &SendError) -> String {
+    let mut words = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        let _infallible = write!(words, ": {error}");
+        source = error.source();
+    }
+    words
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Counts {
@@ -121,10 +139,13 @@ impl fmt::Display for Summary {
             ..
         } = self.counts;
         let seconds = self.elapsed.as_secs_f64();
+        if !self.began() {
+            return write!(f, "FAILED: nothing was sent");
+        }
         let mut about = format!(
-            "{} events accepted in {seconds:.1} s, {} requests",
-            HumanCount(accepted),
-            HumanCount(requests)
+            "{} accepted in {seconds:.1} s, {}",
+            counted(accepted, "event"),
+            counted(requests, "request")
         );
         if retries > 0 {
             write!(about, ", {} sent again", HumanCount(retries))?;
@@ -140,33 +161,42 @@ impl fmt::Display for Summary {
         if doubtful > 0 {
             writeln!(
                 f,
-                "up to {} events may be counted twice: they were sent without ids, and no answer told what became of them",
-                HumanCount(doubtful)
+                "up to {} may be counted twice: sent without ids, and no answer told what became of them",
+                counted(doubtful, "event")
             )?;
         }
-        let lines = HumanCount(self.lines);
+        let lines = counted(self.lines, "line");
         let refused = HumanCount(self.refused());
         match &self.verdict {
+            Verdict::Failed(_) if self.lines == 0 => {
+                write!(
+                    f,
+                    "FAILED: nothing was acknowledged; {}",
+                    self.how_to_go_on()
+                )
+            }
             Verdict::Failed(_) => write!(
                 f,
-                "FAILED: not everything was sent; {lines} lines are acknowledged, {refused} of them refused; {}",
+                "FAILED: not everything was sent; acknowledged: {lines}, {refused} of them refused; {}",
                 self.how_to_go_on()
             ),
             Verdict::Stopped => write!(
                 f,
-                "STOPPED before the end: {lines} lines are acknowledged, {refused} of them refused; {}",
+                "STOPPED before the end; acknowledged: {lines}, {refused} of them refused; {}",
                 self.how_to_go_on()
             ),
             Verdict::Complete | Verdict::Followed if self.refused() > 0 => write!(
                 f,
-                "REFUSED: {refused} events were not taken ({}); the others were",
+                "REFUSED: {} not taken ({}); all others were",
+                counted(self.refused(), "event"),
                 self.refused_where()
             ),
             Verdict::Followed => {
-                write!(f, "OK: stopped following after line {lines}; none refused")
+                let last = HumanCount(self.lines);
+                write!(f, "OK: stopped following after line {last}; none refused")
             }
             Verdict::Complete if self.lines == 0 => write!(f, "OK: nothing to send"),
-            Verdict::Complete => write!(f, "OK: all {lines} lines are done, none refused"),
+            Verdict::Complete => write!(f, "OK: {lines} done, none refused"),
         }
     }
 }
