@@ -213,7 +213,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_KEEP_IDS")]
     #[arg(help_heading = "Processing")]
     pub keep_ids: Option<Span>,
-    /// Memory for totals on their way to the database [default: 256MiB]
+    /// Memory the processor may hold, all in all [default: 384MiB]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MEMORY")]
     #[arg(help_heading = "Processing")]
     pub memory: Option<Size>,
@@ -322,11 +322,11 @@ pub struct ProcessArgs {
     /// Make the database anew from all kept files; the server must be stopped
     #[arg(long)]
     pub rebuild: bool,
-    /// Memory for totals on their way to the database
+    /// Memory it may hold, all in all
     #[arg(
         long,
         value_name = "SIZE",
-        default_value = "256MiB",
+        default_value = "384MiB",
         env = "TALLYLINE_MEMORY"
     )]
     pub memory: Size,

@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+
+use rusqlite::Connection;
 
 use super::harness::recount::{event_files, open_database};
 use super::harness::{
-    PATIENCE, Process, Scratch, Server, arg, database, generated, names_in, recount, recount_files,
-    run, tallyline, until,
+    PATIENCE, Process, Scratch, Server, arg, database, event, generated, names_in, recount,
+    recount_files, run, tallyline, until,
 };
 
 /// Events of a big run: a million from an optimised build; `TALLYLINE_TEST_EVENTS` says otherwise.
@@ -225,4 +228,39 @@ fn the_demo_shows_the_sample_and_can_be_run_again() {
     ];
     run(&args).expect(2);
     assert!(own.exists());
+}
+
+#[test]
+fn many_who_wait_share_one_flush() {
+    // Red if each `ack=applied` has a transaction of its own, or waits for the next interval.
+    const WAITING: u64 = 40;
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let flushes = || -> u64 {
+        let metrics = server.get("/metrics").expect(200).text();
+        let count = "tallyline_flush_duration_seconds_count ";
+        let line = metrics.lines().find_map(|line| line.strip_prefix(count));
+        line.and_then(|count| count.parse().ok()).expect(&metrics)
+    };
+    server.accept(event("u", 1));
+    server.flush();
+    let before = flushes();
+    // While somebody holds the lock, all of them come to wait.
+    let other = Connection::open(scratch.data().join("revenue.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    thread::scope(|scope| {
+        for _ in 0..WAITING {
+            scope.spawn(|| {
+                let answer = server.post("/liveEvent?ack=applied&wait=60s", event("u", 1));
+                answer.expect(200);
+            });
+        }
+        until(PATIENCE, "all to be durable", || {
+            (server.counter("lines") == 1 + WAITING).then_some(())
+        });
+        other.execute_batch("ROLLBACK").unwrap();
+    });
+    // One that was under way, and one for all the others.
+    let shared = flushes() - before;
+    assert!((1..=2).contains(&shared), "{shared} flushes");
 }

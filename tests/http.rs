@@ -178,7 +178,8 @@ fn without_a_processor_an_answer_says_what_it_is() {
 
 #[test]
 fn a_get_can_wait_for_a_position() {
-    // Red if read-your-writes is not kept: an answer older than the position asked for.
+    // Red if read-your-writes is not kept: an answer older than the position asked for, within a
+    // file, across a rotation, or across a kill.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
     for count in 1..=5 {
@@ -198,6 +199,11 @@ fn a_get_can_wait_for_a_position() {
     server.get("/userEvents/u?after=1-1&wait=long").problem(400);
     let past = server.get("/userEvents/u?after=1-1&wait=50s").expect(200);
     assert_eq!(past.json()["events"], 5);
+    let position = server.accept(event("u", 1));
+    server.kill();
+    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let path = format!("/userEvents/u?after={position}&wait=50s");
+    assert_eq!(server.get(&path).expect(200).json()["events"], 6);
 }
 
 #[test]

@@ -29,13 +29,16 @@ mod provable; // verify, rebuild, retention, ids let go, a database put together
 mod torture; // the shipped torture, a few rounds of it
 mod trouble; // a database locked, deleted, replaced, restored; files changed under us
 
-mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
+mod faults;
+mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`) // full disks, a failing database, a jumping clock (`--ignored`)
 
 mod layering; // who may know whom, read from src/
 mod readme; // what the README shows exists and answers as shown
 
+mod crash_points; // power cut off after each call of apply, archive, prune, rebuild (`--ignored`)
 mod damage; // each kind of file damaged in each way: somebody is told, or the totals are right
 mod journal_model; // the journal on a simulated disk, crashed at every step and at random
+mod kernel_log; // what strace saw a program do to files, done again on that disk
 mod metamorphic; // the same events shuffled, split, re-batched, re-sent: the same totals and ledger
 mod pipeline_model; // journal, processor and database on that disk, against a recount
 mod sim_disk; // a disk in memory that forgets what was not synced

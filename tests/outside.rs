@@ -6,12 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use super::harness::{
     PATIENCE, Process, Scratch, Server, arg, database, event, quiet_environment, recount, run,
     until,
 };
+use super::kernel_log::{Deed, deeds, stop_traced};
 
 /// Runs a program of this machine; its stdout.
 #[track_caller]
@@ -141,19 +140,6 @@ fn an_older_sqlite_reads_the_database_beside_the_running_server() {
     run(&["verify", "--data-dir", arg(&scratch.data())]).expect(0);
 }
 
-/// Stops a traced server: strace's child, known by its lock, is asked; strace ends with it.
-#[track_caller]
-fn stop_traced(server: Server) {
-    let lock = fs::read_to_string(server.data.join("serve.lock")).unwrap();
-    let pid = lock
-        .split([' ', ','])
-        .nth(1)
-        .and_then(|pid| pid.parse().ok());
-    let pid = pid.and_then(Pid::from_raw).expect("`process PID, ...`");
-    kill_process(pid, Signal::TERM).unwrap();
-    server.process.finish().expect(0);
-}
-
 /// strace's lines; a call that was interrupted by another thread's stands where it began, and once
 /// more, whole, where it ended.
 fn calls_of(log: &Path) -> Vec<String> {
@@ -247,6 +233,50 @@ fn the_kernel_saw_the_steps_in_their_order() {
             "round {round}: {write} {sync} {ack}"
         );
     }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn the_kernel_saw_the_commit_before_the_archive() {
+    // Red if a file is moved to the archive before the commit that says it is wholly applied is
+    // durable, or the move is left for a crash to take back.
+    let scratch = Scratch::new();
+    let log = scratch.path().join("strace");
+    let server = Server::by(&scratch.data(), &[], |args| {
+        super::kernel_log::traced(&log, args)
+    });
+    for _ in 0..3 {
+        server.accept(event("u", 1));
+        server.flush();
+    }
+    stop_traced(server);
+    let deeds = deeds(&log, &scratch.data());
+    let of = |deed: &Deed, wal: bool| match deed {
+        Deed::Write(path, ..) => wal && path.ends_with("revenue.db-wal"),
+        Deed::Sync(path) => !wal && path.ends_with("revenue.db-wal"),
+        _ => false,
+    };
+    let mut archived = 0;
+    for (at, deed) in deeds.iter().enumerate() {
+        let Deed::Rename(from, to) = deed else {
+            continue;
+        };
+        if !to.starts_with("data/applied") {
+            continue;
+        }
+        archived += 1;
+        let is_sealing = |deed: &Deed| matches!(deed, Deed::Rename(_, name) if name == from);
+        let sealed = deeds[..at].iter().rposition(is_sealing).expect("sealed");
+        let since = &deeds[sealed..at];
+        let written = since.iter().rposition(|deed| of(deed, true));
+        let synced = since.iter().rposition(|deed| of(deed, false));
+        assert!(written.is_some() && written < synced, "{since:#?}");
+        for dir in [to.parent().unwrap(), from.parent().unwrap()] {
+            let kept = Deed::Sync(dir.to_owned());
+            assert!(deeds[at..].contains(&kept), "{} synced", dir.display());
+        }
+    }
+    assert_eq!(archived, 3);
 }
 
 #[test]

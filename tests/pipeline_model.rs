@@ -4,27 +4,30 @@
 //! `synchronous=FULL`; the event files lie on the simulated one. After each end, power cut or kill,
 //! with a second one during the recovery: no segment is called lost or untrusted, which would mean
 //! that totals hold lines which are gone; once all is applied, totals and ledger are those of an
-//! independent recount of the files, and everything acknowledged is in them once.
+//! independent recount of the files, and everything acknowledged is in them once. In some lives
+//! retention is on: the recount then goes over what was removed, too, which must be just what the
+//! database says was pruned.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tallyline::fs::Disk;
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Committer, Journal, JournalConfig, KnownSegment};
-use tallyline::process::{ProcessConfig, Processor};
+use tallyline::process::{ProcessConfig, Processor, rebuild};
 use tallyline::segment::{Position, SegmentId};
-use tallyline::store::{Applies, Progress, SegmentState, Waited, read_segments};
+use tallyline::store::{Applies, Progress, SegmentState, Waited, read_kept, read_segments};
 
 use super::harness::PATIENCE;
 use super::harness::recount::{Recount, database_at, recount_bytes};
 use super::sim_disk::{Call, Choices, SimDisk};
 
 const EIO: i32 = 5;
-const FAILING: [Call; 7] = [
+const FAILING: [Call; 8] = [
     Call::Write,
     Call::SyncData,
     Call::Create,
@@ -32,11 +35,22 @@ const FAILING: [Call; 7] = [
     Call::SyncDir,
     Call::CreateDir,
     Call::Open,
+    Call::Remove,
 ];
+
+/// Segments that were pruned in all cases together: the model is worth nothing where none is.
+static PRUNED: AtomicU64 = AtomicU64::new(0);
 
 /// Cases of the random walk; each starts several processors and databases.
 fn cases() -> u64 {
     std::env::var("TALLYLINE_TEST_CASES").map_or(1000, |cases| cases.parse().unwrap())
+}
+
+/// Whether what is applied is let go at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Retention {
+    Off,
+    On,
 }
 
 /// One life of the three together.
@@ -88,7 +102,14 @@ impl World {
         rows.iter().filter_map(known).collect()
     }
 
-    fn open(&self, disk: &SimDisk) -> Option<Life> {
+    fn processing(&self) -> ProcessConfig {
+        let mut processing = ProcessConfig::new(self.dir.path());
+        processing.flush_every = Duration::from_millis(10);
+        processing.threads = 1;
+        processing
+    }
+
+    fn open(&self, disk: &SimDisk, retention: Retention) -> Option<Life> {
         let health = Arc::new(Health::default());
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let config = JournalConfig {
@@ -109,9 +130,8 @@ impl World {
         let (journal, committer, recovery) = opened.ok()?;
         assert_eq!((recovery.lost, recovery.untrusted), (None, None));
         let progress = Arc::new(Progress::new(Applies::Here));
-        let mut processing = ProcessConfig::new(self.dir.path());
-        processing.flush_every = Duration::from_millis(10);
-        processing.threads = 1;
+        let mut processing = self.processing();
+        processing.retain_for = (retention == Retention::On).then_some(Duration::ZERO);
         let processor = Processor::start(
             processing,
             shared,
@@ -170,7 +190,12 @@ impl World {
         };
         let waited = life.progress.wait_applied(end, Instant::now() + PATIENCE);
         assert_eq!(waited, Waited::Applied, "{:?}", life.health.reasons());
-        let count = recount_disk(&life.disk);
+        let (count, gone) = recount_disk(&life.disk);
+        let pruned = read_kept(&self.database()).unwrap().1;
+        assert!(
+            gone.iter().all(|number| *number <= pruned.number),
+            "{gone:?} are gone, {pruned:?}"
+        );
         let totals = database_at(&self.database());
         assert_eq!(totals, count.users, "totals");
         let ledger = life.progress.ledger(tail.lines);
@@ -195,20 +220,33 @@ impl World {
     }
 }
 
-/// Counts the files on the simulated disk again, in the order of their numbers.
-fn recount_disk(disk: &SimDisk) -> Recount {
+/// Counts the files on the simulated disk again, in the order of their numbers, with those that were
+/// removed; and the numbers of these.
+fn recount_disk(disk: &SimDisk) -> (Recount, Vec<u64>) {
+    let number = |path: &Path| match SegmentId::of_file(path.file_name()?.to_str()?) {
+        Some(SegmentId::Ours(number)) => Some(number),
+        _ => path.ends_with("events.jsonl").then_some(u64::MAX),
+    };
     let mut segments = BTreeMap::new();
     for (path, bytes) in disk.contents() {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let number = match SegmentId::of_file(name) {
-            Some(SegmentId::Ours(number)) => number,
-            None if name == "events.jsonl" => u64::MAX,
-            _ => continue,
-        };
-        let twice = segments.insert(number, bytes);
-        assert!(twice.is_none(), "two files claim number {number}");
+        if let Some(number) = number(&path) {
+            let twice = segments.insert(number, bytes);
+            assert!(twice.is_none(), "two files claim number {number}");
+        }
     }
-    recount_bytes(segments.values().map(Vec::as_slice))
+    let mut gone = Vec::new();
+    for (path, bytes) in disk.removed() {
+        if let Some(number) = number(&path) {
+            // A power cut may have brought it back.
+            let kept = segments.entry(number).or_insert_with(|| {
+                gone.push(number);
+                bytes.clone()
+            });
+            assert!(*kept == bytes, "{number} was removed as something else");
+        }
+    }
+    let count = recount_bytes(segments.values().map(Vec::as_slice));
+    (count, gone)
 }
 
 impl Life {
@@ -247,7 +285,8 @@ fn walk(seed: u64) {
         if choices.below(2) == 0 {
             disk.power_off_at(choices.below(60) as u64);
         }
-        let Some(running) = world.open(&disk) else {
+        let retention = [Retention::Off, Retention::On][choices.below(2)];
+        let Some(running) = world.open(&disk, retention) else {
             disk = disk.power_cut(seed ^ life);
             continue;
         };
@@ -278,15 +317,32 @@ fn walk(seed: u64) {
             _ => running.crash(seed ^ life, true),
         };
     }
-    let running = world.open(&disk).expect("opens on a sound disk");
+    let retention = [Retention::Off, Retention::On][choices.below(2)];
+    let running = world.open(&disk, retention).expect("a sound disk");
     world.append(&running, choices).expect("a sound disk takes");
     world.check(&running);
     let disk = running.stop();
-    // A database that is gone comes back the same.
-    std::fs::remove_file(world.database()).unwrap();
-    let running = world.open(&disk).expect("opens on a sound disk");
-    world.check(&running);
-    running.stop();
+    world.made_again(disk);
+}
+
+impl World {
+    /// A database that is gone comes back the same; once something was pruned, by a rebuild that
+    /// has the old one.
+    fn made_again(&self, disk: SimDisk) {
+        let pruned = read_kept(&self.database()).unwrap().1.segments;
+        PRUNED.fetch_add(pruned, Ordering::Relaxed);
+        let disk = if pruned == 0 {
+            std::fs::remove_file(self.database()).unwrap();
+            disk
+        } else {
+            let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+            rebuild(&self.processing(), &shared, &mut |_| {}).unwrap();
+            disk.kill()
+        };
+        let running = self.open(&disk, Retention::Off).expect("a sound disk");
+        self.check(&running);
+        running.stop();
+    }
 }
 
 #[test]
@@ -294,4 +350,5 @@ fn totals_are_those_of_the_files_whatever_happens_to_the_disk() {
     // Red if the processor applies a byte that a power cut can take back, applies one twice, skips
     // one, or trusts its memory where only the rows know.
     super::sim_disk::for_seeds(cases(), walk);
+    assert!(PRUNED.load(Ordering::Relaxed) > cases() / 4);
 }

@@ -293,3 +293,27 @@ fn a_total_past_64_bits_rejects_the_line_that_overflows() {
     );
     run(&["verify", "--data-dir", arg(&data)]).expect(0);
 }
+
+#[test]
+fn memory_is_bounded_whatever_there_is_to_apply() {
+    // Red if a range's users or ids, or what sorting them takes, are not counted against --memory:
+    // these come to over 90 MiB when they are applied at once.
+    const BOUND_MIB: u64 = 32;
+    let scratch = Scratch::new();
+    let lines: String = (0..200_000)
+        .map(|n| {
+            format!(
+                "{{\"userId\":\"user{n}\",\"name\":\"add_revenue\",\"value\":1}}\n\
+                 {{\"userId\":\"user{n}\",\"name\":\"add_revenue\",\"value\":1,\"id\":\"{n}\"}}\n"
+            )
+        })
+        .collect();
+    scratch.file(&format!("data/{FOREIGN}"), lines);
+    let flags = ["--memory", &format!("{BOUND_MIB}MiB")];
+    let server = Server::with(&scratch.data(), &flags);
+    until(PATIENCE, "all to be applied", || {
+        (server.counter("applied") == 400_000).then_some(())
+    });
+    let peak_mib = server.proc_status("VmHWM") >> 10;
+    assert!(peak_mib <= BOUND_MIB, "{peak_mib} MiB at the peak");
+}

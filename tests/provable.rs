@@ -149,6 +149,31 @@ fn verify_names_each_difference() {
 }
 
 #[test]
+fn ids_of_pruned_segments_guard_after_a_rebuild() {
+    // Red if a rebuild forgets which ids counted in files that are gone: then their repetition in a
+    // kept file counts, and so does whoever sends them again.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &[&SMALL[..], &["--retain-for", "0s"]].concat());
+    for body in [with_id("u", 5, "a"), with_id("u", 5, "a") + &event("u", 1)] {
+        server.accept(body);
+        server.flush();
+    }
+    until(PATIENCE, "the first segment is pruned", || {
+        (archive(&data).len() == 1).then_some(())
+    });
+    server.stop().expect(0);
+    rebuild(&data).expect(0);
+    assert_eq!(database(&data)["u"], (6_000_000, 2));
+    verify(&data).expect(0);
+    let server = Server::with(&data, &SMALL);
+    server.accept(with_id("u", 5, "a"));
+    server.flush();
+    assert_eq!(server.get("/userEvents/u").json()["revenue"], 6);
+    server.assert_balanced();
+}
+
+#[test]
 fn a_rebuild_puts_right_what_was_forged() {
     // Red if a rebuild believes the old database, leaves half of it, or needs what it should not.
     let scratch = Scratch::new();
@@ -611,4 +636,38 @@ fn a_locked_database_stops_neither_pruning_for_good_nor_verify() {
     server.stop().expect(0);
     assert_eq!(database(&data)["u"].1, 6);
     verify(&data).expect(0);
+}
+
+#[test]
+fn a_loss_can_be_accepted_and_stays_gone() {
+    // Red if readiness stays red for ever after a loss, if the way it names does not lead out, or if
+    // what was lost passes for applied afterwards.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &["--flush-every", "1h"]);
+    let applied = server.accept(event("u", 1));
+    let look = |server: &Server, position: &str| {
+        server.get(&format!("/userEvents/u?after={position}&wait=50s"))
+    };
+    look(&server, &applied).expect(200); // so that the database knows of the segment
+    let lost = server.accept(event("u", 1));
+    server.kill();
+    fs::remove_file(data.join("events.jsonl")).unwrap();
+    let server = Server::start(&data);
+    let reason = until(PATIENCE, "readiness to name the loss", || {
+        let reply = server.get("/readyz");
+        (reply.status == 503).then(|| reply.text())
+    });
+    let (_, named) = reason.split_once("put an empty file ").expect(&reason);
+    let name = named.split(' ').next().unwrap();
+    server.stop();
+    fs::write(data.join("quarantine").join(name), "").unwrap();
+    let server = Server::start(&data);
+    server.flush();
+    server.get("/readyz").expect(200);
+    look(&server, &lost).problem(410);
+    look(&server, &applied).expect(200);
+    server.assert_balanced();
+    server.stop();
+    verify(&data).expect(1); // the file that proves what was counted of it is gone
 }

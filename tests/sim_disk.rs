@@ -86,6 +86,8 @@ struct State {
     fault: Option<(Call, u64, i32)>,
     /// Bytes that all files together may hold.
     capacity: Option<usize>,
+    /// What was removed since the beginning, whether a power cut undid it or not.
+    removed: Vec<(PathBuf, Vec<u8>)>,
     log: Vec<String>,
 }
 
@@ -102,6 +104,37 @@ struct SimFile {
 
 /// A small generator of choices (SplitMix64): the same seed, the same crash.
 pub(crate) struct Choices(u64);
+
+/// What a power cut leaves of what was not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Nothing.
+    Nothing,
+    /// All bytes, but no name that was created, changed or removed.
+    Bytes,
+    /// All names, but no byte and no length.
+    Names,
+    /// Some of each.
+    Some(u64),
+}
+
+/// How much of what is in question is left.
+enum Left {
+    None,
+    All,
+    Some(Choices),
+}
+
+impl Left {
+    /// How many of `count` changes in a row.
+    fn of(&mut self, count: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::All => count,
+            Self::Some(choices) => choices.below(count + 1),
+        }
+    }
+}
 
 impl Choices {
     pub(crate) fn new(seed: u64) -> Self {
@@ -163,6 +196,21 @@ impl State {
         }
     }
 
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let inode = self.file(from)?;
+        if self.names.get(&parent(to)) != Some(&Node::Dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let mut dirs = vec![parent(from), parent(to)];
+        dirs.dedup();
+        self.change_names(NameChange {
+            dirs,
+            removed: Some(from.to_owned()),
+            added: Some((to.to_owned(), Node::File(inode))),
+        });
+        Ok(())
+    }
+
     fn room(&self) -> usize {
         let used: usize = self.inodes.iter().map(|inode| inode.live.len()).sum();
         self.capacity
@@ -219,10 +267,10 @@ impl Inode {
     }
 
     /// The content that a power cut leaves.
-    fn after_cut(&self, choices: &mut Choices) -> Vec<u8> {
+    fn after_cut(&self, left: &mut Left) -> Vec<u8> {
         let mut lengths = vec![self.durable.len()];
         lengths.extend(self.unsynced.iter().map(|(_, after)| after.len()));
-        let len = lengths[choices.below(lengths.len())];
+        let len = lengths[left.of(self.unsynced.len())];
         let mut found = vec![0; len];
         for start in (0..len).step_by(SECTOR) {
             let sector = start..(start + SECTOR).min(len);
@@ -237,7 +285,7 @@ impl Inode {
                         FileChange::Length => None,
                     }),
             );
-            let version = versions[choices.below(versions.len())];
+            let version = versions[left.of(versions.len() - 1)];
             for byte in sector {
                 found[byte] = version.get(byte).copied().unwrap_or(0);
             }
@@ -306,7 +354,20 @@ impl SimDisk {
 
     /// The disk as found after a power cut now. What held the old one open holds nothing any more.
     pub(crate) fn power_cut(&self, seed: u64) -> Self {
-        let choices = &mut Choices::new(seed);
+        self.cut(Cut::Some(seed))
+    }
+
+    /// As [`Self::power_cut`], with a word in what is left.
+    pub(crate) fn cut(&self, cut: Cut) -> Self {
+        let (mut names_left, mut bytes_left) = match cut {
+            Cut::Nothing => (Left::None, Left::None),
+            Cut::Bytes => (Left::None, Left::All),
+            Cut::Names => (Left::All, Left::None),
+            Cut::Some(seed) => (
+                Left::Some(Choices::new(seed)),
+                Left::Some(Choices::new(!seed)),
+            ),
+        };
         let mut state = self.lock();
         state.power_off_at = Some(0);
         let mut names = state.durable_names.clone();
@@ -315,7 +376,7 @@ impl SimDisk {
             .into_iter()
             .map(|dir| {
                 let changes = state.unsynced_names.iter().filter(|c| c.dirs.contains(dir));
-                (dir, choices.below(changes.count() + 1))
+                (dir, names_left.of(changes.count()))
             })
             .collect();
         for change in &state.unsynced_names {
@@ -342,7 +403,7 @@ impl SimDisk {
             .inodes
             .iter()
             .map(|inode| {
-                let found = inode.after_cut(choices);
+                let found = inode.after_cut(&mut bytes_left);
                 Inode {
                     live: found.clone(),
                     durable: found,
@@ -356,6 +417,7 @@ impl SimDisk {
             names: kept,
             root: state.root.clone(),
             capacity: state.capacity,
+            removed: state.removed.clone(),
             ..State::default()
         })
     }
@@ -363,8 +425,20 @@ impl SimDisk {
     /// The disk as found by the next process after this one was killed: the page cache is whole, but
     /// what was not synced still isn't.
     pub(crate) fn kill(&self) -> Self {
-        let mut state = self.lock();
-        state.power_off_at = Some(0);
+        let next = self.copy();
+        self.lock().power_off_at = Some(0);
+        next
+    }
+
+    fn of(state: State) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// The same disk in the same state, which goes its own way from here.
+    pub(crate) fn copy(&self) -> Self {
+        let state = self.lock();
         Self::of(State {
             inodes: state.inodes.clone(),
             names: state.names.clone(),
@@ -372,14 +446,14 @@ impl SimDisk {
             unsynced_names: state.unsynced_names.clone(),
             root: state.root.clone(),
             capacity: state.capacity,
+            removed: state.removed.clone(),
             ..State::default()
         })
     }
 
-    fn of(state: State) -> Self {
-        Self {
-            state: Arc::new(Mutex::new(state)),
-        }
+    /// Whether a directory is there. Not a step.
+    pub(crate) fn is_dir(&self, path: &Path) -> bool {
+        self.lock().names.get(path) == Some(&Node::Dir)
     }
 
     /// A file's bytes as a reader sees them now; `None` if there is no such file. Not a step.
@@ -399,9 +473,23 @@ impl SimDisk {
         state.names.iter().filter_map(content).collect()
     }
 
+    /// Every file that was ever removed, with its bytes then. Not a step.
+    pub(crate) fn removed(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        self.lock().removed.clone()
+    }
+
     /// Every file's path. Not a step.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         self.contents().into_iter().map(|(path, _)| path).collect()
+    }
+
+    /// rename(2): what had the name before is gone.
+    pub(crate) fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.step(Call::Rename, || {
+            format!("{} => {}", from.display(), to.display())
+        })?;
+        state.rename(from, to)
     }
 
     fn handle(&self, inode: usize) -> Arc<dyn DiskFile> {
@@ -450,27 +538,18 @@ impl Disk for SimDisk {
         state.step(Call::Rename, || {
             format!("{} -> {}", from.display(), to.display())
         })?;
-        let inode = state.file(from)?;
         if state.names.contains_key(to) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        if state.names.get(&parent(to)) != Some(&Node::Dir) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        let mut dirs = vec![parent(from), parent(to)];
-        dirs.dedup();
-        state.change_names(NameChange {
-            dirs,
-            removed: Some(from.to_owned()),
-            added: Some((to.to_owned(), Node::File(inode))),
-        });
-        Ok(())
+        state.rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.step(Call::Remove, || path.display().to_string())?;
-        state.file(path)?;
+        let inode = state.file(path)?;
+        let content = state.inodes[inode].live.clone();
+        state.removed.push((path.to_owned(), content));
         state.change_names(NameChange {
             dirs: vec![parent(path)],
             removed: Some(path.to_owned()),

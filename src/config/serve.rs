@@ -132,7 +132,7 @@ impl ServeConfig {
             retain_for: None,
             flush_every: Some(Duration::from_secs(1)),
             keep_ids: None,
-            memory_bytes: 256 * MIB,
+            memory_bytes: 384 * MIB,
             processing: Processing::Here,
         }
     }
@@ -196,7 +196,7 @@ impl ServeConfig {
             Span(Some(second)),
         );
         let keep_ids = s.pick("keep-ids", args.keep_ids, file.keep_ids, Span(None));
-        let memory = s.pick("memory", args.memory, file.memory, Size(256 * MIB));
+        let memory = s.pick("memory", args.memory, file.memory, Size(384 * MIB));
         let no_process = s.pick("no-process", args.no_process, file.no_process, false);
 
         let listen = address("--listen", &listen)?;
@@ -231,7 +231,7 @@ impl ServeConfig {
 
 /// `--memory` within its bounds.
 pub(super) fn memory_bytes(size: Size) -> Result<u64, UsageError> {
-    within("--memory", size, 16 * MIB, TIB)
+    within("--memory", size, 32 * MIB, TIB)
 }
 
 /// Beyond loopback, tokens or an explicit word are needed: nobody opens a port to the world by
@@ -426,7 +426,7 @@ mod tests {
             (["--rotate-every", "9ms"], "10ms"),
             (["--flush-every", "1ms"], "10ms"),
             (["--max-body", "1"], "1KiB"),
-            (["--memory", "1MiB"], "16MiB"),
+            (["--memory", "16MiB"], "32MiB"),
             (["--listen", "here"], "127.0.0.1:8000"),
             (
                 ["--token-file", "/nonexistent/tokens"],

@@ -4,26 +4,26 @@
 //! for a client. On failure it undoes the group or poisons the journal; see the module above for
 //! the numbered steps, which the comments here repeat.
 
+mod room;
+mod rotate;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 
+use self::room::Room;
 use super::recover::Active;
-use super::{AppendError, Command, Commands, JournalConfig, JournalError, Pending, Shared, Tail};
+use super::{AppendError, Command, Commands, JournalConfig, JournalError, Pending, Shared};
 use crate::fs::{Disk, DiskFile};
 use crate::health::Health;
-use crate::segment::{ACTIVE_FILE, Position, sealed_file_name};
+use crate::segment::{ACTIVE_FILE, Position};
 
 /// The most bytes of one group: a write of this size takes a disk of 100 MB/s 80 ms.
 const GROUP_BYTES_MAX: usize = 8 << 20;
-/// How old the last look at the disk's free space may be.
-const ROOM_CHECK_EVERY: Duration = Duration::from_secs(1);
-/// The same while there is too little: soon, so that taking goes on soon after space was freed.
-const FULL_CHECK_EVERY: Duration = Duration::from_millis(50);
 /// How long to wait before a rotation or a creation that failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -53,10 +53,7 @@ pub(super) fn start(
         path: data_dir.join(ACTIVE_FILE),
         data_dir: data_dir.to_owned(),
         group: Vec::new(),
-        room: Room {
-            bytes: 0,
-            checked_at: None,
-        },
+        room: Room::default(),
         rotate_not_before: now,
         checked_at: now,
         disk,
@@ -115,12 +112,6 @@ enum State {
     Uncreated(AppendError),
     /// Nothing is acknowledged until a restart, for this reason.
     Poisoned(String),
-}
-
-/// How many bytes may be appended before the disk must be looked at again.
-struct Room {
-    bytes: u64,
-    checked_at: Option<Instant>,
 }
 
 impl Writer {
@@ -304,101 +295,6 @@ impl Writer {
         AppendError::Unknown(reason)
     }
 
-    /// When the active segment is to be sealed for its age.
-    fn rotation_due(&self) -> Option<Instant> {
-        let State::Open(_) = self.state else {
-            return None;
-        };
-        let due = self.first_line_at?.checked_add(self.config.rotate_every?)?;
-        Some(due.max(self.rotate_not_before))
-    }
-
-    /// Seals the active segment, if it holds anything, and creates the next.
-    fn rotate(&mut self) -> Result<(), AppendError> {
-        match &self.state {
-            State::Poisoned(reason) => return Err(AppendError::Failed(reason.clone())),
-            State::Uncreated(_) => return Ok(()),
-            State::Open(_) if self.durable_end == 0 => return Ok(()),
-            State::Open(_) => self.check_path()?,
-        }
-        // 1. rename, never replacing.
-        let sealed = self
-            .data_dir
-            .join(sealed_file_name(self.number, SystemTime::now()));
-        if let Err(error) = self.disk.rename_new(&self.path, &sealed) {
-            self.rotate_not_before = Instant::now() + RETRY_AFTER;
-            let reason = format!(
-                "cannot seal {} as {}: {error}",
-                self.path.display(),
-                sealed.display()
-            );
-            self.health.set(ROTATION, &reason);
-            return Err(AppendError::Failed(reason));
-        }
-        // 2. fsync the directory.
-        if let Err(error) = self.disk.sync_dir(&self.data_dir) {
-            return Err(self.poison(&format!(
-                "was sealed, but its directory could not be synced: {error}"
-            )));
-        }
-        self.health.clear(ROTATION);
-        tracing::debug!(
-            segment = self.number,
-            bytes = self.durable_end,
-            "sealed {}",
-            sealed.display()
-        );
-        self.number += 1;
-        self.durable_end = 0;
-        self.first_line_at = None;
-        {
-            // The sealed file stays in the tail until the next one is there: nothing of it is at or
-            // past the new durable end.
-            let mut tail = self.shared.tail();
-            tail.number = self.number;
-            tail.durable_end = 0;
-        }
-        self.create_next()
-    }
-
-    /// 3. create the next file, exclusively. 4. fsync the directory. 5. publish.
-    fn create_next(&mut self) -> Result<(), AppendError> {
-        let file = match self.disk.create_new(&self.path) {
-            Ok(file) => file,
-            Err(error) => {
-                self.rotate_not_before = Instant::now() + RETRY_AFTER;
-                let reason = format!(
-                    "cannot create the next {}: {error}; trying again",
-                    self.path.display()
-                );
-                self.health.set(ROTATION, &reason);
-                let error = if is_full(&error) {
-                    AppendError::DiskFull(reason)
-                } else {
-                    AppendError::Failed(reason)
-                };
-                self.state = State::Uncreated(error);
-                // What was acknowledged is sealed all the same.
-                return Ok(());
-            }
-        };
-        if let Err(error) = self.disk.sync_dir(&self.data_dir) {
-            return Err(self.poison(&format!(
-                "was created, but its directory could not be synced: {error}"
-            )));
-        }
-        self.health.clear(ROTATION);
-        let lines = self.shared.tail().lines;
-        *self.shared.tail() = Tail {
-            number: self.number,
-            durable_end: 0,
-            lines,
-            file: Arc::clone(&file),
-        };
-        self.state = State::Open(file);
-        Ok(())
-    }
-
     /// The look around each `check_every`: the path, the disk's room, what failed before.
     fn check(&mut self) {
         self.checked_at = Instant::now();
@@ -425,90 +321,6 @@ impl Writer {
         }
         // A failure to look is no failure to write; the next append will tell.
         let _unknown = self.look_for_room();
-    }
-
-    /// The path must lead to the open file: else somebody moved it away under us.
-    fn check_path(&mut self) -> Result<(), AppendError> {
-        let State::Open(file) = &self.state else {
-            return Ok(());
-        };
-        let same = file
-            .stat()
-            .and_then(|stat| Ok(self.disk.identity(&self.path)? == Some(stat.identity)));
-        match same {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                Err(self.poison("was moved, removed or replaced while the server had it open"))
-            }
-            Err(error) => {
-                let reason = format!("cannot look at {}: {error}", self.path.display());
-                self.health.set(JOURNAL, &reason);
-                Err(AppendError::Failed(reason))
-            }
-        }
-    }
-
-    /// Takes `bytes` of the room left above the disk's reserve and below `--max-disk`.
-    fn take_room(&mut self, bytes: u64) -> Result<(), AppendError> {
-        let age_max = if self.room.bytes < bytes {
-            FULL_CHECK_EVERY
-        } else {
-            ROOM_CHECK_EVERY
-        };
-        if self
-            .room
-            .checked_at
-            .is_none_or(|at| at.elapsed() >= age_max)
-        {
-            self.look_for_room()?;
-        }
-        if self.room.bytes < bytes {
-            let reason = self.no_room();
-            self.health.set(DISK, &reason);
-            return Err(AppendError::DiskFull(reason));
-        }
-        self.room.bytes -= bytes;
-        Ok(())
-    }
-
-    fn look_for_room(&mut self) -> Result<(), AppendError> {
-        let failed = |error: io::Error| {
-            AppendError::Failed(format!("cannot tell how full the disk is: {error}"))
-        };
-        let free = self.disk.free_bytes(&self.data_dir).map_err(failed)?;
-        let mut room = free.saturating_sub(self.config.disk_reserve_bytes);
-        if let Some(max) = self.config.disk_bytes_max {
-            let used = self.disk.used_bytes(&self.data_dir).map_err(failed)?;
-            room = room.min(max.saturating_sub(used));
-        }
-        self.room = Room {
-            bytes: room,
-            checked_at: Some(Instant::now()),
-        };
-        if room > 0 {
-            self.health.clear(DISK);
-        } else {
-            self.health.set(DISK, self.no_room());
-        }
-        Ok(())
-    }
-
-    fn no_room(&self) -> String {
-        let reserve = self.config.disk_reserve_bytes;
-        let bound = self.config.disk_bytes_max.map_or_else(String::new, |max| {
-            format!(", or --max-disk {max} bytes is reached")
-        });
-        format!(
-            "the disk of {} is full down to its reserve of {reserve} bytes{bound}; free some space and sending goes on by itself",
-            self.data_dir.display()
-        )
-    }
-
-    /// A clean stop seals, so that nothing is left behind for `process`.
-    fn seal_at_stop(&mut self) {
-        if let Err(error) = self.rotate() {
-            tracing::error!("not sealed at stop: {error}");
-        }
     }
 }
 

@@ -75,7 +75,9 @@ pub(super) fn recover(
     }
     let file = disk.open(&path).map_err(JournalError::io("open", &path))?;
     let size = file.size().map_err(JournalError::io("look at", &path))?;
-    write_again(&*file, size).map_err(JournalError::io("write the end again of", &path))?;
+    let applied = row.map_or(0, |row| row.applied_bytes.min(size));
+    write_again(&*file, applied, size)
+        .map_err(JournalError::io("write the end again of", &path))?;
     file.sync_data().map_err(JournalError::io("sync", &path))?;
 
     // 2. A torn tail.
@@ -140,16 +142,13 @@ fn write_lost_note(
         .map_err(JournalError::io("write", &note))
 }
 
-/// The end of the file that is written again: what one group may hold, and the largest body by
-/// default behind it.
-const WRITTEN_AGAIN_BYTES: u64 = 16 << 20;
-
-/// Writes the end of the file once more, as it reads. A sync that failed has marked pages clean that
-/// never reached the disk; if the process died before it could cut them off, they still read as
-/// written, and a sync alone would succeed without bringing them to the disk.
-fn write_again(file: &dyn DiskFile, size: u64) -> io::Result<()> {
+/// Writes the file once more, as it reads, from `applied` on: what is applied was durable before. A
+/// sync that failed has marked pages clean that never reached the disk; if the process died before
+/// it could cut them off, they still read as written, and a sync alone would succeed without
+/// bringing them to the disk.
+fn write_again(file: &dyn DiskFile, applied: u64, size: u64) -> io::Result<()> {
     let mut block = vec![0; 1 << 20];
-    let mut at = size.saturating_sub(WRITTEN_AGAIN_BYTES);
+    let mut at = applied;
     while at < size {
         let length = usize::try_from(size - at)
             .unwrap_or(usize::MAX)

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crc32fast::Hasher;
 
+use super::memory::Shares;
 use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, fold, lines};
 use crate::event::Event;
@@ -79,7 +80,6 @@ pub(super) struct Untrusted {
 pub(super) struct Applier<'p> {
     pub(super) writer: Writer,
     pool: &'p mut Pool,
-    memory_bytes: usize,
     follows: HashMap<SegmentId, Follow>,
 }
 
@@ -87,7 +87,7 @@ impl<'p> Applier<'p> {
     /// Opens the database.
     pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
         let writer = Writer::open(&config.database(), Existing::OrCreate)?;
-        Ok(Self::new(config, pool, writer))
+        Self::new(config, pool, writer)
     }
 
     /// Opens it for a run that applies all there is, and then closes it.
@@ -96,16 +96,16 @@ impl<'p> Applier<'p> {
         pool: &'p mut Pool,
     ) -> Result<Self, StoreError> {
         let writer = Writer::open_to_load(&config.database())?;
-        Ok(Self::new(config, pool, writer))
+        Self::new(config, pool, writer)
     }
 
-    fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Self {
-        Self {
+    fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Result<Self, StoreError> {
+        writer.cache(Shares::of(config).cache_bytes)?;
+        Ok(Self {
             writer,
             pool,
-            memory_bytes: config.memory_bytes,
             follows: HashMap::new(),
-        }
+        })
     }
 
     /// Drops the database, after an error. If the file was replaced, what it left behind goes too.
@@ -230,7 +230,7 @@ impl<'p> Applier<'p> {
             let began = Instant::now();
             let folded = self
                 .pool
-                .fold(&segment.file, from, to, self.memory_bytes)
+                .fold(&segment.file, from, to)
                 .map_err(ProcessError::io("read", &segment.path))?;
             checksum.combine(&folded.piece.checksum);
             let end = match end {

@@ -55,6 +55,13 @@ impl Piece {
         self.checksum.total_len()
     }
 
+    /// The most bytes of memory that it needs until it is applied.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let rejected =
+            |line: &Rejected| size_of::<Rejected>() + line.reason.len() + line.line.len();
+        self.with_id.memory_bytes() + self.rejected.iter().map(rejected).sum::<usize>()
+    }
+
     /// Joins the piece that comes right after.
     pub(super) fn append(&mut self, next: Self) {
         self.checksum.combine(&next.checksum);
@@ -89,6 +96,9 @@ pub(super) struct Folder {
 }
 
 impl Folder {
+    /// The most bytes of memory it holds from chunk to chunk.
+    pub(super) const MEMORY_BYTES: usize = 2 * BLOCK_LENGTH + Router::MEMORY_BYTES;
+
     pub(super) fn new() -> Self {
         Self {
             buffer: Vec::new(),

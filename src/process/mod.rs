@@ -25,6 +25,7 @@ mod archive;
 mod coordinator;
 mod fold;
 mod lines;
+mod memory;
 mod observe;
 mod once;
 mod pool;
@@ -41,6 +42,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use self::memory::Shares;
 pub use self::once::{Refused, RunProgress, Summary, run_once};
 pub use self::rebuild::{Rebuilt, rebuild};
 pub use self::recount::{Finding, Verdict, verify};
@@ -59,7 +61,8 @@ pub struct ProcessConfig {
     pub flush_every: Duration,
     /// Folding threads, at least 1.
     pub threads: usize,
-    /// About the most memory that a range may hold before it is applied, in bytes.
+    /// The most memory that applying may hold, in bytes. From 32 MiB on that is kept; below, a
+    /// range ends after its first chunk.
     pub memory_bytes: usize,
     /// Prune whole segments this long after they were applied; `None`: never. The server's
     /// processor only.
@@ -71,13 +74,13 @@ pub struct ProcessConfig {
 }
 
 impl ProcessConfig {
-    /// Flushes each second, a thread a core, 256 MiB, nothing let go.
+    /// Flushes each second, a thread a core, 384 MiB, nothing let go.
     pub fn new(data_dir: &Path) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
             flush_every: Duration::from_secs(1),
             threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
-            memory_bytes: 256 << 20,
+            memory_bytes: 384 << 20,
             retain_for: None,
             keep_ids: None,
             database: data_dir.join(DATABASE_FILE),
@@ -174,7 +177,7 @@ impl Processor {
         progress: Arc<Progress>,
         health: Arc<Health>,
     ) -> Result<Self, ProcessError> {
-        let pool = pool::Pool::start(config.threads).map_err(ProcessError::Thread)?;
+        let pool = pool::Pool::start(&Shares::of(&config)).map_err(ProcessError::Thread)?;
         let clock = start_clock(&config, &journal, &progress)?;
         let on = Arc::clone(&progress);
         let coordinator = Builder::new()

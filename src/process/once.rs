@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::applier::{Applier, Confirmed, SegmentFile, Watch, open_sealed};
 use super::archive::{self, Archived};
 use super::coordinator::usable;
+use super::memory::Shares;
 use super::pool::Pool;
 use super::{ProcessConfig, ProcessError, fold, in_words, lines, prune, rebuild, sums};
 use crate::fs::{self, Disk, DiskFile};
@@ -67,7 +68,7 @@ pub fn run_once(
     files: &[PathBuf],
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Summary, ProcessError> {
-    let mut pool = Pool::start(config.threads).map_err(ProcessError::Thread)?;
+    let mut pool = Pool::start(&Shares::of(config)).map_err(ProcessError::Thread)?;
     if config.database == config.data_dir.join(DATABASE_FILE) {
         rebuild::remove_unfinished(&config.data_dir)?;
     }

@@ -1,8 +1,9 @@
 //! The pool of folding threads, and how a range is put together from their pieces.
 //!
 //! The coordinator hands out chunks in order, a bounded number ahead, and joins the pieces in
-//! order. Small ranges it folds itself: handing over costs more. When what is held grows past the
-//! bound, no more chunks are handed out and the range ends where the last one did.
+//! order. Small ranges it folds itself: handing over costs more. When what is held, and what the
+//! chunks handed out may come to, grows past the bound, no more chunks are handed out and the range
+//! ends where the last one did.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +13,7 @@ use std::thread::{Builder, JoinHandle};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::fold::{Chunk, Folder, Piece};
+use super::memory::{GROWTH, Shares};
 use super::users::Users;
 use crate::fs::DiskFile;
 
@@ -19,6 +21,11 @@ use crate::fs::DiskFile;
 /// are many; in a small range less, so that all threads have some.
 const CHUNK_BYTES_MIN: u64 = 512 << 10;
 const CHUNK_BYTES_MAX: u64 = 8 << 20;
+/// ... and where memory is short: the chunks on their way may take a quarter of it.
+const CHUNK_BYTES_LEAST: u64 = 64 << 10;
+/// A range ends past this many bytes: progress shows, and a run that is stopped has done most of its
+/// work.
+const RANGE_BYTES_MAX: u64 = 1 << 30;
 
 /// A range, folded.
 pub(super) struct Folded {
@@ -35,6 +42,8 @@ pub(super) struct Pool {
     threads: Vec<JoinHandle<()>>,
     /// For small ranges, on the caller's thread.
     folder: Folder,
+    /// What a range may hold.
+    range_bytes: usize,
     /// Only for tests.
     chunk_bytes: Option<u64>,
 }
@@ -47,9 +56,9 @@ struct Job {
 }
 
 impl Pool {
-    /// `threads` of them, at least one.
-    pub(super) fn start(threads: usize) -> io::Result<Self> {
-        let threads = threads.max(1);
+    /// As many threads, at least one, and as much memory for a range as their shares say.
+    pub(super) fn start(shares: &Shares) -> io::Result<Self> {
+        let threads = shares.threads.max(1);
         let (jobs, received) = crossbeam_channel::bounded::<Job>(threads);
         let threads = (0..threads)
             .map(|number| {
@@ -63,6 +72,7 @@ impl Pool {
             jobs: Some(jobs),
             threads,
             folder: Folder::new(),
+            range_bytes: shares.range_bytes,
             chunk_bytes: None,
         })
     }
@@ -74,13 +84,12 @@ impl Pool {
         self
     }
 
-    /// Folds `[from, to)`, or as much of it as fits `memory_max` bytes.
+    /// Folds `[from, to)`, or as much of it as a range may hold, but at least one chunk.
     pub(super) fn fold(
         &mut self,
         file: &Arc<dyn DiskFile>,
         from: u64,
         to: u64,
-        memory_max: usize,
     ) -> io::Result<Folded> {
         let users = Arc::new(Users::new());
         let whole = Chunk {
@@ -90,21 +99,28 @@ impl Pool {
             start: from,
             end: to,
         };
+        let ahead = self.threads.len() * 2;
         let share = (to - from) / (self.threads.len() as u64 * 4);
-        let chunk_bytes = self
-            .chunk_bytes
-            .unwrap_or(share.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX));
+        let quarter = (self.range_bytes / (4 * GROWTH * ahead)) as u64;
+        let chunk_bytes = self.chunk_bytes.unwrap_or(
+            share
+                .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
+                .min(quarter.max(CHUNK_BYTES_LEAST)),
+        );
         if to - from <= chunk_bytes {
             let piece = self.folder.fold(&whole, &users)?;
             return Ok(Folded { to, piece, users });
         }
+        let growth = usize::try_from(chunk_bytes).map_err(io::Error::other)? * GROWTH;
         let (sender, received) = crossbeam_channel::unbounded();
         let mut pieces = Pieces::default();
-        let ahead = self.threads.len() * 2;
         let mut handed_out = 0;
         let mut end = from;
         loop {
-            let full = pieces.memory_bytes + users.memory_bytes() > memory_max && end > from;
+            let held = pieces.memory_bytes + users.memory_bytes();
+            let growing = (handed_out - pieces.received + 1) * growth;
+            let full =
+                (held + growing > self.range_bytes && end > from) || end - from >= RANGE_BYTES_MAX;
             if end < to && !full && handed_out - pieces.received < ahead {
                 let start = end;
                 end = to.min(start.saturating_add(chunk_bytes));
@@ -165,7 +181,7 @@ struct Pieces {
 impl Pieces {
     fn take(&mut self, index: usize, piece: Piece) {
         self.received += 1;
-        self.memory_bytes += piece.with_id.memory_bytes();
+        self.memory_bytes += piece.memory_bytes();
         self.early.insert(index, piece);
         while let Some(piece) = self.early.remove(&self.next) {
             self.joined.append(piece);

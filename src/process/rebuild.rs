@@ -7,7 +7,7 @@
 //!
 //! # What becomes of what the files alone don't say
 //! - Segments that were pruned: their sums are carried over, and with them of each user's total
-//!   what the kept files don't come to. That needs an old database that agrees with the files;
+//!   what the kept files don't come to, and the ids that counted in them. That needs an old database that agrees with the files;
 //!   otherwise nothing is done, and the words say what can be.
 //! - Untrusted files are applied as they are now; lost or deleted files no longer count. Each is
 //!   named.

@@ -14,6 +14,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::applier::SegmentFile;
+use super::memory::Shares;
 use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, lines};
 use crate::event::{Event, Kind, Micros};
@@ -93,7 +94,7 @@ pub(super) fn recount(
         config,
         disk,
         catalog: Catalog::scan(disk, dir).map_err(ProcessError::io("list", dir))?,
-        pool: Pool::start(config.threads).map_err(ProcessError::Thread)?,
+        pool: Pool::start(&Shares::of(config)).map_err(ProcessError::Thread)?,
         on_finding,
         on_progress,
         bytes_total: proof.rows.iter().map(|row| row.applied_bytes).sum(),
@@ -295,7 +296,7 @@ impl Recount<'_> {
         while at < end {
             let folded = self
                 .pool
-                .fold(&file.file, at, end, self.config.memory_bytes)
+                .fold(&file.file, at, end)
                 .map_err(ProcessError::io("read", &file.path))?;
             self.take(row, &folded, &overflows, &mut tally)?;
             (self.on_progress)(self.verdict.bytes + folded.to, self.bytes_total);

@@ -476,6 +476,15 @@ fn any_line() -> impl Strategy<Value = String> {
     ]
 }
 
+fn pool(threads: usize) -> Pool {
+    let unbounded = Shares {
+        threads,
+        cache_bytes: 0,
+        range_bytes: usize::MAX,
+    };
+    Pool::start(&unbounded).expect("threads")
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -495,8 +504,8 @@ proptest! {
         DiskFile::write_all_at(&file, &text, 0).expect("it is written");
         let file: Arc<dyn DiskFile> = Arc::new(file);
         let fold = |chunk_bytes, threads| -> Folded {
-            let mut pool = Pool::start(threads).expect("threads").with_chunk_bytes(chunk_bytes);
-            pool.fold(&file, 0, text.len() as u64, usize::MAX).expect("it folds")
+            let mut pool = pool(threads).with_chunk_bytes(chunk_bytes);
+            pool.fold(&file, 0, text.len() as u64).expect("it folds")
         };
         let folded = fold(chunk_bytes, threads);
         let (users, lines, rejected) = model(&text);
@@ -535,12 +544,8 @@ fn lines_longer_than_a_block_are_lines_too() {
     let file: Arc<dyn DiskFile> = Arc::new(file);
     let (users, lines, rejected) = model(text.as_bytes());
     for chunk_bytes in [100_000, 300_000, 1_000_000, u64::MAX] {
-        let mut pool = Pool::start(2)
-            .expect("threads")
-            .with_chunk_bytes(chunk_bytes);
-        let folded = pool
-            .fold(&file, 0, text.len() as u64, usize::MAX)
-            .expect("it folds");
+        let mut pool = pool(2).with_chunk_bytes(chunk_bytes);
+        let folded = pool.fold(&file, 0, text.len() as u64).expect("it folds");
         assert_eq!(
             (folded.piece.lines, folded.piece.rejected_count),
             (lines, rejected)
@@ -569,12 +574,8 @@ fn a_line_too_long_is_one_rejected_line_wherever_chunks_fall() {
     DiskFile::write_all_at(&file, text.as_bytes(), 0).expect("it is written");
     let file: Arc<dyn DiskFile> = Arc::new(file);
     for chunk_bytes in [1 << 20, u64::MAX / 4] {
-        let mut pool = Pool::start(2)
-            .expect("threads")
-            .with_chunk_bytes(chunk_bytes);
-        let folded = pool
-            .fold(&file, 0, text.len() as u64, usize::MAX)
-            .expect("it folds");
+        let mut pool = pool(2).with_chunk_bytes(chunk_bytes);
+        let folded = pool.fold(&file, 0, text.len() as u64).expect("it folds");
         assert_eq!((folded.piece.lines, folded.piece.rejected_count), (3, 1));
         let rejected = &folded.piece.rejected[0];
         assert_eq!(

@@ -17,6 +17,8 @@ const PARTS_BITS: u32 = 7;
 const PARTS: usize = 1 << PARTS_BITS;
 /// The longest user id that is kept beside its sums.
 const INLINE_BYTES: usize = 23;
+/// About what a user with a long id costs in its table, with an id of 256 bytes.
+const LONG_BYTES: usize = 256 + 2 * size_of::<(Box<str>, Sums)>();
 /// Events of a part that are added at once: so many that a user's line is often met again while it
 /// is in the cache.
 const BATCH: usize = 1024;
@@ -134,12 +136,7 @@ impl Table {
     fn add_one(&mut self, hash: u64, event: &Routed, seeds: &Seeds) {
         let slot = self.slot(hash, &event.key);
         let user = &mut self.slots[slot];
-        let kind = if event.amount < 0 {
-            Kind::Subtract
-        } else {
-            Kind::Add
-        };
-        user.sums.add_event(kind, event.amount.unsigned_abs());
+        user.sums.add_signed(event.amount);
         if user.is_empty() {
             user.key = event.key;
             self.users += 1;
@@ -202,13 +199,17 @@ impl Users {
         }
     }
 
-    /// About how many bytes of memory are held.
+    /// The most bytes of memory that so many users need until they are applied: in tables that
+    /// have just grown, and sorted.
     pub(super) fn memory_bytes(&self) -> usize {
+        let sorted = size_of::<Ordered<'_>>() + size_of::<(&str, &Sums)>();
+        let short = size_of::<User>() * 8 / 3 + sorted;
+        let long = LONG_BYTES + sorted;
         self.parts
             .iter()
             .map(|part| {
                 let part = lock(part);
-                part.short.slots.capacity() * size_of::<User>() + part.long.len() * (64 + 256)
+                part.short.users * short + part.long.len() * long
             })
             .sum()
     }
@@ -292,6 +293,9 @@ pub(super) struct Router {
 }
 
 impl Router {
+    /// The most bytes of memory it holds.
+    pub(super) const MEMORY_BYTES: usize = PARTS * BATCH * size_of::<Routed>();
+
     pub(super) fn new() -> Self {
         Self {
             batches: (0..PARTS).map(|_| Vec::new()).collect(),

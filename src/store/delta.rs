@@ -48,6 +48,17 @@ impl Sums {
         self.events += 1;
     }
 
+    /// Counts one event in, whose micros are negative if they are subtracted.
+    #[inline]
+    pub fn add_signed(&mut self, micros: i64) {
+        if micros < 0 {
+            self.subtracted.add(micros.unsigned_abs());
+        } else {
+            self.added.add(micros.unsigned_abs());
+        }
+        self.events += 1;
+    }
+
     /// Counts other events in.
     pub fn add(&mut self, other: &Self) {
         self.added.add(other.added.low);
@@ -166,9 +177,11 @@ impl IdEvents {
         }));
     }
 
-    /// Bytes of memory held.
+    /// The most bytes of memory that they need until they are applied: themselves, sorted by id,
+    /// and those that count sorted by user.
     pub fn memory_bytes(&self) -> usize {
-        self.text.capacity() + self.events.capacity() * size_of::<Packed>()
+        let event = size_of::<Packed>() + size_of::<IdEvent<'_>>() + size_of::<(&str, i64)>();
+        self.text.len() + self.events.len() * event
     }
 
     /// In file order.

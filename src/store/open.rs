@@ -19,8 +19,6 @@ const APPLICATION_ID: i64 = 0x7461_6C79;
 const SOUND_SQLITE: i32 = 3_051_003;
 /// How long a statement waits for a lock before it is reported.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
-/// SQLite's page cache of the writing connection: the inner pages of a table of tens of millions.
-const WRITER_CACHE_KIB: i64 = 32 << 10;
 /// The `-wal` file is cut back to this after a checkpoint.
 const WAL_BYTES_KEPT: i64 = 16 << 20;
 
@@ -72,7 +70,6 @@ pub(super) fn open_writer(
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_prepared_statement_cache_capacity(64);
-    connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "synchronous", "FULL")
 }

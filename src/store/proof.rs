@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::open::{self, Contents};
 use super::segments;
@@ -25,6 +25,7 @@ const SET_FILES_TOTAL: &str = include_str!("../../sql/verify/set_files_total.sql
 const SELECT_DIFFERENCES: &str = include_str!("../../sql/verify/select_differences.sql");
 const SELECT_USER_TOTALS: &str = include_str!("../../sql/query/select_user_totals.sql");
 const SELECT_EVENT_ID: &str = include_str!("../../sql/query/select_event_id.sql");
+const SELECT_IDS_OF_PRUNED: &str = include_str!("../../sql/query/select_ids_of_pruned.sql");
 const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sql");
 
 /// Memory for the private table before SQLite puts it on disk.
@@ -215,6 +216,21 @@ impl Proof {
             Ok(())
         };
         read().map_err(StoreError::sqlite(&self.path, "compare its totals"))
+    }
+}
+
+impl Proof {
+    /// Calls `each` for every id that was counted in a segment that retention has let go.
+    pub(super) fn ids_of_pruned(
+        &self,
+        each: &mut dyn FnMut(&Row<'_>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        let mut select = self.database.prepare(SELECT_IDS_OF_PRUNED)?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            each(row)?;
+        }
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ const SET_PRUNED: &str = include_str!("../../sql/query/set_pruned.sql");
 const SELECT_IDS_AFTER: &str = include_str!("../../sql/query/select_ids_after.sql");
 const DELETE_EVENT_ID: &str = include_str!("../../sql/query/delete_event_id.sql");
 const ADD_IDS_LET_GO: &str = include_str!("../../sql/query/add_ids_let_go.sql");
+const INSERT_EVENT_ID: &str = include_str!("../../sql/query/insert_event_id.sql");
 const INSERT_CARRIED_TOTAL: &str = include_str!("../../sql/query/insert_carried_total.sql");
 
 /// How far a walk over the table of ids has come.
@@ -97,9 +98,9 @@ impl Writer {
         Ok(IdsWalk { after, let_go })
     }
 
-    /// Gives a new database what a proof says of segments that retention let go: their sums, and
-    /// of each user's total what the kept files don't come to. The database must have no totals
-    /// yet.
+    /// Gives a new database what a proof says of segments that retention let go: their sums, of
+    /// each user's total what the kept files don't come to, and the ids that counted in them, which
+    /// go on guarding. The database must have no totals yet.
     pub fn carry(&mut self, proof: &Proof, now_ms: i64) -> Result<(), StoreError> {
         let doing = StoreError::sqlite(&self.path, "carry the sums of pruned segments over");
         let transaction = self
@@ -117,10 +118,23 @@ impl Writer {
             }
         })?;
         inserted
-            .and_then(|_| set_pruned(&transaction, &proof.pruned, now_ms))
+            .and_then(|_| carry_ids(&transaction, proof))
+            .and_then(|()| set_pruned(&transaction, &proof.pruned, now_ms))
             .map_err(&doing)?;
         transaction.commit().map_err(&doing)
     }
+}
+
+fn carry_ids(connection: &Connection, proof: &Proof) -> rusqlite::Result<()> {
+    let mut insert = connection.prepare_cached(INSERT_EVENT_ID)?;
+    proof.ids_of_pruned(&mut |row| {
+        let segment: i64 = row.get(0)?;
+        let applied_at_s: i64 = row.get(1)?;
+        let id: String = row.get(2)?;
+        let (payload, offset): (i64, i64) = (row.get(3)?, row.get(4)?);
+        let row = params![segment, applied_at_s, id, payload, offset];
+        insert.execute(row).map(|_| ())
+    })
 }
 
 fn set_pruned(connection: &Connection, pruned: &Pruned, now_ms: i64) -> rusqlite::Result<()> {

@@ -89,6 +89,15 @@ impl Writer {
         Ok(writer)
     }
 
+    /// Bounds SQLite's page cache, to whole KiB; pages that a transaction changed are written out
+    /// beyond it.
+    pub fn cache(&self, bytes: usize) -> Result<(), StoreError> {
+        let kib = i64::try_from(bytes >> 10).unwrap_or(i64::MAX);
+        self.connection
+            .pragma_update(None, "cache_size", -kib)
+            .map_err(StoreError::sqlite(&self.path, "bound the page cache"))
+    }
+
     /// Whether another file (or none) lies at the path now. Looks at the names only.
     pub fn is_replaced(&mut self) -> bool {
         let now = RealDisk.identity(&self.path).ok().flatten();

@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::Builder;
+use std::time::SystemTime;
 
 use super::{
     ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Lost, MISSING, Place, ProcessError, SUMS,
     Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tail, in_words, lines, prune, sums,
     topic, usable,
 };
+use crate::journal::QUARANTINE_DIR;
+use crate::segment::sealed_file_name;
 
 impl Coordinator {
     /// Everything that is known of the database and the directory, from them alone.
@@ -110,10 +113,15 @@ impl Coordinator {
                 },
             );
         }
-        for row in rows
-            .iter()
-            .filter(|row| row.state == SegmentState::Untrusted)
-        {
+        // Lost for good, too: what stands for it in the quarantine is never applied.
+        let waits = |id: &SegmentId| self.board.sealed.contains_key(id);
+        let given_up = |row: &SegmentRow| match row.state {
+            SegmentState::Untrusted => true,
+            SegmentState::Lost => !waits(&row.id),
+            _ => false,
+        };
+        let given_up: Vec<&SegmentRow> = rows.iter().filter(|row| given_up(row)).collect();
+        for row in given_up {
             if let Some(number) = row.id.number() {
                 self.board.lost.insert(
                     number,
@@ -130,20 +138,21 @@ impl Coordinator {
 
     pub(super) fn tell_missing(&self) {
         let (health, missing) = (&self.board.health, &self.missing);
-        if missing.is_empty() {
+        let Some(first) = missing.first() else {
             return health.clear(MISSING);
-        }
+        };
         let segments = if missing.len() == 1 {
             "segment"
         } else {
             "segments"
         };
         let named = ranges(missing);
+        let data_dir = self.config.data_dir.display();
+        let stand_in = sealed_file_name(*first, SystemTime::now());
         health.set(
             MISSING,
             format!(
-                "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {}",
-                self.config.data_dir.display()
+                "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {data_dir}. Or accept that it is gone: put an empty file {stand_in} (each under its number) into {data_dir}/{QUARANTINE_DIR} and restart"
             ),
         );
     }

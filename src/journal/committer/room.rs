@@ -1,0 +1,77 @@
+//! The room on the disk: what may be appended above the reserve and below the bound asked for.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::super::AppendError;
+use super::{DISK, Writer};
+
+/// How old the last look at the disk's free space may be.
+const ROOM_CHECK_EVERY: Duration = Duration::from_secs(1);
+/// The same while there is too little: soon, so that taking goes on soon after space was freed.
+const FULL_CHECK_EVERY: Duration = Duration::from_millis(50);
+
+/// How many bytes may be appended before the disk must be looked at again.
+#[derive(Default)]
+pub(super) struct Room {
+    bytes: u64,
+    pub(super) checked_at: Option<Instant>,
+}
+
+impl Writer {
+    /// Takes `bytes` of the room left above the disk's reserve and below `--max-disk`.
+    pub(super) fn take_room(&mut self, bytes: u64) -> Result<(), AppendError> {
+        let age_max = if self.room.bytes < bytes {
+            FULL_CHECK_EVERY
+        } else {
+            ROOM_CHECK_EVERY
+        };
+        if self
+            .room
+            .checked_at
+            .is_none_or(|at| at.elapsed() >= age_max)
+        {
+            self.look_for_room()?;
+        }
+        if self.room.bytes < bytes {
+            let reason = self.no_room();
+            self.health.set(DISK, &reason);
+            return Err(AppendError::DiskFull(reason));
+        }
+        self.room.bytes -= bytes;
+        Ok(())
+    }
+
+    pub(super) fn look_for_room(&mut self) -> Result<(), AppendError> {
+        let failed = |error: io::Error| {
+            AppendError::Failed(format!("cannot tell how full the disk is: {error}"))
+        };
+        let free = self.disk.free_bytes(&self.data_dir).map_err(failed)?;
+        let mut room = free.saturating_sub(self.config.disk_reserve_bytes);
+        if let Some(max) = self.config.disk_bytes_max {
+            let used = self.disk.used_bytes(&self.data_dir).map_err(failed)?;
+            room = room.min(max.saturating_sub(used));
+        }
+        self.room = Room {
+            bytes: room,
+            checked_at: Some(Instant::now()),
+        };
+        if room > 0 {
+            self.health.clear(DISK);
+        } else {
+            self.health.set(DISK, self.no_room());
+        }
+        Ok(())
+    }
+
+    pub(super) fn no_room(&self) -> String {
+        let reserve = self.config.disk_reserve_bytes;
+        let bound = self.config.disk_bytes_max.map_or_else(String::new, |max| {
+            format!(", or --max-disk {max} bytes is reached")
+        });
+        format!(
+            "the disk of {} is full down to its reserve of {reserve} bytes{bound}; free some space and sending goes on by itself",
+            self.data_dir.display()
+        )
+    }
+}

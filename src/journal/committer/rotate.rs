@@ -1,0 +1,133 @@
+//! Rotation: the active segment sealed under its name, the next one created.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::super::{AppendError, Tail};
+use super::{JOURNAL, RETRY_AFTER, ROTATION, State, Writer, is_full};
+use crate::segment::sealed_file_name;
+
+impl Writer {
+    /// When the active segment is to be sealed for its age.
+    pub(super) fn rotation_due(&self) -> Option<Instant> {
+        let State::Open(_) = self.state else {
+            return None;
+        };
+        let due = self.first_line_at?.checked_add(self.config.rotate_every?)?;
+        Some(due.max(self.rotate_not_before))
+    }
+
+    /// Seals the active segment, if it holds anything, and creates the next.
+    pub(super) fn rotate(&mut self) -> Result<(), AppendError> {
+        match &self.state {
+            State::Poisoned(reason) => return Err(AppendError::Failed(reason.clone())),
+            State::Uncreated(_) => return Ok(()),
+            State::Open(_) if self.durable_end == 0 => return Ok(()),
+            State::Open(_) => self.check_path()?,
+        }
+        // 1. rename, never replacing.
+        let sealed = self
+            .data_dir
+            .join(sealed_file_name(self.number, SystemTime::now()));
+        if let Err(error) = self.disk.rename_new(&self.path, &sealed) {
+            self.rotate_not_before = Instant::now() + RETRY_AFTER;
+            let reason = format!(
+                "cannot seal {} as {}: {error}",
+                self.path.display(),
+                sealed.display()
+            );
+            self.health.set(ROTATION, &reason);
+            return Err(AppendError::Failed(reason));
+        }
+        // 2. fsync the directory.
+        if let Err(error) = self.disk.sync_dir(&self.data_dir) {
+            return Err(self.poison(&format!(
+                "was sealed, but its directory could not be synced: {error}"
+            )));
+        }
+        self.health.clear(ROTATION);
+        tracing::debug!(
+            segment = self.number,
+            bytes = self.durable_end,
+            "sealed {}",
+            sealed.display()
+        );
+        self.number += 1;
+        self.durable_end = 0;
+        self.first_line_at = None;
+        {
+            // The sealed file stays in the tail until the next one is there: nothing of it is at or
+            // past the new durable end.
+            let mut tail = self.shared.tail();
+            tail.number = self.number;
+            tail.durable_end = 0;
+        }
+        self.create_next()
+    }
+
+    /// 3. create the next file, exclusively. 4. fsync the directory. 5. publish.
+    pub(super) fn create_next(&mut self) -> Result<(), AppendError> {
+        let file = match self.disk.create_new(&self.path) {
+            Ok(file) => file,
+            Err(error) => {
+                self.rotate_not_before = Instant::now() + RETRY_AFTER;
+                let reason = format!(
+                    "cannot create the next {}: {error}; trying again",
+                    self.path.display()
+                );
+                self.health.set(ROTATION, &reason);
+                let error = if is_full(&error) {
+                    AppendError::DiskFull(reason)
+                } else {
+                    AppendError::Failed(reason)
+                };
+                self.state = State::Uncreated(error);
+                // What was acknowledged is sealed all the same.
+                return Ok(());
+            }
+        };
+        if let Err(error) = self.disk.sync_dir(&self.data_dir) {
+            return Err(self.poison(&format!(
+                "was created, but its directory could not be synced: {error}"
+            )));
+        }
+        self.health.clear(ROTATION);
+        let lines = self.shared.tail().lines;
+        *self.shared.tail() = Tail {
+            number: self.number,
+            durable_end: 0,
+            lines,
+            file: Arc::clone(&file),
+        };
+        self.state = State::Open(file);
+        Ok(())
+    }
+
+    /// The path must lead to the open file: else somebody moved it away under us.
+    pub(super) fn check_path(&mut self) -> Result<(), AppendError> {
+        let State::Open(file) = &self.state else {
+            return Ok(());
+        };
+        let same = file
+            .stat()
+            .and_then(|stat| Ok(self.disk.identity(&self.path)? == Some(stat.identity)));
+        match same {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                Err(self.poison("was moved, removed or replaced while the server had it open"))
+            }
+            Err(error) => {
+                let reason = format!("cannot look at {}: {error}", self.path.display());
+                self.health.set(JOURNAL, &reason);
+                Err(AppendError::Failed(reason))
+            }
+        }
+    }
+
+    /// A clean stop seals, so that nothing is left behind for `process`.
+    pub(super) fn seal_at_stop(&mut self) {
+        if let Err(error) = self.rotate() {
+            tracing::error!("not sealed at stop: {error}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Totals that might leave 64 bits on the way: their users' lines are counted one by one, in file
+//! order, so that it does not depend on how the range was cut which line overflows.
+
+use std::collections::{BTreeMap, HashSet};
+
+use rusqlite::{OptionalExtension, Transaction};
+
+use super::super::UserLine;
+use super::super::delta::signed;
+use super::{Failure, Source, Tally};
+
+pub(super) const SELECT_REVENUE: &str = include_str!("../../../sql/query/select_revenue.sql");
+
+/// Users whose totals might overflow, and their lines.
+pub(super) struct OneByOne {
+    /// (total, events counted in this range) by user.
+    pub(super) users: BTreeMap<String, (i64, u64)>,
+    pub(super) lines: Vec<UserLine>,
+}
+
+impl OneByOne {
+    pub(super) fn start(
+        transaction: &Transaction<'_>,
+        suspects: &HashSet<String>,
+        source: &mut dyn Source,
+    ) -> Result<Self, Failure> {
+        let mut users = BTreeMap::new();
+        if suspects.is_empty() {
+            return Ok(Self {
+                users,
+                lines: Vec::new(),
+            });
+        }
+        let mut select = transaction.prepare_cached(SELECT_REVENUE)?;
+        for user in suspects {
+            let total = select.query_row([user], |row| row.get(0)).optional()?;
+            users.insert(user.clone(), (total.unwrap_or(0), 0));
+        }
+        let lines = source.lines_of(suspects).map_err(Failure::Source)?;
+        Ok(Self { users, lines })
+    }
+
+    /// Moves a suspect's total, unless that would overflow; `None` for users that can't.
+    pub(super) fn take(&mut self, user: &str, amount: i64) -> Option<bool> {
+        let (total, events) = self.users.get_mut(user)?;
+        let sum = total.checked_add(amount);
+        if let Some(sum) = sum {
+            *total = sum;
+            *events += 1;
+        }
+        Some(sum.is_some())
+    }
+}
+
+/// An event without id of a user whose total might overflow.
+pub(super) fn count_line(one_by_one: &mut OneByOne, tally: &mut Tally<'_>, line: &UserLine) {
+    let amount = signed(line.kind, line.amount_micros);
+    if one_by_one.take(&line.user_id, amount) == Some(false) {
+        refuse(tally, line.offset, &line.user_id);
+    } else {
+        tally.events += 1;
+        tally.net = tally.net.wrapping_add(amount);
+    }
+}
+
+pub(super) fn refuse(tally: &mut Tally<'_>, offset: u64, user_id: &str) {
+    tally.refused.push(offset, "overflow", || {
+        format!(
+            "/value: the total of {user_id:?} would leave the range of -9223372036854.775808 to 9223372036854.775807"
+        )
+    });
+}

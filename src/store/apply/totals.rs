@@ -1,0 +1,170 @@
+//! Step 5: the sums into the totals, in the order of the users.
+
+use std::collections::HashSet;
+
+use rusqlite::{CachedStatement, Connection, Transaction, params};
+
+use super::super::Sums;
+use super::overflow::{OneByOne, SELECT_REVENUE};
+use super::{Failure, ROWS, Range, Tally, many_rows};
+
+const UPSERT_USER_TOTAL: &str = include_str!("../../../sql/query/upsert_user_total.sql");
+const SET_USER_TOTAL: &str = include_str!("../../../sql/query/set_user_total.sql");
+
+/// A total this far from the ends of 64 bits can't leave them by sums below [`SMALL`].
+const SAFE: i64 = 1 << 62;
+const SMALL: u128 = 1 << 62;
+
+/// Users whose sums are fetched at once.
+const BLOCK_USERS: usize = 256;
+
+/// Step 5. Users whose totals might leave 64 bits are left out and given back.
+pub(super) fn add<'a>(
+    transaction: &Transaction<'_>,
+    range: &Range<'a>,
+    one_by_one: &OneByOne,
+    tally: &mut Tally<'a>,
+) -> Result<HashSet<String>, Failure> {
+    let mut totals = Totals::new(transaction, range.now_ms)?;
+    let mut with_id = std::mem::take(&mut tally.with_id);
+    with_id.sort_unstable_by_key(|&(user, _)| user);
+    let mut counted = with_id
+        .chunk_by(|a, b| a.0 == b.0)
+        .map(|events| {
+            let mut sums = Sums::default();
+            for &(_, micros) in events {
+                sums.add_signed(micros);
+            }
+            (events[0].0, sums)
+        })
+        .peekable();
+    let mut block = Vec::with_capacity(BLOCK_USERS);
+    for users in range.delta.users.chunks(BLOCK_USERS) {
+        // They lie all over memory: fetched together, the cache misses overlap.
+        block.clear();
+        block.extend(users.iter().map(|&(_, sums)| *sums));
+        for (&(user, _), sums) in users.iter().zip(&block) {
+            if !one_by_one.users.is_empty() && one_by_one.users.contains_key(user) {
+                continue;
+            }
+            while let Some((other, sums)) = counted.next_if(|&(other, _)| other < user) {
+                totals.add(other, &sums)?;
+            }
+            tally.events += sums.events();
+            tally.net = tally.net.wrapping_add(sums.net_wrapping());
+            match counted.next_if(|&(other, _)| other == user) {
+                None => totals.add(user, sums)?,
+                Some((_, mut both)) => {
+                    both.add(sums);
+                    totals.add(user, &both)?;
+                }
+            }
+        }
+    }
+    for (user, sums) in counted {
+        totals.add(user, &sums)?;
+    }
+    let suspects = totals.finish()?;
+    for (user, (total, events)) in &one_by_one.users {
+        if *events > 0 {
+            transaction
+                .prepare_cached(SET_USER_TOTAL)?
+                .execute(params![user, total, events, range.now_ms])?;
+        }
+    }
+    Ok(suspects)
+}
+
+/// What [`UPSERT_USER_TOTAL`] has in common for all rows: parameters 1 to 3.
+fn bind_totals(
+    mut upsert: CachedStatement<'_>,
+    now_ms: i64,
+) -> rusqlite::Result<CachedStatement<'_>> {
+    upsert.raw_bind_parameter(1, now_ms)?;
+    upsert.raw_bind_parameter(2, -SAFE)?;
+    upsert.raw_bind_parameter(3, SAFE)?;
+    Ok(upsert)
+}
+
+struct Totals<'t, 'a> {
+    transaction: &'t Connection,
+    now_ms: i64,
+    one: CachedStatement<'t>,
+    /// Prepared when there are so many rows.
+    many: Option<CachedStatement<'t>>,
+    /// User, net and events, not written yet.
+    rows: Vec<(&'a str, i64, i64)>,
+    suspects: HashSet<String>,
+}
+
+impl<'t, 'a> Totals<'t, 'a> {
+    fn new(transaction: &'t Connection, now_ms: i64) -> rusqlite::Result<Self> {
+        let one = transaction.prepare_cached(UPSERT_USER_TOTAL)?;
+        Ok(Self {
+            transaction,
+            now_ms,
+            one: bind_totals(one, now_ms)?,
+            many: None,
+            rows: Vec::with_capacity(ROWS),
+            suspects: HashSet::new(),
+        })
+    }
+
+    fn add(&mut self, user: &'a str, sums: &Sums) -> rusqlite::Result<()> {
+        if sums.added() >= SMALL || sums.subtracted() >= SMALL {
+            self.suspects.insert(user.to_owned());
+            return Ok(());
+        }
+        let events = i64::try_from(sums.events()).unwrap_or(i64::MAX);
+        self.rows.push((user, sums.net_wrapping(), events));
+        if self.rows.len() == ROWS {
+            self.write_many()?;
+        }
+        Ok(())
+    }
+
+    fn write_many(&mut self) -> rusqlite::Result<()> {
+        let many = match &mut self.many {
+            Some(many) => many,
+            none => {
+                let sql = many_rows(UPSERT_USER_TOTAL, 3, 3, "?1");
+                none.insert(bind_totals(
+                    self.transaction.prepare_cached(&sql)?,
+                    self.now_ms,
+                )?)
+            }
+        };
+        for (row, &(user, net, events)) in self.rows.iter().enumerate() {
+            let first = 4 + row * 3;
+            many.raw_bind_parameter(first, user)?;
+            many.raw_bind_parameter(first + 1, net)?;
+            many.raw_bind_parameter(first + 2, events)?;
+        }
+        if many.raw_execute()? != self.rows.len() {
+            // Which one was left out shows its total. That of another may be beyond the bounds
+            // only now: it goes line by line too, which is slower and as right.
+            let mut select = self.transaction.prepare_cached(SELECT_REVENUE)?;
+            for &(user, ..) in &self.rows {
+                let total: i64 = select.query_row([user], |row| row.get(0))?;
+                if !(-SAFE..=SAFE).contains(&total) {
+                    self.suspects.insert(user.to_owned());
+                }
+            }
+        }
+        self.rows.clear();
+        Ok(())
+    }
+
+    /// Writes what is left; users whose totals might leave 64 bits.
+    fn finish(mut self) -> rusqlite::Result<HashSet<String>> {
+        for (user, net, events) in self.rows {
+            self.one.raw_bind_parameter(4, user)?;
+            self.one.raw_bind_parameter(5, net)?;
+            self.one.raw_bind_parameter(6, events)?;
+            if self.one.raw_execute()? != 1 {
+                self.suspects.insert(user.to_owned());
+            }
+        }
+        Ok(self.suspects)
+    }
+}

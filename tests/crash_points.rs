@@ -1,0 +1,503 @@
+//! Power cut off after each call of apply, archive, prune, checkpoint and rebuild; and once more
+//! after each call of the recovery. Enumerated, not sampled, with the real binary and SQLite.
+//!
+//! A run is recorded by strace. For each call of the log, the disk is put together as a power cut
+//! (or a kill) right after it could leave it; the real binary is started on what is left, and then
+//! files, totals, ledger and `verify` must say that each line counts once. Ignored by default, for
+//! strace must be installed. CI tries every first cut and a part of the second ones;
+//! `TALLYLINE_TEST_EVERY_CRASH=1` all, with more of what can be left of unsynced bytes and names.
+
+use std::collections::HashSet;
+use std::collections::hash_map::DefaultHasher;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use tallyline::store::read_segments;
+
+use super::harness::{
+    PATIENCE, Process, Scratch, Server, Totals, arg, database, event, files_below, names_in,
+    recount, run, tallyline, until,
+};
+use super::kernel_log::{Deed, deeds, disk_of, repeat, stop_traced, traced, write_out};
+use super::sim_disk::{Cut, SimDisk};
+
+/// Directories that vanish with the machine: syncs there cost nothing.
+fn scratch_dir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let root = if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    tempfile::tempdir_in(root).unwrap()
+}
+
+fn complete() -> bool {
+    std::env::var_os("TALLYLINE_TEST_EVERY_CRASH").is_some()
+}
+
+/// Of how many first cuts one is followed by second ones.
+fn second_cut_every() -> usize {
+    if complete() { 1 } else { 60 }
+}
+
+/// How many random choices of what is left are made after each call.
+fn choices_of_what_is_left() -> u64 {
+    if complete() { 6 } else { 2 }
+}
+
+/// What must hold of a directory once the program has recovered it, `acks` answers having left.
+type Check<'a> = &'a (dyn Fn(&Path, usize) + Sync);
+
+/// A program's run on a disk, each of whose calls may be the last.
+struct Story<'a> {
+    name: &'a str,
+    before: SimDisk,
+    deeds: Vec<Deed>,
+    /// How the program is started afterwards, but for `--data-dir`.
+    recover: Vec<&'a str>,
+    check: Check<'a>,
+}
+
+/// What was tried so far.
+#[derive(Default)]
+struct Tried {
+    seen: Mutex<HashSet<u64>>,
+    images: AtomicUsize,
+    second_images: AtomicUsize,
+}
+
+impl Tried {
+    /// Whether this content, after so many answers, has not been met before.
+    fn is_new(&self, image: &SimDisk, acks: usize) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (image.contents(), acks).hash(&mut hasher);
+        self.seen.lock().unwrap().insert(hasher.finish())
+    }
+}
+
+/// A disk as found after an end, and how it came to that.
+struct Image {
+    disk: SimDisk,
+    acks: usize,
+    how: String,
+}
+
+/// Every end that is told apart here: after each call, the power goes or the process is killed.
+fn images(before: &SimDisk, deeds: &[Deed], acks_before: usize) -> impl Iterator<Item = Image> {
+    let disk = before.copy();
+    let mut acks = acks_before;
+    (0..=deeds.len()).flat_map(move |done| {
+        if let Some(deed) = done.checked_sub(1).map(|last| &deeds[last]) {
+            repeat(&disk, deed);
+            acks += usize::from(*deed == Deed::Ack);
+        }
+        let after = done.checked_sub(1).map(|last| &deeds[last]);
+        let how = |what: &str| format!("{what} after {done} calls, the last {after:?}");
+        let image = |disk: SimDisk, how: String| Image { disk, acks, how };
+        let mut found = vec![image(disk.copy(), how("killed"))];
+        let some = (0..choices_of_what_is_left()).map(|n| Cut::Some(done as u64 + n * 1_000_000));
+        for cut in [Cut::Nothing, Cut::Bytes, Cut::Names]
+            .into_iter()
+            .chain(some)
+        {
+            found.push(image(disk.copy().cut(cut), how(&format!("{cut:?} left"))));
+        }
+        if let Some(Deed::Write(path, at, bytes)) = deeds.get(done)
+            && bytes.len() > 512
+        {
+            let half = disk.copy();
+            let torn = bytes[..bytes.len() / 1024 * 512].to_vec();
+            repeat(&half, &Deed::Write(path.clone(), *at, torn));
+            found.push(image(half, how("half of the next write")));
+        }
+        found
+    })
+}
+
+impl Story<'_> {
+    /// Tries every first cut, and of some of them every second one.
+    fn tell(&self) {
+        let began = Instant::now();
+        let tried = Tried::default();
+        let (give, take) = crossbeam_channel::bounded::<Image>(8);
+        std::thread::scope(|scope| {
+            for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+                let (take, tried) = (take.clone(), &tried);
+                scope.spawn(move || {
+                    for image in take {
+                        self.try_one(&image, tried);
+                    }
+                });
+            }
+            drop(take);
+            for image in images(&self.before, &self.deeds, 0) {
+                if tried.is_new(&image.disk, image.acks) && give.send(image).is_err() {
+                    return; // every worker failed: the scope says why
+                }
+            }
+            drop(give);
+        });
+        let (first, second) = (
+            tried.images.load(Ordering::Relaxed),
+            tried.second_images.load(Ordering::Relaxed),
+        );
+        assert!(first * 2 > self.deeds.len(), "hardly any disk to try");
+        eprintln!(
+            "crash points of {}: {} calls, {first} disks after a first cut, {second} after a second, {:.1} s",
+            self.name,
+            self.deeds.len(),
+            began.elapsed().as_secs_f32()
+        );
+    }
+
+    fn try_one(&self, image: &Image, tried: &Tried) {
+        let dir = scratch_dir();
+        let count = tried.images.fetch_add(1, Ordering::Relaxed);
+        if count % 9 == 1 {
+            return self.recovers_serving(image, dir.path());
+        }
+        if !count.is_multiple_of(second_cut_every()) {
+            return self.recovers(image, dir.path(), tallyline);
+        }
+        let log = dir.path().join("strace");
+        self.recovers(image, dir.path(), |args| traced(&log, args));
+        let recovery = deeds(&log, &dir.path().join("data"));
+        for second in images(&image.disk, &recovery, image.acks) {
+            if tried.is_new(&second.disk, second.acks) {
+                tried.second_images.fetch_add(1, Ordering::Relaxed);
+                let how = format!("{}; then {}", image.how, second.how);
+                self.recovers(&Image { how, ..second }, scratch_dir().path(), tallyline);
+            }
+        }
+    }
+
+    /// The program, started on what is left, comes to what is right.
+    fn recovers(&self, image: &Image, dir: &Path, command: impl FnOnce(&[&str]) -> Command) {
+        let data = dir.join("data");
+        write_out(&image.disk, &data);
+        let args = [&self.recover[..], &["--data-dir", arg(&data)]].concat();
+        let ran = command(&args).output().unwrap();
+        let done = matches!(ran.status.code(), Some(0 | 3));
+        assert!(done, "{}: {}: {ran:?}", self.name, image.how);
+        self.holds(image, &data);
+    }
+
+    /// So does a server, whose start goes other ways.
+    fn recovers_serving(&self, image: &Image, dir: &Path) {
+        let data = dir.join("data");
+        write_out(&image.disk, &data);
+        let server = Server::with(&data, &["--flush-every", "10ms"]);
+        server.flush();
+        server.assert_balanced();
+        server.get("/readyz").expect(200);
+        server.stop().expect(0);
+        let args = [&self.recover[..], &["--data-dir", arg(&data)]].concat();
+        run(&args); // a file that was not yet copied in whole is given again
+        self.holds(image, &data);
+    }
+
+    fn holds(&self, image: &Image, data: &Path) {
+        let held = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let args = ["verify", "--data-dir", arg(data)];
+            let ran = tallyline(&args).output().unwrap();
+            assert!(ran.status.success(), "{ran:?}");
+            (self.check)(data, image.acks);
+        }));
+        assert!(held.is_ok(), "{}: {}", self.name, image.how);
+    }
+}
+
+/// Runs the program under strace; what it did, and that doing it again leads to the same files.
+fn record(data: &Path, run: impl FnOnce(&Path)) -> (SimDisk, Vec<Deed>) {
+    let before = disk_of(data);
+    let log = data.with_extension("strace");
+    run(&log);
+    let deeds = deeds(&log, data);
+    let after = before.copy();
+    for deed in &deeds {
+        repeat(&after, deed);
+    }
+    assert!(
+        after.contents() == disk_of(data).contents(),
+        "the log leads to {:?}, not to what is there: {deeds:#?}",
+        after.files()
+    );
+    (before, deeds)
+}
+
+/// A run of `process` that ends by itself.
+fn record_process(data: &Path, flags: &[&str]) -> (SimDisk, Vec<Deed>) {
+    let mut args = vec!["process", "--data-dir", arg(data)];
+    args.extend(flags);
+    record(data, |log| {
+        Process::start(&mut traced(log, &args)).finish().expect(3);
+    })
+}
+
+/// `count` events of several users from number `from` on, two in three with an id, and in between a
+/// line that is no event and one that came before.
+fn lines(from: usize, count: usize) -> String {
+    (from..from + count)
+        .map(|n| match n % 12 {
+            5 => "no event\n".to_owned(),
+            7 => with_id(n - 1),
+            number if number % 3 == 0 => event(&format!("u{}", n % 7), n as u64),
+            _ => with_id(n),
+        })
+        .collect()
+}
+
+fn with_id(n: usize) -> String {
+    let pad = "x".repeat(n * 37 % 90);
+    format!(
+        "{{\"userId\":\"u{}\",\"name\":\"add_revenue\",\"value\":{n}.5,\"id\":\"{n}\",\"pad\":\"{pad}\"}}\n",
+        n % 7
+    )
+}
+
+/// All that the ledger says was applied, doubled or refused, pruned segments included.
+#[derive(Debug, PartialEq, Eq)]
+struct Sums {
+    totals: Totals,
+    events: u64,
+    duplicates: u64,
+    rejected: u64,
+}
+
+fn sums(data: &Path) -> Sums {
+    let db = super::harness::recount::open_database(data);
+    let sum = |column: &str| {
+        let sql = format!(
+            "SELECT (SELECT coalesce(sum({column}), 0) FROM segment) + (SELECT coalesce(sum({column}), 0) FROM pruned)"
+        );
+        let number: i64 = db.query_row(&sql, [], |row| row.get(0)).unwrap();
+        u64::try_from(number).unwrap()
+    };
+    Sums {
+        totals: database(data),
+        events: sum("events"),
+        duplicates: sum("duplicates"),
+        rejected: sum("rejected"),
+    }
+}
+
+/// What these lines come to.
+fn expected(text: &str) -> Sums {
+    let count = super::harness::recount::recount_bytes(std::iter::once(text.as_bytes()));
+    Sums {
+        totals: count.users,
+        events: count.applied,
+        duplicates: count.duplicates,
+        rejected: count.rejected,
+    }
+}
+
+/// Nothing but a torn tail was put aside, and no segment is called untrusted.
+fn nothing_is_in_doubt(data: &Path) {
+    let odd = |name: &String| !name.starts_with("torn-");
+    let aside = names_in(&data.join("quarantine"));
+    assert!(!aside.iter().any(odd), "{aside:?}");
+    for row in read_segments(&data.join("revenue.db")).unwrap() {
+        assert!(row.whole_at_ms.is_some(), "{row:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn the_first_load_may_end_after_any_call() {
+    // Red if the rollback journal of the first load, or the archive's rename, leads to a line counted
+    // twice or not at all.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    fs::create_dir(&data).unwrap();
+    let (ours, theirs) = (lines(0, 40), lines(40, 30));
+    fs::write(data.join("events.jsonl"), &ours).unwrap();
+    fs::write(data.join("events_1700000000000.jsonl"), &theirs).unwrap();
+    let (before, deeds) = record_process(&data, &[]);
+    let journal =
+        |deed: &Deed| matches!(deed, Deed::Remove(path) if path.ends_with("revenue.db-journal"));
+    assert!(deeds.iter().any(journal), "by the rollback journal");
+    let truth = expected(&(ours + &theirs));
+    Story {
+        name: "the first load",
+        before,
+        deeds,
+        recover: vec!["process"],
+        check: &|data, _| {
+            assert_eq!(sums(data), truth);
+            nothing_is_in_doubt(data);
+            assert_eq!(recount(data).users, truth.totals);
+        },
+    }
+    .tell();
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_file_from_elsewhere_may_be_cut_off_after_any_call() {
+    // Red if the copy can be taken for whole before it is, or the WAL's checkpoint loses a commit.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    fs::create_dir(&data).unwrap();
+    let (ours, theirs) = (lines(0, 40), lines(40, 60));
+    fs::write(data.join("events.jsonl"), &ours).unwrap();
+    run(&["process", "--data-dir", arg(&data)]).expect(3);
+    let file = scratch.file("their.jsonl", &theirs);
+    let (before, deeds) = record_process(&data, &[arg(&file)]);
+    let wal = |deed: &Deed| matches!(deed, Deed::Create(path) if path.ends_with("revenue.db-wal"));
+    assert!(deeds.iter().any(wal), "by the WAL");
+    let truth = expected(&(ours + &theirs));
+    Story {
+        name: "a file from elsewhere",
+        before,
+        deeds,
+        recover: vec!["process", arg(&file)],
+        check: &|data, _| {
+            assert_eq!(sums(data), truth);
+            nothing_is_in_doubt(data);
+            assert_eq!(recount(data).users, truth.totals);
+        },
+    }
+    .tell();
+}
+
+/// A stopped directory of a few archived segments; what their lines were.
+fn archived(data: &Path, flags: &[&str]) -> String {
+    let mut all = ["--flush-every", "10ms"].to_vec();
+    all.extend(flags);
+    let server = Server::with(data, &all);
+    let text: String = (0..4)
+        .map(|part| {
+            let body = lines(part * 12, 12).replace("no event\n", "");
+            server.accept(&body);
+            server.flush();
+            body
+        })
+        .collect();
+    server.stop().expect(0);
+    text
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_rebuild_may_end_after_any_call() {
+    // Red if there is a moment at which neither the old database nor the new one is there whole, or
+    // the old one's WAL can be played into the new one; also with pruned segments to carry over.
+    for flags in [&[][..], &["--retain-for", "0s"]] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let truth = expected(&archived(&data, flags));
+        let pruned = files_below(&data.join("applied")).len() < 4;
+        assert_eq!(pruned, !flags.is_empty());
+        let (before, deeds) = record(&data, |log| {
+            let args = ["process", "--rebuild", "--data-dir", arg(&data)];
+            Process::start(&mut traced(log, &args)).finish().expect(0);
+        });
+        Story {
+            name: if pruned {
+                "a rebuild that carries over"
+            } else {
+                "a rebuild"
+            },
+            before,
+            deeds,
+            recover: vec!["process"],
+            check: &|data, _| {
+                assert_eq!(sums(data), truth);
+                nothing_is_in_doubt(data);
+            },
+        }
+        .tell();
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn retention_may_end_after_any_call() {
+    // Red if the sums of a pruned segment can be lost or added twice, its file can be applied again,
+    // or a file can go whose row is still needed.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let truth = expected(&archived(&data, &[]));
+    let (before, deeds) = record(&data, |log| {
+        let flags = [
+            "--retain-for",
+            "0s",
+            "--keep-ids",
+            "0s",
+            "--flush-every",
+            "10ms",
+        ];
+        let server = Server::by(&data, &flags, |args| traced(log, args));
+        until(PATIENCE, "all but the newest are pruned", || {
+            (files_below(&data.join("applied")).len() == 1).then_some(())
+        });
+        stop_traced(server);
+    });
+    let removed =
+        |deed: &&Deed| matches!(deed, Deed::Remove(path) if path.starts_with("data/applied"));
+    assert_eq!(deeds.iter().filter(removed).count(), 3);
+    Story {
+        name: "retention",
+        before,
+        deeds,
+        recover: vec!["process"],
+        check: &|data, _| {
+            assert_eq!(sums(data), truth);
+            nothing_is_in_doubt(data);
+        },
+    }
+    .tell();
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_server_may_end_after_any_call() {
+    // Red if a 202 leaves before its lines are durable, a rotation can lose or double a segment, or
+    // totals and progress can part.
+    const BATCHES: usize = 8;
+    let scratch = Scratch::new();
+    let data: PathBuf = scratch.data();
+    fs::create_dir(&data).unwrap();
+    let batch = |n: usize| lines(n * 12, 12).replace("no event\n", "");
+    let (before, deeds) = record(&data, |log| {
+        let flags = ["--rotate-bytes", "1KiB", "--flush-every", "10ms"];
+        let server = Server::by(&data, &flags, |args| traced(log, args));
+        for n in 0..BATCHES {
+            server.accept(batch(n));
+            if n % 3 == 2 {
+                server.flush();
+            }
+        }
+        stop_traced(server);
+    });
+    let acks = deeds.iter().filter(|deed| **deed == Deed::Ack).count();
+    assert_eq!(acks, BATCHES);
+    Story {
+        name: "a server",
+        before,
+        deeds,
+        recover: vec!["process"],
+        check: &|data, acks| {
+            nothing_is_in_doubt(data);
+            let (found, count) = (sums(data), recount(data));
+            assert_eq!(found.totals, count.users);
+            let lines = (count.applied, count.duplicates, count.rejected);
+            assert_eq!((found.events, found.duplicates, found.rejected), lines);
+            let acked: String = (0..acks).map(batch).collect();
+            let acked = expected(&acked);
+            assert!(count.applied >= acked.events, "{acks} acknowledged");
+            for (user, (micros, events)) in acked.totals {
+                let counted = count.users.get(&user).copied().unwrap_or_default();
+                assert!(counted.0 >= micros && counted.1 >= events, "{user}: {acks}");
+            }
+        },
+    }
+    .tell();
+}

@@ -1,0 +1,313 @@
+//! The real binary on a machine in trouble: disks that are full, a database whose reads, writes and
+//! syncs fail, a clock that jumps. What was acknowledged counts once, the answers are the
+//! contract's, and when the trouble is over the server goes on by itself, never restarted.
+//!
+//! Ignored by default: they mount, trace and preload, for which they need root and Debian packages.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::harness::{
+    PATIENCE, Process, Scratch, Server, arg, database, files_below, names_in, quiet_environment,
+    recount, run, tallyline, until,
+};
+use super::kernel_log::stop_traced;
+
+/// A file system of a few MiB in memory, gone when dropped.
+struct TinyDisk {
+    at: PathBuf,
+}
+
+impl TinyDisk {
+    #[track_caller]
+    fn mount(at: &Path, size: &str) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let size = format!("size={size}");
+        let args = ["-t", "tmpfs", "-o", &size, "tallyline-test", arg(at)];
+        Process::start(Command::new("mount").args(args))
+            .finish()
+            .expect(0);
+        Self { at: at.to_owned() }
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.at.join("ballast")
+    }
+
+    /// Fills it to the last byte but `spare`.
+    fn fill_up(&self, spare: u64) {
+        let free = rustix::fs::statvfs(&self.at).unwrap();
+        let bytes = (free.f_bavail * free.f_frsize).saturating_sub(spare);
+        let file = File::create(self.ballast()).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).unwrap();
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for TinyDisk {
+    fn drop(&mut self) {
+        let _gone_with_the_machine = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
+}
+
+/// An event of user `u`, counted once however often it is sent.
+fn with_id(id: &str) -> String {
+    let pad = "x".repeat(2000);
+    format!(
+        "{{\"userId\":\"u\",\"name\":\"add_revenue\",\"value\":1,\"id\":\"{id}\",\"pad\":\"{pad}\"}}\n"
+    )
+}
+
+/// Posts events one by one until `done` of an answer's status and how many were posted; the ids
+/// that were acknowledged, and the other answers.
+fn post_until(
+    server: &Server,
+    prefix: &str,
+    done: impl Fn(u16, usize) -> bool,
+) -> (BTreeSet<String>, BTreeSet<u16>) {
+    let (mut acked, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for n in 1.. {
+        let id = format!("{prefix}-{n}");
+        let status = server.post("/liveEvent", with_id(&id)).status;
+        if status == 202 {
+            acked.insert(id);
+        } else {
+            others.insert(status);
+        }
+        if done(status, n) {
+            break;
+        }
+    }
+    (acked, others)
+}
+
+/// Each acknowledged event counts once, no other does, and nothing is in doubt.
+#[track_caller]
+fn assert_just_these_count(data: &Path, acked: &BTreeSet<String>) {
+    let count = recount(data);
+    let found: BTreeSet<_> = count.ids.into_keys().collect();
+    assert_eq!(&found, acked);
+    assert_eq!(database(data)["u"].1, acked.len() as u64);
+    run(&["verify", "--data-dir", arg(data)]).expect(0);
+    assert_eq!(names_in(&data.join("quarantine")), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs root: mounts a tmpfs"]
+fn a_disk_full_to_the_last_byte_is_507_and_over_by_itself() {
+    // Red if a write that did not fit is acknowledged or leaves a torn line behind, if the reserve is
+    // not kept, or if it takes a restart to go on.
+    for (reserve, spare) in [("0B", 0), ("0B", 3000), ("1MiB", 4096)] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let disk = TinyDisk::mount(&data, "8m");
+        let flags = ["--disk-reserve", reserve, "--flush-every", "10ms"];
+        let server = Server::with(&data, &flags);
+        let (mut acked, _) = post_until(&server, "before", |_, n| n == 10);
+        assert_eq!(acked.len(), 10);
+        for round in 0..3 {
+            disk.fill_up(spare);
+            let full = format!("full-{round}");
+            let (more, others) = post_until(&server, &full, |status, n| status != 202 && n > 20);
+            assert_eq!(others, [507].into(), "{reserve} {spare}");
+            assert!(more.len() <= 3, "{reserve} {spare}: {more:?} found room");
+            acked.extend(more);
+            server.get("/healthz").expect(200);
+            server.get("/userEvents/u").expect(200);
+            disk.make_room();
+            let again = format!("again-{round}");
+            let (more, _) = post_until(&server, &again, |status, _| status == 202);
+            acked.extend(more);
+        }
+        server.flush();
+        server.assert_balanced();
+        until(PATIENCE, "ready again", || {
+            (server.get("/readyz").status == 200).then_some(())
+        });
+        server.stop().expect(0);
+        assert_just_these_count(&data, &acked);
+    }
+}
+
+#[test]
+#[ignore = "needs root: mounts a tmpfs"]
+fn a_full_disk_under_the_database_stops_only_the_counting() {
+    // Red if SQLITE_FULL refuses events, loses totals, goes unmentioned, or needs a restart.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let disk = TinyDisk::mount(&scratch.path().join("tiny"), "1m");
+    fs::create_dir(&data).unwrap();
+    std::os::unix::fs::symlink(disk.at.join("revenue.db"), data.join("revenue.db")).unwrap();
+    let server = Server::with(&data, &["--flush-every", "10ms"]);
+    let (mut acked, _) = post_until(&server, "before", |_, n| n == 10);
+    server.flush();
+    disk.fill_up(0);
+    let (more, others) = post_until(&server, "full", |_, n| n == 500);
+    assert_eq!((more.len(), others.len()), (500, 0), "taking goes on");
+    acked.extend(more);
+    let reasons = until(PATIENCE, "readiness turns red", || {
+        let ready = server.get("/readyz");
+        (ready.status == 503).then(|| ready.text())
+    });
+    assert!(
+        reasons.contains("revenue.db") && reasons.contains("full"),
+        "{reasons}"
+    );
+    disk.make_room();
+    server.flush();
+    assert_eq!(server.get("/userEvents/u").json()["events"], 510);
+    until(PATIENCE, "ready again", || {
+        (server.get("/readyz").status == 200).then_some(())
+    });
+    server.assert_balanced();
+    server.stop().expect(0);
+    assert_just_these_count(&data, &acked);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_database_whose_disk_fails_comes_to_the_same_totals() {
+    // Red if an event counts twice or not at all after SQLITE_IOERR at any of these calls, or if the
+    // taking stops meanwhile.
+    for (file, calls) in [
+        ("revenue.db-wal", "pwrite64"),
+        ("revenue.db-wal", "fsync,fdatasync"),
+        ("revenue.db-wal", "pread64"),
+        ("revenue.db", "pwrite64"),
+        ("revenue.db", "fsync,fdatasync"),
+    ] {
+        for error in ["EIO", "ENOSPC"] {
+            let scratch = Scratch::new();
+            let data = scratch.data();
+            let (log, at) = (scratch.path().join("strace"), data.join(file));
+            let inject = format!("inject={calls}:error={error}:when=3..9+2");
+            let server = Server::by(&data, &["--flush-every", "10ms"], |args| {
+                let mut command = Command::new("strace");
+                command.args(["-f", "-qq", "-o", arg(&log), "-P", arg(&at), "-e", &inject]);
+                command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
+                quiet_environment(&mut command);
+                command
+            });
+            let mut acked = BTreeSet::new();
+            for round in 0..8 {
+                let (more, others) = post_until(&server, &format!("{round}"), |_, n| n == 5);
+                assert_eq!(others, BTreeSet::new(), "{file} {calls}: taking goes on");
+                acked.extend(more);
+                server.post("/flush?wait=20ms", "");
+            }
+            server.flush();
+            server.assert_balanced();
+            stop_traced(server);
+            let failed = fs::read_to_string(&log)
+                .unwrap()
+                .matches("(INJECTED)")
+                .count();
+            assert!(
+                failed > 0 || calls == "pread64",
+                "{file} {calls}: none failed"
+            );
+            assert_just_these_count(&data, &acked);
+        }
+    }
+}
+
+/// `tallyline ARGS...` by a clock that is off by what `offset` says, at any time.
+fn by_clock(offset: &Path, args: &[&str]) -> Command {
+    let library = fs::read_dir("/usr/lib")
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("faketime/libfaketime.so.1"))
+        .find(|path| path.exists())
+        .expect("libfaketime, of the package faketime");
+    let mut command = tallyline(args);
+    command
+        .env("LD_PRELOAD", library)
+        .env("FAKETIME_TIMESTAMP_FILE", offset)
+        .env("FAKETIME_NO_CACHE", "1")
+        // Durations are measured by a clock that no one can set.
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    command
+}
+
+#[test]
+#[ignore = "needs faketime"]
+fn a_clock_that_jumps_an_hour_back_and_forth_changes_nothing() {
+    // Red if numbers, order, rotation by age or waiting depend on the time of day, or if a jump makes
+    // retention let go of what is younger than it says.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let clock = scratch.file("clock", "+0");
+    let set_clock = |offset: &str| {
+        // Whole or not at all: the server reads it at any time.
+        let next = scratch.file("clock.next", offset);
+        fs::rename(next, &clock).unwrap();
+    };
+    let flags = [
+        "--rotate-every",
+        "20ms",
+        "--retain-for",
+        "2h",
+        "--keep-ids",
+        "2h",
+    ];
+    let server = Server::by(&data, &flags, |args| by_clock(&clock, args));
+    let mut acked = BTreeSet::new();
+    let offsets = ["+0", "+3600", "-3600", "+3600", "-3600", "+0"];
+    for (round, offset) in offsets.iter().enumerate() {
+        set_clock(offset);
+        for id in [round, 0] {
+            let id = id.to_string();
+            let reply = server.post("/liveEvent?ack=applied", with_id(&id));
+            reply.expect(200);
+            acked.insert(id);
+        }
+        until(PATIENCE, "sealed by age", || {
+            let sealed = files_below(&data.join("applied")).len();
+            (sealed > round).then_some(())
+        });
+        let lag = server.status()["lagSeconds"].as_f64().unwrap();
+        assert!((0.0..60.0).contains(&lag), "{offset}: {lag}");
+        server.get("/readyz").expect(200);
+    }
+    server.assert_balanced();
+    server.stop().expect(0);
+    assert_just_these_count(&data, &acked);
+    // By number they are in the order of sending, and none is missing.
+    let mut files = files_below(&data.join("applied"));
+    files.sort_by_key(|path| {
+        path.to_str()
+            .unwrap()
+            .rsplit_once('-')
+            .unwrap()
+            .1
+            .to_owned()
+    });
+    let numbers = files.iter().map(|path| {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        name.rsplit_once('-').unwrap().1.parse::<usize>().unwrap()
+    });
+    assert!(numbers.eq(1..=files.len()), "{files:?}");
+    let sent: String = files
+        .iter()
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let expected: String = (0..offsets.len())
+        .flat_map(|round| [with_id(&round.to_string()), with_id("0")])
+        .collect();
+    assert!(sent == expected, "{sent}");
+    let hours: BTreeSet<_> = names_of_hours(&files);
+    assert!(hours.len() > 1, "the clock did jump: {hours:?}");
+}
+
+/// The hours of day in the files' names.
+fn names_of_hours(files: &[PathBuf]) -> BTreeSet<String> {
+    let hour = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?;
+        Some(name.split_once('T')?.1[..2].to_owned())
+    };
+    files.iter().filter_map(hour).collect()
+}
