@@ -351,7 +351,7 @@ fn a_second_signal_ends_a_stop_that_hangs() {
     let scratch = Scratch::new();
     let log = scratch.path().join("strace");
     let active = scratch.data().join("events.jsonl");
-    let stuck = "inject=fdatasync:delay_enter=600000000:when=1";
+    let stuck = "inject=fdatasync:delay_enter=20000000:when=1";
     let only = ["-e", "trace=fdatasync", "-P", arg(&active), "-e", stuck];
     let server = traced(&scratch.data(), &log, &only, &[]);
     let mut conn = server.connect();
