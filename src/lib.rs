@@ -1,6 +1,44 @@
 //! tallyline takes revenue events over HTTP, keeps them in plain JSON Lines files, and keeps exact
 //! per-user totals in one SQLite file.
 //!
+//! Most people run the program and need nothing of this. As a library it is for tests: a whole
+//! server in your own process, and the client that sends files to it.
+//!
+//! # In a test of your own
+//!
+//! A [`Server`](serve::Server) runs on a free port, with a directory of its own; several side by side
+//! do not meet. `POST /flush` answers once all that was acknowledged is in the totals, so no test has
+//! to sleep.
+//!
+//! ```
+//! use tallyline::config::ServeConfig;
+//! use tallyline::serve::Server;
+//!
+//! let dir = tempfile::tempdir()?;
+//! let server = Server::start(&ServeConfig::at(dir.path()))?;
+//! let url = format!("http://{}", server.address());
+//! let http: ureq::Agent = ureq::Agent::config_builder().proxy(None).build().into();
+//!
+//! let event = r#"{"userId": "user1", "name": "add_revenue", "value": 100}"#;
+//! let answer = http.post(format!("{url}/liveEvent")).send(event)?;
+//! assert_eq!(answer.status(), 202);
+//! http.post(format!("{url}/flush")).send_empty()?;
+//! let mut answer = http.get(format!("{url}/userEvents/user1")).call()?;
+//! let user = answer.body_mut().read_to_string()?;
+//! assert!(user.contains(r#""revenue":100,"events":1"#), "{user}");
+//!
+//! server.stop();
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+//!
+//! | to | there is |
+//! |---|---|
+//! | start and stop a server | [`serve::Server`], set up by [`config::ServeConfig`] |
+//! | send a file as `tallyline send` does, with ids, retries and a state to go on from | [`client::send`], set up by [`config::SendConfig`] |
+//! | read and check one event | [`event::Event`] |
+//!
+//! Everything else is public for the program and the tests of this crate, and changes with them.
+//!
 //! # Architecture
 //!
 //! ```text
@@ -65,8 +103,6 @@
 //! The HTTP library has threads of its own, unnamed: one that accepts, one a connection that reads
 //! heads. A request's `done` callback runs on the `committer` and never blocks: it hands the reply
 //! to `http-answer-N`. All queues between them are bounded.
-//!
-//! A test can have a whole server in its own process: see [`serve`].
 //!
 //! # Who may know whom
 //!

@@ -4,31 +4,7 @@
 //! first, so that nothing new comes in and all that was accepted is answered; then the journal,
 //! which seals; then the processor, which applies what is left and closes the database.
 //!
-//! # In a test of your own
-//! [`Server`] runs in your process, on a free port, with a directory of its own; several side by
-//! side do not meet. `POST /flush` answers once all that was acknowledged is in the totals, so no
-//! test has to sleep.
-//!
-//! ```
-//! use tallyline::config::ServeConfig;
-//! use tallyline::serve::Server;
-//!
-//! let dir = tempfile::tempdir()?;
-//! let server = Server::start(&ServeConfig::at(dir.path()))?;
-//! let url = format!("http://{}", server.address());
-//! let http: ureq::Agent = ureq::Agent::config_builder().proxy(None).build().into();
-//!
-//! let event = r#"{"userId": "user1", "name": "add_revenue", "value": 100}"#;
-//! let answer = http.post(format!("{url}/liveEvent")).send(event)?;
-//! assert_eq!(answer.status(), 202);
-//! http.post(format!("{url}/flush")).send_empty()?;
-//! let mut answer = http.get(format!("{url}/userEvents/user1")).call()?;
-//! let user = answer.body_mut().read_to_string()?;
-//! assert!(user.contains(r#""revenue":100,"events":1"#), "{user}");
-//!
-//! server.stop();
-//! # Ok::<(), anyhow::Error>(())
-//! ```
+//! How to have a [`Server`] in a test of your own: see the front page of the [library](crate).
 
 use std::fs;
 use std::net::SocketAddr;

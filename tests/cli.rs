@@ -323,7 +323,10 @@ fn send_tells_refused_from_done_and_keeps_the_refused() {
     let kept = fs::read_to_string(&rejects).unwrap();
     assert!(kept.contains("value") && kept.contains("-1"), "{kept}");
     assert_eq!(kept.lines().count(), 1, "{kept}");
+    assert!(ran.stdout.contains("REFUSED: 1 event not taken"), "{ran}");
     run_with_input(&args, event("u", 4).as_bytes()).expect(0);
+    let ran = run_with_input(&args, bad.as_bytes()).expect(3);
+    assert!(ran.stdout.contains("REFUSED: all of it, 1 event"), "{ran}");
     server.flush();
     assert_eq!(server.get("/userEvents/u").expect(200).json()["revenue"], 7);
     server.assert_balanced();

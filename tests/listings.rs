@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Write as _;
 use std::thread;
 
-use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use super::harness::http::Request;
@@ -83,11 +82,7 @@ fn rejected_lines_are_listed_from_the_end() {
 fn who_still_waits_is_answered_before_a_stop_ends() {
     // Red if a stop cuts off clients whose events are durable, without a word.
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "10ms"]);
-    server.accept(event("u", 1));
-    server.flush();
-    let db = Connection::open(scratch.data().join("revenue.db")).unwrap();
-    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (server, db) = Server::with_database_locked(&scratch.data());
     let mut posts = server.connect();
     let mut gets = server.connect();
     let mut flushes = server.connect();

@@ -98,9 +98,12 @@ fn the_two_commands_come_first() {
 
 /// The `--flags` that a help text defines.
 fn flags(help: &str) -> BTreeSet<String> {
+    // Two spaces further on, or far in, is the text of a flag, which may mention others.
     help.lines()
-        .map(str::trim_start)
+        .filter_map(|line| line.strip_prefix("  "))
+        .map(|line| line.strip_prefix("    ").unwrap_or(line))
         .filter(|line| line.starts_with('-'))
+        .filter_map(|line| line.split("  ").next())
         .flat_map(|line| line.split([' ', ',', '=', '[', '.']))
         .filter(|word| word.starts_with("--") && word.len() > 2)
         .map(str::to_owned)

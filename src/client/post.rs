@@ -240,9 +240,7 @@ fn refused(status: u16, problem: Option<Problem>, after: Option<&str>) -> Answer
             },
         },
         401 => Answer::Hopeless {
-            reason: format!(
-                "{reason}; the server wants a token: set TALLYLINE_TOKEN, or name a file with --token-file"
-            ),
+            reason: "answered 401: no token, or one that the server does not know; set TALLYLINE_TOKEN, or name a file with --token-file".to_owned(),
         },
         404 | 405 => Answer::Hopeless {
             reason: format!("{reason}; --to must be the base URL of a tallyline server"),

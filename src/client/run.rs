@@ -313,6 +313,8 @@ fn progress(source: &Source, done_bytes: u64) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    // Only then it is known whether and where to draw.
+    let bar = logging::bars().add(bar);
     bar.set_message("0 events");
-    logging::bars().add(bar)
+    bar
 }

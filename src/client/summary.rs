@@ -185,6 +185,13 @@ impl fmt::Display for Summary {
                 "STOPPED before the end; acknowledged: {lines}, {refused} of them refused; {}",
                 self.how_to_go_on()
             ),
+            Verdict::Complete if self.refused() > 0 && accepted == 0 && self.lines_earlier == 0 => {
+                let (events, place) = (counted(self.refused(), "event"), self.refused_where());
+                write!(
+                    f,
+                    "REFUSED: all of it, {events} ({place}); nothing was taken"
+                )
+            }
             Verdict::Complete | Verdict::Followed if self.refused() > 0 => write!(
                 f,
                 "REFUSED: {} not taken ({}); all others were",

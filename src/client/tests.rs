@@ -13,6 +13,8 @@ use super::*;
 use crate::cli::{Cli, Command};
 use crate::event::Event;
 
+mod follow;
+
 struct Bench {
     dir: tempfile::TempDir,
 }
@@ -428,74 +430,6 @@ fn stdin_goes_on_where_its_state_says_if_it_is_the_same() {
 }
 
 #[test]
-fn a_followed_file_is_sent_across_its_rotation() {
-    let bench = Bench::new(&events(5));
-    let stop = Stop::default();
-    let (taken, arrived) = mpsc::channel();
-    let server = FakeServer::with(move |_, body| {
-        taken.send(body.lines().count()).expect("the test listens");
-        None
-    });
-    let config = bench.config(&server, &["--follow"]);
-    let wait_for = |events: usize| {
-        let mut count = 0;
-        while count < events {
-            count += arrived
-                .recv_timeout(Duration::from_secs(30))
-                .expect("in time");
-        }
-        assert_eq!(count, events);
-    };
-    std::thread::scope(|scope| {
-        let sender = scope.spawn(|| send(&config, &stop));
-        wait_for(5);
-        let mut file = fs::OpenOptions::new()
-            .append(true)
-            .open(bench.file())
-            .expect("open");
-        std::io::Write::write_all(&mut file, numbered(6..=8).as_bytes()).expect("append");
-        wait_for(3);
-        fs::rename(bench.file(), bench.path("events.jsonl.1")).expect("rename");
-        std::io::Write::write_all(&mut file, numbered(9..=9).as_bytes()).expect("append");
-        fs::write(bench.file(), numbered(10..=12)).expect("write");
-        wait_for(4);
-        stop.request();
-        let summary = sender.join().expect("no panic");
-        assert_eq!(summary.exit(), Exit::Done, "{summary}");
-        assert!(
-            last_line(&summary).starts_with("OK: stopped following"),
-            "{summary}"
-        );
-    });
-    assert_eq!(server.seen().ids().len(), 12);
-    // Gone on with later, after another rotation: first the rest of what was followed.
-    fs::rename(bench.file(), bench.path("events.jsonl.2")).expect("rename");
-    let old = fs::read_to_string(bench.path("events.jsonl.2")).expect("read") + &numbered(13..=13);
-    append(
-        &bench.path("events.jsonl.2"),
-        &old[old.len() - numbered(13..=13).len()..],
-    );
-    fs::write(bench.file(), numbered(14..=14)).expect("write");
-    let stop = Stop::default();
-    std::thread::scope(|scope| {
-        let sender = scope.spawn(|| send(&config, &stop));
-        wait_for(2);
-        stop.request();
-        sender.join().expect("no panic");
-    });
-    let ids = server.seen().ids();
-    assert_eq!((ids.len(), ids.values().max()), (14, Some(&1)));
-}
-
-fn append(path: &Path, text: &str) {
-    let mut file = fs::OpenOptions::new()
-        .append(true)
-        .open(path)
-        .expect("open");
-    std::io::Write::write_all(&mut file, text.as_bytes()).expect("append");
-}
-
-#[test]
 fn what_is_no_tallyline_server_is_not_taken_for_one() {
     let bench = Bench::new(&events(2));
     for (status, body, word) in [
@@ -554,4 +488,18 @@ fn the_token_goes_along_and_an_empty_file_is_fine() {
         (summary.exit(), server.seen().bodies.len()),
         (Exit::Done, 1)
     );
+}
+
+#[test]
+fn a_rate_is_kept_to() {
+    // Red if --rate is no more than a word: five requests of ten, a tenth of a second apart.
+    let bench = Bench::new(&events(50));
+    let server = FakeServer::new();
+    let summary = bench.send(&server, &["--rate", "100"]);
+    assert_eq!(
+        (summary.counts.accepted, summary.counts.requests),
+        (50, 5),
+        "small enough to be even"
+    );
+    assert!(summary.elapsed >= Duration::from_millis(400), "{summary}");
 }

@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use super::http::{Conn, Reply, Request};
-use super::{PATIENCE, Process, Ran, arg, tallyline, until};
+use super::{PATIENCE, Process, Ran, arg, event, tallyline, until};
 
 /// A server on a port of its own. Killed when dropped; its log is shown when the test failed.
 pub(crate) struct Server {
@@ -60,6 +61,18 @@ impl Server {
             port,
             data: data.to_owned(),
         }
+    }
+
+    /// One that has counted an event of user u and can count no more until the connection given back
+    /// rolls back: it holds the database's write lock.
+    #[track_caller]
+    pub(crate) fn with_database_locked(data: &Path) -> (Self, Connection) {
+        let server = Self::with(data, &["--flush-every", "10ms"]);
+        server.accept(event("u", 1));
+        server.flush();
+        let db = Connection::open(data.join("revenue.db")).unwrap();
+        db.execute_batch("BEGIN IMMEDIATE").unwrap();
+        (server, db)
     }
 
     /// `http://127.0.0.1:PORT`

@@ -62,8 +62,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     (
         "Content-Security-Policy",
         "default-src 'none'; \
-         script-src 'sha256-DfN3ys6vpF8TZ8nXBERk/uZBoVbltgaRK9lCVmoXflc='; \
-         style-src 'sha256-418kwbJiCsRxynjRgNIbQhJedsh+79IjxIFIsAm/yiQ='; \
+         script-src 'sha256-+AbfTiXyRpaehIubUYr/Su6/KUHdFD8/NXpT9ldZfL8='; \
+         style-src 'sha256-t4sEeSn5wEHrCWB7wC2PaY2WaspLik3u48Hjd1Y+1Ro='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     ),

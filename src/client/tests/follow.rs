@@ -1,0 +1,111 @@
+//! `--follow`: a file that grows, is renamed away, or is cut short.
+
+use super::*;
+
+/// A server that tells how many events came; and a wait for exactly so many.
+fn counting() -> (FakeServer, impl Fn(usize)) {
+    let (taken, arrived) = mpsc::channel();
+    let server = FakeServer::with(move |_, body| {
+        taken.send(body.lines().count()).expect("the test listens");
+        None
+    });
+    let wait_for = move |events: usize| {
+        let mut count = 0;
+        while count < events {
+            let patience = Duration::from_secs(30);
+            count += arrived.recv_timeout(patience).expect("in time");
+        }
+        assert_eq!(count, events);
+    };
+    (server, wait_for)
+}
+
+/// Lets the sender go when the test ends, however it ends: following has no other end.
+struct Ends<'a>(&'a Stop);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.request();
+    }
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(path)
+        .expect("open");
+    std::io::Write::write_all(&mut file, text.as_bytes()).expect("append");
+}
+
+#[test]
+fn a_followed_file_is_sent_across_its_rotation() {
+    let bench = Bench::new(&events(5));
+    let stop = Stop::default();
+    let (server, wait_for) = counting();
+    let config = bench.config(&server, &["--follow"]);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| send(&config, &stop));
+        let _ends = Ends(&stop);
+        wait_for(5);
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(bench.file())
+            .expect("open");
+        std::io::Write::write_all(&mut file, numbered(6..=8).as_bytes()).expect("append");
+        wait_for(3);
+        fs::rename(bench.file(), bench.path("events.jsonl.1")).expect("rename");
+        std::io::Write::write_all(&mut file, numbered(9..=9).as_bytes()).expect("append");
+        fs::write(bench.file(), numbered(10..=12)).expect("write");
+        wait_for(4);
+        stop.request();
+        let summary = sender.join().expect("no panic");
+        assert_eq!(summary.exit(), Exit::Done, "{summary}");
+        assert!(
+            last_line(&summary).starts_with("OK: stopped following"),
+            "{summary}"
+        );
+    });
+    assert_eq!(server.seen().ids().len(), 12);
+    // Gone on with later, after another rotation: first the rest of what was followed.
+    fs::rename(bench.file(), bench.path("events.jsonl.2")).expect("rename");
+    let old = fs::read_to_string(bench.path("events.jsonl.2")).expect("read") + &numbered(13..=13);
+    append(
+        &bench.path("events.jsonl.2"),
+        &old[old.len() - numbered(13..=13).len()..],
+    );
+    fs::write(bench.file(), numbered(14..=14)).expect("write");
+    let stop = Stop::default();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| send(&config, &stop));
+        let _ends = Ends(&stop);
+        wait_for(2);
+        stop.request();
+        sender.join().expect("no panic");
+    });
+    let ids = server.seen().ids();
+    assert_eq!((ids.len(), ids.values().max()), (14, Some(&1)));
+}
+
+#[test]
+fn a_followed_file_that_was_copied_and_cut_short_is_begun_anew() {
+    // Red if logrotate's copytruncate ends the following, or sends what was copied away again.
+    let bench = Bench::new(&events(5));
+    let stop = Stop::default();
+    let (server, wait_for) = counting();
+    let config = bench.config(&server, &["--follow"]);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| send(&config, &stop));
+        let _ends = Ends(&stop);
+        wait_for(5);
+        fs::copy(bench.file(), bench.path("events.jsonl.1")).expect("copy");
+        fs::write(bench.file(), "").expect("cut short");
+        // Shorter than before in any case, so it is noticed whenever the file is looked at.
+        append(&bench.file(), &numbered(6..=7));
+        wait_for(2);
+        stop.request();
+        let summary = sender.join().expect("no panic");
+        assert_eq!(summary.exit(), Exit::Done, "{summary}");
+    });
+    let ids = server.seen().ids();
+    assert_eq!((ids.len(), ids.values().max()), (7, Some(&1)));
+}

@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# The README's commands, typed as they stand there, in its order: those with an answer shown must give
+# it, the others must succeed. Only the port is another one, by the environment. Then what a shell and
+# man make of the completions and the manual page. Needs curl, jq, sqlite3, mandoc.
+. "$(dirname "$0")/lib.sh"
+
+mkdir "$tmp/bin" "$tmp/shown" "$tmp/run"
+ln -s "$bin" "$tmp/bin/tallyline"
+PATH=$tmp/bin:$PATH
+export TALLYLINE_LISTEN=127.0.0.1:0 TALLYLINE_PORT_FILE=$tmp/port
+server=
+
+running() {
+    [[ -z $server ]] || return 0
+    rm -f "$tmp/port"
+    eval "${1:-tallyline serve &}" 2>>"$tmp/server.log"
+    server=$!
+    pids+=("$server")
+    until_true "the server's port file" test -s "$tmp/port"
+    port=$(cat "$tmp/port")
+    url=http://127.0.0.1:$port
+    export TALLYLINE_TO=$url
+}
+
+stopped() {
+    [[ -n $server ]] || return 0
+    stop "$server"
+    server=
+}
+
+# Lines of the code blocks of a kind, without comments.
+lines() { awk -v kind='```'"$1" '/^```/ { on = $0 == kind; if (on) print ""; next } on' "$repo/README.md"; }
+no_times() { sed -E 's/20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z/TIME/g; s/127\.0\.0\.1:[0-9]+/ADDRESS/g'; }
+
+check_shown() {
+    local command= expected= line count=0
+    answers() {
+        [[ -n $command ]] || return 0
+        [[ $command != curl* ]] || running
+        local got
+        got=$(bash -c "${command//localhost:8000/127.0.0.1:$port}" 2>>"$tmp/stderr.log" | no_times)
+        [[ $got == "$(no_times <<<"${expected%$'\n'}")" ]] || fail "$command: got $got, shown $expected"
+        count=$((count + 1))
+        command= expected=
+    }
+    port=
+    while IFS= read -r line; do
+        case $line in
+        '$ '*) answers && command=${line#'$ '} ;;
+        '') answers ;;
+        *) expected+=$line$'\n' ;;
+        esac
+    done < <(lines console)
+    answers
+    stopped
+    ok "$count commands answer as the README shows"
+}
+
+# Ctrl-C after it has shown what it is to show.
+demo() {
+    bash -c "exec ${1/cargo run --release --/tallyline}" >"$tmp/demo.log" 2>&1 &
+    pids+=($!)
+    until_true "the demo serves" grep -q '^Serving on' "$tmp/demo.log"
+    kill -INT $!
+    wait $!
+}
+
+# It never ends by itself; Ctrl-C ends it well once it has sent what is there.
+follow() {
+    local before
+    before=$(curl -fsS "$url/status" | jq .accepted)
+    more() { (($(curl -fsS "$url/status" | jq .accepted) > before)); }
+    bash -c "exec $1" >>"$tmp/run.log" &
+    pids+=($!)
+    until_true "a followed file is sent" more
+    kill -INT $!
+    wait $!
+}
+
+check_run() {
+    local line count=0 totals=
+    cp "$repo/data/sample.jsonl" events.jsonl
+    tallyline generate --seed 2 >events_1700000000000.jsonl
+    while IFS= read -r line; do
+        line=$(sed -E 's/ +#.*//' <<<"$line")
+        case $line in
+        '' | 'cargo test' | 'datasette '*) continue ;; # run by .ci/run itself, by datasette.sh
+        *'-- demo') demo "$line" ;;
+        'tallyline serve &') running "$line" ;;
+        'tallyline serve '*' &')
+            eval "$line" 2>>"$tmp/server.log"
+            pids+=($!)
+            until_true "the port" test -s port
+            stop $!
+            ;;
+        *' --follow') follow "$line" ;;
+        *' send '*)
+            running
+            bash -c "$line" >>"$tmp/run.log"
+            post "$url/flush" '' >/dev/null
+            ;;
+        *'VACUUM INTO'*)
+            running
+            bash -c "$line"
+            # What the backup does not know is in the files.
+            tallyline send events.jsonl --quiet
+            stopped
+            totals=$(tallyline query --csv | cut -d, -f1-3)
+            ;;
+        'rm -f data/revenue.db'*)
+            bash -c "$line"
+            tallyline process --quiet
+            same "totals after the restore" "$(tallyline query --csv | cut -d, -f1-3)" "$totals" >/dev/null
+            tallyline verify --quiet
+            ;;
+        'tallyline torture '*) bash -c "${line/--rounds 20/--rounds 2}" >>"$tmp/run.log" ;; # tests/torture.rs has more
+        'tallyline process'* | 'tallyline completions'* | 'tallyline man'*)
+            stopped
+            bash -c "$line" >>"$tmp/run.log"
+            ;;
+        'tallyline '*) bash -c "$line" >>"$tmp/run.log" ;;
+        *) fail "nobody runs this line of the README: $line" ;;
+        esac
+        count=$((count + 1))
+    done < <(lines sh)
+    ((count > 15)) || fail "only $count commands"
+    ok "$count more commands of the README succeed"
+}
+
+# What the two files made by the README's commands are good for.
+check_files() {
+    # shellcheck disable=SC1091
+    source ./tallyline.bash
+    completes() {
+        COMP_WORDS=(tallyline "$@") COMP_CWORD=$# COMPREPLY=()
+        _tallyline tallyline "${!#}" "${COMP_WORDS[$#-1]}"
+        echo "${COMPREPLY[*]}"
+    }
+    same "tallyline s<Tab>" "$(completes s)" "serve send"
+    same "tallyline serve --rot<Tab>" "$(completes serve --rot)" "--rotate-every --rotate-bytes"
+    same "tallyline --log-format <Tab>" "$(completes --log-format '')" "text json"
+    mandoc -Tlint -Werror tallyline.1 || fail "the manual page has errors"
+    mandoc -Tutf8 tallyline.1 | sed 's/.\x08//g' >"$tmp/manual"
+    grep -q '^ *tallyline serve --config tallyline.toml --check  ' "$tmp/manual" || fail "no examples in the manual page"
+    ! grep -q EXTRA "$tmp/manual" || fail "a section EXTRA"
+    ok "the manual page renders"
+}
+
+cd "$tmp/shown"
+check_shown
+cd "$tmp/run"
+check_run
+check_files

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# What is shown on a terminal and nowhere else: progress with rate and time left, colours. The terminal
+# is that of Debian's `script`. Needs util-linux's script (bsdutils), python3.
+. "$(dirname "$0")/lib.sh"
+
+serve
+"$bin" generate --events 6000 >"$tmp/events.jsonl"
+send="$bin send $tmp/events.jsonl --to $url --rate 3000"
+# on_terminal COMMAND: what it writes to a terminal, a line for each time the cursor returns.
+on_terminal() { TERM=xterm COLUMNS=100 script -qec "$1" /dev/null </dev/null | tr '\r' '\n' >"$tmp/terminal"; }
+
+on_terminal "$send"
+grep -qE '[0-9]+% .*[0-9,]+ events.*, [0-9,]+/s.*, [0-9]+s left' "$tmp/terminal" || fail "no progress: $(cat -v "$tmp/terminal")"
+grep '[^[:space:]]' "$tmp/terminal" | tail -n 1 | grep -q '^OK: 6,000 lines done, none refused' || fail "$(cat -v "$tmp/terminal")"
+ok "send shows percent, rate and time left, and ends in OK"
+on_terminal "cat $tmp/events.jsonl | $bin send - --to $url --rate 3000"
+grep -qE '[0-9,]+ events.*, [0-9,]+/s' "$tmp/terminal" || fail "no progress: $(cat -v "$tmp/terminal")"
+ok "send of stdin shows a count and a rate"
+on_terminal "$send --quiet"
+same "bytes of --quiet on a terminal" "$(wc -c <"$tmp/terminal")" 0
+$send >"$tmp/out" 2>"$tmp/err"
+same "bytes of progress in a file" "$(wc -c <"$tmp/err")" 0
+
+escape=$'\e['
+on_terminal "! $bin brew; ! $bin serve --listen nowhere; $bin --help"
+grep -qF "$escape" "$tmp/terminal" || fail "no colours on a terminal"
+on_terminal "export NO_COLOR=1; ! $bin brew; ! $bin serve --listen nowhere; $bin --help"
+! grep -qF "$escape" "$tmp/terminal" || fail "colours in spite of NO_COLOR"
+! grep -qF "$escape" "$tmp/server.log" || fail "colours in a log file"
+! { "$bin" brew || "$bin" --help; } 2>&1 | grep -qF "$escape" || fail "colours in a pipe"
+ok "colours on a terminal only, and not with NO_COLOR"
+
+# The log of a server, on a terminal.
+log() { on_terminal "$1 timeout -s INT 1 $bin serve --listen 127.0.0.1:0 --data-dir $tmp/other; true"; }
+log ''
+grep -qF "$escape" "$tmp/terminal" || fail "a log without colours on a terminal"
+log 'NO_COLOR=1'
+grep -q 'INFO serving' "$tmp/terminal" && ! grep -qF "$escape" "$tmp/terminal" || fail "$(cat -v "$tmp/terminal")"
+ok "the same for the server's log"
+stop "$server"
