@@ -67,16 +67,22 @@ pub(crate) fn traced(log: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Stops a traced server: strace's child, known by its lock, is asked; strace ends with it.
+/// Signals a traced server: strace's child, known by its lock.
 #[track_caller]
-pub(crate) fn stop_traced(server: Server) {
+pub(crate) fn signal_traced(server: &Server, signal: Signal) {
     let lock = std::fs::read_to_string(server.data.join("serve.lock")).unwrap();
     let pid = lock
         .split([' ', ','])
         .nth(1)
         .and_then(|pid| pid.parse().ok());
     let pid = pid.and_then(Pid::from_raw).expect("`process PID, ...`");
-    kill_process(pid, Signal::TERM).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// Stops a traced server; strace ends with it.
+#[track_caller]
+pub(crate) fn stop_traced(server: Server) {
+    signal_traced(&server, Signal::TERM);
     server.process.finish().expect(0);
 }
 

@@ -6,11 +6,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::process::Signal;
+
+use super::harness::http::Request;
 use super::harness::{
     PATIENCE, Process, Scratch, Server, arg, database, event, quiet_environment, recount, run,
     until,
 };
-use super::kernel_log::{Deed, deeds, stop_traced};
+use super::kernel_log::{Deed, deeds, signal_traced, stop_traced};
 
 /// Runs a program of this machine; its stdout.
 #[track_caller]
@@ -339,4 +342,33 @@ fn a_stuck_disk_turns_readiness_red_while_reading_goes_on() {
     server.flush();
     server.assert_balanced();
     stop_traced(server);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_second_signal_ends_a_stop_that_hangs() {
+    // Red if a stop that waits for a stuck disk can only be ended by kill -9.
+    let scratch = Scratch::new();
+    let log = scratch.path().join("strace");
+    let active = scratch.data().join("events.jsonl");
+    let stuck = "inject=fdatasync:delay_enter=20000000:when=1";
+    let only = ["-e", "trace=fdatasync", "-P", arg(&active), "-e", stuck];
+    let server = traced(&scratch.data(), &log, &only, &[]);
+    let mut conn = server.connect();
+    let request = Request::new("POST", "/liveEvent").body(event("u", 1));
+    conn.send(request.bytes()).unwrap();
+    until(PATIENCE, "the disk is stuck", || {
+        (server.get("/readyz").status == 503).then_some(())
+    });
+    signal_traced(&server, Signal::TERM);
+    until(PATIENCE, "it is stopping", || {
+        let log = server.process.stderr();
+        log.contains("stopping: ").then_some(())
+    });
+    signal_traced(&server, Signal::INT);
+    let ended = server.process.finish();
+    assert_eq!(ended.code, None, "by the signal: {ended}");
+    // Nothing was acknowledged; what is there counts all the same, once.
+    run(&["process", "--data-dir", arg(&scratch.data())]).expect(0);
+    assert_eq!(database(&scratch.data()), recount(&scratch.data()).users);
 }

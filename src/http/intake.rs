@@ -95,6 +95,17 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
+/// Without the white space around it; what JSON does not call so is a fault of the line.
+fn trim(text: &[u8]) -> &[u8] {
+    let is_text = |byte: &u8| !is_space(*byte);
+    let start = text.iter().position(is_text).unwrap_or(text.len());
+    let end = text
+        .iter()
+        .rposition(is_text)
+        .map_or(start, |last| last + 1);
+    &text[start..end]
+}
+
 impl Intake {
     fn refuse(&mut self, line: u64, error: EventError) {
         self.refused += 1;
@@ -127,9 +138,9 @@ fn read_lines(body: Vec<u8>) -> Intake {
             ..Intake::default()
         };
     }
-    if clean.bytes == 0 && check(body.trim_ascii()).is_ok() {
+    if clean.bytes == 0 && check(trim(&body)).is_ok() {
         let mut intake = Intake::default();
-        intake.take(body.trim_ascii());
+        intake.take(trim(&body));
         return intake;
     }
     let mut intake = Intake {
@@ -142,7 +153,7 @@ fn read_lines(body: Vec<u8>) -> Intake {
     let mut line_number = u64::from(clean.lines);
     for line in body[clean.bytes..].split(|byte| *byte == b'\n') {
         line_number += 1;
-        let text = line.trim_ascii();
+        let text = trim(line);
         if text.is_empty() {
             continue;
         }
@@ -163,7 +174,7 @@ fn read_lines(body: Vec<u8>) -> Intake {
 /// Of a body none of whose lines is an event and whose first line is not JSON: if it is one
 /// object over several lines, it is that one object that is no event, not each of its lines.
 fn whole_object(body: &[u8], intake: &mut Intake) {
-    if let Err(error) = check(body.trim_ascii())
+    if let Err(error) = check(trim(body))
         && !error.is_syntax()
     {
         *intake = Intake::default();
@@ -298,6 +309,16 @@ mod tests {
         assert_eq!(errors, [(1, "not_json"), (2, "not_json")]);
         let (_, _, errors) = lines("7");
         assert_eq!(errors, [(1, "not_object")]);
+    }
+
+    #[test]
+    fn a_form_feed_is_no_empty_line() {
+        // Red if a body that holds something is neither taken nor refused.
+        for body in ["\u{c}", "\n\u{c}\n["] {
+            let intake = read(body.into()).expect("lines");
+            assert_eq!(intake.accepted, 0);
+            assert!(intake.refused > 0, "{body:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,95 @@
+//! Any bytes on a connection of a real server: it answers or hangs up, what it said it took is in
+//! the ledger, nothing else is, and the next client is served.
+
+#![no_main]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use tallyline::config::ServeConfig;
+use tallyline::serve::Server;
+
+/// A server that lives as long as the fuzzer, and the directory it writes to.
+fn server() -> SocketAddr {
+    static RUNNING: OnceLock<(Server, tempfile::TempDir)> = OnceLock::new();
+    let (server, _) = RUNNING.get_or_init(|| {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
+        let mut config = ServeConfig::at(dir.path().join("data"));
+        config.max_body_bytes = 64 << 10;
+        config.rotate_bytes = 1 << 20;
+        config.retain_for = Some(Duration::ZERO);
+        config.disk_reserve_bytes = 0;
+        (Server::start(&config).expect("a server"), dir)
+    });
+    server.address()
+}
+
+/// Sends all, says that this was all, and reads to the end. Whether the end was in order.
+fn talk(bytes: &[u8]) -> (Vec<u8>, bool) {
+    let mut stream = TcpStream::connect(server()).expect("a connection");
+    let patience = Some(Duration::from_secs(60));
+    stream.set_read_timeout(patience).expect("a timeout");
+    // The server may have answered and closed before it has read all.
+    let sent = stream.write_all(bytes).is_ok() && stream.shutdown(Shutdown::Write).is_ok();
+    let mut answer = Vec::new();
+    let ended = match stream.read_to_end(&mut answer) {
+        Ok(_) => sent,
+        Err(error) => {
+            assert!(
+                !matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                ),
+                "neither answered nor closed in a minute"
+            );
+            false
+        }
+    };
+    (answer, ended)
+}
+
+/// Events that the answers say were taken.
+fn acknowledged(answers: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(answers);
+    text.split("\r\n\r\n{\"accepted\":")
+        .skip(1)
+        .map(|rest| {
+            let end = rest.find(|c: char| !c.is_ascii_digit()).expect("an end");
+            rest[..end].parse::<u64>().expect("a number")
+        })
+        .sum()
+}
+
+/// Events taken so far and lines in the files, as a polite client is told.
+fn ledger() -> (u64, u64) {
+    let request = b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    // Whoever gets the port of a connection given up moments ago is hung up on, unheard: the engine
+    // can't tell the two. The next port is another.
+    let answer = (0..50)
+        .map(|_| talk(request).0)
+        .find(|answer| !answer.is_empty());
+    let answer = answer.expect("somebody is served");
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    let (_, body) = text.split_once("\r\n\r\n").expect("a body");
+    let status: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let count = |name: &str| status[name].as_u64().expect("a count");
+    assert_eq!(count("received"), count("accepted") + count("refused"));
+    (count("accepted"), count("lines"))
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let before = ledger();
+    let (answers, ended) = talk(bytes);
+    let said = acknowledged(&answers);
+    let after = ledger();
+    let taken = after.0 - before.0;
+    assert_eq!(taken, after.1 - before.1, "lines in the files");
+    assert!(said <= taken, "{said} acknowledged, {taken} taken");
+    if ended {
+        assert_eq!(said, taken, "{}", String::from_utf8_lossy(&answers));
+    }
+});
