@@ -27,7 +27,7 @@ pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
     make_empty(dir)?;
     let sample = dir.join("sample.jsonl");
     fs::write(&sample, SAMPLE).with_context(|| format!("cannot write {}", sample.display()))?;
-    let server = Server::start(&config.serve)?;
+    let server = Server::start(&config.serve).map_err(with_a_way_out)?;
     let url = format!("http://{}", server.address());
     let sent = client::send(&SendConfig::of_file(sample, url.clone()), &stop);
     if let Verdict::Failed(error) = sent.verdict {
@@ -58,6 +58,17 @@ pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
     }
     server.stop();
     Ok(Exit::Done)
+}
+
+/// A newcomer may well have something else on that port.
+fn with_a_way_out(error: anyhow::Error) -> anyhow::Error {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    if causes.any(|cause| cause.kind() == io::ErrorKind::AddrInUse) {
+        return error.context("the demo's port is taken, --listen 127.0.0.1:0 picks a free one");
+    }
+    error
 }
 
 /// An empty directory of the demo's own. One that holds anything else than a former demo is left alone.

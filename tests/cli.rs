@@ -122,6 +122,28 @@ fn a_second_server_is_refused_and_told_of_the_first() {
 }
 
 #[test]
+fn a_demo_whose_port_is_taken_names_a_way_out() {
+    // Red if a newcomer with something else on port 8000 is left alone with "address in use".
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let taken = format!("127.0.0.1:{}", server.port);
+    let dir = scratch.path().join("demo");
+    let args = [
+        "demo",
+        "--exit",
+        "--data-dir",
+        arg(&dir),
+        "--listen",
+        &taken,
+    ];
+    let ran = run(&args).expect(1);
+    assert!(
+        ran.stderr.contains("--listen 127.0.0.1:0") && ran.stderr.contains(&taken),
+        "{ran}"
+    );
+}
+
+#[test]
 fn a_file_of_unknown_settings_is_refused() {
     // Red if a misspelt key in the config file is passed over in silence.
     let scratch = Scratch::new();

@@ -12,10 +12,11 @@ printf '%s\n' 'no event' '{"userId":"x","name":"add_revenue","value":-1}' >"$tmp
 rejected() { [[ $(curl -fsS "$url/status" | jq .rejected) == 2 ]]; }
 until_true "two rejected lines" rejected
 
-# As the README says it, but for the port.
+# The README's command as it stands, but for the port.
+command=$(grep -m 1 '^datasette data/revenue.db ' "$repo/README.md")
 datasette_port=$(free_port)
-"$tools/venv-datasette/bin/datasette" "$tmp/data/revenue.db" --metadata "$repo/data/deploy/datasette.yml" \
-    --port "$datasette_port" >"$tmp/datasette.log" 2>&1 &
+ln -s "$repo/data/deploy" "$tmp/data/deploy"
+(cd "$tmp" && PATH=$tools/venv-datasette/bin:$PATH exec $command --port "$datasette_port") >"$tmp/datasette.log" 2>&1 &
 pids+=($!)
 front=http://127.0.0.1:$datasette_port
 until_true "Datasette" curl -fsS "$front/-/versions.json"
