@@ -38,10 +38,14 @@ impl TinyDisk {
 
     /// Fills it to the last byte but `spare`.
     fn fill_up(&self, spare: u64) {
-        let free = rustix::fs::statvfs(&self.at).unwrap();
-        let bytes = (free.f_bavail * free.f_frsize).saturating_sub(spare);
         let file = File::create(self.ballast()).unwrap();
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).unwrap();
+        // The server takes room meanwhile, perhaps just what was about to be taken here.
+        until(PATIENCE, "the rest is taken", || {
+            let free = rustix::fs::statvfs(&self.at).unwrap();
+            let bytes = (free.f_bavail * free.f_frsize).saturating_sub(spare);
+            let flags = rustix::fs::FallocateFlags::empty();
+            (bytes == 0 || rustix::fs::fallocate(&file, flags, 0, bytes).is_ok()).then_some(())
+        });
     }
 
     fn make_room(&self) {
