@@ -139,6 +139,8 @@ finally:
     if group:
         os.killpg(group, signal.SIGTERM)
 EOF
+    # Its server is nobody's child here; its lock is let go when it has written its last.
+    flock -w 30 "$tmp/runner/tallyline/serve.lock" true
     ok "the GitHub Actions job runs"
 }
 
