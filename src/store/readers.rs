@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
 use super::open::{self, Contents};
 use super::{Ledger, RejectedLine, SegmentRow, SegmentState, StoreError, segments};
@@ -227,7 +227,7 @@ impl Readers {
     fn read<T>(
         &self,
         doing: &'static str,
-        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+        read: impl Fn(&Connection) -> rusqlite::Result<T>,
     ) -> Result<Option<T>, StoreError> {
         let path = &self.shared.path;
         let Some(pool) = self.pool()? else {
@@ -242,6 +242,11 @@ impl Readers {
             // Created but without tables yet: as if there were no file.
             Err(_) if open::inspect(&connection, path).is_ok_and(|is| is == Contents::Empty) => {
                 Ok(None)
+            }
+            // The tables came between the two looks.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
+                let again = read(&connection).map_err(StoreError::sqlite(path, doing))?;
+                Ok(Some(again))
             }
             Err(error) => Err(StoreError::sqlite(path, doing)(error)),
         }
@@ -351,5 +356,32 @@ impl Cursor {
             revenue: revenue.parse().ok()?,
             user_id: String::from_utf8(bytes).ok()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::store::{Existing, Writer};
+
+    #[test]
+    fn tables_that_come_during_a_read_are_no_error() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("revenue.db");
+        std::fs::write(&path, "").expect("a file");
+        let first = Cell::new(true);
+        let users = Readers::new(&path, 1).read("count users", |connection| {
+            let count = connection.query_row("SELECT count(*) FROM user_total", [], |row| {
+                row.get::<_, u64>(0)
+            });
+            if first.replace(false) {
+                assert!(count.is_err(), "no tables yet");
+                drop(Writer::open(&path, Existing::OrCreate).expect("the tables"));
+            }
+            count
+        });
+        assert_eq!(users.expect("it is read"), Some(0));
     }
 }
