@@ -15,7 +15,7 @@ use super::harness::{
 
 /// Ready, with threads and descriptors bounded, and `acked` events of user `u` counted, once each.
 #[track_caller]
-fn assert_calm(server: &Server, acked: u64) {
+pub(super) fn assert_calm(server: &Server, acked: u64) {
     until(PATIENCE, "the server is ready and answers", || {
         let mut conn = Conn::try_open(server.port).ok()?;
         let ready = conn.try_ask(&Request::new("GET", "/readyz")).ok()?;
@@ -36,7 +36,7 @@ fn assert_calm(server: &Server, acked: u64) {
     });
 }
 
-fn live(user: &str) -> Request {
+pub(super) fn live(user: &str) -> Request {
     Request::new("POST", "/liveEvent").body(event(user, 1))
 }
 

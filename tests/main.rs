@@ -18,6 +18,7 @@ mod harness; // start, stop, kill, talk to, and recount behind the back of the b
 
 mod access; // tokens, Origin, Host
 mod bad_input; // every kind of body that is refused, and how the refusal is worded
+mod bounded; // what one client may cost at most
 mod cli; // flags, exit codes, what is refused before anything starts
 mod crash; // kill -9 in the middle, ten times over
 mod end_to_end; // the main job on real input: totals equal an independent recount

@@ -170,7 +170,7 @@ fn calls_of(log: &Path) -> Vec<String> {
 }
 
 /// A server under strace; the log is in `log`.
-fn traced(data: &Path, log: &Path, more: &[&str], flags: &[&str]) -> Server {
+pub(super) fn traced(data: &Path, log: &Path, more: &[&str], flags: &[&str]) -> Server {
     Server::by(data, flags, |args| {
         let mut command = Command::new("strace");
         command.args(["-f", "-q", "-y", "-s", "200", "-o", arg(log)]);

@@ -226,6 +226,23 @@ fn the_active_file_moved_away_under_a_running_server_stops_the_acknowledging() {
 }
 
 #[test]
+fn what_cannot_be_told_is_said_to_be_unknown() {
+    // Red if an event that went into a deleted file is acknowledged, or said to be surely refused.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    server.accept(event("u", 1));
+    fs::remove_file(scratch.data().join("events.jsonl")).unwrap();
+    let unknown = server.post("/liveEvent", event("u", 1)).problem(503);
+    assert_eq!(unknown["outcome"], "unknown", "{unknown}");
+    let refused = server.post("/liveEvent", event("u", 1)).problem(503);
+    assert!(
+        refused["outcome"].is_null(),
+        "nothing is tried any more: {refused}"
+    );
+    until_red(&server);
+}
+
+#[test]
 fn a_bound_on_the_disk_is_507_and_over_when_there_is_room() {
     // Red if `--max-disk` is passed, or if a full disk needs a restart once there is room again.
     let scratch = Scratch::new();

@@ -122,7 +122,16 @@ impl Conn {
 
     pub(crate) fn try_open(port: u16) -> io::Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        Self::try_over(TcpStream::connect_timeout(&address, PATIENCE)?)
+    }
+
+    /// Over a connection that was opened elsewhere.
+    #[track_caller]
+    pub(crate) fn over(stream: TcpStream) -> Self {
+        Self::try_over(stream).expect("a connection")
+    }
+
+    fn try_over(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;

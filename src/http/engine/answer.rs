@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::framing::Persistence;
 use super::lines::Turn;
 use super::request::{BodyJob, Ending, Ticket};
-use super::{MAY_BLOCK, Reply, Shared, body};
+use super::{MAY_BLOCK, Reply, Shared};
 
 /// What waits for its turn on a connection.
 pub(super) enum Outgoing {
@@ -101,8 +101,8 @@ impl Answer {
         let write = move || {
             if unwanted {
                 return match ending {
-                    Ending::Clean => drop(wire.into_writer()),
-                    Ending::Cut | Ending::Forget => cut_loose(&shared, wire, Some(peer)),
+                    Ending::Clean => let_go_unanswered(wire),
+                    Ending::Cut => cut_loose(&shared, wire, Some(peer)),
                 };
             }
             if shared.is_stopping() && shared.lines.is_last(peer, seq) {
@@ -118,15 +118,14 @@ impl Answer {
                     let written = write_whole(wire, &reply.encode(to_head, persistence));
                     if written.is_err() {
                         // What was written in part must not be followed by another reply.
-                        shared.lines.give_up(peer);
-                        shared.sever.peer(peer, Shutdown::Both);
+                        shared.give_up(peer, Shutdown::Both);
                     } else if parting && !shared.is_stopping() {
-                        shared.part_later(shared.sever.peer(peer, Shutdown::Write));
+                        shared.give_up(peer, Shutdown::Write);
                     }
                 }
-                Ending::Cut | Ending::Forget => {
+                Ending::Cut => {
                     shared.lines.give_up(peer);
-                    write_and_part(&shared, peer, wire, &reply, to_head, ending);
+                    write_and_part(&shared, peer, wire, &reply, to_head);
                 }
             }
         };
@@ -143,8 +142,8 @@ fn write_whole(wire: tiny_http::Request, bytes: &[u8]) -> io::Result<()> {
 
 /// Replies to a request whose body was not read to its end, and parts with the connection.
 ///
-/// Defect 2: dropping the request's reader would read the rest of the body, however long, into
-/// memory allocated up front. `upgrade` is the library's one way to write without dropping it. It
+/// Defect 2: dropping the request's reader reads the rest of the body, however long, into memory
+/// allocated up front: not before the connection is ended. `upgrade` is the library's one way to write without dropping it. It
 /// prints a head of its own; our header fields go in as the value of one of them.
 fn write_and_part(
     shared: &Shared,
@@ -152,8 +151,8 @@ fn write_and_part(
     wire: tiny_http::Request,
     reply: &Reply,
     to_head: bool,
-    ending: Ending,
 ) {
+    let believed = wire.body_length();
     let mut fields = Vec::new();
     reply.fields(&mut fields, Some("close"));
     let fields = fields.strip_prefix(b"Date: ").unwrap_or(&fields);
@@ -169,24 +168,49 @@ fn write_and_part(
         // Best effort: this client has already broken the rules.
         let _lost = stream.write_all(&reply.body).and_then(|()| stream.flush());
     }
-    let severed = shared.sever.peer(peer, Shutdown::Both).is_some();
-    if ending == Ending::Cut && severed {
-        // Finds the end of the stream where the rest of the body would be.
-        drop(stream);
-    } else {
-        abandon(shared, stream);
-    }
+    part(shared, Some(peer), stream, believed, drop);
 }
 
 /// Ends the connection of a request nobody believes, without an answer; may block.
 pub(super) fn cut_loose(shared: &Shared, wire: tiny_http::Request, peer: Option<SocketAddr>) {
-    let believed = wire.body_length().unwrap_or(0) as u64;
-    let severed = peer.is_some_and(|peer| shared.sever.peer(peer, Shutdown::Both).is_some());
-    if severed && believed <= body::discard_max(&shared.limits) {
-        drop(wire.into_writer());
-    } else {
-        abandon(shared, wire);
+    let believed = wire.body_length();
+    part(shared, peer, wire, believed, let_go_unanswered);
+}
+
+/// Dropped as it is, it would be answered.
+fn let_go_unanswered(wire: tiny_http::Request) {
+    drop(wire.into_writer());
+}
+
+/// Ends the connection, then lets go of what keeps its reader: that finds the end of the stream
+/// where the rest of the body would be (also where the client had ended it before us). Where
+/// connections cannot be ended, or the process would not survive it, it is kept for good.
+fn part<T>(
+    shared: &Shared,
+    peer: Option<SocketAddr>,
+    kept: T,
+    believed: Option<usize>,
+    let_go: fn(T),
+) {
+    if let Some(peer) = peer {
+        shared.give_up(peer, Shutdown::Both);
     }
+    if shared.sever.works() && can_be_allocated(believed.unwrap_or(0)) {
+        return let_go(kept);
+    }
+    abandon(shared, kept);
+    if let Some(peer) = peer {
+        // Nothing more is read from it, ever: the next client from there is another one.
+        shared.lines.forget(peer);
+    }
+}
+
+/// Whether the library may allocate so much for a moment: it allocates what was announced and is
+/// not here yet, touches none of it, and aborts the process if it cannot. Twice that to be sure.
+fn can_be_allocated(bytes: usize) -> bool {
+    Vec::<u8>::new()
+        .try_reserve_exact(bytes.saturating_mul(2))
+        .is_ok()
 }
 
 /// The same on a thread that must not block.
@@ -197,9 +221,8 @@ pub(super) fn let_go(
     peer: Option<SocketAddr>,
 ) {
     match ending {
-        Ending::Clean => drop(wire.into_writer()),
+        Ending::Clean => let_go_unanswered(wire),
         Ending::Cut => BodyJob::LetGo(wire, peer, Arc::clone(shared)).submit(shared),
-        Ending::Forget => abandon(shared, wire),
     }
 }
 
@@ -208,7 +231,7 @@ pub(super) fn abandon<T>(shared: &Shared, kept: T) {
     let count = shared.abandoned.fetch_add(1, Ordering::Relaxed) + 1;
     tracing::warn!(
         count,
-        "a request announced a body far over the limit; its connection can only be abandoned"
+        "a request announced more than this machine's memory; its connection can only be abandoned"
     );
     #[expect(
         clippy::mem_forget,

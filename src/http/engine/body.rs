@@ -3,9 +3,15 @@
 //! Defect 3: the library reads bodies without a deadline on whatever thread asks. So they are
 //! read by a crew of their own, each until a deadline that an honest slow client meets and a
 //! trickling one does not. Memory grows with the bytes that came, never with those announced.
+//! Whoever reads may be held up inside the library; how far each has come is on a list
+//! ([`Readings`]) for the usher, who ends the connections of those that do not end themselves.
 
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A body up to this length is read without asking anybody.
@@ -17,6 +23,13 @@ const ROOM_WAIT: Duration = Duration::from_secs(2);
 /// An upload at this rate (bytes a second) or faster meets its deadline however large it is.
 const RATE_MIN: u64 = 128 << 10;
 
+/// Past its deadline a body's reader has this time to see that itself.
+const OVERDUE: Duration = Duration::from_millis(500);
+/// A chunk may be one byte, with this many around it.
+const BYTES_PER_BYTE: u64 = 8;
+/// More than that may only be the size of a chunk, or what stands for it, that does not end.
+const AROUND_BYTES_MAX: u64 = 1 << 20;
+
 /// What one body may cost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -24,18 +37,105 @@ pub(super) struct Bounds {
     pub(super) bytes_max: usize,
     /// Bytes read and thrown away before the client is cut off.
     pub(super) discard_max: u64,
-    /// Until when all of it must be here.
-    pub(super) deadline: Instant,
+    /// The time it has; one second more for each [`RATE_MIN`] bytes that came.
+    pub(super) time: Duration,
 }
 
 impl Bounds {
-    pub(super) fn new(limits: &super::Limits, announced: Option<u64>) -> Self {
-        let discard_max = discard_max(limits);
-        let bytes = announced.unwrap_or(discard_max).min(discard_max);
+    pub(super) fn new(limits: &super::Limits) -> Self {
         Self {
             bytes_max: limits.body_bytes_max,
-            discard_max,
-            deadline: Instant::now() + limits.body_time + Duration::from_secs(bytes / RATE_MIN),
+            discard_max: discard_max(limits),
+            time: limits.body_time,
+        }
+    }
+}
+
+/// How far the reading of one body has come.
+#[derive(Debug)]
+pub(super) struct Reading {
+    bounds: Bounds,
+    begun: Instant,
+    /// Bytes of the body.
+    bytes: AtomicU64,
+    /// Bytes read from its connection when the usher first looked.
+    before: OnceLock<u64>,
+}
+
+impl Reading {
+    fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            begun: Instant::now(),
+            bytes: AtomicU64::new(0),
+            before: OnceLock::new(),
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let more = Duration::from_secs(self.bytes.load(Ordering::Relaxed) / RATE_MIN);
+        self.begun + self.bounds.time + more
+    }
+
+    /// Past its deadline, with its reader held up.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        now >= self.deadline() + OVERDUE
+    }
+
+    /// Whether far more was read from its connection, now that it is `wire` bytes in all, than
+    /// came out of it.
+    pub(super) fn is_flooded(&self, wire: u64) -> bool {
+        let before = *self.before.get_or_init(|| wire);
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        wire.saturating_sub(before) > bytes * BYTES_PER_BYTE + AROUND_BYTES_MAX
+    }
+}
+
+/// The bodies that are being read just now, by whose they are.
+#[derive(Debug, Default)]
+pub(super) struct Readings(Mutex<HashMap<SocketAddr, Arc<Reading>>>);
+
+/// A [`Reading`] on the list, until it is dropped.
+pub(super) struct Listed<'a> {
+    list: &'a Readings,
+    peer: SocketAddr,
+    reading: Arc<Reading>,
+}
+
+impl Readings {
+    pub(super) fn begin(&self, peer: SocketAddr, bounds: Bounds) -> Listed<'_> {
+        let reading = Arc::new(Reading::new(bounds));
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        list.insert(peer, Arc::clone(&reading));
+        Listed {
+            list: self,
+            peer,
+            reading,
+        }
+    }
+
+    /// Whose bodies are in a state.
+    pub(super) fn peers(&self, state: impl Fn(&SocketAddr, &Reading) -> bool) -> Vec<SocketAddr> {
+        let list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let those = list.iter().filter(|(peer, reading)| state(peer, reading));
+        those.map(|(peer, _)| *peer).collect()
+    }
+}
+
+impl Deref for Listed<'_> {
+    type Target = Reading;
+
+    fn deref(&self) -> &Reading {
+        &self.reading
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        let mut list = self.list.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another connection may have had the same address since.
+        if (list.get(&self.peer)).is_some_and(|there| Arc::ptr_eq(there, &self.reading)) {
+            list.remove(&self.peer);
         }
     }
 }
@@ -110,16 +210,16 @@ impl Drop for Place<'_> {
 pub(super) fn read<T>(
     reader: &mut dyn Read,
     announced: Option<u64>,
-    bounds: &Bounds,
+    reading: &Reading,
     room: &Room,
     done: impl FnOnce(Vec<u8>) -> T,
 ) -> Result<T, Fault> {
-    let bytes_max = bounds.bytes_max as u64;
-    if announced.is_some_and(|bytes| bytes > bytes_max) {
-        discard(reader, announced, 0, bounds)?;
+    let bytes_max = reading.bounds.bytes_max;
+    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
+        discard(reader, announced, 0, reading)?;
         return Err(Fault::TooLarge);
     }
-    let expected = usize::try_from(announced.unwrap_or(bytes_max)).unwrap_or(usize::MAX);
+    let expected = usize::try_from(announced.unwrap_or(bytes_max as u64)).unwrap_or(usize::MAX);
     let mut body = vec![
         0;
         expected.min(if announced.is_some() {
@@ -134,19 +234,19 @@ pub(super) fn read<T>(
             if announced.is_some() && filled == expected {
                 break;
             }
-            if filled >= bounds.bytes_max {
+            if filled >= bytes_max {
                 // Chunks that end just here, or go on past the limit.
-                if discard(reader, None, filled as u64, bounds)? == 0 {
+                if discard(reader, None, filled as u64, reading)? == 0 {
                     break;
                 }
                 return Err(Fault::TooLarge);
             }
             if filled >= SMALL_BYTES_MAX && place.is_none() {
-                place = Some(room.place(bounds.deadline).ok_or(Fault::NoRoom)?);
+                place = Some(room.place(reading.deadline()).ok_or(Fault::NoRoom)?);
             }
             body.resize((filled * 2).max(16 << 10).min(expected), 0);
         }
-        match read_some(reader, &mut body[filled..], bounds.deadline)? {
+        match read_some(reader, &mut body[filled..], reading)? {
             0 if announced.is_some() => return Err(Fault::Incomplete),
             0 => break,
             count => filled += count,
@@ -164,7 +264,7 @@ pub(super) fn discard(
     reader: &mut dyn Read,
     announced: Option<u64>,
     before: u64,
-    bounds: &Bounds,
+    reading: &Reading,
 ) -> Result<u64, Fault> {
     let mut sink = vec![0; 16 << 10];
     let mut count = before;
@@ -172,12 +272,12 @@ pub(super) fn discard(
         if announced == Some(count) {
             return Ok(count - before);
         }
-        if count > bounds.discard_max {
+        if count > reading.bounds.discard_max {
             return Err(Fault::TooLargeStill);
         }
         let left = announced.map_or(u64::MAX, |announced| announced - count);
         let step = usize::try_from(left).unwrap_or(usize::MAX).min(sink.len());
-        match read_some(reader, &mut sink[..step], bounds.deadline)? {
+        match read_some(reader, &mut sink[..step], reading)? {
             0 if announced.is_some() => return Err(Fault::Incomplete),
             0 => return Ok(count - before),
             read => count += read as u64,
@@ -185,13 +285,20 @@ pub(super) fn discard(
     }
 }
 
-fn read_some(reader: &mut dyn Read, into: &mut [u8], deadline: Instant) -> Result<usize, Fault> {
+fn read_some(reader: &mut dyn Read, into: &mut [u8], reading: &Reading) -> Result<usize, Fault> {
     loop {
-        if Instant::now() >= deadline {
+        if Instant::now() >= reading.deadline() {
             return Err(Fault::TimedOut);
         }
-        match reader.read(into) {
-            Ok(count) => return Ok(count),
+        let read = reader.read(into);
+        // The usher ends the connection of a reader that is held up past its deadline.
+        let ended = Instant::now() >= reading.deadline();
+        match read {
+            Ok(0) | Err(_) if ended => return Err(Fault::TimedOut),
+            Ok(count) => {
+                reading.bytes.fetch_add(count as u64, Ordering::Relaxed);
+                return Ok(count);
+            }
             Err(error) => match error.kind() {
                 ErrorKind::Interrupted => {}
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => return Err(Fault::TimedOut),
@@ -207,18 +314,19 @@ mod tests {
     use super::*;
     use std::io;
 
-    fn bounds(bytes_max: usize) -> Bounds {
-        Bounds {
+    fn reading(bytes_max: usize, time: Duration) -> Reading {
+        Reading::new(Bounds {
             bytes_max,
             discard_max: 4 * bytes_max as u64,
-            deadline: Instant::now() + Duration::from_mins(1),
-        }
+            time,
+        })
     }
 
     fn length(bytes: &[u8], announced: Option<u64>, bytes_max: usize) -> Result<usize, Fault> {
         let room = Room::default();
-        let (mut bytes, bounds) = (bytes, bounds(bytes_max));
-        read(&mut bytes, announced, &bounds, &room, |body| body.len())
+        let mut bytes = bytes;
+        let reading = reading(bytes_max, Duration::from_mins(1));
+        read(&mut bytes, announced, &reading, &room, |body| body.len())
     }
 
     #[test]
@@ -270,13 +378,37 @@ mod tests {
 
     #[test]
     fn a_trickle_ends_at_the_deadline() {
-        let bounds = Bounds {
-            deadline: Instant::now(),
-            ..bounds(1 << 20)
-        };
+        let reading = reading(1 << 20, Duration::ZERO);
         let room = Room::default();
-        let read = read(&mut Trickle, Some(1 << 20), &bounds, &room, |_| ());
+        let read = read(&mut Trickle, Some(1 << 20), &reading, &room, |_| ());
         assert_eq!(read, Err(Fault::TimedOut));
+    }
+
+    #[test]
+    fn whoever_sends_fast_enough_has_time_and_whoever_floods_is_told() {
+        let reading = reading(1 << 20, Duration::ZERO);
+        let now = Instant::now();
+        assert!(reading.is_overdue(now + OVERDUE) && !reading.is_overdue(reading.begun));
+        reading.bytes.store(10 * RATE_MIN, Ordering::Relaxed);
+        assert!(!reading.is_overdue(now + Duration::from_secs(9)));
+        assert!(!reading.is_flooded(500), "what came before does not count");
+        assert!(
+            !reading.is_flooded(500 + 6 * 10 * RATE_MIN),
+            "bytes one by one"
+        );
+        assert!(reading.is_flooded(500 + 8 * 10 * RATE_MIN + (2 << 20)));
+    }
+
+    #[test]
+    fn a_body_is_on_the_list_while_it_is_read() {
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let (list, bounds) = (Readings::default(), reading(1, Duration::ZERO).bounds);
+        let elder = list.begin(peer, bounds);
+        let reading = list.begin(peer, bounds);
+        drop(elder);
+        assert_eq!(list.peers(|_, _| true), [peer], "that of the second");
+        drop(reading);
+        assert!(list.peers(|_, _| true).is_empty());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::answer;
 use super::framing::{self, Body};
 use super::lines::Entered;
 use super::request::{BodyJob, Ending, Lookup, Request, Ticket};
@@ -119,16 +120,29 @@ fn take(shared: &Arc<Shared>, wire: tiny_http::Request) {
             .map(|header| (header.field.as_str().as_str(), header.value.as_str())),
     );
     let Some(&peer) = wire.remote_addr() else {
-        return super::answer::let_go(shared, wire, Ending::Cut, None);
+        return answer::let_go(shared, wire, Ending::Cut, None);
     };
     if shared.seen.is_new(peer, received) {
         shared.nudge(Nudge::NewPeer);
     }
-    let ending = Ending::of(&wire, &checked, &shared.limits);
+    let ending = Ending::of(&checked);
     let (seq, too_many) = match shared.lines.enter(peer) {
         Entered::Turn(seq) => (seq, shared.is_full()),
-        Entered::TooMany(seq) => (seq, true),
-        Entered::Gone => return super::answer::let_go(shared, wire, ending, Some(peer)),
+        Entered::TooMany(seq) => {
+            BodyJob::Deafen(peer, Arc::clone(shared)).submit(shared);
+            (seq, true)
+        }
+        Entered::Over { flood: true } => {
+            BodyJob::Deafen(peer, Arc::clone(shared)).submit(shared);
+            return BodyJob::LetGo(wire, Some(peer), Arc::clone(shared)).submit(shared);
+        }
+        Entered::Over { flood: false } => return answer::let_go(shared, wire, ending, Some(peer)),
+        Entered::Gone { look, given_up } => {
+            if look {
+                BodyJob::Stranger(peer, given_up, Arc::clone(shared)).submit(shared);
+            }
+            return answer::let_go(shared, wire, ending, Some(peer));
+        }
     };
     let ticket = Ticket::new(Arc::clone(shared), peer, seq);
     let request = Request::new(wire, ticket, &checked, ending, received);
@@ -150,7 +164,7 @@ fn take(shared: &Arc<Shared>, wire: tiny_http::Request) {
 }
 
 fn admit(shared: &Arc<Shared>, mut request: Request, admission: Admission, body: Body) {
-    // Defect 2: what announces more than we would throw away is never read, and never dropped.
+    // Defect 2: what announces more than we would throw away is never read.
     if request.is_hopeless(&shared.limits) {
         return request.refuse(Refusal::BodyTooLarge);
     }

@@ -9,19 +9,28 @@
 //!
 //! A connection is its peer's address. It has an entry only while it has requests unanswered, so
 //! the map is bounded by the requests in flight. Connections we gave up on are remembered, for as
-//! long as the library may still read requests from them, in a map of its own with a bound.
+//! long as the library may still read requests from them, in a map of its own with a bound. Where
+//! it is known which socket it was, that is until the socket is closed, and no longer: the next
+//! client that is given the same port is another one, and to be believed.
 //! Locks are held for map operations only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use super::sever::Inode;
 
 type Map<V> = hashbrown::HashMap<SocketAddr, V, rapidhash::fast::RandomState>;
 
 const SHARDS: usize = 16;
 /// Connections given up on that one shard remembers.
 const GONE_MAX: usize = 4096;
+/// What was read from a connection before it was closed is taken from the library's queue within
+/// this time.
+const QUEUED_TIME: Duration = Duration::from_millis(250);
+/// Of the requests that are not believed any more, so many may come before it is a flood.
+const FLOOD: u64 = 1024;
 
 /// What becomes of a request that just came.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,8 +39,18 @@ pub(super) enum Entered {
     Turn(u64),
     /// It is one more than may be unanswered at once: refuse it and end the connection.
     TooMany(u64),
-    /// Its connection was given up: what comes from it now is not to be believed.
-    Gone,
+    /// Its connection had its last request: what comes from it now is not to be believed.
+    Over {
+        /// It does not stop sending, and is to be cut off whatever it is still owed.
+        flood: bool,
+    },
+    /// The last connection from there was given up: what comes from it now is not to be believed.
+    Gone {
+        /// It is time to see whether it is another connection by now.
+        look: bool,
+        /// The socket of the one that was given up, if it is open still.
+        given_up: Option<Inode>,
+    },
 }
 
 /// What is to be written now.
@@ -52,7 +71,27 @@ pub(super) struct Lines<O> {
 
 struct Shard<O> {
     lines: Map<Line<O>>,
-    gone: Map<Instant>,
+    gone: Map<Gone>,
+}
+
+/// A connection that was given up.
+struct Gone {
+    /// When, or when the last request came from it that was not believed.
+    since: Instant,
+    socket: Socket,
+    /// Requests that came since that is known.
+    requests: u64,
+}
+
+/// What is known of the socket of a connection that was given up.
+#[derive(Clone, Copy)]
+enum Socket {
+    /// Nothing (yet).
+    Unknown,
+    /// It is open.
+    Open(Inode),
+    /// It was found closed, then.
+    Closed(Instant),
 }
 
 impl<O> Shard<O> {
@@ -68,8 +107,8 @@ struct Line<O> {
     turn: u64,
     /// Somebody is writing (or holds the turn).
     writing: bool,
-    /// The last request that is believed came: what follows is not taken.
-    full: bool,
+    /// The last request that is believed came, and so many that were not since.
+    over: Option<u64>,
     /// Replies that wait for their elders.
     parked: BTreeMap<u64, O>,
 }
@@ -95,11 +134,19 @@ impl<O> Lines<O> {
     pub(super) fn enter(&self, peer: SocketAddr) -> Entered {
         let mut shard = self.shard(peer);
         if !shard.gone.is_empty()
-            && let Some(since) = shard.gone.get_mut(&peer)
+            && let Some(gone) = shard.gone.get_mut(&peer)
         {
-            if since.elapsed() < self.gone_for {
-                *since = Instant::now();
-                return Entered::Gone;
+            let known = !matches!(gone.socket, Socket::Unknown);
+            if known || gone.since.elapsed() < self.gone_for {
+                gone.since = Instant::now();
+                gone.requests += u64::from(known);
+                return Entered::Gone {
+                    look: gone.requests % FLOOD == 1,
+                    given_up: match gone.socket {
+                        Socket::Open(inode) => Some(inode),
+                        Socket::Unknown | Socket::Closed(_) => None,
+                    },
+                };
             }
             shard.gone.remove(&peer);
         }
@@ -107,16 +154,18 @@ impl<O> Lines<O> {
             next: 0,
             turn: 0,
             writing: false,
-            full: false,
+            over: None,
             parked: BTreeMap::new(),
         });
-        if line.full {
-            return Entered::Gone;
+        if let Some(more) = &mut line.over {
+            *more += 1;
+            let flood = more.is_multiple_of(FLOOD);
+            return Entered::Over { flood };
         }
         let seq = line.next;
         line.next += 1;
         if seq - line.turn >= self.outstanding_max {
-            line.full = true;
+            line.over = Some(0);
             return Entered::TooMany(seq);
         }
         Entered::Turn(seq)
@@ -170,7 +219,43 @@ impl<O> Lines<O> {
     /// The request that just came from `peer` is the last that is believed.
     pub(super) fn no_more(&self, peer: SocketAddr) {
         if let Some(line) = self.shard(peer).lines.get_mut(&peer) {
-            line.full = true;
+            line.over.get_or_insert(0);
+        }
+    }
+
+    /// Which socket it was that was given up, `None` if it is closed already: it counts as given
+    /// up until then, and until what was read from it has been taken.
+    pub(super) fn was(&self, peer: SocketAddr, open: Option<Inode>) {
+        if let Some(gone) = self.shard(peer).gone.get_mut(&peer) {
+            gone.socket = open.map_or(Socket::Closed(Instant::now()), Socket::Open);
+        }
+    }
+
+    /// The connection that was given up can send nothing more.
+    pub(super) fn forget(&self, peer: SocketAddr) {
+        self.shard(peer).gone.remove(&peer);
+    }
+
+    /// Whether connections given up are remembered.
+    pub(super) fn any_gone(&self) -> bool {
+        self.locked().any(|shard| !shard.gone.is_empty())
+    }
+
+    /// Forgets the connections given up whose sockets are not `open` any more.
+    pub(super) fn forget_closed(&self, open: &HashSet<Inode>) {
+        for mut shard in self.locked() {
+            shard.gone.retain(|_, gone| {
+                if let Socket::Open(inode) = gone.socket
+                    && !open.contains(&inode)
+                {
+                    gone.socket = Socket::Closed(Instant::now());
+                }
+                match gone.socket {
+                    Socket::Unknown => gone.since.elapsed() < self.gone_for,
+                    Socket::Open(_) => true,
+                    Socket::Closed(since) => since.elapsed() < QUEUED_TIME,
+                }
+            });
         }
     }
 
@@ -191,8 +276,7 @@ impl<O> Lines<O> {
     /// Connections with unanswered requests, and connections given up.
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize) {
-        self.shards.iter().fold((0, 0), |(lines, gone), shard| {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        self.locked().fold((0, 0), |(lines, gone), shard| {
             (lines + shard.lines.len(), gone + shard.gone.len())
         })
     }
@@ -201,16 +285,27 @@ impl<O> Lines<O> {
         if shard.gone.len() >= GONE_MAX {
             shard
                 .gone
-                .retain(|_, since| since.elapsed() < self.gone_for);
+                .retain(|_, gone| gone.since.elapsed() < self.gone_for);
             if shard.gone.len() >= GONE_MAX {
                 // Still full of hostile connections: the oldest half is let go.
-                let mut times: Vec<_> = shard.gone.values().copied().collect();
+                let mut times: Vec<_> = shard.gone.values().map(|gone| gone.since).collect();
                 times.sort_unstable();
                 let middle = times[times.len() / 2];
-                shard.gone.retain(|_, since| *since > middle);
+                shard.gone.retain(|_, gone| gone.since > middle);
             }
         }
-        shard.gone.insert(peer, Instant::now());
+        let gone = Gone {
+            since: Instant::now(),
+            socket: Socket::Unknown,
+            requests: 0,
+        };
+        shard.gone.insert(peer, gone);
+    }
+
+    /// The shards, each locked while it is looked at.
+    fn locked(&self) -> impl Iterator<Item = MutexGuard<'_, Shard<O>>> {
+        let shards = self.shards.iter();
+        shards.map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn shard(&self, peer: SocketAddr) -> MutexGuard<'_, Shard<O>> {
@@ -288,7 +383,12 @@ mod tests {
         assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
         assert_eq!(lines.enter(peer(1)), Entered::Turn(1));
         assert_eq!(lines.enter(peer(1)), Entered::TooMany(2));
-        assert_eq!(lines.enter(peer(1)), Entered::Gone);
+        assert_eq!(lines.enter(peer(1)), Entered::Over { flood: false });
+        let floods = (0..2 * FLOOD).filter(|_| {
+            let entered = lines.enter(peer(1));
+            entered == Entered::Over { flood: true }
+        });
+        assert_eq!(floods.count(), 2);
         assert_eq!(
             lines.ready(peer(1), 0, "its elders are answered"),
             on("its elders are answered")
@@ -313,5 +413,29 @@ mod tests {
         let lines = Lines::<()>::new(2, Duration::ZERO);
         lines.give_up(peer(1));
         assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
+    }
+
+    #[test]
+    fn a_connection_given_up_is_gone_until_its_socket_is_closed() {
+        let lines = Lines::<()>::new(2, Duration::ZERO);
+        lines.give_up(peer(1));
+        lines.was(peer(1), Some(7));
+        lines.forget_closed(&HashSet::from([7]));
+        let gone = |look| Entered::Gone {
+            look,
+            given_up: Some(7),
+        };
+        assert_eq!(lines.enter(peer(1)), gone(true));
+        assert_eq!(lines.enter(peer(1)), gone(false));
+        let start = Instant::now();
+        while lines.any_gone() {
+            assert!(start.elapsed() < Duration::from_secs(20), "forgotten");
+            lines.forget_closed(&HashSet::new());
+        }
+        assert!(
+            start.elapsed() >= QUEUED_TIME,
+            "not before its queue is empty"
+        );
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(0), "somebody else's");
     }
 }

@@ -28,6 +28,7 @@
 mod answer;
 mod body;
 mod crew;
+mod diag;
 mod door;
 mod framing;
 mod lines;
@@ -35,8 +36,8 @@ mod listener;
 mod reply;
 mod request;
 mod sever;
-mod trickle;
 mod usher;
+mod watch;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -67,11 +68,14 @@ pub struct Limits {
     pub idle_time: Duration,
     /// A connection on which bytes come but no whole request for so long is ended; default 60 s.
     pub head_time: Duration,
+    /// A connection on which so many bytes come and no whole request is ended within moments;
+    /// default 1 MiB.
+    pub head_bytes_max: u64,
     /// A client that takes nothing of a reply for so long is cut off; default 5 s.
     pub write_time: Duration,
     /// A body must be here in this time, and one second more for each 128 KiB; default 20 s.
     pub body_time: Duration,
-    /// Unanswered requests of one connection; one more ends it; default 1024.
+    /// Unanswered requests of one connection; one more ends it; default 256.
     pub pipelined_max: u64,
     /// Unanswered requests of all connections; past it 503; default 32,768.
     pub in_flight_max: usize,
@@ -85,9 +89,10 @@ impl Default for Limits {
             body_bytes_max: 8 << 20,
             idle_time: Duration::from_secs(30),
             head_time: Duration::from_mins(1),
+            head_bytes_max: 1 << 20,
             write_time: Duration::from_secs(5),
             body_time: Duration::from_secs(20),
-            pipelined_max: 1024,
+            pipelined_max: 256,
             in_flight_max: 32_768,
             drain_time: Duration::from_secs(3),
         }
@@ -187,8 +192,8 @@ pub struct Figures {
     pub in_flight: usize,
     /// Threads of the engine's crews.
     pub threads: usize,
-    /// Requests that could only be abandoned: each holds a thread and two descriptors inside the
-    /// library until the process ends.
+    /// Connections that could only be abandoned: each holds a thread and two descriptors inside
+    /// the library until the process ends.
     pub abandoned: u64,
 }
 
@@ -219,12 +224,13 @@ struct Shared {
     lines: lines::Lines<Outgoing>,
     seen: usher::Seen,
     sever: sever::Sever,
+    readings: body::Readings,
     nudges: crossbeam_channel::Sender<Nudge>,
     answers: Crew<Answer>,
     bodies: Crew<BodyJob>,
     lookups: Crew<Lookup>,
     /// Connections that had their last reply, and when: soon they are ended for good.
-    parting: Mutex<VecDeque<(Instant, sever::Inode)>>,
+    parting: Mutex<VecDeque<(Instant, sever::Found)>>,
     /// Room for large bodies.
     room: body::Room,
     phase: AtomicU8,
@@ -352,9 +358,9 @@ impl Shared {
             grow_after: Duration::from_millis(10),
         };
         let sever = sever::Sever::new(local_addr);
-        // What a connection sent before it was ended is read within moments; one that cannot be
-        // ended from here lives for as long as its receive timeout. Longer would be wrong: a
-        // client may get the same address again.
+        // For those whose socket is not known: what a connection sent before it was ended is read
+        // within moments; one that cannot be ended from here lives for as long as its receive
+        // timeout. Longer would be wrong: a client may get the same address again.
         let gone_for = if sever.works() {
             PARTING_TIME + Duration::from_secs(3)
         } else {
@@ -366,6 +372,7 @@ impl Shared {
             lines: lines::Lines::new(limits.pipelined_max, gone_for),
             seen: usher::Seen::new(),
             sever,
+            readings: body::Readings::default(),
             nudges,
             answers: Crew::start("http-answer", answers, answer::write_from)
                 .map_err(EngineError::Thread)?,
@@ -401,28 +408,38 @@ impl Shared {
         self.in_flight.load(Ordering::Relaxed) > self.limits.in_flight_max
     }
 
-    /// The connection had its last reply and its end; the client has a moment to read them.
-    fn part_later(&self, connection: Option<sever::Inode>) {
-        let Some(inode) = connection else { return };
-        let mut parting = self.parting.lock().unwrap_or_else(PoisonError::into_inner);
-        if parting.len() >= PARTING_MAX {
-            // Its receive timeout will end it.
-            parting.pop_front();
+    /// From now on nothing that comes from the peer is believed. Its connection is shut down, and
+    /// soon ended for good: the client has a moment to read what it was told.
+    fn give_up(&self, peer: SocketAddr, how: Shutdown) {
+        self.lines.give_up(peer);
+        if !self.sever.works() {
+            return; // its timeouts end it, nobody knows when
         }
-        parting.push_back((Instant::now(), inode));
+        let found = self.sever.peer(peer, how);
+        self.lines
+            .was(peer, found.as_ref().map(|found| found.inode));
+        let Some(found) = found else { return };
+        let mut parting = self.parting.lock().unwrap_or_else(PoisonError::into_inner);
+        if parting.len() >= PARTING_MAX
+            && let Some((_, found)) = parting.pop_front()
+        {
+            found.reset();
+        }
+        parting.push_back((Instant::now(), found));
     }
 
-    /// Ends those whose moment is over; for the usher.
+    /// Ends those whose moment is over, or who did not wait for that; for the usher.
     fn part(&self) {
         let mut parting = self.parting.lock().unwrap_or_else(PoisonError::into_inner);
         let over = parting
             .iter()
             .take_while(|(since, _)| since.elapsed() >= PARTING_TIME)
             .count();
-        let inodes: Vec<_> = parting.drain(..over).map(|(_, inode)| inode).collect();
+        let over: Vec<_> = parting.drain(..over).collect();
+        parting.retain(|(_, found)| found.is_connected());
         drop(parting);
-        if !inodes.is_empty() {
-            self.sever.connections(&inodes);
+        for (_, found) in over {
+            found.reset();
         }
     }
 

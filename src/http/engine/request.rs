@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::answer::{Answer, Outgoing};
-use super::body::{self, Bounds, Fault};
+use super::body::{self, Bounds, Fault, Listed};
 use super::framing::{Body, Head, Persistence};
+use super::sever::Inode;
 use super::{Figures, Limits, Refusal, Reply, Shared};
 
 /// The methods we tell apart.
@@ -49,21 +50,10 @@ pub(super) enum Ending {
     Clean,
     /// Part of the body is unread: the connection is shut down, then the reader is dropped.
     Cut,
-    /// Dropping the reader would abort the process, so it never is.
-    Forget,
 }
 
 impl Ending {
-    pub(super) fn of(
-        wire: &tiny_http::Request,
-        head: &Result<Head, &'static str>,
-        limits: &Limits,
-    ) -> Self {
-        // What the library believes the length to be is what its reader allocates when dropped.
-        let believed = wire.body_length().unwrap_or(0) as u64;
-        if believed > body::discard_max(limits) {
-            return Self::Forget;
-        }
+    pub(super) fn of(head: &Result<Head, &'static str>) -> Self {
         match head.map(|head| head.body) {
             Ok(Body::None | Body::InMemory | Body::Uncounted(_)) => Self::Clean,
             Ok(Body::OnWire(_) | Body::Chunked) | Err(_) => Self::Cut,
@@ -258,27 +248,29 @@ impl Request {
 
     /// Whether it announces more than would be thrown away.
     pub(super) fn is_hopeless(&self, limits: &Limits) -> bool {
-        self.ending == Ending::Forget
-            || self
-                .announced()
-                .is_some_and(|bytes| bytes > body::discard_max(limits))
+        self.announced()
+            .is_some_and(|bytes| bytes > body::discard_max(limits))
     }
 
     /// Reads the body from the socket and handles the request; blocks for as long as that takes.
     fn read_and_handle(mut self) {
-        let (Some(shared), Some(mut wire)) = (self.shared(), self.wire.take()) else {
+        let (Some(shared), Some(peer)) = (self.shared(), self.peer()) else {
             return;
         };
-        let bounds = Bounds::new(&shared.limits, self.announced());
+        let Some(mut wire) = self.wire.take() else {
+            return;
+        };
         let announced = self.announced();
+        let reading = shared.begin_reading(peer);
         let reader = wire.as_reader();
         // The wire goes back before the handler runs: the handler answers through it.
         let mut slot = Some(self);
-        let read = body::read(reader, announced, &bounds, &shared.room, |bytes| {
+        let read = body::read(reader, announced, &reading, &shared.room, |bytes| {
             if let Some(request) = &mut slot {
                 request.body = bytes;
             }
         });
+        drop(reading);
         let Some(mut request) = slot else { return };
         request.wire = Some(wire);
         match read {
@@ -305,11 +297,15 @@ impl Request {
 
     /// Reads and throws away the body, then answers.
     fn discard_and_answer(mut self, mut reply: Reply) {
-        let (Some(shared), Some(mut wire)) = (self.shared(), self.wire.take()) else {
+        let (Some(shared), Some(peer)) = (self.shared(), self.peer()) else {
             return;
         };
-        let bounds = Bounds::new(&shared.limits, self.announced());
-        let thrown = body::discard(wire.as_reader(), self.announced(), 0, &bounds);
+        let Some(mut wire) = self.wire.take() else {
+            return;
+        };
+        let reading = shared.begin_reading(peer);
+        let thrown = body::discard(wire.as_reader(), self.announced(), 0, &reading);
+        drop(reading);
         self.wire = Some(wire);
         match thrown {
             Ok(_) => self.ending = Ending::Clean,
@@ -369,6 +365,11 @@ pub(super) enum BodyJob {
     Handle(Request),
     /// End the connection of a request nobody believes.
     LetGo(tiny_http::Request, Option<SocketAddr>, Arc<Shared>),
+    /// Read no further request from there; what is owed to it is still written.
+    Deafen(SocketAddr, Arc<Shared>),
+    /// A request came from where a connection was given up: end it if it is another by now. Its
+    /// client is told at least that nobody listens, and can come again.
+    Stranger(SocketAddr, Option<Inode>, Arc<Shared>),
 }
 
 impl BodyJob {
@@ -378,6 +379,13 @@ impl BodyJob {
             Self::Discard(request, reply) => request.discard_and_answer(reply),
             Self::Handle(request) => request.handle(),
             Self::LetGo(wire, peer, shared) => super::answer::cut_loose(&shared, wire, peer),
+            Self::Deafen(peer, shared) => shared.sever.deafen(peer),
+            Self::Stranger(peer, given_up, shared) => {
+                let now = shared.sever.find(peer);
+                if let Some(other) = now.filter(|now| Some(now.inode) != given_up) {
+                    other.reset();
+                }
+            }
         }
     }
 
@@ -388,6 +396,8 @@ impl BodyJob {
                 Self::Read(request) | Self::Handle(request) => request.refuse(Refusal::Busy),
                 Self::Discard(request, reply) => request.answer(reply.closing()),
                 Self::LetGo(wire, ..) => super::answer::abandon(shared, wire),
+                // Its socket's time-outs end it.
+                Self::Deafen(..) | Self::Stranger(..) => {}
             }
         }
     }
@@ -406,6 +416,10 @@ impl BodyJob {
 }
 
 impl Shared {
+    fn begin_reading(&self, peer: SocketAddr) -> Listed<'_> {
+        self.readings.begin(peer, Bounds::new(&self.limits))
+    }
+
     /// Has the job done by the body crew: now, or when its request's elders are answered.
     pub(super) fn later(&self, job: BodyJob) {
         let Some((peer, seq)) = job.waits_for_turn() else {

@@ -11,15 +11,40 @@
 //! process's POSIX locks on it, and `SQLite`'s with them. What turns out to be no socket after all
 //! (its number was given out anew in between) is left open rather than closed.
 
+use std::collections::HashSet;
 use std::fs::File;
+use std::io::Read as _;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::time::Duration;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use socket2::SockRef;
 
 /// Which socket: unique among those that are open.
 pub(super) type Inode = u64;
+
+/// A connection that was found, as a descriptor of our own.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) inode: Inode,
+    socket: TcpStream,
+}
+
+impl Found {
+    /// Whether its client is still there.
+    pub(super) fn is_connected(&self) -> bool {
+        self.socket.peer_addr().is_ok()
+    }
+
+    /// Ends it for good. A client that sends and never looks, with the window full, would learn of
+    /// an orderly end after a minute; of a reset it learns at once.
+    pub(super) fn reset(self) {
+        let _best_effort = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+        let _gone_already = self.socket.shutdown(Shutdown::Both);
+    }
+}
 
 /// Finds and ends connections of one listening port.
 #[derive(Debug)]
@@ -53,17 +78,46 @@ impl Sever {
         self.lender.is_some()
     }
 
-    /// Shuts `peer`'s connection down; which socket it was, if it was found.
-    pub(super) fn peer(&self, peer: SocketAddr, how: Shutdown) -> Option<Inode> {
+    /// Shuts `peer`'s connection down, if it is found.
+    pub(super) fn peer(&self, peer: SocketAddr, how: Shutdown) -> Option<Found> {
+        let found = self.find(peer)?;
+        found.socket.shutdown(how).is_ok().then_some(found)
+    }
+
+    /// Has nothing more read from `peer`, what was received and not yet read included: the library
+    /// would go on for as long as there is any. What is written to it still gets there, unless it
+    /// does not stop sending: then it is shut down altogether.
+    pub(super) fn deafen(&self, peer: SocketAddr) {
+        if let Some(found) = self.peer(peer, Shutdown::Read)
+            && !drained(&found.socket)
+        {
+            let _gone_already = found.socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// `peer`'s connection.
+    pub(super) fn find(&self, peer: SocketAddr) -> Option<Found> {
         let mut found = None;
         self.sockets(|socket, inode| {
             let theirs = socket.peer_addr().is_ok_and(|addr| addr == peer);
-            if theirs && socket.shutdown(how).is_ok() {
-                found = Some(inode);
-            }
-            found.is_some()
+            found = theirs.then_some(Found { inode, socket });
+            theirs
         });
         found
+    }
+
+    /// All sockets that this process has open, of whatever kind.
+    pub(super) fn open() -> HashSet<Inode> {
+        let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+            return HashSet::new();
+        };
+        let links = entries.flatten().flat_map(|e| std::fs::read_link(e.path()));
+        links
+            .filter_map(|link| {
+                let text = link.to_str()?.strip_prefix("socket:[")?;
+                text.strip_suffix(']')?.parse().ok()
+            })
+            .collect()
     }
 
     /// All connections of the port, each with its peer.
@@ -79,12 +133,12 @@ impl Sever {
         list
     }
 
-    /// Shuts those sockets down for good: one inode is one connection, whoever has its peer's
+    /// Ends those connections for good: one inode is one connection, whoever has its peer's
     /// address by now.
     pub(super) fn connections(&self, inodes: &[Inode]) {
         self.sockets(|socket, inode| {
             if inodes.contains(&inode) {
-                let _gone_already = socket.shutdown(Shutdown::Both);
+                Found { inode, socket }.reset();
             }
             false
         });
@@ -102,7 +156,7 @@ impl Sever {
     }
 
     /// Calls `visit` with each socket of the port until it returns true.
-    fn sockets(&self, mut visit: impl FnMut(&TcpStream, Inode) -> bool) {
+    fn sockets(&self, mut visit: impl FnMut(TcpStream, Inode) -> bool) {
         let Some(lender) = &self.lender else {
             return;
         };
@@ -132,11 +186,18 @@ impl Sever {
             let ours = socket
                 .local_addr()
                 .is_ok_and(|addr| addr.port() == self.port);
-            if ours && visit(&socket, inode) {
+            if ours && visit(socket, inode) {
                 return;
             }
         }
     }
+}
+
+/// Reads what a socket that was shut down for reading has left, up to a bound; whether that was
+/// all. It does not block: with nothing left there is an end of file.
+fn drained(mut socket: &TcpStream) -> bool {
+    let mut sink = [0; 16 << 10];
+    (0..64).any(|_| !matches!(socket.read(&mut sink), Ok(count) if count > 0))
 }
 
 /// The descriptor as a socket; anything else is left open for good (see the module's words).
@@ -158,7 +219,6 @@ fn surely_socket(borrowed: OwnedFd) -> Option<(TcpStream, Inode)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read as _;
     use std::net::TcpListener;
 
     #[test]
@@ -182,11 +242,13 @@ mod tests {
         assert!(clients[2].read(&mut [0; 1]).is_err(), "still open");
         let nobody = "127.0.0.1:1".parse().expect("an address");
         assert!(sever.peer(nobody, Shutdown::Both).is_none());
-        let inode = sever.peer(clients[0].local_addr().expect("one"), Shutdown::Write);
+        let first = clients[0].local_addr().expect("one");
+        let found = sever.peer(first, Shutdown::Write).expect("found");
         assert_eq!(clients[0].read(&mut [0; 1]).expect("the end"), 0);
         accepted[0].set_nonblocking(true).expect("nonblocking");
         assert!(accepted[0].read(&mut [0; 1]).is_err(), "still read from");
-        sever.connections(&[inode.expect("found")]);
+        assert!(found.is_connected() && Sever::open().contains(&found.inode));
+        sever.connections(&[found.inode]);
         assert_eq!(accepted[0].read(&mut [0; 1]).expect("the end"), 0);
         sever.all();
         clients[2].set_nonblocking(false).expect("blocking");

@@ -6,9 +6,11 @@
 //!   idle connections of our own, and whenever a request comes from a peer not seen before, the
 //!   usher **visits**: it opens and drops a connection. For a visit the pool starts a thread,
 //!   which, done with the visit, takes a connection that is stuck. One visit frees one, its first
-//!   request is the next new peer, and so on until none is stuck.
+//!   request is the next new peer, and so on until none is stuck. Where that chain breaks, the
+//!   kernel tells how many were not read from yet.
 //! - Defect 3: a visit each 250 ms also keeps the listener's receive timeout from ending the
 //!   accept loop.
+//! - What hangs: it looks after those that hold something of ours without getting on ([`watch`]).
 //! - Defect 5: the accept loop ends on any error, or panics without a word. The first is told by
 //!   `recv`, either by its listener's descriptor, which is gone then. A new `Server` is built on a
 //!   clone of the listener once there are descriptors for it, backing off while it ends at once;
@@ -27,13 +29,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::door::{self, Door};
-use super::trickle::Trickle;
+use super::watch::{self, Watch};
 use super::{EngineError, Shared, listener};
 
 /// The library's permanent threads (`MIN_THREADS` in its task pool).
 const HELD: usize = 4;
 /// Between two visits, at least.
 const PACE: Duration = Duration::from_micros(500);
+/// Visits in one go.
+const VISITS_MAX: usize = 64;
 /// A visit at least this often.
 const TICK: Duration = Duration::from_millis(250);
 /// How often crews are looked after.
@@ -68,7 +72,7 @@ pub(super) struct Usher {
     generation: u64,
     held: Vec<TcpStream>,
     held_fed: Instant,
-    trickle: Trickle,
+    watch: Watch,
     /// The listener of the newest accept loop as `/proc` shows it: the path of its descriptor, and
     /// what that links to while the loop lives.
     accepts: Option<(PathBuf, PathBuf)>,
@@ -88,6 +92,7 @@ impl Usher {
         nudges: Receiver<Nudge>,
     ) -> Result<JoinHandle<Vec<Door>>, EngineError> {
         let now = Instant::now();
+        let watch = Watch::new(own);
         let mut usher = Self {
             shared,
             listener,
@@ -96,7 +101,7 @@ impl Usher {
             generation: 0,
             held: Vec::new(),
             held_fed: now,
-            trickle: Trickle::new(),
+            watch,
             accepts: None,
             visited: now,
             rebuild: None,
@@ -136,10 +141,14 @@ impl Usher {
         self.shared.part();
         self.check_accepting();
         self.shared.lookups.nudge();
-        if self.visited.elapsed() >= TICK {
-            self.visit();
+        if self.watch.is_due(&self.shared) {
             let held = self.held.iter().filter_map(|held| held.local_addr().ok());
-            self.trickle.look(&self.shared, &held.collect::<Vec<_>>());
+            self.watch.look(&self.shared, &held.collect::<Vec<_>>());
+        }
+        watch::forget_strangers(&self.shared);
+        if self.visited.elapsed() >= TICK {
+            self.visit_the_stuck();
+            watch::end_overdue_bodies(&self.shared);
             self.doors.retain(|door| !door.ended());
         }
         if self.held_fed.elapsed() >= self.shared.limits.idle_time / 3 {
@@ -157,6 +166,18 @@ impl Usher {
         if let Ok(socket) = connect(self.own) {
             // Closed with a reset, it leaves nothing behind in the kernel.
             let _best_effort = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// One visit at least, and one for each connection that was not read from yet: those that send
+    /// half a head and wait bring no request that would tell of the next.
+    fn visit_the_stuck(&mut self) {
+        // While nobody accepts, visits would only stand in line with the rest.
+        let accepting = self.rebuild.is_none();
+        let stuck = if accepting { self.watch.unread() } else { 0 };
+        for _ in 0..stuck.clamp(1, VISITS_MAX) {
+            self.visit();
+            std::thread::sleep(PACE);
         }
     }
 
@@ -253,14 +274,18 @@ fn connect(own: SocketAddr) -> std::io::Result<TcpStream> {
 /// The peers seen lately and when, in bounded space: a table of fingerprints, two places for each.
 /// A peer that was pushed out is new again, which costs a visit and nothing else.
 pub(super) struct Seen {
-    /// 40 bits of a hash that is never zero, 24 bits of seconds since `start`.
+    /// 40 bits of a hash that is never zero, 24 bits of the time since `start` ([`Stamp`]).
     slots: Vec<AtomicU64>,
     hasher: rapidhash::fast::RandomState,
     start: Instant,
 }
 
 const SEEN_SLOTS: usize = 1 << 13;
-const SECONDS: u64 = (1 << 24) - 1;
+const STAMPS: u64 = (1 << 24) - 1;
+const STAMPS_PER_SECOND: u32 = 16;
+
+/// A moment, in parts of a second; they begin anew after twelve days.
+pub(super) type Stamp = u64;
 
 impl Seen {
     pub(super) fn new() -> Self {
@@ -276,10 +301,10 @@ impl Seen {
     /// Whether the peer is new; from now on it is not. A request came from it at `now`.
     pub(super) fn is_new(&self, peer: SocketAddr, now: Instant) -> bool {
         let (print, places) = self.places(peer);
-        let entry = print | (now - self.start).as_secs() & SECONDS;
+        let entry = print | self.stamp(now);
         for place in places {
             let known = self.slots[place].load(Ordering::Relaxed);
-            if known & !SECONDS == print {
+            if known & !STAMPS == print {
                 if known != entry {
                     self.slots[place].store(entry, Ordering::Relaxed);
                 }
@@ -297,18 +322,23 @@ impl Seen {
         true
     }
 
-    /// How long ago a request came from the peer, to the second; `None` if that is not known.
-    pub(super) fn since_request(&self, peer: SocketAddr) -> Option<Duration> {
+    /// When the last request came from the peer; `None` if that is not known.
+    pub(super) fn last_request(&self, peer: SocketAddr) -> Option<Stamp> {
         let (print, places) = self.places(peer);
-        let known = places
-            .iter()
-            .map(|&place| self.slots[place].load(Ordering::Relaxed))
-            .find(|known| known & !SECONDS == print)?;
-        let now = self.start.elapsed().as_secs() & SECONDS;
-        // The seconds begin anew after half a year.
-        Some(Duration::from_secs(
-            now.wrapping_sub(known & SECONDS) & SECONDS,
-        ))
+        let slots = places.map(|place| self.slots[place].load(Ordering::Relaxed));
+        let known = slots.into_iter().find(|known| known & !STAMPS == print)?;
+        Some(known & STAMPS)
+    }
+
+    /// How long ago that was.
+    pub(super) fn since(&self, stamp: Stamp) -> Duration {
+        let stamps = self.stamp(Instant::now()).wrapping_sub(stamp) & STAMPS;
+        Duration::from_secs(stamps) / STAMPS_PER_SECOND
+    }
+
+    fn stamp(&self, now: Instant) -> Stamp {
+        let stamps = (now - self.start).as_millis() * u128::from(STAMPS_PER_SECOND) / 1000;
+        u64::try_from(stamps).unwrap_or(0) & STAMPS
     }
 
     fn places(&self, peer: SocketAddr) -> (u64, [usize; 2]) {
@@ -316,7 +346,7 @@ impl Seen {
         let hash = self.hasher.hash_one(peer);
         let place = |bits: u64| usize::try_from(bits).unwrap_or(0) % SEEN_SLOTS;
         let places = [place(hash & 0xffff), place(hash >> 8 & 0xffff)];
-        ((hash | 1 << 24) & !SECONDS, places)
+        ((hash | 1 << 24) & !STAMPS, places)
     }
 }
 
@@ -328,10 +358,10 @@ mod tests {
     fn a_peer_is_new_once_and_the_table_does_not_grow() {
         let seen = Seen::new();
         let (start, peer) = (seen.start, |n: u16| SocketAddr::from(([127, 0, 0, 1], n)));
-        assert_eq!(seen.since_request(peer(1)), None);
+        assert_eq!(seen.last_request(peer(1)), None);
         assert!(seen.is_new(peer(1), start));
         assert!(!seen.is_new(peer(1), start));
-        let ago = seen.since_request(peer(1)).expect("seen");
+        let ago = seen.since(seen.last_request(peer(1)).expect("seen"));
         assert!(ago < Duration::from_mins(1), "{ago:?}");
         let new = (0..u16::MAX).filter(|&n| seen.is_new(peer(n), start));
         let new = new.count();

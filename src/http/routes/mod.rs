@@ -69,6 +69,8 @@ enum NoCall {
     Method(&'static str),
 }
 
+/// In debug builds the handler of this path panics; otherwise there is no such path.
+const PANIC: &str = "/panic";
 const GET: &str = "GET, HEAD, OPTIONS";
 const POST: &str = "POST, OPTIONS";
 const ALL: &str = "GET, HEAD, POST, OPTIONS";
@@ -171,6 +173,9 @@ impl Inner {
         {
             return Err((Route::Other, unauthorized()));
         }
+        if cfg!(debug_assertions) && path == PANIC {
+            return Ok((Route::Other, Lane::Door));
+        }
         let call = call(request.method(), path).map_err(|none| (Route::Other, no_call(none)))?;
         let lane = match call {
             Call::LiveEvent => {
@@ -200,6 +205,11 @@ impl Handler for Routes {
         let inner = &self.inner;
         let target = request.target().to_owned();
         let (_, path, query) = split_target(&target);
+        // So that a test can see what becomes of the client, and of the server.
+        assert!(
+            !(cfg!(debug_assertions) && path == PANIC),
+            "as it was asked to"
+        );
         match call(request.method(), path) {
             Ok(Call::LiveEvent) => live_event::post(inner, request, query),
             Ok(Call::User(id)) => users::one(inner, request, id, query),

@@ -1,0 +1,505 @@
+#!/usr/bin/env python3
+"""Is the server calm under hostile clients, for minutes? One row for each kind of attack.
+
+    python3 tests/bench/hostile.py target/release/tallyline --seconds 150
+
+For each row: a fresh server in a directory of its own; the attack, in waves, for that long; and
+beside it a polite client, a process of its own, that posts events with ids, half of them on fresh
+connections, sends each again until it is acknowledged, and measures how long answers take. Then the
+attack ends, and what the server says is compared with what was acknowledged.
+
+A row is `ok` where memory at the end is within 10 % (and 2 MiB) of what it was after a minute (or
+half-way, in a run under two), /readyz says 200, /status balances, and the polite client's events
+are counted once each. `ok` is not a claim about speed: on a busy machine the latencies say nothing.
+"""
+
+import argparse
+import concurrent.futures
+import gzip
+import http.client
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import resource
+import select
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HOST = "127.0.0.1"
+EVENT = '{"userId":"hostile","name":"add_revenue","value":1}\n'
+POST = "POST /liveEvent HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def connect(port, timeout=20.0):
+    conn = socket.create_connection((HOST, port), timeout)
+    conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return conn
+
+
+def post(body, more=""):
+    return f"{POST}{more}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def answers(conn, count):
+    """Reads `count` answers; their statuses. Raises where the server ends before that."""
+    data, found = b"", []
+    while len(found) < count:
+        head = re.match(rb"HTTP/1\.1 (\d+).*?\r\n\r\n", data, re.S)
+        if head:
+            length = re.search(rb"(?i)content-length: (\d+)", head.group(0))
+            end = head.end() + (int(length.group(1)) if length else 0)
+            if len(data) >= end:
+                found.append(int(head.group(1)))
+                data = data[end:]
+                continue
+        more = conn.recv(65536)
+        if not more:
+            raise ConnectionError(f"ended after {len(found)} of {count} answers")
+        data += more
+    return found
+
+
+def said(conn, seconds=5.0):
+    """All that the server says until it ends the connection, or for so long."""
+    conn.settimeout(seconds)
+    data = b""
+    try:
+        while more := conn.recv(65536):
+            data += more
+    except OSError:
+        pass
+    return data
+
+
+# The attacks. Each is a generator: one `next` is one wave. Errors of the network are what the
+# attacker must expect; an AssertionError is a fault of the server and fails the row.
+
+
+def burst(port):
+    """64, 128, 250 connections at once, one post each, all kept open until the last is answered."""
+    for count in itertools.cycle((64, 128, 250)):
+        conns = [connect(port) for _ in range(count)]
+        for conn in conns:
+            conn.sendall(post(EVENT))
+        for place, conn in enumerate(conns):
+            try:
+                assert answers(conn, 1) == [202], "refused"
+            except TimeoutError:
+                raise AssertionError(f"{place} of {count} were answered") from None
+        for conn in conns:
+            conn.close()
+        yield
+
+
+def absurd_length(port):
+    """A Content-Length far over the limit: the process would abort. Those over
+    half the machine's memory cost a thread each until a restart, so they come once."""
+    once = [10**14, 2**63, 2**64 - 1]
+    while True:
+        for length in [33_554_433, 10**8, 10**9, *once]:
+            with connect(port) as conn:
+                conn.sendall(f"{POST}Content-Length: {length}\r\n\r\nxxx".encode())
+                answer = said(conn)
+                assert b" 413 " in answer, f"{length}: {answer[:60]}"
+        once = []
+        yield
+
+
+def chunked_over_the_limit(port):
+    """Chunks that add up to 40 MiB."""
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    while True:
+        with connect(port) as conn:
+            try:
+                conn.sendall(POST.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+                for _ in range(640):
+                    conn.sendall(chunk)
+                answer = said(conn)
+                assert not answer or b" 413 " in answer, answer[:60]
+            except OSError:
+                pass  # cut off
+        yield
+
+
+HALF_HEAD = (POST + "Content-Le").encode()
+HALF_BODY = (POST + "Content-Length: 5000\r\n\r\n{").encode()
+HALF_CHUNK = (POST + "Transfer-Encoding: chunked\r\n\r\n1000\r\n{").encode()
+HALF_SIZE = (POST + "Transfer-Encoding: chunked\r\n\r\n0").encode()
+
+
+def held(port, starts, feed=b"", count=200):
+    """Holds `count` connections that began so, each fed a little each second, and opens new ones
+    for those that the server ends."""
+    kinds = itertools.cycle(starts)
+    conns = []
+    while True:
+        while len(conns) < count:
+            conn = connect(port)
+            conn.sendall(next(kinds))
+            conns.append(conn)
+        time.sleep(1)
+        ended = set(select.select(conns, [], [], 0)[0]) if conns else set()
+        for conn in conns:
+            try:
+                conn.sendall(feed)
+            except OSError:
+                ended.add(conn)
+        for conn in ended:
+            conn.close()
+        conns = [conn for conn in conns if conn not in ended]
+        yield
+
+
+def stalled_heads(port):
+    """200 connections that send half a head and wait."""
+    return held(port, [HALF_HEAD])
+
+
+def stalled_bodies(port):
+    """200 that send half a body and wait."""
+    return held(port, [HALF_BODY, HALF_CHUNK])
+
+
+def trickled(port):
+    """200 that send heads, bodies and chunk sizes, a byte a second."""
+    return held(port, [HALF_HEAD, HALF_BODY, HALF_CHUNK, HALF_SIZE], b"0")
+
+
+def endless(port):
+    """Heads and chunk sizes without an end, as fast as they go: the library keeps all of it."""
+    block = b"0" * 65536
+    while True:
+        conns = []
+        for start in (HALF_HEAD + b": ", HALF_SIZE):
+            conn = connect(port)
+            conn.sendall(start)
+            conns.append(conn)
+        until = time.monotonic() + 20
+        while conns and time.monotonic() < until:
+            for conn in select.select([], conns, [], 1)[1]:
+                try:
+                    conn.send(block, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    conn.close()
+                    conns.remove(conn)
+        for conn in conns:
+            conn.close()
+        yield
+
+
+def never_reads(port):
+    """16 that ask for a large page again and again and read nothing."""
+    page = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
+    while True:
+        conns = [connect(port) for _ in range(16)]
+        until = time.monotonic() + 8
+        while conns and time.monotonic() < until:
+            for conn in select.select([], conns, [], 1)[1]:
+                try:
+                    conn.send(page, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    conn.close()
+                    conns.remove(conn)
+        for conn in conns:
+            conn.close()
+        yield
+
+
+def framing(port):
+    """Heads that two readers could read in two ways, each with a request hidden in its body."""
+    hidden = post(EVENT.replace("hostile", "smuggled")).decode()
+    heads = [
+        f"Content-Length: 0\r\nContent-Length: {len(hidden)}",
+        f"Content-Length: +{len(hidden)}",
+        "Content-Length: 0\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 0",
+        "Transfer-Encoding: identity",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Content-Length: 0\r\nX: a\x01b",
+    ]
+    while True:
+        for head in heads:
+            with connect(port) as conn:
+                conn.sendall(f"{POST}{head}\r\n\r\n0\r\n\r\n{hidden}".encode())
+                conn.shutdown(socket.SHUT_WR)
+                answer = said(conn)
+                assert answer.startswith(b"HTTP/1.1 4"), f"{head}: {answer[:60]}"
+                assert answer.count(b"HTTP/1.1 ") == 1, f"{head}: {answer}"
+        yield
+
+
+def http_2_lines(port):
+    """50 connections that speak HTTP/2.0, once: each parks a thread inside the library for good."""
+    conns = [connect(port) for _ in range(50)]
+    for place, conn in enumerate(conns):
+        line = ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET / HTTP/2.0\r\nHost: localhost\r\n\r\n")
+        conn.sendall(line[place % 2].encode())
+    while True:
+        time.sleep(1)
+        yield
+
+
+def pipelined(port):
+    """100 mixed requests in one piece on each of 4 connections."""
+    ask = "{} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    kinds = [
+        (post(EVENT), 202),
+        (ask.format("GET /healthz").encode(), 200),
+        (post("nonsense"), 400),
+        (ask.format("GET /nowhere").encode(), 404),
+        (ask.format("DELETE /liveEvent").encode(), 405),
+        (ask.format("GET /userEvents/nobody").encode(), 404),
+        (post(EVENT.strip() + " " * 2000), 202),
+        (ask.format("OPTIONS /flush").encode(), 204),
+        (post(EVENT), 202),
+        (ask.format("GET /status").encode(), 200),
+    ]
+    wire = b"".join(kind[0] for kind in kinds) * 10
+    while True:
+        conns = [connect(port) for _ in range(4)]
+        for conn in conns:
+            conn.sendall(wire)
+        for conn in conns:
+            assert answers(conn, 100) == [kind[1] for kind in kinds] * 10, "out of order"
+            conn.close()
+        yield
+
+
+def out_of_descriptors(port):
+    """150 connections at once while the server may open 64 descriptors."""
+    while True:
+        conns = []
+        for _ in range(150):
+            try:
+                conns.append(connect(port, 1))
+                conns[-1].sendall(HALF_HEAD)
+            except OSError:
+                pass
+        time.sleep(1)
+        for conn in conns:
+            conn.close()
+        time.sleep(1)
+        yield
+
+
+def panics(port):
+    """A handler that panics; debug builds do when they are asked to, others answer 404."""
+    while True:
+        for _ in range(20):
+            with connect(port) as conn:
+                conn.sendall(b"GET /panic HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert answers(conn, 1)[0] in (500, 404)
+        yield
+
+
+def opened_and_dropped(port):
+    """Thousands of connections, dropped after nothing, a little, or nearly all of a request."""
+    whole = post(EVENT)
+    for place in itertools.count():
+        conn = connect(port)
+        conn.sendall((b"", whole[:20], whole[:-5], whole)[place % 4])
+        conn.close()
+        if place % 500 == 499:
+            yield
+
+
+def gzip_bombs(port):
+    """64 MiB of spaces, 64 KiB on the wire, four at a time."""
+    bomb = gzip.compress(b" " * (64 << 20), 9)
+    head = f"{POST}Content-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
+    while True:
+        conns = [connect(port) for _ in range(4)]
+        for conn in conns:
+            conn.sendall(head + bomb)
+        for conn in conns:
+            assert answers(conn, 1) == [413]
+            conn.close()
+        yield
+
+
+ATTACKS = [
+    burst, absurd_length, chunked_over_the_limit, stalled_heads, stalled_bodies, trickled, endless,
+    never_reads, framing, http_2_lines, pipelined, out_of_descriptors, panics, opened_and_dropped,
+    gzip_bombs,
+]
+
+
+def attack_until(attack, port, deadline, report):
+    """Runs in a process of its own; reports how many waves there were and what was wrong."""
+    waves, wrong, network = 0, None, 0
+    while wrong is None and time.monotonic() < deadline:
+        try:
+            for _ in attack(port):
+                waves += 1
+                if time.monotonic() >= deadline:
+                    break
+        except AssertionError as error:
+            wrong = str(error) or "an answer other than expected"
+        except OSError:
+            network += 1
+            time.sleep(0.1)
+    report.send((waves, network, wrong))
+
+
+def polite_until(port, deadline, fresh, report):
+    """Posts an event each 10 ms until the deadline; every other one on a connection of its own
+    where `fresh`. Reports how many were acknowledged, and how many seconds each took."""
+    took, kept = [], None
+    for place in itertools.count():
+        if time.monotonic() >= deadline:
+            break
+        body = json.dumps({"userId": "polite", "name": "add_revenue", "value": 1, "id": f"p{place}"})
+        began = time.monotonic()
+        while True:
+            new = fresh and place % 2
+            conn = None if new else kept
+            try:
+                conn = conn or http.client.HTTPConnection(HOST, port, timeout=30)
+                conn.request("POST", "/liveEvent", body)
+                answer = conn.getresponse()
+                answer.read()
+                if new:
+                    conn.close()
+                else:
+                    kept = conn
+                if answer.status == 202:
+                    break
+            except (OSError, http.client.HTTPException):
+                if conn is kept:
+                    kept = None
+                if conn:
+                    conn.close()
+            time.sleep(0.01)  # and the same event again
+        took.append(time.monotonic() - began)
+        time.sleep(0.01)
+    report.send(took)
+
+
+def sample(pid):
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    number = lambda name: int(re.search(rf"{name}:\s+(\d+)", status).group(1))
+    return time.monotonic(), number("VmRSS") / 1024, number("Threads"), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def ask(port, method, path):
+    conn = http.client.HTTPConnection(HOST, port, timeout=60)
+    conn.request(method, path)
+    answer = conn.getresponse()
+    text = answer.read()
+    return answer.status, json.loads(text) if text.startswith(b"{") else {}
+
+
+def start(binary, directory, descriptors):
+    port_file = pathlib.Path(directory, "port")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    server = subprocess.Popen(
+        [binary, "serve", "--data-dir", f"{directory}/data", "--listen", f"{HOST}:0",
+         "--port-file", port_file],
+        stderr=open(f"{directory}/log", "wb"), preexec_fn=limit if descriptors else None)
+    while not port_file.exists():
+        assert server.poll() is None, pathlib.Path(directory, "log").read_text()
+        time.sleep(0.01)
+    return server, int(port_file.read_text())
+
+
+def in_process(work, *args):
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=work, args=(*args, there), daemon=True)
+    process.start()
+    return here
+
+
+def final(port, acknowledged):
+    """What is wrong when all is over; waits a little for what still holds on to end."""
+    wrong = []
+    for _ in range(100):
+        ready, why = ask(port, "GET", "/readyz")
+        if ready == 200:
+            break
+        time.sleep(0.1)
+    else:
+        wrong.append(f"/readyz {ready}: {why.get('reasons')}")
+    flushed, _ = ask(port, "POST", "/flush")
+    counted = ask(port, "GET", "/userEvents/polite")[1].get("events", 0)
+    status = ask(port, "GET", "/status")[1]
+    parts = ("applied", "duplicates", "rejected", "pending", "untrusted")
+    if flushed != 200:
+        wrong.append(f"/flush {flushed}")
+    if counted != acknowledged:
+        wrong.append(f"{acknowledged} acknowledged, {counted} counted")
+    if status["received"] != status["accepted"] + status["refused"]:
+        wrong.append("the door does not balance")
+    if status["lines"] != sum(status[part] for part in parts) or status["pending"]:
+        wrong.append("the ledger does not balance")
+    if ask(port, "GET", "/userEvents/smuggled")[0] != 404:
+        wrong.append("an event was smuggled in")
+    return wrong, ready
+
+
+def row(binary, attack, seconds):
+    tight = attack is out_of_descriptors
+    with tempfile.TemporaryDirectory(prefix="tallyline-hostile-") as directory:
+        server, port = start(binary, directory, 64 if tight else None)
+        try:
+            began = time.monotonic()
+            deadline = began + seconds
+            attacker = in_process(attack_until, attack, port, deadline)
+            polite = in_process(polite_until, port, deadline, not tight)
+            samples = []
+            while time.monotonic() < deadline:
+                assert server.poll() is None, f"the server ended: {server.returncode}"
+                samples.append(sample(server.pid))
+                time.sleep(1)
+            took = sorted(polite.recv())
+            waves, network, fault = attacker.recv()
+            wrong, ready = final(port, len(took))
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(20)
+    minute = min(60, seconds / 2)
+    mid = statistics.median(rss for at, rss, _, _ in samples if abs(at - began - minute) < 5)
+    end = statistics.median(rss for at, rss, _, _ in samples if at > deadline - 10)
+    if end > mid * 1.1 and end > mid + 2:
+        wrong.append("memory grows")
+    if fault:
+        wrong.append(fault)
+    p50, p99 = (took[int(len(took) * part)] * 1000 for part in (0.5, 0.99))
+    return (f"{attack.__name__:24}{waves:6}{max(s[2] for s in samples):8}{max(s[3] for s in samples):6}"
+            f"{mid:8.1f}{end:8.1f}{(end / mid - 1) * 100:+7.1f}{p50:7.1f}{p99:7.1f}{took[-1] * 1000:8.0f}"
+            f"{ready:7}{len(took):8}  {'; '.join(wrong) or 'ok'}"), not wrong
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary")
+    parser.add_argument("--seconds", type=float, default=150, help="of each row; default 150")
+    parser.add_argument("--at-once", type=int, default=1, help="rows side by side; default 1, for honest latencies")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these rows; default all")
+    args = parser.parse_args()
+    attacks = [attack for attack in ATTACKS if not args.only or attack.__name__ in args.only]
+    print(f"{'attack':24}{'waves':>6}{'threads':>8}{'fds':>6}{'MiB mid':>8}{'MiB end':>8}{'%':>7}"
+          f"{'p50 ms':>7}{'p99 ms':>7}{'max ms':>8}{'readyz':>7}{'acked':>8}  counted once, balanced", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
+        calm = True
+        rows = [pool.submit(row, args.binary, attack, args.seconds) for attack in attacks]
+        for done in rows:
+            text, good = done.result()
+            calm &= good
+            print(text, flush=True)
+    sys.exit(0 if calm else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+//! What one client may cost at most: memory, threads, descriptors. Each attack is one that grew
+//! without a bound, or kept what it took, before there was a mitigation.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use super::harness::http::{Conn, Request};
+use super::harness::{PATIENCE, Process, Scratch, Server, arg, event, until};
+use super::hostile::{assert_calm, live};
+use super::kernel_log::stop_traced;
+use super::outside::traced;
+
+/// A number of /metrics.
+fn metric(server: &Server, name: &str) -> u64 {
+    let metrics = server.get("/metrics").expect(200).text();
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|rest| rest.trim().parse().ok());
+    number.unwrap_or_else(|| panic!("no {name} in {metrics}"))
+}
+
+/// MiB that the server had at most.
+fn peak(server: &Server) -> u64 {
+    server.proc_status("VmHWM") >> 10
+}
+
+#[test]
+fn heads_and_chunk_sizes_without_an_end_are_cut_off() {
+    // Red if the library may read on for as long as bytes come: it keeps all of them.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let post = "POST /liveEvent HTTP/1.1\r\nHost: localhost\r\n";
+    for start in [
+        "GET /".to_owned(),
+        format!("{post}X-Endless: "),
+        format!("{post}Transfer-Encoding: chunked\r\n\r\n0"),
+    ] {
+        let mut conn = server.connect();
+        conn.send(&start).unwrap();
+        let block = vec![b'0'; 64 << 10];
+        let sent = (0..8 << 10).position(|_| conn.send(&block).is_err());
+        assert!(sent.is_some(), "half a GiB of {start:?} was taken");
+    }
+    // One that sends whole requests is not cut off, however many bytes that are.
+    let mut whole = server.connect();
+    let body = event("u", 1) + &" ".repeat(4 << 20);
+    for _ in 0..8 {
+        let post = Request::new("POST", "/liveEvent").body(&body);
+        whole.ask(&post).expect(202);
+    }
+    assert!(peak(&server) < 200, "{} MiB", peak(&server));
+    assert_calm(&server, 8);
+}
+
+#[test]
+fn one_unanswered_request_too_many_ends_its_connection() {
+    // Red if a client may have any number of answers kept for it, or if those it was owed are lost.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let mut conn = server.connect();
+    // The first waits for an event that is not there yet; the others wait for the first.
+    let waits = Request::new("GET", "/userEvents/u?after=1-1&wait=60s").bytes();
+    let health = Request::new("GET", "/healthz").bytes();
+    conn.send([waits, health.repeat(400)].concat()).unwrap();
+    until(PATIENCE, "256 wait, and one was too many", || {
+        let waiting = metric(&server, "tallyline_http_requests_in_flight");
+        (waiting >= 257).then_some(())
+    });
+    server.accept(event("u", 1));
+    assert_eq!(conn.reply().unwrap().status, 200);
+    for _ in 0..255 {
+        assert_eq!(conn.reply().unwrap().status, 200);
+    }
+    assert_eq!(conn.reply().unwrap().status, 503);
+    let rest = conn.rest();
+    assert!(rest.is_err() || rest.is_ok_and(|rest| rest.is_empty()));
+    assert_calm(&server, 1);
+}
+
+#[test]
+fn requests_by_the_thousand_from_one_that_never_reads_are_not_kept() {
+    // Red if what such a client sends goes on being read and queued inside the library: it took
+    // 1.6 GiB and everybody else's answers five seconds.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let pages = Request::new("GET", "/openapi.json").bytes().repeat(1000);
+    let mut deaf = Vec::new();
+    for _ in 0..4 {
+        let mut conn = server.connect();
+        let patience = Some(Duration::from_millis(200));
+        conn.stream().set_write_timeout(patience).unwrap();
+        let full = (0..1000).any(|_| conn.send(&pages).is_err());
+        assert!(full, "a million requests were taken");
+        deaf.push(conn);
+    }
+    server.accept(event("u", 1));
+    assert!(peak(&server) < 200, "{} MiB", peak(&server));
+    drop(deaf);
+    assert_calm(&server, 1);
+}
+
+#[test]
+fn bodies_announced_far_too_large_leave_nothing_behind() {
+    // Red if each costs a thread and two descriptors until a restart.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    for _ in 0..40 {
+        for length in ["33554433", "100000000"] {
+            let mut conn = server.connect();
+            let request = Request::new("POST", "/liveEvent").header("Content-Length", length);
+            conn.send(request.bytes()).unwrap();
+            assert_eq!(conn.reply().expect("an answer").status, 413);
+        }
+    }
+    until(PATIENCE, "threads and descriptors are given back", || {
+        (server.proc_status("Threads") < 50 && server.descriptors() < 64).then_some(())
+    });
+    let abandoned = "tallyline_http_requests_abandoned_total";
+    assert_eq!(metric(&server, abandoned), 0);
+    // More than any machine's memory cannot be let go of; at least it is counted.
+    let mut conn = server.connect();
+    let absurd = Request::new("POST", "/liveEvent").header("Content-Length", "9000000000000000000");
+    assert_eq!(conn.ask(&absurd).status, 413);
+    until(PATIENCE, "counted", || {
+        (metric(&server, abandoned) == 1).then_some(())
+    });
+    assert_calm(&server, 0);
+}
+
+/// A connection from this port of this machine.
+fn connect_from(port: u16, to: u16) -> Option<Conn> {
+    let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into();
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    // Leaves nothing behind that would keep the port.
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
+    socket.bind(&here(port)).ok()?; // not yet free
+    socket.connect(&here(to)).ok()?;
+    Some(Conn::over(socket.into()))
+}
+
+#[test]
+fn the_next_client_from_the_port_of_a_hostile_one_is_served() {
+    // Red if nothing from an address is believed any more once somebody broke the rules there: the
+    // next one to be given that port waited for an answer for ever.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let mut hostile = server.connect();
+    let port = hostile.stream().local_addr().unwrap().port();
+    let linger = socket2::SockRef::from(hostile.stream());
+    linger.set_linger(Some(Duration::ZERO)).unwrap();
+    let twofold =
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: 2\r\n\r\n";
+    hostile.send(twofold).unwrap();
+    assert_eq!(hostile.reply().unwrap().status, 400);
+    drop(hostile);
+    until(PATIENCE, "another client from there is answered", || {
+        let mut conn = connect_from(port, server.port)?;
+        let reply = conn.try_ask(&Request::new("GET", "/healthz")).ok()?;
+        (reply.status == 200).then_some(())
+    });
+}
+
+#[test]
+fn a_client_that_sends_on_after_its_answer_is_told_soon() {
+    // Red if its connection is ended in an orderly way only: with the window full it would learn of
+    // that when the kernel gives up, after a minute.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--max-body", "64KiB"]);
+    let chunk = format!("10000\r\n{}\r\n", " ".repeat(65536));
+    for _ in 0..10 {
+        let mut conn = server.connect();
+        let patience = Some(Duration::from_secs(30));
+        conn.stream().set_write_timeout(patience).unwrap();
+        let chunked = Request::new("POST", "/liveEvent").header("Transfer-Encoding", "chunked");
+        conn.send(chunked.bytes()).unwrap();
+        let error = (0..1024).find_map(|_| conn.send(&chunk).err());
+        let kind = error.expect("64 MiB are not taken").kind();
+        assert!(!matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut));
+    }
+    assert_calm(&server, 0);
+}
+
+#[test]
+fn a_handler_that_panics_answers_500_and_serves_on() {
+    // Red if a panic ends the thread that takes everybody's requests, or the client is left waiting.
+    // (Debug builds have a path that panics.)
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    for _ in 0..20 {
+        server.get("/panic").expect(500);
+        let large = " ".repeat(5000);
+        server.post("/panic", large).expect(500);
+    }
+    let mut conn = server.connect();
+    conn.ask(&live("u")).expect(202);
+    assert_calm(&server, 1);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_full_queue_is_503_and_send_rides_it_out() {
+    // Red if what waits for a stuck disk has no bound, if the refusal does not say when to come
+    // again, or if `send` gives up on it or counts anything twice.
+    let scratch = Scratch::new();
+    let log = scratch.path().join("strace");
+    let active = scratch.data().join("events.jsonl");
+    let stuck = "inject=fdatasync:delay_enter=10000000:when=1";
+    let only = ["-e", "trace=fdatasync", "-P", arg(&active), "-e", stuck];
+    let server = traced(&scratch.data(), &log, &only, &[]);
+    let body = event("u", 1) + &"\n".repeat(7 << 20);
+    std::thread::scope(|scope| {
+        // Twelve large bodies may be read at once, and 64 MiB wait.
+        let posts: Vec<_> = (0..16)
+            .map(|_| scope.spawn(|| server.post("/liveEvent", &body)))
+            .collect();
+        let mut send = Command::new(env!("CARGO_BIN_EXE_tallyline"));
+        let file = scratch.file("events.jsonl", event("sent", 1).repeat(300_000));
+        send.args([
+            "send",
+            arg(&file),
+            "--to",
+            &server.url(),
+            "--batch",
+            "100000",
+        ]);
+        super::harness::quiet_environment(&mut send);
+        let send = Process::start(&mut send);
+        let replies: Vec<_> = posts.into_iter().map(|post| post.join().unwrap()).collect();
+        for reply in &replies {
+            match reply.status {
+                202 => {}
+                503 => assert!(reply.header("Retry-After").is_some(), "{}", reply.text()),
+                other => panic!("{other}: {}", reply.text()),
+            }
+        }
+        send.finish().expect(0);
+        server.flush();
+        let taken = replies.iter().filter(|reply| reply.status == 202).count();
+        assert_eq!(
+            server.get("/userEvents/u").expect(200).json()["events"],
+            taken
+        );
+    });
+    let sent = server.get("/userEvents/sent").expect(200).json();
+    assert_eq!(sent["events"], 300_000);
+    assert!(peak(&server) < 400, "{} MiB", peak(&server));
+    server.assert_balanced();
+    stop_traced(server);
+}
