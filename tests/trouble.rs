@@ -37,11 +37,7 @@ fn stopped_with(scratch: &Scratch, count: usize) {
 fn a_locked_database_does_not_stop_the_taking() {
     // Red if somebody's open transaction in a shell turns into refused events or lost totals.
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "10ms"]);
-    server.accept(event("u", 1));
-    server.flush();
-    let db = Connection::open(scratch.data().join("revenue.db")).unwrap();
-    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (server, db) = Server::with_database_locked(&scratch.data());
     for _ in 0..50 {
         server.accept(event("u", 1));
     }
