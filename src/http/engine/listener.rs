@@ -12,6 +12,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 /// Connections the kernel keeps for us while nobody accepts.
 const BACKLOG: i32 = 4096;
+/// What the kernel keeps of a connection until it is read. A client that pipelines without end and
+/// reads nothing is ended after some hundred requests, but the library still reads what the kernel
+/// has of it, into a queue without a bound: by default, that may be 100,000 requests a connection.
+const RECEIVED_BYTES_MAX: usize = 128 << 10;
 
 /// Binds and listens.
 pub(super) fn bind(addr: SocketAddr, limits: &super::Limits) -> io::Result<TcpListener> {
@@ -28,6 +32,7 @@ pub(super) fn bind(addr: SocketAddr, limits: &super::Limits) -> io::Result<TcpLi
 pub(super) fn set_options(socket: &SockRef<'_>, limits: &super::Limits) -> io::Result<()> {
     // Without it replies over 1 KiB stall for 44 ms behind the client's delayed ack.
     socket.set_tcp_nodelay(true)?;
+    socket.set_recv_buffer_size(RECEIVED_BYTES_MAX)?;
     // A client whose machine is gone is noticed while we wait for it (keepalive) ...
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))
@@ -105,6 +110,9 @@ mod tests {
         let (accepted, _) = listener.accept().expect("accepted");
         let socket = SockRef::from(&accepted);
         assert!(socket.tcp_nodelay().expect("nodelay"));
+        // The kernel doubles it, for what it needs itself.
+        let buffer = socket.recv_buffer_size().expect("a buffer");
+        assert_eq!(buffer, 2 * RECEIVED_BYTES_MAX);
         assert!(socket.keepalive().expect("keepalive"));
         assert_eq!(
             socket.tcp_user_timeout().expect("user timeout"),

@@ -34,6 +34,8 @@ use super::{EngineError, Shared, listener};
 
 /// The library's permanent threads (`MIN_THREADS` in its task pool).
 const HELD: usize = 4;
+/// How far the library's threads stand back: a tenth of the time where all want it.
+const NICE: i32 = 10;
 /// Between two visits, at least.
 const PACE: Duration = Duration::from_micros(500);
 /// Visits in one go.
@@ -251,8 +253,9 @@ impl Usher {
         let listener = self.listener.try_clone().map_err(EngineError::Listener)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", listener.as_raw_fd()));
         let accepts = std::fs::read_link(&path).ok().map(|link| (path, link));
-        let server =
-            tiny_http::Server::from_listener(listener, None).map_err(EngineError::Server)?;
+        let server = behind_ours(|| tiny_http::Server::from_listener(listener, None))
+            .map_err(EngineError::Thread)?
+            .map_err(EngineError::Server)?;
         self.generation += 1;
         self.built = Instant::now();
         self.accepts = accepts;
@@ -263,6 +266,26 @@ impl Usher {
         self.hold();
         Ok(())
     }
+}
+
+/// Does it on a thread that yields to the others, as do all threads that come of it (Linux: `nice`
+/// is a thread's, and inherited). The library reads requests into a queue without a bound: on a
+/// busy machine many threads that fill it must not keep the few that empty it, and that end whoever
+/// sends without end, from running.
+fn behind_ours<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("http-library".to_owned())
+            .spawn_scoped(scope, || {
+                if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                    tracing::warn!(%error, "cannot lower the priority of the library's threads");
+                }
+                work()
+            })?;
+        thread
+            .join()
+            .map_err(|_| std::io::Error::other("it panicked"))
+    })
 }
 
 fn connect(own: SocketAddr) -> std::io::Result<TcpStream> {
