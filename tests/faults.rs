@@ -114,6 +114,7 @@ fn a_disk_full_to_the_last_byte_is_507_and_over_by_itself() {
         let server = Server::with(&data, &flags);
         let (mut acked, _) = post_until(&server, "before", |_, n| n == 10);
         assert_eq!(acked.len(), 10);
+        server.flush(); // so that the totals hold u before nothing can be written
         for round in 0..3 {
             disk.fill_up(spare);
             let full = format!("full-{round}");
