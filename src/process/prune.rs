@@ -39,9 +39,7 @@ pub(super) const RETENTION: &str = "retention";
 
 /// What goes, and how far letting go has come.
 pub(super) struct Retention {
-    data_dir: PathBuf,
-    retain_for: Option<Duration>,
-    keep_ids: Option<Duration>,
+    config: ProcessConfig,
     not_before: Instant,
     /// The number up to which segments were let go since that was last told.
     pruned: Option<u64>,
@@ -53,9 +51,7 @@ impl Retention {
     pub(super) fn new(config: &ProcessConfig) -> Self {
         let now = Instant::now();
         Self {
-            data_dir: config.data_dir.clone(),
-            retain_for: config.retain_for,
-            keep_ids: config.keep_ids,
+            config: config.clone(),
             not_before: now,
             pruned: None,
             ids: IdsWalk::default(),
@@ -101,9 +97,9 @@ impl Retention {
         let Some(_held) = self.hold()? else {
             return Ok(());
         };
-        let dir = &self.data_dir;
+        let dir = &self.config.data_dir;
         let catalog = Catalog::scan(disk, dir).map_err(ProcessError::io("list", dir))?;
-        finish(disk, &catalog, &writer.pruned()?)?;
+        finish(disk, &self.config, &catalog, &writer.pruned()?)?;
         let began = Instant::now();
         let mut stays = None;
         while let Some((row, number)) = self.due(writer, end)? {
@@ -134,7 +130,7 @@ impl Retention {
 
     /// The segment to go next, if one is due.
     fn due(&self, writer: &Writer, end: u64) -> Result<Option<(SegmentRow, u64)>, ProcessError> {
-        let Some(retain_for) = self.retain_for else {
+        let Some(retain_for) = self.config.retain_for else {
             return Ok(None);
         };
         let Some(row) = writer.oldest_whole()? else {
@@ -154,7 +150,7 @@ impl Retention {
 
     /// A step of the walk over all ids.
     fn ids(&mut self, writer: &mut Writer) -> Result<(), ProcessError> {
-        let Some(keep_ids) = self.keep_ids else {
+        let Some(keep_ids) = self.config.keep_ids else {
             return Ok(());
         };
         let began = Instant::now();
@@ -179,7 +175,7 @@ impl Retention {
 
     /// `None` while somebody verifies.
     fn hold(&self) -> Result<Option<DirHold>, ProcessError> {
-        let dir = &self.data_dir;
+        let dir = &self.config.data_dir;
         DirHold::alone(dir).map_err(ProcessError::io("hold", dir))
     }
 }
@@ -247,8 +243,13 @@ fn remove(disk: &dyn Disk, path: &Path) -> Result<(), ProcessError> {
 
 /// Removes the file of the last segment that was let go, if a crash left it: by the length and
 /// checksum that were kept. The caller holds the directory or has just started.
+///
+/// What is seen in the database after a crash is not yet durable: of a process that was killed
+/// between a commit's write and its sync, the page cache shows the commit all the same. It is
+/// synced before a file is removed on its word.
 pub(super) fn finish(
     disk: &dyn Disk,
+    config: &ProcessConfig,
     catalog: &Catalog,
     pruned: &Pruned,
 ) -> Result<(), ProcessError> {
@@ -262,25 +263,42 @@ pub(super) fn finish(
         if size == pruned.file_bytes
             && lines::checksum(&*file, size).map_err(read)? == pruned.file_checksum
         {
+            sync_wal(disk, config)?;
             remove(disk, path)?;
         }
     }
     Ok(())
 }
 
+/// Syncs the database's `-wal`, and its name. Not the database itself, which `SQLite` has synced
+/// wherever there is no `-wal`: closing a descriptor of it would drop `SQLite`'s locks on it.
+fn sync_wal(disk: &dyn Disk, config: &ProcessConfig) -> Result<(), ProcessError> {
+    let mut wal = config.database().into_os_string();
+    wal.push("-wal");
+    let wal = Path::new(&wal);
+    match disk.open_read(wal).and_then(|file| file.sync_data()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(ProcessError::io("sync", wal)(error)),
+        Ok(()) => disk
+            .sync_dir(&config.data_dir)
+            .map_err(ProcessError::io("sync", &config.data_dir)),
+    }
+}
+
 /// [`finish`] at a start, unless somebody verifies: then the file waits for the next time. A file
 /// that can't be removed stands in nobody's way: it is not applied.
 pub(super) fn finish_at_start(
     disk: &dyn Disk,
-    data_dir: &Path,
+    config: &ProcessConfig,
     pruned: &Pruned,
 ) -> Result<(), ProcessError> {
     if pruned.number == 0 {
         return Ok(());
     }
+    let data_dir = &config.data_dir;
     if let Some(_held) = DirHold::alone(data_dir).map_err(ProcessError::io("hold", data_dir))? {
         let catalog = Catalog::scan(disk, data_dir).map_err(ProcessError::io("list", data_dir))?;
-        finish(disk, &catalog, pruned)?;
+        finish(disk, config, &catalog, pruned)?;
     }
     Ok(())
 }

@@ -59,7 +59,7 @@ pub fn rebuild(
         ))
     })?;
     let catalog = Catalog::scan(&**disk, dir).map_err(ProcessError::io("list", dir))?;
-    prune::finish(&**disk, &catalog, &pruned)?;
+    prune::finish(&**disk, config, &catalog, &pruned)?;
     let mut notes = changes(&catalog, &rows);
     if pruned.segments > 0 {
         carry(config, &**disk, &pruned, &new)?;

@@ -19,7 +19,7 @@ impl Coordinator {
         let data_dir = &self.config.data_dir;
         let tail = self.journal.tail();
         let pruned = applier.writer.pruned()?;
-        if let Err(error) = prune::finish_at_start(&*self.disk, data_dir, &pruned) {
+        if let Err(error) = prune::finish_at_start(&*self.disk, &self.config, &pruned) {
             self.board.health.set(prune::RETENTION, in_words(&error));
         }
         let catalog =
