@@ -21,21 +21,10 @@ use tallyline::store::read_segments;
 
 use super::harness::{
     PATIENCE, Process, Scratch, Server, Totals, arg, database, event, files_below, names_in,
-    recount, run, tallyline, until,
+    recount, run, scratch_dir, tallyline, until,
 };
 use super::kernel_log::{Deed, deeds, disk_of, repeat, stop_traced, traced, write_out};
 use super::sim_disk::{Cut, SimDisk};
-
-/// Directories that vanish with the machine: syncs there cost nothing.
-fn scratch_dir() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let root = if memory.is_dir() {
-        memory.to_owned()
-    } else {
-        std::env::temp_dir()
-    };
-    tempfile::tempdir_in(root).unwrap()
-}
 
 /// Of how many first cuts one is followed by second ones, if it was said.
 fn second_cut_every() -> Option<usize> {

@@ -23,7 +23,7 @@ use tallyline::segment::sealed_file_name;
 use tallyline::store::{SegmentRow, SegmentState, read_segments};
 
 use super::harness::recount::recount;
-use super::harness::{Scratch, Server, Totals, database, files_below};
+use super::harness::{Scratch, Server, Totals, database, files_below, scratch_dir};
 use super::sim_disk::Choices;
 
 const PAGE: u64 = 4096;
@@ -131,17 +131,6 @@ fn lines(user: &str, count: usize) -> String {
             _ => format!("{{\"userId\":\"user9\",\"name\":\"add_revenue\",\"value\":{n},\"id\":\"{user}-{n}\"}}\n"),
         })
         .collect()
-}
-
-/// Where a memory file system is, there: hundreds of directories are made and brought up.
-fn scratch_dir() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let root = if memory.is_dir() {
-        memory.to_owned()
-    } else {
-        std::env::temp_dir()
-    };
-    tempfile::tempdir_in(root).unwrap()
 }
 
 /// Data directories as a server leaves them.

@@ -22,7 +22,7 @@ use crate::fs::{DirHold, Disk};
 use crate::health::Health;
 use crate::journal::{Catalog, Place};
 use crate::segment::SegmentId;
-use crate::store::{IdsWalk, Pruned, SegmentRow, StoreError, Writer};
+use crate::store::{IdsWalk, Pruned, SegmentRow, StoreError, Writer, sibling};
 
 /// How long a round may go on letting go; one segment goes at least.
 const ROUND_MAX: Duration = Duration::from_millis(100);
@@ -273,12 +273,10 @@ pub(super) fn finish(
 /// Syncs the database's `-wal`, and its name. Not the database itself, which `SQLite` has synced
 /// wherever there is no `-wal`: closing a descriptor of it would drop `SQLite`'s locks on it.
 fn sync_wal(disk: &dyn Disk, config: &ProcessConfig) -> Result<(), ProcessError> {
-    let mut wal = config.database().into_os_string();
-    wal.push("-wal");
-    let wal = Path::new(&wal);
-    match disk.open_read(wal).and_then(|file| file.sync_data()) {
+    let wal = sibling(&config.database(), "-wal");
+    match disk.open_read(&wal).and_then(|file| file.sync_data()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(ProcessError::io("sync", wal)(error)),
+        Err(error) => Err(ProcessError::io("sync", &wal)(error)),
         Ok(()) => disk
             .sync_dir(&config.data_dir)
             .map_err(ProcessError::io("sync", &config.data_dir)),

@@ -7,8 +7,8 @@
 //!
 //! # What becomes of what the files alone don't say
 //! - Segments that were pruned: their sums are carried over, and with them of each user's total
-//!   what the kept files don't come to, and the ids that counted in them. That needs an old database that agrees with the files;
-//!   otherwise nothing is done, and the words say what can be.
+//!   what the kept files don't come to, and the ids that counted in them. That needs an old database
+//!   that agrees with the files; otherwise nothing is done, and the words say what can be.
 //! - Untrusted files are applied as they are now; lost or deleted files no longer count. Each is
 //!   named.
 //! - Ids that were let go guard again, as far as their events are in kept files.
@@ -22,7 +22,7 @@ use super::recount::{Finding, recount};
 use super::{ProcessConfig, ProcessError, RunProgress, Summary, in_words, prune, run_once};
 use crate::fs::{self, DirHold, Disk, RealDisk};
 use crate::journal::Catalog;
-use crate::store::{Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, read_kept};
+use crate::store::{Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, read_kept, sibling};
 
 /// The new database while it is made, beside the old one.
 const UNFINISHED: &str = "revenue.db.rebuild";
@@ -189,9 +189,7 @@ fn close_old(old: &Path) -> Result<(), ProcessError> {
         Writer::open(old, Existing::Only)?.close()?;
     }
     for suffix in ["-wal", "-journal"] {
-        let mut wal = old.to_path_buf().into_os_string();
-        wal.push(suffix);
-        if exists(Path::new(&wal)) {
+        if exists(&sibling(old, suffix)) {
             return Err(ProcessError::NotRebuilt(format!(
                 "{} is in use by another program (such as an open sqlite3); close that one first",
                 old.display()

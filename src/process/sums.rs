@@ -2,14 +2,13 @@
 //! same. A backup copied over next to an old `-wal` breaks exactly this.
 
 use super::ProcessConfig;
-use crate::store::{StoreError, read_checks};
+use crate::store::{StoreError, read_checks, sibling};
 
 /// Whether the database was not closed by the one who wrote it last (or is open just now): its
 /// `-wal` is there. To be asked before the database is opened.
 pub(super) fn was_left_open(config: &ProcessConfig) -> bool {
-    let mut wal = config.database().into_os_string();
-    wal.push("-wal");
-    std::path::Path::new(&wal).try_exists().unwrap_or(true)
+    let wal = sibling(&config.database(), "-wal");
+    wal.try_exists().unwrap_or(true)
 }
 
 /// What is wrong with the sums, and what to do; `None` if they agree. Reads every total.

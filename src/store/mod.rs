@@ -44,7 +44,7 @@ pub use self::retention::IdsWalk;
 pub use self::segments::{
     Counts, Pruned, RejectedLine, SegmentRow, SegmentState, read_checks, read_kept, read_segments,
 };
-pub use self::writer::{Mark, Writer};
+pub use self::writer::{Mark, Writer, sibling};
 
 /// The most rejected lines of a segment that are kept; all are counted.
 pub const REJECTED_LINES_MAX: u64 = 10_000;

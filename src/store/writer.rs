@@ -289,7 +289,7 @@ impl Writer {
 }
 
 /// `revenue.db-wal` of `revenue.db`.
-fn sibling(path: &Path, suffix: &str) -> PathBuf {
+pub fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)

@@ -41,6 +41,18 @@ pub(crate) fn until<T>(
     }
 }
 
+/// A directory in memory, where there is such a file system: hundreds are made and brought up, and
+/// syncs there cost nothing.
+pub(crate) fn scratch_dir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let root = if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    tempfile::tempdir_in(root).unwrap()
+}
+
 /// A test's own directory, gone when the test ends. `data()` is the data directory in it.
 pub(crate) struct Scratch {
     dir: tempfile::TempDir,

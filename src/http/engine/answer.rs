@@ -143,8 +143,9 @@ fn write_whole(wire: tiny_http::Request, bytes: &[u8]) -> io::Result<()> {
 /// Replies to a request whose body was not read to its end, and parts with the connection.
 ///
 /// Defect 2: dropping the request's reader reads the rest of the body, however long, into memory
-/// allocated up front: not before the connection is ended. `upgrade` is the library's one way to write without dropping it. It
-/// prints a head of its own; our header fields go in as the value of one of them.
+/// allocated up front: not before the connection is ended. `upgrade` is the library's one way to
+/// write without dropping it. It prints a head of its own; our header fields go in as the value of
+/// one of them.
 fn write_and_part(
     shared: &Shared,
     peer: SocketAddr,
