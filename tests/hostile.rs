@@ -235,37 +235,38 @@ fn a_hundred_pipelined_requests_are_answered_in_order() {
 
 #[test]
 fn running_out_of_descriptors_is_survived() {
-    // Red if one failed accept ends the accept loop: alive, listening, and answering nobody.
-    let scratch = Scratch::new();
-    let server = Server::by(&scratch.data(), &[], |args| {
-        let mut command = Command::new("sh");
-        command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]);
-        command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
-        quiet_environment(&mut command);
-        command
-    });
-    let mut acked = 0;
+    // Red if one failed accept ends the accept loop: alive, listening, and answering nobody. On a
+    // server that has just started it is red, one time in ten, if nobody sees to the connections
+    // that were accepted and have no thread yet.
     for _ in 0..3 {
-        let mut crowd = Vec::new();
-        for _ in 0..150 {
-            // The backlog takes what the process can't.
-            if let Ok(mut conn) = Conn::try_open(server.port) {
-                let _may_be_refused = conn.send("GET /healthz HTTP/1.1\r\nHo");
-                crowd.push(conn);
-            }
-        }
-        drop(crowd);
-        until(PATIENCE, "it answers again when they are gone", || {
-            let mut conn = Conn::try_open(server.port).ok()?;
-            let patience = Some(Duration::from_secs(2));
-            conn.stream().set_read_timeout(patience).ok()?;
-            let reply = conn.try_ask(&Request::new("GET", "/readyz")).ok()?;
-            (reply.status == 200).then_some(())
+        let scratch = Scratch::new();
+        let server = Server::by(&scratch.data(), &[], |args| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]);
+            command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
+            quiet_environment(&mut command);
+            command
         });
-        server.accept(event("u", 1));
-        acked += 1;
+        for acked in 0..2 {
+            let mut crowd = Vec::new();
+            for _ in 0..150 {
+                // The backlog takes what the process can't.
+                if let Ok(mut conn) = Conn::try_open(server.port) {
+                    let _may_be_refused = conn.send("GET /healthz HTTP/1.1\r\nHo");
+                    crowd.push(conn);
+                }
+            }
+            drop(crowd);
+            until(PATIENCE, "it answers again when they are gone", || {
+                let mut conn = Conn::try_open(server.port).ok()?;
+                let patience = Some(Duration::from_secs(2));
+                conn.stream().set_read_timeout(patience).ok()?;
+                let reply = conn.try_ask(&Request::new("GET", "/readyz")).ok()?;
+                (reply.status == 200).then_some(())
+            });
+            assert_calm(&server, acked);
+        }
     }
-    assert_calm(&server, acked);
 }
 
 #[test]

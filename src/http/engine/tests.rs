@@ -1,7 +1,7 @@
 //! A real engine on port 0 with a handler of the test's own, and clients of every kind. Each test
 //! fails without the mitigation it names.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -43,6 +43,7 @@ impl Handler for Fake {
                 later.send(request).expect("the thread is there");
             }
             "/held" => self.held.lock().expect("unpoisoned").push(request),
+            "/closing" => request.answer(Reply::empty(200).closing()),
             "/large" => request.answer(Reply::new(200, "text/plain", vec![b'x'; 4 << 20])),
             "/panics" => panic!("as a handler might"),
             "/dropped" => drop(request),
@@ -117,6 +118,8 @@ fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
+const GET_A: &str = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
+
 struct Client {
     stream: TcpStream,
     reader: BufReader<TcpStream>,
@@ -138,6 +141,20 @@ impl Client {
     fn ask(&mut self, start: &str) -> (u16, String) {
         self.send(&format!("{start} HTTP/1.1\r\nHost: h\r\n\r\n"));
         self.answer()
+    }
+
+    /// Sends the same again and again until the server has ended the connection; how many times.
+    fn send_until_ended(&mut self, bytes: &[u8], times_max: usize) -> usize {
+        let start = Instant::now();
+        for times in 0..times_max {
+            if let Err(error) = self.stream.write_all(bytes) {
+                let kind = error.kind();
+                assert!(!matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut));
+                return times;
+            }
+            assert!(start.elapsed() < PATIENCE, "not ended");
+        }
+        panic!("not ended after {times_max} times");
     }
 
     fn post(&mut self, path: &str, body: &str) -> (u16, String) {
@@ -278,6 +295,21 @@ fn chunks_over_the_limit_are_413() {
 }
 
 #[test]
+fn the_size_of_a_chunk_that_does_not_end_is_cut_off() {
+    // Red if only the body's deadline ends it: the library keeps all of it meanwhile.
+    let limits = Limits {
+        body_time: Duration::from_hours(1),
+        ..Limits::default()
+    };
+    let fixture = Fixture::start(limits);
+    let mut client = fixture.connect();
+    client.send("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send_until_ended("0".repeat(64 << 10).as_bytes(), 1000);
+    fixture.serves();
+    fixture.stop();
+}
+
+#[test]
 fn framing_that_can_be_read_in_two_ways_is_400_and_what_follows_is_not_believed() {
     let fixture = Fixture::start(Limits::default());
     for head in [
@@ -315,6 +347,26 @@ fn http2_lines_do_not_stop_the_others() {
     }
     drop(hostile);
     fixture.serves();
+    fixture.stop();
+}
+
+#[test]
+fn connections_parked_by_http2_lines_are_counted() {
+    let limits = Limits {
+        head_time: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let fixture = Fixture::start(limits);
+    let mut parked: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
+    for client in &mut parked {
+        client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    }
+    let start = Instant::now();
+    while fixture.engine().figures().abandoned < 5 {
+        assert!(start.elapsed() < PATIENCE, "counted");
+        std::thread::yield_now();
+    }
+    assert_eq!(fixture.engine().figures().abandoned, 5);
     fixture.stop();
 }
 
@@ -420,6 +472,61 @@ fn too_many_pipelined_requests_end_the_connection_and_memory_is_bounded() {
     }
     assert_eq!(client.answer().0, 503);
     client.ends();
+    fixture.stop();
+}
+
+#[test]
+fn who_sends_on_after_its_last_answer_is_cut_off() {
+    // Red if the library goes on reading from a connection that is not believed any more.
+    let fixture = Fixture::start(Limits::default());
+    let mut client = fixture.connect();
+    assert_eq!(client.ask("GET /closing").0, 200);
+    client.send_until_ended(GET_A.as_bytes(), usize::MAX);
+    fixture.serves();
+    fixture.stop();
+}
+
+#[test]
+fn who_sends_on_while_too_much_is_owed_to_it_is_cut_off() {
+    // Red if the library goes on reading what is refused: nothing was answered yet, so nothing ends.
+    let limits = Limits {
+        pipelined_max: 10,
+        ..Limits::default()
+    };
+    let fixture = Fixture::start(limits);
+    let mut client = fixture.connect();
+    client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.send_until_ended(GET_A.repeat(100).as_bytes(), usize::MAX);
+    fixture.serves();
+    fixture.stop();
+}
+
+#[test]
+fn a_deaf_client_holds_one_thread_however_much_is_owed_to_it() {
+    // Red if an answer that is not in turn waits for its turn on a thread: the library would have it
+    // so, and a few such clients would hold all there are.
+    let limits = Limits {
+        write_time: Duration::from_hours(1),
+        ..Limits::default()
+    };
+    let fixture = Fixture::start(limits);
+    let mut deaf: Vec<_> = (0..3).map(|_| fixture.connect()).collect();
+    for client in &mut deaf {
+        client.send(&"GET /large HTTP/1.1\r\nHost: h\r\n\r\n".repeat(4));
+        client.send(&GET_A.repeat(200));
+    }
+    let start = Instant::now();
+    while fixture.engine().figures().in_flight < 600 {
+        assert!(start.elapsed() < PATIENCE, "all are taken");
+        std::thread::yield_now();
+    }
+    let mut client = fixture.connect();
+    for _ in 0..20 {
+        assert_eq!(client.ask("GET /later"), (200, "/later 0".into()));
+    }
+    let threads = fixture.engine().figures().threads;
+    assert!(threads < 50, "{threads} threads");
+    drop(deaf);
     fixture.stop();
 }
 

@@ -153,7 +153,7 @@ impl Usher {
             watch::end_overdue_bodies(&self.shared);
             self.doors.retain(|door| !door.ended());
         }
-        if self.held_fed.elapsed() >= self.shared.limits.idle_time / 3 {
+        if self.rebuild.is_none() && self.held_fed.elapsed() >= self.shared.limits.idle_time / 3 {
             self.hold();
         }
         if self.rebuild.is_some_and(|at| Instant::now() >= at) {
@@ -227,6 +227,9 @@ impl Usher {
         self.shared.handler.accepting(false);
         self.rebuild = Some(Instant::now() + self.back_off);
         self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
+        // No visit gets a thread for those that are stuck now, and they have descriptors that the
+        // next accept loop needs: the permanent threads shall see to them.
+        self.held.clear();
     }
 
     fn rebuild(&mut self) {
