@@ -1,7 +1,7 @@
 //! What one client may cost at most: memory, threads, descriptors. Each attack is one that grew
 //! without a bound, or kept what it took, before there was a mitigation.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
@@ -99,6 +99,32 @@ fn requests_by_the_thousand_from_one_that_never_reads_are_not_kept() {
     server.accept(event("u", 1));
     assert!(peak(&server) < 200, "{} MiB", peak(&server));
     drop(deaf);
+    assert_calm(&server, 1);
+}
+
+#[test]
+fn a_flood_of_requests_on_connections_that_come_and_go_is_shed() {
+    // Red if requests may be queued without a bound while nobody is able to take them: each of these
+    // connections is soon gone and not worth ending. That took 7 GiB within half a minute, and the
+    // server did not answer any more when the flood had ended.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    server.accept(event("u", 1));
+    let pages = Request::new("GET", "/openapi.json").bytes().repeat(1000);
+    let mut sent = 0;
+    while sent < 2 << 30 {
+        let flood: Vec<_> = (0..16)
+            .filter_map(|_| Conn::try_open(server.port).ok())
+            .collect();
+        for conn in &flood {
+            conn.stream().set_nonblocking(true).unwrap();
+            // As much as sockets hold.
+            while let Ok(bytes) = conn.stream().write(&pages) {
+                sent += bytes;
+            }
+        }
+    }
+    assert!(peak(&server) < 400, "{} MiB", peak(&server));
     assert_calm(&server, 1);
 }
 

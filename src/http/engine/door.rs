@@ -7,8 +7,8 @@
 //! the first error (defect 5); every handler is run under `catch_unwind` (defect 7).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,8 @@ use super::request::{BodyJob, Ending, Lookup, Request, Ticket};
 use super::usher::Nudge;
 use super::{Admission, EngineError, Lane, Refusal, Shared};
 
-/// A door whose accept loop died ends when no request came for so much longer than the socket's
-/// receive timeout: its connections are no more then.
+/// A door without an accept loop ends when no request came for so long after its connections must
+/// have ended.
 const RETIRE_AFTER: Duration = Duration::from_secs(5);
 /// How often a door without an accept loop looks whether it is to end.
 const RETIRE_TICK: Duration = Duration::from_millis(100);
@@ -29,8 +29,18 @@ const RETIRE_TICK: Duration = Duration::from_millis(100);
 pub(super) struct Door {
     server: Arc<tiny_http::Server>,
     thread: JoinHandle<()>,
-    /// Its accept loop is dead or given up.
-    retiring: Arc<AtomicBool>,
+    /// Its accept loop is dead or given up; its connections live so long without a request.
+    retiring: Arc<OnceLock<Duration>>,
+    queue: Arc<Queue>,
+}
+
+/// What is known of the library's queue of requests, which has no bound and tells no length.
+#[derive(Default)]
+struct Queue {
+    /// The door waits for a request.
+    awaited: AtomicBool,
+    /// It was found empty since somebody asked.
+    emptied: AtomicBool,
 }
 
 /// Starts the door of `server`.
@@ -40,27 +50,37 @@ pub(super) fn open(
     generation: u64,
 ) -> Result<Door, EngineError> {
     let server = Arc::new(server);
-    let retiring = Arc::new(AtomicBool::new(false));
+    let retiring = Arc::new(OnceLock::new());
+    let queue = Arc::new(Queue::default());
     let thread = {
         let (server, retiring) = (Arc::clone(&server), Arc::clone(&retiring));
+        let queue = Arc::clone(&queue);
         std::thread::Builder::new()
             .name(format!("http-door-{generation}"))
-            .spawn(move || run(&shared, &server, generation, &retiring))
+            .spawn(move || run(&shared, &server, generation, &retiring, &queue))
             .map_err(EngineError::Thread)?
     };
     Ok(Door {
         server,
         thread,
         retiring,
+        queue,
     })
 }
 
 impl Door {
-    /// Its server accepts no more; it stays for the connections there are.
-    pub(super) fn retire_when_idle(&self) {
-        if !self.retiring.swap(true, Ordering::Relaxed) {
+    /// Its server accepts no more; it stays for the connections there are, which live so long
+    /// without a request.
+    pub(super) fn retire(&self, idle: Duration) {
+        if self.retiring.set(idle).is_ok() {
             self.server.unblock();
         }
+    }
+
+    /// Whether all requests that came were taken at some moment since this was asked last.
+    pub(super) fn kept_up(&self) -> bool {
+        self.queue.emptied.swap(false, Ordering::Relaxed)
+            || self.queue.awaited.load(Ordering::Relaxed)
     }
 
     /// Whether its thread has ended.
@@ -76,31 +96,45 @@ impl Door {
     }
 }
 
-fn run(shared: &Arc<Shared>, server: &tiny_http::Server, generation: u64, retiring: &AtomicBool) {
+fn run(
+    shared: &Arc<Shared>,
+    server: &tiny_http::Server,
+    generation: u64,
+    retiring: &OnceLock<Duration>,
+    queue: &Queue,
+) {
     let mut last = Instant::now();
     loop {
-        let polled = retiring.load(Ordering::Relaxed);
-        let received = if polled {
-            server.recv_timeout(RETIRE_TICK)
-        } else {
-            server.recv().map(Some)
+        let received = match server.try_recv() {
+            Ok(None) => {
+                queue.emptied.store(true, Ordering::Relaxed);
+                queue.awaited.store(true, Ordering::Relaxed);
+                // What we took for an empty queue may have been the call to wake up.
+                let received = if retiring.get().is_some() || shared.is_closed() {
+                    server.recv_timeout(RETIRE_TICK)
+                } else {
+                    server.recv().map(Some)
+                };
+                queue.awaited.store(false, Ordering::Relaxed);
+                received
+            }
+            at_once => at_once,
         };
         match received {
             Ok(Some(wire)) => {
                 last = Instant::now();
                 take(shared, wire);
             }
-            Ok(None)
-                if shared.is_closed()
-                    || last.elapsed() > shared.limits.idle_time + RETIRE_AFTER =>
-            {
-                return;
+            Ok(None) | Err(_) if shared.is_closed() => return,
+            Ok(None) => {
+                let idle = retiring.get();
+                if idle.is_some_and(|idle| last.elapsed() > *idle + RETIRE_AFTER) {
+                    return;
+                }
             }
-            Ok(None) => {}
-            Err(_) if shared.is_closed() => return,
             Err(error) => {
                 // Either the accept loop ended, or the usher found it dead and woke us.
-                if !retiring.swap(true, Ordering::Relaxed) && !shared.is_stopping() {
+                if retiring.set(shared.limits.idle_time).is_ok() && !shared.is_stopping() {
                     tracing::warn!(%error, generation, "the accept loop ended");
                     shared.nudge(Nudge::AcceptEnded(generation));
                 }

@@ -350,10 +350,10 @@ impl Shared {
             queue_max: 1024,
             grow_after: Duration::ZERO,
         };
-        // More would only wait for the pool of reading connections.
+        // They write what they found, too: clients that do not read must not hold all of them.
         let lookups = Size {
             threads_min: 2,
-            threads_max: 16,
+            threads_max: 256,
             queue_max: 4096,
             grow_after: Duration::from_millis(10),
         };

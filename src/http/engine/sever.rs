@@ -38,6 +38,13 @@ impl Found {
         self.socket.peer_addr().is_ok()
     }
 
+    /// The same, with what was received and not yet read.
+    fn reset_unread(self) {
+        let _gone_already = self.socket.shutdown(Shutdown::Read);
+        let _what_is_left_is_not_much = drained(&self.socket);
+        self.reset();
+    }
+
     /// Ends it for good. A client that sends and never looks, with the window full, would learn of
     /// an orderly end after a minute; of a reset it learns at once.
     pub(super) fn reset(self) {
@@ -150,6 +157,16 @@ impl Sever {
             // The listener has no peer.
             if socket.peer_addr().is_ok() {
                 let _gone_already = socket.shutdown(Shutdown::Both);
+            }
+            false
+        });
+    }
+
+    /// The same, with what was received and not yet read: nothing more is read of any.
+    pub(super) fn all_unread(&self) {
+        self.sockets(|socket, inode| {
+            if socket.peer_addr().is_ok() {
+                Found { inode, socket }.reset_unread();
             }
             false
         });

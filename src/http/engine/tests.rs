@@ -30,7 +30,7 @@ impl Handler for Fake {
     fn admit(&self, request: &Request) -> Admission {
         match request.target() {
             "/refused" => Admission::Refuse(Reply::empty(404)),
-            "/lookup" => Admission::Take(Lane::Lookup),
+            "/lookup" | "/large" => Admission::Take(Lane::Lookup),
             "/admit-panics" => panic!("as a handler might"),
             _ => Admission::Take(Lane::Door),
         }
@@ -451,7 +451,8 @@ fn too_many_pipelined_requests_end_the_connection_and_memory_is_bounded() {
     let fixture = Fixture::start(limits);
     let mut client = fixture.connect();
     client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
-    client.send(&"GET /a HTTP/1.1\r\nHost: h\r\n\r\n".repeat(500));
+    // Far more: it is not read on, and not cut off while answers are owed to it.
+    client.send(&GET_A.repeat(5000));
     fixture.serves();
     let held = loop {
         if fixture.engine().figures().in_flight >= 11 {
@@ -482,21 +483,6 @@ fn who_sends_on_after_its_last_answer_is_cut_off() {
     let mut client = fixture.connect();
     assert_eq!(client.ask("GET /closing").0, 200);
     client.send_until_ended(GET_A.as_bytes(), usize::MAX);
-    fixture.serves();
-    fixture.stop();
-}
-
-#[test]
-fn who_sends_on_while_too_much_is_owed_to_it_is_cut_off() {
-    // Red if the library goes on reading what is refused: nothing was answered yet, so nothing ends.
-    let limits = Limits {
-        pipelined_max: 10,
-        ..Limits::default()
-    };
-    let fixture = Fixture::start(limits);
-    let mut client = fixture.connect();
-    client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
-    client.send_until_ended(GET_A.repeat(100).as_bytes(), usize::MAX);
     fixture.serves();
     fixture.stop();
 }
@@ -649,7 +635,7 @@ fn an_accept_loop_that_ended_is_begun_anew() {
 #[test]
 fn clients_that_never_read_do_not_stop_the_others() {
     let limits = Limits {
-        write_time: Duration::from_secs(1),
+        write_time: Duration::from_secs(4),
         ..Limits::default()
     };
     let fixture = Fixture::start(limits);
@@ -660,7 +646,13 @@ fn clients_that_never_read_do_not_stop_the_others() {
     let mut client = fixture.connect();
     for _ in 0..100 {
         assert_eq!(client.ask("GET /later"), (200, "/later 0".into()));
+        assert_eq!(client.ask("GET /lookup"), (200, "/lookup 0".into()));
     }
+    assert_eq!(
+        fixture.engine().figures().in_flight,
+        200,
+        "none is cut off yet"
+    );
     let waited = Instant::now();
     while fixture.engine().figures().in_flight > 0 {
         assert!(waited.elapsed() < PATIENCE, "cut off");

@@ -15,6 +15,12 @@
 //!   `recv`, either by its listener's descriptor, which is gone then. A new `Server` is built on a
 //!   clone of the listener once there are descriptors for it, backing off while it ends at once;
 //!   the old one's connections keep their door.
+//! - Defect 8: the queue from the library's threads to the door has no bound, and is behind a lock
+//!   that its hundreds of threads fight for with the one that takes. Connections that each bring
+//!   thousands of requests and are gone again, none of them worth ending, filled it with gigabytes
+//!   in seconds. Where the door has not kept up for a second and the process has grown by much, the
+//!   flood is **shed**: all connections are ended, what waits to be accepted as well, and accepting
+//!   begins anew when the queue is empty.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -52,6 +58,12 @@ const LASTED: Duration = Duration::from_secs(5);
 const DESCRIPTORS_MIN: u64 = 16;
 /// Opening a connection to ourselves must not hold the usher up.
 const CONNECT_TIME: Duration = Duration::from_millis(250);
+/// A door that has not kept up for so long, ...
+const FLOODED_AFTER: Duration = Duration::from_millis(500);
+/// ... in a process that has grown by so much since: 64 MiB, of pages of 4 KiB.
+const FLOOD_PAGES: u64 = 64 << 8;
+/// Connections that wait to be accepted and are ended in one go.
+const TURNED_AWAY_MAX: usize = 4096;
 
 /// What the usher is told.
 #[derive(Debug)]
@@ -83,6 +95,10 @@ pub(super) struct Usher {
     rebuild: Option<Instant>,
     back_off: Duration,
     built: Instant,
+    /// When the newest door had last kept up, and the process's pages of memory then.
+    kept_up: (Instant, u64),
+    /// A flood was shed, and what it left in the queue is not taken yet.
+    shedding: bool,
 }
 
 impl Usher {
@@ -109,6 +125,8 @@ impl Usher {
             rebuild: None,
             back_off: BACK_OFF_MIN,
             built: now,
+            kept_up: (now, watch::resident_pages()),
+            shedding: false,
         };
         usher.open_door()?;
         std::thread::Builder::new()
@@ -142,6 +160,7 @@ impl Usher {
         self.shared.answers.nudge();
         self.shared.part();
         self.check_accepting();
+        self.check_queue();
         self.shared.lookups.nudge();
         if self.watch.is_due(&self.shared) {
             let held = self.held.iter().filter_map(|held| held.local_addr().ok());
@@ -219,6 +238,39 @@ impl Usher {
         }
     }
 
+    /// Sees whether the door keeps up with what the library queues for it (defect 8).
+    fn check_queue(&mut self) {
+        let pages = watch::resident_pages();
+        if self.doors.last().is_none_or(Door::kept_up) {
+            self.kept_up = (Instant::now(), pages);
+            self.shedding = false;
+        } else if self.shedding {
+            self.shed();
+        } else if self.kept_up.0.elapsed() >= FLOODED_AFTER && pages > self.kept_up.1 + FLOOD_PAGES
+        {
+            tracing::warn!("a flood of requests; all connections are ended");
+            self.shed();
+            self.plan_rebuild("a flood of requests");
+        }
+    }
+
+    /// Ends all connections, and those that wait to be accepted.
+    fn shed(&mut self) {
+        self.shedding = true;
+        // The accept loop shares the mode, and ends when there is nothing to accept (or all is lost).
+        let _best_effort = self.listener.set_nonblocking(true);
+        for _ in 0..TURNED_AWAY_MAX {
+            let Ok((socket, _)) = self.listener.accept() else {
+                break;
+            };
+            let _best_effort = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        }
+        self.shared.sever.all_unread();
+        if let Some(door) = self.doors.last() {
+            door.retire(Duration::ZERO);
+        }
+    }
+
     fn plan_rebuild(&mut self, why: &str) {
         if self.shared.is_stopping() || self.rebuild.is_some() {
             return;
@@ -234,12 +286,14 @@ impl Usher {
 
     fn rebuild(&mut self) {
         // What waits to be accepted comes all at once, two descriptors each.
-        if listener::descriptors_left().is_some_and(|left| left < DESCRIPTORS_MIN) {
+        if self.shedding || listener::descriptors_left().is_some_and(|left| left < DESCRIPTORS_MIN)
+        {
             self.rebuild = Some(Instant::now() + BACK_OFF_MIN);
             return;
         }
         self.rebuild = None;
-        let before = self.doors.last().map(Door::retire_when_idle);
+        let idle_time = self.shared.limits.idle_time;
+        let before = self.doors.last().map(|door| door.retire(idle_time));
         match self.open_door() {
             Ok(()) => tracing::info!(generation = self.generation, "accepting again"),
             Err(error) => {
@@ -253,6 +307,9 @@ impl Usher {
     }
 
     fn open_door(&mut self) -> Result<(), EngineError> {
+        self.listener
+            .set_nonblocking(false)
+            .map_err(EngineError::Listener)?;
         let listener = self.listener.try_clone().map_err(EngineError::Listener)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", listener.as_raw_fd()));
         let accepts = std::fs::read_link(&path).ok().map(|link| (path, link));

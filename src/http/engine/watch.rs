@@ -215,7 +215,7 @@ pub(super) fn forget_strangers(shared: &Shared) {
 }
 
 /// Pages of memory the process has; zero where that is not known.
-fn resident_pages() -> u64 {
+pub(super) fn resident_pages() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split_ascii_whitespace().nth(1);
     pages.and_then(|pages| pages.parse().ok()).unwrap_or(0)

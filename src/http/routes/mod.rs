@@ -246,7 +246,7 @@ impl Handler for Routes {
         if works {
             health.clear("http");
         } else {
-            let reason = "new connections cannot be accepted (too many open files?); trying again";
+            let reason = "connections are not accepted just now (too many open files, or a flood of requests); trying again";
             health.set("http", reason);
         }
     }
