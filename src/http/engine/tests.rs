@@ -635,7 +635,7 @@ fn an_accept_loop_that_ended_is_begun_anew() {
 #[test]
 fn clients_that_never_read_do_not_stop_the_others() {
     let limits = Limits {
-        write_time: Duration::from_secs(4),
+        write_time: Duration::from_secs(2),
         ..Limits::default()
     };
     let fixture = Fixture::start(limits);
@@ -648,11 +648,6 @@ fn clients_that_never_read_do_not_stop_the_others() {
         assert_eq!(client.ask("GET /later"), (200, "/later 0".into()));
         assert_eq!(client.ask("GET /lookup"), (200, "/lookup 0".into()));
     }
-    assert_eq!(
-        fixture.engine().figures().in_flight,
-        200,
-        "none is cut off yet"
-    );
     let waited = Instant::now();
     while fixture.engine().figures().in_flight > 0 {
         assert!(waited.elapsed() < PATIENCE, "cut off");
