@@ -451,6 +451,42 @@ fn retention_may_end_after_any_call() {
 
 #[test]
 #[ignore = "needs strace"]
+fn a_pruned_file_is_removed_only_once_its_commit_is_durable() {
+    // Red if recovery removes a file on the word of a commit that was written and maybe never synced:
+    // a kill before, and a power cut now, lose both.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let (server, _) = archived(&data, &[]);
+    server.stop().expect(0);
+    let archive = data.join("applied");
+    let files: Vec<_> = files_below(&archive)
+        .into_iter()
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect();
+    let mut server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    until(PATIENCE, "all but the newest are pruned", || {
+        (files_below(&archive).len() == 1).then_some(())
+    });
+    server.process.kill();
+    assert!(data.join("revenue.db-wal").exists());
+    // As if the kill had come between the commit and the removal.
+    let (file, bytes) = &files[files.len() - 2];
+    fs::write(file, bytes).unwrap();
+    let (_, deeds) = record(&data, |log| {
+        let args = ["process", "--data-dir", arg(&data)];
+        Process::start(&mut traced(log, &args)).finish().expect(0);
+    });
+    let name = file.file_name().unwrap();
+    let removed = deeds
+        .iter()
+        .position(|deed| matches!(deed, Deed::Remove(path) if path.ends_with(name)));
+    let before = &deeds[..removed.expect("removed")];
+    let synced = |deed: &Deed| matches!(deed, Deed::Sync(path) if path.ends_with("revenue.db-wal"));
+    assert!(before.iter().any(synced), "{before:#?}");
+}
+
+#[test]
+#[ignore = "needs strace"]
 fn a_server_may_end_after_any_call() {
     // Red if a 202 leaves before its lines are durable, a rotation can lose or double a segment, or
     // totals and progress can part.
