@@ -67,7 +67,7 @@ pub(super) fn write_from(answer: Answer) {
         let (ticket, write) = next.into_write();
         // A panic inside the library must not leave the line standing.
         if catch_unwind(AssertUnwindSafe(write)).is_err() {
-            shared.lines.give_up(peer);
+            shared.give_up(peer, Shutdown::Both);
         }
         let turn = shared.lines.written(peer);
         drop(ticket);

@@ -170,11 +170,7 @@ fn take(shared: &Arc<Shared>, wire: tiny_http::Request) {
             BodyJob::Deafen(peer, Arc::clone(shared)).submit(shared);
             return BodyJob::LetGo(wire, Some(peer), Arc::clone(shared)).submit(shared);
         }
-        Entered::Over { flood: false } => return answer::let_go(shared, wire, ending, Some(peer)),
-        Entered::Gone { look, given_up } => {
-            if look {
-                BodyJob::Stranger(peer, given_up, Arc::clone(shared)).submit(shared);
-            }
+        Entered::Over { flood: false } | Entered::Gone => {
             return answer::let_go(shared, wire, ending, Some(peer));
         }
     };

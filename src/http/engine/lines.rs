@@ -14,7 +14,7 @@
 //! client that is given the same port is another one, and to be believed.
 //! Locks are held for map operations only.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,12 +45,7 @@ pub(super) enum Entered {
         flood: bool,
     },
     /// The last connection from there was given up: what comes from it now is not to be believed.
-    Gone {
-        /// It is time to see whether it is another connection by now.
-        look: bool,
-        /// The socket of the one that was given up, if it is open still.
-        given_up: Option<Inode>,
-    },
+    Gone,
 }
 
 /// What is to be written now.
@@ -79,8 +74,8 @@ struct Gone {
     /// When, or when the last request came from it that was not believed.
     since: Instant,
     socket: Socket,
-    /// Requests that came since that is known.
-    requests: u64,
+    /// A request came since strangers were looked for.
+    came: bool,
 }
 
 /// What is known of the socket of a connection that was given up.
@@ -139,14 +134,8 @@ impl<O> Lines<O> {
             let known = !matches!(gone.socket, Socket::Unknown);
             if known || gone.since.elapsed() < self.gone_for {
                 gone.since = Instant::now();
-                gone.requests += u64::from(known);
-                return Entered::Gone {
-                    look: gone.requests % FLOOD == 1,
-                    given_up: match gone.socket {
-                        Socket::Open(inode) => Some(inode),
-                        Socket::Unknown | Socket::Reset(_) => None,
-                    },
-                };
+                gone.came = true;
+                return Entered::Gone;
             }
             shard.gone.remove(&peer);
         }
@@ -241,16 +230,29 @@ impl<O> Lines<O> {
         self.locked().any(|shard| !shard.gone.is_empty())
     }
 
-    /// Forgets the connections given up whose sockets are not `open` any more.
-    pub(super) fn forget_closed(&self, open: &HashSet<Inode>) {
+    /// Forgets the connections given up whose sockets are not `open` any more. Handed back: peers
+    /// from which requests came that were not believed, and the socket they were taken to be from,
+    /// where it is open: what comes from another socket is another connection's.
+    pub(super) fn forget_closed(
+        &self,
+        open: &HashSet<Inode>,
+    ) -> HashMap<SocketAddr, Option<Inode>> {
+        let mut came = HashMap::new();
         for mut shard in self.locked() {
-            shard.gone.retain(|_, gone| match gone.socket {
-                Socket::Unknown => gone.since.elapsed() < self.gone_for,
-                // Each request holds its socket: once it is closed, none of them is left.
-                Socket::Open(inode) => open.contains(&inode),
-                Socket::Reset(since) => since.elapsed() < QUEUED_TIME,
+            shard.gone.retain(|peer, gone| {
+                let (kept, socket) = match gone.socket {
+                    Socket::Unknown => return gone.since.elapsed() < self.gone_for,
+                    // Each request holds its socket: once it is closed, none of them is left.
+                    Socket::Open(inode) => (open.contains(&inode), Some(inode)),
+                    Socket::Reset(since) => (since.elapsed() < QUEUED_TIME, None),
+                };
+                if std::mem::take(&mut gone.came) {
+                    came.insert(*peer, socket);
+                }
+                kept
             });
         }
+        came
     }
 
     /// Whether `seq` is the last request that came from `peer` so far.
@@ -291,7 +293,7 @@ impl<O> Lines<O> {
         let gone = Gone {
             since: Instant::now(),
             socket: Socket::Unknown,
-            requests: 0,
+            came: shard.gone.get(&peer).is_some_and(|gone| gone.came),
         };
         shard.gone.insert(peer, gone);
     }
@@ -415,17 +417,26 @@ mod tests {
         lines.give_up(peer(1));
         lines.was(peer(1), Some(7));
         lines.forget_closed(&HashSet::from([7]));
-        let gone = |look| Entered::Gone {
-            look,
-            given_up: Some(7),
-        };
-        assert_eq!(lines.enter(peer(1)), gone(true));
-        assert_eq!(lines.enter(peer(1)), gone(false));
-        lines.forget_closed(&HashSet::new());
+        for _ in 0..2 {
+            assert_eq!(lines.enter(peer(1)), Entered::Gone);
+        }
+        let came = lines.forget_closed(&HashSet::from([7]));
+        assert_eq!(came, [(peer(1), Some(7))].into());
+        assert_eq!(lines.forget_closed(&HashSet::from([7])), HashMap::new());
+        assert_eq!(lines.enter(peer(1)), Entered::Gone);
+        assert_eq!(
+            lines.forget_closed(&HashSet::new()),
+            [(peer(1), Some(7))].into()
+        );
         assert_eq!(lines.enter(peer(1)), Entered::Turn(0), "somebody else's");
         let start = Instant::now();
         lines.give_up(peer(2));
         lines.was(peer(2), None);
+        assert_eq!(lines.enter(peer(2)), Entered::Gone);
+        assert_eq!(
+            lines.forget_closed(&HashSet::new()),
+            [(peer(2), None)].into()
+        );
         while lines.any_gone() {
             assert!(start.elapsed() < Duration::from_secs(20), "forgotten");
             lines.forget_closed(&HashSet::new());

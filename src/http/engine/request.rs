@@ -8,7 +8,6 @@ use std::time::Instant;
 use super::answer::{Answer, Outgoing};
 use super::body::{self, Bounds, Fault, Listed};
 use super::framing::{Body, Head, Persistence};
-use super::sever::Inode;
 use super::{Figures, Limits, Refusal, Reply, Shared};
 
 /// The methods we tell apart.
@@ -367,9 +366,6 @@ pub(super) enum BodyJob {
     LetGo(tiny_http::Request, Option<SocketAddr>, Arc<Shared>),
     /// Read no further request from there; what is owed to it is still written.
     Deafen(SocketAddr, Arc<Shared>),
-    /// A request came from where a connection was given up: end it if it is another by now. Its
-    /// client is told at least that nobody listens, and can come again.
-    Stranger(SocketAddr, Option<Inode>, Arc<Shared>),
 }
 
 impl BodyJob {
@@ -380,12 +376,6 @@ impl BodyJob {
             Self::Handle(request) => request.handle(),
             Self::LetGo(wire, peer, shared) => super::answer::cut_loose(&shared, wire, peer),
             Self::Deafen(peer, shared) => shared.sever.deafen(peer),
-            Self::Stranger(peer, given_up, shared) => {
-                let now = shared.sever.find(peer);
-                if let Some(other) = now.filter(|now| Some(now.inode) != given_up) {
-                    other.reset();
-                }
-            }
         }
     }
 
@@ -397,7 +387,7 @@ impl BodyJob {
                 Self::Discard(request, reply) => request.answer(reply.closing()),
                 Self::LetGo(wire, ..) => super::answer::abandon(shared, wire),
                 // Its socket's time-outs end it.
-                Self::Deafen(..) | Self::Stranger(..) => {}
+                Self::Deafen(..) => {}
             }
         }
     }

@@ -207,11 +207,24 @@ pub(super) fn end_overdue_bodies(shared: &Shared) {
     }
 }
 
-/// Sees which connections that were given up are closed by now.
+/// Sees which connections that were given up are closed by now. Of other connections from the same
+/// peers, a request may have been thrown away: their clients are told at least that nobody listens,
+/// and can come again.
 pub(super) fn forget_strangers(shared: &Shared) {
-    if shared.lines.any_gone() {
-        shared.lines.forget_closed(&Sever::open());
+    if !shared.lines.any_gone() {
+        return;
     }
+    let came = shared.lines.forget_closed(&Sever::open());
+    if came.is_empty() {
+        return;
+    }
+    let list = shared.sever.list().into_iter();
+    let is_stranger = |(inode, peer): &(Inode, SocketAddr)| {
+        came.get(peer)
+            .is_some_and(|given_up| *given_up != Some(*inode))
+    };
+    let strangers: Vec<_> = list.filter(is_stranger).map(|(inode, _)| inode).collect();
+    shared.sever.connections(&strangers);
 }
 
 /// Pages of memory the process has; zero where that is not known.
