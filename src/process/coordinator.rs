@@ -129,6 +129,7 @@ pub(super) fn run(
             },
         };
         if last || matches!(failed, ProcessError::Stopped) {
+            coordinator.finish_check();
             break;
         }
         if matches!(failed, ProcessError::Replaced { .. }) {
