@@ -239,7 +239,8 @@ impl<O> Lines<O> {
     ) -> HashMap<SocketAddr, Option<Inode>> {
         let mut came = HashMap::new();
         for mut shard in self.locked() {
-            shard.gone.retain(|peer, gone| {
+            let Shard { lines, gone } = &mut *shard;
+            gone.retain(|peer, gone| {
                 let (kept, socket) = match gone.socket {
                     Socket::Unknown => return gone.since.elapsed() < self.gone_for,
                     // Each request holds its socket: once it is closed, none of them is left.
@@ -249,7 +250,8 @@ impl<O> Lines<O> {
                 if std::mem::take(&mut gone.came) {
                     came.insert(*peer, socket);
                 }
-                kept
+                // Its line may still be on its way to be closed.
+                kept || lines.contains_key(peer)
             });
         }
         came
@@ -429,6 +431,14 @@ mod tests {
             [(peer(1), Some(7))].into()
         );
         assert_eq!(lines.enter(peer(1)), Entered::Turn(0), "somebody else's");
+        lines.no_more(peer(1));
+        lines.give_up(peer(1));
+        lines.was(peer(1), Some(8));
+        lines.forget_closed(&HashSet::new());
+        assert_eq!(lines.enter(peer(1)), Entered::Gone, "its line is there");
+        assert!(lines.written(peer(1)).is_none());
+        lines.forget_closed(&HashSet::new());
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
         let start = Instant::now();
         lines.give_up(peer(2));
         lines.was(peer(2), None);

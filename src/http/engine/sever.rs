@@ -38,18 +38,18 @@ impl Found {
         self.socket.peer_addr().is_ok()
     }
 
-    /// The same, with what was received and not yet read.
-    fn reset_unread(self) {
-        let _gone_already = self.socket.shutdown(Shutdown::Read);
-        let _what_is_left_is_not_much = drained(&self.socket);
-        self.reset();
-    }
-
     /// Ends it for good. A client that sends and never looks, with the window full, would learn of
     /// an orderly end after a minute; of a reset it learns at once.
     pub(super) fn reset(self) {
         let _best_effort = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
         let _gone_already = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// The same, with what was received and not yet read.
+    fn reset_unread(self) {
+        let _gone_already = self.socket.shutdown(Shutdown::Read);
+        let _what_is_left_is_not_much = drained(&self.socket);
+        self.reset();
     }
 }
 

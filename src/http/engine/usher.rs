@@ -18,7 +18,7 @@
 //! - Defect 8: the queue from the library's threads to the door has no bound, and is behind a lock
 //!   that its hundreds of threads fight for with the one that takes. Connections that each bring
 //!   thousands of requests and are gone again, none of them worth ending, filled it with gigabytes
-//!   in seconds. Where the door has not kept up for a second and the process has grown by much, the
+//!   in seconds. Where the door has not kept up for a while and the process has grown by much, the
 //!   flood is **shed**: all connections are ended, what waits to be accepted as well, and accepting
 //!   begins anew when the queue is empty.
 
@@ -218,17 +218,19 @@ impl Usher {
         }
     }
 
-    /// Sees whether the accept loop still has its listener (defect 5): it alone owns that
-    /// descriptor, and drops it however it ends.
+    /// Whether the accept loop still has its listener: it alone owns that descriptor, and drops it
+    /// however it ends. `None` where that is not known.
+    fn accepts(&self) -> Option<bool> {
+        let (path, link) = self.accepts.as_ref()?;
+        Some(std::fs::read_link(path).ok().as_ref() == Some(link))
+    }
+
+    /// Sees whether the accept loop ended (defect 5).
     fn check_accepting(&mut self) {
         if self.rebuild.is_some() {
             return;
         }
-        let ended = self
-            .accepts
-            .as_ref()
-            .is_some_and(|(path, link)| std::fs::read_link(path).ok().as_ref() != Some(link));
-        if ended {
+        if self.accepts() == Some(false) {
             self.plan_rebuild("the accept loop ended");
         } else if self.built.elapsed() > TICK {
             self.shared.handler.accepting(true);
@@ -285,8 +287,11 @@ impl Usher {
     }
 
     fn rebuild(&mut self) {
-        // What waits to be accepted comes all at once, two descriptors each.
-        if self.shedding || listener::descriptors_left().is_some_and(|left| left < DESCRIPTORS_MIN)
+        // Shedding asks the accept loop to end, which it does when somebody comes. What waits to be
+        // accepted comes all at once, two descriptors each.
+        if self.shedding
+            || self.accepts() == Some(true)
+            || listener::descriptors_left().is_some_and(|left| left < DESCRIPTORS_MIN)
         {
             self.rebuild = Some(Instant::now() + BACK_OFF_MIN);
             return;
