@@ -168,15 +168,15 @@ fn bodies_announced_far_too_large_leave_nothing_behind() {
     assert_calm(&server, 0);
 }
 
-/// A connection from this port of this machine.
+/// A connection from this port, any for 0, of an address that no other test comes from.
 fn connect_from(port: u16, to: u16) -> Option<Conn> {
-    let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into();
+    let at = |ip: Ipv4Addr, port| SocketAddr::from((ip, port)).into();
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     // Leaves nothing behind that would keep the port.
     socket.set_linger(Some(Duration::ZERO)).unwrap();
-    socket.bind(&here(port)).ok()?; // not yet free
-    socket.connect(&here(to)).ok()?;
+    socket.bind(&at(Ipv4Addr::new(127, 0, 0, 2), port)).ok()?; // not yet free
+    socket.connect(&at(Ipv4Addr::LOCALHOST, to)).ok()?;
     Some(Conn::over(socket.into()))
 }
 
@@ -186,10 +186,8 @@ fn the_next_client_from_the_port_of_a_hostile_one_is_served() {
     // next one to be given that port waited for an answer for ever.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
-    let mut hostile = server.connect();
+    let mut hostile = connect_from(0, server.port).expect("connected");
     let port = hostile.stream().local_addr().unwrap().port();
-    let linger = socket2::SockRef::from(hostile.stream());
-    linger.set_linger(Some(Duration::ZERO)).unwrap();
     let twofold =
         "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: 2\r\n\r\n";
     hostile.send(twofold).unwrap();
