@@ -260,7 +260,8 @@ fn many_who_wait_share_one_flush() {
         });
         other.execute_batch("ROLLBACK").unwrap();
     });
-    // One that was under way, and one for all the others.
+    // One that was under way, one for all the others, and it may be that of the file before: that
+    // it is wholly applied is committed with what comes next.
     let shared = flushes() - before;
-    assert!((1..=2).contains(&shared), "{shared} flushes");
+    assert!((1..=3).contains(&shared), "{shared} flushes");
 }
