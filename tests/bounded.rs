@@ -141,6 +141,47 @@ fn a_flood_of_requests_on_connections_that_come_and_go_is_shed() {
 }
 
 #[test]
+fn large_bodies_have_room_for_twelve_at_once() {
+    // Red if any number of them is held in memory, or the room of one that broke off stays taken.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let body = event("u", 1) + &" ".repeat(1 << 20);
+    let whole = Request::new("POST", "/liveEvent").body(&body);
+    let bytes = whole.bytes();
+    // All but the end of it.
+    let mut stalled: Vec<_> = (0..16)
+        .map(|_| {
+            let mut conn = server.connect();
+            conn.send(&bytes[..bytes.len() - 1000]).unwrap();
+            conn.stream().set_nonblocking(true).unwrap();
+            conn
+        })
+        .collect();
+    until(
+        PATIENCE,
+        "twelve have room, the others do not get it",
+        || {
+            stalled.retain(|conn| {
+                let nothing = conn.stream().peek(&mut [0]);
+                nothing.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+            });
+            (stalled.len() <= 12).then_some(())
+        },
+    );
+    server.post("/liveEvent", &body).expect(503);
+    for conn in &mut stalled {
+        conn.stream().set_nonblocking(false).unwrap();
+    }
+    let mut first = stalled.swap_remove(0);
+    first.send(&bytes[bytes.len() - 1000..]).unwrap();
+    assert_eq!(first.reply().unwrap().status, 202);
+    assert_eq!(stalled.len(), 11);
+    drop(stalled);
+    server.accept(&body);
+    assert_calm(&server, 2);
+}
+
+#[test]
 fn bodies_announced_far_too_large_leave_nothing_behind() {
     // Red if each costs a thread and two descriptors until a restart.
     let scratch = Scratch::new();

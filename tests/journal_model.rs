@@ -25,10 +25,8 @@ const DIR: &str = "data";
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
-/// Cases of the random walk; `TALLYLINE_TEST_CASES` for a longer run.
-fn cases() -> u64 {
-    std::env::var("TALLYLINE_TEST_CASES").map_or(10_000, |cases| cases.parse().unwrap())
-}
+/// Cases of the random walk.
+const CASES: u64 = 10_000;
 
 fn config() -> JournalConfig {
     JournalConfig {
@@ -308,7 +306,7 @@ fn walk(seed: u64) {
 fn whatever_happens_to_the_disk_what_was_acknowledged_is_there() {
     // Red if any sync is left out, any step of append, rotate or recover changes places, or an error
     // is answered with the wrong certainty.
-    for_seeds(cases(), walk);
+    for_seeds(CASES, walk);
 }
 
 /// The path every server takes: append, append, rotate, append, stop.

@@ -24,7 +24,7 @@ use tallyline::store::{Applies, Progress, SegmentState, Waited, read_kept, read_
 
 use super::harness::PATIENCE;
 use super::harness::recount::{Recount, database_at, recount_bytes};
-use super::sim_disk::{Call, Choices, SimDisk};
+use super::sim_disk::{Call, Choices, SimDisk, for_seeds};
 
 const EIO: i32 = 5;
 const FAILING: [Call; 8] = [
@@ -42,9 +42,7 @@ const FAILING: [Call; 8] = [
 static PRUNED: AtomicU64 = AtomicU64::new(0);
 
 /// Cases of the random walk; each starts several processors and databases.
-fn cases() -> u64 {
-    std::env::var("TALLYLINE_TEST_CASES").map_or(1000, |cases| cases.parse().unwrap())
-}
+const CASES: u64 = 1000;
 
 /// Whether what is applied is let go at once.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -349,6 +347,6 @@ impl World {
 fn totals_are_those_of_the_files_whatever_happens_to_the_disk() {
     // Red if the processor applies a byte that a power cut can take back, applies one twice, skips
     // one, or trusts its memory where only the rows know.
-    super::sim_disk::for_seeds(cases(), walk);
-    assert!(PRUNED.load(Ordering::Relaxed) > cases() / 4);
+    let cases = for_seeds(CASES, walk);
+    assert!(PRUNED.load(Ordering::Relaxed) > cases / 4 || cases < 100);
 }

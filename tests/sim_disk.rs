@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tallyline::fs::{Disk, DiskFile, FileStat, Identity, write_new};
@@ -695,18 +696,33 @@ impl DiskFile for SimFile {
     }
 }
 
-/// Runs `case` for every seed, on two threads; a failure names its seed.
-pub(crate) fn for_seeds(seeds: u64, case: fn(u64)) {
+/// Runs `case` for each of so many seeds, and returns how many those were; a failure names its seed.
+/// `TALLYLINE_TEST_SEEDS=FROM..TO` gives others: for a longer run, or for the one that failed.
+pub(crate) fn for_seeds(default: u64, case: fn(u64)) -> u64 {
+    let (from, to) = std::env::var("TALLYLINE_TEST_SEEDS").map_or((0, default), |seeds| {
+        let (from, to) = seeds.split_once("..").expect("FROM..TO");
+        (from.parse().unwrap(), to.parse().unwrap())
+    });
+    // A case waits now and then: more threads than processors.
+    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2);
+    let next = AtomicU64::new(from);
     std::thread::scope(|scope| {
-        for half in 0..2 {
-            scope.spawn(move || {
-                for seed in (half..seeds).step_by(2) {
-                    let caught = std::panic::catch_unwind(|| case(seed));
-                    assert!(caught.is_ok(), "seed {seed}");
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= to {
+                        break;
+                    }
+                    if std::panic::catch_unwind(|| case(seed)).is_err() {
+                        next.store(to, Ordering::Relaxed);
+                        panic!("seed {seed}");
+                    }
                 }
             });
         }
     });
+    to - from
 }
 
 // The disk itself is tested: a model test is worth what its disk forgets.
