@@ -101,6 +101,21 @@ impl Fixture {
         assert!(start.elapsed() < PATIENCE);
     }
 
+    /// Waits until the engine's figures are so.
+    fn until(&self, what: &str, holds: impl Fn(Figures) -> bool) {
+        let start = Instant::now();
+        while !holds(self.engine().figures()) {
+            assert!(start.elapsed() < PATIENCE, "{what}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Takes a request for `/held`, which came.
+    fn take_held(&self) -> Request {
+        let held = self.fake.held.lock().expect("unpoisoned").pop();
+        held.expect("held")
+    }
+
     fn stop(mut self) {
         self.engine.take().expect("running").stop();
     }
@@ -361,11 +376,7 @@ fn connections_parked_by_http2_lines_are_counted() {
     for client in &mut parked {
         client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     }
-    let start = Instant::now();
-    while fixture.engine().figures().abandoned < 5 {
-        assert!(start.elapsed() < PATIENCE, "counted");
-        std::thread::yield_now();
-    }
+    fixture.until("all are counted", |figures| figures.abandoned >= 5);
     assert_eq!(fixture.engine().figures().abandoned, 5);
     fixture.stop();
 }
@@ -400,11 +411,7 @@ fn a_hundred_pipelined_requests_are_answered_in_order_beside_other_clients() {
             fixture.serves();
         }
     });
-    let in_flight = Instant::now();
-    while fixture.engine().figures().in_flight > 0 {
-        assert!(in_flight.elapsed() < PATIENCE);
-        std::thread::yield_now();
-    }
+    fixture.until("all are answered", |figures| figures.in_flight == 0);
     assert_eq!(
         fixture.engine().shared.lines.sizes().0,
         0,
@@ -426,13 +433,10 @@ fn an_elder_that_is_held_holds_nobody_else() {
     for _ in 0..20 {
         fixture.serves();
     }
-    let held = loop {
-        if let Some(held) = fixture.fake.held.lock().expect("unpoisoned").pop() {
-            break held;
-        }
-        std::thread::yield_now();
-    };
-    echo(held);
+    fixture.until("those behind it are taken", |figures| {
+        figures.in_flight >= 150
+    });
+    echo(fixture.take_held());
     assert_eq!(client.answer(), (200, "/held 0".into()));
     for path in ["/a", "/later", "/lookup"].repeat(50) {
         assert_eq!(client.answer(), (200, format!("{path} 0")));
@@ -454,19 +458,10 @@ fn too_many_pipelined_requests_end_the_connection_and_memory_is_bounded() {
     // Far more: it is not read on, and not cut off while answers are owed to it.
     client.send(&GET_A.repeat(5000));
     fixture.serves();
-    let held = loop {
-        if fixture.engine().figures().in_flight >= 11 {
-            break fixture.fake.held.lock().expect("unpoisoned").pop();
-        }
-        std::thread::yield_now();
-    };
+    fixture.until("more than may wait came", |figures| figures.in_flight >= 11);
     // That of `serves` is counted out a moment after its answer.
-    let start = Instant::now();
-    while fixture.engine().figures().in_flight != 11 {
-        assert!(start.elapsed() < PATIENCE, "11 in flight");
-        std::thread::yield_now();
-    }
-    echo(held.expect("held"));
+    fixture.until("11 in flight", |figures| figures.in_flight == 11);
+    echo(fixture.take_held());
     assert_eq!(client.answer(), (200, "/held 0".into()));
     for _ in 0..9 {
         assert_eq!(client.answer(), (200, "/a 0".into()));
@@ -501,11 +496,7 @@ fn a_deaf_client_holds_one_thread_however_much_is_owed_to_it() {
         client.send(&"GET /large HTTP/1.1\r\nHost: h\r\n\r\n".repeat(4));
         client.send(&GET_A.repeat(200));
     }
-    let start = Instant::now();
-    while fixture.engine().figures().in_flight < 600 {
-        assert!(start.elapsed() < PATIENCE, "all are taken");
-        std::thread::yield_now();
-    }
+    fixture.until("all are taken", |figures| figures.in_flight >= 600);
     let mut client = fixture.connect();
     for _ in 0..20 {
         assert_eq!(client.ask("GET /later"), (200, "/later 0".into()));
@@ -570,8 +561,7 @@ fn a_trickled_head_ends_in_time_and_slow_but_whole_requests_live() {
     }
     assert!(start.elapsed() < PATIENCE, "cut off");
     assert_eq!(lives.ask("GET /ok"), (200, "/ok 0".into()));
-    let held = fixture.fake.held.lock().expect("unpoisoned").pop();
-    echo(held.expect("taken"));
+    echo(fixture.take_held());
     assert_eq!(waits.answer(), (200, "/held 0".into()));
     fixture.stop();
 }
@@ -648,11 +638,7 @@ fn clients_that_never_read_do_not_stop_the_others() {
         assert_eq!(client.ask("GET /later"), (200, "/later 0".into()));
         assert_eq!(client.ask("GET /lookup"), (200, "/lookup 0".into()));
     }
-    let waited = Instant::now();
-    while fixture.engine().figures().in_flight > 0 {
-        assert!(waited.elapsed() < PATIENCE, "cut off");
-        std::thread::yield_now();
-    }
+    fixture.until("they are cut off", |figures| figures.in_flight == 0);
     drop(deaf);
     fixture.stop();
 }
@@ -711,9 +697,7 @@ fn a_stop_answers_what_was_accepted_and_ends_every_connection() {
     assert_eq!(idle.ask("GET /a"), (200, "/a 0".into()));
     let mut held = fixture.connect();
     held.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\nGET /a HTTP/1.1\r\nHost: h\r\n\r\n");
-    while fixture.engine().figures().in_flight < 2 {
-        std::thread::yield_now();
-    }
+    fixture.until("both are taken", |figures| figures.in_flight >= 2);
     let fake = Arc::clone(&fixture.fake);
     let start = Instant::now();
     std::thread::scope(|scope| {

@@ -162,11 +162,13 @@ impl Usher {
         self.shared.answers.nudge();
         self.shared.part();
         self.check_accepting();
-        self.check_queue();
+        let pages = watch::resident_pages();
+        self.check_queue(pages);
         self.shared.lookups.nudge();
-        if self.watch.is_due(&self.shared) {
+        if self.watch.is_due(&self.shared, pages) {
             let held = self.held.iter().filter_map(|held| held.local_addr().ok());
-            self.watch.look(&self.shared, &held.collect::<Vec<_>>());
+            self.watch
+                .look(&self.shared, pages, &held.collect::<Vec<_>>());
         }
         watch::forget_strangers(&self.shared);
         if self.visited.elapsed() >= TICK {
@@ -243,8 +245,7 @@ impl Usher {
     }
 
     /// Sees whether the door keeps up with what the library queues for it (defect 8).
-    fn check_queue(&mut self) {
-        let pages = watch::resident_pages();
+    fn check_queue(&mut self, pages: u64) {
         if self.doors.last().is_none_or(Door::kept_up) {
             self.kept_up = (Instant::now(), pages);
             self.shedding = false;

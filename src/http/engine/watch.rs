@@ -72,17 +72,16 @@ impl Watch {
         told.map_or(0, |told| told.iter().filter(unread).count())
     }
 
-    /// Whether it is time to look.
-    pub(super) fn is_due(&mut self, shared: &Shared) -> bool {
-        let now = resident_pages();
-        self.resident_pages = self.resident_pages.min(now);
+    /// Whether it is time to look, in a process of so many `pages`.
+    pub(super) fn is_due(&mut self, shared: &Shared, pages: u64) -> bool {
+        self.resident_pages = self.resident_pages.min(pages);
         self.looked.elapsed() >= shared.limits.head_time / LOOKS
-            || (self.diag.is_some() && now > self.resident_pages + GROWN_PAGES)
+            || (self.diag.is_some() && pages > self.resident_pages + GROWN_PAGES)
     }
 
     /// Looks at all connections, but for our `own`.
-    pub(super) fn look(&mut self, shared: &Shared, own: &[SocketAddr]) {
-        self.resident_pages = resident_pages();
+    pub(super) fn look(&mut self, shared: &Shared, pages: u64, own: &[SocketAddr]) {
+        self.resident_pages = pages;
         let full = self.looked.elapsed() >= shared.limits.head_time / LOOKS;
         let connections = self.connections(shared);
         let before = std::mem::take(&mut self.known);
