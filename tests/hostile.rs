@@ -357,6 +357,15 @@ fn ambiguous_framing_is_refused_and_nothing_is_smuggled() {
             "the connection is given up: {head}: {answers}"
         );
     }
+    // Nor an event whose length not every reader would take for one.
+    let body = event("smuggled", 1);
+    let mut plus = server.connect();
+    plus.send(format!(
+        "POST /liveEvent HTTP/1.1\r\nHost: localhost\r\nContent-Length: +{}\r\n\r\n{body}",
+        body.len()
+    ))
+    .unwrap();
+    assert_eq!(plus.reply().unwrap().status, 400);
     let mut old = server.connect();
     old.send(format!(
         "POST /liveEvent HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The files of data/deploy work: unit, alerts, dashboard and scrape example with a real Prometheus,
 # backup and restore, the GitHub Actions job. (nginx and Caddy: proxies.sh. The Dockerfile is not
-# run: it needs an engine.) Needs systemd-analyze, prometheus, promtool, sqlite3, curl, jq, python3.
+# run: it needs an engine.) Needs systemd-analyze, strace, prometheus, promtool, sqlite3, curl, jq, python3.
 . "$(dirname "$0")/lib.sh"
 deploy=$repo/data/deploy
 
@@ -11,6 +11,41 @@ check_unit() {
     ! grep tallyline.service "$tmp/unit.log" || fail "the unit has warnings"
     systemd-analyze security --offline=true --threshold=20 "$tmp/tallyline.service" >/dev/null
     ok "the unit is valid; its exposure is at most 2.0 of 10"
+
+    # No systemd runs here; what its filters let through is compared with what a server calls.
+    strace -f -o "$tmp/calls" "$bin" serve --listen 127.0.0.1:0 --port-file "$tmp/port" \
+        --data-dir "$tmp/data" --rotate-every 50ms 2>"$tmp/strace.log" &
+    until_true "the server's port file" test -s "$tmp/port"
+    url=http://127.0.0.1:$(cat "$tmp/port")
+    post "$url/liveEvent" '{"userId":"user1","name":"add_revenue","value":1}' >/dev/null
+    post "$url/flush" '' >/dev/null
+    # Its length is given twice: the connection is ended from outside the library.
+    ! curl -fsS "$url/flush" -d x -H 'Content-Length: 1' -H 'Content-Length: 2' 2>/dev/null
+    "$bin" query --data-dir "$tmp/data" --top 1 >/dev/null
+    pkill -TERM -P $!
+    wait $!
+    python3 - "$deploy/tallyline.service" "$tmp/calls" <<'EOF'
+import pathlib, re, subprocess, sys
+unit, calls = (pathlib.Path(path).read_text() for path in sys.argv[1:])
+
+def names(name):
+    if not name.startswith("@"):
+        return {name}
+    said = subprocess.check_output(["systemd-analyze", "syscall-filter", name], text=True)
+    return set().union(*(names(part) for part in re.findall(r"^    (@?\w[\w-]*)$", said, re.M)))
+
+allowed = set()
+for inverted, said in re.findall("^SystemCallFilter=(~?)(.*)$", unit, re.M):
+    part = set().union(*map(names, said.split()))
+    allowed = allowed - part if inverted else allowed | part
+called = set(re.findall(r"^\d+ +([a-z]\w+)\(", calls, re.M)) - {"fchown"}  # SQLite's, of root only
+assert "pidfd_getfd" in called and "pwrite64" in called, called
+assert called <= allowed, f"the unit's filter has no {called - allowed}"
+families = re.search("^RestrictAddressFamilies=(.*)$", unit, re.M)[1].split()
+opened = set(re.findall(r"\bsocket\((\w+)", calls))
+assert opened <= set(families), f"the unit has no {opened - set(families)}"
+EOF
+    ok "the unit lets through what a server calls"
 
     # READY=1 comes only once the port answers, and STOPPING=1 after SIGTERM; as systemd would listen.
     python3 - "$bin" "$tmp" <<'EOF'
