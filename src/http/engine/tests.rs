@@ -447,6 +447,31 @@ fn an_elder_that_is_held_holds_nobody_else() {
 }
 
 #[test]
+fn who_is_to_be_told_to_go_on_waits_for_its_turn_on_no_thread() {
+    // Red if a body's reader says `100 Continue` itself: within the library it waits for the elders.
+    let fixture = Fixture::start(Limits::default());
+    let mut clients: Vec<_> = (0..30).map(|_| fixture.connect()).collect();
+    for client in &mut clients {
+        client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.send(
+            "POST /e HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi",
+        );
+    }
+    fixture.until("all are taken", |figures| figures.in_flight == 60);
+    let threads = fixture.engine().figures().threads;
+    assert!(threads < 20, "{threads} threads");
+    for _ in &clients {
+        echo(fixture.take_held());
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer(), (200, "/held 0".into()));
+        assert_eq!(client.answer().0, 100);
+        assert_eq!(client.answer(), (200, "/e 2".into()));
+    }
+    fixture.stop();
+}
+
+#[test]
 fn too_many_pipelined_requests_end_the_connection_and_memory_is_bounded() {
     let limits = Limits {
         pipelined_max: 10,
