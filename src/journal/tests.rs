@@ -316,11 +316,15 @@ fn past_the_bound_of_the_directory_nothing_is_appended_until_there_is_room() {
 #[derive(Default)]
 struct Faults {
     write: AtomicUsize,
+    /// Writes that fail for another reason than a full disk.
+    broken: AtomicUsize,
     sync: AtomicUsize,
     cut: AtomicUsize,
     rename: AtomicUsize,
     sync_dir: AtomicUsize,
     create: AtomicUsize,
+    /// Syncs that did not fail.
+    synced: AtomicUsize,
 }
 
 fn fault(counter: &AtomicUsize) -> io::Result<()> {
@@ -384,6 +388,9 @@ impl DiskFile for FaultyFile {
         self.0.read_at(buf, offset)
     }
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if fault(&self.1.broken).is_err() {
+            return Err(io::Error::other("broken"));
+        }
         if let Err(error) = fault(&self.1.write) {
             self.0.write_all_at(&bytes[..bytes.len() / 2], offset)?; // half of it got there
             return Err(error);
@@ -392,6 +399,7 @@ impl DiskFile for FaultyFile {
     }
     fn sync_data(&self) -> io::Result<()> {
         fault(&self.1.sync)?;
+        self.1.synced.fetch_add(1, Ordering::SeqCst);
         self.0.sync_data()
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -445,6 +453,20 @@ fn a_failed_write_or_sync_keeps_nothing_and_taking_goes_on() {
         );
         until("readiness is green", || open.health.reasons().is_empty());
     }
+}
+
+#[test]
+fn without_traffic_readiness_comes_back_by_a_sync() {
+    // Red if the look around takes the disk at its word.
+    let dir = TempDir::new().expect("a directory");
+    let (open, faults) = faulty(dir.path());
+    let before = faults.synced.load(Ordering::SeqCst);
+    faults.broken.store(1, Ordering::SeqCst);
+    let refused = append(&open.journal, "refused\n");
+    assert!(matches!(refused, Err(AppendError::Failed(_))));
+    until("readiness is green", || open.health.reasons().is_empty());
+    let synced = faults.synced.load(Ordering::SeqCst) - before;
+    assert_eq!(synced, 2, "nothing was kept, and a look around");
 }
 
 #[test]
