@@ -2,10 +2,11 @@
 //!
 //! Defect 3 again: there is no way to close a connection from outside the library, so a stalled
 //! upload or a client that never reads would hold its threads for as long as it likes. Its socket
-//! is a descriptor of this process, though, and Linux (5.6) lends a process its own descriptors
-//! by number (`pidfd_getfd`), in safe code. We borrow the socket that has the peer's address and
-//! shut it down; whoever is blocked in it then wakes with an end of file. Where the system does
-//! not allow it (a container's filter), the sockets' own timeouts remain.
+//! is a descriptor of this process, though, whose number `/proc` tells, and a descriptor can be sent
+//! by its number, to ourselves (`SCM_RIGHTS`): what arrives is our own, in safe code. We borrow the
+//! socket that has the peer's address and shut it down; whoever is blocked in it then wakes with an
+//! end of file. (`pidfd_getfd` lends in one call, but the filters of containers forbid it.) Where
+//! there is no `/proc`, the sockets' own timeouts remain.
 //!
 //! Only sockets are ever borrowed: closing a borrowed descriptor of a *file* would drop the
 //! process's POSIX locks on it, and `SQLite`'s with them. What turns out to be no socket after all
@@ -13,13 +14,17 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, IoSlice, IoSliceMut, Read as _};
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use socket2::SockRef;
 
 /// Which socket: unique among those that are open.
@@ -57,26 +62,62 @@ impl Found {
 #[derive(Debug)]
 pub(super) struct Sever {
     port: u16,
-    /// This process, as the lender of descriptors; `None` where the system does not allow it.
-    lender: Option<OwnedFd>,
+    /// `None` where the system does not lend.
+    lender: Option<Lender>,
+}
+
+/// Gives out this process's descriptors by number: sends them to itself.
+#[derive(Debug)]
+struct Lender {
+    /// One end to send from, one to receive at: a message at a time.
+    ends: Mutex<(UnixDatagram, UnixDatagram)>,
+}
+
+impl Lender {
+    fn new() -> io::Result<Self> {
+        let ends = UnixDatagram::pair()?;
+        ends.0.set_nonblocking(true)?;
+        ends.1.set_nonblocking(true)?;
+        let lender = Self {
+            ends: Mutex::new(ends),
+        };
+        // Whether all of it works here.
+        let (probe, _) = UnixDatagram::pair()?;
+        lender.lend(probe.as_raw_fd())?;
+        std::fs::read_dir("/proc/self/fd")?;
+        Ok(lender)
+    }
+
+    /// Another descriptor of what `number` is; an error where it is none.
+    fn lend(&self, number: RawFd) -> io::Result<OwnedFd> {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let (from, to) = &*ends;
+        let byte = [IoSlice::new(&[0])];
+        let rights = [ControlMessage::ScmRights(&[number])];
+        sendmsg::<()>(from.as_raw_fd(), &byte, &rights, MsgFlags::empty(), None)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut received = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let into = &mut [IoSliceMut::new(&mut byte)];
+        recvmsg(to, into, &mut received, RecvFlags::CMSG_CLOEXEC)?;
+        let lent = received.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut lent) => lent.next(),
+            _ => None,
+        });
+        lent.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
 }
 
 impl Sever {
     /// For the connections of the listener at `local`.
     pub(super) fn new(local: SocketAddr) -> Self {
-        let lender = pidfd_open(getpid(), PidfdFlags::empty())
-            .ok()
-            .filter(|lender| {
-                // The lender itself is a descriptor that is surely there; it holds no lock.
-                let own = std::os::fd::AsRawFd::as_raw_fd(lender);
-                pidfd_getfd(lender, own, PidfdGetfdFlags::empty()).is_ok()
-            });
-        if lender.is_none() {
-            tracing::info!("the system does not lend descriptors; connections end by timeout only");
+        let lender = Lender::new();
+        if let Err(error) = &lender {
+            tracing::warn!(%error, "hostile connections can't be ended before their time-outs");
         }
         Self {
             port: local.port(),
-            lender,
+            lender: lender.ok(),
         }
     }
 
@@ -194,7 +235,7 @@ impl Sever {
             let (true, Some(number)) = (is_socket, number) else {
                 continue;
             };
-            let Ok(borrowed) = pidfd_getfd(lender, number, PidfdGetfdFlags::empty()) else {
+            let Ok(borrowed) = lender.lend(number) else {
                 continue;
             };
             let Some((socket, inode)) = surely_socket(borrowed) else {
