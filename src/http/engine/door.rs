@@ -8,7 +8,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,9 @@ const RETIRE_TICK: Duration = Duration::from_millis(100);
 
 /// A running door.
 pub(super) struct Door {
-    server: Arc<tiny_http::Server>,
+    /// The thread alone keeps it: dropped, it connects to its own listener (defect 7), which takes
+    /// minutes where a crowd waits to be accepted.
+    server: Weak<tiny_http::Server>,
     thread: JoinHandle<()>,
     /// Its accept loop is dead or given up; its connections live so long without a request.
     retiring: Arc<OnceLock<Duration>>,
@@ -52,16 +54,16 @@ pub(super) fn open(
     let server = Arc::new(server);
     let retiring = Arc::new(OnceLock::new());
     let queue = Arc::new(Queue::default());
+    let kept = Arc::downgrade(&server);
     let thread = {
-        let (server, retiring) = (Arc::clone(&server), Arc::clone(&retiring));
-        let queue = Arc::clone(&queue);
+        let (retiring, queue) = (Arc::clone(&retiring), Arc::clone(&queue));
         std::thread::Builder::new()
             .name(format!("http-door-{generation}"))
             .spawn(move || run(&shared, &server, generation, &retiring, &queue))
             .map_err(EngineError::Thread)?
     };
     Ok(Door {
-        server,
+        server: kept,
         thread,
         retiring,
         queue,
@@ -72,8 +74,10 @@ impl Door {
     /// Its server accepts no more; it stays for the connections there are, which live so long
     /// without a request.
     pub(super) fn retire(&self, idle: Duration) {
-        if self.retiring.set(idle).is_ok() {
-            self.server.unblock();
+        if self.retiring.set(idle).is_ok()
+            && let Some(server) = self.server.upgrade()
+        {
+            server.unblock();
         }
     }
 
@@ -90,7 +94,11 @@ impl Door {
 
     /// Wakes it and waits for its end; the engine is closed.
     pub(super) fn close(self) {
-        self.server.unblock();
+        let Some(server) = self.server.upgrade() else {
+            return; // it ended, or only lets go of its server
+        };
+        server.unblock();
+        drop(server);
         // Its panics are contained; should one come through, it was logged by the hook.
         let _ended = self.thread.join();
     }
