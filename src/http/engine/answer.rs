@@ -115,12 +115,16 @@ impl Answer {
             }
             match ending {
                 Ending::Clean => {
+                    use io::ErrorKind::{BrokenPipe, ConnectionReset};
                     let written = write_whole(wire, &reply.encode(to_head, persistence));
-                    if written.is_err() {
-                        // What was written in part must not be followed by another reply.
-                        shared.give_up(peer, Shutdown::Both);
-                    } else if parting && !shared.is_stopping() {
-                        shared.give_up(peer, Shutdown::Write);
+                    // What was written in part must not be followed by another reply.
+                    match written.map_err(|error| error.kind()) {
+                        Ok(()) if parting && !shared.is_stopping() => {
+                            shared.give_up(peer, Shutdown::Write);
+                        }
+                        Ok(()) => {}
+                        Err(BrokenPipe | ConnectionReset) => shared.give_up_ended(peer),
+                        Err(_) => shared.give_up(peer, Shutdown::Both),
                     }
                 }
                 Ending::Cut => {

@@ -54,7 +54,7 @@ pub(super) fn open(
     let server = Arc::new(server);
     let retiring = Arc::new(OnceLock::new());
     let queue = Arc::new(Queue::default());
-    let kept = Arc::downgrade(&server);
+    let weak = Arc::downgrade(&server);
     let thread = {
         let (retiring, queue) = (Arc::clone(&retiring), Arc::clone(&queue));
         std::thread::Builder::new()
@@ -63,7 +63,7 @@ pub(super) fn open(
             .map_err(EngineError::Thread)?
     };
     Ok(Door {
-        server: kept,
+        server: weak,
         thread,
         retiring,
         queue,

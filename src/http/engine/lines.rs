@@ -205,6 +205,18 @@ impl<O> Lines<O> {
         self.remember_gone(&mut self.shard(peer), peer);
     }
 
+    /// The same of a connection that its client had reset, if that can be `known`; one given up
+    /// before stays as it is.
+    pub(super) fn give_up_ended(&self, peer: SocketAddr, known: bool) {
+        let shard = &mut self.shard(peer);
+        if !shard.is_gone(peer) {
+            self.remember_gone(shard, peer);
+            if known && let Some(gone) = shard.gone.get_mut(&peer) {
+                gone.socket = Socket::Reset(Instant::now());
+            }
+        }
+    }
+
     /// The request that just came from `peer` is the last that is believed.
     pub(super) fn no_more(&self, peer: SocketAddr) {
         if let Some(line) = self.shard(peer).lines.get_mut(&peer) {

@@ -428,6 +428,12 @@ impl Shared {
         parting.push_back((Instant::now(), found));
     }
 
+    /// The same where its client has ended it already: none among all sockets has its address any
+    /// more, and a flood of such connections must not have all of them looked at each time.
+    fn give_up_ended(&self, peer: SocketAddr) {
+        self.lines.give_up_ended(peer, self.sever.works());
+    }
+
     /// Ends those whose moment is over, or who did not wait for that; for the usher.
     fn part(&self) {
         let mut parting = self.parting.lock().unwrap_or_else(PoisonError::into_inner);

@@ -44,7 +44,7 @@ impl Handler for Fake {
             }
             "/held" => self.held.lock().expect("unpoisoned").push(request),
             "/closing" => request.answer(Reply::empty(200).closing()),
-            "/large" => request.answer(Reply::new(200, "text/plain", vec![b'x'; 4 << 20])),
+            "/large" => request.answer(Reply::new(200, "text/plain", vec![b'x'; 1 << 20])),
             "/panics" => panic!("as a handler might"),
             "/dropped" => drop(request),
             _ => echo(request),
@@ -518,8 +518,8 @@ fn a_deaf_client_holds_one_thread_however_much_is_owed_to_it() {
     let fixture = Fixture::start(limits);
     let mut deaf: Vec<_> = (0..3).map(|_| fixture.connect()).collect();
     for client in &mut deaf {
-        client.send(&"GET /large HTTP/1.1\r\nHost: h\r\n\r\n".repeat(4));
-        client.send(&GET_A.repeat(200));
+        client.send(&"GET /large HTTP/1.1\r\nHost: h\r\n\r\n".repeat(16));
+        client.send(&GET_A.repeat(230));
     }
     fixture.until("all are taken", |figures| figures.in_flight >= 600);
     let mut client = fixture.connect();
@@ -660,7 +660,8 @@ fn clients_that_never_read_do_not_stop_the_others() {
     let fixture = Fixture::start(limits);
     let mut deaf: Vec<_> = (0..50).map(|_| fixture.connect()).collect();
     for client in &mut deaf {
-        client.send(&"GET /large HTTP/1.1\r\nHost: h\r\n\r\n".repeat(4));
+        // Together no more in memory than would pass for a flood.
+        client.send(&"GET /large HTTP/1.1\r\nHost: h\r\n\r\n".repeat(16));
     }
     let mut client = fixture.connect();
     for _ in 0..100 {
