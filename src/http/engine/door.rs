@@ -24,6 +24,8 @@ use super::{Admission, EngineError, Lane, Refusal, Shared};
 const RETIRE_AFTER: Duration = Duration::from_secs(5);
 /// How often a door without an accept loop looks whether it is to end.
 const RETIRE_TICK: Duration = Duration::from_millis(100);
+/// How often a stop looks whether the doors have ended.
+const CLOSE_TICK: Duration = Duration::from_millis(1);
 
 /// A running door.
 pub(super) struct Door {
@@ -92,16 +94,25 @@ impl Door {
         self.thread.is_finished()
     }
 
-    /// Wakes it and waits for its end; the engine is closed.
-    pub(super) fn close(self) {
-        let Some(server) = self.server.upgrade() else {
-            return; // it ended, or only lets go of its server
-        };
-        server.unblock();
-        drop(server);
-        // Its panics are contained; should one come through, it was logged by the hook.
-        let _ended = self.thread.join();
+    /// The engine is closed: it is to end when all that is queued was taken.
+    fn wake(&self) {
+        if let Some(server) = self.server.upgrade() {
+            server.unblock();
+        }
     }
+}
+
+/// Waits until `deadline` for the ends of the doors of an engine that is closed; whether all of them
+/// ended. One that a flood keeps busy does not.
+pub(super) fn close(doors: &[Door], deadline: Instant) -> bool {
+    doors.iter().for_each(Door::wake);
+    while !doors.iter().all(Door::ended) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(CLOSE_TICK);
+    }
+    true
 }
 
 fn run(

@@ -213,6 +213,11 @@ const PARTING_TIME: Duration = Duration::from_secs(1);
 /// Connections that wait for that.
 const PARTING_MAX: usize = 4096;
 
+/// What a stop gives the doors to take what is queued, when the drain time is over.
+const DOORS_TIME: Duration = Duration::from_millis(250);
+/// What a stop gives all threads to end, when all connections have.
+const ENDS_TIME: Duration = Duration::from_millis(750);
+
 const RUNNING: u8 = 0;
 const STOPPING: u8 = 1;
 const CLOSED: u8 = 2;
@@ -295,13 +300,14 @@ impl Engine {
         self.shared.figures()
     }
 
-    /// Stops accepting, answers what was accepted, ends all connections, joins the threads. Takes
-    /// at most [`Limits::drain_time`] and a second; clients that still block then are left.
+    /// Stops accepting, answers what was accepted, ends all connections, waits for the threads. Takes
+    /// at most [`Limits::drain_time`] and a second; threads that clients, or a flood of requests,
+    /// still hold then are left to end by themselves.
     pub fn stop(self) {
         let shared = &self.shared;
         // From now on replies end their connections.
         shared.phase.store(STOPPING, Ordering::SeqCst);
-        let _usher_may_be_gone = shared.nudges.send(Nudge::Stop);
+        shared.nudge(Nudge::Stop);
         if self.own_listener {
             // Ends the accept loop as well. A listener from elsewhere stays its owner's.
             let _best_effort = socket2::SockRef::from(&self.listener).shutdown(Shutdown::Both);
@@ -313,14 +319,19 @@ impl Engine {
         shared.wait_drained(deadline);
         shared.phase.store(CLOSED, Ordering::SeqCst);
         let doors = self.usher.join().unwrap_or_default();
-        for door in doors {
-            door.close();
-        }
+        // They get a moment in any case: what was accepted may wait behind one that was not answered.
+        let calm = door::close(&doors, deadline.max(Instant::now() + DOORS_TIME));
         shared.wait_drained(deadline);
         // Idle connections, and those that still block somebody, end here (defect 7: the
         // library would leave them hanging).
-        shared.sever.all();
-        let deadline = Instant::now() + Duration::from_secs(1);
+        if calm {
+            shared.sever.all();
+        } else {
+            tracing::warn!("a flood of requests; what is not answered now is not answered");
+            shared.sever.all_unread();
+        }
+        let deadline = Instant::now() + ENDS_TIME;
+        let _left_to_end_by_themselves = door::close(&doors, deadline);
         shared.lookups.stop(deadline);
         shared.bodies.stop(deadline);
         shared.answers.stop(deadline);

@@ -749,6 +749,28 @@ fn a_stop_answers_what_was_accepted_and_ends_every_connection() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_a_door_that_is_kept_busy() {
+    // As by a flood that comes faster than it is taken.
+    let fixture = Fixture::start(Limits {
+        drain_time: Duration::from_millis(50),
+        ..Limits::default()
+    });
+    let fake = Arc::clone(&fixture.fake);
+    let busy = fake.held.lock().expect("unpoisoned");
+    let mut client = fixture.connect();
+    client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.until("the door has it", |figures| figures.in_flight == 1);
+    let (stopped, stops) = mpsc::channel();
+    std::thread::spawn(move || {
+        fixture.stop();
+        stopped.send(()).expect("the test waits");
+    });
+    stops.recv_timeout(PATIENCE).expect("stopped");
+    client.ends();
+    drop(busy);
+}
+
+#[test]
 fn under_load_a_stop_takes_no_longer_than_it_may() {
     let fixture = Fixture::start(Limits::default());
     let addr = fixture.addr;

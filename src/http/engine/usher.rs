@@ -138,14 +138,15 @@ impl Usher {
     }
 
     fn run(mut self, nudges: &Receiver<Nudge>) -> Vec<Door> {
-        loop {
+        // The nudge to stop only wakes it: others may stand before it, or have filled the channel.
+        while !self.shared.is_stopping() {
             match nudges.recv_timeout(NUDGE_TICK) {
                 Ok(Nudge::NewPeer) => {
                     // A burst brings many nudges; the pace bounds what they cost.
                     if let Some(wait) = PACE.checked_sub(self.visited.elapsed()) {
                         std::thread::sleep(wait);
                     }
-                    self.visit();
+                    let _best_effort = self.visit();
                 }
                 Ok(Nudge::AcceptEnded(generation)) if generation == self.generation => {
                     self.plan_rebuild("the accept loop ended");
@@ -184,14 +185,13 @@ impl Usher {
         }
     }
 
-    /// Opens a connection and drops it: one stuck connection gets a thread (defect 1).
-    fn visit(&mut self) {
+    /// Opens a connection and drops it: one stuck connection gets a thread (defect 1). An error
+    /// without descriptors to spare, or where a crowd waits to be accepted; the next visit is soon.
+    fn visit(&mut self) -> std::io::Result<()> {
         self.visited = Instant::now();
-        // Without descriptors to spare there is no visit; the next one is soon.
-        if let Ok(socket) = connect(self.own) {
-            // Closed with a reset, it leaves nothing behind in the kernel.
-            let _best_effort = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
-        }
+        let socket = connect(self.own)?;
+        // Closed with a reset, it leaves nothing behind in the kernel.
+        SockRef::from(&socket).set_linger(Some(Duration::ZERO))
     }
 
     /// One visit at least, and one for each connection that was not read from yet: those that send
@@ -201,7 +201,9 @@ impl Usher {
         let accepting = self.rebuild.is_none();
         let stuck = if accepting { self.watch.unread() } else { 0 };
         for _ in 0..stuck.clamp(1, VISITS_MAX) {
-            self.visit();
+            if self.visit().is_err() {
+                break;
+            }
             std::thread::sleep(PACE);
         }
     }
