@@ -6,11 +6,13 @@
 //! no client can hold it up. `recv` is never called through the library's iterator, which ends at
 //! the first error (defect 5); every handler is run under `catch_unwind` (defect 7).
 
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::answer;
 use super::framing::{self, Body};
@@ -24,15 +26,14 @@ use super::{Admission, EngineError, Lane, Refusal, Shared};
 const RETIRE_AFTER: Duration = Duration::from_secs(5);
 /// How often a door without an accept loop looks whether it is to end.
 const RETIRE_TICK: Duration = Duration::from_millis(100);
-/// How often a stop looks whether the doors have ended.
-const CLOSE_TICK: Duration = Duration::from_millis(1);
 
 /// A running door.
 pub(super) struct Door {
     /// The thread alone keeps it: dropped, it connects to its own listener (defect 7), which takes
     /// minutes where a crowd waits to be accepted.
     server: Weak<tiny_http::Server>,
-    thread: JoinHandle<()>,
+    /// Disconnected when the thread has ended.
+    running: Receiver<Infallible>,
     /// Its accept loop is dead or given up; its connections live so long without a request.
     retiring: Arc<OnceLock<Duration>>,
     queue: Arc<Queue>,
@@ -56,20 +57,21 @@ pub(super) fn open(
     let server = Arc::new(server);
     let retiring = Arc::new(OnceLock::new());
     let queue = Arc::new(Queue::default());
-    let weak = Arc::downgrade(&server);
-    let thread = {
-        let (retiring, queue) = (Arc::clone(&retiring), Arc::clone(&queue));
-        std::thread::Builder::new()
-            .name(format!("http-door-{generation}"))
-            .spawn(move || run(&shared, &server, generation, &retiring, &queue))
-            .map_err(EngineError::Thread)?
+    let (runs, running) = crossbeam_channel::bounded(0);
+    let door = Door {
+        server: Arc::downgrade(&server),
+        running,
+        retiring: Arc::clone(&retiring),
+        queue: Arc::clone(&queue),
     };
-    Ok(Door {
-        server: weak,
-        thread,
-        retiring,
-        queue,
-    })
+    std::thread::Builder::new()
+        .name(format!("http-door-{generation}"))
+        .spawn(move || {
+            let _until_it_ends = runs;
+            run(&shared, &server, generation, &retiring, &queue);
+        })
+        .map_err(EngineError::Thread)?;
+    Ok(door)
 }
 
 impl Door {
@@ -91,7 +93,7 @@ impl Door {
 
     /// Whether its thread has ended.
     pub(super) fn ended(&self) -> bool {
-        self.thread.is_finished()
+        self.running.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     /// The engine is closed: it is to end when all that is queued was taken.
@@ -106,13 +108,9 @@ impl Door {
 /// ended. One that a flood keeps busy does not.
 pub(super) fn close(doors: &[Door], deadline: Instant) -> bool {
     doors.iter().for_each(Door::wake);
-    while !doors.iter().all(Door::ended) {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(CLOSE_TICK);
-    }
-    true
+    doors
+        .iter()
+        .all(|door| door.running.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected))
 }
 
 fn run(

@@ -2,12 +2,11 @@
 //!
 //! - Defect 1: the library's pool counts a thread as waiting until it has taken its lock again,
 //!   so connections that come in a burst are queued for threads that are already spoken for, and
-//!   sit there unread until some other connection ends. Its permanent threads are kept busy with
-//!   idle connections of our own, and whenever a request comes from a peer not seen before, the
-//!   usher **visits**: it opens and drops a connection. For a visit the pool starts a thread,
-//!   which, done with the visit, takes a connection that is stuck. One visit frees one, its first
-//!   request is the next new peer, and so on until none is stuck. Where that chain breaks, the
-//!   kernel tells how many were not read from yet.
+//!   sit there unread until some other connection ends. Whenever a request comes from a peer not
+//!   seen before, the usher **visits**: it opens and drops a connection. For a visit the pool wakes
+//!   or starts a thread, which takes a connection that is stuck, before the visit or after it. One
+//!   visit frees one, its first request is the next new peer, and so on until none is stuck. Where
+//!   that chain breaks, the kernel tells how many were not read from yet.
 //! - Defect 3: a visit each 250 ms also keeps the listener's receive timeout from ending the
 //!   accept loop.
 //! - What hangs: it looks after those that hold something of ours without getting on ([`watch`]).
@@ -22,7 +21,6 @@
 //!   flood is **shed**: all connections are ended, what waits to be accepted as well, and accepting
 //!   begins anew when the queue is empty.
 
-use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
@@ -38,8 +36,6 @@ use super::door::{self, Door};
 use super::watch::{self, Watch};
 use super::{EngineError, Shared, listener};
 
-/// The library's permanent threads (`MIN_THREADS` in its task pool).
-const HELD: usize = 4;
 /// How far the library's threads stand back: a tenth of the time where all want it.
 const NICE: i32 = 10;
 /// Between two visits, at least.
@@ -86,8 +82,6 @@ pub(super) struct Usher {
     doors: Vec<Door>,
     /// The newest door's number.
     generation: u64,
-    held: Vec<TcpStream>,
-    held_fed: Instant,
     watch: Watch,
     /// The listener of the newest accept loop as `/proc` shows it: the path of its descriptor, and
     /// what that links to while the loop lives.
@@ -119,8 +113,6 @@ impl Usher {
             own,
             doors: Vec::new(),
             generation: 0,
-            held: Vec::new(),
-            held_fed: now,
             watch,
             accepts: None,
             visited: now,
@@ -167,18 +159,13 @@ impl Usher {
         self.check_queue(pages);
         self.shared.lookups.nudge();
         if self.watch.is_due(&self.shared, pages) {
-            let held = self.held.iter().filter_map(|held| held.local_addr().ok());
-            self.watch
-                .look(&self.shared, pages, &held.collect::<Vec<_>>());
+            self.watch.look(&self.shared, pages);
         }
         watch::forget_strangers(&self.shared);
         if self.visited.elapsed() >= TICK {
             self.visit_the_stuck();
             watch::end_overdue_bodies(&self.shared);
             self.doors.retain(|door| !door.ended());
-        }
-        if self.rebuild.is_none() && self.held_fed.elapsed() >= self.shared.limits.idle_time / 3 {
-            self.hold();
         }
         if self.rebuild.is_some_and(|at| Instant::now() >= at) {
             self.rebuild();
@@ -205,22 +192,6 @@ impl Usher {
                 break;
             }
             std::thread::sleep(PACE);
-        }
-    }
-
-    /// Keeps the pool's permanent threads busy (defect 1): with heads that never end, fed one
-    /// byte before the receive timeout would end them.
-    fn hold(&mut self) {
-        self.held_fed = Instant::now();
-        self.held.retain_mut(|held| held.write_all(b"x").is_ok());
-        while self.held.len() < HELD {
-            let Ok(mut held) = connect(self.own) else {
-                return;
-            };
-            if held.write_all(b"GET / HTTP/1.1\r\nX-Held: ").is_err() {
-                return;
-            }
-            self.held.push(held);
         }
     }
 
@@ -286,9 +257,6 @@ impl Usher {
         self.shared.handler.accepting(false);
         self.rebuild = Some(Instant::now() + self.back_off);
         self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
-        // No visit gets a thread for those that are stuck now, and they have descriptors that the
-        // next accept loop needs: the permanent threads shall see to them.
-        self.held.clear();
     }
 
     fn rebuild(&mut self) {
@@ -331,9 +299,6 @@ impl Usher {
         self.accepts = accepts;
         let door = door::open(Arc::clone(&self.shared), server, self.generation)?;
         self.doors.push(door);
-        // The new pool has permanent threads of its own.
-        self.held.clear();
-        self.hold();
         Ok(())
     }
 }

@@ -79,15 +79,15 @@ impl Watch {
             || (self.diag.is_some() && pages > self.resident_pages + GROWN_PAGES)
     }
 
-    /// Looks at all connections, but for our `own`.
-    pub(super) fn look(&mut self, shared: &Shared, pages: u64, own: &[SocketAddr]) {
+    /// Looks at all connections.
+    pub(super) fn look(&mut self, shared: &Shared, pages: u64) {
         self.resident_pages = pages;
         let full = self.looked.elapsed() >= shared.limits.head_time / LOOKS;
         let connections = self.connections(shared);
         let before = std::mem::take(&mut self.known);
         let (mut over, mut floods) = (Vec::new(), Vec::new());
         for (inode, peer, read) in connections {
-            if own.contains(&peer) || self.parked.contains(&inode) {
+            if self.parked.contains(&inode) {
                 continue;
             }
             if let Some(read) = read {
