@@ -117,6 +117,7 @@
 //!
 //! An async runtime, unsafe code, a second writer, replication, a query language.
 
+pub mod allocator;
 pub mod apply;
 pub mod cli;
 pub mod client;

@@ -9,7 +9,7 @@ use tallyline::config::{
 };
 use tallyline::exit::Exit;
 use tallyline::logging::{self, Manner};
-use tallyline::{apply, client, demo, generate, manual, query, serve, torture, verify};
+use tallyline::{allocator, apply, client, demo, generate, manual, query, serve, torture, verify};
 
 fn main() -> ExitCode {
     let cli = Cli::of_this_process();
@@ -42,6 +42,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(&DemoConfig::new(args)?),
         Command::Serve(args) => {
             let check = args.check;
+            if !check {
+                allocator::set_up();
+            }
             let effective = ServeConfig::from_args(*args)?;
             if check {
                 manual::check(&effective)

@@ -1,6 +1,7 @@
 //! What one client may cost at most: memory, threads, descriptors. Each attack is one that grew
 //! without a bound, or kept what it took, before there was a mitigation.
 
+use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -9,7 +10,9 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 
 use super::harness::http::{Conn, Request};
-use super::harness::{PATIENCE, Process, Scratch, Server, arg, database, event, recount, until};
+use super::harness::{
+    PATIENCE, Process, Scratch, Server, arg, database, event, recount, tallyline, until,
+};
 use super::hostile::{assert_calm, live};
 use super::kernel_log::stop_traced;
 use super::outside::traced;
@@ -53,6 +56,26 @@ fn heads_and_chunk_sizes_without_an_end_are_cut_off() {
     }
     assert!(peak(&server) < 200, "{} MiB", peak(&server));
     assert_calm(&server, 8);
+}
+
+#[cfg(target_env = "gnu")]
+#[test]
+fn what_a_thread_freed_is_not_kept_for_it() {
+    // Red if the server runs with a cache of freed memory for each of its threads, under a name or a
+    // number of its own, or forgets what somebody else had set.
+    let scratch = Scratch::new();
+    let server = Server::by(&scratch.data(), &[], |args| {
+        let mut command = tallyline(args);
+        command.env("GLIBC_TUNABLES", "glibc.malloc.arena_max=3");
+        command
+    });
+    let of = |file| fs::read_to_string(format!("/proc/{}/{file}", server.process.id())).unwrap();
+    let environ = of("environ");
+    let is_set = |set| environ.split(['\0', ':']).any(|part| part.ends_with(set));
+    assert!(is_set("glibc.malloc.tcache_count=0"), "{environ}");
+    assert!(is_set("glibc.malloc.arena_max=3"), "{environ}");
+    assert_eq!(of("comm").trim(), "tallyline");
+    assert_calm(&server, 0);
 }
 
 #[test]
