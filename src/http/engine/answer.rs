@@ -27,7 +27,7 @@ pub(super) struct Answer {
     pub(super) to_head: bool,
     pub(super) persistence: Persistence,
     pub(super) ending: Ending,
-    /// Its connection was given up since: nothing is written.
+    /// Nothing is written: it is not believed, or its connection was given up since.
     pub(super) unwanted: bool,
 }
 
@@ -48,7 +48,7 @@ pub(super) fn begin(shared: &Shared, peer: SocketAddr, turn: Turn<Outgoing>) {
             job.submit(shared);
         }
         Outgoing::Answer(mut answer) => {
-            answer.unwanted = turn.gone;
+            answer.unwanted |= turn.gone;
             if MAY_BLOCK.get() {
                 write_from(answer);
             } else if let Err(answer) = shared.answers.submit(answer) {
@@ -78,7 +78,7 @@ pub(super) fn write_from(answer: Answer) {
                 gone,
             }) => {
                 next = answer;
-                next.unwanted = gone;
+                next.unwanted |= gone;
             }
             Some(body) => return begin(&shared, peer, body),
         }
@@ -229,6 +229,23 @@ pub(super) fn let_go(
         Ending::Clean => let_go_unanswered(wire),
         Ending::Cut => BodyJob::LetGo(wire, peer, Arc::clone(shared)).submit(shared),
     }
+}
+
+/// The same of one that can't be let go without ending the connection, once those before it are
+/// answered.
+pub(super) fn let_go_in_turn(shared: &Arc<Shared>, wire: tiny_http::Request, peer: SocketAddr) {
+    let Some(seq) = shared.lines.wait(peer) else {
+        return let_go(shared, wire, Ending::Cut, Some(peer));
+    };
+    post(Answer {
+        wire,
+        ticket: Ticket::new(Arc::clone(shared), peer, seq),
+        reply: Reply::empty(400),
+        to_head: false,
+        persistence: Persistence::Ends,
+        ending: Ending::Cut,
+        unwanted: true,
+    });
 }
 
 /// Keeps it for good: a thread of the library and two descriptors stay with it (defect 2).

@@ -187,6 +187,9 @@ fn take(shared: &Arc<Shared>, wire: tiny_http::Request) {
             BodyJob::Deafen(peer, Arc::clone(shared)).submit(shared);
             return BodyJob::LetGo(wire, Some(peer), Arc::clone(shared)).submit(shared);
         }
+        Entered::Over { flood: false } if ending == Ending::Cut => {
+            return answer::let_go_in_turn(shared, wire, peer);
+        }
         Entered::Over { flood: false } | Entered::Gone => {
             return answer::let_go(shared, wire, ending, Some(peer));
         }

@@ -217,6 +217,19 @@ impl<O> Lines<O> {
         }
     }
 
+    /// A turn, after all others, for a request that is [`Entered::Over`] and can't be let go without
+    /// ending the connection: those before it are to be answered first. `None` if they are, or if
+    /// too many wait.
+    pub(super) fn wait(&self, peer: SocketAddr) -> Option<u64> {
+        let mut shard = self.shard(peer);
+        let line = shard.lines.get_mut(&peer)?;
+        let seq = line.next;
+        (seq - line.turn < self.outstanding_max).then(|| {
+            line.next += 1;
+            seq
+        })
+    }
+
     /// The request that just came from `peer` is the last that is believed.
     pub(super) fn no_more(&self, peer: SocketAddr) {
         if let Some(line) = self.shard(peer).lines.get_mut(&peer) {

@@ -749,6 +749,22 @@ fn a_stop_answers_what_was_accepted_and_ends_every_connection() {
 }
 
 #[test]
+fn what_is_not_believed_waits_until_those_before_it_are_answered() {
+    // Red if the end of the connection, which the last one asks for, takes the first answers along.
+    let fixture = Fixture::start(Limits::default());
+    let mut client = fixture.connect();
+    let bad = "GET /a HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n";
+    client.send(&format!("GET /held HTTP/1.1\r\nHost: h\r\n\r\n{bad}{bad}"));
+    fixture.until("all three wait", |figures| figures.in_flight == 3);
+    echo(fixture.take_held());
+    assert_eq!(client.answer(), (200, "/held 0".into()));
+    assert_eq!(client.answer().0, 400);
+    client.ends();
+    fixture.serves();
+    fixture.stop();
+}
+
+#[test]
 fn a_stop_does_not_wait_for_a_door_that_is_kept_busy() {
     // As by a flood that comes faster than it is taken.
     let fixture = Fixture::start(Limits {
