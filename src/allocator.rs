@@ -2,7 +2,7 @@
 //!
 //! The HTTP library has a thread a connection, and glibc keeps freed memory for each thread (the
 //! `tcache`) and in eight arenas a processor. A server under attack held several times what it had
-//! in use, and more by the minute: 27 MiB after one minute of stalled bodies and 54 after ten. Less
+//! in use, and more by the minute: 28 MiB after one minute of stalled bodies and 54 after ten. Less
 //! of both costs no speed here. glibc takes such settings from the environment only, before the
 //! process begins (its manual, "Memory Allocation Tunables"), so the server begins once more.
 
