@@ -255,12 +255,14 @@ impl<O> Lines<O> {
         self.locked().any(|shard| !shard.gone.is_empty())
     }
 
-    /// Forgets the connections given up whose sockets are not `open` any more. Handed back: peers
+    /// Forgets the connections given up whose sockets are not `open` any more; those that were opened
+    /// or given up since these were `listed` are left alone. Handed back: peers
     /// from which requests came that were not believed, and the socket they were taken to be from,
     /// where it is open: what comes from another socket is another connection's.
     pub(super) fn forget_closed(
         &self,
         open: &HashSet<Inode>,
+        listed: Instant,
     ) -> HashMap<SocketAddr, Option<Inode>> {
         let mut came = HashMap::new();
         for mut shard in self.locked() {
@@ -269,7 +271,10 @@ impl<O> Lines<O> {
                 let (kept, socket) = match gone.socket {
                     Socket::Unknown => return gone.since.elapsed() < self.gone_for,
                     // Each request holds its socket: once it is closed, none of them is left.
-                    Socket::Open(inode) => (open.contains(&inode), Some(inode)),
+                    Socket::Open(inode) => {
+                        let unlisted = gone.since >= listed;
+                        (unlisted || open.contains(&inode), Some(inode))
+                    }
                     Socket::Reset(since) => (since.elapsed() < QUEUED_TIME, None),
                 };
                 if std::mem::take(&mut gone.came) {
@@ -443,38 +448,48 @@ mod tests {
         let lines = Lines::<()>::new(2, Duration::ZERO);
         lines.give_up(peer(1));
         lines.was(peer(1), Some(7));
-        lines.forget_closed(&HashSet::from([7]));
+        lines.forget_closed(&HashSet::from([7]), Instant::now());
         for _ in 0..2 {
             assert_eq!(lines.enter(peer(1)), Entered::Gone);
         }
-        let came = lines.forget_closed(&HashSet::from([7]));
+        let came = lines.forget_closed(&HashSet::from([7]), Instant::now());
         assert_eq!(came, [(peer(1), Some(7))].into());
-        assert_eq!(lines.forget_closed(&HashSet::from([7])), HashMap::new());
+        assert_eq!(
+            lines.forget_closed(&HashSet::from([7]), Instant::now()),
+            HashMap::new()
+        );
         assert_eq!(lines.enter(peer(1)), Entered::Gone);
         assert_eq!(
-            lines.forget_closed(&HashSet::new()),
+            lines.forget_closed(&HashSet::new(), Instant::now()),
             [(peer(1), Some(7))].into()
         );
         assert_eq!(lines.enter(peer(1)), Entered::Turn(0), "somebody else's");
         lines.no_more(peer(1));
         lines.give_up(peer(1));
         lines.was(peer(1), Some(8));
-        lines.forget_closed(&HashSet::new());
+        lines.forget_closed(&HashSet::new(), Instant::now());
         assert_eq!(lines.enter(peer(1)), Entered::Gone, "its line is there");
         assert!(lines.written(peer(1)).is_none());
-        lines.forget_closed(&HashSet::new());
+        lines.forget_closed(&HashSet::new(), Instant::now());
         assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
+        let listed = Instant::now();
+        lines.give_up(peer(3));
+        lines.was(peer(3), Some(9));
+        lines.forget_closed(&HashSet::new(), listed);
+        assert_eq!(lines.enter(peer(3)), Entered::Gone, "too new to be listed");
+        lines.forget_closed(&HashSet::new(), Instant::now());
+        assert_eq!(lines.enter(peer(3)), Entered::Turn(0));
         let start = Instant::now();
         lines.give_up(peer(2));
         lines.was(peer(2), None);
         assert_eq!(lines.enter(peer(2)), Entered::Gone);
         assert_eq!(
-            lines.forget_closed(&HashSet::new()),
+            lines.forget_closed(&HashSet::new(), Instant::now()),
             [(peer(2), None)].into()
         );
         while lines.any_gone() {
             assert!(start.elapsed() < Duration::from_secs(20), "forgotten");
-            lines.forget_closed(&HashSet::new());
+            lines.forget_closed(&HashSet::new(), Instant::now());
         }
         assert!(start.elapsed() >= QUEUED_TIME, "not while it is queued");
     }

@@ -213,7 +213,8 @@ pub(super) fn forget_strangers(shared: &Shared) {
     if !shared.lines.any_gone() {
         return;
     }
-    let came = shared.lines.forget_closed(&Sever::open());
+    let listed = Instant::now();
+    let came = shared.lines.forget_closed(&Sever::open(), listed);
     if came.is_empty() {
         return;
     }
