@@ -1,9 +1,10 @@
 //! The C library's allocator, set up for hundreds of threads.
 //!
 //! The HTTP library has a thread a connection, and glibc keeps freed memory for each thread (the
-//! `tcache`) and in eight arenas a processor. A server under attack held several times what it had
-//! in use, and more by the minute: 28 MiB after one minute of stalled bodies and 54 after ten. Less
-//! of both costs no speed here. glibc takes such settings from the environment only, before the
+//! `tcache`). A server under attack held several times what it had in use, and more by the minute: 28
+//! MiB after one minute of stalled bodies and 54 after ten; without, 25 and 29, and no slower. Fewer
+//! arenas would take less still, but their locks are what a flood fights for: it then took three
+//! times as long until the server answered again. glibc is told by the environment only, before the
 //! process begins (its manual, "Memory Allocation Tunables"), so the server begins once more.
 
 use std::ffi::OsStr;
@@ -11,21 +12,22 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 const VARIABLE: &str = "GLIBC_TUNABLES";
+/// Pieces of each size that a thread keeps; seven if nobody says otherwise.
+const CACHED: &str = "glibc.malloc.tcache_count";
 /// Says that this is the second beginning. What was set does not: where the program has privileges
 /// of its own (`setcap`), glibc takes it out of the environment.
 const ONCE: &str = "_TALLYLINE_ALLOCATOR_SET_UP";
 
-/// Begins this process anew with what is not set yet: the same program and arguments, the same
-/// process with all it has open. Returns if there is nothing to set, or if it cannot.
+/// Begins this process anew with that set: the same program and arguments, the same process with all
+/// it has open. Returns if it is set already, or if it cannot.
 ///
 /// To be called before there are threads, or anything is done that must not be done twice.
 pub fn set_up() {
     if cfg!(not(target_env = "gnu")) || std::env::var_os(ONCE).is_some() {
         return;
     }
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let set = std::env::var_os(VARIABLE);
-    let Some(value) = tunables(set.as_deref(), processors) else {
+    let Some(value) = tunables(set.as_deref()) else {
         return;
     };
     let mut args = std::env::args_os();
@@ -41,21 +43,11 @@ pub fn set_up() {
     tracing::debug!(%error, "serving with the allocator as it is");
 }
 
-/// What was `set`, and after it what is not named there. `None` if all is, or if it is no text.
-fn tunables(set: Option<&OsStr>, processors: usize) -> Option<String> {
+/// What was `set`, and after it ours. `None` if that is named there already, or if it is no text.
+fn tunables(set: Option<&OsStr>) -> Option<String> {
     let set = set.unwrap_or_default().to_str()?;
-    let mut value = set.to_owned();
-    for (name, ours) in [
-        ("glibc.malloc.tcache_count", 0),
-        // As many as can be in use at once.
-        ("glibc.malloc.arena_max", processors),
-    ] {
-        if !set.contains(name) {
-            let colon = if value.is_empty() { "" } else { ":" };
-            value = format!("{value}{colon}{name}={ours}");
-        }
-    }
-    (value != set).then_some(value)
+    let colon = if set.is_empty() { "" } else { ":" };
+    (!set.contains(CACHED)).then(|| format!("{set}{colon}{CACHED}=0"))
 }
 
 #[cfg(test)]
@@ -64,12 +56,12 @@ mod tests {
 
     #[test]
     fn what_somebody_else_set_stays() {
-        let ours = "glibc.malloc.tcache_count=0:glibc.malloc.arena_max=2";
-        assert_eq!(tunables(None, 2).as_deref(), Some(ours));
-        assert_eq!(tunables(Some(OsStr::new("")), 2).as_deref(), Some(ours));
-        assert_eq!(tunables(Some(OsStr::new(ours)), 9), None, "once");
-        let theirs = OsStr::new("glibc.malloc.arena_max=7:glibc.malloc.check=3");
-        let both = "glibc.malloc.arena_max=7:glibc.malloc.check=3:glibc.malloc.tcache_count=0";
-        assert_eq!(tunables(Some(theirs), 2).as_deref(), Some(both));
+        let ours = "glibc.malloc.tcache_count=0";
+        assert_eq!(tunables(None).as_deref(), Some(ours));
+        assert_eq!(tunables(Some(OsStr::new(""))).as_deref(), Some(ours));
+        assert_eq!(tunables(Some(OsStr::new(ours))), None, "once");
+        let theirs = OsStr::new("glibc.malloc.arena_max=7");
+        let both = "glibc.malloc.arena_max=7:glibc.malloc.tcache_count=0";
+        assert_eq!(tunables(Some(theirs)).as_deref(), Some(both));
     }
 }
