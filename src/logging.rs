@@ -4,6 +4,7 @@
 //! our own crate speaks below warnings: what libraries trace may hold a header with a token.
 
 use std::io::{self, IsTerminal as _, Write};
+use std::panic;
 use std::sync::LazyLock;
 
 use indicatif::MultiProgress;
@@ -11,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::cli::{LogFormat, LoggingArgs};
-use crate::http::engine::LOG_DIRECTIVE as LIBRARY;
+use crate::http::engine::{self, LOG_DIRECTIVE as LIBRARY};
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
@@ -57,6 +58,14 @@ pub fn start(args: &LoggingArgs, manner: Manner) {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if engine::is_the_librarys(panic) {
+            tracing::debug!("{panic}");
+        } else {
+            print(panic);
+        }
+    }));
 }
 
 /// Stderr, the bars out of the way while it is written to.

@@ -42,6 +42,7 @@ mod watch;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -57,6 +58,15 @@ use usher::Nudge;
 
 /// What the library says through the `log` crate is known to the engine already, and said in words.
 pub const LOG_DIRECTIVE: &str = "tiny_http=off";
+
+/// Whether it is the library that panics, which costs it a connection, or an accept loop that is begun
+/// anew. It does so over each request of a client that had gone when it was accepted, thousands a
+/// second in a flood: to print them, with backtraces where the environment asks for those, holds up
+/// everybody, and fills the disk.
+pub fn is_the_librarys(panic: &PanicHookInfo<'_>) -> bool {
+    let at = panic.location();
+    at.is_some_and(|at| at.file().contains("tiny_http"))
+}
 
 /// Bounds of the engine; the defaults are what `serve` uses.
 #[derive(Clone, Copy, Debug)]
