@@ -5,8 +5,10 @@ use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 
 use super::harness::http::{Conn, Request};
@@ -56,6 +58,30 @@ fn heads_and_chunk_sizes_without_an_end_are_cut_off() {
     }
     assert!(peak(&server) < 200, "{} MiB", peak(&server));
     assert_calm(&server, 8);
+}
+
+#[cfg(target_env = "gnu")]
+#[test]
+fn what_large_bodies_took_is_given_back() {
+    // Red if the C library may keep what they took, in each of its arenas: that was ten times as much
+    // as the process has in use.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let padding = format!(",\"padding\":\"{}\"}}", "x".repeat(32 << 10));
+    let body = event("u", 1).replace('}', &padding).repeat(7 << 5);
+    let post = Request::new("POST", "/liveEvent").body(&body);
+    for _ in 0..4 {
+        thread::scope(|scope| {
+            for _ in 0..16 {
+                // Some are refused: there is room for some at a time.
+                scope.spawn(|| server.connect().ask(&post));
+            }
+        });
+    }
+    let kept = || server.proc_status("VmRSS") >> 10;
+    until(PATIENCE, "the memory is given back", || {
+        (kept() < 72).then_some(())
+    });
 }
 
 #[cfg(target_env = "gnu")]
@@ -262,6 +288,27 @@ fn the_next_client_from_the_port_of_a_hostile_one_is_served() {
         let reply = conn.try_ask(&Request::new("GET", "/healthz")).ok()?;
         (reply.status == 200).then_some(())
     });
+}
+
+#[test]
+fn requests_of_clients_that_are_gone_when_they_are_accepted_leave_no_word() {
+    // Red if the library's panic over each of them is printed: a flood wrote 57 MB to stderr, most of
+    // it backtraces, and the server answered again after a minute and a half.
+    let scratch = Scratch::new();
+    let server = Server::by(&scratch.data(), &[], |args| {
+        let mut command = tallyline(args);
+        command.env("RUST_BACKTRACE", "1");
+        command
+    });
+    server.process.signal(Signal::STOP);
+    for _ in 0..64 {
+        let mut conn = connect_from(0, server.port).expect("the kernel takes it");
+        conn.send(Request::new("GET", "/healthz").bytes()).unwrap();
+    }
+    server.process.signal(Signal::CONT);
+    assert_calm(&server, 0);
+    let said = server.process.stderr();
+    assert!(!said.contains("panicked"), "{said}");
 }
 
 #[test]
