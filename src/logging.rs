@@ -3,6 +3,7 @@
 //! Every bar belongs to [`bars`]; a log line written while bars stand makes them step aside. Only
 //! our own crate speaks below warnings: what libraries trace may hold a header with a token.
 
+use std::backtrace::Backtrace;
 use std::io::{self, IsTerminal as _, Write};
 use std::panic;
 use std::sync::LazyLock;
@@ -58,13 +59,12 @@ pub fn start(args: &LoggingArgs, manner: Manner) {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+    let log_format = args.log_format;
     let print = panic::take_hook();
-    panic::set_hook(Box::new(move |panic| {
-        if engine::is_the_librarys(panic) {
-            tracing::debug!("{panic}");
-        } else {
-            print(panic);
-        }
+    panic::set_hook(Box::new(move |panic| match log_format {
+        _ if engine::is_the_librarys(panic) => tracing::debug!("{panic}"),
+        LogFormat::Text => print(panic),
+        LogFormat::Json => tracing::error!(backtrace = %Backtrace::capture(), "{panic}"),
     }));
 }
 

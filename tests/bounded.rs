@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::{Value, from_str};
 use socket2::{Domain, Socket, Type};
 
 use super::harness::http::{Conn, Request};
@@ -333,10 +334,10 @@ fn a_client_that_sends_on_after_its_answer_is_told_soon() {
 
 #[test]
 fn a_handler_that_panics_answers_500_and_serves_on() {
-    // Red if a panic ends the thread that takes everybody's requests, or the client is left waiting.
-    // (Debug builds have a path that panics.)
+    // Red if a panic ends the thread that takes everybody's requests, or the client is left waiting; or
+    // if its words are no JSON where logs are. (Debug builds have a path that panics.)
     let scratch = Scratch::new();
-    let server = Server::start(&scratch.data());
+    let server = Server::with(&scratch.data(), &["--log-format", "json"]);
     for _ in 0..20 {
         server.get("/panic").expect(500);
         let large = " ".repeat(5000);
@@ -345,6 +346,16 @@ fn a_handler_that_panics_answers_500_and_serves_on() {
     let mut conn = server.connect();
     conn.ask(&live("u")).expect(202);
     assert_calm(&server, 1);
+    let said = server.process.stderr();
+    let lines = said
+        .lines()
+        .map(|line| from_str::<Value>(line).expect(line));
+    let panics = lines.filter(|line| {
+        line["message"]
+            .as_str()
+            .is_some_and(|m| m.starts_with("panicked"))
+    });
+    assert_eq!(panics.count(), 40, "{said}");
 }
 
 #[test]
