@@ -57,8 +57,8 @@ const CONNECT_TIME: Duration = Duration::from_millis(250);
 /// A door that has not kept up for so long, ... (Measured: never 80 ms under full honest load, with
 /// thousands of pipelined requests in flight or the processors taken by others.)
 const FLOODED_AFTER: Duration = Duration::from_millis(500);
-/// ... in a process that has grown by so much since: 64 MiB, of pages of 4 KiB. A flood takes twice
-/// that in the same time; a slow machine whose door is behind does not grow.
+/// ... in a process that has grown by so much since it was smallest: 64 MiB, of pages of 4 KiB. A flood
+/// takes twice that in the same time; a slow machine whose door is behind does not grow.
 const FLOOD_PAGES: u64 = 64 << 8;
 /// Connections that wait to be accepted and are ended in one go.
 const TURNED_AWAY_MAX: usize = 4096;
@@ -91,8 +91,7 @@ pub(super) struct Usher {
     rebuild: Option<Instant>,
     back_off: Duration,
     built: Instant,
-    /// When the newest door had last kept up, and the process's pages of memory then.
-    kept_up: (Instant, u64),
+    kept_up: KeptUp,
     /// A flood was shed, and what it left in the queue is not taken yet.
     shedding: bool,
 }
@@ -119,7 +118,7 @@ impl Usher {
             rebuild: None,
             back_off: BACK_OFF_MIN,
             built: now,
-            kept_up: (now, watch::resident_pages()),
+            kept_up: KeptUp::now(watch::resident_pages()),
             shedding: false,
         };
         usher.open_door()?;
@@ -220,12 +219,11 @@ impl Usher {
     /// Sees whether the door keeps up with what the library queues for it (defect 8).
     fn check_queue(&mut self, pages: u64) {
         if self.doors.last().is_none_or(Door::kept_up) {
-            self.kept_up = (Instant::now(), pages);
+            self.kept_up = KeptUp::now(pages);
             self.shedding = false;
         } else if self.shedding {
             self.shed();
-        } else if self.kept_up.0.elapsed() >= FLOODED_AFTER && pages > self.kept_up.1 + FLOOD_PAGES
-        {
+        } else if self.kept_up.flooded_since(pages) {
             tracing::warn!("a flood of requests; all connections are ended");
             self.shed();
             self.plan_rebuild("a flood of requests");
@@ -323,6 +321,27 @@ fn behind_ours<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
     })
 }
 
+/// When the newest door had last kept up.
+struct KeptUp {
+    at: Instant,
+    /// Pages of memory the process has had since, at the least: those that the last flood took may still
+    /// be on their way back when the next one comes.
+    pages: u64,
+}
+
+impl KeptUp {
+    fn now(pages: u64) -> Self {
+        let at = Instant::now();
+        Self { at, pages }
+    }
+
+    /// Whether the process, of so many `pages` now, has been flooded since.
+    fn flooded_since(&mut self, pages: u64) -> bool {
+        self.pages = self.pages.min(pages);
+        self.at.elapsed() >= FLOODED_AFTER && pages > self.pages + FLOOD_PAGES
+    }
+}
+
 fn connect(own: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(own), Type::STREAM, None)?;
     socket.connect_timeout(&own.into(), CONNECT_TIME)?;
@@ -411,6 +430,16 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_is_told_by_growth_since_the_process_was_smallest() {
+        let mut kept_up = KeptUp::now(2 * FLOOD_PAGES);
+        assert!(!kept_up.flooded_since(9 * FLOOD_PAGES), "not for long");
+        kept_up.at -= FLOODED_AFTER;
+        assert!(!kept_up.flooded_since(3 * FLOOD_PAGES), "not by so much");
+        assert!(!kept_up.flooded_since(FLOOD_PAGES / 2), "it shrinks");
+        assert!(kept_up.flooded_since(2 * FLOOD_PAGES), "and grows again");
+    }
 
     #[test]
     fn a_peer_is_new_once_and_the_table_does_not_grow() {
