@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::event::Kind;
 use crate::store::Sums;
@@ -65,8 +65,14 @@ impl Key {
     }
 }
 
-/// Random per process: whoever chooses user ids can't choose their hashes.
 type Seeds = [u64; 4];
+
+/// Random: whoever chooses user ids can't choose their hashes. Per process: few users need few batches of
+/// a [`Router`], range after range.
+static SEEDS: LazyLock<Seeds> = LazyLock::new(|| {
+    let state = std::hash::RandomState::new();
+    std::array::from_fn(|index| state.hash_one(index))
+});
 
 /// The two halves of the product, mixed: wyhash's and rapidhash's step.
 #[inline]
@@ -192,10 +198,9 @@ pub(super) struct Users {
 
 impl Users {
     pub(super) fn new() -> Self {
-        let state = std::hash::RandomState::new();
         Self {
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
-            seeds: std::array::from_fn(|index| state.hash_one(index)),
+            seeds: *SEEDS,
         }
     }
 
@@ -355,6 +360,18 @@ mod tests {
         let sorted = frozen.sorted();
         assert_eq!(sorted.iter().map(|user| user.0).collect::<Vec<_>>(), ids);
         assert!(sorted.iter().all(|(_, sums)| sums.added() == 6));
+    }
+
+    #[test]
+    fn few_users_need_few_batches_however_many_ranges_there_are() {
+        let mut router = Router::new();
+        for _ in 0..100 {
+            let users = Users::new();
+            router.count(&users, b"user1", Kind::Add, 1);
+            router.flush(&users);
+        }
+        let used = router.batches.iter().filter(|batch| batch.capacity() > 0);
+        assert_eq!(used.count(), 1);
     }
 
     #[test]
