@@ -33,6 +33,15 @@ fn peak(server: &Server) -> u64 {
     server.proc_status("VmHWM") >> 10
 }
 
+/// A server whose environment has that variable.
+fn start_with_variable(scratch: &Scratch, name: &str, value: &str) -> Server {
+    Server::by(&scratch.data(), &[], |args| {
+        let mut command = tallyline(args);
+        command.env(name, value);
+        command
+    })
+}
+
 #[test]
 fn heads_and_chunk_sizes_without_an_end_are_cut_off() {
     // Red if the library may read on for as long as bytes come: it keeps all of them.
@@ -67,12 +76,8 @@ fn what_large_bodies_took_is_given_back() {
     // Red if the C library may keep what they took, in each of its arenas: that was ten times as much
     // as the process has in use.
     let scratch = Scratch::new();
-    let server = Server::by(&scratch.data(), &[], |args| {
-        let mut command = tallyline(args);
-        // However many processors there are.
-        command.env("GLIBC_TUNABLES", "glibc.malloc.arena_max=8");
-        command
-    });
+    // However many processors there are.
+    let server = start_with_variable(&scratch, "GLIBC_TUNABLES", "glibc.malloc.arena_max=8");
     let padding = format!(",\"padding\":\"{}\"}}", "x".repeat(32 << 10));
     let body = event("u", 1).replace('}', &padding).repeat(7 << 5);
     let post = Request::new("POST", "/liveEvent").body(&body);
@@ -96,11 +101,7 @@ fn what_a_thread_freed_is_not_kept_for_it() {
     // Red if the server runs with a cache of freed memory for each of its threads, under a name or a
     // number of its own, or forgets what somebody else had set.
     let scratch = Scratch::new();
-    let server = Server::by(&scratch.data(), &[], |args| {
-        let mut command = tallyline(args);
-        command.env("GLIBC_TUNABLES", "glibc.malloc.arena_max=3");
-        command
-    });
+    let server = start_with_variable(&scratch, "GLIBC_TUNABLES", "glibc.malloc.arena_max=3");
     let of = |file| fs::read_to_string(format!("/proc/{}/{file}", server.process.id())).unwrap();
     let environ = of("environ");
     let is_set = |set| environ.split(['\0', ':']).any(|part| part.ends_with(set));
@@ -301,11 +302,7 @@ fn requests_of_clients_that_are_gone_when_they_are_accepted_leave_no_word() {
     // Red if the library's panic over each of them is printed: a flood wrote 57 MB to stderr, most of
     // it backtraces, and the server answered again after a minute and a half.
     let scratch = Scratch::new();
-    let server = Server::by(&scratch.data(), &[], |args| {
-        let mut command = tallyline(args);
-        command.env("RUST_BACKTRACE", "1");
-        command
-    });
+    let server = start_with_variable(&scratch, "RUST_BACKTRACE", "1");
     server.process.signal(Signal::STOP);
     for _ in 0..64 {
         let mut conn = connect_from(0, server.port).expect("the kernel takes it");
