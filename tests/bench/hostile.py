@@ -175,6 +175,22 @@ def trickled(port):
     return held(port, [HALF_HEAD, HALF_BODY, HALF_CHUNK, HALF_SIZE], b"0")
 
 
+def push(conns, block, seconds):
+    """Sends `block` over each again and again, as far as the server takes it; closes those that it ends, and the rest after `seconds`."""
+    until = time.monotonic() + seconds
+    while conns and time.monotonic() < until:
+        for conn in select.select([], conns, [], 1)[1]:
+            try:
+                conn.send(block, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                conn.close()
+                conns.remove(conn)
+    for conn in conns:
+        conn.close()
+
+
 def endless(port):
     """Heads and chunk sizes without an end, as fast as they go: the library keeps all of it."""
     block = b"0" * 65536
@@ -184,18 +200,7 @@ def endless(port):
             conn = connect(port)
             conn.sendall(start)
             conns.append(conn)
-        until = time.monotonic() + 20
-        while conns and time.monotonic() < until:
-            for conn in select.select([], conns, [], 1)[1]:
-                try:
-                    conn.send(block, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    conn.close()
-                    conns.remove(conn)
-        for conn in conns:
-            conn.close()
+        push(conns, block, 20)
         yield
 
 
@@ -204,18 +209,7 @@ def never_reads(port):
     page = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
     while True:
         conns = [connect(port) for _ in range(16)]
-        until = time.monotonic() + 8
-        while conns and time.monotonic() < until:
-            for conn in select.select([], conns, [], 1)[1]:
-                try:
-                    conn.send(page, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    conn.close()
-                    conns.remove(conn)
-        for conn in conns:
-            conn.close()
+        push(conns, page, 8)
         yield
 
 
