@@ -28,6 +28,12 @@ pub trait DiskFile: Send + Sync + 'static {
     }
 }
 
+/// An open directory.
+pub trait DiskDir: Send + Sync + 'static {
+    /// fsync: what was created, renamed or removed in it survives power loss.
+    fn sync(&self) -> io::Result<()>;
+}
+
 /// What an open file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStat {
@@ -54,8 +60,8 @@ pub trait Disk: Send + Sync + 'static {
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// fsync of a directory: what was created, renamed or removed in it survives power loss.
-    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Opens a directory, which fails where the process has no descriptor left.
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>>;
     /// Creates a directory where it is missing (parents must exist).
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// The names in a directory, in no order: (name, is a directory). Empty if it is missing.
@@ -64,6 +70,11 @@ pub trait Disk: Send + Sync + 'static {
     fn identity(&self, path: &Path) -> io::Result<Option<Identity>>;
     /// Bytes that could still be written on the file system of `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+
+    /// Opens a directory and syncs it. To be called where a failure of either leaves nothing in doubt.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.open_dir(dir)?.sync()
+    }
 
     /// Bytes of all files in `dir` and below. A file that goes away meanwhile counts nothing.
     fn used_bytes(&self, dir: &Path) -> io::Result<u64> {
@@ -117,8 +128,8 @@ impl Disk for RealDisk {
         std::fs::remove_file(path)
     }
 
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
+        Ok(Box::new(File::open(dir)?))
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
@@ -155,6 +166,12 @@ impl Disk for RealDisk {
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+impl DiskDir for File {
+    fn sync(&self) -> io::Result<()> {
+        self.sync_all()
     }
 }
 

@@ -244,6 +244,40 @@ fn a_hundred_pipelined_requests_are_answered_in_order() {
     assert_calm(&server, 200 + 2 * rounds * 30);
 }
 
+fn start_with_64_descriptors(scratch: &Scratch, flags: &[&str]) -> Server {
+    Server::by(&scratch.data(), flags, |args| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]);
+        command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
+        quiet_environment(&mut command);
+        command
+    })
+}
+
+#[test]
+fn a_rotation_for_which_there_is_no_descriptor_is_put_off() {
+    // Red if the journal renames a file and then has no descriptor to sync the directory by: it takes
+    // nothing any more until it is restarted.
+    let scratch = Scratch::new();
+    let server = start_with_64_descriptors(&scratch, &["--rotate-bytes", "1KiB"]);
+    let mut polite = server.connect();
+    polite.ask(&live("u")).expect(202);
+    let mut acked = 1;
+    let post = Request::new("POST", "/liveEvent").body(event("u", 1).repeat(50));
+    let mut crowd = Vec::new();
+    until(PATIENCE, "a rotation finds none left", || {
+        crowd.extend((0..16).filter_map(|_| Conn::try_open(server.port).ok()));
+        let reply = polite.ask(&post);
+        // Refused where the next file could not be created.
+        assert!([202, 503].contains(&reply.status), "{reply:?}");
+        acked += if reply.status == 202 { 50 } else { 0 };
+        let said = server.process.stderr();
+        (said.contains("topic=\"rotation\"") || said.contains("topic=\"journal\"")).then_some(())
+    });
+    drop(crowd);
+    assert_calm(&server, acked);
+}
+
 #[test]
 fn running_out_of_descriptors_is_survived() {
     // Red if one failed accept ends the accept loop: alive, listening, and answering nobody. On a
@@ -251,13 +285,7 @@ fn running_out_of_descriptors_is_survived() {
     // that were accepted and have no thread yet.
     for _ in 0..3 {
         let scratch = Scratch::new();
-        let server = Server::by(&scratch.data(), &[], |args| {
-            let mut command = Command::new("sh");
-            command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]);
-            command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
-            quiet_environment(&mut command);
-            command
-        });
+        let server = start_with_64_descriptors(&scratch, &[]);
         for acked in 0..2 {
             let mut crowd = Vec::new();
             for _ in 0..150 {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tallyline::fs::{Disk, DiskFile, FileStat, Identity, write_new};
+use tallyline::fs::{Disk, DiskDir, DiskFile, FileStat, Identity, write_new};
 
 const SECTOR: usize = 512;
 
@@ -96,6 +96,11 @@ struct State {
 #[derive(Clone, Default)]
 pub(crate) struct SimDisk {
     state: Arc<Mutex<State>>,
+}
+
+struct SimDir {
+    state: Arc<Mutex<State>>,
+    path: PathBuf,
 }
 
 struct SimFile {
@@ -348,6 +353,11 @@ impl SimDisk {
         self.lock().fault = Some((call, skip, errno));
     }
 
+    /// Whether the call that was to fail did.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.lock().fault.is_none()
+    }
+
     /// Bounds what all files together may hold.
     pub(crate) fn set_capacity(&self, bytes: Option<usize>) {
         self.lock().capacity = bytes;
@@ -559,27 +569,12 @@ impl Disk for SimDisk {
         Ok(())
     }
 
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut state = self.lock();
-        state.step(Call::SyncDir, || dir.display().to_string())?;
-        // What is made durable takes with it what went before it in the directories it touches.
-        let mut touched = BTreeSet::from([dir.to_owned()]);
-        let mut kept = Vec::new();
-        let mut synced = Vec::new();
-        for change in std::mem::take(&mut state.unsynced_names).into_iter().rev() {
-            if change.dirs.iter().any(|dir| touched.contains(dir)) {
-                touched.extend(change.dirs.iter().cloned());
-                synced.push(change);
-            } else {
-                kept.push(change);
-            }
-        }
-        for change in synced.iter().rev() {
-            apply(&mut state.durable_names, change);
-        }
-        kept.reverse();
-        state.unsynced_names = kept;
-        Ok(())
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
+        self.lock().step(Call::Open, || dir.display().to_string())?;
+        Ok(Box::new(SimDir {
+            state: Arc::clone(&self.state),
+            path: dir.to_owned(),
+        }))
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
@@ -627,6 +622,31 @@ impl Disk for SimDisk {
 impl SimFile {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+}
+
+impl DiskDir for SimDir {
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.step(Call::SyncDir, || self.path.display().to_string())?;
+        // What is made durable takes with it what went before it in the directories it touches.
+        let mut touched = BTreeSet::from([self.path.clone()]);
+        let mut kept = Vec::new();
+        let mut synced = Vec::new();
+        for change in std::mem::take(&mut state.unsynced_names).into_iter().rev() {
+            if change.dirs.iter().any(|dir| touched.contains(dir)) {
+                touched.extend(change.dirs.iter().cloned());
+                synced.push(change);
+            } else {
+                kept.push(change);
+            }
+        }
+        for change in synced.iter().rev() {
+            apply(&mut state.durable_names, change);
+        }
+        kept.reverse();
+        state.unsynced_names = kept;
+        Ok(())
     }
 }
 
@@ -874,7 +894,7 @@ fn a_file_put_in_place_is_whole_or_absent_wherever_the_power_goes() {
     let whole = new_disk();
     put(&whole).unwrap();
     let steps = whole.steps();
-    assert_eq!(steps, 7, "{:?}", whole.log());
+    assert_eq!(steps, 8, "{:?}", whole.log());
     for off in 0..=steps {
         for seed in 0..200 {
             let disk = new_disk();

@@ -54,7 +54,7 @@ pub(super) fn start(
         data_dir: data_dir.to_owned(),
         group: Vec::new(),
         room: Room::default(),
-        rotate_not_before: now,
+        retry_at: None,
         checked_at: now,
         disk,
         config,
@@ -101,7 +101,8 @@ struct Writer {
     /// The group's bytes, written in one call; kept for its capacity.
     group: Vec<u8>,
     room: Room,
-    rotate_not_before: Instant,
+    /// When to try again a rotation or a creation that failed.
+    retry_at: Option<Instant>,
     checked_at: Instant,
 }
 
@@ -211,8 +212,7 @@ impl Writer {
                 }
             }
         }
-        if self.durable_end >= self.config.rotate_bytes && self.rotate_not_before <= Instant::now()
-        {
+        if self.durable_end >= self.config.rotate_bytes && self.may_try() {
             let _in_readiness = self.rotate();
         }
     }
@@ -301,7 +301,7 @@ impl Writer {
         match &self.state {
             State::Poisoned(_) => return,
             State::Uncreated(_) => {
-                if self.rotate_not_before <= Instant::now() {
+                if self.may_try() {
                     let _in_readiness = self.create_next();
                 }
             }

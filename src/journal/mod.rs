@@ -24,7 +24,8 @@
 //! 5. publish the new segment.
 //!
 //! If 1 fails: stay on the file, try later. 2 or 4: poisoned. 3: appends are refused while creating
-//! is tried again.
+//! is tried again. The directory is opened for 2 before 1 and for 4 before 3, so that having no
+//! descriptor left is a failure of 1 or 3.
 //!
 //! # Recover
 //! See [`recover`](Journal::open): torn tails are kept in `quarantine/` and cut off, lost segments

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use tempfile::TempDir;
 
 use super::*;
-use crate::fs::{FileStat, Identity, RealDisk};
+use crate::fs::{DiskDir, FileStat, Identity, RealDisk};
 use crate::segment::ACTIVE_FILE;
 
 fn config() -> JournalConfig {
@@ -321,6 +321,7 @@ struct Faults {
     sync: AtomicUsize,
     cut: AtomicUsize,
     rename: AtomicUsize,
+    open_dir: AtomicUsize,
     sync_dir: AtomicUsize,
     create: AtomicUsize,
     /// Syncs that did not fail.
@@ -340,6 +341,7 @@ fn fault(counter: &AtomicUsize) -> io::Result<()> {
 
 struct FaultyDisk(Arc<Faults>);
 struct FaultyFile(Arc<dyn DiskFile>, Arc<Faults>);
+struct FaultyDir(Box<dyn DiskDir>, Arc<Faults>);
 
 impl Disk for FaultyDisk {
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -365,9 +367,10 @@ impl Disk for FaultyDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         RealDisk.remove(path)
     }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        fault(&self.0.sync_dir)?;
-        RealDisk.sync_dir(dir)
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
+        fault(&self.0.open_dir)?;
+        let dir = RealDisk.open_dir(dir)?;
+        Ok(Box::new(FaultyDir(dir, Arc::clone(&self.0))))
     }
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         RealDisk.create_dir(dir)
@@ -380,6 +383,13 @@ impl Disk for FaultyDisk {
     }
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         RealDisk.free_bytes(dir)
+    }
+}
+
+impl DiskDir for FaultyDir {
+    fn sync(&self) -> io::Result<()> {
+        fault(&self.1.sync_dir)?;
+        self.0.sync()
     }
 }
 
@@ -488,15 +498,25 @@ fn a_failed_write_that_cannot_be_undone_poisons() {
 
 #[test]
 fn a_rotation_that_fails_at_each_step() {
-    // 1: stays on the file.
-    let dir = TempDir::new().expect("a directory");
-    let (open, faults) = faulty(dir.path());
-    faults.rename.store(1, Ordering::SeqCst);
-    assert!(matches!(rotate(&open.journal), Err(AppendError::Failed(_))));
-    assert_eq!(
-        append(&open.journal, "next\n").expect("appended"),
-        at(1, 10)
-    );
+    // 1, or without a descriptor for 2: stays on the file, and is tried again by itself.
+    for which in ["open_dir", "rename"] {
+        let dir = TempDir::new().expect("a directory");
+        let (open, faults) = faulty(dir.path());
+        let counter = if which == "rename" {
+            &faults.rename
+        } else {
+            &faults.open_dir
+        };
+        counter.store(1, Ordering::SeqCst);
+        assert!(matches!(rotate(&open.journal), Err(AppendError::Failed(_))));
+        assert_eq!(
+            append(&open.journal, "next\n").expect("appended"),
+            at(1, 10),
+            "{which}"
+        );
+        until("it is sealed", || open.journal.tail().number == 2);
+        assert!(open.health.reasons().is_empty(), "{which}");
+    }
 
     // 2: poisoned.
     let dir = TempDir::new().expect("a directory");

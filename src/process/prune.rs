@@ -316,7 +316,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::fs::{DiskFile, Identity, RealDisk};
+    use crate::fs::{DiskDir, DiskFile, Identity, RealDisk};
     use crate::process::run_once;
     use crate::store::{DATABASE_FILE, Existing, read_checks};
 
@@ -350,8 +350,8 @@ mod tests {
         fn remove(&self, path: &Path) -> io::Result<()> {
             self.allowed().and_then(|()| RealDisk.remove(path))
         }
-        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-            self.allowed().and_then(|()| RealDisk.sync_dir(dir))
+        fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
+            self.allowed().and_then(|()| RealDisk.open_dir(dir))
         }
         fn create_dir(&self, dir: &Path) -> io::Result<()> {
             RealDisk.create_dir(dir)

@@ -8,13 +8,18 @@ use super::{JOURNAL, RETRY_AFTER, ROTATION, State, Writer, is_full};
 use crate::segment::sealed_file_name;
 
 impl Writer {
-    /// When the active segment is to be sealed for its age.
+    /// When the active segment is to be sealed for its age, or because it could not be before.
     pub(super) fn rotation_due(&self) -> Option<Instant> {
         let State::Open(_) = self.state else {
             return None;
         };
-        let due = self.first_line_at?.checked_add(self.config.rotate_every?)?;
-        Some(due.max(self.rotate_not_before))
+        self.retry_at
+            .or_else(|| self.first_line_at?.checked_add(self.config.rotate_every?))
+    }
+
+    /// Whether a rotation or a creation that failed, if one did, may be tried again.
+    pub(super) fn may_try(&self) -> bool {
+        self.retry_at.is_none_or(|at| at <= Instant::now())
     }
 
     /// Seals the active segment, if it holds anything, and creates the next.
@@ -23,14 +28,24 @@ impl Writer {
             State::Poisoned(reason) => return Err(AppendError::Failed(reason.clone())),
             State::Uncreated(_) => return Ok(()),
             State::Open(_) if self.durable_end == 0 => return Ok(()),
-            State::Open(_) => self.check_path()?,
+            State::Open(_) => {}
         }
+        self.retry_at = Some(Instant::now() + RETRY_AFTER);
+        self.check_path()?;
+        // Opened before there is anything to sync: without a descriptor nothing is begun.
+        let dir = match self.disk.open_dir(&self.data_dir) {
+            Ok(dir) => dir,
+            Err(error) => {
+                let reason = format!("cannot open {}: {error}", self.data_dir.display());
+                self.health.set(ROTATION, &reason);
+                return Err(AppendError::Failed(reason));
+            }
+        };
         // 1. rename, never replacing.
         let sealed = self
             .data_dir
             .join(sealed_file_name(self.number, SystemTime::now()));
         if let Err(error) = self.disk.rename_new(&self.path, &sealed) {
-            self.rotate_not_before = Instant::now() + RETRY_AFTER;
             let reason = format!(
                 "cannot seal {} as {}: {error}",
                 self.path.display(),
@@ -40,7 +55,7 @@ impl Writer {
             return Err(AppendError::Failed(reason));
         }
         // 2. fsync the directory.
-        if let Err(error) = self.disk.sync_dir(&self.data_dir) {
+        if let Err(error) = dir.sync() {
             return Err(self.poison(&format!(
                 "was sealed, but its directory could not be synced: {error}"
             )));
@@ -67,10 +82,12 @@ impl Writer {
 
     /// 3. create the next file, exclusively. 4. fsync the directory. 5. publish.
     pub(super) fn create_next(&mut self) -> Result<(), AppendError> {
-        let file = match self.disk.create_new(&self.path) {
-            Ok(file) => file,
+        self.retry_at = Some(Instant::now() + RETRY_AFTER);
+        let opened = self.disk.open_dir(&self.data_dir);
+        let created = opened.and_then(|dir| Ok((dir, self.disk.create_new(&self.path)?)));
+        let (dir, file) = match created {
+            Ok(created) => created,
             Err(error) => {
-                self.rotate_not_before = Instant::now() + RETRY_AFTER;
                 let reason = format!(
                     "cannot create the next {}: {error}; trying again",
                     self.path.display()
@@ -86,11 +103,12 @@ impl Writer {
                 return Ok(());
             }
         };
-        if let Err(error) = self.disk.sync_dir(&self.data_dir) {
+        if let Err(error) = dir.sync() {
             return Err(self.poison(&format!(
                 "was created, but its directory could not be synced: {error}"
             )));
         }
+        self.retry_at = None;
         self.health.clear(ROTATION);
         let lines = self.shared.tail().lines;
         *self.shared.tail() = Tail {

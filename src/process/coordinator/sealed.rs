@@ -1,6 +1,7 @@
 //! Sealed files: found by listing, applied to their end, archived or distrusted.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -109,6 +110,9 @@ impl Coordinator {
             Ok(done) => done,
         };
         if done {
+            if !self.left_alone.contains_key(&path) {
+                self.board.health.clear(&topic(id));
+            }
             self.board.sealed.remove(id);
             if let Some(number) = id.number() {
                 self.board.applied.remove(&number);
@@ -127,7 +131,15 @@ impl Coordinator {
         path: &std::path::Path,
         place: Place,
     ) -> Result<bool, ProcessError> {
-        let segment = open_sealed(&*self.disk, id, path)?;
+        let segment = match open_sealed(&*self.disk, id, path) {
+            // In the archive: somebody put it there, or the sync after our rename failed.
+            Err(ProcessError::Io { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && self.is_whole(id) =>
+            {
+                return Ok(true);
+            }
+            opened => opened?,
+        };
         let pruned = self.board.pruned;
         if id.number().is_some_and(|number| number <= pruned)
             && applier.writer.segment(id)?.is_none()
@@ -165,7 +177,6 @@ impl Coordinator {
         }
         self.count_once(id, &segment, start, size)?;
         applier.apply_sealed(&segment, start, size, &mut self.board)?;
-        self.board.health.clear(&topic(id));
         if let Some(sealed) = self.board.sealed.get_mut(id) {
             sealed.whole = true;
         }
@@ -173,6 +184,11 @@ impl Coordinator {
             self.archive(applier, &segment, place, &row)?;
         }
         Ok(true)
+    }
+
+    fn is_whole(&self, id: &SegmentId) -> bool {
+        let sealed = self.board.sealed.get(id);
+        sealed.is_some_and(|sealed| sealed.whole)
     }
 
     pub(super) fn distrust(

@@ -43,6 +43,7 @@ impl Coordinator {
                 continue; // Let go: named where it lies in the directory itself, never applied.
             }
             if whole.contains(id) {
+                board.health.clear(&topic(id));
                 for found in found.iter().filter(|found| found.place == Place::Incoming) {
                     let sealed = Sealed {
                         whole: true,
