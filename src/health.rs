@@ -35,6 +35,14 @@ impl Health {
         }
     }
 
+    /// Every topic that begins so works, as far as is known.
+    pub fn clear_all(&self, beginning: &str) {
+        let topics: Vec<String> = self.lock().keys().cloned().collect();
+        for topic in topics.iter().filter(|topic| topic.starts_with(beginning)) {
+            self.clear(topic);
+        }
+    }
+
     /// Whether a reason stands for `topic`.
     pub fn is_set(&self, topic: &str) -> bool {
         self.lock().contains_key(topic)

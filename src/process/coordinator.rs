@@ -30,6 +30,8 @@ use crate::store::{
 const DATABASE: &str = "database";
 const SUMS: &str = "database sums";
 const MISSING: &str = "missing segments";
+/// How the topic of each segment begins.
+const SEGMENT: &str = "segment ";
 /// Pauses after a failure grow up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -303,5 +305,5 @@ pub(super) fn usable(found: &[Found]) -> Option<&Found> {
 }
 
 pub(super) fn topic(id: &SegmentId) -> String {
-    format!("segment {id}")
+    format!("{SEGMENT}{id}")
 }

@@ -6,8 +6,8 @@ use std::thread::Builder;
 use std::time::SystemTime;
 
 use super::{
-    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Lost, MISSING, Place, ProcessError, SUMS,
-    Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tail, in_words, lines, prune, sums,
+    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Lost, MISSING, Place, ProcessError, SEGMENT,
+    SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tail, in_words, lines, prune, sums,
     topic, usable,
 };
 use crate::journal::QUARANTINE_DIR;
@@ -17,6 +17,8 @@ impl Coordinator {
     /// Everything that is known of the database and the directory, from them alone.
     pub(super) fn start_over(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = &self.config.data_dir;
+        self.left_alone.clear();
+        self.board.health.clear_all(SEGMENT);
         let tail = self.journal.tail();
         let pruned = applier.writer.pruned()?;
         if let Err(error) = prune::finish_at_start(&*self.disk, &self.config, &pruned) {
@@ -43,7 +45,6 @@ impl Coordinator {
                 continue; // Let go: named where it lies in the directory itself, never applied.
             }
             if whole.contains(id) {
-                board.health.clear(&topic(id));
                 for found in found.iter().filter(|found| found.place == Place::Incoming) {
                     let sealed = Sealed {
                         whole: true,
