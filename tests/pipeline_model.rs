@@ -377,7 +377,8 @@ fn fails_twice(call: Call, skip: u64) -> bool {
     let deadline = Instant::now() + PATIENCE;
     running.progress.wait_applied(position, deadline);
     disk.fail(call, skip, EIO);
-    let mut failures = 0;
+    // The next one fails too, and none after that.
+    let mut skips = [0, u64::MAX].into_iter();
     let mut write_and_seal = || {
         for _ in 0..3 {
             let _may_fail = world.append(&running, choices);
@@ -386,9 +387,8 @@ fn fails_twice(call: Call, skip: u64) -> bool {
     };
     write_and_seal();
     let poisoned = until(PATIENCE, &format!("{case}: it recovers"), || {
-        if failures < 2 && disk.has_failed() {
-            failures += 1;
-            disk.fail(call, if failures == 1 { 0 } else { u64::MAX }, EIO);
+        if disk.has_failed() {
+            disk.fail(call, skips.next().expect("two fail"), EIO);
             write_and_seal();
         }
         // Of what was sealed only the newest is kept, in the archive, next to the active file.
@@ -405,7 +405,7 @@ fn fails_twice(call: Call, skip: u64) -> bool {
         (reasons.is_empty() && archived == 1 && files.len() == 2).then_some(false)
     });
     if !poisoned {
-        disk.fail(call, u64::MAX, EIO);
+        disk.fail(call, u64::MAX, EIO); // Where there were fewer calls than that.
         world.append(&running, choices).expect(&case);
         world.check(&running);
     }
