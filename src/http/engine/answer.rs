@@ -86,6 +86,11 @@ pub(super) fn write_from(answer: Answer) {
 }
 
 impl Answer {
+    /// Whether letting go of it takes nothing from anybody.
+    fn may_go(&self) -> bool {
+        self.unwanted && self.ending == Ending::Clean
+    }
+
     /// The ticket, and the writing.
     fn into_write(self) -> (Ticket, impl FnOnce()) {
         let Self {
@@ -231,11 +236,18 @@ pub(super) fn let_go(
     }
 }
 
-/// The same of one that can't be let go without ending the connection, once those before it are
-/// answered.
-pub(super) fn let_go_in_turn(shared: &Arc<Shared>, wire: tiny_http::Request, peer: SocketAddr) {
-    let Some(seq) = shared.lines.wait(peer) else {
-        return let_go(shared, wire, Ending::Cut, Some(peer));
+/// The same once all before it are answered: what it would end is owed those, and what the library
+/// may have to say to what follows it comes after them.
+pub(super) fn let_go_in_turn(
+    shared: &Arc<Shared>,
+    wire: tiny_http::Request,
+    ending: Ending,
+    peer: SocketAddr,
+) {
+    let may_go =
+        |waiting: &Outgoing| matches!(waiting, Outgoing::Answer(answer) if answer.may_go());
+    let Some((seq, replaced)) = shared.lines.wait(peer, may_go) else {
+        return let_go(shared, wire, ending, Some(peer));
     };
     post(Answer {
         wire,
@@ -243,9 +255,12 @@ pub(super) fn let_go_in_turn(shared: &Arc<Shared>, wire: tiny_http::Request, pee
         reply: Reply::empty(400),
         to_head: false,
         persistence: Persistence::Ends,
-        ending: Ending::Cut,
+        ending,
         unwanted: true,
     });
+    if let Some(Outgoing::Answer(replaced)) = replaced {
+        let_go_unanswered(replaced.wire);
+    }
 }
 
 /// Keeps it for good: a thread of the library and two descriptors stay with it (defect 2).

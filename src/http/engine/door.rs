@@ -183,16 +183,13 @@ fn take(shared: &Arc<Shared>, wire: tiny_http::Request) {
             BodyJob::Deafen(peer, Arc::clone(shared)).submit(shared);
             (seq, true)
         }
-        Entered::Over { flood: true } => {
-            BodyJob::Deafen(peer, Arc::clone(shared)).submit(shared);
-            return BodyJob::LetGo(wire, Some(peer), Arc::clone(shared)).submit(shared);
+        Entered::Over { flood } => {
+            if flood {
+                BodyJob::Deafen(peer, Arc::clone(shared)).submit(shared);
+            }
+            return answer::let_go_in_turn(shared, wire, ending, peer);
         }
-        Entered::Over { flood: false } if ending == Ending::Cut => {
-            return answer::let_go_in_turn(shared, wire, peer);
-        }
-        Entered::Over { flood: false } | Entered::Gone => {
-            return answer::let_go(shared, wire, ending, Some(peer));
-        }
+        Entered::Gone => return answer::let_go(shared, wire, ending, Some(peer)),
     };
     let ticket = Ticket::new(Arc::clone(shared), peer, seq);
     let request = Request::new(wire, ticket, &checked, ending, received);

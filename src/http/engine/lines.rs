@@ -39,12 +39,14 @@ pub(super) enum Entered {
     Turn(u64),
     /// It is one more than may be unanswered at once: refuse it and end the connection.
     TooMany(u64),
-    /// Its connection had its last request: what comes from it now is not to be believed.
+    /// Its connection had its last request, and those before it are not all answered: what comes from
+    /// it now is not to be believed, and [`Lines::wait`]s.
     Over {
-        /// It does not stop sending, and is to be cut off whatever it is still owed.
+        /// It does not stop sending: it is not to be read on.
         flood: bool,
     },
-    /// The last connection from there was given up: what comes from it now is not to be believed.
+    /// The last connection from there was given up, and is owed nothing: what comes from it now is not
+    /// to be believed.
     Gone,
 }
 
@@ -108,6 +110,16 @@ struct Line<O> {
     parked: BTreeMap<u64, O>,
 }
 
+impl<O> Line<O> {
+    /// One more came that is not believed.
+    fn over(&mut self) -> Entered {
+        let more = self.over.get_or_insert(0);
+        *more += 1;
+        let flood = more.is_multiple_of(FLOOD);
+        Entered::Over { flood }
+    }
+}
+
 impl<O> Lines<O> {
     /// `outstanding_max` unanswered requests a connection; one given up is remembered `gone_for`.
     pub(super) fn new(outstanding_max: u64, gone_for: Duration) -> Self {
@@ -127,29 +139,27 @@ impl<O> Lines<O> {
 
     /// A request came from `peer`. Must be called in the order the requests came in.
     pub(super) fn enter(&self, peer: SocketAddr) -> Entered {
-        let mut shard = self.shard(peer);
-        if !shard.gone.is_empty()
-            && let Some(gone) = shard.gone.get_mut(&peer)
+        let Shard { lines, gone } = &mut *self.shard(peer);
+        if !gone.is_empty()
+            && let Some(was) = gone.get_mut(&peer)
         {
-            let known = !matches!(gone.socket, Socket::Unknown);
-            if known || gone.since.elapsed() < self.gone_for {
-                gone.since = Instant::now();
-                gone.came = true;
-                return Entered::Gone;
+            let known = !matches!(was.socket, Socket::Unknown);
+            if known || was.since.elapsed() < self.gone_for {
+                was.since = Instant::now();
+                was.came = true;
+                return lines.get_mut(&peer).map_or(Entered::Gone, Line::over);
             }
-            shard.gone.remove(&peer);
+            gone.remove(&peer);
         }
-        let line = shard.lines.entry(peer).or_insert_with(|| Line {
+        let line = lines.entry(peer).or_insert_with(|| Line {
             next: 0,
             turn: 0,
             writing: false,
             over: None,
             parked: BTreeMap::new(),
         });
-        if let Some(more) = &mut line.over {
-            *more += 1;
-            let flood = more.is_multiple_of(FLOOD);
-            return Entered::Over { flood };
+        if line.over.is_some() {
+            return line.over();
         }
         let seq = line.next;
         line.next += 1;
@@ -217,16 +227,30 @@ impl<O> Lines<O> {
         }
     }
 
-    /// A turn, after all others, for a request that is [`Entered::Over`] and can't be let go without
-    /// ending the connection: those before it are to be answered first. `None` if they are, or if
-    /// too many wait.
-    pub(super) fn wait(&self, peer: SocketAddr) -> Option<u64> {
+    /// A turn, after all others, for a request that is [`Entered::Over`]; `None` if those before it
+    /// are answered, or if as many wait as may be believed. With it the last one so far, where that
+    /// `may_go`: this one waits in its place.
+    ///
+    /// The library writes replies of its own, to what is no request, and does so as soon as the request
+    /// before that is let go: the last one must not be, while others are owed theirs.
+    pub(super) fn wait(
+        &self,
+        peer: SocketAddr,
+        may_go: impl Fn(&O) -> bool,
+    ) -> Option<(u64, Option<O>)> {
         let mut shard = self.shard(peer);
         let line = shard.lines.get_mut(&peer)?;
+        if let Some(last) = line.parked.last_entry()
+            && last.key() + 1 == line.next
+            && may_go(last.get())
+        {
+            let (seq, replaced) = last.remove_entry();
+            return Some((seq, Some(replaced)));
+        }
         let seq = line.next;
-        (seq - line.turn < self.outstanding_max).then(|| {
+        (seq - line.turn < 2 * self.outstanding_max).then(|| {
             line.next += 1;
-            seq
+            (seq, None)
         })
     }
 
@@ -422,6 +446,8 @@ mod tests {
             on("its elders are answered")
         );
         lines.give_up(peer(1));
+        let over = Entered::Over { flood: false };
+        assert_eq!(lines.enter(peer(1)), over, "others are owed theirs");
         assert_eq!(lines.ready(peer(1), 1, "b"), None);
         let unwanted = Turn {
             item: "b",
@@ -434,6 +460,30 @@ mod tests {
             }
         }
         assert!(lines.sizes().1 <= SHARDS * GONE_MAX);
+    }
+
+    #[test]
+    fn of_those_that_are_not_believed_the_last_waits_behind_those_that_are() {
+        let lines = lines(2);
+        let wait = |may_go: fn(&&str) -> bool| lines.wait(peer(1), may_go);
+        assert_eq!(wait(|_| true), None, "nobody is owed anything");
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
+        assert_eq!(lines.enter(peer(1)), Entered::Turn(1));
+        lines.no_more(peer(1));
+        assert_eq!(lines.ready(peer(1), 1, "refusal"), None);
+        assert_eq!(wait(|_| false), Some((2, None)));
+        assert_eq!(lines.ready(peer(1), 2, "x"), None);
+        assert_eq!(wait(|last| *last == "x"), Some((2, Some("x"))));
+        assert_eq!(lines.ready(peer(1), 2, "y"), None);
+        assert_eq!(wait(|last| *last == "x"), Some((3, None)), "y may not go");
+        assert_eq!(wait(|_| false), None, "too many");
+        assert_eq!(lines.ready(peer(1), 0, "reply"), on("reply"));
+        assert_eq!(lines.written(peer(1)), on("refusal"));
+        assert_eq!(lines.written(peer(1)), on("y"));
+        assert_eq!(lines.written(peer(1)), None);
+        assert_eq!(lines.ready(peer(1), 3, "z"), on("z"), "it was not there");
+        assert_eq!(lines.written(peer(1)), None);
+        assert_eq!(lines.sizes(), (0, 0));
     }
 
     #[test]
@@ -468,7 +518,8 @@ mod tests {
         lines.give_up(peer(1));
         lines.was(peer(1), Some(8));
         lines.forget_closed(&HashSet::new(), Instant::now());
-        assert_eq!(lines.enter(peer(1)), Entered::Gone, "its line is there");
+        let over = Entered::Over { flood: false };
+        assert_eq!(lines.enter(peer(1)), over, "its line is there");
         assert!(lines.written(peer(1)).is_none());
         lines.forget_closed(&HashSet::new(), Instant::now());
         assert_eq!(lines.enter(peer(1)), Entered::Turn(0));
