@@ -183,10 +183,10 @@ fn take(shared: &Arc<Shared>, wire: tiny_http::Request) {
             BodyJob::Deafen(peer, Arc::clone(shared)).submit(shared);
             (seq, true)
         }
-        Entered::Over { flood } => {
-            if flood {
-                BodyJob::Deafen(peer, Arc::clone(shared)).submit(shared);
-            }
+        Entered::Over { flood: true } => {
+            return BodyJob::LetGo(wire, Some(peer), Arc::clone(shared)).submit(shared);
+        }
+        Entered::Over { flood: false } => {
             return answer::let_go_in_turn(shared, wire, ending, peer);
         }
         Entered::Gone => return answer::let_go(shared, wire, ending, Some(peer)),

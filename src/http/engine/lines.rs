@@ -29,7 +29,8 @@ const GONE_MAX: usize = 4096;
 /// What was read from a connection before its client reset it is taken from the library's queue
 /// within this time.
 const QUEUED_TIME: Duration = Duration::from_millis(250);
-/// Of the requests that are not believed any more, so many may come before it is a flood.
+/// Of the requests that are not believed any more, so many may come before it is a flood. Who sends
+/// these reads nothing as a rule, and what it is owed takes memory until that is seen.
 const FLOOD: u64 = 1024;
 
 /// What becomes of a request that just came.
@@ -42,7 +43,7 @@ pub(super) enum Entered {
     /// Its connection had its last request, and those before it are not all answered: what comes from
     /// it now is not to be believed, and [`Lines::wait`]s.
     Over {
-        /// It does not stop sending: it is not to be read on.
+        /// It sends far more than it may, and is to be cut off whatever it is still owed.
         flood: bool,
     },
     /// The last connection from there was given up, and is owed nothing: what comes from it now is not

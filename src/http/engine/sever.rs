@@ -26,10 +26,14 @@ use std::time::Duration;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-use socket2::SockRef;
+use socket2::{SockFilter, SockRef};
 
 /// Which socket: unique among those that are open.
 pub(super) type Inode = u64;
+
+/// A packet filter of one instruction, `BPF_RET | BPF_K` (`linux/filter.h`): one byte of each segment
+/// is let through, and the kernel never cuts off its header.
+const HEADER_ONLY: SockFilter = SockFilter::new(0x06, 0, 0, 1);
 
 /// A connection that was found, as a descriptor of our own.
 #[derive(Debug)]
@@ -49,6 +53,21 @@ impl Found {
     pub(super) fn reset(self) {
         let _best_effort = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
         let _gone_already = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Has nothing more come from it. A socket that is shut down for reading takes what comes all the
+    /// same, and whoever reads faster than the client sends, and is never at the end just then, reads on:
+    /// twenty thousand requests were seen. So all that comes is cut down to its TCP header, for
+    /// acknowledgements of what is written to it. Where that can't be, it is shut down altogether.
+    fn deafen(&self) {
+        let filtered = SockRef::from(&self.socket).attach_filter(&[HEADER_ONLY]);
+        let how = if filtered.is_ok() {
+            Shutdown::Read
+        } else {
+            Shutdown::Both
+        };
+        let _gone_already = self.socket.shutdown(how);
+        let _what_is_left_is_not_much = drained(&self.socket);
     }
 
     /// The same, with what was received and not yet read.
@@ -147,13 +166,10 @@ impl Sever {
     }
 
     /// Has nothing more read from `peer`, what was received and not yet read included: the library
-    /// would go on for as long as there is any. What is written to it still gets there, unless it
-    /// does not stop sending: then it is shut down altogether.
+    /// would go on for as long as there is any. What is written to it still gets there.
     pub(super) fn deafen(&self, peer: SocketAddr) {
-        if let Some(found) = self.peer(peer, Shutdown::Read)
-            && !drained(&found.socket)
-        {
-            let _gone_already = found.socket.shutdown(Shutdown::Both);
+        if let Some(found) = self.find(peer) {
+            found.deafen();
         }
     }
 
@@ -291,6 +307,7 @@ fn surely_socket(borrowed: OwnedFd) -> Option<(TcpStream, Inode)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
     use std::net::TcpListener;
 
     #[test]
@@ -331,5 +348,25 @@ mod tests {
         sever.all();
         clients[2].set_nonblocking(false).expect("blocking");
         assert_eq!(clients[2].read(&mut [0; 1]).expect("the end"), 0);
+    }
+
+    #[test]
+    fn a_deaf_connection_hears_nothing_more_and_can_be_written_to() {
+        // Red if it is only shut down for reading: what comes then is received all the same.
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let sever = Sever::new(listener.local_addr().expect("an address"));
+        let mut client =
+            TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
+        let (mut accepted, peer) = listener.accept().expect("accepted");
+        client.write_all(b"unread").expect("sent");
+        sever.deafen(peer);
+        for _ in 0..3 {
+            client.write_all(b"more").expect("sent");
+            assert_eq!(accepted.read(&mut [0; 16]).expect("the end"), 0);
+            accepted.write_all(b"reply").expect("sent");
+            let mut reply = [0; 5];
+            client.read_exact(&mut reply).expect("received");
+            assert_eq!(&reply, b"reply");
+        }
     }
 }
