@@ -97,6 +97,7 @@
 //! | `http-lookup-N` | a request that reads the database | the database (reading), its client |
 //! | `http-answer-N` | replies that other threads made ready | its client, within deadlines |
 //! | `http-usher` | whether connections are still accepted | nothing |
+//! | `jemalloc_bg_thd` | nothing: gives memory that is free back to the system | a clock |
 //! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |
 //! | `send-N`, `stdin` | in `send`: a connection each; the lines of stdin | the server; stdin |
 //!
@@ -117,7 +118,6 @@
 //!
 //! An async runtime, unsafe code, a second writer, replication, a query language.
 
-pub mod allocator;
 pub mod apply;
 pub mod cli;
 pub mod client;

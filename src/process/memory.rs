@@ -8,7 +8,7 @@ use super::ProcessConfig;
 use super::fold::Folder;
 
 /// Program, stacks, statements, what is known of segments.
-const FIXED_BYTES: usize = 10 << 20;
+const FIXED_BYTES: usize = 12 << 20;
 /// SQLite's page cache on the writing connection: at most the inner pages of a table of tens of
 /// millions of rows, and at least a way down the tree.
 const CACHE_BYTES_MAX: usize = 32 << 20;
@@ -33,7 +33,9 @@ impl Shares {
         let threads = config.threads.min(all / 4 / Folder::MEMORY_BYTES).max(1);
         let cache_bytes = (all / 8).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX);
         // The coordinator folds small ranges itself.
-        let rest = FIXED_BYTES + (threads + 1) * Folder::MEMORY_BYTES + cache_bytes;
+        // What is free goes back to the system a little later.
+        let free = all / 8;
+        let rest = FIXED_BYTES + (threads + 1) * Folder::MEMORY_BYTES + cache_bytes + free;
         Self {
             threads,
             cache_bytes,

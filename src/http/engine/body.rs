@@ -220,14 +220,12 @@ pub(super) fn read<T>(
         return Err(Fault::TooLarge);
     }
     let expected = usize::try_from(announced.unwrap_or(bytes_max as u64)).unwrap_or(usize::MAX);
-    let mut body = vec![
-        0;
-        expected.min(if announced.is_some() {
-            SMALL_BYTES_MAX
-        } else {
-            16 << 10
-        })
-    ];
+    let step_min = if announced.is_some() {
+        SMALL_BYTES_MAX
+    } else {
+        16 << 10
+    };
+    let mut body = Vec::new();
     let (mut filled, mut place) = (0, None);
     loop {
         if filled == body.len() {
@@ -244,7 +242,7 @@ pub(super) fn read<T>(
             if filled >= SMALL_BYTES_MAX && place.is_none() {
                 place = Some(room.place(reading.deadline()).ok_or(Fault::NoRoom)?);
             }
-            body.resize((filled * 2).max(16 << 10).min(expected), 0);
+            body.resize((filled * 2).max(step_min).min(expected), 0);
         }
         match read_some(reader, &mut body[filled..], reading)? {
             0 if announced.is_some() => return Err(Fault::Incomplete),
