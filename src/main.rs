@@ -1,5 +1,6 @@
 //! Parse, log, dispatch, print what went wrong once, exit.
 
+use std::hint::black_box;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -18,7 +19,19 @@ use tallyline::{apply, client, demo, generate, manual, query, serve, torture, ve
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// From this many bytes on an allocation is a large one: `oversize_threshold` of the settings.
+const LARGE_BYTES: usize = 1 << 20;
+
+/// Starts the thread that gives back what is free. Large allocations have an arena of their own,
+/// which gives back at once if it was there before the thread, and else like the others.
+fn give_back_what_is_free() {
+    drop(black_box(Vec::<u8>::with_capacity(LARGE_BYTES)));
+    // Where it cannot be had, memory goes back when somebody allocates.
+    let _refused = tikv_jemalloc_ctl::background_thread::write(true);
+}
+
 fn main() -> ExitCode {
+    give_back_what_is_free();
     let cli = Cli::of_this_process();
     let manner = match cli.command {
         Command::Serve(_) => Manner::Service,

@@ -241,6 +241,8 @@ pub(super) fn read<T>(
             }
             if filled >= SMALL_BYTES_MAX && place.is_none() {
                 place = Some(room.place(reading.deadline()).ok_or(Fault::NoRoom)?);
+                // Addresses only: what was not written to yet is not there.
+                body.reserve_exact(expected - filled);
             }
             body.resize((filled * 2).max(step_min).min(expected), 0);
         }
