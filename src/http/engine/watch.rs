@@ -40,6 +40,8 @@ pub(super) struct Watch {
     parked: HashSet<Inode>,
     looked: Instant,
     resident_pages: u64,
+    /// Whether the last look was for growth: what flooded shows when the next is compared with it.
+    compare: bool,
 }
 
 /// A connection when it last was in order: new, or with a request in hand, or just after one.
@@ -61,6 +63,7 @@ impl Watch {
             parked: HashSet::new(),
             looked: Instant::now(),
             resident_pages: resident_pages(),
+            compare: false,
         }
     }
 
@@ -75,14 +78,22 @@ impl Watch {
     /// Whether it is time to look, in a process of so many `pages`.
     pub(super) fn is_due(&mut self, shared: &Shared, pages: u64) -> bool {
         self.resident_pages = self.resident_pages.min(pages);
+        self.compare || self.has_grown(pages) || self.is_full_due(shared)
+    }
+
+    fn has_grown(&self, pages: u64) -> bool {
+        self.diag.is_some() && pages > self.resident_pages + GROWN_PAGES
+    }
+
+    fn is_full_due(&self, shared: &Shared) -> bool {
         self.looked.elapsed() >= shared.limits.head_time / LOOKS
-            || (self.diag.is_some() && pages > self.resident_pages + GROWN_PAGES)
     }
 
     /// Looks at all connections.
     pub(super) fn look(&mut self, shared: &Shared, pages: u64) {
+        self.compare = self.has_grown(pages);
         self.resident_pages = pages;
-        let full = self.looked.elapsed() >= shared.limits.head_time / LOOKS;
+        let full = self.is_full_due(shared);
         let connections = self.connections(shared);
         let before = std::mem::take(&mut self.known);
         let (mut over, mut floods) = (Vec::new(), Vec::new());
@@ -153,11 +164,21 @@ impl Watch {
 
 impl Known {
     fn now(shared: &Shared, peer: SocketAddr, read: Option<u64>) -> Self {
-        Self {
+        let known = Self {
             since: Instant::now(),
             read,
             last_request: shared.seen.last_request(peer),
             busy: shared.lines.is_busy(peer),
+        };
+        known.counted_from_its_first_byte()
+    }
+
+    /// Where no request ever came, all that was read is what there is of the first.
+    fn counted_from_its_first_byte(self) -> Self {
+        let none_came = self.last_request.is_none() && !self.busy;
+        Self {
+            read: self.read.map(|read| if none_came { 0 } else { read }),
+            ..self
         }
     }
 
@@ -260,6 +281,18 @@ mod tests {
         );
         assert!(before.is_flooded(Some(1101), 1000) && !before.is_flooded(Some(1100), 1000));
         assert!(!before.is_flooded(None, 0), "nobody tells");
+    }
+
+    #[test]
+    fn a_flood_before_the_first_request_is_one_at_the_first_look() {
+        let flooded = |known: Known| {
+            known
+                .counted_from_its_first_byte()
+                .is_flooded(Some(1101), 1000)
+        };
+        assert!(flooded(known(1101, false, None)));
+        assert!(!flooded(known(1101, false, Some(1))), "it had one");
+        assert!(!flooded(known(1101, true, None)), "one is in hand");
     }
 
     #[test]
