@@ -6,9 +6,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{Advice, fadvise};
 
 /// An open file. Reads and writes say where; there is no cursor to lose.
 pub trait DiskFile: Send + Sync + 'static {
@@ -22,6 +25,9 @@ pub trait DiskFile: Send + Sync + 'static {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// What the open file is now.
     fn stat(&self) -> io::Result<FileStat>;
+    /// Tells that the first `to` bytes, synced, will not be read again soon: the system need not
+    /// keep them in memory. A hint.
+    fn let_go(&self, _to: u64) {}
     /// The length in bytes now.
     fn size(&self) -> io::Result<u64> {
         Ok(self.stat()?.size)
@@ -195,6 +201,12 @@ impl DiskFile for File {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         File::set_len(self, len)
+    }
+
+    fn let_go(&self, to: u64) {
+        if let Some(length) = NonZeroU64::new(to) {
+            let _no_matter = fadvise(self, 0, Some(length), Advice::DontNeed);
+        }
     }
 
     fn stat(&self) -> io::Result<FileStat> {

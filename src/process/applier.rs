@@ -22,6 +22,9 @@ use crate::store::{
     StoreError, UserLine, Writer,
 };
 
+/// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
+const LET_GO_BYTES: u64 = 4 << 20;
+
 /// An open file of a segment.
 #[derive(Clone)]
 pub(super) struct SegmentFile {
@@ -77,8 +80,18 @@ pub(super) struct Untrusted {
     pub(super) known: bool,
 }
 
+/// What was applied, and what that cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Work {
+    pub(super) bytes: u64,
+    /// Of the time, what the database took.
+    pub(super) committing: Duration,
+}
+
 pub(super) struct Applier<'p> {
     pub(super) writer: Writer,
+    /// All that it did.
+    pub(super) work: Work,
     pool: &'p mut Pool,
     follows: HashMap<SegmentId, Follow>,
 }
@@ -103,6 +116,7 @@ impl<'p> Applier<'p> {
         writer.cache(Shares::of(config).cache_bytes)?;
         Ok(Self {
             writer,
+            work: Work::default(),
             pool,
             follows: HashMap::new(),
         })
@@ -237,6 +251,7 @@ impl<'p> Applier<'p> {
                 RangeEnd::Whole if folded.to < to => RangeEnd::Sealed,
                 end => end,
             };
+            let folded_at = Instant::now();
             let applied = self.commit(
                 segment,
                 from,
@@ -245,11 +260,16 @@ impl<'p> Applier<'p> {
                 end,
                 watch,
             )?;
+            self.work.bytes += folded.to - from;
+            self.work.committing += folded_at.elapsed();
             // Only now: it is committed.
             if let Some(follow) = self.follows.get_mut(&segment.id) {
                 follow.applied = checksum;
             }
             watch.committed(&segment.id, folded.to, &applied, began.elapsed());
+            if from > 0 && from / LET_GO_BYTES != folded.to / LET_GO_BYTES {
+                segment.file.let_go(folded.to);
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub(super) use self::survey::ranges;
-use super::applier::{Applier, Confirmed, SegmentFile, Untrusted, Watch, open_sealed};
+use super::applier::{Applier, Confirmed, SegmentFile, Untrusted, Watch, Work, open_sealed};
 use super::pool::Pool;
 use super::prune::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, in_words, lines, rebuild, sums};
@@ -39,6 +39,11 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A file that failed is tried again after this.
 const FILE_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// When more than this comes in a flush interval, a round begins as soon as so much has come: what is
+/// read soon after it was written takes few pages of memory, and those again and again.
+const ROUND_BYTES: u64 = 32 << 20;
+/// ... but the database gets no more than one part in so many of the time.
+const COMMITTING: u32 = 5;
 /// How long the last flush waits for a locked database.
 const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
 /// How long a rotation may take before it is asked for again.
@@ -144,6 +149,15 @@ pub(super) fn run(
     progress.finish();
 }
 
+/// From the beginning of a round to that of the next, when its work came in the time `since` the one
+/// before.
+fn pause(since: Duration, work: Work, flush_every: Duration) -> Duration {
+    let until_full = since.as_nanos() * u128::from(ROUND_BYTES) / u128::from(work.bytes.max(1));
+    Duration::from_nanos_u128(until_full)
+        .max(work.committing * COMMITTING)
+        .min(flush_every)
+}
+
 fn close(applier: Applier<'_>) {
     if let Err(error) = applier.writer.close() {
         let error = in_words(&error);
@@ -158,15 +172,18 @@ impl Coordinator {
     /// Reads the rows, then applies round by round; `Ok` once told to stop and all is applied.
     fn follow(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         self.start_over(applier)?;
+        let mut last = Instant::now();
         loop {
             let began = Instant::now();
             let going_on = !self.board.progress.is_stopping();
+            applier.work = Work::default();
             self.round(applier)?;
             self.board.health.clear(DATABASE);
             if !going_on {
                 return Ok(());
             }
-            let due = began + self.config.flush_every;
+            let due = began + pause(began - last, applier.work, self.config.flush_every);
+            last = began;
             while !self
                 .board
                 .progress
@@ -306,4 +323,27 @@ pub(super) fn usable(found: &[Found]) -> Option<&Found> {
 
 pub(super) fn topic(id: &SegmentId) -> String {
     format!("{SEGMENT}{id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_follow_sooner_where_much_comes_and_the_database_keeps_up() {
+        let second = Duration::from_secs(1);
+        let work = |mib: u64, ms| Work {
+            bytes: mib << 20,
+            committing: Duration::from_millis(ms),
+        };
+        assert_eq!(pause(second, work(0, 0), second), second);
+        assert_eq!(pause(second, work(16, 1), second), second);
+        assert_eq!(pause(second, work(320, 1), second), second / 10);
+        assert_eq!(pause(second / 10, work(32, 1), second), second / 10);
+        let slow = pause(second, work(320, 60), second);
+        assert_eq!(slow, Duration::from_millis(300), "many users");
+        assert_eq!(pause(second, work(320, 600), second), second);
+        let (year, least) = (Duration::from_hours(8766), Duration::from_millis(10));
+        assert_eq!(pause(year, work(0, 0), least), least);
+    }
 }
