@@ -44,8 +44,8 @@ pub struct ServeConfig {
     /// Remove whole segments this long after they were applied; `None`: never. Default never,
     /// minimum 0.
     pub retain_for: Option<Duration>,
-    /// How often committed events are applied; `None`: only when somebody waits, or a file is
-    /// sealed. Default 1 s, minimum 10 ms.
+    /// The most time until committed events are applied; `None`: as by default. Default 1 s,
+    /// minimum 10 ms.
     pub flush_every: Option<Duration>,
     /// How long ids of applied events are remembered, by the time of applying; `None`: for ever.
     /// Default for ever, minimum 0.
