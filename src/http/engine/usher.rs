@@ -131,7 +131,8 @@ impl Usher {
     fn run(mut self, nudges: &Receiver<Nudge>) -> Vec<Door> {
         // The nudge to stop only wakes it: others may stand before it, or have filled the channel.
         while !self.shared.is_stopping() {
-            match nudges.recv_timeout(NUDGE_TICK) {
+            let wait = self.watch.due_in().unwrap_or(NUDGE_TICK);
+            match nudges.recv_timeout(wait) {
                 Ok(Nudge::NewPeer) => {
                     // A burst brings many nudges; the pace bounds what they cost.
                     if let Some(wait) = PACE.checked_sub(self.visited.elapsed()) {

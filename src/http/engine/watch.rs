@@ -16,7 +16,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::diag::{Connection, Diag};
@@ -30,6 +30,9 @@ const PARKED_AFTER: u32 = 3;
 /// A process that has grown by so much is looked at now.
 const GROWN_PAGES: u64 = 8 << 8; // 8 MiB, of 4 KiB each
 
+/// ... and once more after this: time for a flood to bring more than a head.
+const COMPARE_AFTER: Duration = Duration::from_millis(10);
+
 /// What is known of the connections from the last looks.
 pub(super) struct Watch {
     diag: Option<Diag>,
@@ -40,8 +43,8 @@ pub(super) struct Watch {
     parked: HashSet<Inode>,
     looked: Instant,
     resident_pages: u64,
-    /// Whether the last look was for growth: what flooded shows when the next is compared with it.
-    compare: bool,
+    /// When to look again: what floods shows when two looks are compared.
+    compare_at: Option<Instant>,
 }
 
 /// A connection when it last was in order: new, or with a request in hand, or just after one.
@@ -63,7 +66,7 @@ impl Watch {
             parked: HashSet::new(),
             looked: Instant::now(),
             resident_pages: resident_pages(),
-            compare: false,
+            compare_at: None,
         }
     }
 
@@ -78,7 +81,14 @@ impl Watch {
     /// Whether it is time to look, in a process of so many `pages`.
     pub(super) fn is_due(&mut self, shared: &Shared, pages: u64) -> bool {
         self.resident_pages = self.resident_pages.min(pages);
-        self.compare || self.has_grown(pages) || self.is_full_due(shared)
+        let compare = self.compare_at.is_some_and(|at| Instant::now() >= at);
+        compare || self.has_grown(pages) || self.is_full_due(shared)
+    }
+
+    /// How long until a look that cannot wait.
+    pub(super) fn due_in(&self) -> Option<Duration> {
+        let at = self.compare_at?;
+        Some(at.saturating_duration_since(Instant::now()))
     }
 
     fn has_grown(&self, pages: u64) -> bool {
@@ -91,7 +101,7 @@ impl Watch {
 
     /// Looks at all connections.
     pub(super) fn look(&mut self, shared: &Shared, pages: u64) {
-        self.compare = self.has_grown(pages);
+        self.compare_at = (self.has_grown(pages)).then(|| Instant::now() + COMPARE_AFTER);
         self.resident_pages = pages;
         let full = self.is_full_due(shared);
         let connections = self.connections(shared);
@@ -164,21 +174,11 @@ impl Watch {
 
 impl Known {
     fn now(shared: &Shared, peer: SocketAddr, read: Option<u64>) -> Self {
-        let known = Self {
+        Self {
             since: Instant::now(),
             read,
             last_request: shared.seen.last_request(peer),
             busy: shared.lines.is_busy(peer),
-        };
-        known.counted_from_its_first_byte()
-    }
-
-    /// Where no request ever came, all that was read is what there is of the first.
-    fn counted_from_its_first_byte(self) -> Self {
-        let none_came = self.last_request.is_none() && !self.busy;
-        Self {
-            read: self.read.map(|read| if none_came { 0 } else { read }),
-            ..self
         }
     }
 
@@ -281,18 +281,6 @@ mod tests {
         );
         assert!(before.is_flooded(Some(1101), 1000) && !before.is_flooded(Some(1100), 1000));
         assert!(!before.is_flooded(None, 0), "nobody tells");
-    }
-
-    #[test]
-    fn a_flood_before_the_first_request_is_one_at_the_first_look() {
-        let flooded = |known: Known| {
-            known
-                .counted_from_its_first_byte()
-                .is_flooded(Some(1101), 1000)
-        };
-        assert!(flooded(known(1101, false, None)));
-        assert!(!flooded(known(1101, false, Some(1))), "it had one");
-        assert!(!flooded(known(1101, true, None)), "one is in hand");
     }
 
     #[test]
