@@ -340,7 +340,7 @@ impl Lock {
             }
             Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),
         }
-        let started = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        let started = crate::timestamp::rfc3339_seconds(std::time::SystemTime::now());
         file.set_len(0).map_err(io)?;
         file.rewind().map_err(io)?;
         writeln!(file, "process {}, started {started}", std::process::id()).map_err(io)?;

@@ -140,5 +140,6 @@ pub mod segment;
 pub mod serve;
 pub mod stop;
 pub mod store;
+pub mod timestamp;
 pub mod torture;
 pub mod verify;

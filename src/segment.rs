@@ -9,6 +9,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
+use crate::timestamp;
+
 /// The file the server appends to; it is the segment after the highest sealed one.
 pub const ACTIVE_FILE: &str = "events.jsonl";
 
@@ -126,9 +128,7 @@ fn sealed_number(rest: &str) -> Option<u64> {
 
 /// The name a segment of ours gets when it is sealed: `events-<UTC time>-<number>.jsonl`.
 pub fn sealed_file_name(number: u64, sealed_at: SystemTime) -> String {
-    let time = humantime::format_rfc3339_millis(sealed_at)
-        .to_string()
-        .replace(':', "-");
+    let time = timestamp::rfc3339_millis(sealed_at).replace(':', "-");
     format!("events-{time}-{number:06}.jsonl")
 }
 
