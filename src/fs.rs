@@ -4,6 +4,8 @@
 //! disk there and crash it between any two calls. [`RealDisk`] is the machine's own. Paths are
 //! whatever the caller made of the data directory; nothing here knows what the files mean.
 
+mod kind;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroU64;
@@ -12,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Advice, fadvise};
+
+pub use self::kind::unsafe_for_wal;
 
 /// An open file. Reads and writes say where; there is no cursor to lose.
 pub trait DiskFile: Send + Sync + 'static {

@@ -100,6 +100,8 @@ pub struct Snapshot {
     pub requests_in_flight: u64,
     /// Requests that could only be abandoned: each holds a thread and two descriptors for good.
     pub requests_abandoned: u64,
+    /// Log lines that could not be written.
+    pub lost_log_lines: u64,
     /// The process.
     pub process: Process,
 }
@@ -176,6 +178,11 @@ impl Snapshot {
             "tallyline_process_start_time_seconds",
             "When the process started, since 1970 UTC.",
             started.unwrap_or_default().as_secs_f64(),
+        );
+        text.counter(
+            "tallyline_log_lines_lost_total",
+            "Log lines that stderr did not take in time, or not at all.",
+            self.lost_log_lines,
         );
         text.gauge_if_known(
             "tallyline_process_resident_memory_bytes",
@@ -367,6 +374,7 @@ mod tests {
             ],
             requests_in_flight: 1,
             requests_abandoned: 0,
+            lost_log_lines: 0,
             process: Process::read(),
         }
     }

@@ -37,6 +37,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How often the database's path is looked at between rounds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Stands for a period that no clock can measure.
+const PERIOD_MAX: Duration = Duration::from_hours(24);
 /// A file that failed is tried again after this.
 const FILE_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// When more than this comes in a flush interval, a round begins as soon as so much has come: what is
@@ -182,7 +184,9 @@ impl Coordinator {
             if !going_on {
                 return Ok(());
             }
-            let due = began + pause(began - last, applier.work, self.config.flush_every);
+            let pause = pause(began - last, applier.work, self.config.flush_every);
+            // Without an end, whoever waits demands a round.
+            let due = began.checked_add(pause).unwrap_or(began + PERIOD_MAX);
             last = began;
             while !self
                 .board

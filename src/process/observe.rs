@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::coordinator::usable;
 use super::{ProcessConfig, in_words, lines};
@@ -17,6 +17,8 @@ use crate::segment::{Position, SegmentId};
 use crate::store::{Lost, Progress, Readers, SegmentRow, SegmentState, Settled, StoreError};
 
 const DATABASE: &str = "database";
+/// The longest time between two rounds.
+const EVERY_MAX: Duration = Duration::from_mins(1);
 
 pub(super) fn run(
     config: &ProcessConfig,
@@ -37,7 +39,7 @@ pub(super) fn run(
             Ok(()) => health.clear(DATABASE),
             Err(error) => health.set(DATABASE, in_words(&error)),
         }
-        progress.wait_until(began + config.flush_every);
+        progress.wait_until(began + config.flush_every.min(EVERY_MAX));
     }
     progress.finish();
 }

@@ -45,6 +45,7 @@ fn snapshot(inner: &Inner, request: &Request) -> Snapshot {
             .collect(),
         requests_in_flight: figures.in_flight as u64,
         requests_abandoned: figures.abandoned,
+        lost_log_lines: (app.lost_log_lines)(),
         process: Process::read(),
     }
 }
