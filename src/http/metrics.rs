@@ -204,7 +204,7 @@ impl Snapshot {
     fn event_metrics(&self, text: &mut Text) {
         text.counter(
             "tallyline_events_received_total",
-            "Events that came in: accepted + refused.",
+            "Events that came in: accepted + refused, and those on their way to the disk.",
             self.received,
         );
         text.counter(
@@ -233,6 +233,11 @@ impl Snapshot {
             self.queue_bytes_max,
         );
         let Some(ledger) = self.ledger else { return };
+        text.gauge(
+            "tallyline_unaccounted_lines",
+            "Lines without a fate, or (negative) with two: 0, or events were lost or counted twice.",
+            ledger.unaccounted,
+        );
         text.gauge(
             "tallyline_lines",
             "Lines in the files, all time.",
@@ -353,6 +358,7 @@ mod tests {
                 rejected: 3,
                 pending: 4,
                 untrusted: 5,
+                unaccounted: -6,
             }),
             lag_seconds: 0.25,
             queue_bytes: 10,
@@ -389,6 +395,7 @@ mod tests {
             "tallyline_unready_reasons 2",
             "tallyline_process_start_time_seconds 1700000000.5",
             "tallyline_lines 15",
+            "tallyline_unaccounted_lines -6",
             "tallyline_lines_by_state{state=\"duplicate\"} 2",
             "tallyline_segments{state=\"applied\"} 3",
             "tallyline_apply_lag_seconds 0.25",

@@ -14,6 +14,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
+use memchr::memchr_iter;
 
 use self::room::Room;
 use super::recover::Active;
@@ -189,10 +190,9 @@ impl Writer {
                     .iter()
                     .map(|pending| pending.batch.bytes.len())
                     .sum();
-                let lines: u64 = waiters
-                    .iter()
-                    .map(|pending| u64::from(pending.batch.lines))
-                    .sum();
+                // Counted in what was written, not in what was to be written.
+                let lines = |pending: &Pending| memchr_iter(b'\n', &pending.batch.bytes).count();
+                let lines = waiters.iter().map(lines).sum::<usize>() as u64;
                 self.durable_end += bytes as u64;
                 self.acknowledged = Position {
                     offset: self.durable_end,

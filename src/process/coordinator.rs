@@ -77,6 +77,10 @@ struct Board {
     /// Retention has let go the segments up to this number; a file of theirs is not applied.
     pruned: u64,
     settled: Settled,
+    /// Lines that were settled when this process first read the database.
+    settled_before: Option<u64>,
+    /// The end of the last range of ours that was committed.
+    committed: Position,
     locked_since: Option<Instant>,
 }
 
@@ -225,6 +229,7 @@ impl Coordinator {
             self.sealed_file(applier, &id)?;
         }
         self.active_file(applier, &tail)?;
+        self.board.account(&tail);
         self.board.publish();
         self.let_go(applier)
     }

@@ -20,6 +20,7 @@
 //! journal goes on taking. A file that can't be read turns readiness red under its name; the others
 //! go on.
 
+mod accounting;
 mod applier;
 mod archive;
 mod coordinator;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::coordinator::usable;
-use super::{ProcessConfig, in_words, lines};
+use super::{ProcessConfig, accounting, in_words, lines};
 use crate::fs::Disk;
 use crate::health::Health;
 use crate::journal::{Catalog, Journal, Tail};
@@ -32,11 +32,15 @@ pub(super) fn run(
         disk,
         sealed: HashMap::new(),
         active: (0, 0, 0),
+        settled_before: None,
     };
     while !progress.is_stopping() {
         let began = Instant::now();
         match round(config, journal, readers, progress, &mut lines) {
-            Ok(()) => health.clear(DATABASE),
+            Ok(unaccounted) => {
+                health.clear(DATABASE);
+                accounting::report(health, unaccounted);
+            }
             Err(error) => health.set(DATABASE, in_words(&error)),
         }
         progress.wait_until(began + config.flush_every.min(EVERY_MAX));
@@ -59,34 +63,43 @@ fn round(
     readers: &Readers,
     progress: &Progress,
     lines: &mut Lines,
-) -> Result<(), ObserveError> {
+) -> Result<i64, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
-    let (ledger, whole, rows) = readers.snapshot()?;
+    let (mut ledger, whole, rows) = readers.snapshot()?;
     let catalog = Catalog::scan(&*lines.disk, &config.data_dir).map_err(io)?;
     let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
     let mut pending = 0;
+    // Fates of more lines than a file has.
+    let mut unaccounted = 0;
     let mut frontier = None;
     for (id, found) in &catalog.sealed {
         let untrusted = row(id).is_some_and(|row| row.state == SegmentState::Untrusted);
         if let Some(found) = usable(found).filter(|_| !whole.contains(id) && !untrusted) {
             let settled = row(id).map_or(0, |row| row.counts.lines);
-            pending += lines
-                .of_sealed(id, &found.path)
-                .map_err(io)?
-                .saturating_sub(settled);
+            if let Some(counted) = lines.of_sealed(id, &found.path).map_err(io)? {
+                pending += counted.saturating_sub(settled);
+                unaccounted -= settled.saturating_sub(counted).cast_signed();
+            }
             frontier = frontier.or(id.number());
         }
     }
-    let settled = row(&SegmentId::Ours(tail.number)).map_or(0, |row| row.counts.lines);
-    pending += lines.of_active(&tail).map_err(io)?.saturating_sub(settled);
+    // What was sealed and applied since the look at the tail has more lines than that.
+    let settled = row(&SegmentId::Ours(tail.number))
+        .filter(|row| row.state == SegmentState::Active)
+        .map_or(0, |row| row.counts.lines);
+    let counted = lines.of_active(&tail).map_err(io)?;
+    pending += counted.saturating_sub(settled);
+    unaccounted -= settled.saturating_sub(counted).cast_signed();
+    ledger.unaccounted = unaccounted;
     let number = frontier.unwrap_or(tail.number);
     let offset = row(&SegmentId::Ours(number)).map_or(0, |row| row.applied_bytes);
     let lost: Vec<Lost> = rows.iter().filter_map(lost).collect();
     let settled = Settled {
         ledger,
-        pending: i64::try_from(pending).unwrap_or(i64::MAX),
+        lines: (ledger.settled() + pending).saturating_add_signed(unaccounted),
         tail_lines: tail.lines,
+        settled_before: *lines.settled_before.get_or_insert(ledger.settled()),
     };
     progress.publish(
         Position {
@@ -96,7 +109,7 @@ fn round(
         &lost,
         settled,
     );
-    Ok(())
+    Ok(unaccounted)
 }
 
 fn lost(row: &SegmentRow) -> Option<Lost> {
@@ -114,22 +127,25 @@ struct Lines {
     sealed: HashMap<SegmentId, (u64, u64)>,
     /// (number, counted up to, lines) of the active segment.
     active: (u64, u64, u64),
+    /// Lines that were settled at the first look.
+    settled_before: Option<u64>,
 }
 
 impl Lines {
-    fn of_sealed(&mut self, id: &SegmentId, path: &std::path::Path) -> io::Result<u64> {
+    /// `None` if the file is gone.
+    fn of_sealed(&mut self, id: &SegmentId, path: &std::path::Path) -> io::Result<Option<u64>> {
         let file = match self.disk.open_read(path) {
             // Archived since the listing: the next round sees it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
         let size = file.size()?;
         match self.sealed.get(id) {
-            Some(&(of, lines)) if of == size => Ok(lines),
+            Some(&(of, lines)) if of == size => Ok(Some(lines)),
             _ => {
                 let lines = lines::count(&*file, 0, size)?;
                 self.sealed.insert(id.clone(), (size, lines));
-                Ok(lines)
+                Ok(Some(lines))
             }
         }
     }

@@ -237,7 +237,7 @@ impl Coordinator {
         if !std::mem::replace(&mut sealed.counted, true) {
             let lines = lines::count(&*segment.file, from, size)
                 .map_err(ProcessError::io("read", &segment.path))?;
-            self.board.settled.pending += i64::try_from(lines).unwrap_or(i64::MAX);
+            self.board.found(lines);
         }
         Ok(())
     }

@@ -189,10 +189,13 @@ impl Coordinator {
         let path = self.config.data_dir.join(ACTIVE_FILE);
         pending += lines::count(&*tail.file, from, tail.durable_end)
             .map_err(ProcessError::io("read", &path))?;
+        let ledger = applier.writer.ledger()?;
+        let settled = ledger.settled();
         self.board.settled = Settled {
-            ledger: applier.writer.ledger()?,
-            pending: i64::try_from(pending).unwrap_or(i64::MAX),
+            ledger,
+            lines: settled + pending,
             tail_lines: tail.lines,
+            settled_before: *self.board.settled_before.get_or_insert(settled),
         };
         Ok(())
     }
