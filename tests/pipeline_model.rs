@@ -214,7 +214,8 @@ impl World {
         );
         let totals = database_at(&self.database());
         assert_eq!(totals, count.users, "totals");
-        let ledger = life.progress.ledger(tail.lines);
+        let (ledger, _) = life.progress.ledger(|| tail.lines);
+        assert_eq!(ledger.unaccounted, 0);
         let found = (ledger.lines, ledger.applied, ledger.duplicates);
         assert_eq!(found, (count.lines, count.applied, count.duplicates));
         assert_eq!(ledger.rejected, count.rejected, "rejected");

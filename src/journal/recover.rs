@@ -19,6 +19,7 @@ use super::directory::{Directory, first_free, is_sealed, read_label};
 use super::{JournalError, KnownSegment, KnownSegments};
 use crate::fs::{self, Disk, DiskFile};
 use crate::segment::{ACTIVE_FILE, Label, sealed_file_name};
+use crate::timestamp;
 
 /// What recovery found and did, for the log and for the processor.
 #[derive(Debug, Default)]
@@ -398,9 +399,7 @@ impl Recover<'_> {
 
 /// `<stem>-<UTC time>.jsonl`.
 fn free_name(dir: &Path, stem: &str) -> PathBuf {
-    let time = humantime::format_rfc3339_nanos(SystemTime::now())
-        .to_string()
-        .replace(':', "-");
+    let time = timestamp::rfc3339_millis(SystemTime::now()).replace(':', "-");
     dir.join(format!("{stem}-{time}.jsonl"))
 }
 

@@ -129,6 +129,7 @@ impl Coordinator {
             found.id.clone(),
             Sealed {
                 counted,
+                ahead: ahead.is_some(),
                 ..Sealed::new(found)
             },
         );
@@ -286,7 +287,7 @@ impl Coordinator {
             .is_some_and(|sealed| sealed.counted);
         let lines = lines::count(&*segment.file, 0, stat.size).map_err(io())?;
         if !counted {
-            self.board.settled.pending += i64::try_from(lines).unwrap_or(i64::MAX);
+            self.board.found(lines);
         }
         self.board.distrusted(&segment.id, 0, lines);
         self.left_alone.insert(segment.path.clone(), stat.identity);
@@ -316,7 +317,7 @@ impl Coordinator {
         if !std::mem::replace(&mut sealed.counted, true) {
             let lines = lines::count(&*segment.file, from, size)
                 .map_err(ProcessError::io("read", &segment.path))?;
-            self.board.settled.pending += i64::try_from(lines).unwrap_or(i64::MAX);
+            self.board.found(lines);
         }
         Ok(())
     }
