@@ -148,9 +148,7 @@ impl Server {
         let Some(path) = &self.port_file else {
             return Ok(());
         };
-        let part = path.with_extension("part");
-        fs::write(&part, format!("{}\n", self.address().port()))
-            .and_then(|()| fs::rename(&part, path))
+        crate::fs::put(path, format!("{}\n", self.address().port()).as_bytes())
             .with_context(|| format!("cannot write --port-file {}", path.display()))
     }
 }

@@ -128,7 +128,7 @@ impl Run<'_> {
     fn all(&mut self) -> Result<Todo, ProcessError> {
         let data_dir = &self.config.data_dir;
         let pruned = self.applier.writer.pruned()?;
-        if let Err(error) = prune::finish_at_start(self.disk, self.config, &pruned) {
+        if let Err(error) = prune::finish_at_start(self.disk, self.config, &self.applier.writer) {
             tracing::warn!("{}", in_words(&error));
         }
         let catalog =

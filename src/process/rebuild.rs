@@ -59,7 +59,11 @@ pub fn rebuild(
         ))
     })?;
     let catalog = Catalog::scan(&**disk, dir).map_err(ProcessError::io("list", dir))?;
-    prune::finish(&**disk, config, &catalog, &pruned)?;
+    if pruned.number > 0 {
+        let writer = Writer::open(&old, Existing::Only)?;
+        prune::finish(&**disk, &catalog, &writer)?;
+        writer.close()?;
+    }
     let mut notes = changes(&catalog, &rows);
     if pruned.segments > 0 {
         carry(config, &**disk, &pruned, &new)?;

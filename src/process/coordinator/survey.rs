@@ -21,7 +21,7 @@ impl Coordinator {
         self.board.health.clear_all(SEGMENT);
         let tail = self.journal.tail();
         let pruned = applier.writer.pruned()?;
-        if let Err(error) = prune::finish_at_start(&*self.disk, &self.config, &pruned) {
+        if let Err(error) = prune::finish_at_start(&*self.disk, &self.config, &applier.writer) {
             self.board.health.set(prune::RETENTION, in_words(&error));
         }
         let catalog =
