@@ -174,7 +174,7 @@ impl Disk for RealDisk {
     }
 
     fn size_at(&self, path: &Path) -> io::Result<u64> {
-        Ok(std::fs::symlink_metadata(path)?.len())
+        Ok(std::fs::metadata(path)?.len())
     }
 
     fn used_bytes(&self, dir: &Path) -> io::Result<u64> {

@@ -25,6 +25,7 @@ mod end_to_end; // the main job on real input: totals equal an independent recou
 mod hostile; // clients that stall, burst, lie about lengths, or never read
 mod http; // the HTTP contract, row by row
 mod listings; // /segments and /rejected; waiting while the server stops
+mod odd_files; // FIFOs, sockets, devices, directories, links to nothing called like segments
 mod other_programs; // the database opened, removed, replaced and written by others
 mod process; // files without a server: from elsewhere, damaged, given twice
 mod provable; // verify, rebuild, retention, ids let go, a database put together from two

@@ -43,6 +43,9 @@ pub enum Unusable {
     /// A link to nothing.
     #[error("it is a link to {}, which does not exist; remove the link", .0.display())]
     Dangling(PathBuf),
+    /// Links that lead to each other.
+    #[error("it is a link that leads back to itself; remove the link")]
+    Loop,
     /// A name that can't be passed on.
     #[error("its name is not UTF-8; rename it")]
     NotUtf8,
@@ -104,17 +107,30 @@ fn named(path: &Path) -> io::Result<OwnedFd> {
 
 /// A link without a target, or a name that is not UTF-8, is not "not found".
 fn missing(path: &Path, error: io::Error) -> io::Error {
+    if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+        return Unusable::Loop.into();
+    }
     if error.kind() != io::ErrorKind::NotFound {
         return error;
     }
     if let Ok(target) = std::fs::read_link(path) {
         return Unusable::Dangling(target).into();
     }
-    let is_lossy = |name: &std::ffi::OsStr| name.to_string_lossy().contains('\u{FFFD}');
-    if path.file_name().is_some_and(is_lossy) {
+    if stands_for_no_utf8(path).unwrap_or(false) {
         return Unusable::NotUtf8.into();
     }
     error
+}
+
+/// Whether a name as a listing gives it stands for one that is not UTF-8.
+fn stands_for_no_utf8(path: &Path) -> Option<bool> {
+    let name = path.file_name()?.to_str()?;
+    if !name.contains(char::REPLACEMENT_CHARACTER) {
+        return Some(false);
+    }
+    let entries = std::fs::read_dir(path.parent()?).ok()?;
+    let mut names = entries.flatten().map(|entry| entry.file_name());
+    Some(names.any(|found| found.to_str().is_none() && found.to_string_lossy() == name))
 }
 
 /// Opens what `named` is, having made sure that it is no open database.
@@ -250,6 +266,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -282,10 +299,11 @@ mod tests {
         assert!(reason(&at("device")).contains("character device"));
         symlink("/nowhere/at/all", at("dangling")).expect("a link");
         assert!(reason(&at("dangling")).contains("/nowhere/at/all"));
+        let no_utf8 = std::ffi::OsStr::from_bytes(b"events_\xff.jsonl");
+        std::fs::write(dir.path().join(no_utf8), "x").expect("written");
         assert!(reason(&at("events_\u{FFFD}.jsonl")).contains("UTF-8"));
         symlink(at("loop"), at("loop")).expect("a link");
-        let error = open_file(&at("loop"), Access::Read).expect_err("a loop");
-        assert_ne!(error.kind(), io::ErrorKind::NotFound);
+        assert!(reason(&at("loop")).contains("leads back"));
         let error = open_file(&at("none"), Access::Read).expect_err("nothing");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

@@ -60,6 +60,8 @@ struct Sealed {
     counted: bool,
     /// Whether only its move to the archive is left.
     whole: bool,
+    /// Whether it was no regular file at the last look.
+    unusable: bool,
 }
 
 /// What is known of the outside, and what is published. Apart from the applier, so that a commit
@@ -324,6 +326,7 @@ impl Sealed {
             retry_at: None,
             counted: false,
             whole: false,
+            unusable: false,
         }
     }
 }

@@ -3,12 +3,12 @@
 //! Another process applies now and then. Each round, the rows say what is settled and the files
 //! how many lines there are; a sealed file's lines are counted once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::coordinator::usable;
+use super::coordinator::{topic, usable};
 use super::{ProcessConfig, in_words, lines};
 use crate::fs::Disk;
 use crate::health::Health;
@@ -31,10 +31,23 @@ pub(super) fn run(
         sealed: HashMap::new(),
         active: (0, 0, 0),
     };
+    let mut unreadable: Vec<String> = Vec::new();
     while !progress.is_stopping() {
         let began = Instant::now();
         match round(config, journal, readers, progress, &mut lines) {
-            Ok(()) => health.clear(DATABASE),
+            Ok(failed) => {
+                health.clear(DATABASE);
+                for topic in unreadable
+                    .iter()
+                    .filter(|topic| !failed.contains_key(*topic))
+                {
+                    health.clear(topic);
+                }
+                for (topic, words) in &failed {
+                    health.set(topic, words);
+                }
+                unreadable = failed.into_keys().collect();
+            }
             Err(error) => health.set(DATABASE, in_words(&error)),
         }
         progress.wait_until(began + config.flush_every);
@@ -51,13 +64,14 @@ enum ObserveError {
     Io(std::path::PathBuf, #[source] io::Error),
 }
 
+/// Publishes what there is; the topics of files that could not be read, and why.
 fn round(
     config: &ProcessConfig,
     journal: &Journal,
     readers: &Readers,
     progress: &Progress,
     lines: &mut Lines,
-) -> Result<(), ObserveError> {
+) -> Result<BTreeMap<String, String>, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
     let (ledger, whole, rows) = readers.snapshot()?;
@@ -65,14 +79,19 @@ fn round(
     let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
     let mut pending = 0;
     let mut frontier = None;
+    let mut failed = BTreeMap::new();
     for (id, found) in &catalog.sealed {
         let untrusted = row(id).is_some_and(|row| row.state == SegmentState::Untrusted);
         if let Some(found) = usable(found).filter(|_| !whole.contains(id) && !untrusted) {
             let settled = row(id).map_or(0, |row| row.counts.lines);
-            pending += lines
-                .of_sealed(id, &found.path)
-                .map_err(io)?
-                .saturating_sub(settled);
+            match lines.of_sealed(id, &found.path) {
+                Ok(count) => pending += count.saturating_sub(settled),
+                // Named, and the others go on.
+                Err(error) => {
+                    let error = ObserveError::Io(found.path.clone(), error);
+                    failed.insert(topic(id), in_words(&error));
+                }
+            }
             frontier = frontier.or(id.number());
         }
     }
@@ -94,7 +113,7 @@ fn round(
         &lost,
         settled,
     );
-    Ok(())
+    Ok(failed)
 }
 
 fn lost(row: &SegmentRow) -> Option<Lost> {

@@ -14,7 +14,7 @@ use super::coordinator::usable;
 use super::memory::Shares;
 use super::pool::Pool;
 use super::{ProcessConfig, ProcessError, fold, in_words, lines, prune, rebuild, sums};
-use crate::fs::{self, Disk, DiskFile};
+use crate::fs::{self, Disk, DiskFile, Unusable};
 use crate::journal::{Catalog, Place};
 use crate::segment::{ACTIVE_FILE, SegmentId};
 use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
@@ -32,6 +32,9 @@ pub struct Summary {
     pub skipped: Vec<String>,
     /// Files that were not applied, and why. Exit code 1 if there are any.
     pub refused: Vec<Refused>,
+    /// What is called like a segment in the data directory but cannot be opened, and why. Exit
+    /// code 3 if there is any; what was named on the command line is among the refused instead.
+    pub unusable: Vec<Refused>,
     /// Numbers of ours that have neither a file nor a whole row.
     pub missing: Vec<u64>,
     /// What became of the lines applied in this run. Exit code 3 if any was rejected.
@@ -88,14 +91,13 @@ pub fn run_once(
         run.named(files)?
     };
     for (_, path, _) in &todo {
-        run.bytes_total += run
-            .disk
-            .open_read(path)
-            .and_then(|file| file.size())
-            .unwrap_or(0);
+        run.bytes_total += run.disk.size_at(path).unwrap_or(0);
     }
     for (id, path, place) in todo {
-        run.file(&id, &path, place)?;
+        match run.file(&id, &path, place) {
+            Err(error @ ProcessError::Io { .. }) => run.failed(&path, &error, !files.is_empty()),
+            done => done?,
+        }
     }
     let Run {
         applier,
@@ -138,6 +140,14 @@ impl Run<'_> {
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
+        for (name, is_dir) in self.disk.list(data_dir).unwrap_or_default() {
+            if is_dir && SegmentId::of_file(&name).is_some() {
+                self.summary.unusable.push(Refused {
+                    path: data_dir.join(name),
+                    reason: Unusable::NotRegular("directory").to_string(),
+                });
+            }
+        }
         let whole = self.applier.writer.whole()?;
         let pruned = pruned.number;
         let mut todo = Todo::new();
@@ -167,7 +177,11 @@ impl Run<'_> {
     fn named(&mut self, files: &[PathBuf]) -> Result<Todo, ProcessError> {
         let mut todo = Todo::new();
         for file in files {
-            match self.bring_in(file)? {
+            let brought = match self.bring_in(file) {
+                Err(error @ ProcessError::Io { .. }) => Brought::Refused(in_words(&error)),
+                brought => brought?,
+            };
+            match brought {
                 Brought::In(id, path, place) => todo.push((id, path, place)),
                 Brought::Before(name) => self.summary.skipped.push(name),
                 Brought::Refused(reason) => {
@@ -340,6 +354,20 @@ impl Run<'_> {
             (Archived::Moved, true) => {}
         }
         Ok(())
+    }
+
+    /// A file that can't be opened or read: the others go on.
+    fn failed(&mut self, path: &Path, error: &ProcessError, named: bool) {
+        let not_opened = matches!(error, ProcessError::Io { action: "open", .. });
+        let refused = Refused {
+            path: path.to_owned(),
+            reason: in_words(error),
+        };
+        if not_opened && !named {
+            self.summary.unusable.push(refused);
+        } else {
+            self.summary.refused.push(refused);
+        }
     }
 
     fn refuse(&mut self, path: &Path, reason: String) {

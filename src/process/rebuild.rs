@@ -81,7 +81,7 @@ pub fn rebuild(
     let mut building = config.clone();
     building.database.clone_from(&new);
     let summary = run_once(&building, disk, &[], on_progress)?;
-    if let Some(refused) = summary.refused.first() {
+    if let Some(refused) = summary.refused.iter().chain(&summary.unusable).next() {
         let (path, reason) = (refused.path.display(), &refused.reason);
         let words = format!("{path}: {reason}. The old database is as it was");
         remove_unfinished(dir)?;

@@ -105,7 +105,7 @@ pub(super) fn recount(
     for row in &proof.rows {
         recount.segment(row)?;
     }
-    recount.files_without_row()?;
+    recount.files_without_row();
     recount.missing();
     recount.let_go();
     recount.sums();
@@ -239,6 +239,7 @@ impl Recount<'_> {
     ) -> Result<(Option<(SegmentFile, u64)>, Vec<PathBuf>), ProcessError> {
         let dir = &self.config.data_dir;
         let mut seen = Vec::new();
+        let mut unopened = None;
         for _ in 0..LOOKS {
             let candidates = self.candidates(row);
             if !seen.is_empty() && seen == candidates {
@@ -247,7 +248,12 @@ impl Recount<'_> {
             for path in &candidates {
                 let file = match self.disk.open_read(path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    file => file.map_err(ProcessError::io("open", path))?,
+                    // Not what was applied, as far as can be seen; the others go on.
+                    Err(error) => {
+                        unopened = Some((path.clone(), error));
+                        continue;
+                    }
+                    Ok(file) => file,
                 };
                 let io = |error| ProcessError::io("read", path)(error);
                 let size = file.size().map_err(io)?;
@@ -264,6 +270,14 @@ impl Recount<'_> {
             }
             seen = candidates;
             self.catalog = Catalog::scan(self.disk, dir).map_err(ProcessError::io("list", dir))?;
+        }
+        if let Some((path, error)) = unopened {
+            self.find(&Finding::Untold(format!(
+                "segment {}: cannot open {}: {error}",
+                row.id,
+                path.display()
+            )));
+            seen.retain(|seen| *seen != path);
         }
         Ok((None, seen))
     }
@@ -434,7 +448,7 @@ impl Recount<'_> {
     }
 
     /// Files that the database has no row for: they wait, or were let go.
-    fn files_without_row(&mut self) -> Result<(), ProcessError> {
+    fn files_without_row(&mut self) {
         let known: HashSet<&SegmentId> = self.proof.rows.iter().map(|row| &row.id).collect();
         let mut others: Vec<(SegmentId, PathBuf, Place)> = self
             .catalog
@@ -465,7 +479,12 @@ impl Recount<'_> {
                 let size = match self.disk.open_read(&path).and_then(|file| file.size()) {
                     // Moved on since the listing, or no active file.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-                    size => size.map_err(ProcessError::io("look at", &path))?,
+                    Err(error) => {
+                        let words = format!("{}: not counted: {error}", path.display());
+                        self.find(&Finding::Note(words));
+                        0
+                    }
+                    Ok(size) => size,
                 };
                 self.pending.0 += u64::from(size > 0);
                 self.pending.1 += size;
@@ -477,7 +496,6 @@ impl Recount<'_> {
                 "pending: {bytes} bytes in {files} files are not applied yet"
             )));
         }
-        Ok(())
     }
 
     /// Numbers without file and without row.

@@ -10,6 +10,7 @@ use super::{
     SegmentFile, SegmentId, SegmentRow, SegmentState, Untrusted, archive, in_words, lines,
     open_sealed, prune, topic,
 };
+use crate::fs::Unusable;
 
 impl Coordinator {
     /// New sealed files in the directory itself.
@@ -21,11 +22,8 @@ impl Coordinator {
             .map_err(ProcessError::io("list", &data_dir))?;
         let mut new = false;
         let mut left_alone = BTreeMap::new();
-        for name in names
-            .into_iter()
-            .filter(|(_, is_dir)| !is_dir)
-            .map(|(name, _)| name)
-        {
+        // A directory of such a name is no segment, and is named in readiness when it is opened.
+        for (name, _) in names {
             let Some(id) = SegmentId::of_file(&name) else {
                 continue;
             };
@@ -101,10 +99,7 @@ impl Coordinator {
                 return Err(error);
             }
             Err(error) => {
-                self.board.health.set(&topic(id), in_words(&error));
-                if let Some(sealed) = self.board.sealed.get_mut(id) {
-                    sealed.retry_at = Some(Instant::now() + FILE_RETRY_AFTER);
-                }
+                self.failed(id, &error);
                 return Ok(());
             }
             Ok(done) => done,
@@ -121,6 +116,31 @@ impl Coordinator {
             self.board.publish();
         }
         Ok(())
+    }
+
+    fn failed(&mut self, id: &SegmentId, error: &ProcessError) {
+        let (unusable, gone) = match error {
+            ProcessError::Io { source, .. } => (
+                Unusable::is_reason_of(source),
+                source.kind() == io::ErrorKind::NotFound,
+            ),
+            _ => (false, false),
+        };
+        let Some(sealed) = self.board.sealed.get_mut(id) else {
+            return;
+        };
+        if gone && sealed.unusable {
+            // It never was a segment's file, and it was moved away.
+            self.board.sealed.remove(id);
+            self.board.health.clear(&topic(id));
+            return;
+        }
+        if unusable {
+            sealed.unusable = true;
+            sealed.counted = false;
+        }
+        sealed.retry_at = Some(Instant::now() + FILE_RETRY_AFTER);
+        self.board.health.set(&topic(id), in_words(error));
     }
 
     /// Whether nothing is left to be done with the file.
