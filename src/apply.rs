@@ -63,6 +63,9 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     for refused in &summary.refused {
         tracing::error!("refused {}: {}", refused.path.display(), refused.reason);
     }
+    for unusable in &summary.unusable {
+        tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
+    }
     let mut words = in_words(&summary, dir);
     for note in notes {
         let _infallible = writeln!(words, "{note}");
@@ -77,7 +80,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     }
     let exit = if !summary.refused.is_empty() {
         Exit::Failed
-    } else if summary.counts.rejected > 0 {
+    } else if summary.counts.rejected > 0 || !summary.unusable.is_empty() {
         Exit::Refused
     } else {
         Exit::Done

@@ -12,7 +12,7 @@ pub enum Exit {
     Failed,
     /// 2: the command line, the environment or the config file asks for something that can't be.
     Usage,
-    /// 3: done, but events were refused or lines rejected (`send` and `process` only).
+    /// 3: done, but events were refused, lines rejected or files skipped (`send` and `process` only).
     Refused,
 }
 

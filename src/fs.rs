@@ -5,8 +5,9 @@
 //! whatever the caller made of the data directory; nothing here knows what the files mean.
 
 mod kind;
+mod open;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{Advice, fadvise};
 
 pub use self::kind::unsafe_for_wal;
+pub use self::open::{Access, Guard, Unusable, open_file, read, read_to_string, with_suffix};
 
 /// An open file. Reads and writes say where; there is no cursor to lose.
 pub trait DiskFile: Send + Sync + 'static {
@@ -94,6 +96,12 @@ pub trait Disk: Send + Sync + 'static {
         self.open_dir(dir)?.sync()
     }
 
+    /// The length of the file at a path. The default is for simulated disks; on the machine's own
+    /// nothing is opened for it.
+    fn size_at(&self, path: &Path) -> io::Result<u64> {
+        self.open_read(path)?.size()
+    }
+
     /// Bytes of all files in `dir` and below. A file that goes away meanwhile counts nothing.
     fn used_bytes(&self, dir: &Path) -> io::Result<u64> {
         let mut bytes = 0;
@@ -102,7 +110,7 @@ pub trait Disk: Send + Sync + 'static {
             bytes += match if is_dir {
                 self.used_bytes(&path)
             } else {
-                self.open_read(&path).and_then(|file| file.size())
+                self.size_at(&path)
             } {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
                 size => size?,
@@ -118,23 +126,15 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(path)?,
-        ))
+        Ok(Arc::new(create_new(path)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(
-            OpenOptions::new().read(true).write(true).open(path)?,
-        ))
+        Ok(Arc::new(open_file(path, Access::ReadWrite)?))
     }
 
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(File::open(path)?))
+        Ok(Arc::new(open_file(path, Access::Read)?))
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -156,7 +156,7 @@ impl Disk for RealDisk {
     }
 
     fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
-        Ok(Box::new(File::open(dir)?))
+        Ok(Box::new(open::open_directory(dir)?))
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
@@ -174,10 +174,12 @@ impl Disk for RealDisk {
         entries
             .map(|entry| {
                 let entry = entry?;
-                Ok((
-                    entry.file_name().to_string_lossy().into_owned(),
-                    entry.file_type()?.is_dir(),
-                ))
+                let file_type = entry.file_type()?;
+                // A link to a directory is one, as a month moved to another disk.
+                let is_dir = file_type.is_dir()
+                    || file_type.is_symlink()
+                        && std::fs::metadata(entry.path()).is_ok_and(|target| target.is_dir());
+                Ok((entry.file_name().to_string_lossy().into_owned(), is_dir))
             })
             .collect()
     }
@@ -188,6 +190,33 @@ impl Disk for RealDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn size_at(&self, path: &Path) -> io::Result<u64> {
+        Ok(std::fs::metadata(path)?.len())
+    }
+
+    fn used_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let mut bytes = 0;
+        let mut dirs = vec![dir.to_owned()];
+        while let Some(dir) = dirs.pop() {
+            let entries = match std::fs::read_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                // Of the entry itself: what a link leads to is not in this directory.
+                match entry.metadata() {
+                    Ok(metadata) if metadata.is_dir() => dirs.push(entry.path()),
+                    Ok(metadata) if metadata.is_file() => bytes += metadata.len(),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(bytes)
     }
 
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
@@ -209,6 +238,19 @@ fn rename_where_absent(from: &Path, to: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::rename(from, to),
         Err(error) => Err(error),
     }
+}
+
+/// A file that is not there yet.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "O_EXCL: what exists is not opened, whatever it is"
+)]
+fn create_new(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
 }
 
 impl DiskDir for File {
@@ -306,6 +348,17 @@ fn write_part(
     Ok(part)
 }
 
+/// Writes a small file that is no one else's, whole: a reader sees the old one, or all of the new.
+pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let part = part_path(path);
+    match std::fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    FileExt::write_all_at(&create_new(&part)?, bytes, 0)?;
+    std::fs::rename(&part, path)
+}
+
 /// `name.part` beside `name`: no scan takes it for a segment.
 fn part_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -316,7 +369,7 @@ fn part_path(path: &Path) -> PathBuf {
 /// Puts a finished file in the place of another by rename: whoever looks sees the old or the new,
 /// also after a power cut. For the database, which lies on the machine's own disk.
 pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
-    File::open(from)?.sync_all()?;
+    open_file(from, Access::Read)?.sync_all()?;
     std::fs::rename(from, to)?;
     RealDisk.sync_dir(to.parent().unwrap_or(Path::new(".")))
 }
@@ -331,14 +384,14 @@ pub struct DirHold {
 impl DirHold {
     /// Together with others; waits for one who holds it alone.
     pub fn share(dir: &Path) -> io::Result<Self> {
-        let dir = File::open(dir)?;
+        let dir = open::open_directory(dir)?;
         dir.lock_shared()?;
         Ok(Self { _dir: dir })
     }
 
     /// Alone; `None` while others hold it. Never waits.
     pub fn alone(dir: &Path) -> io::Result<Option<Self>> {
-        let dir = File::open(dir)?;
+        let dir = open::open_directory(dir)?;
         match dir.try_lock() {
             Ok(()) => Ok(Some(Self { _dir: dir })),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
@@ -384,13 +437,7 @@ impl Lock {
             path: path.to_owned(),
             source,
         };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(io)?;
+        let mut file = open_or_create(path).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -429,6 +476,19 @@ impl Lock {
     /// The lock file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+fn open_or_create(path: &Path) -> io::Result<File> {
+    loop {
+        match open_file(path, Access::ReadWrite) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        match create_new(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return created,
+        }
     }
 }
 

@@ -220,9 +220,7 @@ pub fn remove_port_file(path: &Path) -> anyhow::Result<()> {
 
 /// The port number, written whole: a reader sees all of it or no file.
 fn write_port_file(path: &Path, address: SocketAddr) -> anyhow::Result<()> {
-    let part = path.with_extension("part");
-    fs::write(&part, format!("{}\n", address.port()))
-        .and_then(|()| fs::rename(&part, path))
+    disk_fs::put(path, format!("{}\n", address.port()).as_bytes())
         .with_context(|| format!("cannot write --port-file {}", path.display()))
 }
 

@@ -5,6 +5,11 @@
 //! sender's `--source` and its line), so whatever is sent again after a kill must count once. What
 //! the totals must be is summed up here, from the lines as they were made, by nobody else's code.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the servers are processes of their own"
+)]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;

@@ -19,6 +19,11 @@
 //! **Failure.** Whatever can't go on stops everybody; requests under way are waited for; the state
 //! says how far all lines without a gap are acknowledged; the summary's last line says FAILED.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "its input, its state and its rejects are files of a process that has no database open"
+)]
+
 mod deliver;
 mod error;
 mod ids;

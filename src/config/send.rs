@@ -226,7 +226,7 @@ fn token(file: Option<&Path>, variable: Option<OsString>) -> Result<Option<Token
         (_, None) => return Ok(None),
         (_, Some(path)) => {
             let shown = format!("--token-file {}", path.display());
-            let text = std::fs::read_to_string(path)
+            let text = crate::fs::read_to_string(path)
                 .map_err(|error| UsageError::new(format!("{shown}: {error}")))?;
             let first = text
                 .lines()

@@ -147,7 +147,7 @@ impl ServeConfig {
         match args.config.clone() {
             None => Self::effective(args, None),
             Some(path) => {
-                let text = std::fs::read_to_string(&path).map_err(|error| {
+                let text = crate::fs::read_to_string(&path).map_err(|error| {
                     UsageError::new(format!("--config {}: {error}", path.display()))
                 })?;
                 Self::effective(args, Some((&path, &text)))

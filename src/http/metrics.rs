@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::SystemTime;
 
 use crate::histogram::HistogramSnapshot;
@@ -29,7 +30,7 @@ pub struct Process {
 impl Process {
     /// Looks into `/proc/self`; everything is `None` where there is none.
     pub fn read() -> Self {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let status = crate::fs::read_to_string(Path::new("/proc/self/status")).unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_whitespace().next()?.parse::<u64>().ok()

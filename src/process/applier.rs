@@ -131,9 +131,9 @@ impl<'p> Applier<'p> {
         })
     }
 
-    /// Drops the database, after an error. If the file was replaced, what it left behind goes too.
-    pub(super) fn release(mut self) {
-        if self.writer.is_replaced() {
+    /// Drops the database, after an error; without a checkpoint if one of its files was replaced.
+    pub(super) fn release(self) {
+        if self.writer.replaced().is_some() {
             self.writer.abandon();
         }
     }
@@ -345,7 +345,7 @@ impl<'p> Applier<'p> {
                     if !watch.locked(&error) {
                         return Err(ProcessError::Stopped);
                     }
-                    if self.writer.is_replaced() {
+                    if self.writer.replaced().is_some() {
                         return Err(error.into());
                     }
                 }

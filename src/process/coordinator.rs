@@ -66,6 +66,8 @@ struct Sealed {
     ahead: bool,
     /// Whether only its move to the archive is left.
     whole: bool,
+    /// Whether it was no regular file at the last look.
+    unusable: bool,
 }
 
 /// What is known of the outside, and what is published. Apart from the applier, so that a commit
@@ -149,8 +151,14 @@ pub(super) fn run(
             coordinator.finish_check();
             break;
         }
-        if matches!(failed, ProcessError::Replaced { .. }) {
-            pause = PAUSE_MIN;
+        match failed {
+            ProcessError::Replaced { .. } => pause = PAUSE_MIN,
+            // Nothing is wrong yet; what is found then will tell.
+            ProcessError::ChangedByOthers { .. } => {
+                tracing::warn!("{}", in_words(&failed));
+                continue;
+            }
+            _ => {}
         }
         health.set(DATABASE, in_words(&failed));
         progress.wait_until(Instant::now() + pause);
@@ -207,15 +215,24 @@ impl Coordinator {
         }
     }
 
-    /// Whether the database's path still leads to what is open.
+    /// Whether the database's paths still lead to what is open, and whether another program wrote
+    /// into it. Either way the rows are read anew, and the sums are checked.
     fn look_at_database(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
-        if applier.writer.is_replaced() {
+        let path = self.config.database();
+        if let Some(what) = applier.writer.replaced() {
             self.to_check = true;
-            return Err(ProcessError::Replaced {
-                path: self.config.database(),
-            });
+            return Err(ProcessError::Replaced { path, what });
         }
-        Ok(())
+        match applier.writer.is_changed_by_others() {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.to_check = true;
+                Err(ProcessError::ChangedByOthers { path })
+            }
+            // The next look will tell.
+            Err(error) if error.is_locked() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Applies what is there now.
@@ -248,7 +265,7 @@ impl Coordinator {
             return Ok(());
         }
         let (board, writer) = (&mut self.board, &mut applier.writer);
-        if writer.is_replaced() {
+        if writer.replaced().is_some() {
             return Ok(()); // The next round says so.
         }
         let waiting = board.sealed.iter().filter(|(_, sealed)| !sealed.whole);
@@ -325,6 +342,7 @@ impl Sealed {
             counted: false,
             ahead: false,
             whole: false,
+            unusable: false,
         }
     }
 }

@@ -176,10 +176,18 @@ pub enum ProcessError {
         /// Which.
         segment: String,
     },
-    /// Another file lies at the database's path now.
-    #[error("database {}: it was replaced or deleted while it was in use; how far the files are applied is read from what is there now, and the rest is applied", path.display())]
+    /// Another file lies at the path of the database or of one of its files now.
+    #[error("database {}: {what} while the server had it open; how far the files are applied is read from what is there now, and the rest is applied", path.display())]
     Replaced {
-        /// The database file; default `revenue.db` in the data directory.
+        /// The database file.
+        path: PathBuf,
+        /// What happened, such as `revenue.db-wal was removed`.
+        what: String,
+    },
+    /// Another program wrote into the database.
+    #[error("database {}: another program changed it; how far the files are applied is read from it anew", path.display())]
+    ChangedByOthers {
+        /// The database file.
         path: PathBuf,
     },
     /// The file's length changed while it was read.

@@ -3,11 +3,12 @@
 //! Another process applies now and then. Each round, the rows say what is settled and the files
 //! how many lines there are; a sealed file's lines are counted once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::coordinator::topic;
 use super::{ProcessConfig, accounting, in_words, lines};
 use crate::fs::Disk;
 use crate::health::Health;
@@ -33,18 +34,40 @@ pub(super) fn run(
         active: (0, 0, 0),
         settled_before: None,
     };
+    let mut unreadable: Vec<String> = Vec::new();
     while !progress.is_stopping() {
         let began = Instant::now();
         match round(config, journal, readers, progress, &mut lines) {
-            Ok(unaccounted) => {
+            Ok(Observed {
+                unaccounted,
+                failed,
+            }) => {
                 health.clear(DATABASE);
                 accounting::report(health, unaccounted);
+                for topic in unreadable
+                    .iter()
+                    .filter(|topic| !failed.contains_key(*topic))
+                {
+                    health.clear(topic);
+                }
+                for (topic, words) in &failed {
+                    health.set(topic, words);
+                }
+                unreadable = failed.into_keys().collect();
             }
             Err(error) => health.set(DATABASE, in_words(&error)),
         }
         progress.wait_until(began + config.flush_every.min(EVERY_MAX));
     }
     progress.finish();
+}
+
+/// What a round saw besides what it published.
+struct Observed {
+    /// Lines without a fate, or fates without a line.
+    unaccounted: i64,
+    /// Files that cannot be read, and why, by their topic in readiness.
+    failed: BTreeMap<String, String>,
 }
 
 /// Why a round failed.
@@ -56,13 +79,14 @@ enum ObserveError {
     Io(std::path::PathBuf, #[source] io::Error),
 }
 
+/// Publishes what there is; the topics of files that could not be read, and why.
 fn round(
     config: &ProcessConfig,
     journal: &Journal,
     readers: &Readers,
     progress: &Progress,
     lines: &mut Lines,
-) -> Result<i64, ObserveError> {
+) -> Result<Observed, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
     let (mut ledger, whole, rows) = readers.snapshot()?;
@@ -73,15 +97,24 @@ fn round(
     // Fates of more lines than a file has.
     let mut unaccounted = 0;
     let mut frontier = None;
+    let mut failed = BTreeMap::new();
     for (id, found) in &catalog.sealed {
         let untrusted = row(id).is_some_and(|row| row.state == SegmentState::Untrusted);
         let known = whole.get(id).copied().or(row(id).map(|row| row.tag));
         let usable = Claims::of(found, known).usable;
         if let Some(found) = usable.filter(|_| !whole.contains_key(id) && !untrusted) {
             let settled = row(id).map_or(0, |row| row.counts.lines);
-            if let Some(counted) = lines.of_sealed(id, &found.path).map_err(io)? {
-                pending += counted.saturating_sub(settled);
-                unaccounted -= settled.saturating_sub(counted).cast_signed();
+            match lines.of_sealed(id, &found.path) {
+                Ok(Some(counted)) => {
+                    pending += counted.saturating_sub(settled);
+                    unaccounted -= settled.saturating_sub(counted).cast_signed();
+                }
+                Ok(None) => {}
+                // Named, and the others go on.
+                Err(error) => {
+                    let error = ObserveError::Io(found.path.clone(), error);
+                    failed.insert(topic(id), in_words(&error));
+                }
             }
             frontier = frontier.or(id.number());
         }
@@ -111,7 +144,10 @@ fn round(
         &lost,
         settled,
     );
-    Ok(unaccounted)
+    Ok(Observed {
+        unaccounted,
+        failed,
+    })
 }
 
 fn lost(row: &SegmentRow) -> Option<Lost> {

@@ -14,7 +14,7 @@ use super::claims::settle;
 use super::memory::Shares;
 use super::pool::Pool;
 use super::{ProcessConfig, ProcessError, fold, in_words, lines, prune, rebuild, sums};
-use crate::fs::{self, Disk, DiskFile};
+use crate::fs::{self, Disk, DiskFile, Unusable};
 use crate::journal::{Catalog, Found, Place, rivals_in_words};
 use crate::segment::{ACTIVE_FILE, SegmentId, label_in_name};
 use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
@@ -32,6 +32,9 @@ pub struct Summary {
     pub skipped: Vec<String>,
     /// Files that were not applied, and why. Exit code 1 if there are any.
     pub refused: Vec<Refused>,
+    /// What is called like a segment in the data directory but cannot be opened, and why. Exit
+    /// code 3 if there is any; what was named on the command line is among the refused instead.
+    pub unusable: Vec<Refused>,
     /// Numbers of ours that have neither a file nor a whole row.
     pub missing: Vec<u64>,
     /// What became of the lines applied in this run. Exit code 3 if any was rejected.
@@ -89,14 +92,15 @@ pub fn run_once(
         run.named(files)?
     };
     for file in &todo {
-        run.bytes_total += run
-            .disk
-            .open_read(&file.path)
-            .and_then(|file| file.size())
-            .unwrap_or(0);
+        run.bytes_total += run.disk.size_at(&file.path).unwrap_or(0);
     }
     for file in todo {
-        run.file(&file)?;
+        match run.file(&file) {
+            Err(error @ ProcessError::Io { .. }) => {
+                run.failed(&file.path, &error, !files.is_empty());
+            }
+            done => done?,
+        }
     }
     let Run {
         applier,
@@ -127,7 +131,7 @@ impl Run<'_> {
     fn all(&mut self) -> Result<Vec<Found>, ProcessError> {
         let data_dir = &self.config.data_dir;
         let pruned = self.applier.writer.pruned()?;
-        if let Err(error) = prune::finish_at_start(self.disk, self.config, &pruned) {
+        if let Err(error) = prune::finish_at_start(self.disk, self.config, &self.applier.writer) {
             tracing::warn!("{}", in_words(&error));
         }
         let catalog = Catalog::scan(self.disk, data_dir, self.config.directory_tag())
@@ -136,6 +140,14 @@ impl Run<'_> {
             self.disk
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
+        }
+        for (name, is_dir) in self.disk.list(data_dir).unwrap_or_default() {
+            if is_dir && SegmentId::of_file(&name, self.config.directory_tag()).is_some() {
+                self.summary.unusable.push(Refused {
+                    path: data_dir.join(name),
+                    reason: Unusable::NotRegular("directory").to_string(),
+                });
+            }
         }
         let whole = self.applier.writer.whole()?;
         let pruned = pruned.number;
@@ -149,8 +161,7 @@ impl Run<'_> {
             // In the archive, what was let go is nobody's business but the owner's.
             let let_go =
                 !is_whole && row.is_none() && id.number().is_some_and(|number| number <= pruned);
-            let claims = settle(self.disk, found, row.as_ref())
-                .map_err(ProcessError::io("read", &found[0].path))?;
+            let claims = settle(self.disk, found, row.as_ref());
             if !(claims.rivals.is_empty() || let_go) {
                 let reason = rivals_in_words(id, &claims.rivals);
                 self.refuse(&claims.rivals[0].path, reason);
@@ -178,7 +189,11 @@ impl Run<'_> {
     fn named(&mut self, files: &[PathBuf]) -> Result<Vec<Found>, ProcessError> {
         let mut todo = Vec::new();
         for file in files {
-            match self.bring_in(file)? {
+            let brought = match self.bring_in(file) {
+                Err(error @ ProcessError::Io { .. }) => Brought::Refused(in_words(&error)),
+                brought => brought?,
+            };
+            match brought {
                 Brought::In(found) => todo.push(found),
                 Brought::Before(name) => self.summary.skipped.push(name),
                 Brought::Refused(reason) => {
@@ -367,6 +382,20 @@ impl Run<'_> {
             (Archived::Moved, true) => {}
         }
         Ok(())
+    }
+
+    /// A file that can't be opened or read: the others go on.
+    fn failed(&mut self, path: &Path, error: &ProcessError, named: bool) {
+        let not_opened = matches!(error, ProcessError::Io { action: "open", .. });
+        let refused = Refused {
+            path: path.to_owned(),
+            reason: in_words(error),
+        };
+        if not_opened && !named {
+            self.summary.unusable.push(refused);
+        } else {
+            self.summary.refused.push(refused);
+        }
     }
 
     fn refuse(&mut self, path: &Path, reason: String) {

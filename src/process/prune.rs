@@ -2,9 +2,12 @@
 //!
 //! # The ordered steps of a prune
 //! 1. One transaction: the segment's sums move to the `pruned` row, with the length and checksum of
-//!    its file; its own row goes. 2. The file is removed, only if length and checksum are those.
-//!    3. fsync of its directory. The next segment only after that, so that a crash leaves one file
-//!    at most, which the next start removes by the length and checksum that were kept.
+//!    its file; its own row goes. 2. A checkpoint: all of the WAL is in the database file, synced, and
+//!    that file and its `-wal` still lie at their paths. A commit in a `-wal` that somebody removed is
+//!    gone with the process, and the file would be gone too. 3. The file is removed, only if length
+//!    and checksum are those. 4. fsync of its directory. The next segment only after that, so that a
+//!    crash leaves one file at most, which the next start removes by the length and checksum that
+//!    were kept. While a reader keeps the checkpoint from moving all, the file stays.
 //!
 //! Oldest number first; never the newest, whose number tells the next one's; never past a segment
 //! that still waits to be applied; files from elsewhere never, for their row keeps the same file
@@ -22,13 +25,15 @@ use crate::fs::{DirHold, Disk};
 use crate::health::Health;
 use crate::journal::{Catalog, Place};
 use crate::segment::SegmentId;
-use crate::store::{IdsWalk, Pruned, SegmentRow, StoreError, Writer, sibling};
+use crate::store::{IdsWalk, SegmentRow, StoreError, Writer};
 use crate::timestamp::now_ms;
 
 /// How long a round may go on letting go; one segment goes at least.
 const ROUND_MAX: Duration = Duration::from_millis(100);
 /// A segment that could not go is tried again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// So long a reader may keep a file from going before that is said.
+const UNSETTLED_MAX: Duration = Duration::from_mins(1);
 /// Ids looked at in one transaction, how long a step may go on, and how often there is one: two
 /// hundredths of the time.
 const IDS_AT_ONCE: u32 = 2000;
@@ -44,6 +49,8 @@ pub(super) struct Retention {
     not_before: Instant,
     /// The number up to which segments were let go since that was last told.
     pruned: Option<u64>,
+    /// Since when a file that is to go waits for the database to be settled.
+    unsettled_since: Option<Instant>,
     ids: IdsWalk,
     ids_not_before: Instant,
 }
@@ -55,6 +62,7 @@ impl Retention {
             config: config.clone(),
             not_before: now,
             pruned: None,
+            unsettled_since: None,
             ids: IdsWalk::default(),
             ids_not_before: now,
         }
@@ -91,7 +99,7 @@ impl Retention {
         health: &Health,
     ) -> Result<(), ProcessError> {
         self.ids(writer)?;
-        let unfinished = health.is_set(RETENTION);
+        let unfinished = health.is_set(RETENTION) || self.unsettled_since.is_some();
         if self.not_before > Instant::now() || !(unfinished || self.due(writer, end)?.is_some()) {
             return Ok(());
         }
@@ -101,7 +109,10 @@ impl Retention {
         let dir = &self.config.data_dir;
         let catalog = Catalog::scan(disk, dir, self.config.directory_tag())
             .map_err(ProcessError::io("list", dir))?;
-        finish(disk, &self.config, &catalog, &writer.pruned()?)?;
+        if finish(disk, &catalog, writer)? == Finished::Later {
+            self.later(health);
+            return Ok(());
+        }
         let began = Instant::now();
         let mut stays = None;
         while let Some((row, number)) = self.due(writer, end)? {
@@ -115,11 +126,16 @@ impl Retention {
                     break;
                 }
                 Outcome::Changed => break,
+                Outcome::Later => {
+                    self.later(health);
+                    return Ok(());
+                }
             }
             if began.elapsed() > ROUND_MAX {
                 break;
             }
         }
+        self.unsettled_since = None;
         match stays {
             None => health.clear(RETENTION),
             Some(words) => {
@@ -128,6 +144,22 @@ impl Retention {
             }
         }
         Ok(())
+    }
+
+    /// A file that is to go stays until what the database says of it is in the database file.
+    fn later(&mut self, health: &Health) {
+        self.not_before = Instant::now() + RETRY_AFTER;
+        let since = *self.unsettled_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > UNSETTLED_MAX {
+            health.set(
+                RETENTION,
+                format!(
+                    "database {}: another program reads an old state of it for {} s, so that the WAL cannot be moved into it, and nothing is pruned meanwhile. End that program's transaction",
+                    self.config.database().display(),
+                    since.elapsed().as_secs()
+                ),
+            );
+        }
     }
 
     /// The segment to go next, if one is due.
@@ -188,6 +220,8 @@ enum Outcome {
     Stays(PathBuf),
     /// The row is not what was seen.
     Changed,
+    /// Its row is gone; the file goes once that is in the database file itself.
+    Later,
 }
 
 fn prune(
@@ -221,6 +255,10 @@ fn prune(
         return Ok(Outcome::Changed);
     }
     *pruned = row.id.number();
+    // 2. That it was, in the database file as it lies on the disk under its name.
+    if !paths.is_empty() && !writer.settle()? {
+        return Ok(Outcome::Later);
+    }
     for path in &paths {
         remove(disk, path)?;
     }
@@ -236,7 +274,7 @@ fn files<'c>(catalog: &'c Catalog, id: &SegmentId) -> impl Iterator<Item = &'c P
         .map(|found| found.path.as_path())
 }
 
-/// 2. unlink. 3. fsync.
+/// 3. unlink. 4. fsync.
 fn remove(disk: &dyn Disk, path: &Path) -> Result<(), ProcessError> {
     disk.remove(path)
         .map_err(ProcessError::io("remove", path))?;
@@ -244,18 +282,25 @@ fn remove(disk: &dyn Disk, path: &Path) -> Result<(), ProcessError> {
     disk.sync_dir(dir).map_err(ProcessError::io("sync", dir))
 }
 
+/// Whether nothing is left of what was let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finished {
+    Yes,
+    /// What the database says is not in its file yet, as while somebody reads an older state.
+    Later,
+}
+
 /// Removes the file of the last segment that was let go, if a crash left it: by the length and
 /// checksum that were kept. The caller holds the directory or has just started.
 ///
-/// What is seen in the database after a crash is not yet durable: of a process that was killed
-/// between a commit's write and its sync, the page cache shows the commit all the same. It is
-/// synced before a file is removed on its word.
+/// What the database shows need not be durable, and need not be in the file that the next start
+/// finds: it is settled before a file is removed on its word.
 pub(super) fn finish(
     disk: &dyn Disk,
-    config: &ProcessConfig,
     catalog: &Catalog,
-    pruned: &Pruned,
-) -> Result<(), ProcessError> {
+    writer: &Writer,
+) -> Result<Finished, ProcessError> {
+    let pruned = writer.pruned()?;
     for path in files(catalog, &SegmentId::Ours(pruned.number)) {
         let read = |source| ProcessError::io("read", path)(source);
         let file = match disk.open_read(path) {
@@ -266,24 +311,13 @@ pub(super) fn finish(
         if size == pruned.file_bytes
             && lines::checksum(&*file, size).map_err(read)? == pruned.file_checksum
         {
-            sync_wal(disk, config)?;
+            if !writer.settle()? {
+                return Ok(Finished::Later);
+            }
             remove(disk, path)?;
         }
     }
-    Ok(())
-}
-
-/// Syncs the database's `-wal`, and its name. Not the database itself, which `SQLite` has synced
-/// wherever there is no `-wal`: closing a descriptor of it would drop `SQLite`'s locks on it.
-fn sync_wal(disk: &dyn Disk, config: &ProcessConfig) -> Result<(), ProcessError> {
-    let wal = sibling(&config.database(), "-wal");
-    match disk.open_read(&wal).and_then(|file| file.sync_data()) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(ProcessError::io("sync", &wal)(error)),
-        Ok(()) => disk
-            .sync_dir(&config.data_dir)
-            .map_err(ProcessError::io("sync", &config.data_dir)),
-    }
+    Ok(Finished::Yes)
 }
 
 /// [`finish`] at a start, unless somebody verifies: then the file waits for the next time. A file
@@ -291,16 +325,16 @@ fn sync_wal(disk: &dyn Disk, config: &ProcessConfig) -> Result<(), ProcessError>
 pub(super) fn finish_at_start(
     disk: &dyn Disk,
     config: &ProcessConfig,
-    pruned: &Pruned,
+    writer: &Writer,
 ) -> Result<(), ProcessError> {
-    if pruned.number == 0 {
+    if writer.pruned()?.number == 0 {
         return Ok(());
     }
     let data_dir = &config.data_dir;
     if let Some(_held) = DirHold::alone(data_dir).map_err(ProcessError::io("hold", data_dir))? {
         let catalog = Catalog::scan(disk, data_dir, config.directory_tag())
             .map_err(ProcessError::io("list", data_dir))?;
-        finish(disk, config, &catalog, pruned)?;
+        finish(disk, &catalog, writer)?;
     }
     Ok(())
 }

@@ -61,7 +61,11 @@ pub fn rebuild(
     })?;
     let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
         .map_err(ProcessError::io("list", dir))?;
-    prune::finish(&**disk, config, &catalog, &pruned)?;
+    if pruned.number > 0 {
+        let writer = Writer::open(&old, Existing::Only)?;
+        prune::finish(&**disk, &catalog, &writer)?;
+        writer.close()?;
+    }
     let mut notes = changes(&catalog, &rows);
     if pruned.segments > 0 {
         carry(config, &**disk, &pruned, &new)?;
@@ -79,7 +83,7 @@ pub fn rebuild(
     let mut building = config.clone();
     building.database.clone_from(&new);
     let summary = run_once(&building, disk, &[], on_progress)?;
-    if let Some(refused) = summary.refused.first() {
+    if let Some(refused) = summary.refused.iter().chain(&summary.unusable).next() {
         let (path, reason) = (refused.path.display(), &refused.reason);
         let words = format!("{path}: {reason}. The old database is as it was");
         remove_unfinished(dir)?;

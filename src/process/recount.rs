@@ -110,8 +110,8 @@ pub(super) fn recount(
     for row in &proof.rows {
         recount.segment(row)?;
     }
-    recount.rivals()?;
-    recount.files_without_row()?;
+    recount.rivals();
+    recount.files_without_row();
     recount.missing();
     recount.let_go();
     recount.sums();
@@ -249,6 +249,7 @@ impl Recount<'_> {
     ) -> Result<(Option<(SegmentFile, u64)>, Vec<PathBuf>), ProcessError> {
         let dir = &self.config.data_dir;
         let mut seen = Vec::new();
+        let mut unopened = None;
         for _ in 0..LOOKS {
             let candidates = self.candidates(row);
             if !seen.is_empty() && seen == candidates {
@@ -257,7 +258,12 @@ impl Recount<'_> {
             for path in &candidates {
                 let file = match self.disk.open_read(path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    file => file.map_err(ProcessError::io("open", path))?,
+                    // Not what was applied, as far as can be seen; the others go on.
+                    Err(error) => {
+                        unopened = Some((path.clone(), error));
+                        continue;
+                    }
+                    Ok(file) => file,
                 };
                 let io = |error| ProcessError::io("read", path)(error);
                 let size = file.size().map_err(io)?;
@@ -277,6 +283,14 @@ impl Recount<'_> {
             self.catalog = Catalog::scan(self.disk, dir, self.config.directory_tag())
                 .map_err(ProcessError::io("list", dir))?;
             self.active = active_label(self.config, self.disk)?;
+        }
+        if let Some((path, error)) = unopened {
+            self.find(&Finding::Untold(format!(
+                "segment {}: cannot open {}: {error}",
+                row.id,
+                path.display()
+            )));
+            seen.retain(|seen| *seen != path);
         }
         Ok((None, seen))
     }
@@ -444,16 +458,12 @@ impl Recount<'_> {
     }
 
     /// Files that claim a number whose segment is another file.
-    fn rivals(&mut self) -> Result<(), ProcessError> {
+    fn rivals(&mut self) {
         let rows = self.proof.rows.iter().map(|row| (&row.id, row));
         let known: HashMap<&SegmentId, &SegmentRow> = rows.collect();
         let mut findings = Vec::new();
         for (id, found) in &self.catalog.sealed {
-            let claims = match settle(self.disk, found, known.get(id).copied()) {
-                // Moved on since the listing: it is no rival then.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                claims => claims.map_err(ProcessError::io("read", &found[0].path))?,
-            };
+            let claims = settle(self.disk, found, known.get(id).copied());
             let pruned = id
                 .number()
                 .is_some_and(|number| number <= self.proof.pruned.number);
@@ -475,11 +485,10 @@ impl Recount<'_> {
         for words in findings {
             self.find(&Finding::Differs(words));
         }
-        Ok(())
     }
 
     /// Files that the database has no row for: they wait, or were let go.
-    fn files_without_row(&mut self) -> Result<(), ProcessError> {
+    fn files_without_row(&mut self) {
         let known: HashSet<&SegmentId> = self.proof.rows.iter().map(|row| &row.id).collect();
         let mut others: Vec<(SegmentId, PathBuf, Place)> = self
             .catalog
@@ -510,7 +519,12 @@ impl Recount<'_> {
                 let size = match self.disk.open_read(&path).and_then(|file| file.size()) {
                     // Moved on since the listing, or no active file.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-                    size => size.map_err(ProcessError::io("look at", &path))?,
+                    Err(error) => {
+                        let words = format!("{}: not counted: {error}", path.display());
+                        self.find(&Finding::Note(words));
+                        0
+                    }
+                    Ok(size) => size,
                 };
                 self.pending.0 += u64::from(size > 0);
                 self.pending.1 += size;
@@ -522,7 +536,6 @@ impl Recount<'_> {
                 "pending: {bytes} bytes in {files} files are not applied yet"
             )));
         }
-        Ok(())
     }
 
     /// Numbers without file and without row.

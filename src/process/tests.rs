@@ -606,11 +606,10 @@ fn a_second_writer_that_was_quicker_is_noticed() {
     let dir = tempfile::tempdir().expect("a directory");
     write(&dir, "events_a.jsonl", &line("a", 1));
     run(&dir, &[]);
-    let mut writer =
-        Writer::open(&dir.path().join(DATABASE_FILE), Existing::Only).expect("it opens");
-    assert!(!writer.is_replaced());
+    let writer = Writer::open(&dir.path().join(DATABASE_FILE), Existing::Only).expect("it opens");
+    assert_eq!(writer.replaced(), None);
     fs::rename(dir.path().join(DATABASE_FILE), dir.path().join("old.db")).expect("moved");
-    assert!(writer.is_replaced());
+    assert_eq!(writer.replaced().as_deref(), Some("revenue.db was removed"));
     writer.abandon();
     assert!(
         !dir.path().join("revenue.db-wal").exists(),

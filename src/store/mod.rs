@@ -22,6 +22,7 @@
 
 mod apply;
 mod delta;
+mod family;
 mod open;
 mod progress;
 mod proof;
@@ -45,7 +46,8 @@ pub use self::segments::{
     Counts, Pruned, RejectedLine, SegmentRow, SegmentState, read_checks, read_directory, read_kept,
     read_segments,
 };
-pub use self::writer::{Mark, Writer, sibling};
+pub use self::writer::{Mark, Writer};
+pub use crate::fs::with_suffix as sibling;
 
 /// The most rejected lines of a segment that are kept; all are counted.
 pub const REJECTED_LINES_MAX: u64 = 10_000;
@@ -91,10 +93,34 @@ pub enum StoreError {
         known: i64,
     },
     /// It has tables, but not ours.
-    #[error("{}: this SQLite file is not a tallyline database; move it away or choose another --data-dir", path.display())]
+    #[error("{}: this SQLite file is not a tallyline database: its application_id is {application} and its user_version {found} (of ours: {ours} and {known}); move it away or choose another --data-dir. If another program changed them, set them back with sqlite3's PRAGMA", path.display())]
     NotOurs {
         /// The database file.
         path: PathBuf,
+        /// Its `application_id`.
+        application: i64,
+        /// Its `user_version`.
+        found: i64,
+        /// Our `application_id`.
+        ours: i64,
+        /// Our `user_version`.
+        known: i64,
+    },
+    /// Connections to files that were removed or replaced are still in use.
+    #[error("database {}: one of its files was removed or replaced, and a request still reads the old one; it is opened again once that is done", path.display())]
+    Retired {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// Somebody added triggers to our tables.
+    #[error("database {}: {triggers} would change what is written; nothing is applied until another program has dropped it: sqlite3 {} '{cure}'", path.display(), path.display())]
+    Triggers {
+        /// The database file.
+        path: PathBuf,
+        /// `trigger t on user_total`, one or more.
+        triggers: String,
+        /// `DROP TRIGGER "t"; ...`
+        cure: String,
     },
     /// The SQLite in this program has the WAL-reset bug.
     #[error(

@@ -6,11 +6,13 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::StoreError;
+use super::family::{Family, Reading, Token};
 
 /// The database's name in the data directory.
 pub const DATABASE_FILE: &str = "revenue.db";
 
 const SCHEMA: &str = include_str!("../../sql/schema.sql");
+const SELECT_TRIGGERS: &str = include_str!("../../sql/query/select_triggers.sql");
 /// `user_version` of [`SCHEMA`].
 pub(super) const VERSION: i64 = 2;
 /// `application_id` of [`SCHEMA`].
@@ -42,20 +44,20 @@ pub enum Existing {
     Only,
 }
 
-/// The writing connection, ready for the current schema; and whether the database was empty. The
-/// WAL is on, unless it was empty and `load` says that nobody is to read it meanwhile.
+/// The writing connection, ready for the current schema, with its token; and whether the database
+/// was empty. The WAL is on, unless it was empty and `load` says that nobody is to read it meanwhile.
 pub(super) fn open_writer(
     path: &Path,
     existing: Existing,
     load: bool,
-) -> Result<(Connection, bool), StoreError> {
+) -> Result<(Connection, Token, bool), StoreError> {
     sqlite_is_sound()?;
+    let token = Family::of(path).enter()?;
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     if existing == Existing::OrCreate {
         flags |= OpenFlags::SQLITE_OPEN_CREATE;
     }
-    let mut connection =
-        Connection::open_with_flags(path, flags).map_err(StoreError::sqlite(path, "open it"))?;
+    let mut connection = open(path, flags).map_err(StoreError::sqlite(path, "open it"))?;
     // A database that is not for us is left as it is, its journal mode too.
     let doing = StoreError::sqlite(path, "prepare the writing connection");
     connection.busy_timeout(BUSY_TIMEOUT).map_err(&doing)?;
@@ -65,7 +67,28 @@ pub(super) fn open_writer(
         turn_wal_on(&connection).map_err(doing)?;
     }
     upgrade(&mut connection, path)?;
-    Ok((connection, empty))
+    refuse_triggers(&connection, path)?;
+    Ok((connection, token, empty))
+}
+
+/// A reading connection of one's own; `None` where there is no file.
+pub(super) fn open_reader(path: &Path) -> Result<Option<Reading>, StoreError> {
+    if !path.try_exists().unwrap_or(true) {
+        return Ok(None);
+    }
+    let token = Family::of(path).enter()?;
+    let connection = open(path, reader_flags()).map_err(StoreError::sqlite(path, "open it"))?;
+    configure_reader(&connection)
+        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
+    Ok(Some(Reading::new(connection, token)))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where databases are opened; the pool of readers has another"
+)]
+fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    Connection::open_with_flags(path, flags)
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
@@ -124,8 +147,12 @@ pub(super) fn inspect(connection: &Connection, path: &Path) -> Result<Contents, 
             found,
             known: VERSION,
         }),
-        _ => Err(StoreError::NotOurs {
+        (application, found) => Err(StoreError::NotOurs {
             path: path.to_owned(),
+            application,
+            found,
+            ours: APPLICATION_ID,
+            known: VERSION,
         }),
     }
 }
@@ -144,4 +171,32 @@ fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
         transaction.execute_batch(SCHEMA).map_err(&doing)?;
     }
     transaction.commit().map_err(&doing)
+}
+
+/// Triggers of others on our tables would run inside our transactions, and change totals or ids
+/// behind them. Ours has none; those on other tables and on views are none of our business.
+fn refuse_triggers(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let list = || -> rusqlite::Result<Vec<(String, String)>> {
+        connection
+            .prepare(SELECT_TRIGGERS)?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect()
+    };
+    let found = list().map_err(StoreError::sqlite(path, "look for triggers"))?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> = found
+        .iter()
+        .map(|(name, table)| format!("trigger {name} on {table}"))
+        .collect();
+    let drops: Vec<String> = found
+        .iter()
+        .map(|(name, _)| format!("DROP TRIGGER \"{}\"", name.replace('"', "\"\"")))
+        .collect();
+    Err(StoreError::Triggers {
+        path: path.to_owned(),
+        triggers: named.join(", "),
+        cure: drops.join("; "),
+    })
 }

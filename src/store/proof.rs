@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::family::Reading;
 use super::open::{self, Contents};
 use super::segments;
 use super::{IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
@@ -60,7 +61,7 @@ pub struct UserSum {
 /// A database as of one moment, and what was recounted of the files.
 pub struct Proof {
     path: PathBuf,
-    database: Connection,
+    database: Reading,
     scratch: Connection,
     /// The rows of all segments, in key order.
     pub rows: Vec<SegmentRow>,
@@ -79,7 +80,7 @@ pub struct Proof {
 impl Proof {
     /// Copies rows and totals; `None` where there is no database, or an empty one.
     pub fn open(path: &Path) -> Result<Option<Self>, StoreError> {
-        let Some(database) = segments::open_reader(path)? else {
+        let Some(database) = open::open_reader(path)? else {
             return Ok(None);
         };
         if open::inspect(&database, path)? == Contents::Empty {
@@ -252,6 +253,10 @@ fn add_wrapping(
 }
 
 /// A database without a name: SQLite deletes it when it is closed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a temporary one: no file has a name"
+)]
 fn open_scratch() -> rusqlite::Result<Connection> {
     let scratch = Connection::open("")?;
     scratch.pragma_update(None, "cache_size", -SCRATCH_CACHE_KIB)?;

@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
+use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
 use super::{Ledger, RejectedLine, SegmentRow, SegmentState, StoreError, segments};
 use crate::event::Micros;
@@ -78,7 +79,34 @@ pub struct Overall {
 /// See [`Readers::snapshot`].
 pub(crate) type Snapshot = (Ledger, HashMap<SegmentId, Option<Tag>>, Vec<SegmentRow>);
 
-type Pool = r2d2::Pool<SqliteConnectionManager>;
+type Pool = r2d2::Pool<Manager>;
+
+/// Opens connections of one generation of the [`Family`].
+struct Manager {
+    opens: SqliteConnectionManager,
+    family: Arc<Family>,
+    generation: u64,
+}
+
+impl r2d2::ManageConnection for Manager {
+    type Connection = Reading;
+    type Error = rusqlite::Error;
+
+    fn connect(&self) -> Result<Reading, rusqlite::Error> {
+        // While connections to replaced files are still open: asked again in a moment.
+        let token = self.family.try_enter(self.generation);
+        let token = token.ok_or(rusqlite::Error::InvalidQuery)?;
+        Ok(Reading::new(self.opens.connect()?, token))
+    }
+
+    fn is_valid(&self, connection: &mut Reading) -> Result<(), rusqlite::Error> {
+        connection.execute_batch("")
+    }
+
+    fn has_broken(&self, _: &mut Reading) -> bool {
+        false
+    }
+}
 
 /// The pool of reading connections (r2d2); cheap to clone.
 #[derive(Clone)]
@@ -89,19 +117,36 @@ pub struct Readers {
 struct Shared {
     path: PathBuf,
     connections_max: u32,
-    pool: Mutex<Option<(Identity, Pool)>>,
+    /// Of the database's generation, and of that file.
+    pool: Mutex<Option<(u64, Identity, Pool)>>,
+    family: Arc<Family>,
+}
+
+impl family::Pool for Shared {
+    fn close_idle(&self) {
+        let pool = self.lock().take();
+        drop(pool);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Option<(u64, Identity, Pool)>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Readers {
     /// Up to `connections_max` connections to the database at `path`, opened when needed.
     pub fn new(path: &Path, connections_max: u32) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                path: path.to_owned(),
-                connections_max,
-                pool: Mutex::new(None),
-            }),
-        }
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            connections_max,
+            pool: Mutex::new(None),
+            family: Family::of(path),
+        });
+        let weak: Weak<Shared> = Arc::downgrade(&shared);
+        shared.family.add_pool(weak);
+        Self { shared }
     }
 
     /// One user's total.
@@ -223,7 +268,7 @@ impl Readers {
     /// Closes the connections, so that the writer's last checkpoint can leave a single file. They
     /// are opened again if somebody still reads.
     pub fn close(&self) {
-        drop(self.lock().take());
+        family::Pool::close_idle(&*self.shared);
     }
 
     /// `None` where there is no database.
@@ -240,7 +285,9 @@ impl Readers {
             path: path.clone(),
             source,
         })?;
-        match read(&connection) {
+        let first = read(&connection);
+        connection.note();
+        match first {
             Ok(value) => Ok(Some(value)),
             // Created but without tables yet: as if there were no file.
             Err(_) if open::inspect(&connection, path).is_ok_and(|is| is == Contents::Empty) => {
@@ -256,21 +303,28 @@ impl Readers {
     }
 
     fn pool(&self) -> Result<Option<Pool>, StoreError> {
-        let path = &self.shared.path;
+        let (path, family) = (&self.shared.path, &self.shared.family);
+        family.retire_if_changed();
+        let generation = family.generation();
         let identity = RealDisk.identity(path).ok().flatten();
-        let mut held = self.lock();
+        let mut held = self.shared.lock();
         let Some(identity) = identity else {
             drop(held.take());
             return Ok(None);
         };
-        if let Some((of, pool)) = &*held
-            && *of == identity
+        if let Some((of, file, pool)) = &*held
+            && (*of, *file) == (generation, identity)
         {
             return Ok(Some(pool.clone()));
         }
-        let manager = SqliteConnectionManager::file(path)
+        let opens = SqliteConnectionManager::file(path)
             .with_flags(open::reader_flags())
             .with_init(|connection| open::configure_reader(connection));
+        let manager = Manager {
+            opens,
+            family: Arc::clone(family),
+            generation,
+        };
         let pool = r2d2::Pool::builder()
             .max_size(self.shared.connections_max)
             .min_idle(Some(0))
@@ -281,15 +335,8 @@ impl Readers {
                 path: path.clone(),
                 source,
             })?;
-        *held = Some((identity, pool.clone()));
+        *held = Some((generation, identity, pool.clone()));
         Ok(Some(pool))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Identity, Pool)>> {
-        self.shared
-            .pool
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -163,7 +163,7 @@ pub fn read_segments(path: &Path) -> Result<Vec<SegmentRow>, StoreError> {
 /// The same, and what retention let go.
 pub fn read_kept(path: &Path) -> Result<(Vec<SegmentRow>, Pruned), StoreError> {
     let nothing = || Ok((Vec::new(), Pruned::default()));
-    let Some(connection) = open_reader(path)? else {
+    let Some(connection) = open::open_reader(path)? else {
         return nothing();
     };
     connection
@@ -182,7 +182,7 @@ pub fn read_kept(path: &Path) -> Result<(Vec<SegmentRow>, Pruned), StoreError> {
 /// The UUID of the data directory that a database belongs to; `None` where there is no database, or
 /// that is not noted.
 pub fn read_directory(path: &Path) -> Result<Option<Uuid>, StoreError> {
-    let Some(connection) = open_reader(path)? else {
+    let Some(connection) = open::open_reader(path)? else {
         return Ok(None);
     };
     connection
@@ -201,24 +201,12 @@ pub fn read_directory(path: &Path) -> Result<Option<Uuid>, StoreError> {
 /// connection of its own as of one moment; `None` where there is no database. They are equal
 /// unless the file was tampered with or put together from two.
 pub fn read_checks(path: &Path) -> Result<Option<[(u64, i64); 2]>, StoreError> {
-    let Some(connection) = open_reader(path)? else {
+    let Some(connection) = open::open_reader(path)? else {
         return Ok(None);
     };
     checks(&connection)
         .map(Some)
         .map_err(StoreError::sqlite(path, "add up all totals"))
-}
-
-/// A reading connection of our own; `None` where there is no file.
-pub(super) fn open_reader(path: &Path) -> Result<Option<Connection>, StoreError> {
-    if !path.try_exists().unwrap_or(true) {
-        return Ok(None);
-    }
-    let connection = Connection::open_with_flags(path, open::reader_flags())
-        .map_err(StoreError::sqlite(path, "open it"))?;
-    open::configure_reader(&connection)
-        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
-    Ok(Some(connection))
 }
 
 pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<SegmentRow>> {

@@ -10,10 +10,10 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::apply::{self, Attempt, Failure};
+use super::family::{self, Token};
 use super::open::{self, Existing};
 use super::segments;
 use super::{Ledger, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError};
-use crate::fs::{Disk, Identity, RealDisk};
 use crate::segment::{SegmentId, Tag};
 
 const SET_DIRECTORY: &str = include_str!("../../sql/query/set_directory.sql");
@@ -23,9 +23,9 @@ const MARK_SEGMENT: &str = include_str!("../../sql/query/mark_segment.sql");
 pub struct Writer {
     pub(super) connection: Connection,
     pub(super) path: PathBuf,
-    /// Which file is open, and which `-wal` belongs to it, as far as it has been seen.
-    file: Option<Identity>,
-    wal: Option<Identity>,
+    token: Token,
+    /// `PRAGMA data_version` at the last look.
+    data_version: i64,
     journal: Journal,
 }
 
@@ -77,19 +77,24 @@ impl Writer {
     }
 
     fn open_with(path: &Path, existing: Existing, load: bool) -> Result<Self, StoreError> {
-        let (connection, empty) = open::open_writer(path, existing, load)?;
-        let mut writer = Self {
+        let (connection, token, empty) = open::open_writer(path, existing, load)?;
+        let doing = StoreError::sqlite(path, "look for changes by others");
+        let writer = Self {
+            data_version: data_version(&connection).map_err(doing)?,
             connection,
             path: path.to_owned(),
-            file: RealDisk.identity(path).ok().flatten(),
-            wal: None,
+            token,
             journal: if load && empty {
                 Journal::FirstLoad
             } else {
                 Journal::Wal
             },
         };
-        writer.is_replaced();
+        if writer.journal == Journal::Wal {
+            writer.token.begin_writing();
+        } else {
+            writer.token.note();
+        }
         Ok(writer)
     }
 
@@ -123,36 +128,44 @@ impl Writer {
             .map_err(StoreError::sqlite(&self.path, "bound the page cache"))
     }
 
-    /// Whether another file (or none) lies at the path now. Looks at the names only.
-    pub fn is_replaced(&mut self) -> bool {
-        let now = RealDisk.identity(&self.path).ok().flatten();
-        if now.is_none() || now != self.file {
-            return true;
-        }
-        self.wal = RealDisk
-            .identity(&sibling(&self.path, "-wal"))
-            .ok()
-            .flatten();
-        false
+    /// What happened to the database's files, in words, if another file (or none) lies at one of
+    /// their paths now. Looks at the names only.
+    pub fn replaced(&self) -> Option<String> {
+        self.token.change()
     }
 
-    /// Lets go of a database that was replaced or deleted. A `-wal` of the old file beside the new
-    /// one would be played into it, so it is removed.
+    /// Whether another connection changed the database since the last look. What this one changes
+    /// does not count; of a checkpoint of another one it can't be told apart.
+    pub fn is_changed_by_others(&mut self) -> Result<bool, StoreError> {
+        let version = data_version(&self.connection)
+            .map_err(StoreError::sqlite(&self.path, "look for changes by others"))?;
+        Ok(std::mem::replace(&mut self.data_version, version) != version)
+    }
+
+    /// Drops a database of which a file was replaced or removed: without a checkpoint, for what this
+    /// connection knows may not belong to what lies at the path now. All other connections of this
+    /// process are retired too.
     pub fn abandon(self) {
-        let Self {
-            connection,
-            path,
-            wal,
-            ..
-        } = self;
-        drop(connection);
-        let wal_path = sibling(&path, "-wal");
-        if wal.is_some() && RealDisk.identity(&wal_path).ok().flatten() == wal {
-            for left_over in [wal_path, sibling(&path, "-shm")] {
-                if let Err(error) = RealDisk.remove(&left_over) {
-                    tracing::warn!(path = %left_over.display(), %error, "cannot remove what the replaced database left behind");
-                }
-            }
+        self.token.retire_all();
+        family::no_checkpoint(&self.connection);
+    }
+
+    /// Moves all that is committed from the WAL into the database file and syncs it; whether that
+    /// file, under its name, is the one that is open. Until then a commit may be in a `-wal` only,
+    /// and perhaps in one that somebody removed.
+    pub fn settle(&self) -> Result<bool, StoreError> {
+        let doing = StoreError::sqlite(&self.path, "checkpoint");
+        let whole = self
+            .connection
+            .query_row("PRAGMA wal_checkpoint(FULL)", [], |row| {
+                let (busy, frames, moved): (i64, i64, i64) =
+                    (row.get(0)?, row.get(1)?, row.get(2)?);
+                Ok(busy == 0 && frames == moved)
+            });
+        match whole.map_err(doing) {
+            Err(error) if error.is_locked() => Ok(false),
+            Err(error) => Err(error),
+            Ok(whole) => Ok(whole && self.replaced().is_none()),
         }
     }
 
@@ -183,6 +196,9 @@ impl Writer {
         if self.journal == Journal::Loaded {
             open::turn_wal_on(&self.connection)
                 .map_err(StoreError::sqlite(path, "turn the WAL on"))?;
+            // The first read makes the files of the WAL.
+            data_version(&self.connection).map_err(StoreError::sqlite(path, "turn the WAL on"))?;
+            self.token.begin_writing();
             self.journal = Journal::Wal;
         }
         let transaction = self
@@ -296,8 +312,12 @@ impl Writer {
     /// leaves that single file behind.
     pub fn close(self) -> Result<(), StoreError> {
         let Self {
-            connection, path, ..
+            connection,
+            path,
+            token,
+            ..
         } = self;
+        token.end_writing();
         connection.flush_prepared_statement_cache();
         connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
@@ -314,9 +334,7 @@ impl Writer {
     }
 }
 
-/// `revenue.db-wal` of `revenue.db`.
-pub fn sibling(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
+/// Changes when another connection commits; what one's own does, does not.
+fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA data_version", [], |row| row.get(0))
 }

@@ -15,6 +15,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Shutdown, SocketAddr};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -250,7 +251,7 @@ pub(super) fn forget_strangers(shared: &Shared) {
 
 /// Pages of memory the process has; zero where that is not known.
 pub(super) fn resident_pages() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let statm = crate::fs::read_to_string(Path::new("/proc/self/statm")).unwrap_or_default();
     let pages = statm.split_ascii_whitespace().nth(1);
     pages.and_then(|pages| pages.parse().ok()).unwrap_or(0)
 }

@@ -128,8 +128,11 @@ fn file(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
     });
     let places = [archived, Some(row.file_name.clone())];
     places.into_iter().flatten().find_map(|path| {
-        let file = inner.app.disk.open_read(&inner.app.data_dir.join(&path));
-        let bytes = file.and_then(|file| file.size()).ok()?;
+        let bytes = inner
+            .app
+            .disk
+            .size_at(&inner.app.data_dir.join(&path))
+            .ok()?;
         Some((path, bytes))
     })
 }

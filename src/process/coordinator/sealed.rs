@@ -9,6 +9,7 @@ use super::{
     SegmentFile, SegmentId, SegmentRow, SegmentState, Tag, Untrusted, archive, in_words, lines,
     open_sealed, prune, rivals_in_words, settle, topic,
 };
+use crate::fs::Unusable;
 
 impl Coordinator {
     /// New sealed files in the directory itself.
@@ -20,11 +21,8 @@ impl Coordinator {
             .map_err(ProcessError::io("list", &data_dir))?;
         let mut new = BTreeMap::<SegmentId, Vec<Found>>::new();
         let mut left_alone = BTreeMap::new();
-        for name in names
-            .into_iter()
-            .filter(|(_, is_dir)| !is_dir)
-            .map(|(name, _)| name)
-        {
+        // A directory of such a name is no segment, and is named in readiness when it is opened.
+        for (name, _) in names {
             let Some((id, tag)) = SegmentId::of_file(&name, self.config.directory_tag()) else {
                 continue;
             };
@@ -78,8 +76,7 @@ impl Coordinator {
             [_] => None,
             _ => applier.writer.segment(id)?,
         };
-        let claims = settle(&*self.disk, found, row.as_ref())
-            .map_err(ProcessError::io("read", &found[0].path))?;
+        let claims = settle(&*self.disk, found, row.as_ref());
         self.leave_rivals(id, &claims)?;
         if let Some(found) = claims.usable {
             self.new_file(found);
@@ -157,10 +154,7 @@ impl Coordinator {
                 return Err(error);
             }
             Err(error) => {
-                self.board.health.set(&topic(id), in_words(&error));
-                if let Some(sealed) = self.board.sealed.get_mut(id) {
-                    sealed.retry_at = Some(Instant::now() + FILE_RETRY_AFTER);
-                }
+                self.failed(id, &error);
                 return Ok(());
             }
             Ok(done) => done,
@@ -177,6 +171,31 @@ impl Coordinator {
             self.board.publish();
         }
         Ok(())
+    }
+
+    fn failed(&mut self, id: &SegmentId, error: &ProcessError) {
+        let (unusable, gone) = match error {
+            ProcessError::Io { source, .. } => (
+                Unusable::is_reason_of(source),
+                source.kind() == io::ErrorKind::NotFound,
+            ),
+            _ => (false, false),
+        };
+        let Some(sealed) = self.board.sealed.get_mut(id) else {
+            return;
+        };
+        if gone && sealed.unusable {
+            // It never was a segment's file, and it was moved away.
+            self.board.sealed.remove(id);
+            self.board.health.clear(&topic(id));
+            return;
+        }
+        if unusable {
+            sealed.unusable = true;
+            sealed.counted = false;
+        }
+        sealed.retry_at = Some(Instant::now() + FILE_RETRY_AFTER);
+        self.board.health.set(&topic(id), in_words(error));
     }
 
     /// Whether nothing is left to be done with the file.

@@ -21,7 +21,7 @@ impl Coordinator {
         self.board.health.clear_all(SEGMENT);
         let tail = self.journal.tail();
         let pruned = applier.writer.pruned()?;
-        if let Err(error) = prune::finish_at_start(&*self.disk, &self.config, &pruned) {
+        if let Err(error) = prune::finish_at_start(&*self.disk, &self.config, &applier.writer) {
             self.board.health.set(prune::RETENTION, in_words(&error));
         }
         let catalog = Catalog::scan(&*self.disk, data_dir, self.config.directory_tag())
@@ -58,8 +58,7 @@ impl Coordinator {
                 _ if is_whole => applier.writer.segment(id)?,
                 _ => row.cloned(),
             };
-            let claims = settle(&*self.disk, found, row.as_ref())
-                .map_err(ProcessError::io("read", &found[0].path))?;
+            let claims = settle(&*self.disk, found, row.as_ref());
             self.leave_rivals(id, &claims)?;
             if let Some(number) = id.number() {
                 self.journal.reserve(number);

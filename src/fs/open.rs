@@ -1,0 +1,333 @@
+//! Opening files: the one way in which this program opens a path of the data directory.
+//!
+//! POSIX locks belong to a process and an inode, and closing *any* descriptor of the inode drops all
+//! of them. A process that opens and closes `revenue.db` or its `-shm` by itself therefore takes
+//! SQLite's locks away; an outside `sqlite3` then believes that it is the last user, checkpoints, and
+//! deletes the `-wal` that is still written to. So nothing but SQLite opens these files while this
+//! process has the database open, whatever the name that leads there.
+//!
+//! A path is first opened with `O_PATH`, which neither blocks (FIFO), nor has side effects (device),
+//! nor touches locks when closed. What it leads to is examined, and only a regular file that is no
+//! open database is then opened for real, through `/proc/self/fd`, so that it is the file that was
+//! examined.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+
+use super::{Disk, Identity, RealDisk};
+
+/// What an open file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading.
+    Read,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// Why a path is not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// Not a file with content of its own.
+    #[error("it is a {0}, not a regular file; move it away")]
+    NotRegular(&'static str),
+    /// One of the three files of a database that SQLite has open.
+    #[error("it is the open database {} or one of its files, under another name; remove that name", .0.display())]
+    Database(PathBuf),
+    /// A link to nothing.
+    #[error("it is a link to {}, which does not exist; remove the link", .0.display())]
+    Dangling(PathBuf),
+    /// Links that lead to each other.
+    #[error("it is a link that leads back to itself; remove the link")]
+    Loop,
+    /// A name that can't be passed on.
+    #[error("its name is not UTF-8; rename it")]
+    NotUtf8,
+}
+
+impl Unusable {
+    /// Whether an error says that the path can never be a segment's file as it is.
+    pub fn is_reason_of(error: &io::Error) -> bool {
+        error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<Self>())
+            .is_some()
+    }
+}
+
+impl From<Unusable> for io::Error {
+    fn from(unusable: Unusable) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, unusable)
+    }
+}
+
+/// Opens an existing regular file that is no open database.
+pub fn open_file(path: &Path, access: Access) -> io::Result<File> {
+    let named = named(path)?;
+    let stat = rustix::fs::fstat(&named)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        other => return Err(Unusable::NotRegular(type_name(other)).into()),
+    }
+    open_named(path, &named, &stat, access)
+}
+
+/// Reads a file that a person named, such as a token file: a pipe will do, an open database not.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let named = named(path)?;
+    let stat = rustix::fs::fstat(&named)?;
+    let mut bytes = Vec::new();
+    open_named(path, &named, &stat, Access::Read)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same for text.
+pub fn read_to_string(path: &Path) -> io::Result<String> {
+    String::from_utf8(read(path)?)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Opens a directory; nothing else is opened, not even for a moment.
+pub(super) fn open_directory(dir: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(File::from(system_open(dir, flags)?))
+}
+
+/// What the path leads to, without opening it.
+fn named(path: &Path) -> io::Result<OwnedFd> {
+    system_open(path, OFlags::PATH | OFlags::CLOEXEC).map_err(|error| missing(path, error))
+}
+
+/// A link without a target, or a name that is not UTF-8, is not "not found".
+fn missing(path: &Path, error: io::Error) -> io::Error {
+    if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+        return Unusable::Loop.into();
+    }
+    if error.kind() != io::ErrorKind::NotFound {
+        return error;
+    }
+    if let Ok(target) = std::fs::read_link(path) {
+        return Unusable::Dangling(target).into();
+    }
+    if stands_for_no_utf8(path).unwrap_or(false) {
+        return Unusable::NotUtf8.into();
+    }
+    error
+}
+
+/// Whether a name as a listing gives it stands for one that is not UTF-8.
+fn stands_for_no_utf8(path: &Path) -> Option<bool> {
+    let name = path.file_name()?.to_str()?;
+    if !name.contains(char::REPLACEMENT_CHARACTER) {
+        return Some(false);
+    }
+    let entries = std::fs::read_dir(path.parent()?).ok()?;
+    let mut names = entries.flatten().map(|entry| entry.file_name());
+    Some(names.any(|found| found.to_str().is_none() && found.to_string_lossy() == name))
+}
+
+/// Opens what `named` is, having made sure that it is no open database.
+fn open_named(path: &Path, named: &OwnedFd, stat: &Stat, access: Access) -> io::Result<File> {
+    if let Some(database) = database_of(identity(stat)) {
+        return Err(Unusable::Database(database).into());
+    }
+    let flags = OFlags::CLOEXEC
+        | OFlags::NOCTTY
+        | match access {
+            Access::Read => OFlags::RDONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+    let through = format!("/proc/self/fd/{}", named.as_raw_fd());
+    match system_open(Path::new(&through), flags) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            by_path(path, stat, flags | OFlags::NONBLOCK)
+        }
+        opened => Ok(File::from(opened?)),
+    }
+}
+
+/// Without /proc: by its path once more, which must still lead to what was examined.
+fn by_path(path: &Path, examined: &Stat, flags: OFlags) -> io::Result<File> {
+    let file = File::from(system_open(path, flags)?);
+    let now = identity(&rustix::fs::fstat(&file)?);
+    if now == identity(examined) {
+        return Ok(file);
+    }
+    if database_of(now).is_some() {
+        // Closing it would drop SQLite's locks: it stays open for as long as the process lives.
+        static KEPT: Mutex<Vec<File>> = Mutex::new(Vec::new());
+        lock(&KEPT).push(file);
+    }
+    Err(io::Error::other(
+        "it was replaced while it was opened; try again",
+    ))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where an existing path is opened"
+)]
+fn system_open(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    loop {
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+fn identity(stat: &Stat) -> Identity {
+    (stat.st_dev, stat.st_ino)
+}
+
+fn type_name(file_type: FileType) -> &'static str {
+    match file_type {
+        FileType::Directory => "directory",
+        FileType::Fifo => "FIFO",
+        FileType::Socket => "socket",
+        FileType::CharacterDevice => "character device",
+        FileType::BlockDevice => "block device",
+        FileType::Symlink => "symbolic link",
+        FileType::RegularFile | FileType::Unknown => "file of an unknown type",
+    }
+}
+
+/// The endings of the files that belong to a database.
+const SIBLINGS: [&str; 4] = ["", "-wal", "-shm", "-journal"];
+
+/// A database that only SQLite may open, for as long as this lives: by its path, and by the identity
+/// of the files seen there while it was open, wherever they were moved since.
+#[derive(Debug)]
+pub struct Guard {
+    path: PathBuf,
+    seen: Mutex<HashSet<Identity>>,
+}
+
+static GUARDS: Mutex<Vec<Weak<Guard>>> = Mutex::new(Vec::new());
+
+impl Guard {
+    /// Guards the database at `path`, which need not exist yet.
+    pub fn new(path: &Path) -> Arc<Self> {
+        let guard = Arc::new(Self {
+            path: path.to_owned(),
+            seen: Mutex::default(),
+        });
+        let mut guards = lock(&GUARDS);
+        guards.retain(|guard| guard.strong_count() > 0);
+        guards.push(Arc::downgrade(&guard));
+        guard
+    }
+
+    /// Remembers which files lie at the database's names now. To be called while it is open.
+    pub fn note(&self) {
+        lock(&self.seen).extend(self.now());
+    }
+
+    /// Forgets them. To be called once no connection of this process is left: the system may give
+    /// their inode numbers to other files.
+    pub fn forget(&self) {
+        lock(&self.seen).clear();
+    }
+
+    fn now(&self) -> impl Iterator<Item = Identity> {
+        SIBLINGS.iter().filter_map(|suffix| {
+            let path = with_suffix(&self.path, suffix);
+            RealDisk.identity(&path).ok().flatten()
+        })
+    }
+}
+
+/// The guarded database that a file belongs to.
+fn database_of(identity: Identity) -> Option<PathBuf> {
+    let guards: Vec<Arc<Guard>> = lock(&GUARDS).iter().filter_map(Weak::upgrade).collect();
+    let of = guards.iter().find(|guard| {
+        lock(&guard.seen).contains(&identity) || guard.now().any(|now| now == identity)
+    });
+    of.map(|guard| guard.path.clone())
+}
+
+/// `revenue.db-wal` of `revenue.db`.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn reason(path: &Path) -> String {
+        let error = open_file(path, Access::Read).expect_err("it is not opened");
+        assert!(Unusable::is_reason_of(&error), "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_none_of_the_others_blocks() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "x").expect("written");
+        assert!(open_file(&at("file"), Access::ReadWrite).is_ok());
+        symlink(at("file"), at("link")).expect("a link");
+        assert!(open_file(&at("link"), Access::Read).is_ok());
+
+        let made = std::process::Command::new("mkfifo")
+            .arg(at("fifo"))
+            .status();
+        assert!(made.is_ok_and(|status| status.success()));
+        assert!(reason(&at("fifo")).contains("FIFO"));
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
+        assert!(reason(&at("socket")).contains("socket"));
+        std::fs::create_dir(at("directory")).expect("a directory");
+        assert!(reason(&at("directory")).contains("directory"));
+        symlink("/dev/zero", at("device")).expect("a link");
+        assert!(reason(&at("device")).contains("character device"));
+        symlink("/nowhere/at/all", at("dangling")).expect("a link");
+        assert!(reason(&at("dangling")).contains("/nowhere/at/all"));
+        let no_utf8 = std::ffi::OsStr::from_bytes(b"events_\xff.jsonl");
+        std::fs::write(dir.path().join(no_utf8), "x").expect("written");
+        assert!(reason(&at("events_\u{FFFD}.jsonl")).contains("UTF-8"));
+        symlink(at("loop"), at("loop")).expect("a link");
+        assert!(reason(&at("loop")).contains("leads back"));
+        let error = open_file(&at("none"), Access::Read).expect_err("nothing");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_guarded_database_is_opened_under_none_of_its_names() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        for name in ["revenue.db", "revenue.db-wal", "revenue.db-shm"] {
+            std::fs::write(at(name), "x").expect("written");
+        }
+        let guard = Guard::new(&at("revenue.db"));
+        guard.note();
+        std::fs::hard_link(at("revenue.db"), at("hard")).expect("a hard link");
+        symlink(at("revenue.db-shm"), at("soft")).expect("a link");
+        std::fs::rename(at("revenue.db-wal"), at("moved")).expect("moved");
+        for name in ["revenue.db", "revenue.db-shm", "hard", "soft", "moved"] {
+            assert!(reason(&at(name)).contains("revenue.db"), "{name}");
+            assert!(read(&at(name)).is_err(), "{name}");
+        }
+        guard.forget();
+        assert!(open_file(&at("moved"), Access::Read).is_ok());
+        assert!(open_file(&at("hard"), Access::Read).is_err(), "by its path");
+        drop(guard);
+        assert!(open_file(&at("revenue.db"), Access::Read).is_ok());
+    }
+}

@@ -1,0 +1,400 @@
+//! All connections of this process to one database, and whether its files are still the same.
+//!
+//! SQLite shares the `-shm` among the connections of a process, by the database's inode. Once
+//! somebody removed or replaced one of the files, a new connection beside an old one would read the
+//! new `-wal` by the index of the old. So the connections are *retired* together: no new one is
+//! opened until the last old one is closed, and none of them checkpoints when it closes, for what
+//! they know may not belong to what lies at the path now.
+//!
+//! What was set aside or removed then: see [`clear_away`].
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+
+use super::StoreError;
+use crate::fs::{Disk, Guard, Identity, RealDisk, with_suffix};
+
+/// How long opening waits for retired connections to be closed.
+const RETIRED_MAX: Duration = Duration::from_secs(5);
+/// The database and the files that belong to it, as SQLite names them.
+const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+const DATABASE: usize = 0;
+const WAL: usize = 1;
+const SHM: usize = 2;
+
+type Files = [Option<Identity>; SUFFIXES.len()];
+
+/// A pool of connections, which is closed when they are retired.
+pub(super) trait Pool: Send + Sync {
+    /// Closes what is idle.
+    fn close_idle(&self);
+}
+
+/// All connections of this process to one database.
+pub(super) struct Family {
+    path: PathBuf,
+    guard: Arc<Guard>,
+    state: Mutex<State>,
+    closed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// How often connections were retired.
+    generation: u64,
+    /// Open connections: those of this generation, and retired ones.
+    open: usize,
+    retired: usize,
+    /// Which files those of this generation have open, as far as seen.
+    files: Files,
+    /// Whether one of them is the writer, which keeps the WAL on from its opening to its closing: no
+    /// program that keeps to the rules removes the `-wal` or begins another meanwhile.
+    writer: bool,
+    /// The files of the last writer that was retired, until [`clear_away`] has seen to them.
+    left: Option<Files>,
+    pools: Vec<Weak<dyn Pool>>,
+}
+
+static FAMILIES: Mutex<Vec<Weak<Family>>> = Mutex::new(Vec::new());
+
+impl Family {
+    /// The one for the database at `path`, which need not exist.
+    pub(super) fn of(path: &Path) -> Arc<Self> {
+        let path = resolved(path);
+        let mut families = lock(&FAMILIES);
+        families.retain(|family| family.strong_count() > 0);
+        let known = families.iter().filter_map(Weak::upgrade);
+        if let Some(family) = known.into_iter().find(|family| family.path == path) {
+            return family;
+        }
+        let family = Arc::new(Self {
+            guard: Guard::new(&path),
+            path,
+            state: Mutex::default(),
+            closed: Condvar::new(),
+        });
+        families.push(Arc::downgrade(&family));
+        family
+    }
+
+    /// Has `pool` closed when connections are retired.
+    pub(super) fn add_pool(&self, pool: Weak<dyn Pool>) {
+        lock(&self.state).pools.push(pool);
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        lock(&self.state).generation
+    }
+
+    /// Leave to open a connection; waits until all retired ones are closed.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<Token, StoreError> {
+        let deadline = Instant::now() + RETIRED_MAX;
+        loop {
+            self.retire_if_changed();
+            let generation = self.generation();
+            if let Some(token) = self.try_enter(generation) {
+                return Ok(token);
+            }
+            let state = lock(&self.state);
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return Err(StoreError::Retired {
+                    path: self.path.clone(),
+                });
+            };
+            drop(
+                self.closed
+                    .wait_timeout_while(state, left, |s| s.retired > 0),
+            );
+        }
+    }
+
+    /// Leave to open a connection of a generation; `None` if it is not that one's time.
+    pub(super) fn try_enter(self: &Arc<Self>, generation: u64) -> Option<Token> {
+        let mut state = lock(&self.state);
+        if state.generation != generation || state.retired > 0 {
+            return None;
+        }
+        state.open += 1;
+        Some(Token {
+            family: Arc::clone(self),
+            generation,
+        })
+    }
+
+    /// What happened to the files that are open, in words; `None` if they are where they were.
+    pub(super) fn change(&self) -> Option<String> {
+        let state = lock(&self.state);
+        if state.open == 0 {
+            return None;
+        }
+        change(&self.path, &state.files)
+    }
+
+    /// Retires all connections if another file lies at a path than they have open.
+    pub(super) fn retire_if_changed(&self) {
+        if self.change().is_some() {
+            self.retire();
+        }
+    }
+
+    /// No connection that is open now is used again.
+    pub(super) fn retire(&self) {
+        let pools = {
+            let mut state = lock(&self.state);
+            if state.open == 0 {
+                return;
+            }
+            state.generation += 1;
+            state.retired += std::mem::take(&mut state.open);
+            let files = std::mem::take(&mut state.files);
+            if std::mem::take(&mut state.writer) {
+                state.left.get_or_insert(files);
+            }
+            state.pools.retain(|pool| pool.strong_count() > 0);
+            state.pools.clone()
+        };
+        for pool in pools.iter().filter_map(Weak::upgrade) {
+            pool.close_idle();
+        }
+    }
+
+    fn note(&self, generation: u64) {
+        self.guard.note();
+        let now = files_at(&self.path);
+        let mut state = lock(&self.state);
+        if state.generation == generation {
+            for (noted, now) in state.files.iter_mut().zip(now) {
+                *noted = noted.or(now);
+            }
+        }
+    }
+}
+
+/// One open connection.
+pub(super) struct Token {
+    family: Arc<Family>,
+    generation: u64,
+}
+
+impl Token {
+    /// Notes which files are open. To be called once the connection has read: `-wal` and `-shm` are
+    /// there then.
+    pub(super) fn note(&self) {
+        self.family.note(self.generation);
+    }
+
+    /// Why the connection is not to be used any more, in words.
+    pub(super) fn change(&self) -> Option<String> {
+        let change = self.family.change();
+        if change.is_none() && self.is_retired() {
+            return Some("one of its files was removed or replaced".to_owned());
+        }
+        change
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.family.generation() != self.generation
+    }
+
+    /// From now on this is the writer, with the WAL on.
+    pub(super) fn begin_writing(&self) {
+        self.note();
+        self.set_writer(true);
+    }
+
+    /// The writer is about to close: the `-wal` may go.
+    pub(super) fn end_writing(&self) {
+        self.set_writer(false);
+    }
+
+    fn set_writer(&self, writer: bool) {
+        let mut state = lock(&self.family.state);
+        if state.generation == self.generation {
+            state.writer = writer;
+        }
+    }
+
+    pub(super) fn retire_all(&self) {
+        if !self.is_retired() {
+            self.family.retire();
+        }
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        let mut state = lock(&self.family.state);
+        if state.generation == self.generation {
+            state.open -= 1;
+        } else {
+            state.retired -= 1;
+        }
+        if state.open == 0 {
+            state.files = Files::default();
+        }
+        if state.open + state.retired == 0 {
+            self.family.guard.forget();
+            if let Some(left) = state.left.take() {
+                clear_away(&self.family.path, left);
+            }
+        }
+        drop(state);
+        self.family.closed.notify_all();
+    }
+}
+
+/// A reading connection and its token.
+pub(super) struct Reading {
+    connection: Connection,
+    token: Token,
+    noted: Cell<bool>,
+}
+
+impl Reading {
+    pub(super) fn new(connection: Connection, token: Token) -> Self {
+        Self {
+            connection,
+            token,
+            noted: Cell::new(false),
+        }
+    }
+
+    /// To be called once it has read.
+    pub(super) fn note(&self) {
+        if !self.noted.replace(true) {
+            self.token.note();
+        }
+    }
+}
+
+impl Deref for Reading {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if self.token.is_retired() {
+            no_checkpoint(&self.connection);
+        }
+    }
+}
+
+/// Closing the connection changes nothing in the database file, and removes no `-wal`.
+pub(super) fn no_checkpoint(connection: &Connection) {
+    if let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+        tracing::warn!(%error, "a connection to the replaced database may checkpoint as it closes");
+    }
+}
+
+/// Sees to what lies at the paths of a database whose files changed under us, once we have none of
+/// them open: before the next connection takes it for what it is not.
+///
+/// - Another database file (or none), and our old `-wal` still beside it: SQLite would play it into
+///   the new file. It is removed, with its `-shm`. A `-wal` that is not ours came with the new file
+///   and stays.
+/// - The same database file, but a `-wal` that is not ours: what it holds was not written by us and
+///   may have been begun on another state. It is set aside, never adopted; with the `-wal` gone or
+///   set aside, the `-shm`, which describes the old one, is removed.
+/// - The same database file and `-wal`, the `-shm` gone or another: all that was committed is in
+///   these two, and SQLite makes the `-shm` anew. Nothing is removed.
+fn clear_away(path: &Path, ours: Files) {
+    let now = files_at(path);
+    let at = |file: usize| with_suffix(path, SUFFIXES[file]);
+    let same = |file: usize| now[file].is_some() && now[file] == ours[file];
+    let other_wal = ours[WAL].is_some() && !same(WAL);
+    if same(DATABASE) {
+        if other_wal {
+            if now[WAL].is_some() {
+                set_aside(&at(WAL));
+            }
+            remove(&at(SHM));
+        }
+    } else if same(WAL) {
+        remove(&at(WAL));
+        if same(SHM) {
+            remove(&at(SHM));
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    match RealDisk.remove(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove what the replaced database left behind");
+        }
+    }
+}
+
+/// Renames a file out of SQLite's way; it may be of use to the person who put it there.
+fn set_aside(path: &Path) {
+    for number in 1.. {
+        let aside = with_suffix(path, &format!(".aside-{number}"));
+        match RealDisk.rename_new(path, &aside) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot set aside a file that another program put beside the database");
+                return;
+            }
+            Ok(()) => {
+                tracing::warn!(
+                    "{} was not written by this server and was set aside as {}; it can be deleted",
+                    path.display(),
+                    aside.display()
+                );
+                return;
+            }
+        }
+    }
+}
+
+fn files_at(path: &Path) -> Files {
+    SUFFIXES.map(|suffix| RealDisk.identity(&with_suffix(path, suffix)).ok().flatten())
+}
+
+fn change(path: &Path, ours: &Files) -> Option<String> {
+    let now = files_at(path);
+    (0..SUFFIXES.len())
+        .find(|&file| ours[file].is_some() && now[file] != ours[file])
+        .map(|file| {
+            let name = with_suffix(path, SUFFIXES[file]);
+            let name = name
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let what = if now[file].is_none() {
+                "removed"
+            } else {
+                "replaced"
+            };
+            format!("{name} was {what}")
+        })
+}
+
+/// The path without links in its directory: the same database is the same family however it is named.
+fn resolved(path: &Path) -> PathBuf {
+    let dir = match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    };
+    match (dir.canonicalize(), path.file_name()) {
+        (Ok(dir), Some(name)) => dir.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
