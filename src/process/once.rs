@@ -134,6 +134,8 @@ impl Run<'_> {
         if let Err(error) = prune::finish_at_start(self.disk, self.config, &self.applier.writer) {
             tracing::warn!("{}", in_words(&error));
         }
+        // Before the listing: what is sealed by then is in it.
+        let given_out = self.config.given_out(self.disk)?;
         let catalog = Catalog::scan(self.disk, data_dir, self.config.directory_tag())
             .map_err(ProcessError::io("list", data_dir))?;
         for dir in &catalog.dirs {
@@ -178,7 +180,7 @@ impl Run<'_> {
             .filter_map(SegmentId::number)
             .collect();
         let highest = there.last().copied().unwrap_or(0);
-        let highest = highest.max(self.config.given_out(self.disk)?);
+        let highest = highest.max(given_out);
         self.summary.missing = (pruned + 1..=highest)
             .filter(|n| !there.contains(n))
             .collect();

@@ -95,10 +95,11 @@ pub(super) fn recount(
         proof,
         config,
         disk,
+        // Before the listing: what is sealed by then is in it.
+        given_out: config.given_out(disk)?,
+        active: active_label(config, disk)?,
         catalog: Catalog::scan(disk, dir, config.directory_tag())
             .map_err(ProcessError::io("list", dir))?,
-        active: active_label(config, disk)?,
-        given_out: config.given_out(disk)?,
         pool: Pool::start(&Shares::of(config)).map_err(ProcessError::Thread)?,
         on_finding,
         on_progress,
@@ -280,9 +281,9 @@ impl Recount<'_> {
                 }
             }
             seen = candidates;
+            self.active = active_label(self.config, self.disk)?;
             self.catalog = Catalog::scan(self.disk, dir, self.config.directory_tag())
                 .map_err(ProcessError::io("list", dir))?;
-            self.active = active_label(self.config, self.disk)?;
         }
         if let Some((path, error)) = unopened {
             self.find(&Finding::Untold(format!(
