@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, select};
 
 use crate::config::{Access, Processing, ServeConfig};
 use crate::exit::Exit;
-use crate::fs::{Disk, Lock, RealDisk};
+use crate::fs::{Disk, Lock, MeteredDisk, UsageThread};
 use crate::health::Health;
 use crate::http;
 use crate::journal::{Committer, Journal, JournalConfig, KnownSegment, Recovery};
@@ -53,6 +53,7 @@ pub struct Server {
     processor: Processor,
     readers: Readers,
     port_file: Option<PathBuf>,
+    usage: UsageThread,
     _locks: Vec<Lock>,
 }
 
@@ -65,12 +66,23 @@ impl Server {
         let dir = &config.data_dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let locks = lock(dir, config.processing)?;
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let health = Arc::new(Health::default());
         let database = dir.join(DATABASE_FILE);
+        // Before anything is opened: from here on the database's files are opened by SQLite alone.
+        let readers = Readers::new(&database, READERS_MAX);
+        let metered = MeteredDisk::new(dir, store::files_of(&database));
+        if config.max_disk_bytes.is_some() {
+            // The bound holds from the first event on.
+            metered
+                .walk()
+                .with_context(|| format!("cannot add up the files in {}", dir.display()))?;
+        }
+        let usage = metered
+            .start()
+            .context("cannot start the thread that adds up the files")?;
+        let disk: Arc<dyn Disk> = Arc::new(metered);
+        let health = Arc::new(Health::default());
         let (journal, committer) = open_journal(dir, &disk, journal_config(config), &health)?;
 
-        let readers = Readers::new(&database, READERS_MAX);
         let applies = match config.processing {
             Processing::Here => Applies::Here,
             Processing::Elsewhere => Applies::Elsewhere,
@@ -100,6 +112,7 @@ impl Server {
             processor,
             readers,
             port_file: config.port_file.clone(),
+            usage,
             _locks: locks,
         };
         server.write_port_file()?;
@@ -140,6 +153,7 @@ impl Server {
         self.committer.stop();
         self.readers.close();
         self.processor.stop();
+        drop(self.usage);
         tracing::info!("stopped");
     }
 
