@@ -9,7 +9,15 @@
 -- `.schema` and Datasette show it.
 
 PRAGMA application_id = 0x74616C79; -- 'taly'
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
+
+CREATE TABLE directory (
+    -- One row: the data directory whose files this database is about.
+    one             INTEGER PRIMARY KEY CHECK (one = 1),            -- there is one row
+    uuid            TEXT,                                           -- as in directory.json; NULL until a processor has opened it
+    last_import_key INTEGER NOT NULL DEFAULT 0 CHECK (last_import_key <= 0) -- the lowest segment.key given to an imported file; none is given twice
+) STRICT;
+INSERT INTO directory (one) VALUES (1);
 
 CREATE TABLE user_total (
     -- One row for every user with a counted event, a sum of 0 too. For people: the view user_revenue.
@@ -25,6 +33,7 @@ CREATE TABLE segment (
     key             INTEGER PRIMARY KEY,                       -- the number of one of ours; -1, -2, ... for files from elsewhere
     name            TEXT    NOT NULL UNIQUE CHECK (name <> ''), -- identity: events-000042, or the file name of one from elsewhere
     number          INTEGER GENERATED ALWAYS AS (iif(key > 0, key, NULL)) VIRTUAL, -- the number of one of ours
+    tag             TEXT,                                      -- which native segment of that number: 16 hex digits, as in its file name; NULL for an imported file
     file_name       TEXT    NOT NULL,                          -- what the file was called when last seen
     state           TEXT    NOT NULL CHECK (state IN (
                         'active',                              -- still appended to

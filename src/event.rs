@@ -133,7 +133,8 @@ impl<'a> Event<'a> {
 
     /// As [`Event::parse`], without the fast path: the whole truth about what a line means.
     pub fn parse_full(line: &'a [u8]) -> Result<Self, EventError> {
-        if line.len() > LINE_BYTES_MAX {
+        // White space at the end does not count: in a file the first line ends in a label.
+        if line.len() > LINE_BYTES_MAX && line.trim_ascii_end().len() > LINE_BYTES_MAX {
             return Err(EventError::line_too_long(line.len()));
         }
         let text = std::str::from_utf8(line).map_err(|error| {

@@ -38,6 +38,12 @@ pub trait DiskFile: Send + Sync + 'static {
     fn size(&self) -> io::Result<u64> {
         Ok(self.stat()?.size)
     }
+    /// Takes the file's own lock (flock) until it is closed; false where another process holds it.
+    fn try_lock(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+    /// Gives that lock back, though the file stays open.
+    fn unlock(&self) {}
 }
 
 /// An open directory.
@@ -70,6 +76,8 @@ pub trait Disk: Send + Sync + 'static {
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Renames, never replacing: fails with `AlreadyExists` if `to` exists.
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Renames within a directory, in the place of what `to` leads to.
+    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Opens a directory, which fails where the process has no descriptor left.
@@ -141,6 +149,10 @@ impl Disk for RealDisk {
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(io::Error::from)
+    }
+
+    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -251,6 +263,20 @@ impl DiskFile for File {
         }
     }
 
+    fn try_lock(&self) -> io::Result<bool> {
+        match File::try_lock(self) {
+            Ok(()) => Ok(true),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn unlock(&self) {
+        if let Err(error) = File::unlock(self) {
+            tracing::debug!(%error, "a lock is kept until its file is closed");
+        }
+    }
+
     fn stat(&self) -> io::Result<FileStat> {
         let metadata = self.metadata()?;
         Ok(FileStat {
@@ -268,7 +294,25 @@ pub fn write_new(
     path: &Path,
     write: impl FnOnce(&dyn DiskFile) -> io::Result<()>,
 ) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    disk.rename_new(&write_part(disk, path, write)?, path)?;
+    disk.sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// The same in the place of what is there: whoever looks sees the old file or the new one. The
+/// directory is not synced: until the caller does so, a power cut may bring the old one back.
+pub fn write_over(
+    disk: &dyn Disk,
+    path: &Path,
+    write: impl FnOnce(&dyn DiskFile) -> io::Result<()>,
+) -> io::Result<()> {
+    disk.rename_over(&write_part(disk, path, write)?, path)
+}
+
+fn write_part(
+    disk: &dyn Disk,
+    path: &Path,
+    write: impl FnOnce(&dyn DiskFile) -> io::Result<()>,
+) -> io::Result<PathBuf> {
     let part = part_path(path);
     match disk.remove(&part) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -277,8 +321,7 @@ pub fn write_new(
     let file = disk.create_new(&part)?;
     write(&*file)?;
     file.sync_data()?;
-    disk.rename_new(&part, path)?;
-    disk.sync_dir(dir)
+    Ok(part)
 }
 
 /// Writes a small file that is no one else's, whole: a reader sees the old one, or all of the new.
@@ -386,7 +429,8 @@ pub fn held_by(dir: &Path) -> String {
 /// inside for the words of a refusal. Released when dropped or when the process ends, however.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 /// Why a lock was not had.
@@ -440,7 +484,23 @@ impl Lock {
         file.set_len(0).map_err(io)?;
         file.rewind().map_err(io)?;
         writeln!(file, "process {}, started {started}", std::process::id()).map_err(io)?;
-        Ok(Self { _file: file })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Whether the lock file's path still leads to the file that is locked. Where it does not,
+    /// another process may hold a lock of that name.
+    pub fn is_in_place(&self) -> io::Result<bool> {
+        let held = self.file.metadata()?;
+        let identity = RealDisk.identity(&self.path)?;
+        Ok(identity == Some((held.dev(), held.ino())))
+    }
+
+    /// The lock file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

@@ -1,16 +1,119 @@
-//! Names and positions: which file a line is in, and where.
+//! Names, labels and positions: which segment a file is, and where in it a line is.
 //!
-//! Pure, no I/O. A segment of ours is its **number**, never an inode, a content or a time: the
-//! time in a sealed file's name is for people, so clocks may jump. A file from elsewhere is known
-//! by its file name. A [`Position`] is a number and a byte offset; it carries the acknowledgement,
-//! exactly-once, resume after a crash, freshness and read-your-writes.
+//! Pure, no I/O. A native segment is identified by its **number** and its [`Tag`]: the tag says
+//! which data directory the segment was created in and tells it from any other segment of that
+//! number. Both are stored when the segment is created and travel with it: in the [`Label`] that
+//! ends the file's first line, in the name of the sealed file, and in the segment's row in the
+//! database. Inodes, contents and times identify nothing; the time in a sealed file's name is for
+//! people, so clocks may jump. An imported file is identified by its file name; so is a native
+//! segment of another data directory.
+//!
+//! A [`Position`] is a number and a byte offset; it carries the acknowledgement, exactly-once,
+//! resume after a crash, freshness and read-your-writes.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
-/// The file the server appends to; it is the segment after the highest sealed one.
+/// The file the server appends to.
 pub const ACTIVE_FILE: &str = "events.jsonl";
+
+/// The highest number of a native segment: a label has 32 bits for it.
+pub const SEGMENT_NUMBER_MAX: u64 = u32::MAX as u64;
+
+/// The first 32 bits of a data directory's UUID: what segment names and labels carry of it.
+pub type DirectoryTag = u32;
+
+/// What tells a native segment from every other segment of its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag {
+    /// The data directory in which the segment was created.
+    pub directory: DirectoryTag,
+    /// Drawn at random when the segment was created.
+    pub token: u32,
+}
+
+/// As names and the database spell it: 16 hex digits, the directory's first.
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}{:08x}", self.directory, self.token)
+    }
+}
+
+/// A tag that is not 16 lower-case hex digits.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a segment's tag is 16 lower-case hex digits")]
+pub struct TagError;
+
+impl FromStr for Tag {
+    type Err = TagError;
+
+    fn from_str(text: &str) -> Result<Self, TagError> {
+        let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if text.len() != 16 || !text.bytes().all(lower_hex) {
+            return Err(TagError);
+        }
+        let half = |hex: &str| u32::from_str_radix(hex, 16).map_err(|_| TagError);
+        Ok(Self {
+            directory: half(&text[..8])?,
+            token: half(&text[8..])?,
+        })
+    }
+}
+
+/// The identity of a native segment, as the file itself carries it.
+///
+/// The first line of the file ends in 96 blanks before its `\n`: a space is a 0 and a tab a 1, the
+/// highest bit first; 32 bits each of the directory, the number and the token. White space after a
+/// JSON value means nothing, so every reader of JSON Lines sees the same lines as without it; and
+/// any copy of the file, under whatever name, still says which segment it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Label {
+    /// The segment's number, from 1 to 2^32 - 1.
+    pub number: u64,
+    /// The segment's tag.
+    pub tag: Tag,
+}
+
+impl Label {
+    /// Bytes that a label adds to the first line.
+    pub const BYTES: usize = 96;
+
+    /// The blanks that go before the first `\n` of the file.
+    pub fn encode(self) -> [u8; Self::BYTES] {
+        let number = u128::from(u32::try_from(self.number).unwrap_or(u32::MAX));
+        let bits = u128::from(self.tag.directory) << 64 | number << 32 | u128::from(self.tag.token);
+        std::array::from_fn(|at| match bits >> (Self::BYTES - 1 - at) & 1 {
+            0 => b' ',
+            _ => b'\t',
+        })
+    }
+
+    /// The label at the end of a first line (given without its `\n`), if it ends in one.
+    pub fn of_line(line: &[u8]) -> Option<Self> {
+        let blanks = line.last_chunk::<{ Self::BYTES }>()?;
+        let mut bits = 0u128;
+        for blank in blanks {
+            bits = bits << 1
+                | match blank {
+                    b' ' => 0,
+                    b'\t' => 1,
+                    _ => return None,
+                };
+        }
+        let part = |shift: u32| {
+            (bits >> shift & u128::from(u32::MAX))
+                .try_into()
+                .unwrap_or(0u32)
+        };
+        let number = u64::from(part(32));
+        let tag = Tag {
+            directory: part(64),
+            token: part(0),
+        };
+        (number > 0).then_some(Self { number, tag })
+    }
+}
 
 /// A place in our segments: `offset` bytes of segment `segment` lie before it. Written `42-1834`.
 ///
@@ -59,9 +162,10 @@ fn digits(text: &str) -> Option<u64> {
 /// What a segment is known by, whatever its file is called today.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SegmentId {
-    /// One of ours, by its number.
+    /// A native segment of this data directory, by its number. That two files do not claim one
+    /// number is what their tags are compared for.
     Ours(u64),
-    /// A file from elsewhere, by its file name.
+    /// An imported file, by its file name.
     Elsewhere(String),
 }
 
@@ -74,15 +178,18 @@ impl SegmentId {
         }
     }
 
-    /// Reads a sealed file's name: ours, one from elsewhere (`events_*.jsonl`, `events-*.jsonl`),
-    /// or `None` for anything else, the active file included.
-    pub fn of_file(name: &str) -> Option<Self> {
-        let stem = name.strip_suffix(".jsonl")?;
-        let rest = stem.strip_prefix("events")?;
-        if let Some(number) = rest.strip_prefix('-').and_then(sealed_number) {
-            return Some(Self::Ours(number));
+    /// Reads a sealed file's name in the data directory `directory`: a native segment with its
+    /// tag, an imported file (`events_*.jsonl`, `events-*.jsonl`, native segments of other data
+    /// directories), or `None` for anything else, the active file included.
+    pub fn of_file(name: &str, directory: DirectoryTag) -> Option<(Self, Option<Tag>)> {
+        if let Some(label) = label_in_name(name)
+            && label.tag.directory == directory
+        {
+            return Some((Self::Ours(label.number), Some(label.tag)));
         }
-        (rest.len() > 1 && rest.starts_with(['-', '_'])).then(|| Self::Elsewhere(name.to_owned()))
+        let rest = name.strip_suffix(".jsonl")?.strip_prefix("events")?;
+        (rest.len() > 1 && rest.starts_with(['-', '_']))
+            .then(|| (Self::Elsewhere(name.to_owned()), None))
     }
 }
 
@@ -98,16 +205,19 @@ impl fmt::Display for SegmentId {
 
 const TIME_SHAPE: &[u8] = b"dddd-dd-ddTdd-dd-dd.dddZ";
 
-/// When a file of ours was sealed, as its name says it: `2026-11-22T06:41:00.123Z`.
+/// When a native segment was sealed, as its file name says it: `2026-11-22T06:41:00.123Z`.
 pub fn sealed_at(file_name: &str) -> Option<String> {
-    let rest = file_name.strip_suffix(".jsonl")?.strip_prefix("events-")?;
-    sealed_number(rest)?;
+    label_in_name(file_name)?;
+    let rest = file_name.strip_prefix("events-")?;
     let (date, time) = rest.get(..TIME_SHAPE.len())?.split_once('T')?;
     Some(format!("{date}T{}", time.replace('-', ":")))
 }
 
-/// The number in `2026-11-22T06-41-00.123Z-000042`.
-fn sealed_number(rest: &str) -> Option<u64> {
+/// The number and tag in `events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl`, of
+/// whatever data directory.
+pub fn label_in_name(file_name: &str) -> Option<Label> {
+    let rest = file_name.strip_suffix(".jsonl")?.strip_prefix("events-")?;
+    let (rest, tag) = rest.rsplit_once('-')?;
     let (time, number) = rest.rsplit_once('-')?;
     let shaped = time.len() == TIME_SHAPE.len()
         && time
@@ -121,49 +231,76 @@ fn sealed_number(rest: &str) -> Option<u64> {
         return None;
     }
     // One number has one spelling, so that two files can't claim it by padding alone.
-    digits(number).filter(|&n| n > 0 && format!("{n:06}") == number)
+    let number = digits(number)
+        .filter(|n| (1..=SEGMENT_NUMBER_MAX).contains(n) && format!("{n:06}") == number)?;
+    Some(Label {
+        number,
+        tag: tag.parse().ok()?,
+    })
 }
 
-/// The name a segment of ours gets when it is sealed: `events-<UTC time>-<number>.jsonl`.
-pub fn sealed_file_name(number: u64, sealed_at: SystemTime) -> String {
+/// The name of a sealed native segment: `events-<UTC time>-<number>-<tag>.jsonl`.
+pub fn sealed_file_name(label: Label, sealed_at: SystemTime) -> String {
     let time = humantime::format_rfc3339_millis(sealed_at)
         .to_string()
         .replace(':', "-");
-    format!("events-{time}-{number:06}.jsonl")
+    let Label { number, tag } = label;
+    format!("events-{time}-{number:06}-{tag}.jsonl")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::time::{Duration, UNIX_EPOCH};
 
+    const HERE: DirectoryTag = 0x5e3f_a1c2;
+
+    fn label(number: u64) -> Label {
+        let tag = Tag {
+            directory: HERE,
+            token: 0x9b77_d0e4,
+        };
+        Label { number, tag }
+    }
+
     #[test]
-    fn a_sealed_name_is_read_back_as_its_number() {
+    fn a_sealed_name_is_read_back_as_its_number_and_tag() {
         let at = UNIX_EPOCH + Duration::from_millis(1_795_329_660_123);
-        let name = sealed_file_name(42, at);
-        assert_eq!(name, "events-2026-11-22T06-41-00.123Z-000042.jsonl");
+        let name = sealed_file_name(label(42), at);
+        assert_eq!(
+            name,
+            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl"
+        );
         let time = sealed_at(&name);
         assert_eq!(time.as_deref(), Some("2026-11-22T06:41:00.123Z"));
         assert_eq!(sealed_at("events_1700000000000.jsonl"), None);
         assert_eq!(sealed_at(ACTIVE_FILE), None);
-        assert_eq!(SegmentId::of_file(&name), Some(SegmentId::Ours(42)));
-        let big = sealed_file_name(12_345_678, at);
-        assert_eq!(SegmentId::of_file(&big), Some(SegmentId::Ours(12_345_678)));
+        let native = (SegmentId::Ours(42), Some(label(42).tag));
+        assert_eq!(SegmentId::of_file(&name, HERE), Some(native));
+        let imported = (SegmentId::Elsewhere(name.clone()), None);
+        assert_eq!(SegmentId::of_file(&name, HERE + 1), Some(imported));
+        let big = sealed_file_name(label(12_345_678), at);
+        assert_eq!(label_in_name(&big), Some(label(12_345_678)));
     }
 
     #[test]
-    fn names_that_are_nearly_ours_are_from_elsewhere() {
+    fn names_that_are_nearly_native_are_imported() {
         for name in [
             "events_1700000000000.jsonl",
             "events-2026.jsonl",
-            "events-2026-11-22T06-41-00.123Z-42.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000000.jsonl",
-            "events-2026-11-22T06-41-00.123Z-0000042.jsonl",
-            "events-2026-11-22T06-41-00Z-000042.jsonl",
+            "events-2026-11-22T06-41-00.123Z-000042.jsonl",
+            "events-2026-11-22T06-41-00.123Z-42-5e3fa1c29b77d0e4.jsonl",
+            "events-2026-11-22T06-41-00.123Z-000000-5e3fa1c29b77d0e4.jsonl",
+            "events-2026-11-22T06-41-00.123Z-0000042-5e3fa1c29b77d0e4.jsonl",
+            "events-2026-11-22T06-41-00.123Z-4294967296-5e3fa1c29b77d0e4.jsonl",
+            "events-2026-11-22T06-41-00.123Z-000042-5E3FA1C29B77D0E4.jsonl",
+            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e.jsonl",
+            "events-2026-11-22T06-41-00Z-000042-5e3fa1c29b77d0e4.jsonl",
         ] {
             assert_eq!(
-                SegmentId::of_file(name),
-                Some(SegmentId::Elsewhere(name.to_owned())),
+                SegmentId::of_file(name, HERE),
+                Some((SegmentId::Elsewhere(name.to_owned()), None)),
                 "{name}"
             );
         }
@@ -175,8 +312,31 @@ mod tests {
             "events_1.json",
             "sample.jsonl",
         ] {
-            assert_eq!(SegmentId::of_file(name), None, "{name}");
+            assert_eq!(SegmentId::of_file(name, HERE), None, "{name}");
         }
+    }
+
+    proptest! {
+        #[test]
+        fn a_label_is_read_back_from_any_line(
+            directory: u32, number in 1..=u64::from(u32::MAX), token: u32, line: Vec<u8>
+        ) {
+            let label = Label { number, tag: Tag { directory, token } };
+            let mut labelled = line;
+            labelled.extend(label.encode());
+            prop_assert_eq!(Label::of_line(&labelled), Some(label));
+            prop_assert_eq!(label.tag.to_string().parse(), Ok(label.tag));
+        }
+    }
+
+    #[test]
+    fn a_line_without_96_blanks_has_no_label() {
+        let mut line = label(7).encode().to_vec();
+        assert_eq!(Label::of_line(&line[1..]), None, "one is missing");
+        line[50] = b'\r';
+        assert_eq!(Label::of_line(&line), None, "another blank");
+        assert_eq!(Label::of_line(&[b' '; Label::BYTES]), None, "number 0");
+        assert_eq!(Label::of_line(b"{}"), None);
     }
 
     #[test]

@@ -20,7 +20,9 @@ use crate::exit::Exit;
 use crate::fs::{Disk, Lock, MeteredDisk, UsageThread};
 use crate::health::Health;
 use crate::http;
-use crate::journal::{Committer, Journal, JournalConfig, KnownSegment, Recovery};
+use crate::journal::{
+    Committer, Directory, Journal, JournalConfig, KnownSegment, KnownSegments, Recovery,
+};
 use crate::notify;
 use crate::process::{ProcessConfig, Processor};
 use crate::stop::{self, Stop};
@@ -54,7 +56,13 @@ pub struct Server {
     readers: Readers,
     port_file: Option<PathBuf>,
     usage: UsageThread,
-    _locks: Vec<Lock>,
+    _locks: Locks,
+}
+
+/// What keeps others out of the data directory.
+struct Locks {
+    serve: Arc<Lock>,
+    _process: Option<Lock>,
 }
 
 impl Server {
@@ -81,7 +89,8 @@ impl Server {
             .context("cannot start the thread that adds up the files")?;
         let disk: Arc<dyn Disk> = Arc::new(metered);
         let health = Arc::new(Health::default());
-        let (journal, committer) = open_journal(dir, &disk, journal_config(config), &health)?;
+        let journal = journal_config(config, &locks);
+        let (journal, committer) = open_journal(dir, &disk, journal, &health)?;
 
         let applies = match config.processing {
             Processing::Here => Applies::Here,
@@ -168,12 +177,16 @@ impl Server {
 }
 
 /// One writer, and one processor unless that is left to `process`.
-fn lock(dir: &Path, processing: Processing) -> anyhow::Result<Vec<Lock>> {
-    let mut locks = vec![Lock::take(&dir.join(SERVE_LOCK))?];
-    if processing == Processing::Here {
-        locks.push(Lock::take(&dir.join(PROCESS_LOCK))?);
-    }
-    Ok(locks)
+fn lock(dir: &Path, processing: Processing) -> anyhow::Result<Locks> {
+    let serve = Arc::new(Lock::take(&dir.join(SERVE_LOCK))?);
+    let process = match processing {
+        Processing::Here => Some(Lock::take(&dir.join(PROCESS_LOCK))?),
+        Processing::Elsewhere => None,
+    };
+    Ok(Locks {
+        serve,
+        _process: process,
+    })
 }
 
 fn http_config(config: &ServeConfig) -> http::HttpConfig {
@@ -202,7 +215,7 @@ fn process_config(config: &ServeConfig) -> ProcessConfig {
     process
 }
 
-fn journal_config(config: &ServeConfig) -> JournalConfig {
+fn journal_config(config: &ServeConfig, locks: &Locks) -> JournalConfig {
     JournalConfig {
         rotate_every: config.rotate_every,
         rotate_bytes: config.rotate_bytes,
@@ -210,6 +223,7 @@ fn journal_config(config: &ServeConfig) -> JournalConfig {
         queue_bytes_max: QUEUE_BYTES_MAX,
         disk_reserve_bytes: config.disk_reserve_bytes,
         disk_bytes_max: config.max_disk_bytes,
+        lock: Some(Arc::clone(&locks.serve)),
     }
 }
 
@@ -220,31 +234,47 @@ pub(crate) fn open_journal(
     config: JournalConfig,
     health: &Arc<Health>,
 ) -> anyhow::Result<(Journal, Committer)> {
-    let known = known(&dir.join(DATABASE_FILE));
+    let known = known(dir, &**disk);
     let (journal, committer, recovery) =
         Journal::open(Arc::clone(disk), dir, config, &known, Arc::clone(health))?;
     report(&recovery);
     Ok((journal, committer))
 }
 
-/// What the database knows of our segments. Taking does not wait for a database that can't be read.
-fn known(database: &Path) -> Vec<KnownSegment> {
-    let rows = store::read_segments(database).unwrap_or_else(|error| {
-        tracing::warn!(
-            "starting without the database: {:#}",
-            anyhow::Error::from(error)
-        );
-        Vec::new()
-    });
-    let known = |row: store::SegmentRow| {
-        let sealed = row.state != SegmentState::Active;
-        Some(KnownSegment {
-            number: row.id.number()?,
-            applied_bytes: row.applied_bytes,
-            sealed,
+/// What the database knows of native segments. Appending does not wait for a database that cannot be
+/// read, and one that belongs to another data directory knows nothing about this one.
+fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
+    let database = dir.join(DATABASE_FILE);
+    let read = || -> anyhow::Result<KnownSegments> {
+        let belongs_to = store::read_directory(&database)?;
+        let named = Directory::read(disk, dir).ok().flatten();
+        if let (Some(found), Some(named)) = (belongs_to, named)
+            && found != named.id
+        {
+            anyhow::bail!(
+                "it belongs to the data directory {found}, not to {}",
+                named.id
+            );
+        }
+        let (rows, pruned) = store::read_kept(&database)?;
+        let known = |row: store::SegmentRow| {
+            Some(KnownSegment {
+                number: row.id.number()?,
+                tag: row.tag,
+                applied_bytes: row.applied_bytes,
+                sealed: row.state != SegmentState::Active,
+            })
+        };
+        Ok(KnownSegments {
+            directory: belongs_to,
+            segments: rows.into_iter().filter_map(known).collect(),
+            pruned: pruned.number,
         })
     };
-    rows.into_iter().filter_map(known).collect()
+    read().unwrap_or_else(|error| {
+        tracing::warn!("starting without the database: {error:#}");
+        KnownSegments::default()
+    })
 }
 
 fn report(recovery: &Recovery) {
@@ -255,7 +285,15 @@ fn report(recovery: &Recovery) {
         );
     }
     if let Some(number) = recovery.lost {
-        tracing::error!("segment {number} is lost: events.jsonl was gone; see quarantine/");
+        tracing::error!(
+            "segment {number} is lost: events.jsonl was gone or empty; see quarantine/"
+        );
+    }
+    if let Some(path) = &recovery.imported {
+        tracing::warn!(
+            "events.jsonl was written by another program; it is imported as {}",
+            path.display()
+        );
     }
     if let Some(number) = recovery.untrusted {
         tracing::error!(

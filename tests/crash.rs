@@ -198,13 +198,14 @@ fn a_half_line_is_kept_in_quarantine_and_taking_goes_on() {
     server.kill();
     let active = data.join("events.jsonl");
     let torn = event("u", 1_000_000).trim_end().to_owned(); // whole but for its newline
-    fs::write(&active, format!("{}{torn}", event("u", 1))).unwrap();
+    let kept = fs::read_to_string(&active).unwrap();
+    fs::write(&active, format!("{kept}{torn}")).unwrap();
     let server = Server::start(&data);
     let after = server.accept(event("u", 1));
     server.flush();
     assert_eq!(server.get("/userEvents/u").expect(200).json()["revenue"], 2);
     let offset = |position: &str| position.split_once('-').unwrap().1.parse::<u64>().unwrap();
-    assert_eq!(offset(&after), 2 * offset(&before));
+    assert_eq!(offset(&after), offset(&before) + event("u", 1).len() as u64);
     let kept = data.join(format!("quarantine/torn-1-{}", offset(&before)));
     assert_eq!(fs::read_to_string(&kept).unwrap(), torn);
     server.assert_balanced();

@@ -9,7 +9,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -17,13 +16,15 @@ use std::time::SystemTime;
 
 use tallyline::fs::{Disk, Lock, RealDisk};
 use tallyline::health::Health;
-use tallyline::journal::{Journal, JournalConfig, KnownSegment};
+use tallyline::journal::{Journal, JournalConfig, KnownSegment, KnownSegments, read_label};
 use tallyline::process::{Finding, ProcessConfig, run_once, verify};
 use tallyline::segment::sealed_file_name;
 use tallyline::store::{SegmentRow, SegmentState, read_segments};
 
 use super::harness::recount::recount;
-use super::harness::{Scratch, Server, Totals, database, files_below, scratch_dir};
+use super::harness::{
+    Scratch, Server, Totals, append_to_active, database, files_below, scratch_dir,
+};
 use super::sim_disk::Choices;
 
 const PAGE: u64 = 4096;
@@ -116,9 +117,9 @@ const MATRIX: [(Kind, Damage, &str, Expect); 49] = [
     (Note, Truncated, "its name alone declares the segment lost", Right),
     (Note, Flipped, "its name alone declares the segment lost", Right),
     (Note, Zeroed, "its name alone declares the segment lost", Right),
-    (Note, Deleted, "the active file is taken for the lost one and found not to be it: named, not applied", Told("segment 3")),
+    (Note, Deleted, "the segment's number and row say that it is missing as well", Right),
     (Note, Duplicated, "a copy is not looked at", Right),
-    (Note, Renamed, "as deleted", Told("segment 3")),
+    (Note, Renamed, "as deleted", Right),
     (Note, Unreadable, "its name alone declares the segment lost", Right),
 ];
 
@@ -169,15 +170,6 @@ static LEFT: LazyLock<Left> = LazyLock::new(|| {
     }
 });
 
-fn append(path: &Path, text: &str) {
-    let mut file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-}
-
 fn copy(from: &Path, to: &Path) {
     for path in files_below(from) {
         let target = to.join(path.strip_prefix(from).unwrap());
@@ -203,13 +195,21 @@ fn set_up(kind: Kind, dir: &Path) -> PathBuf {
             committer.stop();
         }
         Waiting => {
-            append(&active, &lines("user4", 20));
-            fs::rename(&active, dir.join(sealed_file_name(3, SystemTime::now()))).unwrap();
+            append_to_active(dir, &lines("user4", 20));
+            let label = read_label(&*RealDisk.open_read(&active).unwrap())
+                .unwrap()
+                .unwrap();
+            assert_eq!(label.number, 3);
+            fs::rename(
+                &active,
+                dir.join(sealed_file_name(label, SystemTime::now())),
+            )
+            .unwrap();
         }
         _ => {}
     }
     // Acknowledged, not applied yet.
-    append(&active, &lines("user5", 40));
+    append_to_active(dir, &lines("user5", 40));
     let sealed = |dir: &Path| {
         let mut found = files_below(dir).into_iter();
         found
@@ -222,7 +222,7 @@ fn set_up(kind: Kind, dir: &Path) -> PathBuf {
             fs::read_dir(dir)
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-                .find(|name| name.ends_with("-000003.jsonl"))
+                .find(|name| name.contains("Z-000003-"))
                 .unwrap(),
         ),
         Archived => sealed(&dir.join("applied")),
@@ -243,13 +243,17 @@ fn open_journal(dir: &Path) -> anyhow::Result<Opened> {
     let known = |row: SegmentRow| {
         Some(KnownSegment {
             number: row.id.number()?,
+            tag: row.tag,
             applied_bytes: row.applied_bytes,
             sealed: row.state != SegmentState::Active,
         })
     };
     // The journal opens without a database that can't be read, as it does in `serve`.
     let rows = read_segments(&dir.join("revenue.db")).unwrap_or_default();
-    let known: Vec<_> = rows.into_iter().filter_map(known).collect();
+    let known = KnownSegments {
+        segments: rows.into_iter().filter_map(known).collect(),
+        ..KnownSegments::default()
+    };
     let health = Arc::new(Health::default());
     Ok(Journal::open(
         Arc::new(RealDisk),

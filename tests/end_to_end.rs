@@ -35,7 +35,7 @@ fn assert_all_put_away(data: &Path) {
         .collect();
     assert_eq!(
         left,
-        ["revenue.db"],
+        ["directory.json", "revenue.db"],
         "one database file, every segment in applied/"
     );
 }

@@ -14,9 +14,10 @@ use std::time::Duration;
 use tallyline::fs::Disk;
 use tallyline::health::Health;
 use tallyline::journal::{
-    AppendError, Batch, Committer, Journal, JournalConfig, KnownSegment, Recovery,
+    AppendError, Batch, Committer, Directory, Journal, JournalConfig, KnownSegment, KnownSegments,
+    Recovery,
 };
-use tallyline::segment::{ACTIVE_FILE, Position, SegmentId};
+use tallyline::segment::{ACTIVE_FILE, Label, Position, label_in_name};
 
 use super::harness::PATIENCE;
 use super::sim_disk::{Call, Choices, SimDisk, for_seeds};
@@ -37,6 +38,7 @@ fn config() -> JournalConfig {
         queue_bytes_max: 1 << 20,
         disk_reserve_bytes: 0,
         disk_bytes_max: None,
+        lock: None,
     }
 }
 
@@ -76,13 +78,14 @@ fn done() -> (Box<dyn FnOnce(Answer) + Send>, Receiver<Answer>) {
 
 impl Model {
     /// The rows that a database which has applied this much would have.
-    fn known(&self) -> Vec<KnownSegment> {
+    fn known(&self) -> KnownSegments {
         let Some(applied) = self.applied else {
-            return Vec::new();
+            return KnownSegments::default();
         };
-        (1..=applied.segment)
+        let segments = (1..=applied.segment)
             .map(|number| KnownSegment {
                 number,
+                tag: None,
                 applied_bytes: if number == applied.segment {
                     applied.offset
                 } else {
@@ -90,7 +93,11 @@ impl Model {
                 },
                 sealed: number < applied.segment,
             })
-            .collect()
+            .collect();
+        KnownSegments {
+            segments,
+            ..KnownSegments::default()
+        }
     }
 
     fn open(&self, disk: &SimDisk) -> Option<Running> {
@@ -165,6 +172,7 @@ impl Model {
 
     fn check(&self, disk: &SimDisk, recovery: &Recovery) {
         assert_eq!((recovery.lost, recovery.untrusted), (None, None));
+        assert_eq!(recovery.contradiction, None);
         let segments = segments(disk);
         let numbers: Vec<_> = segments.keys().copied().collect();
         assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
@@ -172,7 +180,7 @@ impl Model {
             let segment = segments
                 .get(&position.segment)
                 .unwrap_or_else(|| panic!("{position} was acknowledged: no such segment"));
-            let end = usize::try_from(position.offset).unwrap();
+            let end = usize::try_from(position.offset).unwrap() - Label::BYTES;
             let found = segment.get(end - bytes.len()..end);
             assert!(
                 found == Some(bytes),
@@ -180,6 +188,14 @@ impl Model {
             );
         }
         let mut seen = HashSet::new();
+        for found in imported(disk) {
+            // A first write that was cut short: whole lines of it may be there.
+            let lines = lines_of(&found).filter(|line| line.ends_with(b"\n") && !line.contains(&0));
+            for line in lines {
+                assert!(!self.refused.contains(&line), "refused, yet imported");
+                assert!(seen.insert(line), "a line twice, one imported");
+            }
+        }
         for (number, segment) in &segments {
             assert!(
                 segment.is_empty() || segment.ends_with(b"\n"),
@@ -207,20 +223,55 @@ fn lines_of(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
         .map(<[u8]>::to_vec)
 }
 
-/// Every segment's bytes by number; the active one is the one after the highest sealed.
+/// Every native segment's bytes by number, without the label that each must carry.
 fn segments(disk: &SimDisk) -> BTreeMap<u64, Vec<u8>> {
     let mut segments = BTreeMap::new();
     for path in disk.files() {
         let name = path.file_name().unwrap().to_str().unwrap();
-        if let Some(SegmentId::Ours(number)) = SegmentId::of_file(name) {
-            let twice = segments.insert(number, disk.content(&path).unwrap());
-            assert!(twice.is_none(), "two files claim number {number}");
-        }
+        let content = disk.content(&path).unwrap();
+        let label = match label_in_name(name) {
+            Some(label) => label,
+            None if name == ACTIVE_FILE => active_label(disk),
+            None => continue,
+        };
+        let twice = segments.insert(label.number, unlabelled(content, label));
+        assert!(twice.is_none(), "two files claim number {}", label.number);
     }
     let active = disk.content(&Path::new(DIR).join(ACTIVE_FILE));
-    let next = segments.keys().next_back().copied().unwrap_or(0) + 1;
-    segments.insert(next, active.expect("an active segment after each open"));
+    assert!(active.is_some(), "an active segment after each open");
     segments
+}
+
+/// Which segment `directory.json` says the active one is.
+fn active_label(disk: &SimDisk) -> Label {
+    let directory = Directory::read(&disk.copy(), Path::new(DIR)).unwrap();
+    directory.expect("a directory has a name").label()
+}
+
+#[track_caller]
+fn unlabelled(mut bytes: Vec<u8>, label: Label) -> Vec<u8> {
+    let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
+        assert!(bytes.is_empty(), "whole lines");
+        return bytes;
+    };
+    assert_eq!(Label::of_line(&bytes[..end]), Some(label));
+    bytes.drain(end - Label::BYTES..end);
+    bytes
+}
+
+/// The bytes of files that were taken for those of another program.
+fn imported(disk: &SimDisk) -> Vec<Vec<u8>> {
+    let files = disk.files().into_iter();
+    files
+        .filter(|path| {
+            path.file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with("events_found")
+        })
+        .map(|path| disk.content(&path).unwrap())
+        .collect()
 }
 
 fn new_disk() -> SimDisk {

@@ -6,6 +6,8 @@ use std::thread;
 
 use serde_json::{Value, json};
 
+use tallyline::segment::Label;
+
 use super::harness::http::Request;
 use super::harness::{PATIENCE, Scratch, Server, event, until};
 
@@ -93,7 +95,7 @@ fn who_still_waits_is_answered_before_a_stop_ends() {
         let length = fs::metadata(scratch.data().join("events.jsonl"))
             .ok()?
             .len();
-        (length == body.len() as u64).then(|| format!("2-{length}"))
+        (length == (body.len() + Label::BYTES) as u64).then(|| format!("2-{length}"))
     });
     let get = Request::new("GET", &format!("/userEvents/u?after={position}&wait=60s"));
     gets.send(get.bytes()).unwrap();

@@ -24,6 +24,7 @@ mod crash; // kill -9 in the middle, ten times over
 mod end_to_end; // the main job on real input: totals equal an independent recount
 mod hostile; // clients that stall, burst, lie about lengths, or never read
 mod http; // the HTTP contract, row by row
+mod identity; // which segment a file is: copies, merged directories, files put back, a second server
 mod listings; // /segments and /rejected; waiting while the server stops
 mod odd_files; // FIFOs, sockets, devices, directories, links to nothing called like segments
 mod other_programs; // the database opened, removed, replaced and written by others

@@ -12,7 +12,7 @@ use std::sync::{Arc, mpsc};
 
 use tallyline::fs::{Disk, RealDisk};
 use tallyline::health::Health;
-use tallyline::journal::{Batch, Journal, JournalConfig};
+use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
 use tallyline::process::{ProcessConfig, run_once, verify};
 use tallyline::store::read_segments;
 
@@ -111,7 +111,8 @@ impl Way {
         );
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let health = Arc::new(Health::default());
-        let (journal, committer, _) = Journal::open(disk, dir, config, &[], health).unwrap();
+        let (journal, committer, _) =
+            Journal::open(disk, dir, config, &KnownSegments::default(), health).unwrap();
         let mut rest = lines;
         while !rest.is_empty() {
             let (now, later) =

@@ -17,10 +17,12 @@ use std::time::{Duration, Instant};
 
 use tallyline::fs::Disk;
 use tallyline::health::Health;
-use tallyline::journal::{Batch, Committer, Journal, JournalConfig, KnownSegment};
+use tallyline::journal::{Batch, Committer, Journal, JournalConfig, KnownSegment, KnownSegments};
 use tallyline::process::{ProcessConfig, Processor, rebuild};
-use tallyline::segment::{Position, SegmentId};
-use tallyline::store::{Applies, Progress, SegmentState, Waited, read_kept, read_segments};
+use tallyline::segment::{Position, label_in_name};
+use tallyline::store::{
+    Applies, Progress, SegmentState, Waited, read_directory, read_kept, read_segments,
+};
 
 use super::harness::recount::{Recount, database_at, recount_bytes};
 use super::harness::{PATIENCE, until};
@@ -88,16 +90,21 @@ impl World {
         self.dir.path().join("revenue.db")
     }
 
-    fn known(&self) -> Vec<KnownSegment> {
+    fn known(&self) -> KnownSegments {
         let rows = read_segments(&self.database()).unwrap();
         let known = |row: &tallyline::store::SegmentRow| {
             Some(KnownSegment {
                 number: row.id.number()?,
+                tag: row.tag,
                 applied_bytes: row.applied_bytes,
                 sealed: row.state != SegmentState::Active,
             })
         };
-        rows.iter().filter_map(known).collect()
+        KnownSegments {
+            directory: read_directory(&self.database()).unwrap(),
+            segments: rows.iter().filter_map(known).collect(),
+            pruned: read_kept(&self.database()).unwrap().1.number,
+        }
     }
 
     fn processing(&self) -> ProcessConfig {
@@ -127,6 +134,7 @@ impl World {
             queue_bytes_max: 1 << 20,
             disk_reserve_bytes: 0,
             disk_bytes_max: None,
+            lock: None,
         };
         let opened = Journal::open(
             Arc::clone(&shared),
@@ -231,15 +239,26 @@ impl World {
 /// Counts the files on the simulated disk again, in the order of their numbers, with those that were
 /// removed; and the numbers of these.
 fn recount_disk(disk: &SimDisk) -> (Recount, Vec<u64>) {
-    let number = |path: &Path| match SegmentId::of_file(path.file_name()?.to_str()?) {
-        Some(SegmentId::Ours(number)) => Some(number),
-        _ => path.ends_with("events.jsonl").then_some(u64::MAX),
+    let number = |path: &Path| {
+        let name = path.file_name()?.to_str()?;
+        let native = label_in_name(name).map(|label| label.number);
+        native.or_else(|| (name == "events.jsonl").then_some(u64::MAX - 1))
     };
     let mut segments = BTreeMap::new();
+    let mut imported = Vec::new();
     for (path, bytes) in disk.contents() {
         if let Some(number) = number(&path) {
             let twice = segments.insert(number, bytes);
             assert!(twice.is_none(), "two files claim number {number}");
+        } else if path
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .starts_with("events_found")
+        {
+            // A first write that was cut short.
+            imported.push(bytes);
         }
     }
     let mut gone = Vec::new();
@@ -253,7 +272,8 @@ fn recount_disk(disk: &SimDisk) -> (Recount, Vec<u64>) {
             assert!(*kept == bytes, "{number} was removed as something else");
         }
     }
-    let count = recount_bytes(segments.values().map(Vec::as_slice));
+    let files = segments.values().chain(&imported);
+    let count = recount_bytes(files.map(Vec::as_slice));
     (count, gone)
 }
 
@@ -391,7 +411,8 @@ fn fails_twice(call: Call, skip: u64) -> bool {
             disk.fail(call, skips.next().expect("two fail"), EIO);
             write_and_seal();
         }
-        // Of what was sealed only the newest is kept, in the archive, next to the active file.
+        // Of what was sealed only the newest is kept, in the archive, next to the active file and
+        // directory.json.
         let files = disk.files();
         let archive = dir.join("applied");
         let archived = files
@@ -402,7 +423,7 @@ fn fails_twice(call: Call, skip: u64) -> bool {
         if reasons.iter().any(|why| why.contains("is restarted")) {
             return Some(true);
         }
-        (reasons.is_empty() && archived == 1 && files.len() == 2).then_some(false)
+        (reasons.is_empty() && archived == 1 && files.len() == 3).then_some(false)
     });
     if !poisoned {
         disk.fail(call, u64::MAX, EIO); // Where there were fewer calls than that.

@@ -494,15 +494,6 @@ impl SimDisk {
         self.contents().into_iter().map(|(path, _)| path).collect()
     }
 
-    /// rename(2): what had the name before is gone.
-    pub(crate) fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.lock();
-        state.step(Call::Rename, || {
-            format!("{} => {}", from.display(), to.display())
-        })?;
-        state.rename(from, to)
-    }
-
     fn handle(&self, inode: usize) -> Arc<dyn DiskFile> {
         Arc::new(SimFile {
             state: Arc::clone(&self.state),
@@ -552,6 +543,14 @@ impl Disk for SimDisk {
         if state.names.contains_key(to) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        state.rename(from, to)
+    }
+
+    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.step(Call::Rename, || {
+            format!("{} => {}", from.display(), to.display())
+        })?;
         state.rename(from, to)
     }
 

@@ -1,1 +1,1 @@
-SELECT key, name FROM segment WHERE state = 'whole'
+SELECT key, name, tag FROM segment WHERE state = 'whole'

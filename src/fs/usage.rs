@@ -208,12 +208,15 @@ impl Disk for MeteredDisk {
         RealDisk.rename_new(from, to)
     }
 
+    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let bytes = only_name_bytes(to);
+        RealDisk.rename_over(from, to)?;
+        self.meter.add(-bytes);
+        Ok(())
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
-        // The bytes stay while another name leads to them.
-        let bytes = std::fs::symlink_metadata(path)
-            .ok()
-            .filter(|file| file.is_file() && file.nlink() == 1)
-            .map_or(0, |file| signed(file.len()));
+        let bytes = only_name_bytes(path);
         RealDisk.remove(path)?;
         self.meter.add(-bytes);
         Ok(())
@@ -276,6 +279,14 @@ impl MeteredDisk {
     }
 }
 
+/// Bytes that go with a name: of a file that has another name too, none.
+fn only_name_bytes(path: &Path) -> i64 {
+    std::fs::symlink_metadata(path)
+        .ok()
+        .filter(|file| file.is_file() && file.nlink() == 1)
+        .map_or(0, |file| signed(file.len()))
+}
+
 /// A file that counts what it grows by. Only one is open for writing of each.
 struct MeteredFile {
     file: File,
@@ -323,6 +334,14 @@ impl DiskFile for MeteredFile {
 
     fn let_go(&self, to: u64) {
         self.file.let_go(to);
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        DiskFile::try_lock(&self.file)
+    }
+
+    fn unlock(&self) {
+        DiskFile::unlock(&self.file);
     }
 }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::fs::Disk;
-use crate::segment::SegmentId;
+use crate::segment::{DirectoryTag, SegmentId, Tag};
 
 /// Wholly applied segments, by month.
 pub const APPLIED_DIR: &str = "applied";
@@ -31,6 +31,8 @@ pub enum Place {
 pub struct Found {
     /// What it is known by.
     pub id: SegmentId,
+    /// Of a native segment, which of that number it is; `None` for an imported file.
+    pub tag: Option<Tag>,
     /// Where it lies.
     pub place: Place,
     /// The whole path.
@@ -44,14 +46,77 @@ pub struct Catalog {
     pub sealed: BTreeMap<SegmentId, Vec<Found>>,
     /// Numbers a note in `quarantine/` declares lost.
     pub lost: BTreeSet<u64>,
+    /// Which data directory it is: segments of another are imported files here.
+    directory: DirectoryTag,
     /// Every directory that was looked into: these are fsynced before what was seen is believed.
     pub dirs: Vec<PathBuf>,
 }
 
+/// The files that bear one number or name, told apart by their tags.
+#[derive(Debug, Default)]
+pub struct Claims<'c> {
+    /// The file to read, of those that are the one segment; `None` where none is.
+    pub usable: Option<&'c Found>,
+    /// Further files of the same tag: copies of it, unless their contents differ.
+    pub copies: Vec<&'c Found>,
+    /// Files that contradict it: another segment of the same number. Where the database knows none
+    /// of them, all of them do.
+    pub rivals: Vec<&'c Found>,
+}
+
+impl<'c> Claims<'c> {
+    /// Of the files found under one identity, outside the quarantine; `known` is the tag that the
+    /// database has for it, if it has a row of it.
+    pub fn of(found: &'c [Found], known: Option<Option<Tag>>) -> Self {
+        let mut files: Vec<&Found> = found
+            .iter()
+            .filter(|found| found.place != Place::Quarantine)
+            .collect();
+        files.sort_by_key(|found| found.place);
+        let tag = known.or_else(|| {
+            let first = files.first()?.tag;
+            let same = files.iter().all(|found| found.tag == first);
+            same.then_some(first)
+        });
+        let Some(tag) = tag else {
+            return Self {
+                rivals: files,
+                ..Self::default()
+            };
+        };
+        let (mut copies, rivals): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|found| found.tag == tag);
+        let usable = (!copies.is_empty()).then(|| copies.remove(0));
+        Self {
+            usable,
+            copies,
+            rivals,
+        }
+    }
+}
+
+/// Why files that claim one number are not applied, and what to do.
+pub fn rivals_in_words(id: &SegmentId, rivals: &[&Found]) -> String {
+    let paths: Vec<String> = rivals
+        .iter()
+        .map(|found| found.path.display().to_string())
+        .collect();
+    format!(
+        "segment {id}: more than one segment of that number was found, and {} not applied. They come from two copies of this data directory that both went on. Move what does not belong here to {QUARANTINE_DIR}/; if its events are to count, run `tallyline process FILE` with it",
+        match &paths[..] {
+            [one] => format!("{one} is"),
+            many => format!("{} are", many.join(" and ")),
+        }
+    )
+}
+
 impl Catalog {
-    /// Lists the data directory.
-    pub fn scan(disk: &dyn Disk, data_dir: &Path) -> io::Result<Self> {
-        let mut catalog = Self::default();
+    /// Lists the data directory, whose UUID begins with `directory`.
+    pub fn scan(disk: &dyn Disk, data_dir: &Path, directory: DirectoryTag) -> io::Result<Self> {
+        let mut catalog = Self {
+            directory,
+            ..Self::default()
+        };
         catalog.scan_dir(disk, data_dir, Place::Incoming)?;
         let applied = data_dir.join(APPLIED_DIR);
         for (name, is_dir) in catalog.scan_dir(disk, &applied, Place::Applied)? {
@@ -76,6 +141,12 @@ impl Catalog {
         sealed.max(self.lost.last().copied()).unwrap_or(0)
     }
 
+    /// Every number that a file or a note bears.
+    pub fn numbers(&self) -> BTreeSet<u64> {
+        let sealed = self.sealed.keys().filter_map(SegmentId::number);
+        sealed.chain(self.lost.iter().copied()).collect()
+    }
+
     fn scan_dir(
         &mut self,
         disk: &dyn Disk,
@@ -87,9 +158,10 @@ impl Catalog {
             self.dirs.push(dir.to_owned());
         }
         for (name, _) in entries.iter().filter(|(_, is_dir)| !is_dir) {
-            if let Some(id) = SegmentId::of_file(name) {
+            if let Some((id, tag)) = SegmentId::of_file(name, self.directory) {
                 let found = Found {
                     id: id.clone(),
+                    tag,
                     place,
                     path: dir.join(name),
                 };

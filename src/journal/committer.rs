@@ -17,7 +17,9 @@ use crossbeam_channel::RecvTimeoutError;
 
 use self::room::Room;
 use super::recover::Active;
-use super::{AppendError, Command, Commands, JournalConfig, JournalError, Pending, Shared};
+use super::{
+    AppendError, Command, Commands, Directory, JournalConfig, JournalError, Label, Pending, Shared,
+};
 use crate::fs::{Disk, DiskFile};
 use crate::health::Health;
 use crate::segment::{ACTIVE_FILE, Position};
@@ -44,11 +46,11 @@ pub(super) fn start(
     let writer = Writer {
         first_line_at: (active.durable_end > 0).then_some(now),
         acknowledged: Position {
-            segment: active.number,
+            segment: active.directory.number,
             offset: active.durable_end,
         },
         state: State::Open(active.file),
-        number: active.number,
+        directory: active.directory,
         durable_end: active.durable_end,
         path: data_dir.join(ACTIVE_FILE),
         data_dir: data_dir.to_owned(),
@@ -92,7 +94,8 @@ struct Writer {
     shared: Arc<Shared>,
     health: Arc<Health>,
     state: State,
-    number: u64,
+    /// The active segment, as `directory.json` says it.
+    directory: Directory,
     durable_end: u64,
     /// Everything acknowledged is at or below it.
     acknowledged: Position,
@@ -113,6 +116,15 @@ enum State {
     Uncreated(AppendError),
     /// Nothing is acknowledged until a restart, for this reason.
     Poisoned(String),
+}
+
+/// Whoever still reads the file does not keep the next server out.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let State::Open(file) = &self.state {
+            file.unlock();
+        }
+    }
 }
 
 impl Writer {
@@ -178,18 +190,14 @@ impl Writer {
             Ok(()) => {
                 // 5. Move the durable end, publish it, answer each waiter with its own position.
                 let mut position = Position {
-                    segment: self.number,
-                    offset: self.durable_end,
+                    segment: self.directory.number,
+                    offset: self.durable_end + self.label_bytes(),
                 };
-                let bytes: usize = waiters
-                    .iter()
-                    .map(|pending| pending.batch.bytes.len())
-                    .sum();
                 let lines: u64 = waiters
                     .iter()
                     .map(|pending| u64::from(pending.batch.lines))
                     .sum();
-                self.durable_end += bytes as u64;
+                self.durable_end += self.group_bytes(&waiters);
                 self.acknowledged = Position {
                     offset: self.durable_end,
                     ..position
@@ -217,6 +225,21 @@ impl Writer {
         }
     }
 
+    /// Bytes that the label will add to the group: the first line of a segment gets it.
+    fn label_bytes(&self) -> u64 {
+        if self.durable_end == 0 {
+            Label::BYTES as u64
+        } else {
+            0
+        }
+    }
+
+    /// Bytes of the group in the file.
+    fn group_bytes(&self, waiters: &[Pending]) -> u64 {
+        let bytes = |pending: &Pending| pending.batch.bytes.len() as u64;
+        waiters.iter().map(bytes).sum::<u64>() + self.label_bytes()
+    }
+
     /// Steps 2 to 4. An error says what the group's waiters are to be told; nothing of it is kept.
     fn write_group(&mut self, waiters: &[Pending]) -> Result<(), AppendError> {
         let file = match &self.state {
@@ -224,25 +247,18 @@ impl Writer {
             State::Uncreated(error) => return Err(error.clone()),
             State::Poisoned(reason) => return Err(AppendError::Failed(reason.clone())),
         };
-        let size: usize = waiters
-            .iter()
-            .map(|pending| pending.batch.bytes.len())
-            .sum();
-        self.take_room(size as u64)?;
-        let bytes = match waiters {
-            [alone] => alone.batch.bytes.as_slice(),
-            many => {
-                self.group.clear();
-                for pending in many {
-                    self.group.extend_from_slice(&pending.batch.bytes);
-                }
-                self.group.as_slice()
-            }
+        let bytes = self.group_bytes(waiters);
+        self.take_room(bytes)?;
+        self.check_alone(&*file)?;
+        self.gather(waiters);
+        let group = match waiters {
+            [alone] if self.group.is_empty() => alone.batch.bytes.as_slice(),
+            _ => self.group.as_slice(),
         };
         // 2. Write them at the durable end. 3. fdatasync.
         self.shared.note_disk_call(Some(Instant::now()));
         let written = file
-            .write_all_at(bytes, self.durable_end)
+            .write_all_at(group, self.durable_end)
             .and_then(|()| file.sync_data());
         self.shared.note_disk_call(None);
         if let Err(error) = written {
@@ -250,15 +266,96 @@ impl Writer {
         }
         // 4. Still linked, and the length is ours.
         match file.stat() {
-            Ok(stat) if stat.links > 0 && stat.size == self.durable_end + bytes.len() as u64 => {
-                Ok(())
-            }
+            Ok(stat) if stat.links > 0 && stat.size == self.durable_end + bytes => {}
             Ok(_) => {
-                Err(self
-                    .poison("was removed or changed by someone else while the server had it open"))
+                return Err(self.poison(
+                    "was removed or changed by someone else while the server had it open",
+                ));
             }
-            Err(error) => Err(self.poison(&format!("can't be looked at: {error}"))),
+            Err(error) => return Err(self.poison(&format!("can't be looked at: {error}"))),
         }
+        self.note_started(&*file)
+    }
+
+    /// The group's bytes in one piece, with the label where it is the first of a segment; left
+    /// empty where they are in one piece already.
+    fn gather(&mut self, waiters: &[Pending]) {
+        self.group.clear();
+        if self.durable_end > 0 && waiters.len() == 1 {
+            return;
+        }
+        for pending in waiters {
+            let mut bytes = pending.batch.bytes.as_slice();
+            if self.durable_end == 0
+                && self.group.is_empty()
+                && let Some(end) = memchr::memchr(b'\n', bytes)
+            {
+                let (line, rest) = bytes.split_at(end);
+                self.group.extend_from_slice(line);
+                self.group
+                    .extend_from_slice(&self.directory.label().encode());
+                bytes = rest;
+            }
+            self.group.extend_from_slice(bytes);
+        }
+    }
+
+    /// Of step 2: nobody else has written to the file, and the lock is ours. Otherwise nothing is
+    /// appended until a restart.
+    fn check_alone(&mut self, file: &dyn DiskFile) -> Result<(), AppendError> {
+        match file.size() {
+            Ok(size) if size == self.durable_end => {}
+            Ok(size) => {
+                let what = format!(
+                    "has {size} bytes where the server left {}: another program wrote to it or cut it",
+                    self.durable_end
+                );
+                return Err(self.poison_before(&what));
+            }
+            Err(error) => return Err(self.poison_before(&format!("can't be looked at: {error}"))),
+        }
+        let Some(lock) = self.config.lock.as_ref() else {
+            return Ok(());
+        };
+        let what = match lock.is_in_place() {
+            Ok(true) => return Ok(()),
+            Ok(false) => format!(
+                "is no longer appended to by this server alone: {} was removed or replaced, so that another server may run in this data directory",
+                lock.path().display()
+            ),
+            Err(error) => format!(
+                "may be appended to by another server: cannot look at {}: {error}",
+                lock.path().display()
+            ),
+        };
+        Err(self.poison_before(&what))
+    }
+
+    /// Of step 4: the first group of a segment is acknowledged once `directory.json` says that the
+    /// segment has started.
+    fn note_started(&mut self, file: &dyn DiskFile) -> Result<(), AppendError> {
+        if self.directory.started {
+            return Ok(());
+        }
+        let started = Directory {
+            started: true,
+            ..self.directory
+        };
+        // Opened before there is anything to sync: without a descriptor nothing is begun.
+        let opened = self.disk.open_dir(&self.data_dir);
+        let replaced =
+            opened.and_then(|dir| started.replace(&*self.disk, &self.data_dir).map(|()| dir));
+        let dir = match replaced {
+            Ok(dir) => dir,
+            Err(error) => return Err(self.undo(file, &error)),
+        };
+        if let Err(error) = dir.sync() {
+            return Err(self.poison(&format!(
+                "was written, but its directory could not be synced: {error}"
+            )));
+        }
+        self.directory = started;
+        Ok(())
     }
 
     /// Cuts the file back to the durable end after a write or sync that failed.
@@ -295,6 +392,14 @@ impl Writer {
         AppendError::Unknown(reason)
     }
 
+    /// The same before any byte was on the way.
+    fn poison_before(&mut self, what: &str) -> AppendError {
+        match self.poison(what) {
+            AppendError::Unknown(reason) => AppendError::Failed(reason),
+            error => error,
+        }
+    }
+
     /// The look around each `check_every`: the path, the disk's room, what failed before.
     fn check(&mut self) {
         self.checked_at = Instant::now();
@@ -307,7 +412,7 @@ impl Writer {
             }
             State::Open(file) => {
                 let file = Arc::clone(file);
-                if self.check_path().is_err() {
+                if self.check_path().is_err() || self.check_alone(&*file).is_err() {
                     return;
                 }
                 // After a failed write without traffic since: does the disk work again?

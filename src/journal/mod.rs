@@ -1,31 +1,48 @@
 //! The journal: the only writer of `events.jsonl`, and the promise behind every 2xx.
 //!
 //! # The directory
-//! `events.jsonl` is the active segment, number `n` = 1 + the highest number of any sealed segment.
-//! Sealing renames it to `events-<UTC time>-<n>.jsonl`; the number alone is its identity. A
-//! [`Position`] is `n-offset`.
+//! `events.jsonl` is the active segment; sealing renames it to
+//! `events-<UTC time>-<number>-<tag>.jsonl`. Which segment it is stands in three places, none of
+//! which is guessed from another:
+//! - in `directory.json` ([`Directory`]), written before the file is created;
+//! - in the file: its first line ends in the segment's [`Label`], which is written together with that
+//!   line, so no byte is ever acknowledged in a file that does not say which segment it is;
+//! - in the sealed file's name.
+//!
+//! A copy of the directory taken while segments change may combine an old `directory.json` with a
+//! newer `events.jsonl`, or the other way round. The label decides then, and a number that is left
+//! without a file is reported as missing. A [`Position`] is `number-offset`.
 //!
 //! # Append (the committer thread)
 //! 1. Take all waiting appends, up to a bound in bytes.
-//! 2. Write them at the durable end.
+//! 2. Write them at the durable end, where the file must end and the lock must still be ours. The
+//!    first line of a segment gets its label here.
 //! 3. fdatasync.
-//! 4. fstat: still linked, and the length is ours.
+//! 4. fstat: still linked, and the length is ours. For the first group of a segment:
+//!    `directory.json` says "started", durably.
 //! 5. Move the durable end, publish it, answer each waiter with its own position.
 //!
 //! If 2 or 3 fails, the file is cut back to the durable end and synced, and the whole group is told
 //! that nothing was appended. If cutting fails or 4 does not hold, the journal is **poisoned**: no
-//! acknowledgement until a restart; those who waited are told that the outcome is unknown.
+//! acknowledgement until a restart; those who waited are told that the outcome is unknown. The same
+//! where 2 finds the file changed or the lock lost, but then nothing was appended.
 //!
 //! # Rotate (the committer thread, between groups; never an empty file)
 //! 1. rename `events.jsonl` to its sealed name, never replacing.
 //! 2. fsync the directory.
-//! 3. create the next `events.jsonl`, exclusively.
+//! 3. replace `directory.json`: the next number and a new token, not started; create the next
+//!    `events.jsonl`, exclusively, and lock it.
 //! 4. fsync the directory.
 //! 5. publish the new segment.
 //!
 //! If 1 fails: stay on the file, try later. 2 or 4: poisoned. 3: appends are refused while creating
 //! is tried again. The directory is opened for 2 before 1 and for 4 before 3, so that having no
-//! descriptor left is a failure of 1 or 3.
+//! descriptor left is a failure of 1 or 3. The next number is the first that no file bears.
+//!
+//! A crash after rotate 1 or 2 leaves no `events.jsonl` and a `directory.json` whose segment is
+//! sealed: the next number is created. After `directory.json` was replaced: its segment is created,
+//! or is there and empty. After append 2 or 3 of a segment's first group: a file with a label, or
+//! without a whole line, of a segment that has not started.
 //!
 //! # Recover
 //! See [`recover`](Journal::open): torn tails are kept in `quarantine/` and cut off, lost segments
@@ -36,10 +53,14 @@
 
 mod catalog;
 mod committer;
+mod directory;
 mod recover;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,11 +69,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-pub use self::catalog::{APPLIED_DIR, Catalog, Found, Place, QUARANTINE_DIR};
+pub use self::catalog::{
+    APPLIED_DIR, Catalog, Claims, Found, Place, QUARANTINE_DIR, rivals_in_words,
+};
+pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
 pub use self::recover::Recovery;
-use crate::fs::{Disk, DiskFile};
+use crate::fs::{Disk, DiskFile, Lock};
 use crate::health::Health;
-use crate::segment::Position;
+use crate::segment::{Label, Position, Tag};
 
 /// Whole lines to append, each ended by `\n`, none empty; checked events all.
 #[derive(Debug)]
@@ -106,6 +130,9 @@ pub struct JournalConfig {
     pub disk_reserve_bytes: u64,
     /// The most bytes the data directory may hold; `None`: no bound.
     pub disk_bytes_max: Option<u64>,
+    /// The lock that makes this process the only writer, looked at before each group: where its
+    /// path no longer leads to it, nothing is appended. `None`: the caller sees to that.
+    pub lock: Option<Arc<Lock>>,
 }
 
 impl Default for JournalConfig {
@@ -118,19 +145,41 @@ impl Default for JournalConfig {
             queue_bytes_max: 64 << 20,
             disk_reserve_bytes: 0,
             disk_bytes_max: None,
+            lock: None,
         }
     }
 }
 
-/// A segment the database has a row for, as far as recovery needs it.
+/// A native segment that the database has a row for, as far as recovery needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct KnownSegment {
     /// Its number.
     pub number: u64,
+    /// Which of that number; `None` where that is not known.
+    pub tag: Option<Tag>,
     /// Bytes of it that are applied.
     pub applied_bytes: u64,
     /// Whether the database has seen it sealed.
     pub sealed: bool,
+}
+
+/// What the database knows of the directory; nothing while it cannot be read.
+#[derive(Clone, Debug, Default)]
+pub struct KnownSegments {
+    /// The UUID of the data directory that it belongs to.
+    pub directory: Option<uuid::Uuid>,
+    /// Its rows of native segments.
+    pub segments: Vec<KnownSegment>,
+    /// The highest number that retention has pruned; 0 if none.
+    pub pruned: u64,
+}
+
+impl KnownSegments {
+    /// The highest number that the database knows of; 0 if none.
+    pub fn highest(&self) -> u64 {
+        let rows = self.segments.iter().map(|row| row.number).max();
+        rows.unwrap_or(0).max(self.pruned)
+    }
 }
 
 /// Why the journal did not open.
@@ -145,6 +194,12 @@ pub enum JournalError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// Another process has the active file locked.
+    #[error("cannot lock {}: another server appends to it; only one may run in a data directory", path.display())]
+    Locked {
+        /// The active file.
+        path: PathBuf,
     },
     /// No committer thread could be started.
     #[error("cannot start the committer thread")]
@@ -166,6 +221,8 @@ impl JournalError {
 pub struct Tail {
     /// The active segment.
     pub number: u64,
+    /// Its tag.
+    pub tag: Tag,
     /// Bytes of it that are durable; everything of lower segments is.
     pub durable_end: u64,
     /// Lines made durable by this process in all segments.
@@ -187,6 +244,11 @@ struct Shared {
     queued_bytes: AtomicU64,
     queue_bytes_max: u64,
     tail: Mutex<Tail>,
+    /// Numbers that files in the directory bear and that no new segment gets.
+    taken: Mutex<BTreeSet<u64>>,
+    /// ... nor any number up to this one.
+    floor: AtomicU64,
+    directory: uuid::Uuid,
     /// When the disk was last asked for something it has not answered yet.
     disk_call: Mutex<Option<Instant>>,
 }
@@ -234,26 +296,33 @@ pub struct Committer {
 }
 
 impl Journal {
-    /// Recovers the directory and starts the committer thread. `known` are the database's rows of
-    /// our segments, or nothing while the database can't be read: taking does not wait for it. The
+    /// Recovers the directory and starts the committer thread. `known` is what the database says of
+    /// native segments, or nothing while it cannot be read: appending does not wait for it. The
     /// caller holds `serve.lock`. Never reads whole files.
     pub fn open(
         disk: Arc<dyn Disk>,
         data_dir: &Path,
         config: JournalConfig,
-        known: &[KnownSegment],
+        known: &KnownSegments,
         health: Arc<Health>,
     ) -> Result<(Self, Committer, Recovery), JournalError> {
         let (active, recovery) = recover::recover(&*disk, data_dir, known)?;
+        if let Some(contradiction) = &recovery.contradiction {
+            health.set("active file", contradiction);
+        }
         let shared = Arc::new(Shared {
             queued_bytes: AtomicU64::new(0),
             queue_bytes_max: config.queue_bytes_max,
             tail: Mutex::new(Tail {
-                number: active.number,
+                number: active.directory.number,
+                tag: active.directory.label().tag,
                 durable_end: active.durable_end,
                 lines: 0,
                 file: Arc::clone(&active.file),
             }),
+            taken: Mutex::new(active.taken.clone()),
+            floor: AtomicU64::new(known.pruned),
+            directory: active.directory.id,
             disk_call: Mutex::new(None),
         });
         let watched = Arc::clone(&shared);
@@ -307,6 +376,21 @@ impl Journal {
         self.shared.tail().clone()
     }
 
+    /// The UUID of the data directory.
+    pub fn directory(&self) -> uuid::Uuid {
+        self.shared.directory
+    }
+
+    /// Keeps this number and all below it from being given to a new segment.
+    pub fn reserve_up_to(&self, number: u64) {
+        self.shared.floor.fetch_max(number, Ordering::Relaxed);
+    }
+
+    /// Keeps a number from being given to a new segment: a file bears it.
+    pub fn reserve(&self, number: u64) {
+        self.shared.taken().insert(number);
+    }
+
     /// Bytes that wait to be written, and the bound past which appends are refused.
     pub fn queued_bytes(&self) -> (u64, u64) {
         (
@@ -343,6 +427,10 @@ const DISK_CALL_MAX: Duration = Duration::from_secs(5);
 impl Shared {
     fn tail(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that the disk is asked (or has answered), so that a call that hangs can be told.

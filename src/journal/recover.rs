@@ -2,144 +2,429 @@
 //!
 //! What is seen after a crash is not yet durable: everything is synced before its length is
 //! believed. Each step can be cut short by another crash and done again.
+//!
+//! Which segment `events.jsonl` is, is decided by what is stored, in this order: the label in its
+//! first line; without one, `directory.json`. Where the two name different segments, or the label's
+//! segment lies sealed beside it, somebody put a file in or copied the directory while it changed:
+//! no byte is taken for those of another segment, nothing is deleted, and what happened is reported.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::catalog::{Catalog, QUARANTINE_DIR, lost_note};
-use super::{JournalError, KnownSegment};
+use super::directory::{Directory, first_free, is_sealed, read_label};
+use super::{JournalError, KnownSegment, KnownSegments};
 use crate::fs::{self, Disk, DiskFile};
-use crate::segment::{ACTIVE_FILE, sealed_file_name};
+use crate::segment::{ACTIVE_FILE, Label, sealed_file_name};
 
 /// What recovery found and did, for the log and for the processor.
 #[derive(Debug, Default)]
 pub struct Recovery {
     /// Bytes after the last line end, never acknowledged, and the file that keeps them now.
     pub torn: Option<(u64, PathBuf)>,
-    /// The active segment's number whose file was gone though the database had applied of it.
+    /// The active segment's number whose file was gone though it held acknowledged events.
     pub lost: Option<u64>,
     /// The number of an active segment shorter than what was applied of it; it was sealed.
     pub untrusted: Option<u64>,
+    /// An `events.jsonl` without a label, from another program: the name it is imported under.
+    pub imported: Option<PathBuf>,
+    /// What is wrong about the segment that `events.jsonl` is, and what was done about it.
+    pub contradiction: Option<String>,
 }
 
 /// The active segment, ready to be appended to.
 pub(super) struct Active {
-    pub(super) number: u64,
+    pub(super) directory: Directory,
     pub(super) durable_end: u64,
     pub(super) file: Arc<dyn DiskFile>,
+    /// Numbers that files bear and that the database knows: none of them is given out again.
+    pub(super) taken: BTreeSet<u64>,
 }
 
 pub(super) fn recover(
     disk: &dyn Disk,
     data_dir: &Path,
-    known: &[KnownSegment],
+    known: &KnownSegments,
 ) -> Result<(Active, Recovery), JournalError> {
-    let mut recovery = Recovery::default();
-    let path = data_dir.join(ACTIVE_FILE);
     let quarantine = data_dir.join(QUARANTINE_DIR);
     disk.create_dir(&quarantine)
         .map_err(JournalError::io("create", &quarantine))?;
-
+    let directory = Directory::establish(disk, data_dir, known)?;
+    let catalog = Catalog::scan(disk, data_dir, directory.tag())
+        .map_err(JournalError::io("list", data_dir))?;
+    let mut taken = catalog.numbers();
+    taken.extend(known.segments.iter().map(|row| row.number));
+    let mut recover = Recover {
+        disk,
+        data_dir,
+        path: data_dir.join(ACTIVE_FILE),
+        known,
+        directory,
+        catalog,
+        taken,
+        recovery: Recovery::default(),
+    };
     // 0. What is seen is made durable before it is believed.
-    let catalog = Catalog::scan(disk, data_dir).map_err(JournalError::io("list", data_dir))?;
-    for dir in &catalog.dirs {
+    for dir in &recover.catalog.dirs {
         disk.sync_dir(dir).map_err(JournalError::io("sync", dir))?;
     }
-    let sealed_rows = known
-        .iter()
-        .filter(|row| row.sealed)
-        .map(|row| row.number)
-        .max();
-    let number = 1 + catalog.highest_number().max(sealed_rows.unwrap_or(0));
-    let row = known
-        .iter()
-        .find(|row| row.number == number && row.applied_bytes > 0);
-
-    // 1. No active file.
-    if disk
-        .identity(&path)
-        .map_err(JournalError::io("look at", &path))?
-        .is_none()
-    {
-        let number = match row {
-            None => number,
-            Some(row) => {
-                write_lost_note(disk, data_dir, row)?;
-                recovery.lost = Some(number);
-                number + 1
-            }
-        };
-        return Ok((create(disk, data_dir, number)?, recovery));
-    }
-    let file = disk.open(&path).map_err(JournalError::io("open", &path))?;
-    let size = file.size().map_err(JournalError::io("look at", &path))?;
-    let applied = row.map_or(0, |row| row.applied_bytes.min(size));
-    write_again(&*file, applied, size)
-        .map_err(JournalError::io("write the end again of", &path))?;
-    file.sync_data().map_err(JournalError::io("sync", &path))?;
-
-    // 2. A torn tail.
-    let durable_end = last_line_end(&*file, size).map_err(JournalError::io("read", &path))?;
-    if durable_end < size {
-        let kept = keep_torn_tail(disk, &quarantine, number, &*file, durable_end, size)?;
-        file.set_len(durable_end)
-            .map_err(JournalError::io("cut the torn tail off", &path))?;
-        file.sync_data().map_err(JournalError::io("sync", &path))?;
-        recovery.torn = Some((size - durable_end, kept));
-    }
-
-    // 3. Shorter than what was applied: sealed as it is; the processor finds and marks it.
-    if row.is_some_and(|row| row.applied_bytes > durable_end) {
-        let sealed = data_dir.join(sealed_file_name(number, SystemTime::now()));
-        disk.rename_new(&path, &sealed)
-            .map_err(JournalError::io("seal", &path))?;
-        disk.sync_dir(data_dir)
-            .map_err(JournalError::io("sync", data_dir))?;
-        recovery.untrusted = Some(number);
-        return Ok((create(disk, data_dir, number + 1)?, recovery));
-    }
-    Ok((
-        Active {
-            number,
-            durable_end,
-            file,
-        },
-        recovery,
-    ))
+    let (durable_end, file) = recover.active()?;
+    let active = Active {
+        directory: recover.directory,
+        durable_end,
+        file,
+        taken: recover.taken,
+    };
+    Ok((active, recover.recovery))
 }
 
-fn create(disk: &dyn Disk, data_dir: &Path, number: u64) -> Result<Active, JournalError> {
-    let path = data_dir.join(ACTIVE_FILE);
-    let file = disk
-        .create_new(&path)
-        .map_err(JournalError::io("create", &path))?;
-    disk.sync_dir(data_dir)
-        .map_err(JournalError::io("sync", data_dir))?;
-    Ok(Active {
-        number,
-        durable_end: 0,
-        file,
-    })
+struct Recover<'r> {
+    disk: &'r dyn Disk,
+    data_dir: &'r Path,
+    path: PathBuf,
+    known: &'r KnownSegments,
+    directory: Directory,
+    catalog: Catalog,
+    taken: BTreeSet<u64>,
+    recovery: Recovery,
+}
+
+/// The durable end, and the file.
+type Opened = (u64, Arc<dyn DiskFile>);
+
+impl Recover<'_> {
+    /// Finds out which segment `events.jsonl` is, and goes on with it or with a new one.
+    fn active(&mut self) -> Result<Opened, JournalError> {
+        let Some(file) = self.open()? else {
+            return self.without_events();
+        };
+        let label = read_label(&*file).map_err(self.io("read"))?;
+        let size = file.size().map_err(self.io("look at"))?;
+        let durable_end = self.make_durable(&*file, label, size)?;
+        if durable_end == 0 {
+            if size > 0 {
+                self.cut_torn_tail(&*file, 0, size)?;
+            }
+            if self.directory.started || self.is_taken() {
+                drop(file);
+                self.remove_empty()?;
+                return self.without_events();
+            }
+            self.retoken()?;
+            return Ok((0, file));
+        }
+        match label.filter(|label| label.tag.directory == self.directory.tag()) {
+            Some(label) if is_sealed(&self.catalog, label) => {
+                drop(file);
+                self.set_aside(&format!(
+                    "it is a copy of segment {}, which is sealed already",
+                    label.number
+                ))?;
+                self.without_events()
+            }
+            Some(label) => self.labelled(label, file, durable_end, size),
+            None if self.directory.started => {
+                drop(file);
+                self.set_aside(&format!(
+                    "it does not say that it is segment {}, the active one",
+                    self.directory.number
+                ))?;
+                self.without_events()
+            }
+            None => {
+                drop(file);
+                self.import()?;
+                self.without_events()
+            }
+        }
+    }
+
+    /// The file is a segment of this directory that is not sealed: the active one, or, in a copy
+    /// that was made while segments changed, the one before or after what `directory.json` says.
+    fn labelled(
+        &mut self,
+        label: Label,
+        file: Arc<dyn DiskFile>,
+        durable_end: u64,
+        size: u64,
+    ) -> Result<Opened, JournalError> {
+        let stored = self.directory.label();
+        let rival = label.number == stored.number && label != stored && self.directory.started;
+        let row = self
+            .known
+            .segments
+            .iter()
+            .find(|row| row.number == label.number);
+        let other = row.filter(|row| row.tag.is_some_and(|tag| tag != label.tag));
+        if rival || other.is_some() || self.is_other_sealed(label) {
+            drop(file);
+            self.set_aside(&format!(
+                "it says that it is segment {}, but another segment of that number is known here",
+                label.number
+            ))?;
+            return self.without_events();
+        }
+        if durable_end < size {
+            self.cut_torn_tail(&*file, durable_end, size)?;
+        }
+        let passed = self.directory.started && stored.number > label.number;
+        if self.directory.started
+            && stored != label
+            && !is_sealed(&self.catalog, stored)
+            && !self.is_applied(stored)
+        {
+            self.lose(stored)?;
+        }
+        let known = row.is_some_and(|row| row.sealed || row.applied_bytes > durable_end);
+        if row.is_some_and(|row| row.applied_bytes > durable_end) {
+            self.recovery.untrusted = Some(label.number);
+        }
+        self.taken.insert(label.number);
+        if passed || known || label.number <= self.known.pruned {
+            // Nothing may be appended to it: it is sealed as it is, and the processor says more.
+            self.seal(label)?;
+            return self.create_next();
+        }
+        self.directory.number = label.number;
+        self.directory.token = label.tag.token;
+        if stored != label || !self.directory.started {
+            self.directory.started = true;
+            self.directory.write(self.disk, self.data_dir)?;
+        }
+        self.lock(&*file)?;
+        Ok((durable_end, file))
+    }
+
+    /// There is no `events.jsonl` any more, or none that held anything.
+    fn without_events(&mut self) -> Result<Opened, JournalError> {
+        let stored = self.directory.label();
+        if self.directory.started {
+            if !is_sealed(&self.catalog, stored) && !self.is_applied(stored) {
+                self.lose(stored)?;
+            }
+            self.taken.insert(stored.number);
+            return self.create_next();
+        }
+        let row = self
+            .known
+            .segments
+            .iter()
+            .find(|row| row.number == stored.number);
+        if let Some(row) = row.filter(|row| row.applied_bytes > 0 && !row.sealed) {
+            self.lose(Label {
+                number: row.number,
+                ..stored
+            })?;
+        }
+        if self.is_taken() {
+            return self.create_next();
+        }
+        self.retoken()?;
+        self.create()
+    }
+
+    /// Draws a new token for a segment that has not started: a copy of the directory, made while
+    /// nothing ran, does not go on under the same one.
+    fn retoken(&mut self) -> Result<(), JournalError> {
+        self.directory = self.directory.next(self.directory.number);
+        self.directory.write(self.disk, self.data_dir)
+    }
+
+    /// Whether the stored segment, which has not started, cannot be used: its number is known from
+    /// elsewhere.
+    fn is_taken(&self) -> bool {
+        let number = self.directory.number;
+        self.taken.contains(&number) || number <= self.known.pruned
+    }
+
+    fn is_other_sealed(&self, label: Label) -> bool {
+        let id = crate::segment::SegmentId::Ours(label.number);
+        let mut found = self.catalog.sealed.get(&id).into_iter().flatten();
+        found.any(|found| found.tag != Some(label.tag))
+    }
+
+    /// Whether every byte of the sealed segment is in the database.
+    fn is_applied(&self, label: Label) -> bool {
+        let row = self
+            .known
+            .segments
+            .iter()
+            .find(|row| row.number == label.number);
+        row.is_some_and(|row| row.sealed && row.tag == Some(label.tag))
+    }
+
+    /// Declares a segment lost that held acknowledged events.
+    fn lose(&mut self, label: Label) -> Result<(), JournalError> {
+        let row = self
+            .known
+            .segments
+            .iter()
+            .find(|row| row.number == label.number);
+        write_lost_note(self.disk, self.data_dir, label, row)?;
+        self.taken.insert(label.number);
+        self.recovery.lost = Some(label.number);
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Option<Arc<dyn DiskFile>>, JournalError> {
+        if self
+            .disk
+            .identity(&self.path)
+            .map_err(self.io("look at"))?
+            .is_none()
+        {
+            return Ok(None);
+        }
+        let file = self.disk.open(&self.path).map_err(self.io("open"))?;
+        self.lock(&*file)?;
+        Ok(Some(file))
+    }
+
+    fn lock(&self, file: &dyn DiskFile) -> Result<(), JournalError> {
+        if file.try_lock().map_err(self.io("lock"))? {
+            return Ok(());
+        }
+        Err(JournalError::Locked {
+            path: self.path.clone(),
+        })
+    }
+
+    /// Makes all that is read durable; the end of the last whole line.
+    fn make_durable(
+        &self,
+        file: &dyn DiskFile,
+        label: Option<Label>,
+        size: u64,
+    ) -> Result<u64, JournalError> {
+        let row = label.and_then(|label| {
+            let of = |row: &&KnownSegment| {
+                row.number == label.number && row.tag.is_none_or(|tag| tag == label.tag)
+            };
+            self.known.segments.iter().find(of)
+        });
+        let applied = row.map_or(0, |row| row.applied_bytes.min(size));
+        write_again(file, applied, size).map_err(self.io("write the end again of"))?;
+        file.sync_data().map_err(self.io("sync"))?;
+        last_line_end(file, size).map_err(self.io("read"))
+    }
+
+    fn cut_torn_tail(
+        &mut self,
+        file: &dyn DiskFile,
+        durable_end: u64,
+        size: u64,
+    ) -> Result<(), JournalError> {
+        let quarantine = self.data_dir.join(QUARANTINE_DIR);
+        let number = self.directory.number;
+        let kept = keep_torn_tail(self.disk, &quarantine, number, file, durable_end, size)?;
+        file.set_len(durable_end)
+            .map_err(self.io("cut the torn tail off"))?;
+        file.sync_data().map_err(self.io("sync"))?;
+        self.recovery.torn = Some((size - durable_end, kept));
+        Ok(())
+    }
+
+    fn seal(&mut self, label: Label) -> Result<(), JournalError> {
+        let name = sealed_file_name(label, SystemTime::now());
+        self.rename(&self.data_dir.join(name), "seal")
+    }
+
+    /// Moves `events.jsonl` to `quarantine/`, where it is kept and not applied.
+    fn set_aside(&mut self, why: &str) -> Result<(), JournalError> {
+        let kept = free_name(&self.data_dir.join(QUARANTINE_DIR), "set-aside");
+        self.rename(&kept, "set aside")?;
+        let quarantine = self.data_dir.join(QUARANTINE_DIR);
+        self.disk
+            .sync_dir(&quarantine)
+            .map_err(JournalError::io("sync", &quarantine))?;
+        self.recovery.contradiction = Some(format!(
+            "{} was put in from elsewhere: {why}. It was moved to {} and is not counted. If it holds events that are to count, run `tallyline process {}`",
+            self.path.display(),
+            kept.display(),
+            kept.display()
+        ));
+        Ok(())
+    }
+
+    /// Gives the `events.jsonl` of another program a name under which it is imported.
+    fn import(&mut self) -> Result<(), JournalError> {
+        let imported = free_name(self.data_dir, "events_found");
+        self.rename(&imported, "rename")?;
+        self.recovery.imported = Some(imported);
+        Ok(())
+    }
+
+    fn rename(&self, to: &Path, action: &'static str) -> Result<(), JournalError> {
+        self.disk
+            .rename_new(&self.path, to)
+            .map_err(self.io(action))?;
+        self.disk
+            .sync_dir(self.data_dir)
+            .map_err(JournalError::io("sync", self.data_dir))
+    }
+
+    fn remove_empty(&self) -> Result<(), JournalError> {
+        self.disk.remove(&self.path).map_err(self.io("remove"))
+    }
+
+    /// Creates the first segment after the stored one whose number nothing bears.
+    fn create_next(&mut self) -> Result<Opened, JournalError> {
+        let from = self.directory.number.max(self.known.pruned + 1);
+        let number = first_free(from, &self.taken);
+        self.directory = self.directory.next(number);
+        self.directory.write(self.disk, self.data_dir)?;
+        self.create()
+    }
+
+    fn create(&mut self) -> Result<Opened, JournalError> {
+        let file = self
+            .disk
+            .create_new(&self.path)
+            .map_err(self.io("create"))?;
+        self.lock(&*file)?;
+        self.disk
+            .sync_dir(self.data_dir)
+            .map_err(JournalError::io("sync", self.data_dir))?;
+        Ok((0, file))
+    }
+
+    fn io(&self, action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
+        JournalError::io(action, &self.path)
+    }
+}
+
+/// `<stem>-<UTC time>.jsonl`.
+fn free_name(dir: &Path, stem: &str) -> PathBuf {
+    let time = humantime::format_rfc3339_nanos(SystemTime::now())
+        .to_string()
+        .replace(':', "-");
+    dir.join(format!("{stem}-{time}.jsonl"))
 }
 
 fn write_lost_note(
     disk: &dyn Disk,
     data_dir: &Path,
-    row: &KnownSegment,
+    label: Label,
+    row: Option<&KnownSegment>,
 ) -> Result<(), JournalError> {
-    let note = lost_note(data_dir, row.number);
+    let note = lost_note(data_dir, label.number);
+    let applied_bytes = row.map_or(0, |row| row.applied_bytes);
     let text = format!(
-        "Segment {} is lost: {ACTIVE_FILE} was gone at start, though {} bytes of it had been applied to the database.\n\
-         What had been applied still counts. What had been acknowledged after that is gone, unless the file is found:\n\
-         then stop the server, name the file {} in the data directory, delete this note and start again.\n",
-        row.number,
-        row.applied_bytes,
-        sealed_file_name(row.number, SystemTime::now()),
+        "Segment {} is lost: {ACTIVE_FILE} was gone or empty at start, though the segment held acknowledged events.\n\
+         {applied_bytes} bytes of it had been applied to the database and still count. Events that were acknowledged\n\
+         after that are gone, unless the file is found: then stop the server, name the file\n\
+         {}\n\
+         in the data directory, delete this note and start again.\n",
+        label.number,
+        sealed_file_name(label, SystemTime::now()),
     );
-    fs::write_new(disk, &note, |file| file.write_all_at(text.as_bytes(), 0))
-        .map_err(JournalError::io("write", &note))
+    match fs::write_new(disk, &note, |file| file.write_all_at(text.as_bytes(), 0)) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        written => written.map_err(JournalError::io("write", &note)),
+    }
 }
 
 /// Writes the file once more, as it reads, from `applied` on: what is applied was durable before. A

@@ -16,7 +16,8 @@ use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, fold, lines};
 use crate::event::Event;
 use crate::fs::{DiskFile, Identity};
-use crate::segment::SegmentId;
+use crate::journal::read_label;
+use crate::segment::{Label, SegmentId, Tag};
 use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, UserLine, Writer,
@@ -29,6 +30,8 @@ const LET_GO_BYTES: u64 = 4 << 20;
 #[derive(Clone)]
 pub(super) struct SegmentFile {
     pub(super) id: SegmentId,
+    /// Which native segment of that number; `None` for an imported file.
+    pub(super) tag: Option<Tag>,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn DiskFile>,
 }
@@ -65,6 +68,9 @@ pub(super) enum Confirmed {
     At(u64),
     /// It is wholly applied already.
     Whole(SegmentRow),
+    /// Another segment of that number was applied, or the file does not say that it is the one its
+    /// name says: none of it is applied, and why.
+    Rival(String),
     /// The file is not what was applied.
     Untrusted(Untrusted),
     /// It was untrusted, and is what was applied again.
@@ -99,7 +105,8 @@ pub(super) struct Applier<'p> {
 impl<'p> Applier<'p> {
     /// Opens the database.
     pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
-        let writer = Writer::open(&config.database(), Existing::OrCreate)?;
+        let mut writer = Writer::open(&config.database(), Existing::OrCreate)?;
+        writer.belong_to(config.directory)?;
         Self::new(config, pool, writer)
     }
 
@@ -108,7 +115,8 @@ impl<'p> Applier<'p> {
         config: &ProcessConfig,
         pool: &'p mut Pool,
     ) -> Result<Self, StoreError> {
-        let writer = Writer::open_to_load(&config.database())?;
+        let mut writer = Writer::open_to_load(&config.database())?;
+        writer.belong_to(config.directory)?;
         Self::new(config, pool, writer)
     }
 
@@ -143,6 +151,9 @@ impl<'p> Applier<'p> {
             return Ok(Confirmed::At(follow.applied.total_len()));
         }
         let row = self.writer.segment(&segment.id)?;
+        if let Some(rival) = rival(segment, row.as_ref())? {
+            return Ok(Confirmed::Rival(rival));
+        }
         let (applied_bytes, expected) = match &row {
             Some(row) if row.state == SegmentState::Whole => {
                 return Ok(Confirmed::Whole(row.clone()));
@@ -297,6 +308,7 @@ impl<'p> Applier<'p> {
         let users = frozen.sorted();
         let range = Range {
             segment: &segment.id,
+            tag: segment.tag,
             file_name: &segment.name(),
             from,
             to: folded.to,
@@ -353,6 +365,7 @@ impl<'p> Applier<'p> {
         self.forget(&segment.id);
         self.writer.mark(&Mark {
             segment: &segment.id,
+            tag: segment.tag,
             file_name: &segment.name(),
             applied_bytes: untrusted.applied_bytes,
             state: SegmentState::Untrusted,
@@ -373,6 +386,7 @@ impl<'p> Applier<'p> {
     ) -> Result<(), StoreError> {
         self.writer.mark(&Mark {
             segment: &row.id,
+            tag: row.tag,
             file_name: &row.file_name,
             applied_bytes: row.applied_bytes,
             state,
@@ -383,6 +397,36 @@ impl<'p> Applier<'p> {
         })?;
         Ok(())
     }
+}
+
+/// Why a file is not the segment that its name says, or not the one that the database knows under
+/// that number.
+fn rival(segment: &SegmentFile, row: Option<&SegmentRow>) -> Result<Option<String>, ProcessError> {
+    let path = segment.path.display();
+    let cure = "If its events are to count, run `tallyline process FILE` with it; else move it to quarantine/";
+    if let Some(row) = row
+        && row.tag != segment.tag
+    {
+        return Ok(Some(format!(
+            "segment {}: {path} is not the segment of that number that was applied ({}), so it is not applied. {cure}",
+            row.id, row.file_name
+        )));
+    }
+    let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
+        return Ok(None);
+    };
+    if row.is_some_and(|row| row.applied_bytes > 0) {
+        return Ok(None); // Its prefix says so, by checksum.
+    }
+    let io = || ProcessError::io("read", &segment.path);
+    let label = read_label(&*segment.file).map_err(io())?;
+    if label == Some(Label { number, tag }) || segment.file.size().map_err(io())? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "segment {}: {path} does not say in its first line that it is this segment, so it was renamed or edited and is not applied. {cure}",
+        segment.id
+    )))
 }
 
 /// Lines of the range, read again.
@@ -429,6 +473,7 @@ pub(super) fn now_ms() -> i64 {
 pub(super) fn open_sealed(
     disk: &dyn crate::fs::Disk,
     id: &SegmentId,
+    tag: Option<Tag>,
     path: &Path,
 ) -> Result<SegmentFile, ProcessError> {
     let file = disk
@@ -437,6 +482,7 @@ pub(super) fn open_sealed(
     file.sync_data().map_err(ProcessError::io("sync", path))?;
     Ok(SegmentFile {
         id: id.clone(),
+        tag,
         path: path.to_owned(),
         file,
     })

@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 
 pub(super) use self::survey::ranges;
 use super::applier::{Applier, Confirmed, SegmentFile, Untrusted, Watch, Work, open_sealed};
+use super::claims::settle;
 use super::pool::Pool;
 use super::prune::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, in_words, lines, rebuild, sums};
 use crate::fs::{Disk, Identity};
 use crate::health::Health;
-use crate::journal::{Catalog, Found, Journal, Place, Tail};
-use crate::segment::{ACTIVE_FILE, Position, SegmentId};
+use crate::journal::{Catalog, Claims, Found, Journal, Place, Tail, rivals_in_words};
+use crate::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
 use crate::store::{
     Applied, Lost, Progress, RangeEnd, SegmentRow, SegmentState, Settled, StoreError,
 };
@@ -52,6 +53,7 @@ const ROTATE_MAX: Duration = Duration::from_secs(10);
 /// A sealed file that is not wholly applied yet.
 struct Sealed {
     path: PathBuf,
+    tag: Option<Tag>,
     place: Place,
     /// Its size at the last look, for files from elsewhere: those still being copied here wait.
     size: Option<u64>,
@@ -229,7 +231,7 @@ impl Coordinator {
         // Before the listing: what this tail says is sealed is in it then.
         let tail = self.journal.tail();
         self.board.active = tail.number;
-        self.look_for_files()?;
+        self.look_for_files(applier)?;
         let ids: Vec<SegmentId> = self.board.sealed.keys().cloned().collect();
         for id in ids {
             if self.board.progress.is_stopping() && id.number().is_none() {
@@ -273,6 +275,7 @@ impl Coordinator {
         let path = self.config.data_dir.join(ACTIVE_FILE);
         let segment = SegmentFile {
             id,
+            tag: Some(tail.tag),
             path,
             file: Arc::clone(&tail.file),
         };
@@ -292,8 +295,8 @@ impl Coordinator {
             // Sealed, and perhaps applied, between the look at the tail and now.
             Confirmed::At(_) | Confirmed::Whole(_) => Ok(()),
             Confirmed::Restored(row) => Ok(applier.note(&row, SegmentState::Active, None)?),
-            Confirmed::Untrusted(untrusted) => {
-                self.board.health.set(&topic(&segment.id), untrusted.reason);
+            Confirmed::Untrusted(Untrusted { reason, .. }) | Confirmed::Rival(reason) => {
+                self.board.health.set(&topic(&segment.id), reason);
                 self.seal_untrusted();
                 Ok(())
             }
@@ -321,6 +324,7 @@ impl Sealed {
     fn new(found: &Found) -> Self {
         Self {
             path: found.path.clone(),
+            tag: found.tag,
             place: found.place,
             size: None,
             retry_at: None,
@@ -329,14 +333,6 @@ impl Sealed {
             unusable: false,
         }
     }
-}
-
-/// The file to apply of those that bear one name: what was set aside is not applied.
-pub(super) fn usable(found: &[Found]) -> Option<&Found> {
-    found
-        .iter()
-        .filter(|found| found.place != Place::Quarantine)
-        .min_by_key(|found| found.place)
 }
 
 pub(super) fn topic(id: &SegmentId) -> String {

@@ -14,6 +14,7 @@ use memchr::{memchr, memchr_iter, memrchr};
 use super::users::{Router, Users};
 use crate::event::{Event, LINE_BYTES_MAX, Plain};
 use crate::fs::DiskFile;
+use crate::segment::Label;
 use crate::store::{IdEvents, REJECTED_LINE_BYTES_MAX, REJECTED_LINES_MAX, Rejected};
 
 /// Bytes read at once: they stay in a core's cache until they are parsed.
@@ -245,7 +246,7 @@ impl Sink<'_> {
             line.extend_from_slice(
                 &part[..part
                     .len()
-                    .min((LINE_BYTES_MAX + 1).saturating_sub(line.len()))],
+                    .min((STORED_LINE_BYTES_MAX + 1).saturating_sub(line.len()))],
             );
             self.piece
                 .checksum
@@ -254,7 +255,7 @@ impl Sink<'_> {
                 break;
             }
         }
-        if length <= LINE_BYTES_MAX {
+        if length <= STORED_LINE_BYTES_MAX {
             self.line(&line, start);
         } else {
             let error = crate::event::EventError::line_too_long(length);
@@ -265,6 +266,9 @@ impl Sink<'_> {
         Ok(())
     }
 }
+
+/// The longest line that is looked at: one of the longest event and a label.
+pub(super) const STORED_LINE_BYTES_MAX: usize = LINE_BYTES_MAX + Label::BYTES;
 
 /// Nothing but white space: not a line.
 pub(super) fn is_empty(line: &[u8]) -> bool {

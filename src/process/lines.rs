@@ -5,8 +5,7 @@ use std::io;
 use crc32fast::Hasher;
 use memchr::{memchr_iter, memrchr};
 
-use super::fold::{is_empty, read_range};
-use crate::event::LINE_BYTES_MAX;
+use super::fold::{STORED_LINE_BYTES_MAX, is_empty, read_range};
 use crate::fs::DiskFile;
 
 const BLOCK: u64 = 256 << 10;
@@ -78,7 +77,7 @@ pub(super) fn each(
 }
 
 fn extend(line: &mut Vec<u8>, bytes: &[u8]) {
-    let room = (LINE_BYTES_MAX + 1).saturating_sub(line.len());
+    let room = (STORED_LINE_BYTES_MAX + 1).saturating_sub(line.len());
     line.extend_from_slice(&bytes[..bytes.len().min(room)]);
 }
 

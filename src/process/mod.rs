@@ -22,6 +22,7 @@
 
 mod applier;
 mod archive;
+mod claims;
 mod coordinator;
 mod fold;
 mod lines;
@@ -48,9 +49,12 @@ pub use self::rebuild::{Rebuilt, rebuild};
 pub use self::recount::{Finding, Verdict, verify};
 use crate::fs::Disk;
 use crate::health::Health;
-use crate::journal::Journal;
-use crate::segment::Position;
-use crate::store::{DATABASE_FILE, Progress, Readers, StoreError};
+use crate::journal::{
+    DIRECTORY_FILE, Directory, Journal, JournalError, KnownSegments, directory_tag,
+};
+use crate::segment::{DirectoryTag, Position};
+use crate::store::{DATABASE_FILE, Progress, Readers, StoreError, read_directory};
+use uuid::Uuid;
 
 /// How the processor behaves.
 #[derive(Clone, Debug)]
@@ -71,6 +75,8 @@ pub struct ProcessConfig {
     pub keep_ids: Option<Duration>,
     /// The database file; default `revenue.db` in the data directory.
     pub database: PathBuf,
+    /// The UUID of the data directory; nil until it has been read.
+    pub directory: Uuid,
 }
 
 impl ProcessConfig {
@@ -84,7 +90,52 @@ impl ProcessConfig {
             retain_for: None,
             keep_ids: None,
             database: data_dir.join(DATABASE_FILE),
+            directory: Uuid::nil(),
         }
+    }
+
+    /// What the names of native segments carry of the data directory's UUID.
+    fn directory_tag(&self) -> DirectoryTag {
+        directory_tag(self.directory)
+    }
+
+    /// With the UUID that `directory.json` says, which is made where it is missing; the caller holds
+    /// `process.lock`.
+    fn established(&self, disk: &dyn Disk) -> Result<Self, ProcessError> {
+        let known = KnownSegments {
+            directory: read_directory(&self.database)?,
+            ..KnownSegments::default()
+        };
+        let directory = Directory::establish(disk, &self.data_dir, &known)
+            .map_err(|error| ProcessError::Directory(Box::new(error)))?;
+        Ok(Self {
+            directory: directory.id,
+            ..self.clone()
+        })
+    }
+
+    /// The highest number that was given to a segment which is over, as `directory.json` says: the
+    /// one before the active segment's.
+    fn given_out(&self, disk: &dyn Disk) -> Result<u64, ProcessError> {
+        let path = self.data_dir.join(DIRECTORY_FILE);
+        let found =
+            Directory::read(disk, &self.data_dir).map_err(ProcessError::io("read", &path))?;
+        Ok(found.map_or(0, |directory| directory.number - 1))
+    }
+
+    /// With the UUID that `directory.json` says, or else the database; changes nothing.
+    fn identified(&self, disk: &dyn Disk) -> Result<Self, ProcessError> {
+        let path = self.data_dir.join(DIRECTORY_FILE);
+        let found =
+            Directory::read(disk, &self.data_dir).map_err(ProcessError::io("read", &path))?;
+        let directory = match found {
+            Some(directory) => Some(directory.id),
+            None => read_directory(&self.database)?,
+        };
+        Ok(Self {
+            directory: directory.unwrap_or_default(),
+            ..self.clone()
+        })
     }
 
     /// Where the database lies.
@@ -102,6 +153,9 @@ pub enum ProcessError {
     /// The database did not do what was asked.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The data directory's identity could not be read or written.
+    #[error(transparent)]
+    Directory(Box<JournalError>),
     /// A file or directory did not.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -179,12 +233,13 @@ impl Processor {
     /// Starts applying; the caller holds `process.lock`. The database is opened in the background,
     /// and again whenever it breaks: readiness tells, topic `database`.
     pub fn start(
-        config: ProcessConfig,
+        mut config: ProcessConfig,
         disk: Arc<dyn Disk>,
         journal: Journal,
         progress: Arc<Progress>,
         health: Arc<Health>,
     ) -> Result<Self, ProcessError> {
+        config.directory = journal.directory();
         let pool = pool::Pool::start(&Shares::of(&config)).map_err(ProcessError::Thread)?;
         let clock = start_clock(&config, &journal, &progress)?;
         let on = Arc::clone(&progress);
@@ -201,13 +256,14 @@ impl Processor {
     /// For a server that does not apply: keeps the ledger and the lag truthful while another
     /// process applies now and then. Changes nothing.
     pub fn observe(
-        config: ProcessConfig,
+        mut config: ProcessConfig,
         disk: Arc<dyn Disk>,
         journal: Journal,
         readers: Readers,
         progress: Arc<Progress>,
         health: Arc<Health>,
     ) -> Result<Self, ProcessError> {
+        config.directory = journal.directory();
         let clock = start_clock(&config, &journal, &progress)?;
         let on = Arc::clone(&progress);
         let observer = Builder::new()

@@ -8,11 +8,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::coordinator::{topic, usable};
+use super::coordinator::topic;
 use super::{ProcessConfig, in_words, lines};
 use crate::fs::Disk;
 use crate::health::Health;
-use crate::journal::{Catalog, Journal, Tail};
+use crate::journal::{Catalog, Claims, Journal, Tail};
 use crate::segment::{Position, SegmentId};
 use crate::store::{Lost, Progress, Readers, SegmentRow, SegmentState, Settled, StoreError};
 
@@ -75,14 +75,17 @@ fn round(
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
     let (ledger, whole, rows) = readers.snapshot()?;
-    let catalog = Catalog::scan(&*lines.disk, &config.data_dir).map_err(io)?;
+    let catalog =
+        Catalog::scan(&*lines.disk, &config.data_dir, config.directory_tag()).map_err(io)?;
     let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
     let mut pending = 0;
     let mut frontier = None;
     let mut failed = BTreeMap::new();
     for (id, found) in &catalog.sealed {
         let untrusted = row(id).is_some_and(|row| row.state == SegmentState::Untrusted);
-        if let Some(found) = usable(found).filter(|_| !whole.contains(id) && !untrusted) {
+        let known = whole.get(id).copied().or(row(id).map(|row| row.tag));
+        let usable = Claims::of(found, known).usable;
+        if let Some(found) = usable.filter(|_| !whole.contains_key(id) && !untrusted) {
             let settled = row(id).map_or(0, |row| row.counts.lines);
             match lines.of_sealed(id, &found.path) {
                 Ok(count) => pending += count.saturating_sub(settled),

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use super::applier::{Applier, Confirmed, SegmentFile, Watch, open_sealed};
 use super::archive::{self, Archived};
-use super::coordinator::usable;
+use super::claims::settle;
 use super::memory::Shares;
 use super::pool::Pool;
 use super::{ProcessConfig, ProcessError, fold, in_words, lines, prune, rebuild, sums};
 use crate::fs::{self, Disk, DiskFile, Unusable};
-use crate::journal::{Catalog, Place};
-use crate::segment::{ACTIVE_FILE, SegmentId};
+use crate::journal::{Catalog, Found, Place, rivals_in_words};
+use crate::segment::{ACTIVE_FILE, SegmentId, label_in_name};
 use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
 
 /// How long a database that somebody else has locked is waited for.
@@ -71,6 +71,7 @@ pub fn run_once(
     files: &[PathBuf],
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Summary, ProcessError> {
+    let config = &config.established(&**disk)?;
     let mut pool = Pool::start(&Shares::of(config)).map_err(ProcessError::Thread)?;
     if config.database == config.data_dir.join(DATABASE_FILE) {
         rebuild::remove_unfinished(&config.data_dir)?;
@@ -90,12 +91,14 @@ pub fn run_once(
     } else {
         run.named(files)?
     };
-    for (_, path, _) in &todo {
-        run.bytes_total += run.disk.size_at(path).unwrap_or(0);
+    for file in &todo {
+        run.bytes_total += run.disk.size_at(&file.path).unwrap_or(0);
     }
-    for (id, path, place) in todo {
-        match run.file(&id, &path, place) {
-            Err(error @ ProcessError::Io { .. }) => run.failed(&path, &error, !files.is_empty()),
+    for file in todo {
+        match run.file(&file) {
+            Err(error @ ProcessError::Io { .. }) => {
+                run.failed(&file.path, &error, !files.is_empty());
+            }
             done => done?,
         }
     }
@@ -123,25 +126,23 @@ struct Run<'r> {
     bytes_total: u64,
 }
 
-type Todo = Vec<(SegmentId, PathBuf, Place)>;
-
 impl Run<'_> {
     /// What is in the directory and not wholly applied, or not in the archive yet.
-    fn all(&mut self) -> Result<Todo, ProcessError> {
+    fn all(&mut self) -> Result<Vec<Found>, ProcessError> {
         let data_dir = &self.config.data_dir;
         let pruned = self.applier.writer.pruned()?;
         if let Err(error) = prune::finish_at_start(self.disk, self.config, &self.applier.writer) {
             tracing::warn!("{}", in_words(&error));
         }
-        let catalog =
-            Catalog::scan(self.disk, data_dir).map_err(ProcessError::io("list", data_dir))?;
+        let catalog = Catalog::scan(self.disk, data_dir, self.config.directory_tag())
+            .map_err(ProcessError::io("list", data_dir))?;
         for dir in &catalog.dirs {
             self.disk
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
         for (name, is_dir) in self.disk.list(data_dir).unwrap_or_default() {
-            if is_dir && SegmentId::of_file(&name).is_some() {
+            if is_dir && SegmentId::of_file(&name, self.config.directory_tag()).is_some() {
                 self.summary.unusable.push(Refused {
                     path: data_dir.join(name),
                     reason: Unusable::NotRegular("directory").to_string(),
@@ -150,39 +151,51 @@ impl Run<'_> {
         }
         let whole = self.applier.writer.whole()?;
         let pruned = pruned.number;
-        let mut todo = Todo::new();
+        let mut todo = Vec::new();
         for (id, found) in &catalog.sealed {
+            let is_whole = whole.contains_key(id);
+            let row = match found[..] {
+                [_] if is_whole => None,
+                _ => self.applier.writer.segment(id)?,
+            };
             // In the archive, what was let go is nobody's business but the owner's.
-            let let_go = id.number().is_some_and(|number| number <= pruned)
-                && self.applier.writer.segment(id)?.is_none();
-            if let Some(found) = usable(found)
-                && (found.place == Place::Incoming || !(let_go || whole.contains(id)))
+            let let_go =
+                !is_whole && row.is_none() && id.number().is_some_and(|number| number <= pruned);
+            let claims = settle(self.disk, found, row.as_ref())
+                .map_err(ProcessError::io("read", &found[0].path))?;
+            if !(claims.rivals.is_empty() || let_go) {
+                let reason = rivals_in_words(id, &claims.rivals);
+                self.refuse(&claims.rivals[0].path, reason);
+            }
+            if let Some(found) = claims.usable
+                && (found.place == Place::Incoming || !(let_go || is_whole))
             {
-                todo.push((id.clone(), found.path.clone(), found.place));
+                todo.push(found.clone());
             }
         }
         let there: BTreeSet<u64> = whole
-            .iter()
+            .keys()
             .chain(catalog.sealed.keys())
             .filter_map(SegmentId::number)
             .collect();
         let highest = there.last().copied().unwrap_or(0);
-        self.summary.missing = (pruned + 1..highest)
+        let highest = highest.max(self.config.given_out(self.disk)?);
+        self.summary.missing = (pruned + 1..=highest)
             .filter(|n| !there.contains(n))
             .collect();
         Ok(todo)
     }
 
     /// The files named, copied in where they are from elsewhere.
-    fn named(&mut self, files: &[PathBuf]) -> Result<Todo, ProcessError> {
-        let mut todo = Todo::new();
+    fn named(&mut self, files: &[PathBuf]) -> Result<Vec<Found>, ProcessError> {
+        let mut todo = Vec::new();
         for file in files {
             let brought = match self.bring_in(file) {
                 Err(error @ ProcessError::Io { .. }) => Brought::Refused(in_words(&error)),
                 brought => brought?,
             };
             match brought {
-                Brought::In(id, path, place) => todo.push((id, path, place)),
+                Brought::In(found) => todo.push(found),
                 Brought::Before(name) => self.summary.skipped.push(name),
                 Brought::Refused(reason) => {
                     self.summary.refused.push(Refused {
@@ -209,8 +222,13 @@ impl Run<'_> {
             .to_string_lossy()
             .into_owned();
         if real.parent() == Some(&home) {
-            return Ok(match SegmentId::of_file(&name) {
-                Some(id) => Brought::In(id, data_dir.join(&name), Place::Incoming),
+            return Ok(match SegmentId::of_file(&name, self.config.directory_tag()) {
+                Some((id, tag)) => Brought::In(Found {
+                    id,
+                    tag,
+                    place: Place::Incoming,
+                    path: data_dir.join(&name),
+                }),
                 None if name == ACTIVE_FILE => Brought::Refused(
                     "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
                 ),
@@ -228,6 +246,7 @@ impl Run<'_> {
             .map_err(ProcessError::io("open", file))?;
         let segment = SegmentFile {
             id: id.clone(),
+            tag: None,
             path: real.clone(),
             file: Arc::clone(&source),
         };
@@ -257,12 +276,18 @@ impl Run<'_> {
             fs::write_new(self.disk, &target, |part| copy(&*source, part))
                 .map_err(ProcessError::io("copy in", file))?;
         }
-        Ok(Brought::In(id, target, Place::Incoming))
+        Ok(Brought::In(Found {
+            id,
+            tag: None,
+            place: Place::Incoming,
+            path: target,
+        }))
     }
 
     /// Applies one file to its end and archives it.
-    fn file(&mut self, id: &SegmentId, path: &Path, place: Place) -> Result<(), ProcessError> {
-        let segment = open_sealed(self.disk, id, path)?;
+    fn file(&mut self, file: &Found) -> Result<(), ProcessError> {
+        let (id, path, place) = (&file.id, file.path.as_path(), file.place);
+        let segment = open_sealed(self.disk, id, file.tag, path)?;
         let name = segment.name();
         let pruned = self.applier.writer.pruned()?.number;
         if id.number().is_some_and(|number| number <= pruned)
@@ -275,6 +300,10 @@ impl Run<'_> {
             Confirmed::At(applied) => applied,
             Confirmed::Whole(row) => return self.archive(&segment, place, &row, false),
             Confirmed::Restored(_) => return Ok(()), // confirm() leaves none
+            Confirmed::Rival(reason) => {
+                self.refuse(path, reason);
+                return Ok(());
+            }
             Confirmed::Untrusted(untrusted) => {
                 if !untrusted.known {
                     self.applier.distrust(&segment, &untrusted)?;
@@ -380,7 +409,7 @@ impl Run<'_> {
 
 /// What became of a file that was named.
 enum Brought {
-    In(SegmentId, PathBuf, Place),
+    In(Found),
     Before(String),
     Refused(String),
 }
@@ -394,7 +423,8 @@ fn other_content(name: &str) -> String {
 /// The name in the data directory of a file from elsewhere. A name of ours from another data
 /// directory must not be taken for one of ours here.
 fn name_from_elsewhere(name: &str) -> String {
-    if matches!(SegmentId::of_file(name), Some(SegmentId::Elsewhere(_))) {
+    // A native segment's name stays what it says, behind a prefix.
+    if label_in_name(name).is_none() && SegmentId::of_file(name, 0).is_some() {
         return name.to_owned();
     }
     let ending = if Path::new(name)
@@ -471,8 +501,8 @@ mod tests {
             ("events.jsonl", "events_events.jsonl"),
             ("events_1700000000000.jsonl", "events_1700000000000.jsonl"),
             (
-                "events-2026-11-22T06-41-00.123Z-000042.jsonl",
-                "events_events-2026-11-22T06-41-00.123Z-000042.jsonl",
+                "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl",
+                "events_events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl",
             ),
         ] {
             assert_eq!(super::name_from_elsewhere(name), here);

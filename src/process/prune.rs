@@ -109,7 +109,8 @@ impl Retention {
             return Ok(());
         };
         let dir = &self.config.data_dir;
-        let catalog = Catalog::scan(disk, dir).map_err(ProcessError::io("list", dir))?;
+        let catalog = Catalog::scan(disk, dir, self.config.directory_tag())
+            .map_err(ProcessError::io("list", dir))?;
         if finish(disk, &catalog, writer)? == Finished::Later {
             self.later(health);
             return Ok(());
@@ -250,6 +251,7 @@ fn prune(
                 let file = file.map_err(ProcessError::io("open", path))?;
                 let segment = SegmentFile {
                     id: row.id.clone(),
+                    tag: row.tag,
                     path: path.to_owned(),
                     file,
                 };
@@ -342,7 +344,8 @@ pub(super) fn finish_at_start(
     }
     let data_dir = &config.data_dir;
     if let Some(_held) = DirHold::alone(data_dir).map_err(ProcessError::io("hold", data_dir))? {
-        let catalog = Catalog::scan(disk, data_dir).map_err(ProcessError::io("list", data_dir))?;
+        let catalog = Catalog::scan(disk, data_dir, config.directory_tag())
+            .map_err(ProcessError::io("list", data_dir))?;
         finish(disk, &catalog, writer)?;
     }
     Ok(())
@@ -364,6 +367,7 @@ mod tests {
 
     use super::*;
     use crate::fs::{DiskDir, DiskFile, Identity, RealDisk};
+    use crate::journal::testing::{tag_of, write_sealed};
     use crate::process::run_once;
     use crate::store::{DATABASE_FILE, Existing, read_checks};
 
@@ -394,6 +398,9 @@ mod tests {
         fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
             RealDisk.rename_new(from, to)
         }
+        fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
+            RealDisk.rename_over(from, to)
+        }
         fn remove(&self, path: &Path) -> io::Result<()> {
             self.allowed().and_then(|()| RealDisk.remove(path))
         }
@@ -418,7 +425,7 @@ mod tests {
 
     /// Files below `applied/`.
     fn kept(dir: &Path) -> usize {
-        let catalog = Catalog::scan(&RealDisk, dir).expect("a listing");
+        let catalog = Catalog::scan(&RealDisk, dir, tag_of(dir)).expect("a listing");
         catalog.sealed.values().flatten().count()
     }
 
@@ -427,13 +434,13 @@ mod tests {
         for steps in 0..=2 * u32::try_from(SEGMENTS).expect("few") {
             let dir = tempfile::tempdir().expect("a directory");
             for number in 1..=SEGMENTS {
-                let name = format!("events-2026-11-22T06-41-00.123Z-{number:06}.jsonl");
                 let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
-                std::fs::write(dir.path().join(name), format!("{line}\n")).expect("it is written");
+                write_sealed(dir.path(), number, &format!("{line}\n"));
             }
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
             let mut config = ProcessConfig::new(dir.path());
             config.retain_for = Some(Duration::ZERO);
+            let config = config.identified(&RealDisk).expect("it is read");
             run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
 
             let path = dir.path().join(DATABASE_FILE);
@@ -496,8 +503,7 @@ mod tests {
         assert!(retention.due(&writer, u64::MAX).expect("a read").is_none());
         writer.close().expect("closed");
         for number in [2, 3] {
-            let name = format!("events-2026-11-22T06-41-00.123Z-{number:06}.jsonl");
-            std::fs::write(dir.path().join(name), "nonsense\n").expect("it is written");
+            write_sealed(dir.path(), number, "nonsense\n");
         }
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");

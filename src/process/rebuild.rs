@@ -21,7 +21,7 @@ use super::applier::now_ms;
 use super::recount::{Finding, recount};
 use super::{ProcessConfig, ProcessError, RunProgress, Summary, in_words, prune, run_once};
 use crate::fs::{self, DirHold, Disk, RealDisk};
-use crate::journal::Catalog;
+use crate::journal::{Catalog, Claims};
 use crate::store::{Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, read_kept, sibling};
 
 /// The new database while it is made, beside the old one.
@@ -42,6 +42,7 @@ pub fn rebuild(
     disk: &Arc<dyn Disk>,
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Rebuilt, ProcessError> {
+    let config = &config.established(&**disk)?;
     let dir = &config.data_dir;
     let held = DirHold::alone(dir).map_err(ProcessError::io("hold", dir))?;
     let Some(_held) = held else {
@@ -58,7 +59,8 @@ pub fn rebuild(
             in_words(&error)
         ))
     })?;
-    let catalog = Catalog::scan(&**disk, dir).map_err(ProcessError::io("list", dir))?;
+    let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
+        .map_err(ProcessError::io("list", dir))?;
     if pruned.number > 0 {
         let writer = Writer::open(&old, Existing::Only)?;
         prune::finish(&**disk, &catalog, &writer)?;
@@ -111,7 +113,7 @@ fn changes(catalog: &Catalog, rows: &[SegmentRow]) -> Vec<String> {
         let kept = catalog
             .sealed
             .get(&row.id)
-            .is_some_and(|found| super::coordinator::usable(found).is_some());
+            .is_some_and(|found| Claims::of(found, Some(row.tag)).usable.is_some());
         if !kept && row.counts.events > 0 {
             notes.push(format!(
                 "segment {}: its file {} is not kept here, so the {} events counted of it count no longer",
@@ -152,6 +154,7 @@ fn carry(
         return Err(refused(doubt));
     }
     let mut writer = Writer::open(new, Existing::OrCreate)?;
+    writer.belong_to(config.directory)?;
     writer.carry(&proof, now_ms())?;
     Ok(writer.close()?)
 }

@@ -14,13 +14,14 @@ use std::io;
 use std::path::PathBuf;
 
 use super::applier::SegmentFile;
+use super::claims::settle;
 use super::memory::Shares;
 use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, lines};
 use crate::event::{Event, Kind, Micros};
 use crate::fs::{DirHold, Disk};
-use crate::journal::{Catalog, Place};
-use crate::segment::{ACTIVE_FILE, SegmentId};
+use crate::journal::{Catalog, Place, read_label, rivals_in_words};
+use crate::segment::{ACTIVE_FILE, Label, SegmentId};
 use crate::store::{Counts, IdFate, Proof, REJECTED_LINES_MAX, SegmentRow, SegmentState, UserSum};
 
 /// How often a file is looked for: it may be renamed between the listing and the opening.
@@ -71,6 +72,7 @@ pub fn verify(
     on_finding: &mut dyn FnMut(&Finding),
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Option<Verdict>, ProcessError> {
+    let config = &config.identified(disk)?;
     let dir = &config.data_dir;
     let _stays = DirHold::share(dir).map_err(ProcessError::io("hold", dir))?;
     let Some(proof) = Proof::open(&config.database())? else {
@@ -93,7 +95,10 @@ pub(super) fn recount(
         proof,
         config,
         disk,
-        catalog: Catalog::scan(disk, dir).map_err(ProcessError::io("list", dir))?,
+        catalog: Catalog::scan(disk, dir, config.directory_tag())
+            .map_err(ProcessError::io("list", dir))?,
+        active: active_label(config, disk)?,
+        given_out: config.given_out(disk)?,
         pool: Pool::start(&Shares::of(config)).map_err(ProcessError::Thread)?,
         on_finding,
         on_progress,
@@ -105,6 +110,7 @@ pub(super) fn recount(
     for row in &proof.rows {
         recount.segment(row)?;
     }
+    recount.rivals()?;
     recount.files_without_row();
     recount.missing();
     recount.let_go();
@@ -118,6 +124,10 @@ struct Recount<'r> {
     config: &'r ProcessConfig,
     disk: &'r dyn Disk,
     catalog: Catalog,
+    /// The segment that `events.jsonl` says it is.
+    active: Option<Label>,
+    /// The highest number that was given to a segment which is over, as `directory.json` says.
+    given_out: u64,
     pool: Pool,
     on_finding: &'r mut dyn FnMut(&Finding),
     on_progress: &'r mut dyn FnMut(u64, u64),
@@ -262,6 +272,7 @@ impl Recount<'_> {
                 {
                     let file = SegmentFile {
                         id: row.id.clone(),
+                        tag: row.tag,
                         path: path.clone(),
                         file,
                     };
@@ -269,7 +280,9 @@ impl Recount<'_> {
                 }
             }
             seen = candidates;
-            self.catalog = Catalog::scan(self.disk, dir).map_err(ProcessError::io("list", dir))?;
+            self.catalog = Catalog::scan(self.disk, dir, self.config.directory_tag())
+                .map_err(ProcessError::io("list", dir))?;
+            self.active = active_label(self.config, self.disk)?;
         }
         if let Some((path, error)) = unopened {
             self.find(&Finding::Untold(format!(
@@ -288,15 +301,12 @@ impl Recount<'_> {
         let mut paths: Vec<PathBuf> = found
             .into_iter()
             .flatten()
+            .filter(|found| found.tag == row.tag)
             .map(|found| found.path.clone())
             .collect();
-        let active = self.config.data_dir.join(ACTIVE_FILE);
-        let may_be_active = row.state != SegmentState::Whole;
-        let number = row.id.number().filter(|_| may_be_active);
-        if number.is_some_and(|number| number > self.catalog.highest_number())
-            && !matches!(self.disk.identity(&active), Ok(None))
-        {
-            paths.push(active);
+        let active = self.active.filter(|label| Some(label.tag) == row.tag);
+        if active.is_some_and(|label| Some(label.number) == row.id.number()) {
+            paths.push(self.config.data_dir.join(ACTIVE_FILE));
         }
         paths
     }
@@ -447,6 +457,41 @@ impl Recount<'_> {
         )));
     }
 
+    /// Files that claim a number whose segment is another file.
+    fn rivals(&mut self) -> Result<(), ProcessError> {
+        let rows = self.proof.rows.iter().map(|row| (&row.id, row));
+        let known: HashMap<&SegmentId, &SegmentRow> = rows.collect();
+        let mut findings = Vec::new();
+        for (id, found) in &self.catalog.sealed {
+            let claims = match settle(self.disk, found, known.get(id).copied()) {
+                // Moved on since the listing: it is no rival then.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                claims => claims.map_err(ProcessError::io("read", &found[0].path))?,
+            };
+            let pruned = id
+                .number()
+                .is_some_and(|number| number <= self.proof.pruned.number);
+            if !claims.rivals.is_empty() && (known.contains_key(id) || !pruned) {
+                findings.push(rivals_in_words(id, &claims.rivals));
+            }
+        }
+        let path = self.config.data_dir.join(ACTIVE_FILE);
+        if let Some(label) = self.active
+            && let Some(row) = known.get(&SegmentId::Ours(label.number))
+            && row.tag != Some(label.tag)
+        {
+            findings.push(format!(
+                "segment {}: {} is not the segment of that number that was applied",
+                SegmentId::Ours(label.number),
+                path.display()
+            ));
+        }
+        for words in findings {
+            self.find(&Finding::Differs(words));
+        }
+        Ok(())
+    }
+
     /// Files that the database has no row for: they wait, or were let go.
     fn files_without_row(&mut self) {
         let known: HashSet<&SegmentId> = self.proof.rows.iter().map(|row| &row.id).collect();
@@ -458,8 +503,8 @@ impl Recount<'_> {
             .filter(|found| !known.contains(&found.id))
             .map(|found| (found.id.clone(), found.path.clone(), found.place))
             .collect();
-        let active = SegmentId::Ours(self.catalog.highest_number() + 1);
-        if !known.contains(&active) {
+        let active = self.active.map(|label| SegmentId::Ours(label.number));
+        if let Some(active) = active.filter(|active| !known.contains(active)) {
             let path = self.config.data_dir.join(ACTIVE_FILE);
             others.push((active, path, Place::Incoming));
         }
@@ -507,7 +552,9 @@ impl Recount<'_> {
             .last()
             .copied()
             .unwrap_or(0)
-            .max(self.catalog.highest_number());
+            .max(self.catalog.highest_number())
+            .max(self.active.map_or(0, |label| label.number - 1))
+            .max(self.given_out);
         let missing: BTreeSet<u64> = (self.proof.pruned.number + 1..=highest)
             .filter(|number| !there.contains(number))
             .collect();
@@ -589,6 +636,17 @@ fn in_words(counts: &Counts, net: i64) -> String {
         counts.duplicates,
         counts.rejected
     )
+}
+
+/// The label of `events.jsonl`, if that is a segment of this directory with a whole line.
+fn active_label(config: &ProcessConfig, disk: &dyn Disk) -> Result<Option<Label>, ProcessError> {
+    let path = config.data_dir.join(ACTIVE_FILE);
+    let file = match disk.open_read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(ProcessError::io("open", &path))?,
+    };
+    let label = read_label(&*file).map_err(ProcessError::io("read", &path))?;
+    Ok(label.filter(|label| label.tag.directory == config.directory_tag()))
 }
 
 /// Micros with their sign; an amount is at most 10^18.

@@ -15,6 +15,7 @@ use super::pool::{Folded, Pool};
 use super::*;
 use crate::event::{Event, Kind};
 use crate::fs::{DiskFile, RealDisk};
+use crate::journal::testing::write_sealed;
 use crate::journal::{Batch, Committer, JournalConfig, KnownSegment};
 use crate::store::{Applies, Existing, SegmentState, Waited, Writer, read_segments};
 
@@ -100,17 +101,22 @@ struct Running {
 
 impl Running {
     fn start(dir: &TempDir) -> Self {
-        let known: Vec<KnownSegment> = read_segments(&dir.path().join(DATABASE_FILE))
+        let segments = read_segments(&dir.path().join(DATABASE_FILE))
             .unwrap_or_default()
             .iter()
             .filter_map(|row| {
                 Some(KnownSegment {
                     number: row.id.number()?,
+                    tag: row.tag,
                     applied_bytes: row.applied_bytes,
                     sealed: row.state != SegmentState::Active,
                 })
             })
             .collect();
+        let known = KnownSegments {
+            segments,
+            ..KnownSegments::default()
+        };
         let config = JournalConfig {
             rotate_every: None,
             rotate_bytes: u64::MAX,
@@ -118,6 +124,7 @@ impl Running {
             queue_bytes_max: 64 << 20,
             disk_reserve_bytes: 0,
             disk_bytes_max: None,
+            lock: None,
         };
         let health = Arc::new(Health::default());
         let (journal, committer, _) =
@@ -214,7 +221,13 @@ fn acknowledged_events_are_applied_archived_and_one_file_is_left() {
     );
     assert_eq!(
         names(dir.path()),
-        ["applied", "events.jsonl", "quarantine", "revenue.db"]
+        [
+            "applied",
+            "directory.json",
+            "events.jsonl",
+            "quarantine",
+            "revenue.db"
+        ]
     );
 }
 
@@ -294,6 +307,7 @@ fn a_changed_prefix_is_untrusted_and_the_rest_goes_on() {
     let first = server.append(&line("u", 1));
     assert_eq!(server.wait(first), Waited::Applied);
     // As if killed: nothing is sealed. Then a byte changes, and a line was not applied yet.
+    server.journal.tail().file.unlock();
     let _not_stopped = (server.committer, server.journal);
     server.processor.stop();
     let active = dir.path().join("events.jsonl");
@@ -327,7 +341,7 @@ fn a_changed_prefix_is_untrusted_and_the_rest_goes_on() {
     // Set aside by the operator: ready again.
     let sealed = names(dir.path())
         .into_iter()
-        .find(|name| name.ends_with("-000001.jsonl"));
+        .find(|name| name.contains("Z-000001-"));
     let sealed = sealed.expect("it stays where it is");
     fs::rename(
         dir.path().join(&sealed),
@@ -344,9 +358,8 @@ fn a_changed_prefix_is_untrusted_and_the_rest_goes_on() {
 #[test]
 fn a_missing_segment_is_named_until_it_is_back() {
     let dir = tempfile::tempdir().expect("a directory");
-    let name = |number| format!("events-2026-11-22T06-41-00.123Z-{number:06}.jsonl");
-    write(&dir, &name(1), &line("u", 1));
-    write(&dir, &name(4), &line("u", 4));
+    write_sealed(dir.path(), 1, &line("u", 1));
+    write_sealed(dir.path(), 4, &line("u", 4));
     let server = Running::start(&dir);
     let position = server.append(&line("u", 8));
     assert_eq!(server.wait(position), Waited::Applied);
@@ -362,8 +375,8 @@ fn a_missing_segment_is_named_until_it_is_back() {
         }),
         Waited::Lost
     );
-    write(&dir, &name(2), &line("u", 2));
-    write(&dir, &name(3), &line("u", 16));
+    write_sealed(dir.path(), 2, &line("u", 2));
+    write_sealed(dir.path(), 3, &line("u", 16));
     server.until("green", |server| server.health.reasons().is_empty());
     server.until("applied", |_| totals(&dir) == [total("u", 31, 5)]);
     server.stop();
@@ -375,17 +388,16 @@ fn a_run_applies_skips_refuses_and_counts() {
     let elsewhere = tempfile::tempdir().expect("a directory");
     let text = format!("{}not json\n\n{}", line("a", 1), line("a", 2).trim_end());
     write(&dir, "events_1700000000000.jsonl", &text);
-    write(
-        &dir,
-        "events-2026-11-22T06-41-00.123Z-000001.jsonl",
-        &line("b", -3),
-    );
+    write_sealed(dir.path(), 1, &line("b", -3));
     let summary = run(&dir, &[]);
     assert_eq!((summary.applied.len(), summary.refused.len()), (2, 0));
     let counts = summary.counts;
     assert_eq!((counts.lines, counts.events, counts.rejected), (4, 3, 1));
     assert_eq!(totals(&dir), [total("a", 3, 2), total("b", -3, 1)]);
-    assert_eq!(names(dir.path()), ["applied", "revenue.db"]);
+    assert_eq!(
+        names(dir.path()),
+        ["applied", "directory.json", "revenue.db"]
+    );
 
     let file = write(&elsewhere, "more.jsonl", &line("a", 10));
     assert_eq!(

@@ -21,12 +21,12 @@ use rusqlite::{Connection, Transaction, params};
 use self::overflow::OneByOne;
 use super::segments::{self, SegmentRow};
 use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, Sums, UserLine};
-use crate::segment::SegmentId;
+use crate::segment::{SegmentId, Tag};
 
 const CLAIM_SEGMENT: &str = include_str!("../../sql/query/claim_segment.sql");
 const INSERT_SEGMENT: &str = include_str!("../../sql/query/insert_segment.sql");
 const ADD_COUNTS: &str = include_str!("../../sql/query/add_segment_counts.sql");
-const SELECT_LOWEST_KEY: &str = include_str!("../../sql/query/select_lowest_key.sql");
+const NEXT_IMPORT_KEY: &str = include_str!("../../sql/query/next_import_key.sql");
 const COUNT_REJECTED: &str = include_str!("../../sql/query/count_rejected_lines.sql");
 const INSERT_REJECTED: &str = include_str!("../../sql/query/insert_rejected_line.sql");
 
@@ -69,6 +69,8 @@ impl RangeEnd {
 pub struct Range<'a> {
     /// Which segment.
     pub segment: &'a SegmentId,
+    /// Its tag; `None` for an imported file.
+    pub tag: Option<Tag>,
     /// What its file is called.
     pub file_name: &'a str,
     /// Bytes applied before.
@@ -179,10 +181,12 @@ fn claim(transaction: &Transaction<'_>, range: &Range<'_>) -> Result<Option<Segm
             range.file_name,
             state,
             range.now_ms,
+            range.tag.map(|tag| tag.to_string()),
         ])?,
         None if range.from == 0 => insert_segment(
             transaction,
             range.segment,
+            range.tag,
             params![
                 range.file_name,
                 state,
@@ -199,18 +203,21 @@ fn claim(transaction: &Transaction<'_>, range: &Range<'_>) -> Result<Option<Segm
     Ok(segments::one(transaction, range.segment)?)
 }
 
-/// A new row; `rest` are the statement's parameters after key and name.
+/// A new row; `rest` are the statement's parameters after key, name and tag. The key of an imported
+/// file is one that no file ever had: rows of ids may outlive the row of their segment.
 pub(super) fn insert_segment(
     connection: &Connection,
     segment: &SegmentId,
+    tag: Option<Tag>,
     rest: &[&dyn rusqlite::ToSql],
 ) -> rusqlite::Result<usize> {
     let key: i64 = match segment.number() {
         Some(number) => i64::try_from(number).unwrap_or(i64::MAX),
-        None => connection.query_row(SELECT_LOWEST_KEY, [], |row| row.get::<_, i64>(0))? - 1,
+        None => connection.query_row(NEXT_IMPORT_KEY, [], |row| row.get(0))?,
     };
     let name = segment.to_string();
-    let all: Vec<&dyn rusqlite::ToSql> = [&key as &dyn rusqlite::ToSql, &name]
+    let tag = tag.map(|tag| tag.to_string());
+    let all: Vec<&dyn rusqlite::ToSql> = [&key as &dyn rusqlite::ToSql, &name, &tag]
         .into_iter()
         .chain(rest.iter().copied())
         .collect();

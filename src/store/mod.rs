@@ -43,7 +43,8 @@ pub use self::proof::{IdFate, Proof, UserSum};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::IdsWalk;
 pub use self::segments::{
-    Counts, Pruned, RejectedLine, SegmentRow, SegmentState, read_checks, read_kept, read_segments,
+    Counts, Pruned, RejectedLine, SegmentRow, SegmentState, read_checks, read_directory, read_kept,
+    read_segments,
 };
 pub use self::writer::{Mark, Writer};
 pub use crate::fs::with_suffix as sibling;
@@ -64,6 +65,26 @@ pub enum StoreError {
     /// Written by a later version of this program.
     #[error("database {}: version {found} is newer than this program, which knows up to {known}; use the newer program", path.display())]
     Newer {
+        /// The database file.
+        path: PathBuf,
+        /// Its `user_version`.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// It belongs to another data directory.
+    #[error("database {}: it belongs to the data directory {found}, but this one is {expected}, so its rows are about other files; move it away and run `tallyline process`, which makes one from the files here, or bring its own directory back (`tallyline restore`)", path.display())]
+    OtherDirectory {
+        /// The database file.
+        path: PathBuf,
+        /// The UUID of the directory that it belongs to.
+        found: uuid::Uuid,
+        /// The UUID of the directory that it lies in.
+        expected: uuid::Uuid,
+    },
+    /// Written by an earlier version of this program, whose files name no tags.
+    #[error("database {}: version {found} was written by an earlier version of tallyline; this one reads version {known} only. Move it away and run `tallyline process`, which makes a new one from all kept files (where segments were pruned, rebuild with the version that pruned them first)", path.display())]
+    Older {
         /// The database file.
         path: PathBuf,
         /// Its `user_version`.

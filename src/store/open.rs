@@ -14,7 +14,7 @@ pub const DATABASE_FILE: &str = "revenue.db";
 const SCHEMA: &str = include_str!("../../sql/schema.sql");
 const SELECT_TRIGGERS: &str = include_str!("../../sql/query/select_triggers.sql");
 /// `user_version` of [`SCHEMA`].
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 /// `application_id` of [`SCHEMA`].
 const APPLICATION_ID: i64 = 0x7461_6C79;
 /// The first SQLite without the WAL-reset bug (3.51.3).
@@ -137,6 +137,11 @@ pub(super) fn inspect(connection: &Connection, path: &Path) -> Result<Contents, 
     match (application, version) {
         (0, 0) if tables == 0 => Ok(Contents::Empty),
         (APPLICATION_ID, VERSION) => Ok(Contents::Ours),
+        (APPLICATION_ID, found) if found < VERSION => Err(StoreError::Older {
+            path: path.to_owned(),
+            found,
+            known: VERSION,
+        }),
         (APPLICATION_ID, found) if found > VERSION => Err(StoreError::Newer {
             path: path.to_owned(),
             found,
@@ -152,7 +157,7 @@ pub(super) fn inspect(connection: &Connection, path: &Path) -> Result<Contents, 
     }
 }
 
-/// Brings the schema to [`VERSION`] in one transaction. There is no older version yet.
+/// Creates the tables in one transaction where there are none.
 fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     if inspect(connection, path)? == Contents::Ours {
         return Ok(());

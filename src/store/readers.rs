@@ -4,7 +4,7 @@
 //! replaced, or deleted and made anew), a new pool takes its place with the next read. Where there
 //! is no file there are no users; that is an answer, not an error.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -18,7 +18,7 @@ use super::open::{self, Contents};
 use super::{Ledger, RejectedLine, SegmentRow, SegmentState, StoreError, segments};
 use crate::event::Micros;
 use crate::fs::{Disk, Identity, RealDisk};
-use crate::segment::SegmentId;
+use crate::segment::{SegmentId, Tag};
 
 const SELECT_USER: &str = include_str!("../../sql/query/select_user.sql");
 const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");
@@ -75,6 +75,9 @@ pub struct Overall {
     /// When the last of them changed, in milliseconds since 1970 (UTC); `None` without users.
     pub updated_at_ms: Option<i64>,
 }
+
+/// See [`Readers::snapshot`].
+pub(crate) type Snapshot = (Ledger, HashMap<SegmentId, Option<Tag>>, Vec<SegmentRow>);
 
 type Pool = r2d2::Pool<Manager>;
 
@@ -230,7 +233,7 @@ impl Readers {
 
     /// Every line the database knows of, the segments that are whole, and the rows of the others,
     /// as of one moment.
-    pub fn snapshot(&self) -> Result<(Ledger, HashSet<SegmentId>, Vec<SegmentRow>), StoreError> {
+    pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
             Ok((

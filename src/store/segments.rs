@@ -1,6 +1,6 @@
 //! The rows of `segment`: how far each is applied, and in what state it is.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
@@ -8,12 +8,14 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::open::{self, Contents};
 use super::{Ledger, StoreError};
-use crate::segment::SegmentId;
+use crate::segment::{SegmentId, Tag};
+use uuid::Uuid;
 
 const SELECT_SEGMENT: &str = include_str!("../../sql/query/select_segment.sql");
 const SELECT_SEGMENTS: &str = include_str!("../../sql/query/select_segments.sql");
 const SELECT_UNFINISHED: &str = include_str!("../../sql/query/select_unfinished_segments.sql");
 const SELECT_WHOLE: &str = include_str!("../../sql/query/select_whole_segments.sql");
+const SELECT_DIRECTORY: &str = include_str!("../../sql/query/select_directory.sql");
 const SELECT_NUMBERS: &str = include_str!("../../sql/query/select_numbers.sql");
 const SELECT_PRUNED: &str = include_str!("../../sql/query/select_pruned.sql");
 const SELECT_LEDGER: &str = include_str!("../../sql/query/select_ledger.sql");
@@ -104,6 +106,8 @@ pub struct SegmentRow {
     pub id: SegmentId,
     /// Its primary key.
     pub key: i64,
+    /// Which native segment of that number; `None` for an imported file.
+    pub tag: Option<Tag>,
     /// What the file was called when last seen.
     pub file_name: String,
     /// What is to be done with it.
@@ -173,6 +177,24 @@ pub fn read_kept(path: &Path) -> Result<(Vec<SegmentRow>, Pruned), StoreError> {
         Ok((all(&snapshot)?, pruned(&snapshot)?))
     };
     read().map_err(StoreError::sqlite(path, "read its segments"))
+}
+
+/// The UUID of the data directory that a database belongs to; `None` where there is no database, or
+/// that is not noted.
+pub fn read_directory(path: &Path) -> Result<Option<Uuid>, StoreError> {
+    let Some(connection) = open::open_reader(path)? else {
+        return Ok(None);
+    };
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
+    if open::inspect(&connection, path)? == Contents::Empty {
+        return Ok(None);
+    }
+    directory(&connection).map_err(StoreError::sqlite(
+        path,
+        "read which directory it belongs to",
+    ))
 }
 
 /// Events and check figure of (the segments and what was pruned, the users' totals), read over a
@@ -245,11 +267,19 @@ pub(super) fn one(connection: &Connection, id: &SegmentId) -> rusqlite::Result<O
         .optional()
 }
 
-pub(super) fn whole(connection: &Connection) -> rusqlite::Result<HashSet<SegmentId>> {
+pub(super) fn whole(connection: &Connection) -> rusqlite::Result<HashMap<SegmentId, Option<Tag>>> {
     connection
         .prepare(SELECT_WHOLE)?
-        .query_map([], |row| id(row.get(0)?, || row.get(1)))?
+        .query_map([], |row| {
+            Ok((id(row.get(0)?, || row.get(1))?, tag(row, 2)?))
+        })?
         .collect()
+}
+
+/// The UUID of the data directory that the database belongs to, once that is noted.
+pub(super) fn directory(connection: &Connection) -> rusqlite::Result<Option<Uuid>> {
+    let text: Option<String> = connection.query_row(SELECT_DIRECTORY, [], |row| row.get(0))?;
+    Ok(text.and_then(|text| text.parse().ok()))
 }
 
 /// The numbers of ours that have a row, ascending.
@@ -333,6 +363,14 @@ fn id(key: i64, name: impl FnOnce() -> rusqlite::Result<String>) -> rusqlite::Re
     })
 }
 
+fn tag(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Tag>> {
+    let text: Option<String> = row.get(column)?;
+    let malformed =
+        |text| rusqlite::Error::InvalidColumnType(column, text, rusqlite::types::Type::Text);
+    text.map(|text| text.parse().map_err(|_| malformed(text)))
+        .transpose()
+}
+
 fn state(name: String, column: usize) -> rusqlite::Result<SegmentState> {
     SegmentState::ALL
         .into_iter()
@@ -367,5 +405,6 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
         untrusted_lines: row.get(15)?,
         reason: row.get(16)?,
         whole_at_ms: row.get(17)?,
+        tag: tag(row, 18)?,
     })
 }

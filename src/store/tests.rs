@@ -40,6 +40,7 @@ impl Lines {
         let users: Vec<_> = sums.iter().map(|(user, sums)| (*user, sums)).collect();
         let segment = SegmentId::Elsewhere(name.to_owned());
         let range = Range {
+            tag: None,
             segment: &segment,
             file_name: name,
             from: from as u64,

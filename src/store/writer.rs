@@ -3,18 +3,20 @@
 //! After any error but a lock the owner drops it and opens another, which asks the rows anew: so
 //! a commit of which nobody knows whether it happened is no special case.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, TransactionBehavior, params};
+use uuid::Uuid;
 
 use super::apply::{self, Attempt, Failure};
 use super::family::{self, Token};
 use super::open::{self, Existing};
 use super::segments;
 use super::{Ledger, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError};
-use crate::segment::SegmentId;
+use crate::segment::{SegmentId, Tag};
 
+const SET_DIRECTORY: &str = include_str!("../../sql/query/set_directory.sql");
 const MARK_SEGMENT: &str = include_str!("../../sql/query/mark_segment.sql");
 
 /// The one writer of a database.
@@ -44,6 +46,8 @@ enum Journal {
 pub struct Mark<'a> {
     /// Which segment.
     pub segment: &'a SegmentId,
+    /// Its tag; `None` for an imported file.
+    pub tag: Option<Tag>,
     /// What its file is called.
     pub file_name: &'a str,
     /// Bytes applied, as last read: nothing is noted if they have changed.
@@ -92,6 +96,27 @@ impl Writer {
             writer.token.note();
         }
         Ok(writer)
+    }
+
+    /// Ties a new database to the data directory of this UUID; fails where the database was made in
+    /// another one: its rows are about other files.
+    pub fn belong_to(&mut self, directory: Uuid) -> Result<(), StoreError> {
+        let doing = StoreError::sqlite(&self.path, "note which directory it belongs to");
+        let found = segments::directory(&self.connection).map_err(&doing)?;
+        match found {
+            Some(found) if found == directory => Ok(()),
+            Some(found) => Err(StoreError::OtherDirectory {
+                path: self.path.clone(),
+                found,
+                expected: directory,
+            }),
+            None => {
+                self.connection
+                    .execute(SET_DIRECTORY, [directory.to_string()])
+                    .map_err(&doing)?;
+                Ok(())
+            }
+        }
     }
 
     /// Bounds SQLite's page cache, to whole KiB; pages that a transaction changed are written out
@@ -211,6 +236,7 @@ impl Writer {
                 apply::insert_segment(
                     transaction,
                     mark.segment,
+                    mark.tag,
                     params![
                         mark.file_name,
                         SegmentState::Sealed.name(),
@@ -258,8 +284,8 @@ impl Writer {
         segments::unfinished(&self.connection).map_err(self.reading())
     }
 
-    /// The segments that are whole.
-    pub fn whole(&self) -> Result<HashSet<SegmentId>, StoreError> {
+    /// The segments that are whole, with their tags.
+    pub fn whole(&self) -> Result<HashMap<SegmentId, Option<Tag>>, StoreError> {
         segments::whole(&self.connection).map_err(self.reading())
     }
 

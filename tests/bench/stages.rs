@@ -20,7 +20,7 @@ use tallyline::config::{SendConfig, ServeConfig};
 use tallyline::event::Event;
 use tallyline::fs::{Disk, RealDisk};
 use tallyline::health::Health;
-use tallyline::journal::{Batch, Journal, JournalConfig};
+use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
 use tallyline::process::{self, ProcessConfig};
 use tallyline::serve::Server;
 use tallyline::stop::Stop;
@@ -116,12 +116,13 @@ fn append(table: &mut Table) {
             queue_bytes_max: 64 << 20,
             disk_reserve_bytes: 0,
             disk_bytes_max: None,
+            lock: None,
         };
         let (journal, committer, _) = Journal::open(
             Arc::new(RealDisk),
             dir.path(),
             config,
-            &[],
+            &KnownSegments::default(),
             Arc::new(Health::default()),
         )
         .unwrap();

@@ -13,6 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tallyline::fs::RealDisk;
+use tallyline::journal::Directory;
+use tallyline::segment::ACTIVE_FILE;
 
 pub(crate) use recount::{Totals, database, recount, recount_files};
 pub(crate) use server::Server;
@@ -296,4 +299,24 @@ pub(crate) fn generated(scratch: &Scratch, events: u64, users: u64, seed: u64) -
 pub(crate) fn event(user: &str, value: u64) -> String {
     let user = serde_json::Value::from(user);
     format!("{{\"userId\":{user},\"name\":\"add_revenue\",\"value\":{value}}}\n")
+}
+
+/// Appends lines to the active file as the server would: to a new segment where the last one was
+/// sealed, with the label in its first line.
+pub(crate) fn append_to_active(data: &Path, lines: &str) {
+    let active = data.join(ACTIVE_FILE);
+    let mut directory = Directory::read(&RealDisk, data).unwrap().unwrap();
+    let mut text = fs::read_to_string(&active).unwrap_or_else(|_| {
+        directory = directory.next(directory.number + 1);
+        String::new()
+    });
+    let starts = text.is_empty();
+    text.push_str(lines);
+    if starts {
+        let label = String::from_utf8(directory.label().encode().into()).unwrap();
+        text.insert_str(text.find('\n').unwrap(), &label);
+        directory.started = true;
+        directory.write(&RealDisk, data).unwrap();
+    }
+    fs::write(active, text).unwrap();
 }

@@ -42,7 +42,7 @@ pub(crate) fn event_files(data: &Path) -> Vec<PathBuf> {
             let stem = name.strip_suffix(".jsonl")?.strip_prefix("events")?;
             let number = stem
                 .rsplit_once("Z-")
-                .and_then(|(_, number)| number.parse().ok())
+                .and_then(|(_, label)| label.split('-').next()?.parse().ok())
                 .or_else(|| stem.is_empty().then_some(u64::MAX - 1))
                 .unwrap_or(u64::MAX);
             Some(((number, name), path))

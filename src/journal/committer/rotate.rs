@@ -1,8 +1,11 @@
 //! Rotation: the active segment sealed under its name, the next one created.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
+use super::super::directory::first_free;
 use super::super::{AppendError, Tail};
 use super::{JOURNAL, RETRY_AFTER, ROTATION, State, Writer, is_full};
 use crate::segment::sealed_file_name;
@@ -32,6 +35,10 @@ impl Writer {
         }
         self.retry_at = Some(Instant::now() + RETRY_AFTER);
         self.check_path()?;
+        if let State::Open(file) = &self.state {
+            let file = Arc::clone(file);
+            self.check_alone(&*file)?;
+        }
         // Opened before there is anything to sync: without a descriptor nothing is begun.
         let dir = match self.disk.open_dir(&self.data_dir) {
             Ok(dir) => dir,
@@ -44,7 +51,7 @@ impl Writer {
         // 1. rename, never replacing.
         let sealed = self
             .data_dir
-            .join(sealed_file_name(self.number, SystemTime::now()));
+            .join(sealed_file_name(self.directory.label(), SystemTime::now()));
         if let Err(error) = self.disk.rename_new(&self.path, &sealed) {
             let reason = format!(
                 "cannot seal {} as {}: {error}",
@@ -62,29 +69,42 @@ impl Writer {
         }
         self.health.clear(ROTATION);
         tracing::debug!(
-            segment = self.number,
+            segment = self.directory.number,
             bytes = self.durable_end,
             "sealed {}",
             sealed.display()
         );
-        self.number += 1;
+        let number = {
+            let floor = self.shared.floor.load(Ordering::Relaxed);
+            first_free(self.directory.number.max(floor) + 1, &self.shared.taken())
+        };
+        self.directory = self.directory.next(number);
         self.durable_end = 0;
         self.first_line_at = None;
         {
             // The sealed file stays in the tail until the next one is there: nothing of it is at or
             // past the new durable end.
             let mut tail = self.shared.tail();
-            tail.number = self.number;
+            tail.number = number;
+            tail.tag = self.directory.label().tag;
             tail.durable_end = 0;
         }
         self.create_next()
     }
 
-    /// 3. create the next file, exclusively. 4. fsync the directory. 5. publish.
+    /// 3. say which segment is next; create it, exclusively. 4. fsync the directory. 5. publish.
     pub(super) fn create_next(&mut self) -> Result<(), AppendError> {
         self.retry_at = Some(Instant::now() + RETRY_AFTER);
         let opened = self.disk.open_dir(&self.data_dir);
-        let created = opened.and_then(|dir| Ok((dir, self.disk.create_new(&self.path)?)));
+        let created = opened.and_then(|dir| {
+            self.directory.replace(&*self.disk, &self.data_dir)?;
+            let file = self.disk.create_new(&self.path)?;
+            if file.try_lock()? {
+                Ok((dir, file))
+            } else {
+                Err(io::Error::other("another process has locked it"))
+            }
+        });
         let (dir, file) = match created {
             Ok(created) => created,
             Err(error) => {
@@ -112,7 +132,8 @@ impl Writer {
         self.health.clear(ROTATION);
         let lines = self.shared.tail().lines;
         *self.shared.tail() = Tail {
-            number: self.number,
+            number: self.directory.number,
+            tag: self.directory.label().tag,
             durable_end: 0,
             lines,
             file: Arc::clone(&file),

@@ -2,29 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use super::{
-    Applier, Confirmed, Coordinator, FILE_RETRY_AFTER, Found, Place, ProcessError, Sealed,
-    SegmentFile, SegmentId, SegmentRow, SegmentState, Untrusted, archive, in_words, lines,
-    open_sealed, prune, topic,
+    Applier, Claims, Confirmed, Coordinator, FILE_RETRY_AFTER, Found, Place, ProcessError, Sealed,
+    SegmentFile, SegmentId, SegmentRow, SegmentState, Tag, Untrusted, archive, in_words, lines,
+    open_sealed, prune, rivals_in_words, settle, topic,
 };
 use crate::fs::Unusable;
 
 impl Coordinator {
     /// New sealed files in the directory itself.
-    pub(super) fn look_for_files(&mut self) -> Result<(), ProcessError> {
+    pub(super) fn look_for_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = self.config.data_dir.clone();
         let names = self
             .disk
             .list(&data_dir)
             .map_err(ProcessError::io("list", &data_dir))?;
-        let mut new = false;
+        let mut new = BTreeMap::<SegmentId, Vec<Found>>::new();
         let mut left_alone = BTreeMap::new();
         // A directory of such a name is no segment, and is named in readiness when it is opened.
         for (name, _) in names {
-            let Some(id) = SegmentId::of_file(&name) else {
+            let Some((id, tag)) = SegmentId::of_file(&name, self.config.directory_tag()) else {
                 continue;
             };
             let path = data_dir.join(&name);
@@ -33,8 +32,14 @@ impl Coordinator {
             {
                 left_alone.insert(path, identity);
             } else if !self.board.sealed.contains_key(&id) {
-                new = true;
-                self.new_file(id, path);
+                let place = Place::Incoming;
+                let found = Found {
+                    id,
+                    tag,
+                    place,
+                    path,
+                };
+                new.entry(found.id.clone()).or_default().push(found);
             }
         }
         let before = std::mem::replace(&mut self.left_alone, left_alone);
@@ -43,36 +48,86 @@ impl Coordinator {
             .filter(|path| !self.left_alone.contains_key(*path))
         {
             let name = gone.file_name().unwrap_or_default().to_string_lossy();
-            if let Some(id) = SegmentId::of_file(&name) {
+            if let Some((id, _)) = SegmentId::of_file(&name, self.config.directory_tag()) {
                 self.board.health.clear(&topic(&id));
             }
         }
-        if new {
-            self.tell_missing();
-            self.disk
-                .sync_dir(&data_dir)
-                .map_err(ProcessError::io("sync", &data_dir))?;
+        if new.is_empty() {
+            return Ok(());
+        }
+        for (id, found) in &new {
+            self.new_files(applier, id, found)?;
+        }
+        self.tell_missing();
+        self.disk
+            .sync_dir(&data_dir)
+            .map_err(ProcessError::io("sync", &data_dir))
+    }
+
+    /// Files that came under one identity; where they contradict each other, or what was applied,
+    /// those that do are left alone.
+    fn new_files(
+        &mut self,
+        applier: &Applier<'_>,
+        id: &SegmentId,
+        found: &[Found],
+    ) -> Result<(), ProcessError> {
+        let row = match found {
+            [_] => None,
+            _ => applier.writer.segment(id)?,
+        };
+        let claims = settle(&*self.disk, found, row.as_ref())
+            .map_err(ProcessError::io("read", &found[0].path))?;
+        self.leave_rivals(id, &claims)?;
+        if let Some(found) = claims.usable {
+            self.new_file(found);
         }
         Ok(())
     }
 
-    pub(super) fn new_file(&mut self, id: SegmentId, path: PathBuf) {
-        let back = id.number().is_some_and(|number| {
+    /// Names the files that claim a number and are not its segment; their lines will not be applied.
+    pub(super) fn leave_rivals(
+        &mut self,
+        id: &SegmentId,
+        claims: &Claims<'_>,
+    ) -> Result<(), ProcessError> {
+        if claims.rivals.is_empty() {
+            return Ok(());
+        }
+        for rival in &claims.rivals {
+            let path = &rival.path;
+            let look = self.disk.identity(path);
+            if let Some(identity) = look.map_err(ProcessError::io("look at", path))? {
+                self.left_alone.insert(path.clone(), identity);
+            }
+        }
+        let words = rivals_in_words(id, &claims.rivals);
+        self.board.health.set(&topic(id), words);
+        Ok(())
+    }
+
+    fn new_file(&mut self, found: &Found) {
+        let number = found.id.number();
+        let back = number.is_some_and(|number| {
             self.board.lost.remove(&number);
             self.missing.remove(&number)
         });
-        let found = Found {
-            id: id.clone(),
-            place: Place::Incoming,
-            path,
-        };
+        // Looked at after the listing: what this journal has sealed by now is below it.
+        let ahead = number.filter(|&number| number > self.journal.tail().number);
+        if let Some(number) = ahead {
+            self.journal.reserve(number);
+            tracing::warn!(
+                "{} is ahead of the active segment; no new segment gets its number",
+                found.path.display()
+            );
+        }
         // What this journal sealed is counted by it.
-        let counted = id.number().is_some() && !back;
+        let counted = number.is_some() && !back && ahead.is_none();
         self.board.sealed.insert(
-            id,
+            found.id.clone(),
             Sealed {
                 counted,
-                ..Sealed::new(&found)
+                ..Sealed::new(found)
             },
         );
     }
@@ -89,8 +144,8 @@ impl Coordinator {
         if sealed.retry_at.is_some_and(|at| at > Instant::now()) {
             return Ok(());
         }
-        let (path, place) = (sealed.path.clone(), sealed.place);
-        let done = match self.apply_sealed(applier, id, &path, place) {
+        let (path, tag, place) = (sealed.path.clone(), sealed.tag, sealed.place);
+        let done = match self.apply_sealed(applier, id, tag, &path, place) {
             Err(
                 error @ (ProcessError::Store(_)
                 | ProcessError::Stopped
@@ -148,10 +203,11 @@ impl Coordinator {
         &mut self,
         applier: &mut Applier<'_>,
         id: &SegmentId,
+        tag: Option<Tag>,
         path: &std::path::Path,
         place: Place,
     ) -> Result<bool, ProcessError> {
-        let segment = match open_sealed(&*self.disk, id, path) {
+        let segment = match open_sealed(&*self.disk, id, tag, path) {
             // In the archive: somebody put it there, or the sync after our rename failed.
             Err(ProcessError::Io { source, .. })
                 if source.kind() == io::ErrorKind::NotFound && self.is_whole(id) =>
@@ -178,6 +234,9 @@ impl Coordinator {
             Confirmed::At(bytes) => bytes,
             Confirmed::Whole(row) => {
                 return self.archive(applier, &segment, place, &row).map(|()| true);
+            }
+            Confirmed::Rival(reason) => {
+                return self.leave_rival(&segment, reason).map(|()| true);
             }
             Confirmed::Untrusted(untrusted) => {
                 return self.distrust(applier, &segment, &untrusted).map(|()| true);
@@ -232,6 +291,26 @@ impl Coordinator {
         self.board
             .health
             .set(&topic(&segment.id), untrusted.reason.clone());
+        Ok(())
+    }
+
+    /// A file that is not the segment of its number: nothing of it is applied, and whoever waits for a
+    /// position in it is answered so.
+    fn leave_rival(&mut self, segment: &SegmentFile, reason: String) -> Result<(), ProcessError> {
+        let io = || ProcessError::io("look at", &segment.path);
+        let stat = segment.file.stat().map_err(io())?;
+        let counted = self
+            .board
+            .sealed
+            .get(&segment.id)
+            .is_some_and(|sealed| sealed.counted);
+        let lines = lines::count(&*segment.file, 0, stat.size).map_err(io())?;
+        if !counted {
+            self.board.settled.pending += i64::try_from(lines).unwrap_or(i64::MAX);
+        }
+        self.board.distrusted(&segment.id, 0, lines);
+        self.left_alone.insert(segment.path.clone(), stat.identity);
+        self.board.health.set(&topic(&segment.id), reason);
         Ok(())
     }
 

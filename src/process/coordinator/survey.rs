@@ -6,9 +6,9 @@ use std::thread::Builder;
 use std::time::SystemTime;
 
 use super::{
-    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Lost, MISSING, Place, ProcessError, SEGMENT,
-    SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tail, in_words, lines, prune, sums,
-    topic, usable,
+    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Label, Lost, MISSING, Place, ProcessError,
+    SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail, in_words,
+    lines, prune, settle, sums, topic,
 };
 use crate::journal::QUARANTINE_DIR;
 use crate::segment::sealed_file_name;
@@ -24,8 +24,8 @@ impl Coordinator {
         if let Err(error) = prune::finish_at_start(&*self.disk, &self.config, &applier.writer) {
             self.board.health.set(prune::RETENTION, in_words(&error));
         }
-        let catalog =
-            Catalog::scan(&*self.disk, data_dir).map_err(ProcessError::io("list", data_dir))?;
+        let catalog = Catalog::scan(&*self.disk, data_dir, self.config.directory_tag())
+            .map_err(ProcessError::io("list", data_dir))?;
         for dir in &catalog.dirs {
             self.disk
                 .sync_dir(dir)
@@ -39,22 +39,42 @@ impl Coordinator {
         board.applied.clear();
         board.active = tail.number;
         board.pruned = pruned.number;
+        self.journal.reserve_up_to(pruned.number);
+        for number in applier.writer.numbers()? {
+            self.journal.reserve(number);
+        }
         for (id, found) in &catalog.sealed {
-            let has_row = whole.contains(id) || rows.iter().any(|row| row.id == *id);
-            if !has_row && id.number().is_some_and(|number| number <= pruned.number) {
+            let is_whole = whole.contains_key(id);
+            let row = rows.iter().find(|row| row.id == *id);
+            if !is_whole
+                && row.is_none()
+                && id.number().is_some_and(|number| number <= pruned.number)
+            {
                 continue; // Let go: named where it lies in the directory itself, never applied.
             }
-            if whole.contains(id) {
-                for found in found.iter().filter(|found| found.place == Place::Incoming) {
-                    let sealed = Sealed {
-                        whole: true,
-                        counted: true,
-                        ..Sealed::new(found)
-                    };
-                    board.sealed.insert(id.clone(), sealed);
-                }
-            } else if let Some(found) = usable(found) {
-                board.sealed.insert(id.clone(), Sealed::new(found));
+            // Only of the few that more than one file bears, the row is read.
+            let row = match found[..] {
+                [_] if is_whole => None,
+                _ if is_whole => applier.writer.segment(id)?,
+                _ => row.cloned(),
+            };
+            let claims = settle(&*self.disk, found, row.as_ref())
+                .map_err(ProcessError::io("read", &found[0].path))?;
+            self.leave_rivals(id, &claims)?;
+            if let Some(number) = id.number() {
+                self.journal.reserve(number);
+            }
+            let Some(usable) = claims.usable else {
+                continue;
+            };
+            // Of what is applied already, only the move to the archive may be left.
+            if !is_whole || usable.place == Place::Incoming {
+                let sealed = Sealed {
+                    whole: is_whole,
+                    counted: is_whole,
+                    ..Sealed::new(usable)
+                };
+                self.board.sealed.insert(id.clone(), sealed);
             }
         }
         self.find_missing(applier, &catalog, &rows)?;
@@ -150,7 +170,15 @@ impl Coordinator {
         };
         let named = ranges(missing);
         let data_dir = self.config.data_dir.display();
-        let stand_in = sealed_file_name(*first, SystemTime::now());
+        let tag = Tag {
+            directory: self.config.directory_tag(),
+            token: 0,
+        };
+        let label = Label {
+            number: *first,
+            tag,
+        };
+        let stand_in = sealed_file_name(label, SystemTime::now());
         health.set(
             MISSING,
             format!(
@@ -176,9 +204,12 @@ impl Coordinator {
                 .any(|row| row.id == *id && row.state == SegmentState::Untrusted)
         };
         let mut pending = 0;
+        // What was sealed after the look at the tail is counted by the tail.
+        let of_journal = tail.number..=self.journal.tail().number;
         for (id, sealed) in &mut self.board.sealed {
-            // What was sealed after the look at the tail is counted by the tail.
-            let of_tail = id.number().is_some_and(|number| number >= tail.number);
+            let of_tail = id
+                .number()
+                .is_some_and(|number| of_journal.contains(&number));
             if !sealed.whole && !of_tail && !untrusted(id) {
                 pending += count_lines(&*self.disk, &sealed.path, done(id)).unwrap_or(0);
             }

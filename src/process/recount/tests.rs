@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::fs::RealDisk;
+use crate::journal::testing::{tag_of, write_active, write_sealed};
 use crate::process::run_once;
 use crate::store::{DATABASE_FILE, Existing, IdsWalk, Writer};
 
@@ -45,8 +46,7 @@ fn line(user: &str, amount: u64, id: Option<u8>) -> String {
 }
 
 fn write(dir: &TempDir, number: usize, text: &str) {
-    let name = format!("events-2026-11-22T06-41-00.123Z-{number:06}.jsonl");
-    fs::write(dir.path().join(name), text).expect("it is written");
+    write_sealed(dir.path(), number as u64, text);
 }
 
 fn any_line() -> impl Strategy<Value = String> {
@@ -124,7 +124,7 @@ fn a_file_is_found_wherever_it_lies_and_named_when_it_does_not() {
     }
     apply(&dir);
     let archived = |number: u32| {
-        let catalog = Catalog::scan(&RealDisk, dir.path()).expect("a listing");
+        let catalog = Catalog::scan(&RealDisk, dir.path(), tag_of(dir.path())).expect("a listing");
         catalog.sealed[&SegmentId::Ours(u64::from(number))][0]
             .path
             .clone()
@@ -168,14 +168,14 @@ fn what_is_not_applied_is_pending_and_no_difference() {
     write(&dir, 1, &line("a", 1, None));
     apply(&dir);
     write(&dir, 2, &line("a", 1, None));
-    fs::write(dir.path().join(ACTIVE_FILE), line("a", 1, None)).expect("written");
+    write_active(dir.path(), 3, &line("a", 1, None));
     let (verdict, findings) = check(&dir);
     assert!(verdict.agrees());
-    let bytes = 2 * line("a", 1, None).len();
+    let bytes = 2 * (line("a", 1, None).len() + Label::BYTES);
     let pending = format!("pending: {bytes} bytes in 2 files are not applied yet");
     assert_eq!(findings, [Finding::Note(pending)]);
-    write(&dir, 4, &line("a", 1, None));
-    assert_eq!(check(&dir).0.untold, 1, "number 3 is missing");
+    write(&dir, 5, &line("a", 1, None));
+    assert_eq!(check(&dir).0.untold, 1, "number 4 is missing");
 }
 
 #[test]

@@ -1,1 +1,0 @@
-SELECT min(0, coalesce(min(key), 0)) FROM segment

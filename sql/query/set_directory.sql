@@ -1,0 +1,1 @@
+UPDATE directory SET uuid = ?1

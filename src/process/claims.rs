@@ -1,0 +1,58 @@
+//! Which of the files that bear one identity is the segment.
+//!
+//! Names decide first: of two tags under one number, the one that the database knows is right, and
+//! without a database neither is. Files of one tag are read: copies of one another are fine, but a
+//! directory that was cloned while it was written to has two different ends of one segment.
+
+use std::io;
+
+use super::lines;
+use crate::fs::Disk;
+use crate::journal::{Claims, Found};
+use crate::store::{SegmentRow, SegmentState};
+
+/// Tells the files of one identity apart, reading them where there are several.
+pub(super) fn settle<'c>(
+    disk: &dyn Disk,
+    found: &'c [Found],
+    row: Option<&SegmentRow>,
+) -> io::Result<Claims<'c>> {
+    let mut claims = Claims::of(found, row.map(|row| row.tag));
+    let Some(usable) = claims.usable.filter(|_| !claims.copies.is_empty()) else {
+        return Ok(claims);
+    };
+    let files: Vec<&Found> = [usable]
+        .into_iter()
+        .chain(claims.copies.drain(..))
+        .collect();
+    let mut contents = Vec::new();
+    for file in &files {
+        contents.push(content(disk, file)?);
+    }
+    let whole = row.filter(|row| row.state == SegmentState::Whole);
+    let expected = match whole {
+        Some(row) => Some((row.applied_bytes, row.checksum)),
+        None => contents
+            .first()
+            .copied()
+            .filter(|first| contents.iter().all(|c| c == first)),
+    };
+    claims.usable = None;
+    for (file, content) in files.into_iter().zip(contents) {
+        if Some(content) != expected {
+            claims.rivals.push(file);
+        } else if claims.usable.is_none() {
+            claims.usable = Some(file);
+        } else {
+            claims.copies.push(file);
+        }
+    }
+    Ok(claims)
+}
+
+/// Length and CRC-32.
+fn content(disk: &dyn Disk, found: &Found) -> io::Result<(u64, u32)> {
+    let file = disk.open_read(&found.path)?;
+    let size = file.size()?;
+    Ok((size, lines::checksum(&*file, size)?))
+}
