@@ -2,7 +2,7 @@
 //!
 //! [`MeteredDisk`] counts what it writes and removes. What others write is followed in two ways: the
 //! files of the database by a `stat` each, the rest (files that a person copied in or deleted) by a
-//! walk now and then, on a thread of its own. So neither a scrape nor `--max-disk` walks a tree of
+//! walk now and then (again soon if something changed during it), on a thread of its own. So neither a scrape nor `--max-disk` walks a tree of
 //! hundreds of thousands of files.
 
 use std::fs::File;
@@ -63,6 +63,8 @@ struct Meter {
     /// Bytes of all but those, once `is_known`; before, what has changed since the beginning.
     bytes: AtomicI64,
     is_known: AtomicBool,
+    /// How often this disk changed that.
+    changes: AtomicU64,
     asked: Mutex<Asked>,
     wake: Condvar,
 }
@@ -87,6 +89,7 @@ impl MeteredDisk {
             others,
             bytes: AtomicI64::new(0),
             is_known: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
             asked: Mutex::default(),
             wake: Condvar::new(),
         };
@@ -97,7 +100,7 @@ impl MeteredDisk {
 
     /// Walks the directory now.
     pub fn walk(&self) -> io::Result<()> {
-        self.meter.walk()
+        self.meter.walk().map(|_exact| ())
     }
 
     /// Walks it now and then on a thread of its own, the first time at once unless it was walked.
@@ -116,9 +119,12 @@ impl MeteredDisk {
 impl Meter {
     fn add(&self, bytes: i64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn walk(&self) -> io::Result<()> {
+    /// Sets the count right; whether nothing changed meanwhile, so that it is exact.
+    fn walk(&self) -> io::Result<bool> {
+        let changes = self.changes.load(Ordering::Relaxed);
         let before = self.bytes.load(Ordering::Relaxed);
         let before = if self.is_known.load(Ordering::Relaxed) {
             before
@@ -127,9 +133,10 @@ impl Meter {
         };
         let found = signed(walk(&self.dir, &self.others)?);
         // What changes during the walk may be in both; the next walk sets that right.
-        self.add(found - before);
+        let exact = self.changes.load(Ordering::Relaxed) == changes;
+        self.bytes.fetch_add(found - before, Ordering::Relaxed);
         self.is_known.store(true, Ordering::Relaxed);
-        Ok(())
+        Ok(exact)
     }
 
     fn run(&self) {
@@ -161,12 +168,17 @@ impl Meter {
             asked.walk = false;
             drop(asked);
             let began = Instant::now();
-            if let Err(error) = self.walk() {
+            let exact = self.walk().unwrap_or_else(|error| {
                 tracing::warn!(%error, "cannot add up the files in {}", self.dir.display());
-            }
+                true
+            });
             let pause = began.elapsed() * WALKING;
             not_before = Instant::now() + pause.max(WALK_AGAIN_AFTER);
-            due = Instant::now() + pause.max(WALK_EVERY);
+            due = if exact {
+                Instant::now() + pause.max(WALK_EVERY)
+            } else {
+                not_before
+            };
         }
     }
 
