@@ -6,6 +6,7 @@
 
 mod kind;
 mod open;
+mod usage;
 
 use std::fs::File;
 use std::io;
@@ -18,6 +19,7 @@ use rustix::fs::{Advice, fadvise};
 
 pub use self::kind::unsafe_for_wal;
 pub use self::open::{Access, Guard, Unusable, open_file, read, read_to_string, with_suffix};
+pub use self::usage::{MeteredDisk, UsageThread};
 
 /// An open file. Reads and writes say where; there is no cursor to lose.
 pub trait DiskFile: Send + Sync + 'static {
@@ -90,6 +92,15 @@ pub trait Disk: Send + Sync + 'static {
     fn identity(&self, path: &Path) -> io::Result<Option<Identity>>;
     /// Bytes that could still be written on the file system of `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+
+    /// Files that could still be created on the file system of `dir`; `None` where it has no bound.
+    fn free_files(&self, _dir: &Path) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// Tells that what [`Disk::used_bytes`] says may be too much by now, as when another program
+    /// deleted files. A hint, for a disk that does not look each time.
+    fn count_again(&self) {}
 
     /// Opens a directory and syncs it. To be called where a failure of either leaves nothing in doubt.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -197,26 +208,13 @@ impl Disk for RealDisk {
     }
 
     fn used_bytes(&self, dir: &Path) -> io::Result<u64> {
-        let mut bytes = 0;
-        let mut dirs = vec![dir.to_owned()];
-        while let Some(dir) = dirs.pop() {
-            let entries = match std::fs::read_dir(&dir) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                entries => entries?,
-            };
-            for entry in entries {
-                let entry = entry?;
-                // Of the entry itself: what a link leads to is not in this directory.
-                match entry.metadata() {
-                    Ok(metadata) if metadata.is_dir() => dirs.push(entry.path()),
-                    Ok(metadata) if metadata.is_file() => bytes += metadata.len(),
-                    Ok(_) => {}
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(bytes)
+        usage::walk(dir, &[])
+    }
+
+    fn free_files(&self, dir: &Path) -> io::Result<Option<u64>> {
+        let stat = rustix::fs::statvfs(dir)?;
+        // Some file systems make inodes as they need them, and say that they have none at all.
+        Ok((stat.f_files > 0).then_some(stat.f_favail))
     }
 
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
@@ -374,6 +372,9 @@ pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
     RealDisk.sync_dir(to.parent().unwrap_or(Path::new(".")))
 }
 
+/// How long a hold is waited for before that is said.
+pub const HELD_UP: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// What lies in a directory stays while this is held: a flock on the directory itself, so that
 /// nothing is left behind. Whoever reads all files shares it; whoever removes some holds it alone.
 #[derive(Debug)]
@@ -382,11 +383,29 @@ pub struct DirHold {
 }
 
 impl DirHold {
-    /// Together with others; waits for one who holds it alone.
+    /// Together with others; waits for one who holds it alone, and logs that after a while.
     pub fn share(dir: &Path) -> io::Result<Self> {
-        let dir = open::open_directory(dir)?;
-        dir.lock_shared()?;
-        Ok(Self { _dir: dir })
+        let file = open::open_directory(dir)?;
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(Self { _dir: file }),
+            Err(std::fs::TryLockError::WouldBlock) => {}
+            Err(std::fs::TryLockError::Error(error)) => return Err(error),
+        }
+        let (locked, waiting) = crossbeam_channel::bounded::<()>(0);
+        let notice = move || {
+            if waiting.recv_timeout(HELD_UP) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+                tracing::warn!("waiting: {}", held_by(dir));
+            }
+        };
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("hold-notice".to_owned())
+                .spawn_scoped(scope, notice)?;
+            let result = file.lock_shared();
+            drop(locked);
+            result
+        })?;
+        Ok(Self { _dir: file })
     }
 
     /// Alone; `None` while others hold it. Never waits.
@@ -398,6 +417,34 @@ impl DirHold {
             Err(std::fs::TryLockError::Error(error)) => Err(error),
         }
     }
+}
+
+/// Who keeps others from a directory by a lock on it, in words.
+pub fn held_by(dir: &Path) -> String {
+    let inode = std::fs::metadata(dir).map_or(0, |dir| dir.ino());
+    let locks = read_to_string(Path::new("/proc/locks")).unwrap_or_default();
+    let pids = locks.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else {
+            return None;
+        };
+        file.ends_with(&format!(":{inode}")).then_some(pid)
+    });
+    let named: Vec<String> = pids
+        .map(|pid| {
+            let name = read_to_string(&Path::new("/proc").join(pid).join("comm"));
+            format!("process {pid} ({})", name.unwrap_or_default().trim())
+        })
+        .collect();
+    let holder = if named.is_empty() {
+        "another process".to_owned()
+    } else {
+        named.join(", ")
+    };
+    format!(
+        "{holder} holds a lock on the directory {} (flock), as `tallyline verify` does while it reads and a server while it deletes old segments",
+        dir.display()
+    )
 }
 
 /// A lock file that no two processes hold at once (flock), with the holder's pid and start time

@@ -100,6 +100,7 @@
 //! | `http-usher` | whether connections are still accepted | nothing |
 //! | `jemalloc_bg_thd` | nothing: gives memory that is free back to the system | a clock |
 //! | `log` | in a server: the log lines that wait | stderr |
+//! | `disk-usage` | how many bytes the data directory holds: walks it now and then | the disk (listing) |
 //! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |
 //! | `send-N`, `stdin` | in `send`: a connection each; the lines of stdin | the server; stdin |
 //!

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, select};
 
 use crate::config::{Access, Processing, ServeConfig};
 use crate::exit::Exit;
-use crate::fs::{self as disk_fs, Disk, Lock, RealDisk};
+use crate::fs::{self as disk_fs, Disk, Lock, MeteredDisk, UsageThread};
 use crate::health::Health;
 use crate::http;
 use crate::journal::{
@@ -75,6 +75,7 @@ struct Parts {
     processor: Option<Processor>,
     readers: Option<Readers>,
     port_file: Option<PathBuf>,
+    usage: Option<UsageThread>,
 }
 
 impl Server {
@@ -130,15 +131,27 @@ impl Parts {
     /// dropping this.
     fn start(&mut self, config: &ServeConfig, locks: &Locks) -> anyhow::Result<SocketAddr> {
         let dir = &config.data_dir;
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let health = Arc::new(Health::default());
         let database = dir.join(DATABASE_FILE);
+        // Before anything is opened: from here on the database's files are opened by SQLite alone.
+        let readers = Readers::new(&database, READERS_MAX);
+        self.readers = Some(readers.clone());
+        let metered = MeteredDisk::new(dir, store::files_of(&database));
+        if config.max_disk_bytes.is_some() {
+            // The bound holds from the first event on.
+            metered
+                .walk()
+                .with_context(|| format!("cannot add up the files in {}", dir.display()))?;
+        }
+        let usage = metered
+            .start()
+            .context("cannot start the thread that adds up the files")?;
+        self.usage = Some(usage);
+        let disk: Arc<dyn Disk> = Arc::new(metered);
+        let health = Arc::new(Health::default());
         let journal = journal_config(config, locks);
         let (journal, committer) = open_journal(dir, &disk, journal, &health)?;
         self.committer = Some(committer);
 
-        let readers = Readers::new(&database, READERS_MAX);
-        self.readers = Some(readers.clone());
         let applies = match config.processing {
             Processing::Here => Applies::Here,
             Processing::Elsewhere => Applies::Elsewhere,
@@ -206,6 +219,7 @@ impl Drop for Parts {
         if let Some(processor) = self.processor.take() {
             processor.stop();
         }
+        drop(self.usage.take());
     }
 }
 

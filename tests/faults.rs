@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::harness::{
-    PATIENCE, Process, Scratch, Server, arg, database, files_below, names_in, quiet_environment,
-    recount, run, tallyline, until,
+    PATIENCE, Process, Scratch, Server, arg, database, event, files_below, names_in,
+    quiet_environment, recount, run, tallyline, until,
 };
 use super::kernel_log::stop_traced;
 
@@ -321,4 +321,58 @@ fn names_of_hours(files: &[PathBuf]) -> BTreeSet<String> {
         Some(name.split_once('T')?.1[..2].to_owned())
     };
     files.iter().filter_map(hour).collect()
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_disk_that_does_not_say_how_full_it_is_takes_events() {
+    // Red if a refused statfs refuses every event, or goes unmentioned. With --max-disk what is used
+    // is known all the same.
+    for flags in [&[][..], &["--max-disk", "64MiB"]] {
+        let scratch = Scratch::new();
+        let log = scratch.path().join("strace");
+        let inject = ["-e", "inject=statfs,fstatfs:error=ENOSYS"];
+        let server = super::outside::traced(&scratch.data(), &log, &inject, flags);
+        server.accept(event("u", 1));
+        server.flush();
+        let said = until(PATIENCE, "readiness says so", || {
+            let ready = server.get("/readyz");
+            (ready.status == 503).then(|| ready.text())
+        });
+        assert!(said.contains("cannot tell how full the disk"), "{said}");
+        server.accept(event("u", 1));
+        server.flush();
+        stop_traced(server);
+        assert_eq!(database(&scratch.data())["u"].1, 2, "{flags:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root, to mount a small disk"]
+fn a_disk_without_inodes_is_named_as_that() {
+    // Red if it is only "No space left on device" at the next rotation, while there is much space.
+    let scratch = Scratch::new();
+    let disk = TinyDisk::mount(&scratch.path().join("disk"), "16m,nr_inodes=64");
+    let data = disk.at.join("data");
+    let flags = ["--flush-every", "10ms", "--disk-reserve", "64KiB"];
+    let server = Server::with(&data, &flags);
+    server.accept(event("u", 1));
+    server.flush();
+    let many = disk.at.join("many");
+    fs::create_dir(&many).unwrap();
+    let full = (0..1000).find(|n| File::create(many.join(n.to_string())).is_err());
+    assert!(full.is_some());
+    let said = until(PATIENCE, "readiness says so", || {
+        let ready = server.get("/readyz");
+        (ready.status == 503).then(|| ready.text())
+    });
+    assert!(said.contains("no inodes"), "{said}");
+    server.accept(event("u", 1));
+    server.flush();
+    fs::remove_dir_all(&many).unwrap();
+    until(PATIENCE, "ready again", || {
+        (server.get("/readyz").status == 200).then_some(())
+    });
+    server.stop().expect(0);
+    assert_eq!(database(&data)["u"].1, 2);
 }

@@ -14,7 +14,8 @@ use rusqlite::Connection;
 use rustix::process::Signal;
 
 use super::harness::{
-    PATIENCE, Scratch, Server, arg, database, event, files_below, names_in, run, until,
+    PATIENCE, Process, Scratch, Server, arg, database, event, files_below, names_in, run,
+    tallyline, until,
 };
 
 /// An outside reader that opens the database, reads, and closes it. The last to close a database
@@ -439,4 +440,37 @@ fn the_size_of_the_data_directory_is_that_of_its_files() {
             .sum();
         (shown == sum.to_string()).then_some(())
     });
+}
+
+#[test]
+fn a_lock_on_the_directory_by_another_job_is_said() {
+    // Red if `verify` hangs, or retention stalls, without a word of what holds it up.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let flags = [
+        "--flush-every",
+        "10ms",
+        "--rotate-every",
+        "20ms",
+        "--retain-for",
+        "1ms",
+    ];
+    let server = Server::with(&data, &flags);
+    applied(&server, event("u", 1));
+    let held = fs::File::open(&data).unwrap();
+    held.lock().unwrap();
+    let said = format!("process {}", std::process::id());
+    let mut verify = Process::start(&mut tallyline(&["verify", "--data-dir", arg(&data)]));
+    for _ in 0..5 {
+        applied(&server, event("u", 1));
+    }
+    until(PATIENCE, "verify says what it waits for", || {
+        assert!(verify.exited().is_none(), "it waits");
+        verify.stderr().contains(&said).then_some(())
+    });
+    until_logged(&server, "nothing is pruned meanwhile");
+    assert!(server.process.stderr().contains(&said));
+    drop(held);
+    verify.finish().expect(0);
+    until_logged(&server, "pruned segment");
 }

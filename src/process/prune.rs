@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::applier::SegmentFile;
 use super::{ProcessConfig, ProcessError, archive, in_words, lines};
-use crate::fs::{DirHold, Disk};
+use crate::fs::{self, DirHold, Disk};
 use crate::health::Health;
 use crate::journal::{Catalog, Place};
 use crate::segment::SegmentId;
@@ -51,6 +51,8 @@ pub(super) struct Retention {
     pruned: Option<u64>,
     /// Since when a file that is to go waits for the database to be settled.
     unsettled_since: Option<Instant>,
+    /// Since when another program holds the directory, and whether that was logged.
+    held_up: Option<(Instant, bool)>,
     ids: IdsWalk,
     ids_not_before: Instant,
 }
@@ -63,6 +65,7 @@ impl Retention {
             not_before: now,
             pruned: None,
             unsettled_since: None,
+            held_up: None,
             ids: IdsWalk::default(),
             ids_not_before: now,
         }
@@ -208,9 +211,19 @@ impl Retention {
     }
 
     /// `None` while somebody verifies.
-    fn hold(&self) -> Result<Option<DirHold>, ProcessError> {
+    fn hold(&mut self) -> Result<Option<DirHold>, ProcessError> {
         let dir = &self.config.data_dir;
-        DirHold::alone(dir).map_err(ProcessError::io("hold", dir))
+        let held = DirHold::alone(dir).map_err(ProcessError::io("hold", dir))?;
+        match (&held, self.held_up) {
+            (Some(_), _) => self.held_up = None,
+            (None, None) => self.held_up = Some((Instant::now(), false)),
+            (None, Some((since, false))) if since.elapsed() >= fs::HELD_UP => {
+                tracing::warn!("nothing is pruned meanwhile: {}", fs::held_by(dir));
+                self.held_up = Some((since, true));
+            }
+            (None, Some(_)) => {}
+        }
+        Ok(held)
     }
 }
 

@@ -153,6 +153,13 @@ pub enum StoreError {
     Source(#[source] std::io::Error),
 }
 
+/// The names of the files that SQLite keeps a database in; not all of them exist at a time.
+pub fn files_of(path: &Path) -> Vec<PathBuf> {
+    ["", "-wal", "-shm", "-journal"]
+        .map(|suffix| sibling(path, suffix))
+        .to_vec()
+}
+
 impl StoreError {
     /// Wraps what SQLite said while `doing`; a lock has words of its own.
     fn sqlite(path: &Path, doing: &'static str) -> impl Fn(rusqlite::Error) -> Self {

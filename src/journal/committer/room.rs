@@ -36,30 +36,62 @@ impl Writer {
         if self.room.bytes < bytes {
             let reason = self.no_room();
             self.health.set(DISK, &reason);
+            if self.config.disk_bytes_max.is_some() {
+                self.disk.count_again();
+            }
             return Err(AppendError::DiskFull(reason));
         }
         self.room.bytes -= bytes;
         Ok(())
     }
 
+    /// Looks at the disk. Where the system does not tell how full it is, readiness says so; events
+    /// are taken all the same, for the disk tells when it is full, unless `--max-disk` is to be kept.
     pub(super) fn look_for_room(&mut self) -> Result<(), AppendError> {
-        let failed = |error: io::Error| {
-            AppendError::Failed(format!("cannot tell how full the disk is: {error}"))
+        let unknown = |error: io::Error| {
+            format!(
+                "cannot tell how full the disk of {} is: {error}",
+                self.data_dir.display()
+            )
         };
-        let free = self.disk.free_bytes(&self.data_dir).map_err(failed)?;
-        let mut room = free.saturating_sub(self.config.disk_reserve_bytes);
+        let mut trouble = None;
+        let mut room = match self.disk.free_bytes(&self.data_dir) {
+            Ok(free) => free.saturating_sub(self.config.disk_reserve_bytes),
+            Err(error) => {
+                trouble = Some(format!(
+                    "{}; events are accepted until a write fails",
+                    unknown(error)
+                ));
+                u64::MAX
+            }
+        };
         if let Some(max) = self.config.disk_bytes_max {
-            let used = self.disk.used_bytes(&self.data_dir).map_err(failed)?;
-            room = room.min(max.saturating_sub(used));
+            match self.disk.used_bytes(&self.data_dir) {
+                Ok(used) => room = room.min(max.saturating_sub(used)),
+                Err(error) => {
+                    let reason = format!("{}, so that --max-disk cannot be kept", unknown(error));
+                    self.health.set(DISK, &reason);
+                    self.disk.count_again();
+                    return Err(AppendError::Failed(reason));
+                }
+            }
+        }
+        if matches!(self.disk.free_files(&self.data_dir), Ok(Some(0))) {
+            trouble = Some(format!(
+                "no file can be created on the disk of {}: it has no inodes left (`df -i` shows it). Events are accepted until the next rotation; delete files that are not needed",
+                self.data_dir.display()
+            ));
         }
         self.room = Room {
             bytes: room,
             checked_at: Some(Instant::now()),
         };
-        if room > 0 {
-            self.health.clear(DISK);
-        } else {
-            self.health.set(DISK, self.no_room());
+        if room == 0 {
+            trouble = Some(self.no_room());
+        }
+        match trouble {
+            None => self.health.clear(DISK),
+            Some(reason) => self.health.set(DISK, reason),
         }
         Ok(())
     }
