@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
 
+use super::clock::Clock;
 use super::memory::Shares;
 use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, fold, lines};
@@ -21,7 +22,6 @@ use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, UserLine, Writer,
 };
-use crate::timestamp::now_ms;
 
 /// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
 const LET_GO_BYTES: u64 = 4 << 20;
@@ -94,6 +94,7 @@ pub(super) struct Applier<'p> {
     /// All that it did.
     pub(super) work: Work,
     pool: &'p mut Pool,
+    clock: Arc<Clock>,
     follows: HashMap<SegmentId, Follow>,
 }
 
@@ -115,10 +116,12 @@ impl<'p> Applier<'p> {
 
     fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Result<Self, StoreError> {
         writer.cache(Shares::of(config).cache_bytes)?;
+        config.clock.look(writer.clock()?);
         Ok(Self {
             writer,
             work: Work::default(),
             pool,
+            clock: Arc::clone(&config.clock),
             follows: HashMap::new(),
         })
     }
@@ -303,7 +306,7 @@ impl<'p> Applier<'p> {
             to: folded.to,
             checksum,
             end,
-            now_ms: now_ms(),
+            now_ms: self.clock.now_ms(),
             delta: Delta {
                 users: &users,
                 with_id: &folded.piece.with_id,
@@ -360,7 +363,7 @@ impl<'p> Applier<'p> {
             reason: Some(&untrusted.reason),
             untrusted_bytes: untrusted.size - from,
             untrusted_lines,
-            now_ms: now_ms(),
+            now_ms: self.clock.now_ms(),
         })?;
         Ok(untrusted_lines)
     }
@@ -380,7 +383,7 @@ impl<'p> Applier<'p> {
             reason,
             untrusted_bytes: 0,
             untrusted_lines: 0,
-            now_ms: now_ms(),
+            now_ms: self.clock.now_ms(),
         })?;
         Ok(())
     }

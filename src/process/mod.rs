@@ -23,6 +23,7 @@
 mod accounting;
 mod applier;
 mod archive;
+mod clock;
 mod coordinator;
 mod fold;
 mod lines;
@@ -44,6 +45,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use self::clock::Clock;
 use self::memory::Shares;
 pub use self::once::{Refused, RunProgress, Summary, run_once};
 pub use self::rebuild::{Rebuilt, rebuild};
@@ -73,6 +75,8 @@ pub struct ProcessConfig {
     pub keep_ids: Option<Duration>,
     /// The database file; default `revenue.db` in the data directory.
     pub database: PathBuf,
+    /// The time, as far as it is to be believed.
+    pub(crate) clock: Arc<Clock>,
 }
 
 impl ProcessConfig {
@@ -86,6 +90,7 @@ impl ProcessConfig {
             retain_for: None,
             keep_ids: None,
             database: data_dir.join(DATABASE_FILE),
+            clock: Arc::default(),
         }
     }
 

@@ -22,7 +22,6 @@ use super::{ProcessConfig, ProcessError, RunProgress, Summary, in_words, prune, 
 use crate::fs::{self, DirHold, Disk, RealDisk};
 use crate::journal::Catalog;
 use crate::store::{Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, read_kept, sibling};
-use crate::timestamp::now_ms;
 
 /// The new database while it is made, beside the old one.
 const UNFINISHED: &str = "revenue.db.rebuild";
@@ -148,7 +147,7 @@ fn carry(
         return Err(refused(doubt));
     }
     let mut writer = Writer::open(new, Existing::OrCreate)?;
-    writer.carry(&proof, now_ms())?;
+    writer.carry(&proof, config.clock.now_ms())?;
     Ok(writer.close()?)
 }
 

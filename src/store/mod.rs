@@ -40,7 +40,7 @@ pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
 pub use self::progress::{Applies, Ledger, Lost, Progress, Run, Settled, Waited};
 pub use self::proof::{IdFate, Proof, UserSum};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
-pub use self::retention::IdsWalk;
+pub use self::retention::{IdsWalk, Stamps};
 pub use self::segments::{
     Counts, Pruned, RejectedLine, SegmentRow, SegmentState, read_checks, read_kept, read_segments,
 };
