@@ -20,6 +20,7 @@
 //! The store knows no HTTP and no files of events: what of them it needs in rare cases it asks of
 //! a [`Source`].
 
+mod alone;
 mod apply;
 mod delta;
 mod open;
@@ -34,6 +35,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 
+pub use self::alone::is_in_use;
 pub use self::apply::{Applied, Delta, Outcome, Range, RangeEnd, Source};
 pub use self::delta::{IdEvent, IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, Sums, UserLine};
 pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
