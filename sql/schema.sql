@@ -98,6 +98,14 @@ CREATE TABLE pruned (
 ) STRICT;
 INSERT INTO pruned (one) VALUES (1);
 
+CREATE TABLE clock (
+    -- One row: whether the clock can be believed when the server starts. Segments and ids are not let
+    -- go by a clock that is before this, or more than a year past it.
+    one        INTEGER PRIMARY KEY CHECK (one = 1), -- there is one row
+    seen_at_ms INTEGER                              -- the last time that was believed; NULL: none yet
+) STRICT;
+INSERT INTO clock (one) VALUES (1);
+
 CREATE VIEW user_revenue (user_id, revenue, events, updated_at, revenue_micros) AS
 -- For people: what user_total holds, revenue as a number to look at and the time in UTC. A REAL has
 -- 15 digits; every digit is in revenue_micros.

@@ -314,6 +314,115 @@ fn a_clock_that_jumps_an_hour_back_and_forth_changes_nothing() {
     assert!(hours.len() > 1, "the clock did jump: {hours:?}");
 }
 
+#[test]
+#[ignore = "needs faketime"]
+fn a_clock_of_any_year_ends_nothing() {
+    // Red if a time that RFC 3339 cannot write panics: in file names, locks, answers, logs, run names.
+    for time in ["-24400d", "@9999-12-31 23:59:50", "+3000000d"] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let clock = scratch.file("clock", time);
+        let server = Server::by(&data, &[], |args| by_clock(&clock, args));
+        let mut acked = BTreeSet::new();
+        for round in 0..3 {
+            let id = round.to_string();
+            server.post("/liveEvent", with_id(&id)).expect(202);
+            acked.insert(id);
+            server.flush();
+        }
+        for target in ["/userEvents/u", "/segments", "/metrics", "/readyz", "/"] {
+            server.get(target).expect(200);
+        }
+        let said = server.process.stderr();
+        let doubted = said.contains("the clock is not set");
+        assert_eq!(doubted, !time.starts_with("@9999"), "{time}: {said}");
+        let file = scratch.file("more.jsonl", with_id("sent"));
+        let url = server.url();
+        let state = scratch.path().join("state");
+        let send = ["send", arg(&file), "--to", &url, "--state", arg(&state)];
+        Process::start(&mut by_clock(&clock, &send))
+            .finish()
+            .expect(0);
+        acked.insert("sent".to_owned());
+        server.flush();
+        server.assert_balanced();
+        server.stop().expect(0);
+        let more = scratch.file("other.jsonl", with_id("processed"));
+        let process = ["process", "--data-dir", arg(&data), arg(&more)];
+        Process::start(&mut by_clock(&clock, &process))
+            .finish()
+            .expect(0);
+        acked.insert("processed".to_owned());
+        for args in [&["query", "--json"][..], &["verify"]] {
+            let args = [args, &["--data-dir", arg(&data)]].concat();
+            Process::start(&mut by_clock(&clock, &args))
+                .finish()
+                .expect(0);
+        }
+        let rebuild = ["process", "--rebuild", "--data-dir", arg(&data)];
+        Process::start(&mut by_clock(&clock, &rebuild))
+            .finish()
+            .expect(0);
+        assert_just_these_count(&data, &acked);
+    }
+}
+
+#[test]
+#[ignore = "needs faketime"]
+fn a_clock_that_is_set_after_the_start_prunes_and_expires_nothing() {
+    // Red if files of seconds ago are pruned, or their ids forgotten so that they count again,
+    // because a board without a clock began in 1970, or in 1970 again.
+    let flags = [
+        ["--rotate-every", "20ms"],
+        ["--retain-for", "10days"],
+        ["--keep-ids", "10days"],
+    ];
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let clock = scratch.file("clock", "+0");
+    let set_clock = |offset: &str| {
+        let next = scratch.file("clock.next", offset);
+        fs::rename(next, &clock).unwrap();
+    };
+    let mut acked = BTreeSet::new();
+    // The last start is by a clock that is years ahead.
+    for (start, then) in [("-20000d", "+0"), ("-20000d", "+0"), ("+1000d", "+1000d")] {
+        set_clock(start);
+        let server = Server::by(&data, flags.as_flattened(), |args| by_clock(&clock, args));
+        let mut send = |id: &str| {
+            server
+                .post("/liveEvent?ack=applied", with_id(id))
+                .expect(200);
+            acked.insert(id.to_owned());
+        };
+        let archived = || files_below(&data.join("applied")).len();
+        let before = archived();
+        let ids = ["a", "b", "c"].map(|name| format!("{name}{before}"));
+        for id in &ids {
+            send(id);
+            server.flush();
+        }
+        set_clock(then);
+        // Rounds go by, in which retention would let them go.
+        for id in ids.iter().chain(&acked.clone()) {
+            server
+                .post("/liveEvent?ack=applied", with_id(id))
+                .expect(200);
+            server.flush();
+        }
+        let status = server.assert_balanced();
+        assert_eq!(status["applied"], acked.len(), "{status}");
+        assert!(archived() > before + 3, "nothing is pruned");
+        let said = server.process.stderr();
+        assert!(
+            said.contains("nothing is pruned and no id expires"),
+            "{said}"
+        );
+        server.stop().expect(0);
+        assert_just_these_count(&data, &acked);
+    }
+}
+
 /// The hours of day in the files' names.
 fn names_of_hours(files: &[PathBuf]) -> BTreeSet<String> {
     let hour = |path: &PathBuf| {

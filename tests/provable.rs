@@ -547,6 +547,48 @@ fn a_backup_copied_over_beside_an_old_wal_is_noticed_and_rebuilt() {
 }
 
 #[test]
+fn a_rebuild_cures_a_database_beside_a_log_that_is_not_its_own() {
+    // Red if the cure that is prescribed fails: the log does not fit the database, so the two cannot
+    // be brought together.
+    for (backup_users, log_users) in [(1, 3000), (200, 20), (3000, 200), (3000, 1)] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let users = |prefix: &str, count: u32| {
+            (0..count)
+                .map(|n| event(&format!("{prefix}-{n}"), 1))
+                .collect::<String>()
+        };
+        let server = Server::start(&data);
+        server.accept(users("early", backup_users));
+        server.stop().expect(0);
+        fs::copy(data.join("revenue.db"), scratch.path().join("backup.db")).unwrap();
+        let server = Server::start(&data);
+        server.accept(users("between", 5000));
+        server.stop().expect(0);
+        let server = Server::start(&data);
+        for round in 0..3 {
+            let position = server.accept(users(&format!("late-{round}"), log_users));
+            server
+                .get(&format!(
+                    "/userEvents/late-{round}-0?after={position}&wait=50s"
+                ))
+                .expect(200);
+        }
+        server.kill();
+        assert!(data.join("revenue.db-wal").exists());
+        fs::copy(scratch.path().join("backup.db"), data.join("revenue.db")).unwrap();
+        rebuild(&data).expect(0);
+        verify(&data).expect(0);
+        assert_eq!(database(&data), recount(&data).users);
+        assert!(!data.join("revenue.db-wal").exists());
+        let server = Server::start(&data);
+        server.flush();
+        server.get("/readyz").expect(200);
+        server.stop().expect(0);
+    }
+}
+
+#[test]
 fn process_says_so_too_when_the_database_does_not_add_up() {
     // Red if the one-shot run builds on such a database with exit code 0.
     let scratch = Scratch::new();

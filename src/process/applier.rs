@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
 
+use super::clock::Clock;
 use super::memory::Shares;
 use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, fold, lines};
@@ -22,7 +23,6 @@ use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, UserLine, Writer,
 };
-use crate::timestamp::now_ms;
 
 /// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
 const LET_GO_BYTES: u64 = 4 << 20;
@@ -100,6 +100,7 @@ pub(super) struct Applier<'p> {
     /// All that it did.
     pub(super) work: Work,
     pool: &'p mut Pool,
+    clock: Arc<Clock>,
     follows: HashMap<SegmentId, Follow>,
 }
 
@@ -123,10 +124,12 @@ impl<'p> Applier<'p> {
 
     fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Result<Self, StoreError> {
         writer.cache(Shares::of(config).cache_bytes)?;
+        config.clock.look(writer.clock()?);
         Ok(Self {
             writer,
             work: Work::default(),
             pool,
+            clock: Arc::clone(&config.clock),
             follows: HashMap::new(),
         })
     }
@@ -315,7 +318,7 @@ impl<'p> Applier<'p> {
             to: folded.to,
             checksum,
             end,
-            now_ms: now_ms(),
+            now_ms: self.clock.now_ms(),
             delta: Delta {
                 users: &users,
                 with_id: &folded.piece.with_id,
@@ -373,7 +376,7 @@ impl<'p> Applier<'p> {
             reason: Some(&untrusted.reason),
             untrusted_bytes: untrusted.size - from,
             untrusted_lines,
-            now_ms: now_ms(),
+            now_ms: self.clock.now_ms(),
         })?;
         Ok(untrusted_lines)
     }
@@ -394,7 +397,7 @@ impl<'p> Applier<'p> {
             reason,
             untrusted_bytes: 0,
             untrusted_lines: 0,
-            now_ms: now_ms(),
+            now_ms: self.clock.now_ms(),
         })?;
         Ok(())
     }

@@ -235,9 +235,24 @@ impl Coordinator {
         }
     }
 
+    /// Whether the time is still to be believed; stores it now and then.
+    fn look_at_clock(&self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+        let clock = &self.config.clock;
+        let Some(at_ms) = clock.look(None) else {
+            return Ok(());
+        };
+        match applier.writer.set_clock(at_ms) {
+            Ok(()) => clock.stored(at_ms),
+            Err(error) if error.is_locked() => {} // Another time.
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
     /// Applies what is there now.
     fn round(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         self.look_at_database(applier)?;
+        self.look_at_clock(applier)?;
         // Before the listing: what this tail says is sealed is in it then.
         let tail = self.journal.tail();
         self.board.active = tail.number;

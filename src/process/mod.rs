@@ -24,6 +24,7 @@ mod accounting;
 mod applier;
 mod archive;
 mod claims;
+mod clock;
 mod coordinator;
 mod fold;
 mod lines;
@@ -45,6 +46,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use self::clock::Clock;
 use self::memory::Shares;
 pub use self::once::{Refused, RunProgress, Summary, run_once};
 pub use self::rebuild::{Rebuilt, rebuild};
@@ -79,6 +81,8 @@ pub struct ProcessConfig {
     pub database: PathBuf,
     /// The UUID of the data directory; nil until it has been read.
     pub directory: Uuid,
+    /// The time, as far as it is to be believed.
+    pub(crate) clock: Arc<Clock>,
 }
 
 impl ProcessConfig {
@@ -93,6 +97,7 @@ impl ProcessConfig {
             keep_ids: None,
             database: data_dir.join(DATABASE_FILE),
             directory: Uuid::nil(),
+            clock: Arc::default(),
         }
     }
 

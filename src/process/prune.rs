@@ -26,7 +26,6 @@ use crate::health::Health;
 use crate::journal::{Catalog, Place};
 use crate::segment::SegmentId;
 use crate::store::{IdsWalk, SegmentRow, StoreError, Writer};
-use crate::timestamp::now_ms;
 
 /// How long a round may go on letting go; one segment goes at least.
 const ROUND_MAX: Duration = Duration::from_millis(100);
@@ -101,6 +100,9 @@ impl Retention {
         end: u64,
         health: &Health,
     ) -> Result<(), ProcessError> {
+        if !self.config.clock.is_believed() {
+            return Ok(());
+        }
         self.ids(writer)?;
         let unfinished = health.is_set(RETENTION) || self.unsettled_since.is_some();
         if self.not_before > Instant::now() || !(unfinished || self.due(writer, end)?.is_some()) {
@@ -119,7 +121,8 @@ impl Retention {
         let began = Instant::now();
         let mut stays = None;
         while let Some((row, number)) = self.due(writer, end)? {
-            match prune(writer, disk, &catalog, &row, &mut self.pruned)? {
+            let now_ms = self.config.clock.now_ms();
+            match prune(writer, disk, &catalog, &row, now_ms, &mut self.pruned)? {
                 Outcome::Gone => {}
                 Outcome::Stays(path) => {
                     stays = Some(format!(
@@ -166,17 +169,27 @@ impl Retention {
     }
 
     /// The segment to go next, if one is due.
-    fn due(&self, writer: &Writer, end: u64) -> Result<Option<(SegmentRow, u64)>, ProcessError> {
+    fn due(
+        &self,
+        writer: &mut Writer,
+        end: u64,
+    ) -> Result<Option<(SegmentRow, u64)>, ProcessError> {
         let Some(retain_for) = self.config.retain_for else {
             return Ok(None);
         };
         let Some(row) = writer.oldest_whole()? else {
             return Ok(None);
         };
+        let stamps = self.config.clock.stamps();
+        if row.whole_at_ms.is_some_and(|at| !stamps.can_be(at)) {
+            // Of a clock that was not set, or set wrongly: its age counts from now.
+            writer.restamp_segments(&stamps)?;
+            return Ok(None);
+        }
         let due_ms = row
             .whole_at_ms
             .and_then(|at| at.checked_add(i64::try_from(retain_for.as_millis()).ok()?));
-        let due = due_ms.is_some_and(|due_ms| due_ms <= now_ms());
+        let due = due_ms.is_some_and(|due_ms| due_ms <= stamps.now_ms);
         match row.id.number() {
             Some(number) if due && number < end && number < writer.highest_sealed()? => {
                 Ok(Some((row, number)))
@@ -200,9 +213,10 @@ impl Retention {
         };
         // Times are kept in whole seconds: rounded so that no id goes early.
         let keep_s = i64::try_from(keep_ids.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
-        let before_s = now_ms().div_euclid(1000).saturating_sub(keep_s);
+        let stamps = self.config.clock.stamps();
+        let before_s = stamps.now_ms.div_euclid(1000).saturating_sub(keep_s);
         while began.elapsed() < IDS_STEP_MAX {
-            self.ids = writer.let_ids_go(&self.ids, before_s, IDS_AT_ONCE)?;
+            self.ids = writer.let_ids_go(&self.ids, before_s, &stamps, IDS_AT_ONCE)?;
             if self.ids.after.is_empty() {
                 break;
             }
@@ -242,6 +256,7 @@ fn prune(
     disk: &dyn Disk,
     catalog: &Catalog,
     row: &SegmentRow,
+    now_ms: i64,
     pruned: &mut Option<u64>,
 ) -> Result<Outcome, ProcessError> {
     let mut paths = Vec::new();
@@ -264,7 +279,7 @@ fn prune(
         }
     }
     // 1. One transaction.
-    if !writer.prune(row, now_ms())? {
+    if !writer.prune(row, now_ms)? {
         return Ok(Outcome::Changed);
     }
     *pruned = row.id.number();
@@ -366,6 +381,8 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    use super::super::clock::Clock;
+    use super::super::clock::tests::{Fake, HOUR, MINUTE, NOW};
     use super::*;
     use crate::fs::{DiskDir, DiskFile, Identity, RealDisk};
     use crate::journal::testing::{tag_of, write_sealed};
@@ -494,24 +511,90 @@ mod tests {
     }
 
     #[test]
+    fn no_clock_makes_what_was_just_applied_old() {
+        // Red if files or ids of seconds ago go because the clock was not set, jumped, or was wrong
+        // when they were applied.
+        let year = Duration::from_hours(366 * 24);
+        let year_ms = i64::try_from(year.as_millis()).expect("few");
+        let (all, old) = ((2, 2), (1, 0));
+        for (applied_at, then, believed) in [
+            // A board without a clock, until it is set.
+            (0, NOW, all),
+            // Set to another year while it runs, and left there.
+            (NOW, NOW + 3 * year_ms, old),
+            // It was wrong when they were applied, and is set right.
+            (NOW + 20 * year_ms, NOW, all),
+        ] {
+            let dir = tempfile::tempdir().expect("a directory");
+            for number in 1..=2 {
+                let name = format!("events-2026-11-22T06-41-00.123Z-{number:06}.jsonl");
+                let line = format!(
+                    "{{\"userId\":\"u\",\"name\":\"add_revenue\",\"value\":1,\"id\":\"{number}\"}}\n"
+                );
+                std::fs::write(dir.path().join(name), line).expect("it is written");
+            }
+            let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+            let fake = Fake::at(applied_at);
+            let mut config = ProcessConfig::new(dir.path());
+            config.clock = Arc::new(Clock::of(Box::new(fake.clone())));
+            (config.retain_for, config.keep_ids) = (Some(year), Some(year));
+            run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+            let path = dir.path().join(DATABASE_FILE);
+            let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
+            let health = Health::default();
+            let mut retention = Retention::new(&config);
+            let mut kept_after = |ms: i64| {
+                for _ in 0..ms / MINUTE {
+                    fake.pass(MINUTE);
+                    config.clock.look(None);
+                }
+                // The first dates anew what has to be, the second judges by that.
+                for _ in 0..2 {
+                    retention.ids_not_before = Instant::now();
+                    let went = retention.round(&mut writer, &RealDisk, 3, &health);
+                    went.expect("the database is well");
+                }
+                let database = rusqlite::Connection::open(&path).expect("it opens");
+                let ids = database.query_row("SELECT count(*) FROM event_id", [], |row| {
+                    row.get::<_, u64>(0)
+                });
+                (kept(dir.path()), ids.expect("a count"))
+            };
+            fake.set(then);
+            config.clock.look(None);
+            assert_eq!(kept_after(0), all, "{applied_at} {then}");
+            assert_eq!(kept_after(HOUR - MINUTE), all, "{applied_at} {then}");
+            assert_eq!(kept_after(MINUTE), believed, "{applied_at} {then}");
+            fake.pass(year_ms - HOUR);
+            assert_eq!(kept_after(0), believed, "{applied_at} {then}: younger");
+            assert_eq!(kept_after(2 * HOUR), old, "{applied_at} {then}: old");
+        }
+    }
+
+    #[test]
     fn what_waits_to_be_applied_is_never_passed() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(DATABASE_FILE);
-        let writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
+        let mut writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
         let mut config = ProcessConfig::new(dir.path());
         config.retain_for = Some(Duration::ZERO);
         let retention = Retention::new(&config);
-        assert!(retention.due(&writer, u64::MAX).expect("a read").is_none());
+        assert!(
+            retention
+                .due(&mut writer, u64::MAX)
+                .expect("a read")
+                .is_none()
+        );
         writer.close().expect("closed");
         for number in [2, 3] {
             write_sealed(dir.path(), number, "nonsense\n");
         }
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
-        let writer = Writer::open(&path, Existing::Only).expect("it opens");
-        let due = |end| {
+        let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
+        let mut due = |end| {
             retention
-                .due(&writer, end)
+                .due(&mut writer, end)
                 .expect("a read")
                 .map(|due| due.1)
         };
@@ -520,7 +603,7 @@ mod tests {
         later.retain_for = Some(Duration::from_hours(1));
         let later = Retention::new(&later);
         assert!(
-            later.due(&writer, 3).expect("a read").is_none(),
+            later.due(&mut writer, 3).expect("a read").is_none(),
             "too young"
         );
     }

@@ -2,7 +2,7 @@
 //!
 //! The caller holds `serve.lock` and `process.lock`. The new database is made beside the old one,
 //! under a temporary name, closed to a single file and fsynced; the old one is checkpointed and
-//! closed until no `-wal` is left; then a rename puts the new one in its place, and the directory is
+//! closed until no `-wal` is left (one that does not fit it is set aside); then a rename puts the new one in its place, and the directory is
 //! fsynced. A crash at any point leaves the old one or the new one, whole.
 //!
 //! # What becomes of what the files alone don't say
@@ -14,15 +14,17 @@
 //! - Ids that were let go guard again, as far as their events are in kept files.
 //! - Times (of applying, for `--retain-for` and `--keep-ids`) begin anew.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::recount::{Finding, recount};
 use super::{ProcessConfig, ProcessError, RunProgress, Summary, in_words, prune, run_once};
 use crate::fs::{self, DirHold, Disk, RealDisk};
-use crate::journal::{Catalog, Claims};
-use crate::store::{Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, read_kept, sibling};
-use crate::timestamp::now_ms;
+use crate::journal::{Catalog, Claims, QUARANTINE_DIR};
+use crate::store::{
+    Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, is_in_use, read_kept, sibling,
+};
 
 /// The new database while it is made, beside the old one.
 const UNFINISHED: &str = "revenue.db.rebuild";
@@ -55,7 +57,7 @@ pub fn rebuild(
     remove_unfinished(dir)?;
     let (rows, pruned) = read_kept(&old).map_err(|error| {
         ProcessError::NotRebuilt(format!(
-            "the old database can't be read, so that it can't be told what retention has let go: {}. Move it away and run `tallyline process`, which makes a new one from all kept files",
+            "the old database can't be read, so that it can't be told what retention has let go: {}. Move it and its -wal away and run `tallyline process`, which makes a new one from all kept files",
             in_words(&error)
         ))
     })?;
@@ -89,7 +91,7 @@ pub fn rebuild(
         remove_unfinished(dir)?;
         return Err(ProcessError::NotRebuilt(words));
     }
-    close_old(&old)?;
+    notes.extend(close_old(&**disk, dir, &old)?);
     fs::replace(&new, &old).map_err(ProcessError::io("put a new database in place of", &old))?;
     Ok(Rebuilt { summary, notes })
 }
@@ -155,7 +157,7 @@ fn carry(
     }
     let mut writer = Writer::open(new, Existing::OrCreate)?;
     writer.belong_to(config.directory)?;
-    writer.carry(&proof, now_ms())?;
+    writer.carry(&proof, config.clock.now_ms())?;
     Ok(writer.close()?)
 }
 
@@ -189,11 +191,26 @@ fn doubt(
 }
 
 /// Checkpoints the old database and closes it to a single file: a `-wal` left beside the new one
-/// would be played into it.
-fn close_old(old: &Path) -> Result<(), ProcessError> {
+/// would be played into it. A `-wal` that does not fit the old database (one of them was restored)
+/// cannot be played into it; it is set aside.
+fn close_old(disk: &dyn Disk, data_dir: &Path, old: &Path) -> Result<Option<String>, ProcessError> {
     let exists = |path: &Path| path.try_exists().unwrap_or(true);
+    let mut note = None;
     if exists(old) {
-        Writer::open(old, Existing::Only)?.close()?;
+        let closed = Writer::open(old, Existing::Only).and_then(Writer::close);
+        match closed {
+            Err(error) if !error.is_locked() && !is_in_use(old)? => {
+                let aside = set_wal_aside(disk, data_dir, old)?;
+                note = aside.map(|path| {
+                    format!(
+                        "the write-ahead log did not fit the old database ({}); it is kept as {}",
+                        in_words(&error),
+                        path.display()
+                    )
+                });
+            }
+            closed => closed?,
+        }
     }
     for suffix in ["-wal", "-journal"] {
         if exists(&sibling(old, suffix)) {
@@ -203,5 +220,43 @@ fn close_old(old: &Path) -> Result<(), ProcessError> {
             )));
         }
     }
-    Ok(())
+    Ok(note)
+}
+
+/// Moves a `-wal` (or the `-journal` of a database that is none in WAL mode) to `quarantine/`. Nobody
+/// has the database open. Without them the old database is what it was when it was copied.
+fn set_wal_aside(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    old: &Path,
+) -> Result<Option<PathBuf>, ProcessError> {
+    let quarantine = data_dir.join(QUARANTINE_DIR);
+    disk.create_dir(&quarantine)
+        .map_err(ProcessError::io("create", &quarantine))?;
+    let mut kept = None;
+    for suffix in ["-wal", "-journal"] {
+        let path = sibling(old, suffix);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let to = (1..=u16::MAX)
+            .map(|copy| quarantine.join(format!("{name}.{copy}")))
+            .find(|to| !to.try_exists().unwrap_or(true));
+        let Some(to) = to else { continue };
+        match disk.rename_new(&path, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            moved => moved.map_err(ProcessError::io("set aside", &path))?,
+        }
+        kept = Some(to);
+    }
+    // SQLite makes it again from the -wal, wherever there is one.
+    let shm = sibling(old, "-shm");
+    match disk.remove(&shm) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(ProcessError::io("remove", &shm)(error));
+        }
+        _ => {}
+    }
+    for dir in [&quarantine, data_dir] {
+        disk.sync_dir(dir).map_err(ProcessError::io("sync", dir))?;
+    }
+    Ok(kept)
 }

@@ -232,6 +232,34 @@ fn acknowledged_events_are_applied_archived_and_one_file_is_left() {
 }
 
 #[test]
+fn a_line_that_comes_to_nothing_is_unaccounted_for_and_turns_readiness_red() {
+    // Red if the ledger balances by arithmetic. An empty line is none to the processor, so one that the
+    // journal has written is a line lost between the two.
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Running::start(&dir);
+    // What was written before the processor began is found in the files.
+    let position = server.append(&line("u", 1));
+    assert_eq!(server.wait(position), Waited::Applied);
+    let unaccounted = |server: &Running| {
+        let (ledger, run) = server.progress.ledger(|| server.journal.tail().lines);
+        assert_eq!(run.appended, run.settled.unsigned_abs() + 1);
+        (ledger.applied, ledger.unaccounted)
+    };
+    let position = server.append(&format!("{}\n", line("u", 1)));
+    assert_eq!(server.wait(position), Waited::Applied);
+    server.until("it is red", |server| {
+        let reasons = server.health.reasons();
+        reasons.iter().any(|reason| reason.contains("1 lines"))
+    });
+    assert_eq!(unaccounted(&server), (2, 1));
+    server.rotate();
+    let position = server.append(&line("u", 1));
+    assert_eq!(server.wait(position), Waited::Applied);
+    server.until("it stays", |server| unaccounted(server) == (3, 1));
+    server.stop();
+}
+
+#[test]
 fn work_goes_on_after_a_restart_and_a_deleted_database_comes_back_the_same() {
     let dir = tempfile::tempdir().expect("a directory");
     for round in 1..=3 {

@@ -20,6 +20,7 @@
 //! The store knows no HTTP and no files of events: what of them it needs in rare cases it asks of
 //! a [`Source`].
 
+mod alone;
 mod apply;
 mod delta;
 mod family;
@@ -35,13 +36,14 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 
+pub use self::alone::is_in_use;
 pub use self::apply::{Applied, Delta, Outcome, Range, RangeEnd, Source};
 pub use self::delta::{IdEvent, IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, Sums, UserLine};
 pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
 pub use self::progress::{Applies, Ledger, Lost, Progress, Run, Settled, Waited};
 pub use self::proof::{IdFate, Proof, UserSum};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
-pub use self::retention::IdsWalk;
+pub use self::retention::{IdsWalk, Stamps};
 pub use self::segments::{
     Counts, Pruned, RejectedLine, SegmentRow, SegmentState, read_checks, read_directory, read_kept,
     read_segments,

@@ -11,6 +11,10 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use super::segments::{self, SegmentRow};
 use super::{Proof, Pruned, StoreError, Writer};
 
+const SELECT_CLOCK: &str = include_str!("../../sql/query/select_clock.sql");
+const SET_CLOCK: &str = include_str!("../../sql/query/set_clock.sql");
+const RESTAMP_SEGMENTS: &str = include_str!("../../sql/query/restamp_segments.sql");
+const RESTAMP_EVENT_ID: &str = include_str!("../../sql/query/restamp_event_id.sql");
 const DELETE_WHOLE_SEGMENT: &str = include_str!("../../sql/query/delete_whole_segment.sql");
 const DELETE_REJECTED: &str = include_str!("../../sql/query/delete_rejected_lines.sql");
 const SET_PRUNED: &str = include_str!("../../sql/query/set_pruned.sql");
@@ -29,7 +33,53 @@ pub struct IdsWalk {
     pub let_go: u64,
 }
 
+/// Dates of records: what can be, and the time that stands for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamps {
+    /// Now, milliseconds since 1970 UTC.
+    pub now_ms: i64,
+    /// Before it no clock was set.
+    pub earliest_ms: i64,
+    /// After it is a time to come.
+    pub latest_ms: i64,
+}
+
+impl Stamps {
+    /// Whether a record may bear this date.
+    pub fn can_be(&self, at_ms: i64) -> bool {
+        (self.earliest_ms..=self.latest_ms).contains(&at_ms)
+    }
+}
+
 impl Writer {
+    /// The last time of day that was believed, milliseconds since 1970 UTC; `None` if none was stored.
+    pub fn clock(&self) -> Result<Option<i64>, StoreError> {
+        self.connection
+            .query_row(SELECT_CLOCK, [], |row| row.get(0))
+            .map_err(self.reading())
+    }
+
+    /// Stores a time of day that is believed.
+    pub fn set_clock(&mut self, at_ms: i64) -> Result<(), StoreError> {
+        self.connection
+            .execute(SET_CLOCK, [at_ms])
+            .map(|_| ())
+            .map_err(StoreError::sqlite(&self.path, "store the time"))
+    }
+
+    /// Dates all whole segments anew whose date cannot be.
+    pub fn restamp_segments(&mut self, stamps: &Stamps) -> Result<(), StoreError> {
+        let Stamps {
+            now_ms,
+            earliest_ms,
+            latest_ms,
+        } = stamps;
+        self.connection
+            .execute(RESTAMP_SEGMENTS, [earliest_ms, latest_ms, now_ms])
+            .map(|_| ())
+            .map_err(StoreError::sqlite(&self.path, "date segments anew"))
+    }
+
     /// The whole segment of ours with the lowest number.
     pub fn oldest_whole(&self) -> Result<Option<SegmentRow>, StoreError> {
         segments::oldest_whole(&self.connection).map_err(self.reading())
@@ -74,26 +124,29 @@ impl Writer {
     }
 
     /// One step of a walk over all ids: looks at up to `count` of them and lets go those applied
-    /// before `before_s` (seconds since 1970 UTC). At the end the walk starts over. Only a step
-    /// that finds some is a transaction.
+    /// before `before_s` (seconds since 1970 UTC); those whose date cannot be are dated anew. At the
+    /// end the walk starts over. Only a step that finds some is a transaction.
     pub fn let_ids_go(
         &mut self,
         walk: &IdsWalk,
         before_s: i64,
+        stamps: &Stamps,
         count: u32,
     ) -> Result<IdsWalk, StoreError> {
         let doing = StoreError::sqlite(&self.path, "let ids go");
-        let (seen, old) =
-            ids_after(&self.connection, &walk.after, before_s, count).map_err(&doing)?;
-        let after = seen.unwrap_or_default();
-        if old.is_empty() {
+        let Looked { last, old, undated } =
+            ids_after(&self.connection, &walk.after, before_s, stamps, count).map_err(&doing)?;
+        let after = last.unwrap_or_default();
+        if old.is_empty() && undated.is_empty() {
             return Ok(IdsWalk { after, let_go: 0 });
         }
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(&doing)?;
-        let let_go = delete_ids(&transaction, &old).map_err(&doing)?;
+        let let_go = restamp_ids(&transaction, &undated, stamps)
+            .and_then(|()| delete_ids(&transaction, &old))
+            .map_err(&doing)?;
         transaction.commit().map_err(&doing)?;
         Ok(IdsWalk { after, let_go })
     }
@@ -156,27 +209,52 @@ fn set_pruned(connection: &Connection, pruned: &Pruned, now_ms: i64) -> rusqlite
         .map(|_| ())
 }
 
-/// The last id looked at, unless that was the end of the table, and (id, segment key) of old ones.
-type Looked = (Option<String>, Vec<(String, i64)>);
+/// What a step of the walk saw.
+struct Looked {
+    /// The last id, unless that was the end of the table.
+    last: Option<String>,
+    /// Id and segment key of old ones.
+    old: Vec<(String, i64)>,
+    /// Ids whose date cannot be.
+    undated: Vec<String>,
+}
 
 fn ids_after(
     connection: &Connection,
     after: &str,
     before_s: i64,
+    stamps: &Stamps,
     count: u32,
 ) -> rusqlite::Result<Looked> {
     let mut select = connection.prepare_cached(SELECT_IDS_AFTER)?;
     let mut rows = select.query(params![after, count])?;
-    let (mut last, mut seen, mut old) = (None, 0, Vec::new());
+    let mut looked = Looked {
+        last: None,
+        old: Vec::new(),
+        undated: Vec::new(),
+    };
+    let mut seen = 0;
     while let Some(row) = rows.next()? {
         let id: String = row.get(0)?;
-        if row.get::<_, i64>(2)? < before_s {
-            old.push((id.clone(), row.get(1)?));
+        let applied_at_s = row.get::<_, i64>(2)?;
+        if !stamps.can_be(applied_at_s.saturating_mul(1000)) {
+            looked.undated.push(id.clone());
+        } else if applied_at_s < before_s {
+            looked.old.push((id.clone(), row.get(1)?));
         }
-        last = Some(id);
+        looked.last = Some(id);
         seen += 1;
     }
-    Ok((last.filter(|_| seen == count), old))
+    looked.last = looked.last.filter(|_| seen == count);
+    Ok(looked)
+}
+
+fn restamp_ids(connection: &Connection, ids: &[String], stamps: &Stamps) -> rusqlite::Result<()> {
+    let mut restamp = connection.prepare_cached(RESTAMP_EVENT_ID)?;
+    for id in ids {
+        restamp.execute(params![id, stamps.now_ms.div_euclid(1000)])?;
+    }
+    Ok(())
 }
 
 fn delete_ids(connection: &Connection, ids: &[(String, i64)]) -> rusqlite::Result<u64> {

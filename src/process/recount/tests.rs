@@ -190,11 +190,16 @@ fn ids_let_go_are_said_and_what_is_certain_is_still_compared() {
     apply(&dir);
     let path = dir.path().join(DATABASE_FILE);
     let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
+    let any = crate::store::Stamps {
+        now_ms: 0,
+        earliest_ms: i64::MIN,
+        latest_ms: i64::MAX,
+    };
     let walk = writer
-        .let_ids_go(&IdsWalk::default(), i64::MAX, 3)
+        .let_ids_go(&IdsWalk::default(), i64::MAX, &any, 3)
         .expect("a step");
     assert_eq!((walk.after.as_str(), walk.let_go), ("2", 3));
-    let walk = writer.let_ids_go(&walk, 0, 3).expect("a step");
+    let walk = writer.let_ids_go(&walk, 0, &any, 3).expect("a step");
     assert_eq!(
         (walk.after.as_str(), walk.let_go),
         ("", 0),

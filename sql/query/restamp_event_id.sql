@@ -1,0 +1,1 @@
+UPDATE event_id SET applied_at_s = ?2 WHERE id = ?1

@@ -1,0 +1,1 @@
+UPDATE clock SET seen_at_ms = ?1

@@ -1,0 +1,51 @@
+//! Whether anybody else has a database open, told without changing anything of it.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+
+use super::StoreError;
+use super::open;
+
+/// Whether another program has the database open. Asked where its `-wal` does not belong to it: only
+/// SQLite's locks are looked at, nothing is checkpointed, and whatever cannot be read does not matter.
+pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
+    let connection = Connection::open_with_flags(path, open::reader_flags())
+        .map_err(StoreError::sqlite(path, "open it"))?;
+    let doing = StoreError::sqlite(path, "lock it");
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(&doing)?;
+    // Every connection holds a shared lock while it is open in WAL mode; this asks for the exclusive one
+    // before anything is read.
+    connection
+        .pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))
+        .map_err(&doing)?;
+    let read = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()));
+    Ok(read.is_err_and(|error| doing(error).is_locked()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{DATABASE_FILE, Existing, Writer};
+
+    #[test]
+    fn only_an_open_database_is_in_use() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(DATABASE_FILE);
+        let writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
+        assert!(is_in_use(&path).expect("a look"), "open");
+        drop(writer);
+        assert!(!is_in_use(&path).expect("a look"), "closed");
+        let reader = Connection::open(&path).expect("it opens");
+        reader
+            .query_row("SELECT * FROM ledger", [], |_| Ok(()))
+            .expect("a read");
+        assert!(is_in_use(&path).expect("a look"), "read");
+        drop(reader);
+        std::fs::write(&path, "nonsense").expect("written");
+        assert!(!is_in_use(&path).expect("a look"), "no database at all");
+    }
+}
