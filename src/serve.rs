@@ -7,6 +7,7 @@
 //! How to have a [`Server`] in a test of your own: see the front page of the [library](crate).
 
 use std::fs;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, select};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::config::{Access, Processing, ServeConfig};
 use crate::exit::Exit;
@@ -92,6 +95,7 @@ impl Server {
             health,
             disk: seen_disk,
             data_dir: dir.clone(),
+            directory: directory_id(dir)?,
         };
         let http = http::Server::start(http_config(config), app)?;
         let server = Self {
@@ -233,6 +237,47 @@ fn known(database: &Path) -> Vec<KnownSegment> {
         })
     };
     rows.into_iter().filter_map(known).collect()
+}
+
+/// Names the data directory: made once, kept in it.
+const DIRECTORY_FILE: &str = "directory.json";
+
+/// What [`DIRECTORY_FILE`] holds.
+#[derive(Serialize, Deserialize)]
+struct Directory {
+    directory: Uuid,
+}
+
+/// The UUID of the data directory; made at its first start. The caller holds `serve.lock`.
+fn directory_id(dir: &Path) -> anyhow::Result<Uuid> {
+    let path = dir.join(DIRECTORY_FILE);
+    match fs::read(&path) {
+        Ok(text) => {
+            let read: Directory = serde_json::from_slice(&text).with_context(|| {
+                format!(
+                    "cannot read {}: restore it, or remove it to give the directory a new name",
+                    path.display()
+                )
+            })?;
+            return Ok(read.directory);
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+    let made = Directory {
+        directory: Uuid::new_v4(),
+    };
+    let part = path.with_extension("part");
+    let write = || -> io::Result<()> {
+        let mut file = fs::File::create(&part)?;
+        serde_json::to_writer(&file, &made)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&part, &path)?;
+        fs::File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(made.directory)
 }
 
 fn report(recovery: &Recovery) {

@@ -30,6 +30,7 @@ pub use counters::Counters;
 use engine::{Engine, EngineError};
 pub use engine::{Figures, Limits, Listen};
 use routes::{Inner, Routes};
+use uuid::Uuid;
 
 use crate::fs::Disk;
 use crate::health::Health;
@@ -61,6 +62,8 @@ pub struct App {
     pub disk: Arc<dyn Disk>,
     /// Where they lie.
     pub data_dir: PathBuf,
+    /// The name of that directory, wherever it is moved to.
+    pub directory: Uuid,
 }
 
 /// Why there is no server.

@@ -42,7 +42,8 @@ pub use self::proof::{IdFate, Proof, UserSum};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::IdsWalk;
 pub use self::segments::{
-    Counts, Pruned, RejectedLine, SegmentRow, SegmentState, read_checks, read_kept, read_segments,
+    Counts, Pruned, RejectedFilter, RejectedLine, SegmentRow, SegmentState, read_checks, read_kept,
+    read_segments,
 };
 pub use self::writer::{Mark, Writer, sibling};
 

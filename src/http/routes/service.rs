@@ -112,9 +112,16 @@ pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
 pub(super) fn status(inner: &Inner, request: Request) {
     let events = inner.counters.events();
     let progress = &inner.app.progress;
-    let ledger = progress.ledger(inner.app.journal.tail().lines);
+    let tail = inner.app.journal.tail();
+    let ledger = progress.ledger(tail.lines);
     let reasons = reasons(inner, &request);
+    let end = Position {
+        segment: tail.number,
+        offset: tail.durable_end,
+    };
     let body = json!({
+        "directory": inner.app.directory,
+        "position": end.to_string(),
         "received": events.received(),
         "accepted": events.accepted,
         "refused": events.refused,
