@@ -169,15 +169,15 @@ fn one_event_at_a_time_is_the_same_as_batches() {
 }
 
 #[test]
-fn a_file_sent_twice_counts_twice_but_a_named_source_only_once() {
-    // Red if a new run of a completed file is taken for a retry, or if `--source` does not guard.
+fn a_file_counts_twice_only_if_asked_and_a_named_source_only_once() {
+    // Red if a completed file is sent again unasked, or if `--source` does not guard.
     let scratch = Scratch::new();
     let input = generated(&scratch, 300, 20, 4);
     let server = Server::start(&scratch.data());
     let url = server.url();
-    for _ in 0..2 {
-        run(&["send", arg(&input), "--to", &url]).expect(0);
-    }
+    run(&["send", arg(&input), "--to", &url]).expect(0);
+    run(&["send", arg(&input), "--to", &url]).expect(2);
+    run(&["send", arg(&input), "--to", &url, "--again"]).expect(0);
     server.flush();
     assert_eq!(server.counter("applied"), 600);
     for _ in 0..2 {

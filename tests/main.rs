@@ -27,6 +27,7 @@ mod http; // the HTTP contract, row by row
 mod listings; // /segments and /rejected; waiting while the server stops
 mod process; // files without a server: from elsewhere, damaged, given twice
 mod provable; // verify, rebuild, retention, ids let go, a database put together from two
+mod send; // odd inputs, files sent before, rejected lines, waiting until it is applied
 mod torture; // the shipped torture, a few rounds of it
 mod trouble; // a database locked, deleted, replaced, restored; files changed under us
 
