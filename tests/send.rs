@@ -1,8 +1,10 @@
 //! `tallyline send` and what it is told: odd inputs, files sent before, rejected lines, waiting.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -410,6 +412,60 @@ fn what_is_no_file_is_named_and_a_fifo_is_read() {
         1
     );
     assert!(!at("fifo.tallyline-state").exists());
+}
+
+#[test]
+fn a_name_that_is_no_text_is_as_good_as_any() {
+    // Red if the state or the summary cannot be written for it.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let file = scratch.path().join(OsStr::from_bytes(b"caf\xe9.jsonl"));
+    fs::write(&file, event("u", 1)).unwrap();
+    let url = server.url();
+    let mut command = tallyline(&["send", "--to", &url, "--json"]);
+    let ran = Process::start(command.arg(&file)).finish().expect(0);
+    assert_eq!(summary(&ran)["accepted"], 1, "{ran}");
+    Process::start(command.arg("--quiet")).finish().expect(2);
+}
+
+#[test]
+fn a_file_of_which_nothing_was_accepted_can_be_sent_again() {
+    // Red if an empty file, sent by a timer, is called a fault the second time.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let file = scratch.file("empty.jsonl", "\n");
+    for _ in 0..2 {
+        let ran = send(&server, &file, &[]).expect(0);
+        assert!(ran.stdout.contains("OK"), "{ran}");
+    }
+    let file = scratch.file("bad.jsonl", "{\"userId\": 7}\n");
+    for _ in 0..2 {
+        send(&server, &file, &[]).expect(3);
+    }
+}
+
+#[test]
+fn a_state_of_the_former_format_is_gone_on_with() {
+    // Red if the update of the program makes an unfinished run a new one.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let text = event("u", 1) + &event("u", 2);
+    let file = scratch.file("e.jsonl", &text);
+    let mut crc = flate2::Crc::new();
+    crc.update(text.as_bytes());
+    let first = event("u", 1).len();
+    scratch.file("e.jsonl.tallyline-state", format!(
+        r#"{{"version":1,"run":"20261122T064100Z-0badcafe","ids":"run","input":"e.jsonl","device":1,"inode":2,"lines":1,"bytes":{first},"accepted":1,"refused":0,"checkedBytes":{},"checkedCrc32":{},"settled":true}}"#,
+        text.len(),
+        crc.sum()
+    ));
+    let ran = send(&server, &file, &["--json"]).expect(0);
+    let summary = summary(&ran);
+    assert_eq!(
+        (&summary["accepted"], &summary["run"]),
+        (&json!(1), &json!("20261122T064100Z-0badcafe"))
+    );
+    send(&server, &file, &[]).expect(2);
 }
 
 #[test]

@@ -78,6 +78,13 @@ const UTF_16: Unfit = Unfit {
     cure: "convert it to UTF-8: iconv -f UTF-16 -t UTF-8 FILE | tallyline send -",
 };
 
+const TAR: Unfit = Unfit {
+    looks_like: "a tar archive",
+    cure: "unpack it and send the file in it: tar -xOf FILE | tallyline send -",
+};
+/// Where a tar archive has its name.
+const TAR_AT: usize = 257;
+
 const CSV: Unfit = Unfit {
     looks_like: "CSV",
     cure: "convert it to JSON Lines, one object a line such as {\"userId\": \"user1\", \"name\": \"add_revenue\", \"value\": 100}",
@@ -88,6 +95,12 @@ pub(super) fn of(head: &[u8]) -> Result<Format, Unfit> {
     let found = SIGNATURES.iter().find(|(bytes, _)| head.starts_with(bytes));
     if let Some((_, unfit)) = found {
         return Err(*unfit);
+    }
+    if head
+        .get(TAR_AT..)
+        .is_some_and(|rest| rest.starts_with(b"ustar"))
+    {
+        return Err(TAR);
     }
     let json = |byte: &u8| matches!(byte, b'{' | b'[' | b' ' | b'\r' | b'\n' | b'"');
     match head {
@@ -118,7 +131,7 @@ fn is_csv(text: &[u8]) -> bool {
     };
     let second = lines.next();
     let looks_like_json = |line: &[u8]| line.starts_with(b"{") || line.starts_with(b"[");
-    if looks_like_json(first) || second.is_some_and(looks_like_json) {
+    if looks_like_json(first) || second.is_some_and(looks_like_json) || first.contains(&0) {
         return false;
     }
     b",;\t".iter().any(|separator| {
@@ -169,5 +182,8 @@ mod tests {
             }
         }
         assert_eq!(looks_like(b"PK\x03\x04\x14\0"), Err("a zip archive"));
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        assert_eq!(looks_like(&tar), Err("a tar archive"));
     }
 }

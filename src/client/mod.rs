@@ -47,7 +47,7 @@ mod fake_server;
 mod tests;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 
@@ -61,7 +61,7 @@ use crate::stop::Stop;
 use self::input::{Source, identity};
 use self::post::{About, Answer, Poster};
 use self::rejects::Keep;
-use self::run::{Finished, Run};
+use self::run::{Finished, Run, without_credentials};
 use self::settle::settle;
 use self::state::{Cover, Record, StateFile};
 use crate::config::{Ids, Input, Repeat, Report, SendConfig, UsageError};
@@ -133,7 +133,9 @@ fn whole(
     stop: &Stop,
     summary: &mut Summary,
 ) -> Result<Verdict, SendError> {
-    let (about, state, begun) = begin(config, stop)?;
+    let Some((about, state, begun)) = begin(config, stop)? else {
+        return Ok(Verdict::Stopped);
+    };
     let begun = match begun {
         None => None,
         Some(record) if record.complete => added(config, &mut source, record, summary)?,
@@ -203,8 +205,8 @@ fn added(
         record.bytes -= record.open_bytes;
         record.open_bytes = 0;
     }
-    // What became of the lines before was told then.
-    (record.accepted, record.refused) = (0, 0);
+    // What was refused of the lines before was told then.
+    record.refused = 0;
     (record.complete, record.since) = (false, None);
     Ok(resume(config, source, &record)?.map(|cover| (record, cover)))
 }
@@ -218,19 +220,22 @@ fn follow(
 ) -> Result<Verdict, SendError> {
     let mut keep = Keep::Nothing;
     loop {
-        let (about, state, begun) = begin(config, stop)?;
+        let Some((about, state, begun)) = begin(config, stop)? else {
+            return Ok(Verdict::Followed);
+        };
         let Some(mut source) = Source::growing(path, stop)? else {
             return Ok(Verdict::Followed);
         };
         let mut go_on = None;
+        let written = state.as_ref().and_then(StateFile::written);
         // What was followed here until now is done, whatever lies there next.
         if let Some(record) = begun
             && keep == Keep::Nothing
         {
             if let Some(cover) = resume(config, &mut source, &record)? {
                 go_on = Some((record, cover));
-            } else if let Some(mut rotated) = rotated(path, &record, stop)
-                && let Some(cover) = resume(config, &mut rotated, &record)?
+            } else if !record.complete
+                && let Some((rotated, cover)) = rotated(config, path, &record, written, stop)?
             {
                 tracing::warn!("finishing {} first", rotated.path().display());
                 source = rotated;
@@ -261,35 +266,66 @@ fn follow(
     }
 }
 
-/// What a followed file is called by now, if it is still in its directory.
-fn rotated(path: &Path, record: &Record, stop: &Stop) -> Option<Source> {
+/// What a followed file is called by now, if it is still in its directory: under another name, or as
+/// a copy of a file that was cut short. A copy is younger than the run's last word (`written`).
+fn rotated(
+    config: &SendConfig,
+    path: &Path,
+    record: &Record,
+    written: Option<SystemTime>,
+    stop: &Stop,
+) -> Result<Option<(Source, Cover)>, SendError> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let entries = std::fs::read_dir(dir.unwrap_or(Path::new("."))).ok()?;
-    let found = entries.flatten().find(|entry| {
-        let metadata = entry.metadata();
-        metadata.is_ok_and(|metadata| identity(&metadata) == (record.device, record.inode))
-    })?;
-    Source::file(&found.path(), stop).ok()
+    let Ok(entries) = std::fs::read_dir(dir.unwrap_or(Path::new("."))) else {
+        return Ok(None);
+    };
+    let own = std::fs::metadata(path).map(|metadata| identity(&metadata));
+    for entry in entries.flatten() {
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
+        let identity = identity(&metadata);
+        let renamed = identity == (record.device, record.inode);
+        let copy = || {
+            let made = metadata.created().ok();
+            metadata.len() >= record.checked_bytes && made > written && made.is_some()
+        };
+        if !metadata.is_file() || own.as_ref().is_ok_and(|own| *own == identity) {
+            continue;
+        }
+        if (renamed || record.bytes > 0 && copy())
+            && let Ok(mut source) = Source::file(&entry.path(), stop)
+            && let Some(cover) = resume(config, &mut source, record)?
+        {
+            return Ok(Some((source, cover)));
+        }
+    }
+    Ok(None)
 }
 
 /// What the server says of itself, the state file, and the run in it for the server's data
 /// directory.
 type Begun = (About, Option<StateFile>, Option<Record>);
 
-fn begin(config: &SendConfig, stop: &Stop) -> Result<Begun, SendError> {
+/// Gets them; `None`: stopped meanwhile.
+fn begin(config: &SendConfig, stop: &Stop) -> Result<Option<Begun>, SendError> {
     let state = config.state.as_deref().map(StateFile::open).transpose()?;
-    let about = about(config, stop)?;
+    let Some(about) = about(config, stop)? else {
+        return Ok(None);
+    };
     let (Some(mut state), Some(path)) = (state, &config.state) else {
-        return Ok((about, None, None));
+        return Ok(Some((about, None, None)));
     };
     let (kind, name) = kind_of(&config.ids);
     let same = |record: &Record| record.ids == kind && name.is_none_or(|name| *name == record.run);
-    let record = state.take(about.directory, &config.to, |record| {
-        !record.complete || same(record)
-    });
+    let record = state.take(
+        about.directory,
+        &without_credentials(&config.to),
+        |record| !record.complete || same(record),
+    );
     if let Some(record) = &record {
         if record.complete && config.repeat == Repeat::Again {
-            return Ok((about, Some(state), None));
+            return Ok(Some((about, Some(state), None)));
         }
         if !same(record) {
             return Err(SendError::OtherIds {
@@ -299,23 +335,24 @@ fn begin(config: &SendConfig, stop: &Stop) -> Result<Begun, SendError> {
             });
         }
     }
-    Ok((about, Some(state), record))
+    Ok(Some((about, Some(state), record)))
 }
 
-/// Asks the server for the name of its data directory, as patiently as events are sent.
-fn about(config: &SendConfig, stop: &Stop) -> Result<About, SendError> {
+/// Asks the server for the name of its data directory, as patiently as events are sent; `None`:
+/// stopped meanwhile.
+fn about(config: &SendConfig, stop: &Stop) -> Result<Option<About>, SendError> {
     let failed = |reason| SendError::Server {
         url: config.to.clone(),
         reason,
     };
-    let poster = Poster::new(config);
+    let poster = Poster::asking(config);
     let (mut pause, began, mut told) = (deliver::PAUSE_FIRST, Instant::now(), false);
     loop {
         let (reason, after) = match poster.about() {
-            Ok(about) => return Ok(about),
+            Ok(about) => return Ok(Some(about)),
             Err(Answer::Again { reason, after, .. }) => (reason, after),
             Err(Answer::Hopeless { reason }) => return Err(failed(reason)),
-            Err(_) => return Ok(About::default()),
+            Err(_) => return Ok(Some(About::default())),
         };
         let silent = began.elapsed();
         let Some(wait) = deliver::pause_before_retry(config.retry_for, silent, after, pause) else {
@@ -326,7 +363,7 @@ fn about(config: &SendConfig, stop: &Stop) -> Result<About, SendError> {
         }
         pause = (pause * 2).min(deliver::PAUSE_MAX);
         if stop.wait(wait) {
-            return Err(failed("stopped before it answered".to_owned()));
+            return Ok(None);
         }
     }
 }

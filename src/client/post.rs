@@ -16,6 +16,8 @@ use crate::segment::Position;
 
 /// The longest wait for an answer; shorter where `--retry-for` is.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
+/// The longest wait for the answer to a question.
+const QUESTION_WITHIN: Duration = Duration::from_secs(5);
 /// The longest `Retry-After` that is heeded as it stands.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 /// An answer that names every line of the largest batch fits.
@@ -137,6 +139,15 @@ impl Poster {
     pub(super) fn new(config: &SendConfig) -> Self {
         let patience = config.retry_for.unwrap_or(ANSWER_WITHIN);
         let within = patience.clamp(Duration::from_secs(1), ANSWER_WITHIN);
+        Self::within(config, within)
+    }
+
+    /// For questions: they are asked again rather than waited for, so that a stop is heard.
+    pub(super) fn asking(config: &SendConfig) -> Self {
+        Self::within(config, QUESTION_WITHIN)
+    }
+
+    fn within(config: &SendConfig, within: Duration) -> Self {
         Self {
             agent: agent(&config.to, within),
             to: config.to.clone(),

@@ -63,7 +63,7 @@ impl<'a> Run<'a> {
         };
         record.settled = false;
         record.directory = about.directory.or(record.directory);
-        record.to.clone_from(&config.to);
+        record.to = without_credentials(&config.to);
         record.since = record.since.or(about.position);
         let checksum = match (&state, source.open_file()) {
             (Some(_), None) => Checksum::Kept,
@@ -262,9 +262,20 @@ fn conclude(
 
 /// Whether a complete run's state stays, to tell that its file was sent: an event's own id, or one
 /// made of `--source`, guards it anyway; with `--no-ids` nothing is to guard it; stdin cannot be read
-/// again.
+/// again; and where nothing was accepted, nothing can count twice.
 fn stays(record: &Record, source: &Source) -> bool {
-    record.ids == "run" && source.open_file().is_some()
+    record.ids == "run" && record.accepted > 0 && source.open_file().is_some()
+}
+
+/// A base URL that may be kept in a file.
+pub(super) fn without_credentials(to: &str) -> String {
+    match to
+        .split_once("://")
+        .map(|(scheme, rest)| (scheme, rest.split_once('@')))
+    {
+        Some((scheme, Some((_, host)))) => format!("{scheme}://{host}"),
+        _ => to.to_owned(),
+    }
 }
 
 /// A plain file's record, its checksum over no more than the acknowledged bytes.
@@ -293,7 +304,9 @@ fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError>
         ids: kind_of(&config.ids).0.to_owned(),
         input: input
             .canonicalize()
-            .unwrap_or_else(|_| PathBuf::from(input)),
+            .unwrap_or_else(|_| PathBuf::from(input))
+            .display()
+            .to_string(),
         device,
         inode,
         lines: 0,

@@ -79,7 +79,7 @@ pub(super) fn settle(config: &SendConfig, stop: &Stop, record: &Record) -> Settl
     if config.wait == Some(Duration::ZERO) {
         return settled;
     }
-    let poster = Poster::new(config);
+    let poster = Poster::asking(config);
     let mut target = format!("/rejected?limit={LISTED_MAX}&after={}", last.0);
     if let Some(since) = record.since {
         let _infallible = write!(target, "&since={}", since.0);

@@ -18,6 +18,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -66,8 +67,8 @@ pub(super) struct Record {
     pub(super) run: String,
     /// How they came about: `run`, `source` or `none`.
     pub(super) ids: String,
-    /// The file, for people who find this one.
-    pub(super) input: PathBuf,
+    /// The file, for people who find this one; what is not UTF-8 is shown as U+FFFD.
+    pub(super) input: String,
     /// Device of the file: to find it again after a rotation, never to trust it.
     pub(super) device: u64,
     /// Inode of the file.
@@ -259,6 +260,11 @@ impl StateFile {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// When it was last written, by the file system's clock.
+    pub(super) fn written(&self) -> Option<SystemTime> {
+        self.locked.metadata().and_then(|file| file.modified()).ok()
     }
 
     /// Where it is.

@@ -1,7 +1,7 @@
 //! How a send ended, for people and for programs. The last line can't be mistaken for success.
 
 use std::fmt::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::HumanCount;
@@ -101,8 +101,8 @@ impl Summary {
             "retries": self.counts.retries,
             "seconds": self.elapsed.as_secs_f64(),
             "run": self.run,
-            "state": self.state,
-            "rejects": self.rejects,
+            "state": shown(self.state.as_deref()),
+            "rejects": shown(self.rejects.as_deref()),
             "error": error,
         })
         .to_string()
@@ -150,6 +150,11 @@ impl Summary {
             ),
         }
     }
+}
+
+/// A path in JSON: what is not UTF-8 is shown as U+FFFD.
+fn shown(path: Option<&Path>) -> Option<String> {
+    path.map(|path| path.display().to_string())
 }
 
 /// The error with what caused it, on one line.

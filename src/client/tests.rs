@@ -122,7 +122,7 @@ fn a_completed_file_is_sent_again_only_if_asked_and_a_source_as_often_as_one_lik
     let server = FakeServer::new();
     bench.send(&server, &["--source", "mine"]);
     bench.send(&server, &["--source", "mine", "--batch", "1"]);
-    assert!(!bench.state().exists(), "there is nothing to guard");
+    assert_eq!(bench.send(&server, &[]).exit(), Exit::Usage, "remembered");
     let expected = (1..=3).map(|n| (format!("mine-{n:012}"), 2)).collect();
     assert_eq!(server.seen().ids(), expected);
 }
@@ -651,6 +651,13 @@ fn lines_that_are_all_refused_are_sent_once() {
         (500, Exit::Refused)
     );
     assert_eq!(server.seen().bodies.len(), 1);
+}
+
+#[test]
+fn the_state_keeps_no_password() {
+    let kept = run::without_credentials;
+    assert_eq!(kept("http://user:pw@h:1/base"), "http://h:1/base");
+    assert_eq!(kept("http://h:1/base"), "http://h:1/base");
 }
 
 #[test]
