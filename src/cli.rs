@@ -243,11 +243,17 @@ Examples:
   tallyline send invoices.jsonl --source invoices-2026     never counted twice, whoever sends it
 
 Interrupted (Ctrl-C, kill -9, a crash of either side)? Run the same command again: it goes on
-where it stopped and counts nothing twice. A file sent to its end and sent again counts again.
+where it stopped and counts nothing twice. A file that was sent in full is not sent to the same
+server again (exit code 2) unless --again; lines added to it since are.
 Token, if the server wants one: TALLYLINE_TOKEN in the environment, or --token-file.
-Exit codes: 0 all accepted; 1 failed or stopped; 3 sent, but some events were refused.")]
+Exit codes: 0 all accepted; 1 failed or stopped; 2 usage, or sent in full before; 3 sent, but some
+events were refused, or rejected because their id names another event.")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the switches of a command line"
+)]
 pub struct SendArgs {
-    /// File of events, one JSON object a line, gzip'd or not; `-` is stdin
+    /// File of events, one JSON object a line or a JSON array, gzip'd or not; `-` is stdin
     #[arg(value_name = "FILE", default_value = "events.jsonl")]
     pub file: PathBuf,
 
@@ -284,11 +290,23 @@ pub struct SendArgs {
     /// Send events as they are; what is sent again after a lost answer may count twice
     #[arg(long, help_heading = "Counting once")]
     pub no_ids: bool,
+    /// Send a file once more that was sent in full before: its events count again
+    #[arg(long, conflicts_with = "follow", help_heading = "Counting once")]
+    pub again: bool,
     /// Keep the run's name and progress here [default: FILE.tallyline-state; none for stdin]
     #[arg(long, value_name = "FILE", env = "TALLYLINE_STATE")]
     #[arg(help_heading = "Counting once")]
     pub state: Option<PathBuf>,
 
+    /// Once all is sent, wait this long at most until it is in the totals; 0s: do not wait
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "10s",
+        env = "TALLYLINE_WAIT"
+    )]
+    #[arg(help_heading = "Input and output")]
+    pub wait: Span,
     /// Stay and send what is added to the file, like `tail -F`
     #[arg(long, help_heading = "Input and output")]
     pub follow: bool,

@@ -12,7 +12,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use self::send::{Ids, Input, Report, SendConfig, Token};
+pub use self::send::{Ids, Input, Repeat, Report, SendConfig, Token};
 pub use self::serve::{Access, Effective, Processing, ServeConfig};
 pub use self::units::{Size, SizeError, Span, SpanError};
 use crate::cli::{DemoArgs, ProcessArgs, QueryArgs, ServeArgs, TortureArgs, VerifyArgs};

@@ -60,6 +60,12 @@ What could not be trusted, and why.
 .TP
 \fIdata/revenue.db\fR
 Totals, in SQLite; it can be made again from the files.
+.TP
+\fIdata/directory.json\fR
+A UUID that names the directory.
+.TP
+\fIFILE.tallyline\-state\fR
+What \fBtallyline send\fR has sent of FILE, and to which data directories.
 .SH EXIT STATUS
 .TP
 0

@@ -3,26 +3,44 @@
 //! Reads through the store's [`Readers`] and changes nothing; the last connection to close leaves
 //! no `-wal` behind. Amounts are shown exactly, as the micros say.
 
-use anyhow::bail;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::config::{QueryConfig, QueryFormat};
 use crate::event::{MICROS_PER_UNIT, Micros};
 use crate::exit::Exit;
-use crate::store::{DATABASE_FILE, Ledger, Order, Overall, Readers, UserTotal};
+use crate::journal::directory_tag;
+use crate::manual::counted;
+use crate::segment::{ACTIVE_FILE, SegmentId};
+use crate::store::{
+    DATABASE_FILE, Ledger, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
+    read_directory,
+};
 use crate::timestamp;
 
 /// Prints what was asked for. A user without events is named on stderr: exit code 1.
 pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
     let path = config.data_dir.join(DATABASE_FILE);
+    let readers = Readers::new(&path, 1);
     if !path.exists() {
+        let pending = Pending::of(&config.data_dir, &readers)?;
+        if pending.bytes > 0 {
+            bail!(
+                "there is no database {}: {pending}; `tallyline process` applies them",
+                path.display()
+            );
+        }
         bail!(
             "there is no database {}; `tallyline serve` or `tallyline process` makes it, --data-dir says where",
             path.display()
         );
     }
-    let readers = Readers::new(&path, 1);
     let exit = if config.users.is_empty() {
         all_in_all(&readers, config)
     } else {
@@ -39,8 +57,14 @@ fn all_in_all(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
     users.truncate(config.top as usize);
     let text = match config.format {
         QueryFormat::Csv => csv(&users)?,
-        QueryFormat::Json => json_overall(&readers.overall()?, readers.ledger()?, &users)?,
-        QueryFormat::Table => table_overall(&readers.overall()?, readers.ledger()?, &users),
+        QueryFormat::Json => {
+            let pending = Pending::of(&config.data_dir, readers)?;
+            json_overall(&readers.overall()?, readers.ledger()?, &pending, &users)?
+        }
+        QueryFormat::Table => {
+            let pending = Pending::of(&config.data_dir, readers)?;
+            table_overall(&readers.overall()?, readers.ledger()?, &pending, &users)
+        }
     };
     crate::manual::print(text.as_bytes())
 }
@@ -63,9 +87,78 @@ fn some_users(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
         crate::manual::print(text.as_bytes())?;
     }
     if !unknown.is_empty() {
-        bail!("no events were applied of {}", unknown.join(", "));
+        let unknown = unknown.join(", ");
+        let pending = Pending::of(&config.data_dir, readers)?;
+        if pending.bytes > 0 {
+            bail!("no events were applied of {unknown}; {pending}");
+        }
+        bail!("no events were applied of {unknown}");
     }
     Ok(Exit::Done)
+}
+
+/// What lies in the files of the data directory and is not in the database yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pending {
+    files: u64,
+    bytes: u64,
+}
+
+impl Pending {
+    /// By the files' lengths: none is opened. Segments in the archive have been applied.
+    fn of(data_dir: &Path, readers: &Readers) -> anyhow::Result<Self> {
+        let cannot_list = || format!("cannot list {}", data_dir.display());
+        let entries = match fs::read_dir(data_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            entries => entries.with_context(cannot_list)?,
+        };
+        let unfinished = readers.unfinished_segments()?;
+        let directory = read_directory(&data_dir.join(DATABASE_FILE))?.map_or(0, directory_tag);
+        // The row of `events.jsonl` may be that of a segment sealed since.
+        let mut active = unfinished.iter().find(|row| row.file_name == ACTIVE_FILE);
+        let mut pending = Self::default();
+        let mut active_bytes = None;
+        for entry in entries {
+            let entry = entry.with_context(cannot_list)?;
+            let name = entry.file_name();
+            // Renamed or removed meanwhile: applied, or seen under its new name next time.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            let Some(name) = name.to_str().filter(|_| metadata.is_file()) else {
+                continue;
+            };
+            if name == ACTIVE_FILE {
+                active_bytes = Some(metadata.len());
+            } else if let Some((id, _)) = SegmentId::of_file(name, directory) {
+                active = active.filter(|row| row.id != id);
+                let row = readers.segment(&id)?;
+                pending.add(metadata.len(), row.as_ref());
+            }
+        }
+        if let Some(bytes) = active_bytes {
+            pending.add(bytes, active);
+        }
+        Ok(pending)
+    }
+
+    fn add(&mut self, file_bytes: u64, row: Option<&SegmentRow>) {
+        let applied = row.map_or(0, |row| match row.state {
+            SegmentState::Active | SegmentState::Sealed => row.applied_bytes,
+            // Nothing more of it will be applied.
+            SegmentState::Whole | SegmentState::Untrusted | SegmentState::Lost => file_bytes,
+        });
+        let bytes = file_bytes.saturating_sub(applied);
+        self.bytes += bytes;
+        self.files += u64::from(bytes > 0);
+    }
+}
+
+impl fmt::Display for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (bytes, files) = (counted(self.bytes, "byte"), counted(self.files, "file"));
+        write!(f, "{bytes} in {files} are not applied yet")
+    }
 }
 
 /// A user as `GET /userEvents/{userId}` shows one.
@@ -100,7 +193,12 @@ fn json(value: &impl Serialize) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn json_overall(overall: &Overall, ledger: Ledger, users: &[UserTotal]) -> anyhow::Result<String> {
+fn json_overall(
+    overall: &Overall,
+    ledger: Ledger,
+    pending: &Pending,
+    users: &[UserTotal],
+) -> anyhow::Result<String> {
     #[derive(Serialize)]
     struct Fates {
         lines: u64,
@@ -117,6 +215,7 @@ fn json_overall(overall: &Overall, ledger: Ledger, users: &[UserTotal]) -> anyho
         revenue: Option<Box<RawValue>>,
         updated_at: Option<String>,
         ledger: Fates,
+        pending_bytes: u64,
         top: Vec<Shown<'a>>,
     }
     json(&All {
@@ -131,6 +230,7 @@ fn json_overall(overall: &Overall, ledger: Ledger, users: &[UserTotal]) -> anyho
             rejected: ledger.rejected,
             untrusted: ledger.untrusted,
         },
+        pending_bytes: pending.bytes,
         top: users.iter().map(Shown::of).collect(),
     })
 }
@@ -146,7 +246,12 @@ fn csv(users: &[UserTotal]) -> anyhow::Result<String> {
     Ok(String::from_utf8(out.into_inner()?)?)
 }
 
-fn table_overall(overall: &Overall, ledger: Ledger, users: &[UserTotal]) -> String {
+fn table_overall(
+    overall: &Overall,
+    ledger: Ledger,
+    pending: &Pending,
+    users: &[UserTotal],
+) -> String {
     let facts = [
         ("users", overall.users.to_string()),
         ("events counted", overall.events.to_string()),
@@ -159,6 +264,7 @@ fn table_overall(overall: &Overall, ledger: Ledger, users: &[UserTotal]) -> Stri
         ("duplicates", ledger.duplicates.to_string()),
         ("rejected", ledger.rejected.to_string()),
         ("untrusted", ledger.untrusted.to_string()),
+        ("bytes pending", pending.bytes.to_string()),
     ];
     let rows = facts.map(|(name, value)| vec![name.to_owned(), value]);
     let mut text = aligned(&rows, &[Align::Left, Align::Right]);
@@ -270,7 +376,8 @@ mod tests {
             revenue_micros: 9_007_199_254_740_993,
             updated_at_ms: Some(1_795_329_660_123),
         };
-        let text = json_overall(&overall, Ledger::default(), &users).expect("json");
+        let text =
+            json_overall(&overall, Ledger::default(), &Pending::default(), &users).expect("json");
         assert_eq!(text.matches(": 9007199254.740993").count(), 2, "{text}");
         let updated = "\"updatedAt\": \"2026-11-22T06:41:00.123Z\"";
         assert_eq!(text.matches(updated).count(), 2, "{text}");

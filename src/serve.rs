@@ -151,6 +151,7 @@ impl Parts {
         let journal = journal_config(config, locks);
         let (journal, committer) = open_journal(dir, &disk, journal, &health)?;
         self.committer = Some(committer);
+        let directory = journal.directory();
 
         let applies = match config.processing {
             Processing::Here => Applies::Here,
@@ -175,6 +176,7 @@ impl Parts {
             disk: seen_disk,
             data_dir: dir.clone(),
             lost_log_lines: logging::lost_lines,
+            directory,
         };
         let http = self
             .http

@@ -172,19 +172,23 @@ fn curl(words: &[String]) -> (Request, bool) {
     (request.body(body.unwrap_or_default()), show_status)
 }
 
-/// Times and ages differ from run to run: each becomes one word.
+/// Times and names differ from run to run: each becomes one word.
 fn without_times(text: &str) -> String {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find("\"updatedAt\":\"") {
-        let start = at + "\"updatedAt\":\"".len();
-        let end = start + rest[start..].find('"').unwrap();
-        out.push_str(&rest[..start]);
-        out.push_str("TIME");
-        rest = &rest[end..];
+    let mut text = text.trim_end().to_owned();
+    for field in ["\"updatedAt\":\"", "\"directory\":\""] {
+        let mut out = String::new();
+        let mut rest = &*text;
+        while let Some(at) = rest.find(field) {
+            let start = at + field.len();
+            let end = start + rest[start..].find('"').unwrap();
+            out.push_str(&rest[..start]);
+            out.push_str("VARIES");
+            rest = &rest[end..];
+        }
+        out.push_str(rest);
+        text = out;
     }
-    out.push_str(rest);
-    out.trim_end().to_owned()
+    text
 }
 
 #[test]

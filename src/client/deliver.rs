@@ -15,17 +15,18 @@ use serde::de::IgnoredAny;
 
 use super::error::SendError;
 use super::ids::{IdMaker, Shape, random};
-use super::lines::Batch;
+use super::lines::{Batch, Fault};
 use super::post::{Answer, LineError, Outcome, Poster};
 use super::rejects::Refusal;
 use super::tally::{Done, Tally};
 use crate::config::{SendConfig, Span};
 use crate::event::Event;
+use crate::segment::Position;
 use crate::stop::Stop;
 
 /// The first pause before a request is sent again, and the longest.
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(100);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Why a batch was left unfinished.
 #[derive(Debug)]
@@ -62,6 +63,8 @@ struct Ready<'a> {
 struct Outcomes {
     accepted: u64,
     refusals: Vec<Refusal>,
+    /// The last position that was acknowledged.
+    last: Option<Position>,
 }
 
 impl Deliverer<'_> {
@@ -72,12 +75,10 @@ impl Deliverer<'_> {
         let mut lines: Vec<Ready<'_>> = Vec::with_capacity(batch.lines.len());
         for line in &batch.lines {
             let text = &batch.text[line.range.clone()];
-            if let Some(length) = line.too_long {
-                let max = crate::event::LINE_BYTES_MAX;
-                let detail = format!("the line has {length} bytes; at most {max} are taken");
-                outcomes
-                    .refusals
-                    .push(refusal(line.number, text, "line_too_long", detail));
+            if let Some(fault) = line.fault {
+                let (code, detail) = described(fault);
+                let refusal = refusal(line.number, text, code, detail);
+                outcomes.refusals.push(refusal);
                 continue;
             }
             let shape = Shape::of(text);
@@ -99,6 +100,7 @@ impl Deliverer<'_> {
             end: batch.end,
             accepted: outcomes.accepted,
             refused: outcomes.refusals.len() as u64,
+            last: outcomes.last,
         };
         self.tally
             .done(batch.sequence, done, &outcomes.refusals)
@@ -127,6 +129,7 @@ impl Deliverer<'_> {
                     accepted,
                     refused,
                     errors,
+                    position,
                 } => {
                     let refusals = named(&group, &errors, refused);
                     if accepted + refused != group.len() as u64 || refusals.len() as u64 != refused
@@ -139,9 +142,25 @@ impl Deliverer<'_> {
                         )));
                     }
                     outcomes.accepted += accepted;
+                    outcomes.last = outcomes.last.max(position);
                     outcomes.refusals.extend(refusals);
                 }
-                Answer::Refused { errors, reason } => {
+                Answer::Refused {
+                    errors,
+                    more_errors,
+                    ..
+                } if errors.len() as u64 + more_errors == group.len() as u64 => {
+                    // None is good: those that the answer does not name need not be sent again.
+                    let named = named(&group, &errors, 0);
+                    let unnamed = group
+                        .iter()
+                        .filter(|line| !named.iter().any(|refusal| refusal.line == line.number));
+                    outcomes
+                        .refusals
+                        .extend(unnamed.map(|line| refused_here(line)));
+                    outcomes.refusals.extend(named);
+                }
+                Answer::Refused { errors, reason, .. } => {
                     let refusals = named(&group, &errors, 0);
                     if refusals.is_empty() {
                         halve(&group, "refused", &reason, &mut groups, outcomes);
@@ -193,15 +212,9 @@ impl Deliverer<'_> {
                 .tally
                 .unanswered(&self.told(&reason), doubtful)
                 .min(since.elapsed());
-            if self
-                .config
-                .retry_for
-                .is_some_and(|patience| silent >= patience)
-            {
-                let patience = Span(self.config.retry_for);
-                return Err(self.failed(format!("{reason}; gave up after {patience}")));
-            }
-            let wait = after.unwrap_or_else(|| shortened(pause));
+            let Some(wait) = pause_before_retry(self.config.retry_for, silent, after, pause) else {
+                return Err(self.failed(gave_up(&reason, self.config.retry_for)));
+            };
             pause = (pause * 2).min(PAUSE_MAX);
             if self.stop.wait(wait) {
                 return Err(Halt::Stopped);
@@ -218,6 +231,45 @@ impl Deliverer<'_> {
             url: self.config.to.clone(),
             reason,
         })
+    }
+}
+
+/// How long to wait before a request is sent again; `None`: `retry_for` has passed in silence.
+/// What the server asks for (`after`) is heeded as far as there is time for it.
+pub(super) fn pause_before_retry(
+    retry_for: Option<Duration>,
+    silent: Duration,
+    after: Option<Duration>,
+    pause: Duration,
+) -> Option<Duration> {
+    let wait = after.unwrap_or_else(|| shortened(pause));
+    match retry_for {
+        None => Some(wait),
+        Some(patience) if silent >= patience => None,
+        Some(patience) => Some(wait.min(patience.saturating_sub(silent))),
+    }
+}
+
+/// Why a request was not sent again.
+pub(super) fn gave_up(reason: &str, retry_for: Option<Duration>) -> String {
+    format!("{reason}; gave up after {}", Span(retry_for))
+}
+
+fn described(fault: Fault) -> (&'static str, String) {
+    match fault {
+        Fault::TooLong(length) => {
+            let max = crate::event::LINE_BYTES_MAX;
+            let detail = format!("the line has {length} bytes; at most {max} are taken");
+            ("line_too_long", detail)
+        }
+        Fault::NoElement => (
+            "not_json",
+            "a comma of the array stands without an element".to_owned(),
+        ),
+        Fault::Unclosed => (
+            "not_json",
+            "the array has no closing bracket; is the file cut short?".to_owned(),
+        ),
     }
 }
 

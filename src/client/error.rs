@@ -1,7 +1,12 @@
 //! Why a send did not come to its end.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use crate::manual::counted;
 
 /// The lines acknowledged until then stay acknowledged, and the state (where one is kept) lets the
 /// same command go on.
@@ -21,12 +26,43 @@ pub enum SendError {
         /// What the system said.
         source: io::Error,
     },
-    /// A compressed file does not grow line by line.
-    #[error("{} is gzip'd; --follow reads plain files only", path.display())]
-    FollowCompressed {
-        /// The file.
+    /// A symbolic link that leads nowhere.
+    #[error("cannot read {}: it is a symbolic link to {}, which does not exist", path.display(), target.display())]
+    Dangling {
+        /// The link.
         path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
     },
+    /// Nothing that events can be read from.
+    #[error("cannot read {}: it is {kind}; name a regular file, a FIFO, or `-` for stdin", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// Such as `a directory`.
+        kind: &'static str,
+    },
+    /// Only a regular file grows line by line.
+    #[error("cannot follow {}: it is {kind}; --follow reads regular files of one event a line", path.display())]
+    NotFollowed {
+        /// The path.
+        path: PathBuf,
+        /// Such as `gzip'd`.
+        kind: &'static str,
+    },
+    /// The input is something else than events; nothing of it was sent.
+    #[error("cannot send {}: it looks like {looks_like}; {}", path.display(), cure.replace("FILE", &path.display().to_string()))]
+    NotEvents {
+        /// The file, or `-`.
+        path: PathBuf,
+        /// Such as `CSV`.
+        looks_like: &'static str,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// All of it was sent to the same data directory before.
+    #[error("{0}")]
+    SentBefore(Box<SentBefore>),
     /// The state file could not be read or written.
     #[error("cannot keep the progress in {}; name a writable file with --state", path.display())]
     State {
@@ -42,6 +78,14 @@ pub enum SendError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The state file is no file that a state can be kept in.
+    #[error("cannot keep the progress in {}: it is {kind}; name a regular file with --state", path.display())]
+    StateNotAFile {
+        /// The path.
+        path: PathBuf,
+        /// Such as `a FIFO`.
+        kind: &'static str,
     },
     /// Another process sends with this state.
     #[error("another `tallyline send` is at work with {}; wait for it, or name another --state", path.display())]
@@ -90,4 +134,49 @@ pub enum SendError {
     /// A thread could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+}
+
+/// A file that need not be sent.
+#[derive(Debug)]
+pub struct SentBefore {
+    /// The file.
+    pub path: PathBuf,
+    /// Its lines.
+    pub lines: u64,
+    /// The base URL they were sent to.
+    pub to: String,
+    /// The data directory of that server, if it named it.
+    pub directory: Option<Uuid>,
+    /// The run's name.
+    pub run: String,
+    /// The state file.
+    pub state: PathBuf,
+}
+
+impl fmt::Display for SentBefore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            path,
+            lines,
+            to,
+            directory,
+            run,
+            state,
+        } = self;
+        let lines = counted(*lines, "line");
+        write!(
+            f,
+            "{} was sent in full before: {lines} to {to}",
+            path.display()
+        )?;
+        if let Some(directory) = directory {
+            write!(f, " (data directory {directory})")?;
+        }
+        write!(
+            f,
+            ", run {run}, as {} says; sent again, its events would count twice. \
+             The same command sends lines that are added to it; --again sends all of it once more",
+            state.display()
+        )
+    }
 }

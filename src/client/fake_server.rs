@@ -24,6 +24,8 @@ pub(super) struct Seen {
     pub(super) bodies: Vec<String>,
     /// Headers of the last request, names in lower case.
     pub(super) headers: BTreeMap<String, String>,
+    /// What was asked by GET.
+    pub(super) gets: Vec<String>,
     /// Events taken, as often as taken: line by line.
     pub(super) taken: Vec<String>,
 }
@@ -67,8 +69,9 @@ impl FakeServer {
         let thread = std::thread::spawn(move || {
             let mut number = 0;
             while let Ok(request) = incoming.recv() {
+                let posted = request.method() == &tiny_http::Method::Post;
                 answer(request, number, &mut script, &record);
-                number += 1;
+                number += usize::from(posted);
             }
         });
         Self {
@@ -99,6 +102,9 @@ impl Drop for FakeServer {
 }
 
 fn answer(mut request: tiny_http::Request, number: usize, script: &mut Script, seen: &Mutex<Seen>) {
+    if request.method() == &tiny_http::Method::Get {
+        return answer_get(request, seen);
+    }
     let mut body = String::new();
     request.as_reader().read_to_string(&mut body).expect("text");
     let headers = request.headers().iter();
@@ -141,6 +147,21 @@ fn answer(mut request: tiny_http::Request, number: usize, script: &mut Script, s
     let _gone = request.respond(response);
 }
 
+/// The name of every fake server's data directory: they stand for one server.
+pub(super) const DIRECTORY: &str = "01234567-89ab-4def-8123-456789abcdef";
+
+/// All that was taken is applied, and nothing is rejected.
+fn answer_get(request: tiny_http::Request, seen: &Mutex<Seen>) {
+    let url = request.url().to_owned();
+    let text = match url.as_str() {
+        "/status" => json!({"directory": DIRECTORY, "position": "1-0"}).to_string(),
+        _ => json!({"rejected": []}).to_string(),
+    };
+    seen.lock().expect("no panic").gets.push(url);
+    // The sender may be gone.
+    let _gone = request.respond(tiny_http::Response::from_string(text));
+}
+
 /// `invalid=skip`; of many errors only the first two are named.
 fn take(body: &str, seen: &mut Seen) -> (u16, String) {
     let mut accepted = 0;
@@ -166,7 +187,8 @@ fn take(body: &str, seen: &mut Seen) -> (u16, String) {
         }
     }
     if accepted == 0 {
-        let answer = json!({"title": "no good line", "errors": errors});
+        let more = refused - errors.len();
+        let answer = json!({"title": "no good line", "errors": errors, "moreErrors": more});
         return (422, answer.to_string());
     }
     let answer =

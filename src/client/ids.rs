@@ -8,13 +8,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::Write as _;
-use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
+use uuid::Uuid;
+
 use crate::config::Ids;
-use crate::timestamp;
 
 /// Makes ids for one run.
 #[derive(Clone, Debug)]
@@ -64,16 +64,13 @@ impl IdMaker {
     }
 }
 
-/// The name of a run: when it began, and something random.
+/// The name of a run. One of our own making is a UUID that begins with the time (version 7), so that
+/// later runs come after earlier ones in the table of ids, too.
 pub(super) fn run_name(ids: &Ids) -> String {
     match ids {
         Ids::Off => String::new(),
         Ids::Source(name) => name.clone(),
-        Ids::Run => {
-            let now = timestamp::rfc3339_seconds(SystemTime::now());
-            let time: String = now.chars().filter(char::is_ascii_alphanumeric).collect();
-            format!("{time}-{:08x}", random() >> 32)
-        }
+        Ids::Run => Uuid::now_v7().to_string(),
     }
 }
 
@@ -181,7 +178,8 @@ mod tests {
     fn run_names_differ_and_ids_sort_as_sent() {
         let name = run_name(&Ids::Run);
         assert_ne!(name, run_name(&Ids::Run));
-        assert!(name.len() < 40 && name.is_ascii(), "{name}");
+        let parsed: Uuid = name.parse().expect("a UUID");
+        assert_eq!((parsed.get_version_num(), name.len()), (7, 36));
         let id = |number| {
             let mut out = Vec::new();
             IdMaker::new(&name).write(b"{}", Shape::of(b"{}"), number, &mut out);

@@ -1,12 +1,12 @@
-//! Where the bytes come from: a file, a gzip'd file, stdin, or a file that grows.
+//! Where the bytes come from: a file, a gzip'd file, stdin or a FIFO, or a file that grows.
 //!
 //! Owned by the thread that reads. Whether the input is gzip'd is told by its first two bytes, not
 //! by its name. Stdin is read by a thread of its own, so that what has come can be sent while
 //! nothing more comes, and so that a stop is heard; that thread is left behind at the end.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Cursor, Read};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,14 +16,16 @@ use crossbeam_channel::{Receiver, bounded, select};
 use flate2::read::MultiGzDecoder;
 
 use super::error::SendError;
+use super::follow::{Growing, read_up_to};
+use super::format::{self, Format};
 use crate::stop::Stop;
 
 /// Bytes read at once.
-const BLOCK_BYTES: usize = 1 << 18;
+pub(super) const BLOCK_BYTES: usize = 1 << 18;
 /// How long stdin may be silent before what has come is sent.
 const LINGER: Duration = Duration::from_millis(50);
 /// How often a followed file is looked at.
-const POLL: Duration = Duration::from_millis(200);
+pub(super) const POLL: Duration = Duration::from_millis(200);
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// What a read brought.
@@ -41,6 +43,7 @@ pub(super) enum Filled {
 pub(super) struct Source {
     path: PathBuf,
     kind: Kind,
+    format: Option<Format>,
     /// Raw bytes read; those of the file, whatever they inflate to.
     raw: Arc<AtomicU64>,
     /// Read already, to be given out next.
@@ -55,11 +58,7 @@ enum Kind {
         whole: File,
         gzip: bool,
     },
-    Growing {
-        file: File,
-        /// Whether `Idle` was said since the last bytes: then it is time to wait.
-        idle: bool,
-    },
+    Growing(Growing),
     Stdin(Receiver<io::Result<Vec<u8>>>),
 }
 
@@ -69,38 +68,69 @@ pub(super) fn identity(metadata: &Metadata) -> (u64, u64) {
 }
 
 impl Source {
-    /// Opens a file to be read to its end.
+    /// Opens a file to be read to its end, or anything else that can be read as stdin is: a FIFO,
+    /// a terminal.
     pub(super) fn file(path: &Path, stop: &Stop) -> Result<Self, SendError> {
-        let raw = Arc::new(AtomicU64::new(0));
-        let open = || -> io::Result<Kind> {
-            let file = File::open(path)?;
-            if file.metadata()?.is_dir() {
-                return Err(io::Error::from(io::ErrorKind::IsADirectory));
-            }
-            let counted = Counted(file.try_clone()?, Arc::clone(&raw));
-            let (reader, gzip) = inflated(counted)?;
-            Ok(Kind::File {
-                reader,
-                whole: file,
-                gzip,
-            })
-        };
-        let kind = open().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => SendError::NoInput {
+        let kind = std::fs::metadata(path).map_err(|source| no_metadata(path, source))?;
+        let kind = kind.file_type();
+        if kind.is_fifo() || kind.is_char_device() {
+            let opened = path.to_owned();
+            // Opening a FIFO waits for its writer: where it does not keep anybody else.
+            return Self::read_apart(path, move || File::open(opened), stop);
+        }
+        if !kind.is_file() {
+            return Err(SendError::NotAFile {
                 path: path.to_owned(),
-            },
-            _ => SendError::Input {
-                path: path.to_owned(),
-                source,
-            },
-        })?;
-        Ok(Self {
+                kind: kind_name(kind),
+            });
+        }
+        let failed = |source| SendError::Input {
             path: path.to_owned(),
-            kind,
-            raw,
+            source,
+        };
+        let whole = open_regular(path).map_err(failed)?;
+        let mut source = Self {
+            path: path.to_owned(),
+            kind: Kind::File {
+                reader: Box::new(io::empty()),
+                whole,
+                gzip: false,
+            },
+            format: None,
+            raw: Arc::default(),
             pending: Vec::new(),
             stop: stop.clone(),
-        })
+        };
+        source.rewind()?;
+        Ok(source)
+    }
+
+    /// Back to the beginning of a file. What cannot be sent is refused here.
+    pub(super) fn rewind(&mut self) -> Result<(), SendError> {
+        use std::io::Seek as _;
+        let Kind::File {
+            reader,
+            whole,
+            gzip,
+        } = &mut self.kind
+        else {
+            return Ok(());
+        };
+        let mut open = || -> io::Result<Vec<u8>> {
+            let mut file = whole.try_clone()?;
+            file.seek(io::SeekFrom::Start(0))?;
+            self.raw.store(0, Ordering::Relaxed);
+            let opened = inflated(Counted(file, Arc::clone(&self.raw)))?;
+            (*reader, *gzip) = (opened.reader, opened.gzip);
+            Ok(opened.head)
+        };
+        let head = open().map_err(|source| SendError::Input {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.pending.clear();
+        self.format = None;
+        self.found(&head)
     }
 
     /// Opens a file that grows, waiting until it is there; `None`: stopped meanwhile.
@@ -109,35 +139,48 @@ impl Source {
             path: path.to_owned(),
             source,
         };
+        let not_followed = |kind| SendError::NotFollowed {
+            path: path.to_owned(),
+            kind,
+        };
         let mut told = false;
         let file = loop {
-            match File::open(path) {
-                Ok(file) => break file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if !told {
-                        tracing::warn!("waiting for {} to appear", path.display());
-                        told = true;
-                    }
-                    if stop.wait(POLL) {
-                        return Ok(None);
-                    }
+            match std::fs::metadata(path) {
+                Ok(metadata) if !metadata.is_file() => {
+                    return Err(not_followed(kind_name(metadata.file_type())));
                 }
+                Ok(_) => match open_regular(path) {
+                    Ok(file) => break file,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(failed(error)),
+                },
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(error)),
             }
+            if !told {
+                tracing::warn!("waiting for {} to appear", path.display());
+                told = true;
+            }
+            if stop.wait(POLL) {
+                return Ok(None);
+            }
         };
-        let mut magic = [0; 2];
-        if file.read_at(&mut magic, 0).map_err(failed)? == 2 && magic == GZIP_MAGIC {
-            return Err(SendError::FollowCompressed {
-                path: path.to_owned(),
-            });
+        let mut head = vec![0; format::HEAD_BYTES];
+        let length = read_up_to(&file, 0, &mut head).map_err(failed)?;
+        head.truncate(length);
+        if head.starts_with(&GZIP_MAGIC) {
+            return Err(not_followed("gzip'd"));
         }
-        Ok(Some(Self {
+        let mut source = Self {
             path: path.to_owned(),
-            kind: Kind::Growing { file, idle: false },
+            kind: Kind::Growing(Growing::new(file)),
+            format: None,
             raw: Arc::default(),
             pending: Vec::new(),
             stop: stop.clone(),
-        }))
+        };
+        source.found(&head)?;
+        Ok(Some(source))
     }
 
     /// Stdin, or whatever a test puts in its place.
@@ -145,8 +188,17 @@ impl Source {
         stream: impl Read + Send + 'static,
         stop: &Stop,
     ) -> Result<Self, SendError> {
+        Self::read_apart(Path::new("-"), move || Ok(stream), stop)
+    }
+
+    /// Read by a thread of its own, which opens it, too.
+    fn read_apart<R: Read + Send + 'static>(
+        path: &Path,
+        open: impl FnOnce() -> io::Result<R> + Send + 'static,
+        stop: &Stop,
+    ) -> Result<Self, SendError> {
         let raw = Arc::new(AtomicU64::new(0));
-        let counted = Counted(stream, Arc::clone(&raw));
+        let counted = Arc::clone(&raw);
         let (blocks, received) = bounded(4);
         std::thread::Builder::new()
             .name("stdin".to_owned())
@@ -157,8 +209,9 @@ impl Source {
                     block.truncate(count);
                     Ok(block)
                 };
-                let mut reader = match inflated(counted) {
-                    Ok((reader, _gzip)) => reader,
+                let opened = open().and_then(|stream| inflated(Counted(stream, counted)));
+                let mut reader = match opened {
+                    Ok(opened) => opened.reader,
                     Err(error) => {
                         let _nobody_listens = blocks.send(Err(error));
                         return;
@@ -174,12 +227,55 @@ impl Source {
             })
             .map_err(SendError::Thread)?;
         Ok(Self {
-            path: "-".into(),
+            path: path.to_owned(),
             kind: Kind::Stdin(received),
+            format: None,
             raw,
             pending: Vec::new(),
             stop: stop.clone(),
         })
+    }
+
+    /// The first bytes, which say what it is; nothing is known yet if there are none.
+    fn found(&mut self, head: &[u8]) -> Result<(), SendError> {
+        if head.is_empty() || self.format.is_some() {
+            return Ok(());
+        }
+        let head = &head[..head.len().min(format::HEAD_BYTES)];
+        let format = format::of(head).map_err(|unfit| SendError::NotEvents {
+            path: self.path.clone(),
+            looks_like: unfit.looks_like,
+            cure: unfit.cure,
+        })?;
+        if self.grows() && format == Format::Arrays {
+            return Err(SendError::NotFollowed {
+                path: self.path.clone(),
+                kind: "a JSON array",
+            });
+        }
+        self.format = Some(format);
+        Ok(())
+    }
+
+    /// How it is cut into events; `None` before its first bytes came.
+    pub(super) fn format(&self) -> Option<Format> {
+        self.format
+    }
+
+    /// Whether anything but white space (and the end of an array) is left. Reads it.
+    pub(super) fn has_more(&mut self) -> Result<bool, SendError> {
+        let mut block = Vec::with_capacity(BLOCK_BYTES);
+        loop {
+            block.clear();
+            if self.fill(&mut block)? == Filled::End {
+                return Ok(false);
+            }
+            let arrays = self.format == Some(Format::Arrays);
+            let nothing = |byte: &u8| byte.is_ascii_whitespace() || arrays && *byte == b']';
+            if !block.iter().all(nothing) {
+                return Ok(true);
+            }
+        }
     }
 
     /// Appends what comes next to `out`.
@@ -189,41 +285,46 @@ impl Source {
             return Ok(Filled::Some);
         }
         let stop = self.stop.clone();
+        let start = out.len();
         let filled = match &mut self.kind {
             Kind::File { reader, .. } => append(&mut **reader, out),
-            Kind::Growing { file, idle } => grown(file, idle, &self.path, &self.raw, &stop, out),
+            Kind::Growing(growing) => growing.fill(&self.path, &self.raw, &stop, out),
             Kind::Stdin(blocks) => received(blocks, &stop, out),
         };
-        filled.map_err(|source| SendError::Input {
+        let filled = filled.map_err(|source| SendError::Input {
             path: self.path.clone(),
             source,
-        })
+        })?;
+        self.found(&out[start..])?;
+        Ok(filled)
     }
 
     /// Goes past the first `bytes` (inflated); gives the checksum of them where they were read.
     /// `Ok(None)`: there are not so many.
     pub(super) fn skip(&mut self, bytes: u64) -> Result<Option<u32>, SendError> {
-        if let Kind::Growing { file, .. }
-        | Kind::File {
+        let failed = |source| SendError::Input {
+            path: self.path.clone(),
+            source,
+        };
+        if let Kind::Growing(growing) = &mut self.kind {
+            let there = growing.skip(bytes).map_err(failed)?;
+            self.raw.store(bytes, Ordering::Relaxed);
+            return Ok(there.then_some(0));
+        }
+        if let Kind::File {
             whole: file,
             gzip: false,
-            ..
+            reader,
         } = &mut self.kind
         {
             use std::io::Seek as _;
-            let failed = |source| SendError::Input {
-                path: self.path.clone(),
-                source,
-            };
             if file.metadata().map_err(failed)?.len() < bytes {
                 return Ok(None);
             }
             let mut file = file.try_clone().map_err(failed)?;
             file.seek(io::SeekFrom::Start(bytes)).map_err(failed)?;
             self.raw.store(bytes, Ordering::Relaxed);
-            if let Kind::File { reader, .. } = &mut self.kind {
-                *reader = Box::new(Counted(file, Arc::clone(&self.raw)));
-            }
+            *reader = Box::new(Counted(file, Arc::clone(&self.raw)));
             return Ok(Some(0));
         }
         let mut checksum = crc32fast::Hasher::new();
@@ -255,14 +356,14 @@ impl Source {
     pub(super) fn open_file(&self) -> Option<(&File, bool)> {
         match &self.kind {
             Kind::File { whole, gzip, .. } => Some((whole, *gzip)),
-            Kind::Growing { file, .. } => Some((file, false)),
+            Kind::Growing(growing) => Some((growing.file(), false)),
             Kind::Stdin(_) => None,
         }
     }
 
     /// Whether it may grow for ever.
     pub(super) fn grows(&self) -> bool {
-        matches!(self.kind, Kind::Growing { .. })
+        matches!(self.kind, Kind::Growing(_))
     }
 
     /// For messages.
@@ -312,66 +413,86 @@ fn received(
     }
 }
 
-/// The next bytes of a growing file. It ends where its path has come to lead to another file, or
-/// where it was cut short, and only once all that it holds was read.
-fn grown(
-    file: &File,
-    idle: &mut bool,
-    path: &Path,
-    raw: &AtomicU64,
-    stop: &Stop,
-    out: &mut Vec<u8>,
-) -> io::Result<Filled> {
-    // Looked at before the read: what was written until then is read below.
-    let moved = *idle && {
-        if stop.wait(POLL) {
-            return Ok(Filled::End);
-        }
-        let metadata = file.metadata()?;
-        if metadata.len() < raw.load(Ordering::Relaxed) {
-            tracing::warn!("{} was cut short; starting over with it", path.display());
-            return Ok(Filled::End);
-        }
-        match std::fs::metadata(path) {
-            Ok(at_path) => identity(&at_path) != identity(&metadata),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => return Err(error),
-        }
-    };
-    let start = out.len();
-    out.resize(start + BLOCK_BYTES, 0);
-    let read = file.read_at(&mut out[start..], raw.load(Ordering::Relaxed));
-    let count = *read.as_ref().unwrap_or(&0);
-    out.truncate(start + count);
-    read?;
-    raw.fetch_add(count as u64, Ordering::Relaxed);
-    *idle = count == 0;
-    match count {
-        0 if moved => Ok(Filled::End),
-        0 => Ok(Filled::Idle),
-        _ => Ok(Filled::Some),
+/// What there is instead of a readable file.
+fn no_metadata(path: &Path, source: io::Error) -> SendError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound => match std::fs::read_link(&path) {
+            Ok(target) => SendError::Dangling { path, target },
+            Err(_) => SendError::NoInput { path },
+        },
+        _ => SendError::Input { path, source },
     }
 }
 
-/// The reader, inflated if its first two bytes say so.
-fn inflated(mut reader: impl Read + Send + 'static) -> io::Result<(Box<dyn Read + Send>, bool)> {
+/// For messages: what a path leads to that is no regular file.
+pub(super) fn kind_name(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_block_device() || kind.is_char_device() {
+        "a device"
+    } else {
+        "no regular file"
+    }
+}
+
+/// Opens a regular file; never waits for the other side of a FIFO that came in its place.
+pub(super) fn open_regular(path: &Path) -> io::Result<File> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(nonblocking).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no longer a regular file"));
+    }
+    Ok(file)
+}
+
+/// A reader, inflated if its first two bytes say so, and the first bytes that it will give.
+struct Opened {
+    reader: Box<dyn Read + Send>,
+    gzip: bool,
+    head: Vec<u8>,
+}
+
+fn inflated(mut reader: impl Read + Send + 'static) -> io::Result<Opened> {
     let mut first = Vec::new();
     (&mut reader)
         .take(GZIP_MAGIC.len() as u64)
         .read_to_end(&mut first)?;
     let gzip = first == GZIP_MAGIC;
     let whole = Cursor::new(first).chain(reader);
-    Ok(if gzip {
-        (
-            Box::new(MultiGzDecoder::new(io::BufReader::with_capacity(
-                1 << 16,
-                whole,
-            ))),
-            true,
-        )
+    let mut reader: Box<dyn Read + Send> = if gzip {
+        let buffered = io::BufReader::with_capacity(1 << 16, whole);
+        Box::new(MultiGzDecoder::new(buffered))
     } else {
-        (Box::new(whole), false)
+        Box::new(whole)
+    };
+    let head = head(&mut reader)?;
+    Ok(Opened {
+        reader: Box::new(Cursor::new(head.clone()).chain(reader)),
+        gzip,
+        head,
     })
+}
+
+/// Up to the end of the first line that is not empty: no event could be sent before that came.
+fn head(reader: &mut dyn Read) -> io::Result<Vec<u8>> {
+    let mut head = vec![0; format::HEAD_BYTES];
+    let mut length = 0;
+    while length < head.len() {
+        let count = read_some(reader, &mut head[length..])?;
+        length += count;
+        let text = head[..length].trim_ascii_start();
+        if count == 0 || text.contains(&b'\n') {
+            break;
+        }
+    }
+    head.truncate(length);
+    Ok(head)
 }
 
 /// Counts what passes.

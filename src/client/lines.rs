@@ -1,12 +1,15 @@
 //! Cuts an input into batches of lines that know their number in the file.
 //!
-//! Owned by the thread that reads. Empty lines are counted, so that numbers stay those of the
+//! Owned by the thread that reads. Of a JSON array each element is a line, and its number is its
+//! place in the array. Empty lines are counted, so that numbers stay those of the
 //! file, but not sent. Memory is bounded: a batch ends at its number of lines or at
 //! [`BATCH_BYTES`], and of a line longer than any event may be only the beginning is kept.
 
 use std::ops::Range;
 
+use super::array::{Cut, Cutter};
 use super::error::SendError;
+use super::format::{BYTE_ORDER_MARK, Format};
 use super::input::{Filled, Source};
 use crate::event::LINE_BYTES_MAX;
 
@@ -26,6 +29,10 @@ pub(super) struct Place {
     pub(super) crc32: u32,
     /// Raw bytes read by then, for the progress bar.
     pub(super) raw_bytes: u64,
+    /// Length of the line before it, if that has no line end: it may grow yet.
+    pub(super) open_bytes: u64,
+    /// It is inside a JSON array.
+    pub(super) in_array: bool,
 }
 
 /// One line of a batch.
@@ -35,8 +42,19 @@ pub(super) struct Line {
     pub(super) range: Range<usize>,
     /// Its number in the file, from 1.
     pub(super) number: u64,
-    /// How long it really is, if only its beginning was kept.
-    pub(super) too_long: Option<u64>,
+    /// Why it need not be sent.
+    pub(super) fault: Option<Fault>,
+}
+
+/// What is found wrong with a line here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It has so many bytes, of which only the first were kept.
+    TooLong(u64),
+    /// A comma of an array with no element before it, or none after it.
+    NoElement,
+    /// The array does not end: there is no closing bracket.
+    Unclosed,
 }
 
 /// Lines that go together. A batch may have none: then only empty lines came.
@@ -74,6 +92,8 @@ pub(super) struct Batches {
     dropped: u64,
     head: Vec<u8>,
     at: Place,
+    /// Of an input of arrays.
+    cutter: Option<Cutter>,
     checksum: Option<crc32fast::Hasher>,
     sequence: u64,
 }
@@ -90,6 +110,7 @@ impl Batches {
             dropped: 0,
             head: Vec::new(),
             at: start,
+            cutter: None,
             checksum: match checksum {
                 Checksum::Kept => Some(crc32fast::Hasher::new_with_initial_len(
                     start.crc32,
@@ -106,8 +127,7 @@ impl Batches {
         let mut batch = Batch::default();
         let from = self.at.lines;
         loop {
-            while let Some(end) = self.line_end() {
-                self.take_line(end, 1, &mut batch);
+            while self.take_next(&mut batch) {
                 if batch.lines.len() >= self.lines_max || batch.text.len() >= BATCH_BYTES {
                     return Ok(Some(self.finished(batch)));
                 }
@@ -118,10 +138,7 @@ impl Batches {
                 Filled::Idle if self.at.lines == from => {}
                 Filled::Idle => return Ok(Some(self.finished(batch))),
                 Filled::End => {
-                    // A last line without its end.
-                    if self.rest.len() > self.cut || self.dropped > 0 {
-                        self.take_line(self.rest.len(), 0, &mut batch);
-                    }
+                    self.take_last(&mut batch);
                     return Ok((self.at.lines > from).then(|| self.finished(batch)));
                 }
             }
@@ -133,6 +150,69 @@ impl Batches {
         &self.source
     }
 
+    /// Takes the next line or element that is there as a whole; false if more bytes are needed.
+    fn take_next(&mut self, batch: &mut Batch) -> bool {
+        if self.cutter.is_none()
+            && !self.rest.is_empty()
+            && self.source.format() == Some(Format::Arrays)
+        {
+            self.cutter = Some(Cutter::new(self.at.in_array));
+            if self.at.bytes == 0 && self.rest.starts_with(BYTE_ORDER_MARK) {
+                self.looked_at = BYTE_ORDER_MARK.len();
+            }
+        }
+        let Some(cutter) = &mut self.cutter else {
+            let Some(end) = self.line_end() else {
+                return false;
+            };
+            self.take_line(self.cut, end, end + 1, batch);
+            return true;
+        };
+        let cut = cutter.next(&self.rest, &mut self.looked_at);
+        self.at.in_array = cutter.in_array();
+        match cut {
+            Cut::Element { start, end } => self.take_line(start, end, end, batch),
+            Cut::Empty(at) => {
+                self.take_line(at, at, at, batch);
+                self.faulty(Fault::NoElement, batch);
+            }
+            Cut::More => return false,
+        }
+        true
+    }
+
+    /// What is left at the end of the input: a last line without its end.
+    fn take_last(&mut self, batch: &mut Batch) {
+        let whole = self.rest.len();
+        let Some(cutter) = &mut self.cutter else {
+            if whole > self.cut || self.dropped > 0 {
+                let open_bytes = self.dropped + (whole - self.cut) as u64;
+                self.take_line(self.cut, whole, whole, batch);
+                self.at.open_bytes = open_bytes;
+            }
+            return;
+        };
+        let left = cutter.finish();
+        if let Some(start) = left.start {
+            self.take_line(start, whole, whole, batch);
+        }
+        if left.unclosed {
+            self.at.lines += 1;
+            self.faulty(Fault::Unclosed, batch);
+        }
+        self.at.in_array = false;
+    }
+
+    /// A line that has no text, or none worth sending.
+    fn faulty(&self, fault: Fault, batch: &mut Batch) {
+        let end = batch.text.len();
+        batch.lines.push(Line {
+            range: end..end,
+            number: self.at.lines,
+            fault: Some(fault),
+        });
+    }
+
     fn line_end(&mut self) -> Option<usize> {
         let found = memchr::memchr(b'\n', &self.rest[self.looked_at..]);
         let end = found.map(|at| self.looked_at + at);
@@ -140,14 +220,15 @@ impl Batches {
         end
     }
 
-    /// Takes the line up to `end` in `rest`, whose line end has `newline` bytes.
-    fn take_line(&mut self, end: usize, newline: usize, batch: &mut Batch) {
-        let line = &self.rest[self.cut..end];
+    /// Takes the line from `start` to `end` in `rest`; the next one begins after `next`.
+    fn take_line(&mut self, start: usize, end: usize, next: usize, batch: &mut Batch) {
+        let line = &self.rest[start..end];
         let length = self.dropped + line.len() as u64;
         self.at.lines += 1;
-        self.at.bytes += length + newline as u64;
+        self.at.bytes += self.dropped + (next - self.cut) as u64;
+        self.at.open_bytes = 0;
         if let Some(checksum) = &mut self.checksum {
-            checksum.update(&self.rest[self.cut..end + newline]);
+            checksum.update(&self.rest[self.cut..next]);
         }
         // Of a line too long to keep, the beginning.
         let mut kept = match self.dropped {
@@ -156,30 +237,36 @@ impl Batches {
         };
         if self.at.lines == 1 {
             kept = kept
-                .strip_prefix(b"\xef\xbb\xbf")
+                .strip_prefix(BYTE_ORDER_MARK)
                 .unwrap_or(kept)
                 .trim_ascii();
         }
-        let too_long = (length > LINE_BYTES_MAX as u64).then_some(length);
-        if too_long.is_some() {
+        let fault = (length > LINE_BYTES_MAX as u64).then_some(Fault::TooLong(length));
+        if fault.is_some() {
             kept = &kept[..kept.len().min(TOO_LONG_KEPT_BYTES)];
         }
-        if !kept.is_empty() || too_long.is_some() {
+        if !kept.is_empty() || fault.is_some() {
             let start = batch.text.len();
             batch.text.extend_from_slice(kept);
             batch.lines.push(Line {
                 range: start..batch.text.len(),
                 number: self.at.lines,
-                too_long,
+                fault,
             });
+            if self.cutter.is_some() {
+                one_line(&mut batch.text[start..]);
+            }
         }
-        self.cut = end + newline;
+        self.cut = next;
         self.dropped = 0;
     }
 
     /// Lets go of what was cut, and of all but the beginning of a line that is too long anyway.
     fn make_room(&mut self) {
         self.rest.drain(..self.cut);
+        if let Some(cutter) = &mut self.cutter {
+            cutter.moved(self.cut);
+        }
         self.cut = 0;
         if self.rest.len() > LINE_BYTES_MAX {
             if let Some(checksum) = &mut self.checksum {
@@ -190,6 +277,9 @@ impl Batches {
                 self.head.extend(&self.rest[..TOO_LONG_KEPT_BYTES]);
             }
             self.dropped += self.rest.len() as u64;
+            if let Some(cutter) = &mut self.cutter {
+                cutter.moved(self.rest.len());
+            }
             self.rest.clear();
         }
         self.looked_at = self.rest.len();
@@ -208,6 +298,16 @@ impl Batches {
         batch.sequence = self.sequence;
         self.sequence += 1;
         batch
+    }
+}
+
+/// An element may be written over several lines. Between tokens a tab is as good as a line end; in
+/// a string neither is JSON.
+fn one_line(text: &mut [u8]) {
+    for byte in text {
+        if matches!(byte, b'\n' | b'\r') {
+            *byte = b'\t';
+        }
     }
 }
 
@@ -261,10 +361,10 @@ mod tests {
         text.extend_from_slice(b"\nb\n");
         let batches = batches(&text, 10);
         let lines: Vec<_> = batches.iter().flat_map(|batch| &batch.lines).collect();
-        assert_eq!(lines[0].too_long, Some(long as u64));
+        assert_eq!(lines[0].fault, Some(Fault::TooLong(long as u64)));
         assert_eq!(lines[0].range.len(), TOO_LONG_KEPT_BYTES);
         assert!(batches[0].text.starts_with(b"begin"));
-        assert_eq!((lines[1].number, lines[1].too_long), (2, None));
+        assert_eq!((lines[1].number, lines[1].fault), (2, None));
         assert_eq!(
             batches.last().expect("some").end.crc32,
             crc32fast::hash(&text)

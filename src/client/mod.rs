@@ -13,8 +13,12 @@
 //!
 //! **Counted once.** An event without an id gets one of the run's name and its line's number
 //! ([`ids`]). A request whose answer was lost is sent again as it was; the processor counts an id
-//! once. The run's name and progress live in a state file ([`state`]) until the run is complete,
-//! so the same holds across Ctrl-C, kill -9 and crashes of either side.
+//! once. The run's name and progress live in a state file ([`state`]), so the same holds across
+//! Ctrl-C, kill -9 and crashes of either side; a file that was sent in full is not sent again as if
+//! it were new, and one that has grown goes on where it ended.
+//!
+//! **Applied.** When all is acknowledged, the sender waits until it is in the totals, and lists the
+//! lines that were rejected there ([`settle`]).
 //!
 //! **Failure.** Whatever can't go on stops everybody; requests under way are waited for; the state
 //! says how far all lines without a gap are acknowledged; the summary's last line says FAILED.
@@ -24,16 +28,20 @@
     reason = "its input, its state and its rejects are files of a process that has no database open"
 )]
 
+mod agent;
+mod array;
 mod deliver;
 mod error;
+mod follow;
+mod format;
 mod ids;
 mod input;
 mod lines;
 mod post;
 mod rejects;
 mod run;
+mod settle;
 mod state;
-
 mod summary;
 mod tally;
 mod totals;
@@ -44,36 +52,51 @@ mod fake_server;
 mod tests;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 
-pub use self::error::SendError;
+pub use self::error::{SendError, SentBefore};
+pub use self::settle::Applied;
 pub use self::summary::{Summary, Verdict};
 pub use self::tally::Counts;
 pub use self::totals::{User, totals};
 use crate::stop::Stop;
 
 use self::input::{Source, identity};
+use self::post::{About, Answer, Poster};
 use self::rejects::Keep;
-use self::run::Run;
+use self::run::{Finished, Run, without_credentials};
+use self::settle::settle;
 use self::state::{Cover, Record, StateFile};
-use crate::config::{Ids, Input, Report, SendConfig};
+use crate::config::{Ids, Input, Repeat, Report, SendConfig, UsageError};
 use crate::exit::Exit;
+use crate::manual::counted;
 
 /// `tallyline send`: sends, prints the summary; a failure is the error as well.
 pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
     let stop = Stop::on_signals().context("cannot catch SIGINT and SIGTERM")?;
     let summary = send(config, &stop);
-    match config.report {
-        Report::Json => crate::manual::print(format!("{}\n", summary.to_json()).as_bytes())?,
-        Report::Quiet if summary.exit() == Exit::Done => Exit::Done,
-        Report::Text | Report::Quiet => crate::manual::print(format!("{summary}\n").as_bytes())?,
+    let text = match config.report {
+        Report::Json => format!("{}\n", summary.to_json()),
+        Report::Quiet if summary.exit() == Exit::Done => String::new(),
+        Report::Text | Report::Quiet => format!("{summary}\n"),
     };
+    let printed = crate::manual::print(text.as_bytes());
     let exit = summary.exit();
     match summary.verdict {
+        Verdict::Failed(error @ SendError::SentBefore(_)) => {
+            Err(UsageError::new(error.to_string()).into())
+        }
         Verdict::Failed(error) => Err(error.into()),
-        _ => Ok(exit),
+        Verdict::Complete => {
+            let lines = counted(summary.lines, "line");
+            printed.with_context(|| {
+                format!("{lines} were sent and acknowledged, do not send them again; but")
+            })?;
+            Ok(exit)
+        }
+        Verdict::Stopped | Verdict::Followed => printed.map(|_| exit),
     }
 }
 
@@ -90,6 +113,9 @@ pub fn send(config: &SendConfig, stop: &Stop) -> Summary {
         verdict: Verdict::Stopped,
         state: None,
         rejects: config.rejects.clone(),
+        applied: Applied::NotAsked,
+        rejected: 0,
+        wait: config.wait,
         elapsed: Duration::ZERO,
     };
     let verdict = match &config.input {
@@ -112,17 +138,82 @@ fn whole(
     stop: &Stop,
     summary: &mut Summary,
 ) -> Result<Verdict, SendError> {
-    let (state, begun) = open_state(config)?;
-    let cover = match &begun {
-        Some(record) => resume(config, &mut source, record)?.ok_or_else(|| SendError::Changed {
-            input: source.path().to_owned(),
-            state: config.state.clone().unwrap_or_default(),
-            bytes: record.checked_bytes,
-            lines: record.lines,
-        })?,
-        None => Cover::default(),
+    let Some((about, state, begun)) = begin(config, stop)? else {
+        return Ok(Verdict::Stopped);
     };
-    Run::new(config, source, stop, state, begun, cover, Keep::Nothing)?.go(summary)
+    let begun = match begun {
+        None => None,
+        Some(record) if record.complete => added(config, &mut source, record, summary)?,
+        Some(record) => {
+            let cover =
+                resume(config, &mut source, &record)?.ok_or_else(|| SendError::Changed {
+                    input: source.path().to_owned(),
+                    state: config.state.clone().unwrap_or_default(),
+                    bytes: record.checked_bytes,
+                    lines: record.lines,
+                })?;
+            Some((record, cover))
+        }
+    };
+    let run = Run::new(config, source, stop, state, about, begun, Keep::Nothing)?;
+    let Finished {
+        verdict,
+        record,
+        mut rejects,
+    } = run.go(summary)?;
+    if matches!(verdict, Verdict::Complete) {
+        let settled = settle(config, stop, &record);
+        summary.applied = settled.applied;
+        summary.rejected = settled.rejected.len() as u64;
+        rejects.write(&settled.rejected, "rejected")?;
+    }
+    Ok(verdict)
+}
+
+/// What was added to a file since its run was complete goes on with that run. Another content is
+/// another matter: `None`. The same content is refused, unless it is to be sent again.
+fn added(
+    config: &SendConfig,
+    source: &mut Source,
+    mut record: Record,
+    summary: &mut Summary,
+) -> Result<Option<(Record, Cover)>, SendError> {
+    if config.repeat == Repeat::Again {
+        return Ok(None);
+    }
+    if resume(config, source, &record)?.is_none() {
+        tracing::warn!(
+            "{} is not what was sent from it before (run {}, {}): all of it is sent as a new run",
+            source.path().display(),
+            record.run,
+            counted(record.lines, "line")
+        );
+        source.rewind()?;
+        return Ok(None);
+    }
+    let more = source.has_more()?;
+    source.rewind()?;
+    if !more {
+        summary.state.clone_from(&config.state);
+        return Err(SendError::SentBefore(Box::new(SentBefore {
+            path: source.path().to_owned(),
+            lines: record.lines,
+            to: record.to,
+            directory: record.directory,
+            run: record.run,
+            state: config.state.clone().unwrap_or_default(),
+        })));
+    }
+    if record.open_bytes > 0 {
+        // A last line without its end has got one, or more: it is sent again, under its id.
+        record.lines -= 1;
+        record.bytes -= record.open_bytes;
+        record.open_bytes = 0;
+    }
+    // What was refused of the lines before was told then.
+    record.refused = 0;
+    (record.complete, record.since) = (false, None);
+    Ok(resume(config, source, &record)?.map(|cover| (record, cover)))
 }
 
 /// A growing file: each file its path comes to lead to is a run of its own.
@@ -134,35 +225,45 @@ fn follow(
 ) -> Result<Verdict, SendError> {
     let mut keep = Keep::Nothing;
     loop {
-        let (state, begun) = open_state(config)?;
+        let Some((about, state, begun)) = begin(config, stop)? else {
+            return Ok(Verdict::Followed);
+        };
         let Some(mut source) = Source::growing(path, stop)? else {
             return Ok(Verdict::Followed);
         };
         let mut go_on = None;
-        if let Some(record) = begun {
+        let written = state.as_ref().and_then(StateFile::written);
+        // What was followed here until now is done, whatever lies there next.
+        if let Some(record) = begun
+            && keep == Keep::Nothing
+        {
             if let Some(cover) = resume(config, &mut source, &record)? {
                 go_on = Some((record, cover));
-            } else if let Some(mut rotated) = rotated(path, &record, stop)
-                && let Some(cover) = resume(config, &mut rotated, &record)?
+            } else if !record.complete
+                && let Some((rotated, cover)) = rotated(config, path, &record, written, stop)?
             {
                 tracing::warn!("finishing {} first", rotated.path().display());
                 source = rotated;
                 go_on = Some((record, cover));
             } else {
-                tracing::warn!(
-                    "{} was replaced and what it was is gone: its lines after {} are not sent from here; the new file is a new run",
-                    path.display(),
-                    record.lines
-                );
+                if !record.complete {
+                    tracing::warn!(
+                        "{} was replaced and what it was is gone: its lines after {} are not sent from here; the new file is a new run",
+                        path.display(),
+                        record.lines
+                    );
+                }
                 source = match Source::growing(path, stop)? {
                     Some(source) => source,
                     None => return Ok(Verdict::Followed),
                 };
             }
         }
-        let (begun, cover) = go_on.unzip();
-        let cover = cover.unwrap_or_default();
-        match Run::new(config, source, stop, state, begun, cover, keep)?.go(summary)? {
+        if let Some((record, _)) = &mut go_on {
+            record.complete = false;
+        }
+        let run = Run::new(config, source, stop, state, about, go_on, keep)?;
+        match run.go(summary)?.verdict {
             Verdict::Complete => keep = Keep::Former,
             Verdict::Stopped => return Ok(Verdict::Followed),
             other => return Ok(other),
@@ -170,25 +271,68 @@ fn follow(
     }
 }
 
-/// What a followed file is called by now, if it is still in its directory.
-fn rotated(path: &Path, record: &Record, stop: &Stop) -> Option<Source> {
+/// What a followed file is called by now, if it is still in its directory: under another name, or as
+/// a copy of a file that was cut short. A copy is younger than the run's last word (`written`).
+fn rotated(
+    config: &SendConfig,
+    path: &Path,
+    record: &Record,
+    written: Option<SystemTime>,
+    stop: &Stop,
+) -> Result<Option<(Source, Cover)>, SendError> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let entries = std::fs::read_dir(dir.unwrap_or(Path::new("."))).ok()?;
-    let found = entries.flatten().find(|entry| {
-        let metadata = entry.metadata();
-        metadata.is_ok_and(|metadata| identity(&metadata) == (record.device, record.inode))
-    })?;
-    Source::file(&found.path(), stop).ok()
+    let Ok(entries) = std::fs::read_dir(dir.unwrap_or(Path::new("."))) else {
+        return Ok(None);
+    };
+    let own = std::fs::metadata(path).map(|metadata| identity(&metadata));
+    for entry in entries.flatten() {
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
+        let identity = identity(&metadata);
+        let renamed = identity == (record.device, record.inode);
+        let copy = || {
+            let made = metadata.created().ok();
+            metadata.len() >= record.checked_bytes && made > written && made.is_some()
+        };
+        if !metadata.is_file() || own.as_ref().is_ok_and(|own| *own == identity) {
+            continue;
+        }
+        if (renamed || record.bytes > 0 && copy())
+            && let Ok(mut source) = Source::file(&entry.path(), stop)
+            && let Some(cover) = resume(config, &mut source, record)?
+        {
+            return Ok(Some((source, cover)));
+        }
+    }
+    Ok(None)
 }
 
-fn open_state(config: &SendConfig) -> Result<(Option<StateFile>, Option<Record>), SendError> {
-    let Some(path) = &config.state else {
-        return Ok((None, None));
+/// What the server says of itself, the state file, and the run in it for the server's data
+/// directory.
+type Begun = (About, Option<StateFile>, Option<Record>);
+
+/// Gets them; `None`: stopped meanwhile.
+fn begin(config: &SendConfig, stop: &Stop) -> Result<Option<Begun>, SendError> {
+    let state = config.state.as_deref().map(StateFile::open).transpose()?;
+    let Some(about) = about(config, stop)? else {
+        return Ok(None);
     };
-    let (state, record) = StateFile::open(path)?;
+    let (Some(mut state), Some(path)) = (state, &config.state) else {
+        return Ok(Some((about, None, None)));
+    };
+    let (kind, name) = kind_of(&config.ids);
+    let same = |record: &Record| record.ids == kind && name.is_none_or(|name| *name == record.run);
+    let record = state.take(
+        about.directory,
+        &without_credentials(&config.to),
+        |record| !record.complete || same(record),
+    );
     if let Some(record) = &record {
-        let (kind, name) = kind_of(&config.ids);
-        if record.ids != kind || name.is_some_and(|name| *name != record.run) {
+        if record.complete && config.repeat == Repeat::Again {
+            return Ok(Some((about, Some(state), None)));
+        }
+        if !same(record) {
             return Err(SendError::OtherIds {
                 state: path.clone(),
                 begun: shown_ids(&record.ids, &record.run),
@@ -196,7 +340,37 @@ fn open_state(config: &SendConfig) -> Result<(Option<StateFile>, Option<Record>)
             });
         }
     }
-    Ok((Some(state), record))
+    Ok(Some((about, Some(state), record)))
+}
+
+/// Asks the server for the name of its data directory, as patiently as events are sent; `None`:
+/// stopped meanwhile.
+fn about(config: &SendConfig, stop: &Stop) -> Result<Option<About>, SendError> {
+    let failed = |reason| SendError::Server {
+        url: config.to.clone(),
+        reason,
+    };
+    let poster = Poster::asking(config);
+    let (mut pause, began, mut told) = (deliver::PAUSE_FIRST, Instant::now(), false);
+    loop {
+        let (reason, after) = match poster.about() {
+            Ok(about) => return Ok(Some(about)),
+            Err(Answer::Again { reason, after, .. }) => (reason, after),
+            Err(Answer::Hopeless { reason }) => return Err(failed(reason)),
+            Err(_) => return Ok(Some(About::default())),
+        };
+        let silent = began.elapsed();
+        let Some(wait) = deliver::pause_before_retry(config.retry_for, silent, after, pause) else {
+            return Err(failed(deliver::gave_up(&reason, config.retry_for)));
+        };
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!("{}: {reason}; trying again", config.to);
+        }
+        pause = (pause * 2).min(deliver::PAUSE_MAX);
+        if stop.wait(wait) {
+            return Ok(None);
+        }
+    }
 }
 
 fn kind_of(ids: &Ids) -> (&'static str, Option<&String>) {

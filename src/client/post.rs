@@ -3,15 +3,21 @@
 //! Owned by one sending thread, with a connection of its own that is kept open. Whether a request
 //! that brought no answer was taken is told as it is: nobody knows.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
+use uuid::Uuid;
+
+use super::agent::agent;
+use super::state::Written;
 use crate::config::SendConfig;
+use crate::segment::Position;
 
 /// The longest wait for an answer; shorter where `--retry-for` is.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// The longest wait for the answer to a question.
+const QUESTION_WITHIN: Duration = Duration::from_secs(5);
 /// The longest `Retry-After` that is heeded as it stands.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 /// An answer that names every line of the largest batch fits.
@@ -28,11 +34,15 @@ pub(super) enum Answer {
         refused: u64,
         /// Which, and why.
         errors: Vec<LineError>,
+        /// Where the good ones end.
+        position: Option<Position>,
     },
     /// Nothing was taken, because of what was sent.
     Refused {
         /// Which lines, and why.
         errors: Vec<LineError>,
+        /// How many more lines are at fault.
+        more_errors: u64,
         /// Why, in general.
         reason: String,
     },
@@ -87,15 +97,18 @@ struct Taken {
     refused: u64,
     #[serde(default)]
     errors: Vec<LineError>,
+    #[serde(default)]
+    position: String,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct Problem {
     title: String,
     detail: String,
     outcome: String,
     errors: Vec<LineError>,
+    more_errors: u64,
 }
 
 impl Problem {
@@ -116,7 +129,7 @@ impl Problem {
 /// A connection to the server.
 pub(super) struct Poster {
     agent: ureq::Agent,
-    url: String,
+    to: String,
     authorization: Option<String>,
     content_type: &'static str,
 }
@@ -125,21 +138,19 @@ impl Poster {
     /// Connects at the first request.
     pub(super) fn new(config: &SendConfig) -> Self {
         let patience = config.retry_for.unwrap_or(ANSWER_WITHIN);
-        let mut builder = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .max_idle_connections_per_host(1)
-            .timeout_connect(Some(CONNECT_WITHIN))
-            .timeout_global(Some(patience.clamp(Duration::from_secs(1), ANSWER_WITHIN)))
-            .user_agent(concat!("tallyline/", env!("CARGO_PKG_VERSION")));
-        if is_local(&config.to) {
-            // A proxy for the wide world has no business between two programs of one machine.
-            builder = builder.proxy(None);
-        }
+        let within = patience.clamp(Duration::from_secs(1), ANSWER_WITHIN);
+        Self::within(config, within)
+    }
+
+    /// For questions: they are asked again rather than waited for, so that a stop is heard.
+    pub(super) fn asking(config: &SendConfig) -> Self {
+        Self::within(config, QUESTION_WITHIN)
+    }
+
+    fn within(config: &SendConfig, within: Duration) -> Self {
         Self {
-            agent: builder.build().new_agent(),
-            url: format!("{}/liveEvent?invalid=skip", config.to),
+            agent: agent(&config.to, within),
+            to: config.to.clone(),
             authorization: config.token.as_ref().map(crate::config::Token::header),
             content_type: if config.batch.get() == 1 {
                 "application/json"
@@ -149,11 +160,48 @@ impl Poster {
         }
     }
 
+    /// What the server says of itself.
+    pub(super) fn about(&self) -> Result<About, Answer> {
+        let (status, text, after) = match self.get("/status") {
+            Ok(got) => got,
+            Err(error) => return Err(unanswered(&error)),
+        };
+        match status {
+            // An older server says less, and something in between may not let this through.
+            200 => Ok(serde_json::from_slice(&text).unwrap_or_default()),
+            401 | 408 | 425 | 429 | 500.. => {
+                let problem = serde_json::from_slice(&text).ok();
+                Err(refused(status, problem, after))
+            }
+            _ => Ok(About::default()),
+        }
+    }
+
+    /// The answer to a GET of `target`: status, body, when to ask again.
+    pub(super) fn get(
+        &self,
+        target: &str,
+    ) -> Result<(u16, Vec<u8>, Option<Duration>), ureq::Error> {
+        let mut request = self.agent.get(format!("{}{target}", self.to));
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization);
+        }
+        let mut response = request.call()?;
+        let header = |name: &str| {
+            let value = response.headers().get(name)?.to_str().ok()?;
+            Some(value.to_owned())
+        };
+        let after = retry_after(header("retry-after"), header("date"));
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX);
+        Ok((status, body.read_to_vec()?, after))
+    }
+
     /// Sends `body` and waits for the answer.
     pub(super) fn post(&self, body: &[u8]) -> Answer {
         let mut request = self
             .agent
-            .post(&self.url)
+            .post(format!("{}/liveEvent?invalid=skip", self.to))
             .header("Content-Type", self.content_type);
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization);
@@ -167,7 +215,7 @@ impl Poster {
             let value = response.headers().get(name)?.to_str().ok()?;
             Some(value.to_owned())
         };
-        let after = header("retry-after");
+        let after = retry_after(header("retry-after"), header("date"));
         let is_problem = header("content-type")
             .is_some_and(|value| value.trim_start().starts_with("application/problem+json"));
         let location = header("location");
@@ -197,9 +245,34 @@ impl Poster {
                     None => format!("answered {status}; name another base URL with --to"),
                 },
             },
-            _ => refused(status, problem, after.as_deref()),
+            _ => refused(status, problem, after),
         }
     }
+}
+
+/// What `GET /status` says that is of use here.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct About {
+    /// The data directory's name.
+    pub(super) directory: Option<Uuid>,
+    /// The end of what was acknowledged by then.
+    pub(super) position: Option<Written>,
+}
+
+/// `Retry-After`: seconds, or a date by the server's own clock.
+fn retry_after(after: Option<String>, date: Option<String>) -> Option<Duration> {
+    let after = after?;
+    let after = after.trim();
+    let wait = if let Ok(seconds) = after.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let at = httpdate::parse_http_date(after).ok()?;
+        let now = date.and_then(|date| httpdate::parse_http_date(date.trim()).ok());
+        let now = now.unwrap_or_else(SystemTime::now);
+        at.duration_since(now).unwrap_or_default()
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
 }
 
 fn taken(status: u16, text: &[u8]) -> Answer {
@@ -208,6 +281,7 @@ fn taken(status: u16, text: &[u8]) -> Answer {
             accepted: taken.accepted,
             refused: taken.refused,
             errors: taken.errors,
+            position: taken.position.parse().ok(),
         },
         Err(_) => Answer::Hopeless {
             reason: format!(
@@ -217,21 +291,20 @@ fn taken(status: u16, text: &[u8]) -> Answer {
     }
 }
 
-fn refused(status: u16, problem: Option<Problem>, after: Option<&str>) -> Answer {
+fn refused(status: u16, problem: Option<Problem>, after: Option<Duration>) -> Answer {
     let known = problem.is_some();
     let problem = problem.unwrap_or_default();
     let reason = problem.reason(status);
     match status {
         400 | 422 if known => Answer::Refused {
             errors: problem.errors,
+            more_errors: problem.more_errors,
             reason,
         },
         413 => Answer::TooLarge { reason },
         408 | 425 | 429 | 500.. => Answer::Again {
             reason,
-            after: after
-                .and_then(|seconds| seconds.trim().parse().ok())
-                .map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX)),
+            after,
             // A server of ours says so if it does not know; something in between never knows.
             outcome: if known && problem.outcome != "unknown" || status == 429 {
                 Outcome::Nothing
@@ -276,10 +349,27 @@ fn unanswered(error: &ureq::Error) -> Answer {
     }
 }
 
-/// Whether a base URL leads to this machine.
-fn is_local(to: &str) -> bool {
-    let host = to.split("://").nth(1).unwrap_or(to);
-    let host = host.split('/').next().unwrap_or(host);
-    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-    host.starts_with("127.") || host.starts_with("localhost") || host.starts_with("[::1]")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let date = "Sun, 22 Nov 2026 06:41:00 GMT";
+        let wait = |after: &str| retry_after(Some(after.to_owned()), Some(date.to_owned()));
+        assert_eq!(wait(" 7 "), Some(Duration::from_secs(7)));
+        assert_eq!(wait("86400"), Some(RETRY_AFTER_MAX));
+        assert_eq!(
+            wait("Sun, 22 Nov 2026 06:41:30 GMT"),
+            Some(Duration::from_secs(30))
+        );
+        assert_eq!(
+            wait("Sunday, 22-Nov-26 06:41:05 GMT"),
+            Some(Duration::from_secs(5))
+        );
+        assert_eq!(wait("Sun, 22 Nov 2026 06:40:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(wait("soon"), None);
+        let by_our_clock = retry_after(Some("Sun, 22 Nov 1998 06:40:00 GMT".to_owned()), None);
+        assert_eq!(by_our_clock, Some(Duration::ZERO));
+    }
 }

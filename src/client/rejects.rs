@@ -42,6 +42,7 @@ pub(super) enum Keep {
 pub(super) struct Rejects {
     file: Option<(PathBuf, BufWriter<File>)>,
     logged: u64,
+    logged_max: u64,
 }
 
 impl Rejects {
@@ -63,15 +64,20 @@ impl Rejects {
         Ok(Self {
             file: path.map(open).transpose()?,
             logged: 0,
+            logged_max: LOGGED_MAX,
         })
     }
 
-    /// Writes them out; when this returns they are the system's to keep.
-    pub(super) fn write(&mut self, refusals: &[Refusal]) -> Result<(), SendError> {
+    /// Writes them out (`fate` says what became of them: refused, or rejected); when this returns they are the system's to keep.
+    /// Where they cannot be written, they are logged instead, and the file is not tried again.
+    pub(super) fn write(&mut self, refusals: &[Refusal], fate: &str) -> Result<(), SendError> {
         let Some((path, out)) = &mut self.file else {
-            self.log(refusals);
+            self.log(refusals, fate);
             return Ok(());
         };
+        if refusals.is_empty() {
+            return Ok(());
+        }
         let mut write = || -> io::Result<()> {
             for refusal in refusals {
                 serde_json::to_writer(&mut *out, refusal)?;
@@ -79,16 +85,20 @@ impl Rejects {
             }
             out.flush()
         };
-        write().map_err(|source| SendError::Rejects {
-            path: path.clone(),
-            source,
-        })
+        let Err(source) = write() else {
+            return Ok(());
+        };
+        let path = path.clone();
+        self.file = None;
+        self.logged_max = u64::MAX;
+        self.log(refusals, fate);
+        Err(SendError::Rejects { path, source })
     }
 
-    fn log(&mut self, refusals: &[Refusal]) {
+    fn log(&mut self, refusals: &[Refusal], fate: &str) {
         for refusal in refusals {
             self.logged += 1;
-            if self.logged > LOGGED_MAX {
+            if self.logged > self.logged_max {
                 continue;
             }
             let Refusal {
@@ -100,11 +110,9 @@ impl Rejects {
             } = refusal;
             let colon = if pointer.is_empty() { "" } else { ": " };
             let text: String = text.chars().take(LOGGED_CHARS).collect();
-            tracing::warn!("line {line} refused: {pointer}{colon}{detail}: {text}");
-            if self.logged == LOGGED_MAX {
-                tracing::warn!(
-                    "further refused lines are not shown; --rejects FILE keeps them all"
-                );
+            tracing::warn!("line {line} {fate}: {pointer}{colon}{detail}: {text}");
+            if self.logged == self.logged_max {
+                tracing::warn!("further lines are not shown; --rejects FILE keeps them all");
             }
         }
     }

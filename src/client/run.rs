@@ -1,8 +1,9 @@
 //! One run over one input: reads in the calling thread, sends in threads of their own.
 //!
 //! Before a line is handed to a sender, the state that covers it is durable (see [`state`](super::state)).
-//! The run is complete when the input came to its end and every batch was delivered; then its
-//! state is removed. Otherwise the state stays, with how far all lines are acknowledged.
+//! The run is complete when the input came to its end and every batch was delivered. Its state says
+//! so before anything else is done, or is removed where it guards nothing; otherwise the state says
+//! how far all lines are acknowledged.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,10 +13,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::deliver::{Deliverer, Halt};
 use super::error::SendError;
+use super::format::Format;
 use super::ids::{IdMaker, run_name};
 use super::input::{Source, identity};
 use super::lines::{Batch, Batches, Checksum, Place};
-use super::post::Poster;
+use super::post::{About, Poster};
 use super::rejects::{Keep, Rejects};
 use super::state::{Cover, Record, StateFile};
 use super::summary::{Summary, Verdict};
@@ -49,17 +51,20 @@ impl<'a> Run<'a> {
         source: Source,
         stop: &'a Stop,
         state: Option<StateFile>,
-        begun: Option<Record>,
-        cover: Cover,
+        about: About,
+        begun: Option<(Record, Cover)>,
         keep: Keep,
     ) -> Result<Self, SendError> {
         let keep = if begun.is_some() { Keep::Former } else { keep };
         let rejects = Rejects::open(config.rejects.as_ref(), keep)?;
-        let mut record = match begun {
-            Some(record) => record,
-            None => new_record(config, &source)?,
+        let (mut record, cover) = match begun {
+            Some(begun) => begun,
+            None => (new_record(config, &source)?, Cover::default()),
         };
         record.settled = false;
+        record.directory = about.directory.or(record.directory);
+        record.to = without_credentials(&config.to);
+        record.since = record.since.or(about.position);
         let checksum = match (&state, source.open_file()) {
             (Some(_), None) => Checksum::Kept,
             _ => Checksum::Apart,
@@ -69,6 +74,8 @@ impl<'a> Run<'a> {
             bytes: record.bytes,
             crc32: record.checked_crc32,
             raw_bytes: 0,
+            open_bytes: record.open_bytes,
+            in_array: record.in_array,
         };
         let bar = progress(&source, record.bytes);
         let batches = Batches::new(source, lines_max(config), start, checksum);
@@ -88,7 +95,7 @@ impl<'a> Run<'a> {
     }
 
     /// Reads here, sends in threads, and waits for all of them.
-    pub(super) fn go(mut self, summary: &mut Summary) -> Result<Verdict, SendError> {
+    pub(super) fn go(mut self, summary: &mut Summary) -> Result<Finished, SendError> {
         let connections = self.config.connections.get() as usize;
         let (batches, queue) = bounded::<Batch>(connections);
         let (config, stop, tally, ids) = (self.config, self.stop, &self.tally, &self.ids);
@@ -138,8 +145,15 @@ impl<'a> Run<'a> {
         });
         self.bar.finish_and_clear();
         let ended = self.tally.end();
-        conclude(ended, read, &self.began_at, summary)
+        conclude(ended, read, &self.began_at, self.batches.source(), summary)
     }
+}
+
+/// What is left of a run that did not fail.
+pub(super) struct Finished {
+    pub(super) verdict: Verdict,
+    pub(super) record: Record,
+    pub(super) rejects: Rejects,
 }
 
 /// Hands all batches to the senders. Gives how many they were if the input came to its end.
@@ -201,32 +215,79 @@ fn conclude(
     ended: Ended,
     handed: Option<u64>,
     began_at: &Record,
+    source: &Source,
     summary: &mut Summary,
-) -> Result<Verdict, SendError> {
+) -> Result<Finished, SendError> {
     let Ended {
         counts,
-        record,
+        mut record,
         failure,
         state,
+        rejects,
         batches,
     } = ended;
     summary.counts += counts;
     summary.lines_earlier += began_at.lines;
     summary.refused_earlier += began_at.refused;
     summary.lines += record.lines;
-    summary.run = record.run;
-    let complete = failure.is_none() && handed == Some(batches);
-    if complete {
-        if let Some(state) = state {
+    summary.run.clone_from(&record.run);
+    let complete = handed == Some(batches);
+    summary.state = state.as_ref().map(|state| state.path().to_owned());
+    if complete && let Some(mut state) = state {
+        if stays(&record, source) {
+            record.complete = true;
+            if record.in_array || source.format() == Some(Format::Arrays) {
+                // What follows the last element is replaced when the array grows.
+                record = covered_to_its_end(record, source)?;
+            }
+            state.write(&record)?;
+        } else if failure.is_none() {
             state.remove()?;
+            summary.state = None;
         }
-        return Ok(Verdict::Complete);
     }
-    summary.state = state.map(|state| state.path().to_owned());
     match failure {
         Some(error) => Err(error),
-        None => Ok(Verdict::Stopped),
+        None => Ok(Finished {
+            verdict: if complete {
+                Verdict::Complete
+            } else {
+                Verdict::Stopped
+            },
+            record,
+            rejects,
+        }),
     }
+}
+
+/// Whether a complete run's state stays, to tell that its file was sent: an event's own id, or one
+/// made of `--source`, guards it anyway; with `--no-ids` nothing is to guard it; stdin cannot be read
+/// again; and where nothing was accepted, nothing can count twice.
+fn stays(record: &Record, source: &Source) -> bool {
+    record.ids == "run" && record.accepted > 0 && source.open_file().is_some()
+}
+
+/// A base URL that may be kept in a file.
+pub(super) fn without_credentials(to: &str) -> String {
+    match to
+        .split_once("://")
+        .map(|(scheme, rest)| (scheme, rest.split_once('@')))
+    {
+        Some((scheme, Some((_, host)))) => format!("{scheme}://{host}"),
+        _ => to.to_owned(),
+    }
+}
+
+/// A plain file's record, its checksum over no more than the acknowledged bytes.
+fn covered_to_its_end(mut record: Record, source: &Source) -> Result<Record, SendError> {
+    if let Some((file, false)) = source.open_file() {
+        let mut cover = Cover::default();
+        cover
+            .extend_to(file, record.bytes)
+            .map_err(|error| input_error(source.path(), error))?;
+        (record.checked_bytes, record.checked_crc32) = cover.checked();
+    }
+    Ok(record)
 }
 
 fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError> {
@@ -239,12 +300,13 @@ fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError>
     };
     let input = source.path();
     Ok(Record {
-        version: 1,
         run: run_name(&config.ids),
         ids: kind_of(&config.ids).0.to_owned(),
         input: input
             .canonicalize()
-            .unwrap_or_else(|_| PathBuf::from(input)),
+            .unwrap_or_else(|_| PathBuf::from(input))
+            .display()
+            .to_string(),
         device,
         inode,
         lines: 0,
@@ -254,6 +316,13 @@ fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError>
         checked_bytes: 0,
         checked_crc32: 0,
         settled: false,
+        directory: None,
+        to: String::new(),
+        complete: false,
+        open_bytes: 0,
+        in_array: false,
+        since: None,
+        last: None,
     })
 }
 

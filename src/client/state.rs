@@ -1,7 +1,9 @@
-//! The state of an unfinished run: its name, how far it was acknowledged, and what it began with.
+//! The state of a file's runs: their names, how far each was acknowledged, and what it began with.
 //!
-//! A small JSON file beside the input, replaced as a whole (temporary name, fsync, rename) and
-//! removed when the run is complete. It may lag behind what was acknowledged: what is then sent
+//! A small JSON file beside the input, replaced as a whole (temporary name, fsync, rename). It holds
+//! the runs of each data directory that the file was sent to, by the UUID that names the directory. A
+//! complete run of a file stays, so that the same content is not sent again as if it were new; one
+//! that has nothing to guard (stdin, `--source`, `--no-ids`) is removed. It may lag behind what was acknowledged: what is then sent
 //! again has the same ids and is counted once. It never runs ahead.
 //!
 //! Whoever goes on with a run must have the same lines at the same numbers, or ids would name
@@ -16,24 +18,57 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
 
 use super::error::SendError;
-use super::input::identity;
+use super::input::{identity, kind_name};
+use crate::segment::{Position, PositionError};
 
-/// What is written.
+/// The format that is written; 1 is read, too: a single run, removed when it was complete.
+const VERSION: u64 = 2;
+/// Runs kept in one file: one a data directory, and CI makes a new one each time.
+const RUNS_MAX: usize = 100;
+
+/// A position as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(super) struct Written(pub(super) Position);
+
+impl TryFrom<String> for Written {
+    type Error = PositionError;
+
+    fn try_from(text: String) -> Result<Self, PositionError> {
+        text.parse().map(Self)
+    }
+}
+
+impl From<Written> for String {
+    fn from(position: Written) -> Self {
+        position.0.to_string()
+    }
+}
+
+/// All that is written.
+#[derive(Serialize)]
+struct Runs<'a> {
+    version: u64,
+    runs: Vec<&'a Record>,
+}
+
+/// One run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Record {
-    /// Of this format: 1.
-    pub(super) version: u32,
     /// What the ids are made of besides the line's number; empty: no ids.
     pub(super) run: String,
     /// How they came about: `run`, `source` or `none`.
     pub(super) ids: String,
-    /// The file, for people who find this one.
-    pub(super) input: PathBuf,
+    /// The file, for people who find this one; what is not UTF-8 is shown as U+FFFD.
+    pub(super) input: String,
     /// Device of the file: to find it again after a rotation, never to trust it.
     pub(super) device: u64,
     /// Inode of the file.
@@ -52,6 +87,37 @@ pub(super) struct Record {
     pub(super) checked_crc32: u32,
     /// Whether nothing beyond `lines` was sent: a clean stop, not a crash.
     pub(super) settled: bool,
+    /// The data directory that it is sent to, where the server names it.
+    #[serde(default)]
+    pub(super) directory: Option<Uuid>,
+    /// The base URL that it was last sent to; empty: not known (format 1).
+    #[serde(default)]
+    pub(super) to: String,
+    /// Everything that the input held was acknowledged.
+    #[serde(default)]
+    pub(super) complete: bool,
+    /// Length of the last line if it has no line end; it may have grown since.
+    #[serde(default)]
+    pub(super) open_bytes: u64,
+    /// `bytes` ends inside a JSON array.
+    #[serde(default)]
+    pub(super) in_array: bool,
+    /// The end of what the server had acknowledged when the run began.
+    #[serde(default)]
+    pub(super) since: Option<Written>,
+    /// The last position that the run was answered.
+    #[serde(default)]
+    pub(super) last: Option<Written>,
+}
+
+impl Record {
+    /// Whether it is of that data directory, or of that URL where it has no name.
+    fn is_of(&self, directory: Option<Uuid>, to: &str) -> bool {
+        match (self.directory, directory) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => self.to.is_empty() || self.to == to,
+        }
+    }
 }
 
 /// The locked state file.
@@ -62,15 +128,35 @@ pub(super) struct StateFile {
     locked: File,
     /// Whether the directory's entry is durable.
     entered: bool,
+    /// Nothing was ever written to it: it need not stay.
+    blank: bool,
+    /// Runs of other data directories, the oldest first.
+    others: Vec<Record>,
+}
+
+impl Drop for StateFile {
+    fn drop(&mut self) {
+        if self.blank {
+            let _stays = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl StateFile {
-    /// Opens and locks it, with the unfinished run it holds, if any.
-    pub(super) fn open(path: &Path) -> Result<(Self, Option<Record>), SendError> {
+    /// Opens and locks it.
+    pub(super) fn open(path: &Path) -> Result<Self, SendError> {
         let failed = |source| SendError::State {
             path: path.to_owned(),
             source,
         };
+        if let Ok(metadata) = std::fs::metadata(path)
+            && !metadata.is_file()
+        {
+            return Err(SendError::StateNotAFile {
+                path: path.to_owned(),
+                kind: kind_name(metadata.file_type()),
+            });
+        }
         let mut locked = loop {
             let file = OpenOptions::new()
                 .read(true)
@@ -91,30 +177,51 @@ impl StateFile {
         };
         let mut text = String::new();
         locked.read_to_string(&mut text).map_err(failed)?;
-        let record = match text.trim() {
-            "" => None,
-            text => Some(parse(text).map_err(|reason| SendError::StateUnreadable {
+        let others = match text.trim() {
+            "" => Vec::new(),
+            text => parse(text).map_err(|reason| SendError::StateUnreadable {
                 path: path.to_owned(),
                 reason,
-            })?),
+            })?,
         };
-        let state = Self {
+        Ok(Self {
             path: path.to_owned(),
             locked,
             entered: false,
-        };
-        Ok((state, record))
-    }
-
-    /// Puts `record` in the place of what was there.
-    pub(super) fn write(&mut self, record: &Record) -> Result<(), SendError> {
-        self.replace(record).map_err(|source| SendError::State {
-            path: self.path.clone(),
-            source,
+            blank: others.is_empty(),
+            others,
         })
     }
 
-    fn replace(&mut self, record: &Record) -> io::Result<()> {
+    /// The latest run of that data directory that is `wanted`, if there is one. It is left out from
+    /// now on: what is written takes its place.
+    pub(super) fn take(
+        &mut self,
+        directory: Option<Uuid>,
+        to: &str,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Option<Record> {
+        let mut found = self.others.iter();
+        let at = found.rposition(|record| record.is_of(directory, to) && wanted(record))?;
+        Some(self.others.remove(at))
+    }
+
+    /// Puts `record` beside the runs of other data directories.
+    pub(super) fn write(&mut self, record: &Record) -> Result<(), SendError> {
+        self.replace(Some(record))
+            .map_err(|source| SendError::State {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    fn replace(&mut self, record: Option<&Record>) -> io::Result<()> {
+        let surplus = (self.others.len() + 1).saturating_sub(RUNS_MAX);
+        self.others.drain(..surplus);
+        let runs = Runs {
+            version: VERSION,
+            runs: self.others.iter().chain(record).collect(),
+        };
         let mut part = self.path.clone().into_os_string();
         part.push(".part");
         let mut file = OpenOptions::new()
@@ -124,11 +231,12 @@ impl StateFile {
             .truncate(true)
             .open(&part)?;
         file.lock()?;
-        serde_json::to_writer(&file, record)?;
+        serde_json::to_writer(&file, &runs)?;
         file.write_all(b"\n")?;
         file.sync_data()?;
         std::fs::rename(&part, &self.path)?;
         self.locked = file;
+        self.blank = false;
         if !self.entered {
             let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty());
             File::open(dir.unwrap_or(Path::new(".")))?.sync_all()?;
@@ -137,15 +245,26 @@ impl StateFile {
         Ok(())
     }
 
-    /// The run is complete.
-    pub(super) fn remove(self) -> Result<(), SendError> {
-        match std::fs::remove_file(&self.path) {
+    /// The run is complete, and nothing is kept of it.
+    pub(super) fn remove(mut self) -> Result<(), SendError> {
+        let removed = if self.others.is_empty() {
+            self.blank = false; // it is removed here
+            std::fs::remove_file(&self.path)
+        } else {
+            self.replace(None)
+        };
+        match removed {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(SendError::State {
-                path: self.path,
+                path: self.path.clone(),
                 source,
             }),
             _ => Ok(()),
         }
+    }
+
+    /// When it was last written, by the file system's clock.
+    pub(super) fn written(&self) -> Option<SystemTime> {
+        self.locked.metadata().and_then(|file| file.modified()).ok()
     }
 
     /// Where it is.
@@ -167,12 +286,22 @@ fn lock(file: &File, path: &Path) -> Result<(), SendError> {
     }
 }
 
-fn parse(text: &str) -> Result<Record, String> {
-    let record: Record = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if record.version != 1 {
-        return Err(format!("its version is {}, ours is 1", record.version));
+fn parse(text: &str) -> Result<Vec<Record>, String> {
+    let words = |error: serde_json::Error| error.to_string();
+    let mut kept: serde_json::Map<String, Value> = serde_json::from_str(text).map_err(words)?;
+    let version = kept.remove("version").and_then(|version| version.as_u64());
+    match version {
+        Some(1) => {
+            let record = serde_json::from_value(Value::Object(kept)).map_err(words)?;
+            Ok(vec![record])
+        }
+        Some(VERSION) => {
+            let runs = kept.remove("runs").unwrap_or_default();
+            serde_json::from_value(runs).map_err(words)
+        }
+        Some(version) => Err(format!("its version is {version}, ours is {VERSION}")),
+        None => Err("it has no version".to_owned()),
     }
-    Ok(record)
 }
 
 /// The checksum of a file's first bytes, extended as the file is sent.
@@ -226,7 +355,6 @@ mod tests {
 
     fn record(lines: u64) -> Record {
         Record {
-            version: 1,
             run: "r".into(),
             ids: "run".into(),
             input: "events.jsonl".into(),
@@ -239,29 +367,86 @@ mod tests {
             checked_bytes: 7,
             checked_crc32: 8,
             settled: false,
+            directory: None,
+            to: "http://h".into(),
+            complete: false,
+            open_bytes: 0,
+            in_array: false,
+            since: None,
+            last: "42-1834".parse().ok().map(Written),
         }
+    }
+
+    const TO: &str = "http://h";
+
+    fn any(_: &Record) -> bool {
+        true
     }
 
     #[test]
     fn what_was_written_is_read_back_and_removed_is_gone() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
-        let (mut state, none) = StateFile::open(&path).expect("open");
-        assert_eq!(none, None);
+        let mut state = StateFile::open(&path).expect("open");
+        assert_eq!(state.take(None, TO, any), None);
         state.write(&record(1)).expect("write");
         state.write(&record(2)).expect("write");
         drop(state);
-        let (state, read) = StateFile::open(&path).expect("open");
-        assert_eq!(read, Some(record(2)));
+        let mut state = StateFile::open(&path).expect("open");
+        assert_eq!(state.take(None, TO, any), Some(record(2)));
         state.remove().expect("remove");
         assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 0);
+    }
+
+    #[test]
+    fn each_data_directory_has_its_own_run() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s");
+        let [one, two] = [1, 2].map(|number| Some(Uuid::from_u128(number)));
+        let of = |directory, lines| Record {
+            directory,
+            ..record(lines)
+        };
+        for (directory, lines) in [(one, 1), (two, 2), (one, 3)] {
+            let mut state = StateFile::open(&path).expect("open");
+            state.take(directory, TO, any);
+            state.write(&of(directory, lines)).expect("write");
+        }
+        let mut state = StateFile::open(&path).expect("open");
+        assert_eq!(state.take(one, "http://other", any), Some(of(one, 3)));
+        state.remove().expect("remove");
+        let mut state = StateFile::open(&path).expect("open");
+        assert_eq!(state.take(one, "http://other", any), None);
+        assert_eq!(state.take(two, "http://other", any), Some(of(two, 2)));
+    }
+
+    #[test]
+    fn a_state_of_format_1_is_read() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s");
+        let old = r#"{"version":1,"run":"20261122T064100Z-0badcafe","ids":"run","input":"/e.jsonl","device":1,"inode":2,"lines":3,"bytes":30,"accepted":2,"refused":1,"checkedBytes":90,"checkedCrc32":7,"settled":true}"#;
+        std::fs::write(&path, old).expect("write");
+        let mut state = StateFile::open(&path).expect("open");
+        let read = state
+            .take(Some(Uuid::from_u128(1)), TO, any)
+            .expect("a run");
+        assert_eq!((read.lines, read.complete), (3, false));
+        assert_eq!(read.run, "20261122T064100Z-0badcafe");
+    }
+
+    #[test]
+    fn nothing_written_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s");
+        drop(StateFile::open(&path).expect("open"));
+        assert!(!path.exists());
     }
 
     #[test]
     fn a_second_sender_is_refused_also_after_a_write() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
-        let (mut state, _) = StateFile::open(&path).expect("open");
+        let mut state = StateFile::open(&path).expect("open");
         assert!(matches!(
             StateFile::open(&path),
             Err(SendError::StateBusy { .. })

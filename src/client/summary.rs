@@ -1,14 +1,16 @@
 //! How a send ended, for people and for programs. The last line can't be mistaken for success.
 
 use std::fmt::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::HumanCount;
 use serde_json::json;
 
 use super::error::SendError;
+use super::settle::Applied;
 use super::tally::Counts;
+use crate::config::Span;
 use crate::exit::Exit;
 use crate::manual::counted;
 
@@ -31,6 +33,12 @@ pub struct Summary {
     pub state: Option<PathBuf>,
     /// Where refused lines were written.
     pub rejects: Option<PathBuf>,
+    /// Whether what was sent is in the totals.
+    pub applied: Applied,
+    /// Lines that were accepted, but not counted: an id that names another event, an overflow.
+    pub rejected: u64,
+    /// How long to wait for `applied`; `None`: as long as it takes.
+    pub wait: Option<Duration>,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -52,8 +60,10 @@ impl Summary {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self.verdict {
+            Verdict::Failed(SendError::SentBefore(_)) => Exit::Usage,
             Verdict::Failed(_) | Verdict::Stopped => Exit::Failed,
-            _ if self.refused() > 0 => Exit::Refused,
+            _ if self.applied == Applied::Lost => Exit::Failed,
+            _ if self.refused() > 0 || self.rejected > 0 => Exit::Refused,
             Verdict::Complete | Verdict::Followed => Exit::Done,
         }
     }
@@ -70,6 +80,7 @@ impl Summary {
             _ => None,
         };
         let outcome = match (&self.verdict, self.exit()) {
+            (Verdict::Failed(SendError::SentBefore(_)), _) => "sentBefore",
             (Verdict::Failed(_), _) => "failed",
             (Verdict::Stopped, _) => "stopped",
             (_, Exit::Refused) => "refused",
@@ -79,6 +90,9 @@ impl Summary {
             "outcome": outcome,
             "accepted": self.counts.accepted,
             "refused": self.counts.refused,
+            "rejected": self.rejected,
+            "applied": self.applied == Applied::Yes,
+            "pending": self.applied_in_words(),
             "maybeTwice": self.counts.doubtful,
             "lines": self.lines,
             "linesEarlier": self.lines_earlier,
@@ -87,8 +101,8 @@ impl Summary {
             "retries": self.counts.retries,
             "seconds": self.elapsed.as_secs_f64(),
             "run": self.run,
-            "state": self.state,
-            "rejects": self.rejects,
+            "state": shown(self.state.as_deref()),
+            "rejects": shown(self.rejects.as_deref()),
             "error": error,
         })
         .to_string()
@@ -98,6 +112,26 @@ impl Summary {
     fn began(&self) -> bool {
         let nothing_read = self.run.is_empty() && self.lines == 0 && self.counts.requests == 0;
         !(nothing_read && matches!(self.verdict, Verdict::Failed(_)))
+    }
+
+    /// Why what was sent may not be in the totals yet; `None`: it is, or it was not asked.
+    fn applied_in_words(&self) -> Option<String> {
+        match &self.applied {
+            Applied::NotAsked | Applied::Yes => None,
+            Applied::NotYet => {
+                let wait = Span(self.wait);
+                Some(format!("not applied yet after {wait}: the totals will follow"))
+            }
+            Applied::Elsewhere => Some(
+                "not applied: this server applies nothing itself (--no-process); run `tallyline process` on its data directory".to_owned(),
+            ),
+            Applied::Lost => Some(
+                "not applied, and it will not be: a segment of it is missing or corrupt; the server's /readyz says which".to_owned(),
+            ),
+            Applied::Unknown(reason) => {
+                Some(format!("whether it is applied is not known: {reason}"))
+            }
+        }
     }
 
     fn refused_where(&self) -> String {
@@ -116,6 +150,11 @@ impl Summary {
             ),
         }
     }
+}
+
+/// A path in JSON: what is not UTF-8 is shown as U+FFFD.
+fn shown(path: Option<&Path>) -> Option<String> {
+    path.map(|path| path.display().to_string())
 }
 
 /// The error with what caused it, on one line.
@@ -139,6 +178,9 @@ impl fmt::Display for Summary {
             ..
         } = self.counts;
         let seconds = self.elapsed.as_secs_f64();
+        if let Verdict::Failed(SendError::SentBefore(_)) = &self.verdict {
+            return write!(f, "NOT SENT: all of it was sent before");
+        }
         if !self.began() {
             return write!(f, "FAILED: nothing was sent");
         }
@@ -165,6 +207,9 @@ impl fmt::Display for Summary {
                 counted(doubtful, "event")
             )?;
         }
+        if let Some(words) = self.applied_in_words() {
+            writeln!(f, "{words}")?;
+        }
         let lines = counted(self.lines, "line");
         let refused = HumanCount(self.refused());
         match &self.verdict {
@@ -184,6 +229,16 @@ impl fmt::Display for Summary {
                 f,
                 "STOPPED before the end; acknowledged: {lines}, {refused} of them refused; {}",
                 self.how_to_go_on()
+            ),
+            Verdict::Complete if self.applied == Applied::Lost => write!(
+                f,
+                "FAILED: {lines} were acknowledged, but not all of them will be counted"
+            ),
+            Verdict::Complete if self.rejected > 0 => write!(
+                f,
+                "REJECTED: {} accepted but not counted, {refused} refused ({})",
+                counted(self.rejected, "event"),
+                self.refused_where()
             ),
             Verdict::Complete if self.refused() > 0 && accepted == 0 && self.lines_earlier == 0 => {
                 let (events, place) = (counted(self.refused(), "event"), self.refused_where());

@@ -13,7 +13,8 @@ use indicatif::{HumanCount, ProgressBar};
 use super::error::SendError;
 use super::lines::{Checksum, Place};
 use super::rejects::{Refusal, Rejects};
-use super::state::{Record, StateFile};
+use super::state::{Record, StateFile, Written};
+use crate::segment::Position;
 use crate::stop::Stop;
 
 /// The state is written at most this often for the sake of progress.
@@ -80,6 +81,8 @@ pub(super) struct Done {
     pub(super) end: Place,
     pub(super) accepted: u64,
     pub(super) refused: u64,
+    /// The last position that was answered.
+    pub(super) last: Option<Position>,
 }
 
 /// How a run ended.
@@ -88,6 +91,7 @@ pub(super) struct Ended {
     pub(super) record: Record,
     pub(super) failure: Option<SendError>,
     pub(super) state: Option<StateFile>,
+    pub(super) rejects: Rejects,
     /// Batches done without a gap.
     pub(super) batches: u64,
 }
@@ -151,9 +155,8 @@ impl Tally {
         refusals: &[Refusal],
     ) -> Result<(), SendError> {
         let mut inner = self.lock();
-        if !refusals.is_empty() {
-            inner.rejects.write(refusals)?;
-        }
+        // Whether they can be written changes nothing of what was acknowledged.
+        let written = inner.rejects.write(refusals, "refused");
         inner.counts.accepted += done.accepted;
         inner.counts.refused += done.refused;
         inner.waiting.insert(sequence, done);
@@ -166,7 +169,7 @@ impl Tally {
         let taken = inner.counts.accepted;
         drop(inner);
         self.show(place, accepted, refused, taken);
-        Ok(())
+        written
     }
 
     fn show(&self, place: u64, accepted: u64, refused: u64, taken: u64) {
@@ -234,6 +237,7 @@ impl Tally {
             record: inner.record,
             failure: inner.failure,
             state: inner.state,
+            rejects: inner.rejects,
             batches: inner.next,
         }
     }
@@ -251,6 +255,9 @@ impl Inner {
             let record = &mut self.record;
             record.lines = done.end.lines;
             record.bytes = done.end.bytes;
+            record.open_bytes = done.end.open_bytes;
+            record.in_array = done.end.in_array;
+            record.last = record.last.max(done.last.map(Written));
             record.accepted += done.accepted;
             record.refused += done.refused;
             if self.checksum == Checksum::Kept {

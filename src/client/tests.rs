@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 
 use clap::Parser as _;
 
-use super::fake_server::{FakeServer, Instead};
+use super::fake_server::{DIRECTORY, FakeServer, Instead};
 use super::*;
 use crate::cli::{Cli, Command};
 use crate::event::Event;
@@ -87,7 +87,7 @@ fn last_line(summary: &Summary) -> String {
 }
 
 #[test]
-fn every_event_gets_an_id_that_sorts_as_sent_and_the_state_is_gone() {
+fn every_event_gets_an_id_that_sorts_as_sent() {
     let bench = Bench::new(&events(1234));
     let server = FakeServer::new();
     let summary = bench.send(&server, &["--batch", "100", "--connections", "3"]);
@@ -105,19 +105,24 @@ fn every_event_gets_an_id_that_sorts_as_sent_and_the_state_is_gone() {
         assert_eq!(*id, format!("{}-{:012}", summary.run, index + 1));
     }
     assert_eq!(seen.headers["content-type"], "application/x-ndjson");
-    assert!(!bench.state().exists());
 }
 
 #[test]
-fn a_completed_file_sent_again_is_a_new_run_and_a_source_is_not() {
+fn a_completed_file_is_sent_again_only_if_asked_and_a_source_as_often_as_one_likes() {
     let bench = Bench::new(&events(3));
     let server = FakeServer::new();
-    bench.send(&server, &[]);
-    bench.send(&server, &[]);
+    assert_eq!(bench.send(&server, &[]).exit(), Exit::Done);
+    let again = bench.send(&server, &[]);
+    assert_eq!((again.exit(), server.seen().taken.len()), (Exit::Usage, 3));
+    assert_eq!(last_line(&again), "NOT SENT: all of it was sent before");
+    assert!(failure(&again).contains(DIRECTORY), "{}", failure(&again));
+    assert_eq!(bench.send(&server, &["--again"]).exit(), Exit::Done);
     assert_eq!(server.seen().ids().len(), 6);
+    assert_eq!(bench.send(&server, &[]).exit(), Exit::Usage);
     let server = FakeServer::new();
     bench.send(&server, &["--source", "mine"]);
     bench.send(&server, &["--source", "mine", "--batch", "1"]);
+    assert_eq!(bench.send(&server, &[]).exit(), Exit::Usage, "remembered");
     let expected = (1..=3).map(|n| (format!("mine-{n:012}"), 2)).collect();
     assert_eq!(server.seen().ids(), expected);
 }
@@ -186,12 +191,11 @@ fn refused_lines_are_named_by_their_line_in_the_file() {
 
 #[test]
 fn a_broken_file_is_not_taken_for_one_event_or_an_array() {
-    // Whole, these are one object and one array of events; line by line they are neither.
+    // Whole, these are one object, or hold an array; line by line they are neither.
     for text in [
         "{\n\"userId\": \"u\",\n\"name\": \"add_revenue\", \"value\": 1\n}\n",
-        "[\n{\"userId\": \"u\", \"name\": \"add_revenue\", \"value\": 1\n}\n]\n",
         "{\"userId\": \"u\", \"name\": \"add_revenue\",\n\"value\": 1}\n",
-        "[{\"userId\": \"u\", \"name\": \"add_revenue\", \"value\": 1}]\n",
+        "{\n[{\"userId\": \"u\", \"name\": \"add_revenue\", \"value\": 1}]\n",
     ] {
         let bench = Bench::new(text);
         let server = FakeServer::new();
@@ -221,7 +225,7 @@ fn a_refusal_without_names_is_narrowed_down() {
     let server = FakeServer::with(|_, body| {
         (body.lines().count() > 3).then_some(Instead::Answer(413, "{}"))
     });
-    let summary = bench.send(&server, &["--batch", "16"]);
+    let summary = bench.send(&server, &["--batch", "16", "--again"]);
     assert_eq!((summary.counts.accepted, summary.exit()), (16, Exit::Done));
     assert_eq!(server.seen().taken.len(), 16);
 }
@@ -280,7 +284,6 @@ fn giving_up_is_a_failure_in_words_and_the_same_run_goes_on() {
     assert_eq!((second.exit(), second.counts.accepted), (Exit::Done, 70));
     assert_eq!((&second.run, second.lines_earlier), (&first.run, 30));
     assert_eq!(server.seen().ids().len(), 100);
-    assert!(!bench.state().exists());
 }
 
 #[test]
@@ -333,8 +336,10 @@ fn a_crash_loses_progress_but_not_the_run() {
     let (first, one) = stopped_at(&bench, &["--batch", "1", "--connections", "1"], 5);
     // As if killed before any progress was written: only the name is known.
     let text = fs::read_to_string(bench.state()).expect("state");
-    let mut state: Record = serde_json::from_str(&text).expect("state");
-    (state.lines, state.bytes, state.accepted) = (0, 0, 0);
+    let mut state: serde_json::Value = serde_json::from_str(&text).expect("state");
+    for figure in ["lines", "bytes", "accepted"] {
+        state["runs"][0][figure] = 0.into();
+    }
     fs::write(bench.state(), serde_json::to_string(&state).expect("json")).expect("write");
     let two = FakeServer::new();
     let second = bench.send(&two, &[]);
@@ -457,9 +462,10 @@ fn what_is_no_tallyline_server_is_not_taken_for_one() {
 #[test]
 fn nobody_there_and_no_file() {
     let bench = Bench::new(&events(2));
-    let gone = FakeServer::new();
-    let mut config = bench.config(&gone, &["--retry-for", "0s"]);
-    drop(gone);
+    let mut config = bench.config(&FakeServer::new(), &["--retry-for", "0s"]);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    config.to = format!("http://{}", free.local_addr().expect("bound"));
+    drop(free);
     let summary = send(&config, &Stop::default());
     assert!(
         failure(&summary).contains("refused"),
@@ -505,4 +511,163 @@ fn a_rate_is_kept_to() {
         "small enough to be even"
     );
     assert!(summary.elapsed >= Duration::from_millis(400), "{summary}");
+}
+
+#[test]
+fn a_file_that_has_grown_goes_on_where_it_ended() {
+    // Red if lines that were sent before are sent as new ones, or new lines under old ids.
+    let bench = Bench::new(&events(3));
+    let server = FakeServer::new();
+    let first = bench.send(&server, &[]);
+    fs::write(bench.file(), events(5) + events(1).trim_end()).expect("write");
+    let second = bench.send(&server, &[]);
+    assert_eq!((second.exit(), second.counts.accepted), (Exit::Done, 3));
+    assert_eq!(second.run, first.run);
+    assert_eq!(server.seen().taken.len(), 6);
+    // The last line had no end. Now it has one, and another line after it.
+    fs::write(bench.file(), events(5) + &events(2)).expect("write");
+    let third = bench.send(&server, &[]);
+    assert_eq!((third.exit(), third.lines), (Exit::Done, 7), "{third}");
+    let expected = (1..=7).map(|n| {
+        let times = if n == 6 { 2 } else { 1 };
+        (format!("{}-{n:012}", first.run), times)
+    });
+    assert_eq!(server.seen().ids(), expected.collect());
+    for blank in ["", "\n", " \n\n"] {
+        fs::write(bench.file(), events(5) + &events(2) + blank).expect("write");
+        assert_eq!(bench.send(&server, &[]).exit(), Exit::Usage, "{blank:?}");
+    }
+    // Another content is another matter.
+    fs::write(bench.file(), numbered(50..=51)).expect("write");
+    let other = bench.send(&server, &[]);
+    assert_eq!((other.exit(), other.counts.accepted), (Exit::Done, 2));
+    assert_ne!(other.run, first.run);
+}
+
+#[test]
+fn arrays_are_sent_element_by_element() {
+    let event =
+        |n: u64| format!("{{\"userId\": \"u\",\n \"name\": \"add_revenue\", \"value\": {n}\n}}");
+    let three: Vec<_> = (1..=3).map(event).collect();
+    for text in [
+        format!("[{}]", three.join(",")).replace('\n', ""),
+        format!("\u{feff}[\n{}\n]\n", three.join(",\n")),
+        format!("[\n  {}\n]", three.join("\n  ,\n  ")),
+    ] {
+        let bench = Bench::new(&text);
+        let server = FakeServer::new();
+        let flags = ["--source", "s", "--batch", "2", "--connections", "1"];
+        let summary = bench.send(&server, &flags);
+        assert_eq!(summary.exit(), Exit::Done, "{text}: {summary}");
+        let expected = (1..=3).map(|n| (format!("s-{n:012}"), 1)).collect();
+        assert_eq!(server.seen().ids(), expected, "{text}");
+    }
+}
+
+#[test]
+fn an_array_is_gone_on_with_and_grows() {
+    let array = |count: u64| format!("[\n{}\n]\n", events(count).trim_end().replace('\n', ",\n"));
+    let bench = Bench::new(&array(100));
+    let flags = ["--batch", "1", "--connections", "1"];
+    let (first, one) = stopped_at(&bench, &flags, 20);
+    let two = FakeServer::new();
+    let second = bench.send(&two, &flags);
+    assert_eq!((second.exit(), &second.run), (Exit::Done, &first.run));
+    let mut ids = one.seen().ids();
+    ids.extend(two.seen().ids());
+    assert_eq!(ids.len(), 100);
+    assert_eq!(bench.send(&two, &flags).exit(), Exit::Usage);
+    fs::write(bench.file(), array(103)).expect("write");
+    let third = bench.send(&two, &flags);
+    assert_eq!((third.counts.accepted, third.run), (3, first.run));
+    assert_eq!(third.lines, 103);
+}
+
+#[test]
+fn a_broken_array_is_sent_as_far_as_it_goes_and_is_not_called_done() {
+    let one = events(1);
+    let one = one.trim_end();
+    for (text, accepted, refused) in [
+        (format!("[{one},{one}"), 2, 1),
+        (format!("[{one},"), 1, 1),
+        (format!("[{one},,{one}]"), 2, 1),
+        (format!("[{one} {one},{one}]"), 1, 1),
+        (format!("[{one}]\n{one}\nnonsense\n[{one}]"), 3, 1),
+    ] {
+        let bench = Bench::new(&text);
+        let server = FakeServer::new();
+        let summary = bench.send(&server, &[]);
+        let counts = (summary.counts.accepted, summary.counts.refused);
+        assert_eq!(counts, (accepted, refused), "{text}: {summary}");
+        assert_eq!(summary.exit(), Exit::Refused);
+    }
+}
+
+#[test]
+fn what_is_no_file_of_events_is_refused_by_name_before_anything_is_sent() {
+    let utf_16: Vec<u8> = events(2)
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut zipped, b"userId,name,value\nu,add_revenue,1\n").expect("zip");
+    let zipped = zipped.finish().expect("zip");
+    for (bytes, word) in [
+        (&b"userId,name,value\nu,add_revenue,1\n"[..], "CSV"),
+        (&zipped, "CSV"),
+        (&utf_16, "iconv"),
+        (b"PK\x03\x04rest", "unzip -p"),
+    ] {
+        let bench = Bench::new("");
+        fs::write(bench.file(), bytes).expect("write");
+        let server = FakeServer::new();
+        let summary = bench.send(&server, &[]);
+        assert_eq!(summary.exit(), Exit::Failed);
+        assert!(failure(&summary).contains(word), "{}", failure(&summary));
+        assert_eq!(last_line(&summary), "FAILED: nothing was sent");
+        let path = bench.path("stdin");
+        fs::write(&path, bytes).expect("write");
+        let stdin = fs::File::open(path).expect("open");
+        let stop = Stop::default();
+        let mut summary = bench.send(&server, &["--wait", "0s"]);
+        let source = Source::stream(stdin, &stop).expect("thread");
+        let mut config = bench.config(&server, &[]);
+        config.state = None;
+        let failed = whole(&config, source, &stop, &mut summary).expect_err("no events");
+        assert!(failed.to_string().contains(word), "{failed}");
+        assert_eq!(server.seen().bodies.len(), 0);
+        assert!(!bench.state().exists());
+    }
+}
+
+#[test]
+fn lines_that_are_all_refused_are_sent_once() {
+    // Red if those that the answer does not name are sent again: the server would count them again.
+    let bench = Bench::new(&"{\"userId\": \"u\"}\n".repeat(500));
+    let server = FakeServer::new();
+    let summary = bench.send(&server, &[]);
+    assert_eq!(
+        (summary.counts.refused, summary.exit()),
+        (500, Exit::Refused)
+    );
+    assert_eq!(server.seen().bodies.len(), 1);
+}
+
+#[test]
+fn the_state_keeps_no_password() {
+    let kept = run::without_credentials;
+    assert_eq!(kept("http://user:pw@h:1/base"), "http://h:1/base");
+    assert_eq!(kept("http://h:1/base"), "http://h:1/base");
+}
+
+#[test]
+fn a_server_that_is_busy_for_a_day_is_not_waited_for_that_long() {
+    // Red if Retry-After is obeyed past --retry-for: the pause is what is left of it.
+    let left = |after: u64| {
+        let (patience, silent) = (Some(Duration::from_secs(2)), Duration::from_millis(500));
+        let after = Some(Duration::from_secs(after));
+        deliver::pause_before_retry(patience, silent, after, Duration::ZERO)
+    };
+    assert_eq!(left(86_400), Some(Duration::from_millis(1500)));
+    assert_eq!(left(1), Some(Duration::from_secs(1)));
 }

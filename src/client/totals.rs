@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use http::Response;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use super::agent::agent;
 
 #[derive(Deserialize)]
 struct Users {
@@ -23,22 +26,26 @@ pub struct User {
 
 /// Has the server at `url` apply what it took, then asks for its first thousand users by id.
 pub fn totals(url: &str) -> anyhow::Result<Vec<User>> {
-    let agent = ureq::Agent::new_with_config(
-        ureq::Agent::config_builder()
-            .timeout_global(Some(Duration::from_secs(90)))
-            .build(),
-    );
-    agent
-        .post(format!("{url}/flush"))
-        .send_empty()
-        .context("POST /flush")?;
+    let agent = agent(url, Duration::from_secs(90));
+    let flushed = agent.post(format!("{url}/flush")).send_empty();
+    body(flushed).context("POST /flush")?;
     let users = agent
         .get(format!("{url}/userEvents?order=userId&limit=1000"))
         .call();
-    let users = users
-        .and_then(|mut answer| answer.body_mut().read_to_string())
-        .context("GET /userEvents")?;
+    let users = body(users).context("GET /userEvents")?;
     Ok(serde_json::from_str::<Users>(&users)
         .context("GET /userEvents")?
         .users)
+}
+
+/// The text of a good answer.
+fn body(answer: Result<Response<ureq::Body>, ureq::Error>) -> anyhow::Result<String> {
+    let mut answer = answer?;
+    let text = answer.body_mut().read_to_string()?;
+    anyhow::ensure!(
+        answer.status().is_success(),
+        "answered {}: {text}",
+        answer.status()
+    );
+    Ok(text)
 }

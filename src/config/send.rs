@@ -1,9 +1,14 @@
 //! `tallyline send`: what to send, where to, and how it is counted once.
 
 use std::ffi::OsString;
+use std::fs::{File, Metadata};
 use std::num::{NonZeroU32, NonZeroU64};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use http::Uri;
 
 use super::UsageError;
 use crate::cli::SendArgs;
@@ -38,8 +43,22 @@ pub struct SendConfig {
     pub ids: Ids,
     /// Where the run's name and progress are kept; `None`: nowhere. Default beside the file.
     pub state: Option<PathBuf>,
+    /// What to do with a file that was sent in full before. Default [`Repeat::Refuse`].
+    pub repeat: Repeat,
+    /// How long to wait, once all is sent, until it is applied; `None`: as long as it takes; zero:
+    /// not at all. Default 10 s.
+    pub wait: Option<Duration>,
     /// How the summary is shown.
     pub report: Report,
+}
+
+/// What to do with a file that was sent in full to the same data directory before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// Send nothing: it would count twice.
+    Refuse,
+    /// `--again`: send all of it as a new run.
+    Again,
 }
 
 /// What is sent.
@@ -116,6 +135,8 @@ impl SendConfig {
             rejects: None,
             ids: Ids::Run,
             state: None,
+            repeat: Repeat::Refuse,
+            wait: Some(Duration::from_secs(10)),
             report: Report::Quiet,
         }
     }
@@ -137,18 +158,32 @@ impl SendConfig {
             (false, Some(name)) => Ids::Source(source_name(name)?),
             (false, None) => Ids::Run,
         };
-        let state = args.state.or_else(|| input.path().map(state_beside));
+        let state = args.state.or_else(|| default_state(&input));
         let rejects = args.rejects;
-        for (flag, path) in [("--rejects", &rejects), ("--state", &state)] {
-            if let (Some(path), Some(file)) = (path, input.path())
-                && same_file(path, file)
-            {
-                let path = path.display();
-                return Err(UsageError::new(format!(
-                    "{flag} {path} is the file to send; name another"
-                )));
+        let read = [
+            ("the file to send", Place::of_input(&input)),
+            (
+                "the --token-file",
+                args.token_file.as_deref().map(Place::of_path),
+            ),
+        ];
+        let written = [
+            ("--rejects", rejects.as_deref().map(Place::of_path)),
+            ("--state", state.as_deref().map(Place::of_path)),
+        ];
+        for (flag, place) in &written {
+            for (name, other) in &read {
+                differ(flag, place.as_ref(), name, other.as_ref())?;
             }
         }
+        differ(
+            "--rejects",
+            written[0].1.as_ref(),
+            "the --state",
+            written[1].1.as_ref(),
+        )?;
+        let stdout = Place::of_descriptor(std::io::stdout());
+        differ("stdout", stdout.as_ref(), read[0].0, read[0].1.as_ref())?;
         Ok(Self {
             input,
             to: base_url(&args.to)?,
@@ -163,6 +198,12 @@ impl SendConfig {
             rejects,
             ids,
             state,
+            repeat: if args.again {
+                Repeat::Again
+            } else {
+                Repeat::Refuse
+            },
+            wait: args.wait.0,
             report: match (args.json, quiet) {
                 (true, _) => Report::Json,
                 (false, true) => Report::Quiet,
@@ -179,8 +220,75 @@ fn state_beside(file: &Path) -> PathBuf {
     name.into()
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
-    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+/// Beside a regular file, or one that is still to come. What can be read only once has none: there
+/// would be nothing to go on with.
+fn default_state(input: &Input) -> Option<PathBuf> {
+    let path = input.path()?;
+    let read_once = std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+    let of_a_process = path.starts_with("/dev") || path.starts_with("/proc");
+    (!read_once && !of_a_process).then(|| state_beside(path))
+}
+
+/// Where a regular file lies, by whatever name: a path may not be there yet.
+#[derive(Debug)]
+struct Place {
+    path: Option<PathBuf>,
+    /// Device and inode.
+    identity: Option<(u64, u64)>,
+}
+
+impl Place {
+    fn of_path(path: &Path) -> Self {
+        let metadata = std::fs::metadata(path).ok();
+        Self {
+            path: Some(path.canonicalize().unwrap_or_else(|_| path.to_owned())),
+            identity: metadata.and_then(|metadata| regular(&metadata)),
+        }
+    }
+
+    fn of_descriptor(descriptor: impl AsFd) -> Option<Self> {
+        let file = File::from(descriptor.as_fd().try_clone_to_owned().ok()?);
+        let identity = regular(&file.metadata().ok()?)?;
+        Some(Self {
+            path: None,
+            identity: Some(identity),
+        })
+    }
+
+    fn of_input(input: &Input) -> Option<Self> {
+        match input.path() {
+            Some(path) => Some(Self::of_path(path)),
+            None => Self::of_descriptor(std::io::stdin()),
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.path.is_some() && self.path == other.path
+            || self.identity.is_some() && self.identity == other.identity
+    }
+}
+
+fn regular(metadata: &Metadata) -> Option<(u64, u64)> {
+    metadata.is_file().then(|| (metadata.dev(), metadata.ino()))
+}
+
+/// What is written is none of what is read.
+fn differ(
+    flag: &str,
+    written: Option<&Place>,
+    name: &str,
+    other: Option<&Place>,
+) -> Result<(), UsageError> {
+    if let (Some(written), Some(other)) = (written, other)
+        && written.is(other)
+    {
+        let path = written.path.as_deref().or(other.path.as_deref());
+        let path = path.map_or(String::new(), |path| format!(" {}", path.display()));
+        return Err(UsageError::new(format!(
+            "{flag}{path} is {name}; name another file"
+        )));
+    }
+    Ok(())
 }
 
 fn at_most(name: &str, value: NonZeroU32, max: u32) -> Result<NonZeroU32, UsageError> {
@@ -193,19 +301,31 @@ fn at_most(name: &str, value: NonZeroU32, max: u32) -> Result<NonZeroU32, UsageE
 }
 
 fn base_url(text: &str) -> Result<String, UsageError> {
+    let wrong = |why: &str| {
+        UsageError::new(format!(
+            "--to {text:?} {why}; write a base URL such as http://127.0.0.1:8000"
+        ))
+    };
     let base = text.trim_end_matches('/');
-    let host = base
-        .strip_prefix("http://")
-        .or_else(|| base.strip_prefix("https://"));
-    match host {
-        Some(host) if !host.is_empty() && !host.contains(['?', '#', ' ']) => {
-            // Told the whole address, the original client's habit, we know what was meant.
-            Ok(base.strip_suffix("/liveEvent").unwrap_or(base).to_owned())
-        }
-        _ => Err(UsageError::new(format!(
-            "--to {text:?} is no base URL; write one such as http://127.0.0.1:8000"
-        ))),
+    let uri: Uri = base.parse().map_err(|_| wrong("is no base URL"))?;
+    let (Some("http" | "https"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(wrong("is no base URL"));
+    };
+    if uri.host().is_none_or(str::is_empty) || base.contains(['?', '#']) {
+        return Err(wrong("is no base URL"));
     }
+    // A port that is none would silently be the default one, and would be sent the token.
+    let host_and_port = authority.as_str().rsplit('@').next().unwrap_or_default();
+    let after_host = host_and_port.rsplit(']').next().unwrap_or_default();
+    if let Some((_, port)) = after_host.split_once(':')
+        && !port.parse::<u16>().is_ok_and(|port| port > 0)
+    {
+        return Err(wrong(&format!(
+            "has the port {port:?}, which is not 1 to 65535"
+        )));
+    }
+    // Told the whole address, the original client's habit, we know what was meant.
+    Ok(base.strip_suffix("/liveEvent").unwrap_or(base).to_owned())
 }
 
 fn source_name(name: String) -> Result<String, UsageError> {
@@ -229,6 +349,7 @@ fn token(file: Option<&Path>, variable: Option<OsString>) -> Result<Option<Token
             let text = crate::fs::read_to_string(path)
                 .map_err(|error| UsageError::new(format!("{shown}: {error}")))?;
             let first = text
+                .trim_start_matches('\u{feff}')
                 .lines()
                 .map(str::trim)
                 .find(|line| !line.is_empty() && !line.starts_with('#'))
@@ -281,7 +402,22 @@ mod tests {
         let to = |url: &str| config(&["--to", url]).map(|config| config.to);
         assert_eq!(to("http://h:1/").ok(), Some("http://h:1".into()));
         assert_eq!(to("https://h/a/liveEvent").ok(), Some("https://h/a".into()));
-        for bad in ["h:1", "ftp://h", "http://", "http://h?x"] {
+        assert_eq!(
+            to("http://[::1]:8000").ok(),
+            Some("http://[::1]:8000".into())
+        );
+        for bad in [
+            "h:1",
+            "ftp://h",
+            "http://",
+            "http://h?x",
+            "http://127.0.0.1:99999",
+            "http://127.0.0.1:0",
+            "http://127.0.0.1:",
+            "http://[::1]:65536",
+            "http://user:12@h:99999/base",
+            "http:// h",
+        ] {
             assert!(to(bad).is_err(), "{bad}");
         }
     }

@@ -62,7 +62,18 @@ pub enum IntakeError {
     NotJson(String),
 }
 
-/// Reads a body.
+/// Some programs for Windows put it at the start of what they write in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The body without a byte order mark at its very start; anywhere else it is a fault.
+pub fn without_byte_order_mark(mut body: Vec<u8>) -> Vec<u8> {
+    if body.starts_with(BYTE_ORDER_MARK) {
+        body.drain(..BYTE_ORDER_MARK.len());
+    }
+    body
+}
+
+/// Reads a body, in which there is no byte order mark.
 pub fn read(body: Vec<u8>) -> Result<Intake, IntakeError> {
     match body.iter().find(|byte| !is_space(**byte)) {
         None => Err(IntakeError::Empty),

@@ -30,6 +30,7 @@ pub use counters::Counters;
 use engine::{Engine, EngineError};
 pub use engine::{Figures, Limits, Listen};
 use routes::{Inner, Routes};
+use uuid::Uuid;
 
 use crate::fs::Disk;
 use crate::health::Health;
@@ -65,6 +66,8 @@ pub struct App {
     pub data_dir: PathBuf,
     /// How many log lines could not be written.
     pub lost_log_lines: fn() -> u64,
+    /// The name of that directory, wherever it is moved to.
+    pub directory: Uuid,
 }
 
 /// Why there is no server.

@@ -191,6 +191,11 @@ impl Progress {
         }
     }
 
+    /// Whether another process applies (`--no-process`).
+    pub fn applies_elsewhere(&self) -> bool {
+        self.applies == Applies::Elsewhere
+    }
+
     /// How long each flush took: reading, counting, the transaction.
     pub fn flushes(&self) -> &Histogram {
         &self.flushes

@@ -15,7 +15,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
-use super::{Ledger, RejectedLine, SegmentRow, SegmentState, StoreError, segments};
+use super::{Ledger, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, segments};
 use crate::event::Micros;
 use crate::fs::{Disk, Identity, RealDisk};
 use crate::segment::{SegmentId, Tag};
@@ -251,6 +251,18 @@ impl Readers {
         Ok(rows.unwrap_or_default())
     }
 
+    /// The row of one segment.
+    pub fn segment(&self, id: &SegmentId) -> Result<Option<SegmentRow>, StoreError> {
+        let row = self.read("read a segment", |db| segments::one(db, id))?;
+        Ok(row.flatten())
+    }
+
+    /// The segments of which something may be left to apply.
+    pub fn unfinished_segments(&self) -> Result<Vec<SegmentRow>, StoreError> {
+        let rows = self.read("list unfinished segments", segments::unfinished)?;
+        Ok(rows.unwrap_or_default())
+    }
+
     /// How many segments there are of each state there is one of.
     pub fn segment_counts(&self) -> Result<Vec<(SegmentState, u64)>, StoreError> {
         let counts = self.read("count segments", segments::count_by_state)?;
@@ -258,9 +270,13 @@ impl Readers {
     }
 
     /// The newest rejected lines, at most `limit`: those of the segment last applied to first.
-    pub fn newest_rejected(&self, limit: u32) -> Result<Vec<RejectedLine>, StoreError> {
+    pub fn newest_rejected(
+        &self,
+        limit: u32,
+        filter: &RejectedFilter,
+    ) -> Result<Vec<RejectedLine>, StoreError> {
         let lines = self.read("list rejected lines", |db| {
-            segments::newest_rejected(db, limit)
+            segments::newest_rejected(db, limit, filter)
         })?;
         Ok(lines.unwrap_or_default())
     }

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::open::{self, Contents};
 use super::{Ledger, StoreError};
-use crate::segment::{SegmentId, Tag};
+use crate::segment::{Position, SegmentId, Tag};
 use uuid::Uuid;
 
 const SELECT_SEGMENT: &str = include_str!("../../sql/query/select_segment.sql");
@@ -70,10 +70,21 @@ pub struct RejectedLine {
     pub segment: String,
     /// Bytes from the start of the file to the start of the line.
     pub offset: u64,
+    /// Why, for programs, such as `negative` or `id_conflict`.
+    pub code: String,
     /// Why, for people.
     pub reason: String,
     /// Its first 1024 bytes; what is not UTF-8 is shown as U+FFFD.
     pub line: String,
+}
+
+/// Which rejected lines to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RejectedFilter {
+    /// Only of our segments, at this position or after it.
+    pub since: Option<Position>,
+    /// Only of events whose id begins with this.
+    pub id_prefix: Option<String>,
 }
 
 /// What became of lines.
@@ -228,17 +239,33 @@ pub(super) fn newest(connection: &Connection, limit: u32) -> rusqlite::Result<Ve
 pub(super) fn newest_rejected(
     connection: &Connection,
     limit: u32,
+    filter: &RejectedFilter,
 ) -> rusqlite::Result<Vec<RejectedLine>> {
+    let opened = filter.id_prefix.as_deref().map(|prefix| {
+        let mut opened = format!("{{\"id\":{}", serde_json::Value::from(prefix));
+        opened.pop(); // the quote that closes it
+        opened
+    });
     connection
         .prepare_cached(LIST_NEWEST_REJECTED)?
-        .query_map([limit], |row| {
-            Ok(RejectedLine {
-                segment: row.get(0)?,
-                offset: row.get(1)?,
-                reason: row.get(2)?,
-                line: row.get(3)?,
-            })
-        })?
+        .query_map(
+            params![
+                limit,
+                filter.since.map(|position| position.segment),
+                filter.id_prefix,
+                opened,
+                filter.since.map(|position| position.offset),
+            ],
+            |row| {
+                Ok(RejectedLine {
+                    segment: row.get(0)?,
+                    offset: row.get(1)?,
+                    code: row.get(2)?,
+                    reason: row.get(3)?,
+                    line: row.get(4)?,
+                })
+            },
+        )?
         .collect()
 }
 

@@ -124,6 +124,22 @@ impl Line {
     }
 }
 
+/// A user as the server shows one, by the digits as they stand: through a float, two amounts could
+/// be the same.
+#[track_caller]
+pub(crate) fn shown(json: &str) -> Total {
+    let fields: HashMap<String, &RawValue> = serde_json::from_str(json).unwrap();
+    let revenue = fields["revenue"].get();
+    let micros = match revenue.strip_prefix('-') {
+        Some(positive) => -micros(positive).expect(revenue),
+        None => micros(revenue).expect(revenue),
+    };
+    (
+        micros,
+        serde_json::from_str(fields["events"].get()).unwrap(),
+    )
+}
+
 /// Millionths from a plain decimal or one with an exponent; `None` for anything the format refuses.
 fn micros(literal: &str) -> Option<i128> {
     let (mantissa, exponent) = literal.split_once(['e', 'E']).unwrap_or((literal, "0"));
@@ -178,6 +194,15 @@ pub(crate) fn database_at(path: &Path) -> Totals {
         })
         .unwrap();
     rows.map(Result::unwrap).collect()
+}
+
+#[test]
+fn what_is_shown_is_read_by_its_digits() {
+    // Red if two amounts that one float stands for are taken for the same.
+    let shown = |revenue: &str| shown(&format!("{{\"revenue\":{revenue},\"events\":2}}"));
+    assert_eq!(shown("-10.5"), (-10_500_000, 2));
+    assert_eq!(shown("9007199254.740993").0, 9_007_199_254_740_993);
+    assert_ne!(shown("900719925474.099301"), shown("900719925474.099300"));
 }
 
 #[test]

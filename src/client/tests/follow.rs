@@ -109,3 +109,73 @@ fn a_followed_file_that_was_copied_and_cut_short_is_begun_anew() {
     let ids = server.seen().ids();
     assert_eq!((ids.len(), ids.values().max()), (7, Some(&1)));
 }
+
+#[test]
+fn a_file_cut_short_and_longer_than_before_by_the_next_look_is_told_by_its_content() {
+    // Red if the length alone is looked at: the first lines of the new content are then skipped. The
+    // line added before the copy was made comes from the copy.
+    let bench = Bench::new(&events(5));
+    let stop = Stop::default();
+    let (server, wait_for) = counting();
+    let config = bench.config(&server, &["--follow"]);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| send(&config, &stop));
+        let _ends = Ends(&stop);
+        wait_for(5);
+        fs::write(bench.path("events.jsonl.1"), numbered(1..=6)).expect("a copy");
+        let longer = numbered(100..=120);
+        assert!(longer.len() > numbered(1..=6).len());
+        // In one step, so that it is never seen shorter.
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .open(bench.file())
+            .expect("open");
+        std::io::Write::write_all(&mut file, longer.as_bytes()).expect("overwrite");
+        wait_for(22);
+        append(&bench.file(), &numbered(121..=121));
+        wait_for(1);
+        stop.request();
+        let summary = sender.join().expect("no panic");
+        assert_eq!(summary.exit(), Exit::Done, "{summary}");
+    });
+    let ids = server.seen().ids();
+    assert_eq!((ids.len(), ids.values().max()), (28, Some(&1)));
+    let taken = server.seen().taken.join("\n");
+    for value in (1..=6).chain(100..=121) {
+        assert!(taken.contains(&format!("\"value\": {value}}}")), "{value}");
+    }
+}
+
+#[test]
+fn what_was_copied_and_cut_short_meanwhile_is_finished_from_the_copy() {
+    // Red if a restart of the sender loses the lines that are in the copy only, or takes a file that
+    // merely begins alike for the copy.
+    let bench = Bench::new(&events(5));
+    fs::write(bench.path("older.jsonl"), events(9)).expect("write");
+    let (server, wait_for) = counting();
+    let config = bench.config(&server, &["--follow"]);
+    let follow = |count: usize| {
+        let stop = Stop::default();
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| send(&config, &stop));
+            let _ends = Ends(&stop);
+            wait_for(count);
+            stop.request();
+            sender.join().expect("no panic")
+        })
+    };
+    follow(5);
+    fs::write(
+        bench.path("events.jsonl.1"),
+        numbered((1..=5).chain(20..=21)),
+    )
+    .expect("copy");
+    fs::write(bench.file(), numbered(100..=109)).expect("write");
+    follow(12);
+    let ids = server.seen().ids();
+    assert_eq!((ids.len(), ids.values().max()), (17, Some(&1)));
+    let taken = server.seen().taken.join("\n");
+    for value in (1..=5).chain(20..=21).chain(100..=109) {
+        assert!(taken.contains(&format!("\"value\": {value}}}")), "{value}");
+    }
+}

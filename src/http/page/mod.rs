@@ -25,7 +25,7 @@
 //! GET /segments?limit=20 -> {"segments": [{
 //!     "name":         "events-000042",          the segment's identity, or the file name of one from elsewhere
 //!     "file":         "applied/2026-11/events-2026-11-22T06-41-00.123Z-000042.jsonl",   below the data directory
-//!     "state":        "active" | "sealed" | "applied" | "untrusted" | "lost",
+//!     "state":        "active" | "sealed" | "applied" | "missing" (applied, and its file is gone) | "untrusted" | "lost",
 //!     "bytes":        1834,                     of the file (active: durable); null if there is no file
 //!     "appliedBytes": 1834,
 //!     "events":       20,                       counted
@@ -39,6 +39,7 @@
 //! GET /rejected?limit=20 -> {"rejected": [{
 //!     "segment": "events-000042",               as `name` above
 //!     "offset":  1702,                          bytes from the start of the file to the start of the line
+//!     "code":    "negative",
 //!     "reason":  "value: must not be negative",
 //!     "line":    "{\"userId\": ..."             its first 1024 bytes at most, U+FFFD for what is not UTF-8
 //! }]}                                           the segment last applied to first, in it the largest offset first
@@ -62,8 +63,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     (
         "Content-Security-Policy",
         "default-src 'none'; \
-         script-src 'sha256-+AbfTiXyRpaehIubUYr/Su6/KUHdFD8/NXpT9ldZfL8='; \
-         style-src 'sha256-t4sEeSn5wEHrCWB7wC2PaY2WaspLik3u48Hjd1Y+1Ro='; \
+         script-src 'sha256-w580W0BXFOdJ8ybNxzqAG6J+Hf//WQdVnPjYZznSFoY='; \
+         style-src 'sha256-P/WtgzeFNExIIl7oVuouYttmQvUSXgdTierAxxN8OD0='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     ),

@@ -4,18 +4,19 @@
 //! for where they should lie now, and are `null` where they are not.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::Inner;
 use super::params::Params;
-use super::users::unreadable;
+use super::users::{WAIT_DEFAULT, WAIT_MAX, not_applied, unreadable};
 use crate::http::counters::Route;
 use crate::http::engine::{Reply, Request};
 use crate::http::problem::Problem;
 use crate::journal::{APPLIED_DIR, Tail};
-use crate::segment::{ACTIVE_FILE, SegmentId, sealed_at};
-use crate::store::{SegmentRow, SegmentState};
+use crate::segment::{ACTIVE_FILE, Position, SegmentId, sealed_at};
+use crate::store::{RejectedFilter, SegmentRow, SegmentState, Waited};
 use crate::timestamp;
 
 const LIMIT_DEFAULT: u32 = 20;
@@ -27,32 +28,78 @@ pub(super) fn segments(inner: &Arc<Inner>, request: Request, query: &str) {
     inner.answer(request, Route::Segments, reply);
 }
 
-/// The newest lines that were not counted.
+/// The newest lines that were not counted, now or once a position is applied.
 pub(super) fn rejected(inner: &Arc<Inner>, request: Request, query: &str) {
-    let reply = list_rejected(inner, query).unwrap_or_else(Problem::reply);
-    inner.answer(request, Route::Rejected, reply);
+    let asked = match RejectedQuery::read(query) {
+        Ok(asked) => asked,
+        Err(problem) => return inner.answer(request, Route::Rejected, problem.reply()),
+    };
+    let Some(after) = asked.after else {
+        return inner.answer(request, Route::Rejected, list_rejected(inner, &asked));
+    };
+    let deadline = Instant::now() + asked.wait;
+    let done = {
+        let inner = Arc::clone(inner);
+        move |waited| match waited {
+            // Called on a thread that must not wait for the database.
+            Waited::Applied => request.on_lookup_crew(move |request| {
+                let reply = list_rejected(&inner, &asked);
+                inner.answer(request, Route::Rejected, reply);
+            }),
+            other => inner.answer(request, Route::Rejected, not_applied(&inner, other).reply()),
+        }
+    };
+    let progress = &inner.app.progress;
+    progress.when_applied(after, deadline, Box::new(done));
+}
+
+/// What is asked of the rejected lines.
+struct RejectedQuery {
+    limit: u32,
+    filter: RejectedFilter,
+    after: Option<Position>,
+    wait: Duration,
+}
+
+impl RejectedQuery {
+    fn read(query: &str) -> Result<Self, Problem> {
+        let params = Params::parse(query, &["limit", "since", "idPrefix", "after", "wait"])?;
+        Ok(Self {
+            limit: params.limit(LIMIT_DEFAULT, LIMIT_MAX)?,
+            filter: RejectedFilter {
+                since: params.position("since")?,
+                id_prefix: params.get("idPrefix").map(str::to_owned),
+            },
+            after: params.position("after")?,
+            wait: params.wait(WAIT_DEFAULT, WAIT_MAX)?,
+        })
+    }
 }
 
 fn limit(query: &str) -> Result<u32, Problem> {
     Params::parse(query, &["limit"])?.limit(LIMIT_DEFAULT, LIMIT_MAX)
 }
 
-fn list_rejected(inner: &Inner, query: &str) -> Result<Reply, Problem> {
-    let lines = inner.app.readers.newest_rejected(limit(query)?);
-    let lines = lines.map_err(|error| unreadable(&error))?;
+fn list_rejected(inner: &Inner, asked: &RejectedQuery) -> Reply {
+    let readers = &inner.app.readers;
+    let lines = match readers.newest_rejected(asked.limit, &asked.filter) {
+        Ok(lines) => lines,
+        Err(error) => return unreadable(&error).reply(),
+    };
     let lines: Vec<Value> = lines
         .into_iter()
         .map(|line| {
             json!({
                 "segment": line.segment,
                 "offset": line.offset,
+                "code": line.code,
                 "reason": line.reason,
                 "line": line.line,
             })
         })
         .collect();
     let body = json!({ "rejected": lines });
-    Ok(Reply::json(200, body.to_string()))
+    Reply::json(200, body.to_string())
 }
 
 fn list_segments(inner: &Inner, query: &str) -> Result<Reply, Problem> {
@@ -91,10 +138,14 @@ fn unapplied(id: &SegmentId, tail: &Tail) -> Value {
 fn segment(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Value {
     let file = file(inner, row, tail);
     let whole_at = row.whole_at_ms.map(rfc3339);
+    let state = match &file {
+        None if row.state == SegmentState::Whole => MISSING,
+        _ => state_name(row.state),
+    };
     json!({
         "name": row.id.to_string(),
         "file": file.as_ref().map(|(path, _)| path),
-        "state": state_name(row.state),
+        "state": state,
         "bytes": file.as_ref().map(|(_, bytes)| bytes),
         "appliedBytes": row.applied_bytes,
         "events": row.counts.events,
@@ -105,6 +156,9 @@ fn segment(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Value {
         "reason": row.reason,
     })
 }
+
+/// The state of a segment that was applied and whose file is gone.
+const MISSING: &str = "missing";
 
 /// `applied` is the word of the API, as it is the name of the archive.
 fn state_name(state: SegmentState) -> &'static str {
@@ -126,7 +180,8 @@ fn file(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
         let month = month.get(.."2026-11".len()).unwrap_or_default();
         format!("{APPLIED_DIR}/{month}/{}", row.file_name)
     });
-    let places = [archived, Some(row.file_name.clone())];
+    // Twice in the archive: it may be moved there between two looks.
+    let places = [archived.clone(), Some(row.file_name.clone()), archived];
     places.into_iter().flatten().find_map(|path| {
         let bytes = inner
             .app

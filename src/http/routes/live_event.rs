@@ -124,6 +124,7 @@ fn take(inner: &Inner, request: &mut Request, query: &str) -> Result<(Wish, Inta
 
 /// Reads the body as CloudEvents where its headers say so, else as our own.
 fn read(request: &Request, body: Vec<u8>) -> Result<Result<Intake, IntakeError>, Problem> {
+    let body = intake::without_byte_order_mark(body);
     let headers = |name| request.header(name);
     let Some(mode) =
         cloudevents::mode(&headers).map_err(|error| Problem::new(415, error.detail))?

@@ -5,6 +5,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode;
 
 use crate::http::problem::Problem;
+use crate::segment::Position;
 
 /// The parameters of one request.
 #[derive(Debug)]
@@ -54,6 +55,12 @@ impl Params {
                 ),
             )),
         }
+    }
+
+    /// A position of that name, such as `42-1834`.
+    pub(super) fn position(&self, name: &str) -> Result<Option<Position>, Problem> {
+        let position = self.get(name).map(str::parse::<Position>).transpose();
+        position.map_err(|error| Problem::new(400, format!("{name}: {error}")))
     }
 
     /// `limit`, a whole number from 1 to `max`.

@@ -132,8 +132,15 @@ pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
 pub(super) fn status(inner: &Inner, request: Request) {
     let progress = &inner.app.progress;
     let (events, ledger, run) = accounts(inner);
+    let tail = inner.app.journal.tail();
     let reasons = reasons(inner, &request);
+    let end = Position {
+        segment: tail.number,
+        offset: tail.durable_end,
+    };
     let body = json!({
+        "directory": inner.app.directory,
+        "position": end.to_string(),
         "received": events.received,
         "accepted": events.accepted,
         "refused": events.refused,

@@ -16,8 +16,8 @@ use crate::segment::Position;
 use crate::store::{Order, StoreError, UserTotal, Waited};
 use crate::timestamp;
 
-const WAIT_DEFAULT: Duration = Duration::from_secs(5);
-const WAIT_MAX: Duration = Duration::from_mins(1);
+pub(super) const WAIT_DEFAULT: Duration = Duration::from_secs(5);
+pub(super) const WAIT_MAX: Duration = Duration::from_mins(1);
 const LIMIT_DEFAULT: u32 = 50;
 const LIMIT_MAX: u32 = 1000;
 
@@ -49,15 +49,13 @@ fn asked(raw_id: &str, query: &str) -> Result<(String, Option<Position>, Duratio
         .ok_or_else(|| Problem::new(400, "the user id in the path is not percent-encoded UTF-8"))?;
     let params = Params::parse(query, &["after", "wait"])?;
     let wait = params.wait(WAIT_DEFAULT, WAIT_MAX)?;
-    let after = params
-        .get("after")
-        .map(str::parse::<Position>)
-        .transpose()
-        .map_err(|error| Problem::new(400, format!("after: {error}")))?;
+    let after = params.position("after")?;
     Ok((id, after, wait))
 }
 
-fn not_applied(inner: &Inner, waited: Waited) -> Problem {
+/// Why a position that was waited for is not applied.
+pub(super) fn not_applied(inner: &Inner, waited: Waited) -> Problem {
+    let progress = &inner.app.progress;
     match waited {
         Waited::Lost => Problem::new(
             410,
@@ -65,15 +63,16 @@ fn not_applied(inner: &Inner, waited: Waited) -> Problem {
         ),
         Waited::NotWaiting => Problem::new(
             503,
-            "nothing is applied here, too many wait already, or the server is stopping",
+            "nothing is applied here (--no-process), too many wait already, or the server is stopping",
         )
-        .retry(),
+        .retry()
+        .member("processing", !progress.applies_elsewhere()),
         Waited::Applied | Waited::TimedOut => Problem::new(
             503,
             "the position is not applied yet; ask again or wait longer",
         )
         .retry()
-        .member("applied", inner.app.progress.applied().to_string()),
+        .member("applied", progress.applied().to_string()),
     }
 }
 
@@ -84,11 +83,27 @@ fn total(inner: &Inner, id: &str) -> Reply {
             push_user(&mut json, &total);
             Reply::json(200, json)
         }
-        Ok(None) => {
-            Problem::new(404, "no event of this user has been applied; new ones show within a second or two, or ask with after=POSITION").reply()
-        }
+        Ok(None) => unknown(inner).reply(),
         Err(error) => unreadable(&error).reply(),
     }
+}
+
+/// No such user yet: what is not applied yet may be theirs.
+fn unknown(inner: &Inner) -> Problem {
+    let progress = &inner.app.progress;
+    let pending = progress.ledger(|| inner.app.journal.tail().lines).0.pending;
+    let detail = if pending == 0 {
+        "no event of this user has been applied, and none is pending".to_owned()
+    } else if progress.applies_elsewhere() {
+        format!(
+            "no event of this user has been applied; {pending} lines are pending: `tallyline process` applies them"
+        )
+    } else {
+        format!(
+            "no event of this user has been applied; {pending} lines are pending: ask again, or with after=POSITION"
+        )
+    };
+    Problem::new(404, detail).member("pending", pending)
 }
 
 /// A page of users.
