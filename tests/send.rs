@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::harness::http::Request;
@@ -581,4 +582,42 @@ fn an_archived_file_that_is_gone_shows_as_missing() {
         (&gone["state"], &gone["file"]),
         (&json!("missing"), &Value::Null)
     );
+}
+
+#[test]
+fn a_followed_file_copied_and_cut_short_is_told_by_its_content() {
+    // Red if its length alone is looked at: the new content is longer by the next look, and its first
+    // lines were skipped. The line that is only in the copy comes from there.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let lines = |values: std::ops::RangeInclusive<u64>| -> String {
+        values.map(|value| event(&format!("u{value}"), 1)).collect()
+    };
+    let file = scratch.file("app.jsonl", lines(1..=5));
+    let url = server.url();
+    let sender = Process::start(&mut tallyline(&[
+        "send",
+        arg(&file),
+        "--to",
+        &url,
+        "--follow",
+    ]));
+    let accepted = |count: u64| {
+        until(PATIENCE, "the lines are sent", || {
+            (server.counter("accepted") >= count).then_some(())
+        });
+    };
+    accepted(5);
+    scratch.file("app.jsonl.1", lines(1..=6));
+    let mut replaced = File::options().write(true).open(&file).unwrap();
+    replaced.write_all(lines(100..=120).as_bytes()).unwrap();
+    accepted(27);
+    sender.signal(Signal::TERM);
+    sender.finish().expect(0);
+    server.flush();
+    assert_eq!(server.counter("applied"), 27);
+    for user in (1..=6).chain(100..=120) {
+        let shown = server.get(&format!("/userEvents/u{user}")).expect(200);
+        assert_eq!(shown.json()["events"], 1, "u{user}");
+    }
 }
