@@ -595,7 +595,7 @@ fn a_followed_file_copied_and_cut_short_is_told_by_its_content() {
     };
     let file = scratch.file("app.jsonl", lines(1..=5));
     let url = server.url();
-    let mut sender = Process::start(&mut tallyline(&[
+    let sender = Process::start(&mut tallyline(&[
         "send",
         arg(&file),
         "--to",
