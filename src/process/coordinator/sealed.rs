@@ -259,6 +259,8 @@ impl Coordinator {
         if let Some(sealed) = self.board.sealed.get_mut(id) {
             sealed.whole = true;
         }
+        // Before the archive's syncs: it does not lag behind.
+        self.board.publish();
         if let Some(row) = applier.writer.segment(id)? {
             self.archive(applier, &segment, place, &row)?;
         }
