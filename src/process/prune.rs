@@ -493,6 +493,54 @@ mod tests {
     }
 
     #[test]
+    fn no_file_goes_on_the_word_of_a_commit_that_is_not_in_the_database_file() {
+        for removed in [true, false] {
+            let dir = tempfile::tempdir().expect("a directory");
+            for number in 1..=SEGMENTS {
+                let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
+                write_sealed(dir.path(), number, &format!("{line}\n"));
+            }
+            let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+            let mut config = ProcessConfig::new(dir.path());
+            config.retain_for = Some(Duration::ZERO);
+            let config = config.identified(&RealDisk).expect("it is read");
+            run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+            let path = dir.path().join(DATABASE_FILE);
+            let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
+            let (health, mut retention) = (Health::default(), Retention::new(&config));
+            // Somebody removes the -wal, or reads an old state.
+            let reader = rusqlite::Connection::open(&path).expect("it opens");
+            if removed {
+                std::fs::remove_file(crate::store::sibling(&path, "-wal")).expect("removed");
+            } else {
+                reader
+                    .execute_batch("BEGIN; SELECT count(*) FROM user_total")
+                    .expect("a read");
+            }
+            let round = |retention: &mut Retention, writer: &mut Writer| {
+                let went = retention.round(writer, &RealDisk, u64::MAX, &health);
+                went.expect("the database is well")
+            };
+            assert_eq!(round(&mut retention, &mut writer), Some(1));
+            let all = usize::try_from(SEGMENTS).expect("few");
+            assert_eq!(kept(dir.path()), all, "what is in the -wal only");
+            drop(reader);
+            if removed {
+                writer.abandon();
+                let writer = Writer::open(&path, Existing::Only).expect("it opens");
+                assert_eq!(writer.pruned().expect("a read").number, 0);
+            } else {
+                // A round goes on for so long; on a slow machine one is not all.
+                for _ in 0..=SEGMENTS {
+                    retention.not_before = Instant::now();
+                    round(&mut retention, &mut writer);
+                }
+                assert_eq!(kept(dir.path()), 1);
+            }
+        }
+    }
+
+    #[test]
     fn what_waits_to_be_applied_is_never_passed() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(DATABASE_FILE);
