@@ -94,9 +94,17 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
 /// Seals the active segment; the caller holds `serve.lock`.
 fn seal(dir: &Path, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
     let health = Arc::new(Health::default());
-    let (_journal, committer) = serve::open_journal(dir, disk, JournalConfig::default(), &health)?;
+    let (journal, committer) = serve::open_journal(dir, disk, JournalConfig::default(), &health)?;
+    let (sender, sealed) = crossbeam_channel::bounded(1);
+    journal.rotate(Box::new(move |result| {
+        let _received = sender.send(result.map(|_| ()));
+    }));
+    let sealed = sealed.recv();
     committer.stop();
-    Ok(())
+    // Not sealed it would not be applied, and exit code 0 would say that it was.
+    sealed
+        .context("the committer thread ended")?
+        .with_context(|| format!("cannot seal {}", dir.join(ACTIVE_FILE).display()))
 }
 
 /// A bar over bytes, with room for a message.

@@ -205,7 +205,7 @@ pub struct ServeArgs {
     #[arg(help_heading = "Files and disk")]
     pub retain_for: Option<Span>,
 
-    /// How often new events reach the database; where many come, sooner [default: 1s]
+    /// How often new events reach the database, at most 1day; where many come, sooner [default: 1s]
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_FLUSH_EVERY")]
     #[arg(help_heading = "Processing")]
     pub flush_every: Option<Span>,

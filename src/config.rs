@@ -16,6 +16,7 @@ pub use self::send::{Ids, Input, Report, SendConfig, Token};
 pub use self::serve::{Access, Effective, Processing, ServeConfig};
 pub use self::units::{Size, SizeError, Span, SpanError};
 use crate::cli::{DemoArgs, ProcessArgs, QueryArgs, ServeArgs, TortureArgs, VerifyArgs};
+use crate::http;
 
 /// What was asked for can't be: exit code 2, with what to ask for instead.
 #[derive(Debug, thiserror::Error)]
@@ -273,5 +274,24 @@ fn address(name: &str, text: &str) -> Result<SocketAddr, UsageError> {
 
 /// Whether only this machine can reach it.
 fn is_loopback(address: SocketAddr) -> bool {
-    address.ip().to_canonical().is_loopback()
+    http::is_loopback(address.ip())
+}
+
+/// The host of `edge-7:8000`, which is a name; `None` for an address.
+fn host_name(text: &str) -> Option<String> {
+    let (name, _) = text.rsplit_once(':')?;
+    text.parse::<SocketAddr>().is_err().then(|| name.to_owned())
+}
+
+/// `value` if it is from `min` to `max`.
+fn between(name: &str, value: Span, min: Duration, max: Duration) -> Result<Duration, UsageError> {
+    match value.0 {
+        Some(duration) if (min..=max).contains(&duration) => Ok(duration),
+        _ => {
+            let (min, max) = (Span(Some(min)), Span(Some(max)));
+            Err(UsageError::new(format!(
+                "{name} {value} is out of range: from {min} to {max}"
+            )))
+        }
+    }
 }

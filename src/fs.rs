@@ -4,6 +4,7 @@
 //! disk there and crash it between any two calls. [`RealDisk`] is the machine's own. Paths are
 //! whatever the caller made of the data directory; nothing here knows what the files mean.
 
+mod kind;
 mod open;
 mod usage;
 
@@ -12,10 +13,11 @@ use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Advice, fadvise};
 
+pub use self::kind::unsafe_for_wal;
 pub use self::open::{Access, Guard, Unusable, open_file, read, read_to_string, with_suffix};
 pub use self::usage::{MeteredDisk, UsageThread};
 
@@ -148,7 +150,12 @@ impl Disk for RealDisk {
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
-        renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(io::Error::from)
+        use rustix::io::Errno;
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // The file system (NFS, 9p, older ZFS) or the kernel has no such call.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => rename_where_absent(from, to),
+            renamed => renamed.map_err(io::Error::from),
+        }
     }
 
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -213,6 +220,21 @@ impl Disk for RealDisk {
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// Renames without the system's help against replacing: `to` must be absent before. Between the look
+/// and the rename only who holds the lock of the data directory makes such names, and its threads
+/// come here one after the other. A hard link and an unlink would be no better: a crash between
+/// them leaves one file under two names.
+fn rename_where_absent(from: &Path, to: &Path) -> io::Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    // Not followed: a dangling link is there, too.
+    match std::fs::symlink_metadata(to) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::rename(from, to),
+        Err(error) => Err(error),
     }
 }
 
@@ -480,7 +502,7 @@ impl Lock {
             }
             Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),
         }
-        let started = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        let started = crate::timestamp::rfc3339_seconds(std::time::SystemTime::now());
         file.set_len(0).map_err(io)?;
         file.rewind().map_err(io)?;
         writeln!(file, "process {}, started {started}", std::process::id()).map_err(io)?;
@@ -513,6 +535,37 @@ fn open_or_create(path: &Path) -> io::Result<File> {
         match create_new(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             created => return created,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Rename = fn(&Path, &Path) -> io::Result<()>;
+
+    #[test]
+    fn a_rename_never_replaces_with_or_without_the_systems_help() {
+        // Red if a name in use is replaced, a dangling link too, or a file is left under two names.
+        let by_system: Rename = |from, to| RealDisk.rename_new(from, to);
+        for rename in [by_system, rename_where_absent] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let [from, to, link] = ["from", "to", "link"].map(|name| dir.path().join(name));
+            std::fs::write(&from, "new").expect("written");
+            std::fs::write(&to, "old").expect("written");
+            std::os::unix::fs::symlink("nowhere", &link).expect("a link");
+            for taken in [&to, &link] {
+                let error = rename(&from, taken).expect_err("taken");
+                assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+            }
+            assert_eq!(std::fs::read(&to).expect("there"), b"old");
+            std::fs::remove_file(&to).expect("removed");
+            rename(&from, &to).expect("free");
+            assert_eq!(std::fs::read(&to).expect("there"), b"new");
+            assert!(!from.exists());
+            let missing = rename(&from, &dir.path().join("other")).expect_err("missing");
+            assert_eq!(missing.kind(), io::ErrorKind::NotFound);
         }
     }
 }

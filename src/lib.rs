@@ -74,7 +74,8 @@
 //! 4. **A segment is its number**, never an inode or a content; its applied prefix is confirmed by a
 //!    checksum before work goes on from there. Acknowledged bytes never change. ([`segment`])
 //! 5. **Nothing silent.** Received = accepted + refused; lines in the files = applied + duplicates +
-//!    rejected + pending + untrusted. ([`store::Ledger`])
+//!    rejected + pending + untrusted. Each side is counted where it happens, and what they differ by
+//!    is published as unaccounted. ([`store::Ledger`])
 //! 6. **Totals do not depend** on thread count, chunking, order or where rotation fell. ([`process`])
 //! 7. **Everything bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
 //! 8. **The database never stops the taking** of events; broken parts turn readiness red, in words.
@@ -98,6 +99,7 @@
 //! | `http-answer-N` | replies that other threads made ready | its client, within deadlines |
 //! | `http-usher` | whether connections are still accepted | nothing |
 //! | `jemalloc_bg_thd` | nothing: gives memory that is free back to the system | a clock |
+//! | `log` | in a server: the log lines that wait | stderr |
 //! | `disk-usage` | how many bytes the data directory holds: walks it now and then | the disk (listing) |
 //! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |
 //! | `send-N`, `stdin` | in `send`: a connection each; the lines of stdin | the server; stdin |
@@ -144,5 +146,6 @@ pub mod segment;
 pub mod serve;
 pub mod stop;
 pub mod store;
+pub mod timestamp;
 pub mod torture;
 pub mod verify;

@@ -1,7 +1,6 @@
 //! Parse, log, dispatch, print what went wrong once, exit.
 
 use std::hint::black_box;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use tallyline::cli::{Cli, Command, LogFormat};
@@ -10,7 +9,7 @@ use tallyline::config::{
 };
 use tallyline::exit::Exit;
 use tallyline::logging::{self, Manner};
-use tallyline::{apply, client, demo, generate, manual, query, serve, torture, verify};
+use tallyline::{apply, client, demo, generate, manual, query, serve, stop, torture, verify};
 
 /// The HTTP library has a thread a connection, and one frees what another took. With glibc's allocator
 /// clients that never read left 60 to 140 MiB free and kept, and their threads held up the door in its
@@ -35,18 +34,19 @@ fn main() -> ExitCode {
     let cli = Cli::of_this_process();
     let manner = match cli.command {
         Command::Serve(_) => Manner::Service,
+        Command::Demo(_) => Manner::QuietService,
         _ => Manner::Tool,
     };
-    logging::start(&cli.logging, manner);
+    let log = logging::start(&cli.logging, manner);
+    if let Err(error) = stop::outlive_file_size_limit() {
+        tracing::warn!("cannot catch SIGXFSZ, so a file size limit ends the program: {error}");
+    }
     let log_format = cli.logging.log_format;
     dispatch(cli)
         .unwrap_or_else(|error| {
             match log_format {
                 LogFormat::Json => tracing::error!("{error:#}"),
-                LogFormat::Text => {
-                    // Nobody is left to tell if stderr is gone.
-                    let _gone = writeln!(std::io::stderr(), "error: {error:#}");
-                }
+                LogFormat::Text => log.line(&format!("error: {error:#}")),
             }
             if error.is::<UsageError>() {
                 Exit::Usage
@@ -62,6 +62,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(&DemoConfig::new(args)?),
         Command::Serve(args) => {
             let check = args.check;
+            if let (false, Some(path)) = (check, &args.port_file) {
+                // Before anything can fail: who waits for the file must not find an old port.
+                serve::remove_port_file(path)?;
+            }
             let effective = ServeConfig::from_args(*args)?;
             if check {
                 manual::check(&effective)

@@ -3,8 +3,6 @@
 //! Reads through the store's [`Readers`] and changes nothing; the last connection to close leaves
 //! no `-wal` behind. Amounts are shown exactly, as the micros say.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use anyhow::bail;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -13,6 +11,7 @@ use crate::config::{QueryConfig, QueryFormat};
 use crate::event::{MICROS_PER_UNIT, Micros};
 use crate::exit::Exit;
 use crate::store::{DATABASE_FILE, Ledger, Order, Overall, Readers, UserTotal};
+use crate::timestamp;
 
 /// Prints what was asked for. A user without events is named on stderr: exit code 1.
 pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
@@ -235,11 +234,7 @@ fn amount(micros: i128) -> String {
 }
 
 fn time(at_ms: i64) -> String {
-    let since = Duration::from_millis(u64::try_from(at_ms).unwrap_or(0));
-    match UNIX_EPOCH.checked_add(since) {
-        Some(at) => humantime::format_rfc3339_millis(at).to_string(),
-        None => String::new(),
-    }
+    timestamp::rfc3339_millis(timestamp::of_ms(at_ms))
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
+use crate::timestamp;
+
 /// The file the server appends to.
 pub const ACTIVE_FILE: &str = "events.jsonl";
 
@@ -241,9 +243,7 @@ pub fn label_in_name(file_name: &str) -> Option<Label> {
 
 /// The name of a sealed native segment: `events-<UTC time>-<number>-<tag>.jsonl`.
 pub fn sealed_file_name(label: Label, sealed_at: SystemTime) -> String {
-    let time = humantime::format_rfc3339_millis(sealed_at)
-        .to_string()
-        .replace(':', "-");
+    let time = timestamp::rfc3339_millis(sealed_at).replace(':', "-");
     let Label { number, tag } = label;
     format!("events-{time}-{number:06}-{tag}.jsonl")
 }

@@ -7,6 +7,7 @@
 //! How to have a [`Server`] in a test of your own: see the front page of the [library](crate).
 
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,12 +18,13 @@ use crossbeam_channel::{Receiver, select};
 
 use crate::config::{Access, Processing, ServeConfig};
 use crate::exit::Exit;
-use crate::fs::{Disk, Lock, MeteredDisk, UsageThread};
+use crate::fs::{self as disk_fs, Disk, Lock, MeteredDisk, UsageThread};
 use crate::health::Health;
 use crate::http;
 use crate::journal::{
     Committer, Directory, Journal, JournalConfig, KnownSegment, KnownSegments, Recovery,
 };
+use crate::logging;
 use crate::notify;
 use crate::process::{ProcessConfig, Processor};
 use crate::stop::{self, Stop};
@@ -34,6 +36,8 @@ pub const SERVE_LOCK: &str = "serve.lock";
 pub const PROCESS_LOCK: &str = "process.lock";
 /// Bytes that may wait for the disk; past them clients are asked to come again.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
+/// How often the journal looks at its path and the disk when nothing else happens.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Reading connections: more would only wait for the same two cores.
 const READERS_MAX: u32 = 8;
 
@@ -47,15 +51,12 @@ pub fn run(config: &ServeConfig) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// A running server, in this process. Dropping it without [`Server::stop`] leaves its threads
-/// running. It catches no signals: [`run`] does.
+/// A running server, in this process. Dropping it stops it, as [`Server::stop`] does. It catches no
+/// signals: [`run`] does.
 pub struct Server {
-    http: http::Server,
-    committer: Committer,
-    processor: Processor,
-    readers: Readers,
-    port_file: Option<PathBuf>,
-    usage: UsageThread,
+    address: SocketAddr,
+    parts: Parts,
+    /// Released last.
     _locks: Locks,
 }
 
@@ -65,18 +66,75 @@ struct Locks {
     _process: Option<Lock>,
 }
 
+/// What runs, or as much of it as has been started. Dropping it stops that in order, so that nothing
+/// runs after a start that failed.
+#[derive(Default)]
+struct Parts {
+    http: Option<http::Server>,
+    committer: Option<Committer>,
+    processor: Option<Processor>,
+    readers: Option<Readers>,
+    port_file: Option<PathBuf>,
+    usage: Option<UsageThread>,
+}
+
 impl Server {
     /// Starts everything; when it returns, the port answers.
     ///
     /// An error says what was tried: a directory that cannot be written, one that another server
     /// or processor holds, an address in use, a token file that cannot be read. Nothing runs then.
     pub fn start(config: &ServeConfig) -> anyhow::Result<Self> {
+        if let Some(path) = &config.port_file {
+            remove_port_file(path)?;
+        }
         let dir = &config.data_dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let locks = lock(dir, config.processing)?;
+        warn_of_file_system(dir);
+        let mut parts = Parts::default();
+        let address = parts.start(config, &locks)?;
+        tracing::info!("serving {} on http://{address}", dir.display());
+        Ok(Self {
+            address,
+            parts,
+            _locks: locks,
+        })
+    }
+
+    /// The address it listens on, with the port that was picked where port 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until somebody asks to stop; SIGHUP reads the tokens again meanwhile.
+    pub fn until(&self, stop: &Stop, reloads: &Receiver<()>) {
+        loop {
+            select! {
+                recv(stop.channel()) -> _ => break,
+                recv(reloads) -> _ => self.parts.reload_tokens(),
+            }
+        }
+        notify::stopping();
+        tracing::info!("stopping: answering what was accepted, sealing, applying");
+    }
+
+    /// Stops in order, and returns when all its threads have ended: nothing acknowledged is lost,
+    /// what was taken is applied, and one database file is left.
+    pub fn stop(self) {
+        drop(self);
+        tracing::info!("stopped");
+    }
+}
+
+impl Parts {
+    /// Starts all parts; the caller holds the locks. After an error those that run are stopped by
+    /// dropping this.
+    fn start(&mut self, config: &ServeConfig, locks: &Locks) -> anyhow::Result<SocketAddr> {
+        let dir = &config.data_dir;
         let database = dir.join(DATABASE_FILE);
         // Before anything is opened: from here on the database's files are opened by SQLite alone.
         let readers = Readers::new(&database, READERS_MAX);
+        self.readers = Some(readers.clone());
         let metered = MeteredDisk::new(dir, store::files_of(&database));
         if config.max_disk_bytes.is_some() {
             // The bound holds from the first event on.
@@ -87,10 +145,12 @@ impl Server {
         let usage = metered
             .start()
             .context("cannot start the thread that adds up the files")?;
+        self.usage = Some(usage);
         let disk: Arc<dyn Disk> = Arc::new(metered);
         let health = Arc::new(Health::default());
-        let journal = journal_config(config, &locks);
+        let journal = journal_config(config, locks);
         let (journal, committer) = open_journal(dir, &disk, journal, &health)?;
+        self.committer = Some(committer);
 
         let applies = match config.processing {
             Processing::Here => Applies::Here,
@@ -106,73 +166,87 @@ impl Server {
                 Processor::observe(process, disk, journal.clone(), readers.clone(), on, of)?
             }
         };
+        self.processor = Some(processor);
         let app = http::App {
             journal,
-            readers: readers.clone(),
+            readers,
             progress,
             health,
             disk: seen_disk,
             data_dir: dir.clone(),
+            lost_log_lines: logging::lost_lines,
         };
-        let http = http::Server::start(http_config(config), app)?;
-        let server = Self {
-            http,
-            committer,
-            processor,
-            readers,
-            port_file: config.port_file.clone(),
-            usage,
-            _locks: locks,
-        };
-        server.write_port_file()?;
-        notify::ready();
-        tracing::info!("serving {} on http://{}", dir.display(), server.address());
-        Ok(server)
-    }
-
-    /// The address it listens on, with the port that was picked where port 0 was asked for.
-    pub fn address(&self) -> SocketAddr {
-        self.http.local_addr()
-    }
-
-    /// Serves until somebody asks to stop; SIGHUP reads the tokens again meanwhile.
-    pub fn until(&self, stop: &Stop, reloads: &Receiver<()>) {
-        loop {
-            select! {
-                recv(stop.channel()) -> _ => break,
-                recv(reloads) -> _ => match self.http.reload_tokens() {
-                    Ok(None) => tracing::info!("SIGHUP: no token file to read again"),
-                    Ok(Some(count)) => tracing::info!("SIGHUP: {count} tokens are in force now"),
-                    Err(error) => tracing::error!("SIGHUP: {:#}; the tokens stay as they were", anyhow::Error::from(error)),
-                },
-            }
+        let http = self
+            .http
+            .insert(http::Server::start(http_config(config), app)?);
+        let address = http.local_addr();
+        if let Some(path) = &config.port_file {
+            self.port_file = Some(path.clone());
+            write_port_file(path, address)?;
         }
-        notify::stopping();
-        tracing::info!("stopping: answering what was accepted, sealing, applying");
+        notify::ready();
+        Ok(address)
     }
 
-    /// Stops in order, and returns when all its threads have ended: nothing acknowledged is lost,
-    /// what was taken is applied, and one database file is left.
-    pub fn stop(self) {
-        if let Some(path) = &self.port_file {
+    fn reload_tokens(&self) {
+        let Some(http) = &self.http else { return };
+        match http.reload_tokens() {
+            Ok(None) => tracing::info!("SIGHUP: no token file to read again"),
+            Ok(Some(count)) => tracing::info!("SIGHUP: {count} tokens are in force now"),
+            Err(error) => tracing::error!(
+                "SIGHUP: {:#}; the tokens stay as they were",
+                anyhow::Error::from(error)
+            ),
+        }
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        if let Some(path) = self.port_file.take() {
             // Nobody is to find a port that does not answer.
             drop(fs::remove_file(path));
         }
-        self.http.stop();
-        self.committer.stop();
-        self.readers.close();
-        self.processor.stop();
-        drop(self.usage);
-        tracing::info!("stopped");
+        if let Some(http) = self.http.take() {
+            http.stop();
+        }
+        if let Some(committer) = self.committer.take() {
+            committer.stop();
+        }
+        if let Some(readers) = self.readers.take() {
+            readers.close();
+        }
+        if let Some(processor) = self.processor.take() {
+            processor.stop();
+        }
+        drop(self.usage.take());
     }
+}
 
-    /// The port number, written whole: a reader sees all of it or no file.
-    fn write_port_file(&self) -> anyhow::Result<()> {
-        let Some(path) = &self.port_file else {
-            return Ok(());
-        };
-        crate::fs::put(path, format!("{}\n", self.address().port()).as_bytes())
-            .with_context(|| format!("cannot write --port-file {}", path.display()))
+/// Removes the port file of a server that is gone: until the port answers there is no file.
+pub fn remove_port_file(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
+            .with_context(|| format!("cannot remove the old --port-file {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+/// The port number, written whole: a reader sees all of it or no file.
+fn write_port_file(path: &Path, address: SocketAddr) -> anyhow::Result<()> {
+    disk_fs::put(path, format!("{}\n", address.port()).as_bytes())
+        .with_context(|| format!("cannot write --port-file {}", path.display()))
+}
+
+/// A database on some file systems may lose what was committed.
+fn warn_of_file_system(dir: &Path) {
+    match disk_fs::unsafe_for_wal(dir) {
+        Ok(None) => {}
+        Ok(Some(name)) => tracing::warn!(
+            "{} is on a file system of type {name}: SQLite's write-ahead log is not safe there, so {DATABASE_FILE} may be corrupted; use a local disk for --data-dir",
+            dir.display()
+        ),
+        Err(error) => tracing::debug!(%error, "cannot determine the type of the file system"),
     }
 }
 
@@ -198,6 +272,7 @@ fn http_config(config: &ServeConfig) -> http::HttpConfig {
     let body_bytes_max = usize::try_from(config.max_body_bytes).unwrap_or(usize::MAX);
     http::HttpConfig {
         listen: http::Listen::Address(config.listen),
+        host_name: config.listen_name.clone(),
         access,
         limits: http::Limits {
             body_bytes_max,
@@ -219,7 +294,7 @@ fn journal_config(config: &ServeConfig, locks: &Locks) -> JournalConfig {
     JournalConfig {
         rotate_every: config.rotate_every,
         rotate_bytes: config.rotate_bytes,
-        check_every: config.flush_every.unwrap_or(Duration::from_secs(1)),
+        check_every: CHECK_EVERY.min(config.flush_every.unwrap_or(CHECK_EVERY)),
         queue_bytes_max: QUEUE_BYTES_MAX,
         disk_reserve_bytes: config.disk_reserve_bytes,
         disk_bytes_max: config.max_disk_bytes,

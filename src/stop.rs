@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 /// Cheap to clone; all clones stop together.
 #[derive(Clone, Debug)]
@@ -71,6 +71,13 @@ impl Stop {
     pub fn channel(&self) -> &Receiver<Infallible> {
         &self.stopped
     }
+}
+
+/// A write past the limit on file sizes (`ulimit -f`) fails with EFBIG from now on, as on a full disk;
+/// unless its signal is caught, it ends the process.
+pub fn outlive_file_size_limit() -> io::Result<()> {
+    signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+    Ok(())
 }
 
 /// SIGHUP as messages: read again what can be read again.

@@ -176,6 +176,46 @@ fn a_copy_of_the_running_directory_in_any_order_is_exact_or_refused() {
 }
 
 #[test]
+fn older_files_put_back_beside_the_newer_database_count_nothing_twice_and_are_named() {
+    // Red if the rows of segments that are no longer there are taken for those of new ones.
+    let scratch = Scratch::new();
+    let (data, older) = (scratch.data(), scratch.path().join("older"));
+    let server = serve(&data, 2);
+    server
+        .post("/liveEvent?ack=applied", event("u", 1))
+        .expect(200);
+    server.kill();
+    copy_tree(&data, &older);
+    serve(&data, 3).stop().expect(0);
+    for path in files_below(&data) {
+        if !path.to_str().unwrap().contains("revenue.db") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    for path in files_below(&older) {
+        if !path.to_str().unwrap().contains("revenue.db") {
+            let target = data.join(path.strip_prefix(&older).unwrap());
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            fs::copy(path, target).unwrap();
+        }
+    }
+    let server = Server::start(&data);
+    for _ in 0..5 {
+        server
+            .post("/liveEvent?ack=applied", event("u", 1))
+            .expect(200);
+    }
+    server.stop().expect(0);
+    assert_eq!(
+        revenue(&data),
+        11,
+        "three, three that are in the database alone, five"
+    );
+    let ran = verify(&data).expect(1);
+    assert!(ran.stdout.contains("events-000002"), "{ran}");
+}
+
+#[test]
 fn merged_directories_count_both_once_and_a_rebuild_says_the_same() {
     // Red if a segment of another directory is taken for ours because of its number.
     let scratch = Scratch::new();

@@ -6,7 +6,7 @@
 //! a page that was not synced; numbers have no gap; positions only grow; no segment is called lost.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -14,8 +14,8 @@ use std::time::Duration;
 use tallyline::fs::Disk;
 use tallyline::health::Health;
 use tallyline::journal::{
-    AppendError, Batch, Committer, Directory, Journal, JournalConfig, KnownSegment, KnownSegments,
-    Recovery,
+    AppendError, Batch, Committer, DIRECTORY_FILE, Directory, Journal, JournalConfig, KnownSegment,
+    KnownSegments, Recovery,
 };
 use tallyline::segment::{ACTIVE_FILE, Label, Position, label_in_name};
 
@@ -53,6 +53,8 @@ struct Model {
     unknown: HashSet<Vec<u8>>,
     /// Applied by the database: at most what was acknowledged.
     applied: Option<Position>,
+    /// Which data directory it was at the last start.
+    directory: Option<u32>,
     next_line: u64,
 }
 
@@ -226,11 +228,13 @@ fn lines_of(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 /// Every native segment's bytes by number, without the label that each must carry.
 fn segments(disk: &SimDisk) -> BTreeMap<u64, Vec<u8>> {
     let mut segments = BTreeMap::new();
+    let directory = active_label(disk).tag.directory;
     for path in disk.files() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let content = disk.content(&path).unwrap();
         let label = match label_in_name(name) {
-            Some(label) => label,
+            Some(label) if label.tag.directory == directory => label,
+            Some(_) => continue, // imported
             None if name == ACTIVE_FILE => active_label(disk),
             None => continue,
         };
@@ -261,15 +265,15 @@ fn unlabelled(mut bytes: Vec<u8>, label: Label) -> Vec<u8> {
 
 /// The bytes of files that were taken for those of another program.
 fn imported(disk: &SimDisk) -> Vec<Vec<u8>> {
-    let files = disk.files().into_iter();
-    files
-        .filter(|path| {
-            path.file_name()
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .starts_with("events_found")
-        })
+    let directory = active_label(disk).tag.directory;
+    let is_imported = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let other = |label: Label| label.tag.directory != directory;
+        name.starts_with("events_found") || label_in_name(name).is_some_and(other)
+    };
+    disk.files()
+        .into_iter()
+        .filter(is_imported)
         .map(|path| disk.content(&path).unwrap())
         .collect()
 }
@@ -358,6 +362,259 @@ fn whatever_happens_to_the_disk_what_was_acknowledged_is_there() {
     // Red if any sync is left out, any step of append, rotate or recover changes places, or an error
     // is answered with the wrong certainty.
     for_seeds(CASES, walk);
+}
+
+/// What another program does to the directory between two lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hand {
+    /// An older events.jsonl is put in place of the one that is there.
+    PutBack,
+    /// events.jsonl is deleted, or emptied.
+    Delete,
+    Empty,
+    /// An older directory.json is put back, as in a copy made while segments changed.
+    OldIdentity,
+    /// directory.json is deleted.
+    NoIdentity,
+    /// The highest sealed file is moved away for one life.
+    MoveAway,
+    /// A sealed file is copied to the place of the active one.
+    SealedAsActive,
+}
+
+const HANDS: [Hand; 7] = [
+    Hand::PutBack,
+    Hand::Delete,
+    Hand::Empty,
+    Hand::OldIdentity,
+    Hand::NoIdentity,
+    Hand::MoveAway,
+    Hand::SealedAsActive,
+];
+
+/// Older versions of the two files, and what was moved away.
+#[derive(Default)]
+struct Kept {
+    active: Vec<Vec<u8>>,
+    identity: Vec<Vec<u8>>,
+    away: Option<(PathBuf, Vec<u8>)>,
+}
+
+impl Kept {
+    fn note(&mut self, disk: &SimDisk) {
+        self.active.extend(disk.content(&at(ACTIVE_FILE)));
+        self.identity.extend(disk.content(&at(DIRECTORY_FILE)));
+    }
+
+    /// Does it, if there is something to do it with.
+    fn apply(&mut self, hand: Hand, disk: &SimDisk, choices: &mut Choices) {
+        let (active, identity) = (at(ACTIVE_FILE), at(DIRECTORY_FILE));
+        let sealed: Vec<PathBuf> = disk
+            .files()
+            .into_iter()
+            .filter(|path| label_in_name(path.file_name().unwrap().to_str().unwrap()).is_some())
+            .collect();
+        let mut one_of = |of: &[Vec<u8>]| match of.len() {
+            0 => None,
+            count => Some(of[choices.below(count)].clone()),
+        };
+        match hand {
+            Hand::PutBack => {
+                if let Some(bytes) = one_of(&self.active) {
+                    disk.put(&active, &bytes);
+                }
+            }
+            Hand::Delete => disk.take_away(&active),
+            Hand::Empty => disk.put(&active, b""),
+            Hand::OldIdentity => {
+                if let Some(bytes) = one_of(&self.identity) {
+                    disk.put(&identity, &bytes);
+                }
+            }
+            Hand::NoIdentity => disk.take_away(&identity),
+            Hand::MoveAway => {
+                if let Some(path) = sealed.last() {
+                    self.away = Some((path.clone(), disk.content(path).unwrap()));
+                    disk.take_away(path);
+                }
+            }
+            Hand::SealedAsActive => {
+                if let Some(path) = sealed.last() {
+                    disk.put(&active, &disk.content(path).unwrap());
+                }
+            }
+        }
+    }
+}
+
+fn at(name: &str) -> PathBuf {
+    Path::new(DIR).join(name)
+}
+
+/// Lives with a clean end or a kill, and another program at work between them. The database has
+/// applied everything that was acknowledged, as a processor that keeps up has, and can be read at
+/// most starts.
+fn walk_among_others(seed: u64) {
+    let choices = &mut Choices::new(seed);
+    let mut model = Model::default();
+    let disk = new_disk();
+    let mut kept = Kept::default();
+    for _ in 0..4 {
+        kept.note(&disk);
+        let hand = HANDS[choices.below(HANDS.len())];
+        kept.apply(hand, &disk, choices);
+        let Running {
+            journal, committer, ..
+        } = model.open_among_others(&disk, hand, choices.below(3) > 0);
+        let running = Running {
+            disk: disk.clone(),
+            journal,
+            committer,
+        };
+        for _ in 0..choices.below(6) {
+            match choices.below(4) {
+                0 => drop(running.rotate()),
+                _ => model.append(&running, 1, choices),
+            }
+            kept.note(&disk);
+        }
+        let killed = choices.below(2) == 0;
+        if killed {
+            // What the committer does at a stop is not on this disk.
+            let found = disk.copy();
+            running.committer.stop();
+            for path in disk.files() {
+                disk.take_away(&path);
+            }
+            for (path, bytes) in found.contents() {
+                disk.put(&path, &bytes);
+            }
+        } else {
+            running.committer.stop();
+        }
+        model.applied = model
+            .acknowledged
+            .keys()
+            .next_back()
+            .copied()
+            .or(model.applied);
+        if let Some((path, bytes)) = kept.away.take() {
+            disk.put(&path, &bytes);
+        }
+    }
+}
+
+impl Model {
+    /// Every acknowledged batch is at its position, or its segment is reported; no line is in two
+    /// native segments; and no number is borne by two of them.
+    fn open_among_others(&mut self, disk: &SimDisk, hand: Hand, readable: bool) -> Running {
+        let before = disk.copy();
+        let health = Arc::new(Health::default());
+        let (journal, committer, recovery) = Journal::open(
+            Arc::new(disk.clone()) as Arc<dyn Disk>,
+            Path::new(DIR),
+            config(),
+            &if readable {
+                self.known_by_label(disk)
+            } else {
+                KnownSegments::default()
+            },
+            health,
+        )
+        .expect("opens");
+        let segments = segments(disk);
+        let notes: Vec<String> = disk
+            .files()
+            .iter()
+            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
+            .collect();
+        let reported = |number: u64| {
+            notes.contains(&format!("lost-{number:06}"))
+                || recovery.untrusted == Some(number)
+                || recovery.contradiction.is_some()
+        };
+        let imported: HashSet<Vec<u8>> = imported(disk)
+            .iter()
+            .flat_map(|bytes| lines_of(bytes))
+            .map(|line| line.trim_ascii_end().to_vec())
+            .collect();
+        let mut gone = Vec::new();
+        for (position, bytes) in &self.acknowledged {
+            let mut lines = lines_of(bytes);
+            if lines.all(|line| imported.contains(line.trim_ascii_end())) {
+                continue;
+            }
+            let end = usize::try_from(position.offset).unwrap() - Label::BYTES;
+            let found = segments
+                .get(&position.segment)
+                .and_then(|segment| segment.get(end - bytes.len()..end));
+            if found == Some(bytes) {
+                continue;
+            }
+            // An older copy of the active file itself is the same segment, shorter: only a database that
+            // has applied more can say so.
+            if hand == Hand::PutBack && !readable && position.segment == journal.tail().number {
+                gone.push(*position);
+                continue;
+            }
+            let missing = !segments.contains_key(&position.segment);
+            let named = journal.tail().number > position.segment;
+            assert!(
+                reported(position.segment) || (missing && named),
+                "{hand:?}: {position} is gone and nothing says so: {recovery:?} {:?} {:?}",
+                before.files(),
+                disk.files(),
+            );
+            gone.push(*position);
+        }
+        let directory = active_label(disk).tag.directory;
+        if self
+            .directory
+            .replace(directory)
+            .is_some_and(|before| before != directory)
+        {
+            // Neither directory.json nor the database said which directory it is: what was here is
+            // imported, and numbers begin anew.
+            self.acknowledged.clear();
+            self.applied = None;
+        }
+        // What was reported once is not asked for again.
+        if hand != Hand::MoveAway {
+            gone.iter()
+                .for_each(|position| drop(self.acknowledged.remove(position)));
+        }
+        let mut seen = HashSet::new();
+        for (number, segment) in &segments {
+            for line in lines_of(segment) {
+                assert!(seen.insert(line), "{hand:?}: a line twice, in {number}");
+            }
+        }
+        Running {
+            disk: disk.clone(),
+            journal,
+            committer,
+        }
+    }
+
+    /// The rows of a database that has applied everything, with the tags that the files had.
+    fn known_by_label(&self, disk: &SimDisk) -> KnownSegments {
+        let mut known = self.known();
+        let files = disk.files();
+        let names = files.iter().filter_map(|path| path.file_name()?.to_str());
+        let labels: Vec<Label> = names.filter_map(label_in_name).collect();
+        for row in &mut known.segments {
+            let label = labels.iter().find(|label| label.number == row.number);
+            row.tag = label.map(|label| label.tag);
+        }
+        known
+    }
+}
+
+#[test]
+fn whatever_others_do_to_the_files_is_exact_or_reported() {
+    // Red if the active segment is guessed: an older file put back, one deleted or emptied, an old or
+    // no directory.json, a file moved away and put back.
+    for_seeds(CASES, walk_among_others);
 }
 
 /// The path every server takes: append, append, rotate, append, stop.

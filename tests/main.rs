@@ -33,8 +33,9 @@ mod provable; // verify, rebuild, retention, ids let go, a database put together
 mod torture; // the shipped torture, a few rounds of it
 mod trouble; // a database locked, deleted, replaced, restored; files changed under us
 
-mod faults;
-mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`) // full disks, a failing database, a jumping clock (`--ignored`)
+mod faults; // full disks, a failing database, a jumping clock (`--ignored`)
+mod machine; // stderr that fails, file size limits, loopback by any name, starts that fail
+mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
 
 mod layering; // who may know whom, read from src/
 mod readme; // what the README shows exists and answers as shown

@@ -474,6 +474,29 @@ impl SimDisk {
         Some(state.inodes[inode].live.clone())
     }
 
+    /// What another program does while nothing of ours runs: the file is there, durably, whatever was
+    /// there before. Not a step.
+    pub(crate) fn put(&self, path: &Path, bytes: &[u8]) {
+        let mut state = self.lock();
+        let inode = state.inodes.len();
+        state.inodes.push(Inode {
+            live: bytes.to_vec(),
+            durable: bytes.to_vec(),
+            ..Inode::default()
+        });
+        state.names.insert(path.to_owned(), Node::File(inode));
+        state
+            .durable_names
+            .insert(path.to_owned(), Node::File(inode));
+    }
+
+    /// ... or it is gone. Not a step.
+    pub(crate) fn take_away(&self, path: &Path) {
+        let mut state = self.lock();
+        state.names.remove(path);
+        state.durable_names.remove(path);
+    }
+
     /// Every file with its bytes, as of one moment. Not a step.
     pub(crate) fn contents(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let state = self.lock();

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::config::Ids;
+use crate::timestamp;
 
 /// Makes ids for one run.
 #[derive(Clone, Debug)]
@@ -69,7 +70,7 @@ pub(super) fn run_name(ids: &Ids) -> String {
         Ids::Off => String::new(),
         Ids::Source(name) => name.clone(),
         Ids::Run => {
-            let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+            let now = timestamp::rfc3339_seconds(SystemTime::now());
             let time: String = now.chars().filter(char::is_ascii_alphanumeric).collect();
             format!("{time}-{:08x}", random() >> 32)
         }

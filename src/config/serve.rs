@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Size, Span, UsageError, address, at_least, is_loopback, within};
+use super::{Size, Span, UsageError, address, at_least, between, host_name, is_loopback, within};
 use crate::cli::ServeArgs;
 
 /// The shortest period of rotation and of flushing: below it a disk does nothing else.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
+/// The longest period of flushing. Whoever wants no totals at all says `--no-process`.
+const FLUSH_EVERY_MAX: Duration = Duration::from_hours(24);
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -23,6 +25,8 @@ pub struct ServeConfig {
     /// Where to listen; port 0 picks a free one. Default `127.0.0.1:8000`. Beyond loopback only
     /// with tokens, or [`Access::OpenBeyondLoopback`].
     pub listen: SocketAddr,
+    /// The host name that stands for it, if one was asked for: allowed in `Host`. Default none.
+    pub listen_name: Option<String>,
     /// Who may come in. Default: anybody on this machine.
     pub access: Access,
     /// Gets the port number once the port answers. Default none.
@@ -44,8 +48,8 @@ pub struct ServeConfig {
     /// Remove whole segments this long after they were applied; `None`: never. Default never,
     /// minimum 0.
     pub retain_for: Option<Duration>,
-    /// The most time until committed events are applied; `None`: as by default. Default 1 s,
-    /// minimum 10 ms.
+    /// The most time until committed events are applied; `None`: as by default. Default 1 s, from
+    /// 10 ms to 24 h.
     pub flush_every: Option<Duration>,
     /// How long ids of applied events are remembered, by the time of applying; `None`: for ever.
     /// Default for ever, minimum 0.
@@ -121,6 +125,7 @@ impl ServeConfig {
     pub fn at(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen_name: None,
             access: Access::OpenOnLoopback,
             port_file: None,
             max_body_bytes: 8 * MIB,
@@ -199,9 +204,11 @@ impl ServeConfig {
         let memory = s.pick("memory", args.memory, file.memory, Size(384 * MIB));
         let no_process = s.pick("no-process", args.no_process, file.no_process, false);
 
+        let listen_name = host_name(&listen);
         let listen = address("--listen", &listen)?;
         let config = Self {
             listen,
+            listen_name,
             access: access(listen, token_file, no_auth)?,
             port_file,
             max_body_bytes: within("--max-body", max_body, KIB, GIB)?,
@@ -213,7 +220,12 @@ impl ServeConfig {
                 .transpose()?,
             disk_reserve_bytes: within("--disk-reserve", disk_reserve, 0, TIB)?,
             retain_for: retain_for.0,
-            flush_every: at_least("--flush-every", flush_every, PERIOD_MIN)?,
+            flush_every: Some(between(
+                "--flush-every",
+                flush_every,
+                PERIOD_MIN,
+                FLUSH_EVERY_MAX,
+            )?),
             keep_ids: keep_ids.0,
             memory_bytes: memory_bytes(memory)?,
             processing: if no_process {
@@ -425,6 +437,8 @@ mod tests {
         for (flags, word) in [
             (["--rotate-every", "9ms"], "10ms"),
             (["--flush-every", "1ms"], "10ms"),
+            (["--flush-every", "forever"], "1day"),
+            (["--flush-every", "1000years"], "1day"),
             (["--max-body", "1"], "1KiB"),
             (["--memory", "16MiB"], "32MiB"),
             (["--listen", "here"], "127.0.0.1:8000"),

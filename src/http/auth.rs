@@ -163,16 +163,30 @@ pub(super) enum Foreign {
     Host,
 }
 
-/// Checks `Origin` and `Host` for a listener on `ip`. `host` is what the request was sent to: the
-/// authority of a whole URL as its target, else the `Host` header.
+/// Whether only this machine can reach the address: 127.0.0.0/8 and `::1`, also as `::ffff:127.0.0.1`.
+/// The one rule, for the configuration too.
+pub fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+/// What the server listens on, as far as `Host` may name it.
+#[derive(Debug)]
+pub(super) struct Listening {
+    pub(super) ip: IpAddr,
+    /// The host name that was asked for instead of an address, if one was.
+    pub(super) name: Option<String>,
+}
+
+/// Checks `Origin` and `Host`. `host` is what the request was sent to: the authority of a whole URL
+/// as its target, else the `Host` header.
 pub(super) fn check_origin(
-    ip: IpAddr,
+    listening: &Listening,
     host: Option<&str>,
     origin: Option<&str>,
 ) -> Result<(), Foreign> {
-    if ip.is_loopback()
+    if is_loopback(listening.ip)
         && let Some(host) = host
-        && !is_own_name(host)
+        && !is_own_name(listening, host)
     {
         return Err(Foreign::Host);
     }
@@ -182,12 +196,23 @@ pub(super) fn check_origin(
     }
 }
 
-/// `127.0.0.1`, `localhost` or `[::1]`, any port or none.
-fn is_own_name(host: &str) -> bool {
+/// `127.0.0.1`, `localhost`, `[::1]` or what is listened on, any port or none.
+fn is_own_name(listening: &Listening, host: &str) -> bool {
     let (name, port) = split_port(host);
-    let known = ["127.0.0.1", "localhost", "[::1]"];
+    let known = ["127.0.0.1", "localhost", "[::1]"].into_iter();
     port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()))
-        && known.iter().any(|known| name.eq_ignore_ascii_case(known))
+        && (known
+            .chain(listening.name.as_deref())
+            .any(|known| name.eq_ignore_ascii_case(known))
+            || address(name).is_some_and(|ip| ip.to_canonical() == listening.ip.to_canonical()))
+}
+
+/// `127.0.0.2` or `[::1]`.
+fn address(name: &str) -> Option<IpAddr> {
+    match name.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
+        None => name.parse().ok().map(IpAddr::V4),
+    }
 }
 
 /// Whether a page of that origin was served by this host: same name, same port. A proxy in front
@@ -267,10 +292,37 @@ mod tests {
         assert!(!format!("{:?}", Tokens::read(&file("secret").1)).contains("secret"));
     }
 
+    fn on(ip: &str, name: Option<&str>) -> Listening {
+        Listening {
+            ip: ip.parse().expect("an address"),
+            name: name.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn the_host_may_be_the_address_or_name_that_is_listened_on() {
+        // Red if a loopback address other than the usual ones is refused to those who name it, or if
+        // one that is not listened on is taken.
+        for (ip, name, own, foreign) in [
+            ("127.0.0.2", None, "127.0.0.2:80", "127.0.0.3:80"),
+            ("::ffff:127.0.0.1", None, "[::ffff:127.0.0.1]:8000", "[::2]"),
+            ("::ffff:127.0.0.1", None, "[::ffff:7f00:1]", "[127.0.0.2]"),
+            ("127.0.1.1", Some("edge-7"), "Edge-7:8000", "edge-8:8000"),
+            ("127.0.1.1", Some("edge-7"), "127.0.1.1", "edge-7.example"),
+        ] {
+            let listening = on(ip, name);
+            let check = |host| check_origin(&listening, Some(host), None);
+            for own in [own, "localhost:1", "127.0.0.1", "[::1]:8000"] {
+                assert_eq!(check(own), Ok(()), "{own} on {ip}");
+            }
+            assert_eq!(check(foreign), Err(Foreign::Host), "{foreign} on {ip}");
+        }
+    }
+
     #[test]
     fn pages_from_elsewhere_are_foreign() {
-        let loopback = IpAddr::from([127, 0, 0, 1]);
-        let check = |host, origin| check_origin(loopback, host, origin);
+        let loopback = on("127.0.0.1", None);
+        let check = |host, origin| check_origin(&loopback, host, origin);
         for host in [
             "127.0.0.1",
             "127.0.0.1:8000",
@@ -310,9 +362,9 @@ mod tests {
 
     #[test]
     fn elsewhere_than_on_loopback_any_host_will_do_but_not_any_origin() {
-        let ip = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(check_origin(ip, Some("stats.example"), None), Ok(()));
-        let check = |origin| check_origin(ip, Some("stats.example"), Some(origin));
+        let beyond = on("10.0.0.1", None);
+        assert_eq!(check_origin(&beyond, Some("stats.example"), None), Ok(()));
+        let check = |origin| check_origin(&beyond, Some("stats.example"), Some(origin));
         assert_eq!(check("https://stats.example"), Ok(()));
         assert_eq!(check("https://stats.example:443"), Ok(()));
         assert_eq!(check("https://other.example"), Err(Foreign::Origin));

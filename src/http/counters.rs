@@ -1,8 +1,9 @@
 //! What the front door counts, in plain atomics: written by every thread, read by `/status` and
 //! the metrics.
 //!
-//! Events are counted when their fate is known, so at any moment *received* is *accepted* plus
-//! *refused*: what is still on its way to the disk is none of the three yet.
+//! Events are counted twice, apart from each other: as *received* where a request is read, and as
+//! *accepted* or *refused* where its fate is decided. What is on its way to the disk is received and
+//! neither of the others yet; once nothing is, the two sides are equal, or events were lost between.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -65,6 +66,8 @@ pub const STATUSES: [u16; 18] = [
 /// Events of this run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
+    /// Read from requests.
+    pub received: u64,
     /// Acknowledged.
     pub accepted: u64,
     /// Not taken: no events, or 503, or 507.
@@ -72,15 +75,20 @@ pub struct Events {
 }
 
 impl Events {
-    /// All whose fate is known.
-    pub fn received(self) -> u64 {
-        self.accepted + self.refused
+    /// Accepted events that are no line of the files, or (negative) lines that are no accepted event.
+    /// `lines` were appended in this run, as read between the two looks `before` and `after`; `None`
+    /// while events are on their way.
+    pub fn unaccounted(before: Self, lines: u64, after: Self) -> Option<i64> {
+        let settled = before.accepted + before.refused;
+        // What is received is never less than what is settled, so nothing came or went between.
+        (settled == after.received).then(|| before.accepted.cast_signed() - lines.cast_signed())
     }
 }
 
 /// The counters.
 #[derive(Debug, Default)]
 pub struct Counters {
+    received: AtomicU64,
     accepted: AtomicU64,
     refused: AtomicU64,
     requests: [[AtomicU64; STATUSES.len()]; Route::ALL.len()],
@@ -88,17 +96,26 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// So many events were read from a request; [`Self::settle`] says later what became of them.
+    pub fn receive(&self, events: u64) {
+        self.received.fetch_add(events, Ordering::SeqCst);
+    }
+
     /// So many events were acknowledged and so many refused.
     pub fn settle(&self, accepted: u64, refused: u64) {
-        self.accepted.fetch_add(accepted, Ordering::Relaxed);
-        self.refused.fetch_add(refused, Ordering::Relaxed);
+        self.accepted.fetch_add(accepted, Ordering::SeqCst);
+        self.refused.fetch_add(refused, Ordering::SeqCst);
     }
 
     /// Events so far.
     pub fn events(&self) -> Events {
+        let accepted = self.accepted.load(Ordering::SeqCst);
+        let refused = self.refused.load(Ordering::SeqCst);
         Events {
-            accepted: self.accepted.load(Ordering::Relaxed),
-            refused: self.refused.load(Ordering::Relaxed),
+            // Last: never less than the sum of the others.
+            received: self.received.load(Ordering::SeqCst),
+            accepted,
+            refused,
         }
     }
 
@@ -130,6 +147,22 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_are_accounted_for_once_none_is_on_its_way() {
+        // Red if an event that got lost between request and file passes for one on its way.
+        let counters = Counters::default();
+        counters.receive(5);
+        counters.settle(2, 1);
+        let before = counters.events();
+        assert_eq!(Events::unaccounted(before, 4, before), None);
+        counters.settle(2, 0);
+        let after = counters.events();
+        for (lines, off) in [(4, 0), (3, 1), (6, -2)] {
+            assert_eq!(Events::unaccounted(after, lines, after), Some(off));
+        }
+        assert_eq!(Events::unaccounted(before, 4, after), None);
+    }
 
     #[test]
     fn requests_by_route_and_status() {

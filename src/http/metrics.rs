@@ -101,6 +101,8 @@ pub struct Snapshot {
     pub requests_in_flight: u64,
     /// Requests that could only be abandoned: each holds a thread and two descriptors for good.
     pub requests_abandoned: u64,
+    /// Log lines that could not be written.
+    pub lost_log_lines: u64,
     /// The process.
     pub process: Process,
 }
@@ -178,6 +180,11 @@ impl Snapshot {
             "When the process started, since 1970 UTC.",
             started.unwrap_or_default().as_secs_f64(),
         );
+        text.counter(
+            "tallyline_log_lines_lost_total",
+            "Log lines that stderr did not take in time, or not at all.",
+            self.lost_log_lines,
+        );
         text.gauge_if_known(
             "tallyline_process_resident_memory_bytes",
             "Memory in use.",
@@ -198,7 +205,7 @@ impl Snapshot {
     fn event_metrics(&self, text: &mut Text) {
         text.counter(
             "tallyline_events_received_total",
-            "Events that came in: accepted + refused.",
+            "Events that came in: accepted + refused, and those on their way to the disk.",
             self.received,
         );
         text.counter(
@@ -227,6 +234,11 @@ impl Snapshot {
             self.queue_bytes_max,
         );
         let Some(ledger) = self.ledger else { return };
+        text.gauge(
+            "tallyline_unaccounted_lines",
+            "Lines without a fate, or (negative) with two: 0, or events were lost or counted twice.",
+            ledger.unaccounted,
+        );
         text.gauge(
             "tallyline_lines",
             "Lines in the files, all time.",
@@ -347,6 +359,7 @@ mod tests {
                 rejected: 3,
                 pending: 4,
                 untrusted: 5,
+                unaccounted: -6,
             }),
             lag_seconds: 0.25,
             queue_bytes: 10,
@@ -368,6 +381,7 @@ mod tests {
             ],
             requests_in_flight: 1,
             requests_abandoned: 0,
+            lost_log_lines: 0,
             process: Process::read(),
         }
     }
@@ -382,6 +396,7 @@ mod tests {
             "tallyline_unready_reasons 2",
             "tallyline_process_start_time_seconds 1700000000.5",
             "tallyline_lines 15",
+            "tallyline_unaccounted_lines -6",
             "tallyline_lines_by_state{state=\"duplicate\"} 2",
             "tallyline_segments{state=\"applied\"} 3",
             "tallyline_apply_lag_seconds 0.25",

@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use auth::Tokens;
-pub use auth::{Access, AuthError, TOKEN_BYTES_MAX};
+pub use auth::{Access, AuthError, TOKEN_BYTES_MAX, is_loopback};
+use auth::{Listening, Tokens};
 pub use counters::Counters;
 use engine::{Engine, EngineError};
 pub use engine::{Figures, Limits, Listen};
@@ -41,6 +41,8 @@ use crate::store::{Progress, Readers};
 pub struct HttpConfig {
     /// Where to listen.
     pub listen: Listen,
+    /// The host name that stands for that address, if one was asked for: a `Host` like the address.
+    pub host_name: Option<String>,
     /// Who may ask.
     pub access: Access,
     /// Bounds; [`Limits::body_bytes_max`] holds for a body as sent and, if it was, as inflated.
@@ -61,6 +63,8 @@ pub struct App {
     pub disk: Arc<dyn Disk>,
     /// Where they lie.
     pub data_dir: PathBuf,
+    /// How many log lines could not be written.
+    pub lost_log_lines: fn() -> u64,
 }
 
 /// Why there is no server.
@@ -96,13 +100,16 @@ impl Server {
             Listen::Address(address) => *address,
             Listen::Bound(listener) => listener.local_addr().map_err(EngineError::Listener)?,
         };
-        if config.access == Access::Loopback && !address.ip().is_loopback() {
+        if config.access == Access::Loopback && !is_loopback(address.ip()) {
             return Err(HttpError::Exposed(address));
         }
         let inner = Arc::new(Inner {
             app,
             tokens,
-            ip: address.ip(),
+            listening: Listening {
+                ip: address.ip(),
+                name: config.host_name,
+            },
             counters: Arc::default(),
             body_bytes_max: config.limits.body_bytes_max,
             stopping: AtomicBool::new(false),

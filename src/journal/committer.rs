@@ -14,6 +14,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
+use memchr::memchr_iter;
 
 use self::room::Room;
 use super::recover::Active;
@@ -130,11 +131,12 @@ impl Drop for Writer {
 impl Writer {
     fn run(mut self, commands: &Commands) {
         loop {
-            let due = self.checked_at + self.config.check_every;
-            let due = self
-                .rotation_due()
-                .map_or(due, |rotation| rotation.min(due));
-            match commands.recv_deadline(due) {
+            let check = self.checked_at.checked_add(self.config.check_every);
+            let received = match check.into_iter().chain(self.rotation_due()).min() {
+                Some(due) => commands.recv_deadline(due),
+                None => commands.recv().map_err(RecvTimeoutError::from),
+            };
+            match received {
                 Ok(command) => {
                     if !self.serve(command, commands) {
                         return;
@@ -147,7 +149,10 @@ impl Writer {
                 self.check();
             }
             if self.rotation_due().is_some_and(|due| due <= Instant::now()) {
-                let _in_readiness = self.rotate();
+                let _in_readiness = match self.state {
+                    State::Uncreated(_) => self.create_next(),
+                    _ => self.rotate(),
+                };
             }
         }
     }
@@ -193,10 +198,9 @@ impl Writer {
                     segment: self.directory.number,
                     offset: self.durable_end + self.label_bytes(),
                 };
-                let lines: u64 = waiters
-                    .iter()
-                    .map(|pending| u64::from(pending.batch.lines))
-                    .sum();
+                // Counted in what was written, not in what was to be written.
+                let lines = |pending: &Pending| memchr_iter(b'\n', &pending.batch.bytes).count();
+                let lines = waiters.iter().map(lines).sum::<usize>() as u64;
                 self.durable_end += self.group_bytes(&waiters);
                 self.acknowledged = Position {
                     offset: self.durable_end,
@@ -374,6 +378,10 @@ impl Writer {
         );
         if is_full(error) {
             self.room.checked_at = None;
+            if error.kind() == io::ErrorKind::FileTooLarge && self.durable_end > 0 {
+                // A limit on the size of one file: there is room in the next.
+                self.retry_at.get_or_insert_with(Instant::now);
+            }
             self.health.set(DISK, &reason);
             return AppendError::DiskFull(reason);
         }
@@ -405,11 +413,7 @@ impl Writer {
         self.checked_at = Instant::now();
         match &self.state {
             State::Poisoned(_) => return,
-            State::Uncreated(_) => {
-                if self.may_try() {
-                    let _in_readiness = self.create_next();
-                }
-            }
+            State::Uncreated(_) => {} // Tried again when that is due.
             State::Open(file) => {
                 let file = Arc::clone(file);
                 if self.check_path().is_err() || self.check_alone(&*file).is_err() {

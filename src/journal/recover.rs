@@ -19,6 +19,7 @@ use super::directory::{Directory, first_free, is_sealed, read_label};
 use super::{JournalError, KnownSegment, KnownSegments};
 use crate::fs::{self, Disk, DiskFile};
 use crate::segment::{ACTIVE_FILE, Label, sealed_file_name};
+use crate::timestamp;
 
 /// What recovery found and did, for the log and for the processor.
 #[derive(Debug, Default)]
@@ -170,7 +171,8 @@ impl Recover<'_> {
         if durable_end < size {
             self.cut_torn_tail(&*file, durable_end, size)?;
         }
-        let passed = self.directory.started && stored.number > label.number;
+        // A later segment was created: nothing may be appended to this one any more.
+        let passed = stored.number > label.number;
         if self.directory.started
             && stored != label
             && !is_sealed(&self.catalog, stored)
@@ -186,6 +188,10 @@ impl Recover<'_> {
         if passed || known || label.number <= self.known.pruned {
             // Nothing may be appended to it: it is sealed as it is, and the processor says more.
             self.seal(label)?;
+            if passed && !self.directory.started && !self.is_taken() {
+                self.retoken()?;
+                return self.create();
+            }
             return self.create_next();
         }
         self.directory.number = label.number;
@@ -334,7 +340,7 @@ impl Recover<'_> {
 
     /// Moves `events.jsonl` to `quarantine/`, where it is kept and not applied.
     fn set_aside(&mut self, why: &str) -> Result<(), JournalError> {
-        let kept = free_name(&self.data_dir.join(QUARANTINE_DIR), "set-aside");
+        let kept = self.free_name(&self.data_dir.join(QUARANTINE_DIR), "set-aside")?;
         self.rename(&kept, "set aside")?;
         let quarantine = self.data_dir.join(QUARANTINE_DIR);
         self.disk
@@ -351,10 +357,27 @@ impl Recover<'_> {
 
     /// Gives the `events.jsonl` of another program a name under which it is imported.
     fn import(&mut self) -> Result<(), JournalError> {
-        let imported = free_name(self.data_dir, "events_found");
+        let imported = self.free_name(self.data_dir, "events_found")?;
         self.rename(&imported, "rename")?;
         self.recovery.imported = Some(imported);
         Ok(())
+    }
+
+    /// `<stem>-<UTC time>.jsonl`, or with a count behind the time where that is taken.
+    fn free_name(&self, dir: &Path, stem: &str) -> Result<PathBuf, JournalError> {
+        let time = timestamp::rfc3339_millis(SystemTime::now()).replace(':', "-");
+        let mut path = dir.join(format!("{stem}-{time}.jsonl"));
+        let mut copies = 1;
+        while self
+            .disk
+            .identity(&path)
+            .map_err(JournalError::io("look at", &path))?
+            .is_some()
+        {
+            copies += 1;
+            path = dir.join(format!("{stem}-{time}-{copies}.jsonl"));
+        }
+        Ok(path)
     }
 
     fn rename(&self, to: &Path, action: &'static str) -> Result<(), JournalError> {
@@ -394,14 +417,6 @@ impl Recover<'_> {
     fn io(&self, action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
         JournalError::io(action, &self.path)
     }
-}
-
-/// `<stem>-<UTC time>.jsonl`.
-fn free_name(dir: &Path, stem: &str) -> PathBuf {
-    let time = humantime::format_rfc3339_nanos(SystemTime::now())
-        .to_string()
-        .replace(':', "-");
-    dir.join(format!("{stem}-{time}.jsonl"))
 }
 
 fn write_lost_note(

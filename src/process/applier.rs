@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
 
@@ -22,6 +22,7 @@ use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, UserLine, Writer,
 };
+use crate::timestamp::now_ms;
 
 /// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
 const LET_GO_BYTES: u64 = 4 << 20;
@@ -458,15 +459,6 @@ impl Source for FileSource<'_> {
     fn line_at(&mut self, offset: u64) -> io::Result<Vec<u8>> {
         fold::line_start(self.file, offset)
     }
-}
-
-/// Now, milliseconds since 1970 UTC.
-pub(super) fn now_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-        })
 }
 
 /// Opens a sealed file and makes what is seen of it durable.

@@ -5,13 +5,13 @@
 
 use std::io;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
 
-use super::applier::{SegmentFile, now_ms};
+use super::applier::SegmentFile;
 use super::{ProcessError, lines};
 use crate::fs::Disk;
 use crate::journal::APPLIED_DIR;
 use crate::store::SegmentRow;
+use crate::timestamp::{self, now_ms};
 
 /// What became of a whole file that lies in the data directory itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -100,8 +100,7 @@ fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> Result<(), ProcessErr
 
 /// `2026-11`, UTC.
 fn month(at_ms: i64) -> String {
-    let at = UNIX_EPOCH + Duration::from_millis(u64::try_from(at_ms).unwrap_or(0));
-    let mut text = humantime::format_rfc3339_seconds(at).to_string();
+    let mut text = timestamp::rfc3339_seconds(timestamp::of_ms(at_ms));
     text.truncate("2026-11".len());
     text
 }
@@ -111,5 +110,7 @@ mod tests {
     #[test]
     fn a_month_is_year_and_month() {
         assert_eq!(super::month(1_795_329_660_123), "2026-11");
+        assert_eq!(super::month(i64::MIN), "1970-01");
+        assert_eq!(super::month(i64::MAX), "9999-12");
     }
 }

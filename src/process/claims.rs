@@ -11,35 +11,40 @@ use crate::fs::Disk;
 use crate::journal::{Claims, Found};
 use crate::store::{SegmentRow, SegmentState};
 
-/// Tells the files of one identity apart, reading them where there are several.
+/// Tells the files of one identity apart, reading them where there are several. One that cannot be
+/// read is no copy of the segment, as far as is known.
 pub(super) fn settle<'c>(
     disk: &dyn Disk,
     found: &'c [Found],
     row: Option<&SegmentRow>,
-) -> io::Result<Claims<'c>> {
+) -> Claims<'c> {
     let mut claims = Claims::of(found, row.map(|row| row.tag));
     let Some(usable) = claims.usable.filter(|_| !claims.copies.is_empty()) else {
-        return Ok(claims);
+        return claims;
     };
     let files: Vec<&Found> = [usable]
         .into_iter()
         .chain(claims.copies.drain(..))
         .collect();
-    let mut contents = Vec::new();
-    for file in &files {
-        contents.push(content(disk, file)?);
-    }
+    let read: Vec<(&Found, Option<(u64, u32)>)> = files
+        .into_iter()
+        .filter_map(|file| match content(disk, file) {
+            // It has moved since the listing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            read => Some((file, read.ok())),
+        })
+        .collect();
     let whole = row.filter(|row| row.state == SegmentState::Whole);
     let expected = match whole {
         Some(row) => Some((row.applied_bytes, row.checksum)),
-        None => contents
-            .first()
-            .copied()
-            .filter(|first| contents.iter().all(|c| c == first)),
+        None => {
+            let first = read.first().and_then(|(_, content)| *content);
+            first.filter(|_| read.iter().all(|(_, content)| *content == first))
+        }
     };
     claims.usable = None;
-    for (file, content) in files.into_iter().zip(contents) {
-        if Some(content) != expected {
+    for (file, content) in read {
+        if content.is_none() || content != expected {
             claims.rivals.push(file);
         } else if claims.usable.is_none() {
             claims.usable = Some(file);
@@ -47,7 +52,7 @@ pub(super) fn settle<'c>(
             claims.copies.push(file);
         }
     }
-    Ok(claims)
+    claims
 }
 
 /// Length and CRC-32.

@@ -38,6 +38,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How often the database's path is looked at between rounds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Stands for a period that no clock can measure.
+const PERIOD_MAX: Duration = Duration::from_hours(24);
 /// A file that failed is tried again after this.
 const FILE_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// When more than this comes in a flush interval, a round begins as soon as so much has come: what is
@@ -60,6 +62,8 @@ struct Sealed {
     retry_at: Option<Instant>,
     /// Whether its lines are in `pending`.
     counted: bool,
+    /// Whether its number is past the active segment's: another copy of the directory made it.
+    ahead: bool,
     /// Whether only its move to the archive is left.
     whole: bool,
     /// Whether it was no regular file at the last look.
@@ -79,6 +83,10 @@ struct Board {
     /// Retention has let go the segments up to this number; a file of theirs is not applied.
     pruned: u64,
     settled: Settled,
+    /// Lines that were settled when this process first read the database.
+    settled_before: Option<u64>,
+    /// The end of the last range of ours that was committed.
+    committed: Position,
     locked_since: Option<Instant>,
 }
 
@@ -192,7 +200,9 @@ impl Coordinator {
             if !going_on {
                 return Ok(());
             }
-            let due = began + pause(began - last, applier.work, self.config.flush_every);
+            let pause = pause(began - last, applier.work, self.config.flush_every);
+            // Without an end, whoever waits demands a round.
+            let due = began.checked_add(pause).unwrap_or(began + PERIOD_MAX);
             last = began;
             while !self
                 .board
@@ -240,6 +250,7 @@ impl Coordinator {
             self.sealed_file(applier, &id)?;
         }
         self.active_file(applier, &tail)?;
+        self.board.account(&tail);
         self.board.publish();
         self.let_go(applier)
     }
@@ -329,6 +340,7 @@ impl Sealed {
             size: None,
             retry_at: None,
             counted: false,
+            ahead: false,
             whole: false,
             unusable: false,
         }

@@ -20,6 +20,7 @@
 //! journal goes on taking. A file that can't be read turns readiness red under its name; the others
 //! go on.
 
+mod accounting;
 mod applier;
 mod archive;
 mod claims;
@@ -38,6 +39,7 @@ mod sums;
 mod tests;
 mod users;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -245,12 +247,30 @@ impl Processor {
         let on = Arc::clone(&progress);
         let coordinator = Builder::new()
             .name("process".to_owned())
-            .spawn(move || coordinator::run(config, disk, journal, &on, &health, pool))
-            .map_err(ProcessError::Thread)?;
-        Ok(Self {
+            .spawn(move || coordinator::run(config, disk, journal, &on, &health, pool));
+        Self::started(progress, coordinator, clock)
+    }
+
+    /// Where one thread could not be started, the other is stopped.
+    fn started(
+        progress: Arc<Progress>,
+        worker: io::Result<JoinHandle<()>>,
+        clock: JoinHandle<()>,
+    ) -> Result<Self, ProcessError> {
+        let mut processor = Self {
             progress,
-            threads: vec![coordinator, clock],
-        })
+            threads: vec![clock],
+        };
+        match worker {
+            Ok(worker) => {
+                processor.threads.insert(0, worker);
+                Ok(processor)
+            }
+            Err(error) => {
+                processor.stop();
+                Err(ProcessError::Thread(error))
+            }
+        }
     }
 
     /// For a server that does not apply: keeps the ledger and the lag truthful while another
@@ -268,12 +288,8 @@ impl Processor {
         let on = Arc::clone(&progress);
         let observer = Builder::new()
             .name("process-observe".to_owned())
-            .spawn(move || observe::run(&config, disk, &journal, &readers, &on, &health))
-            .map_err(ProcessError::Thread)?;
-        Ok(Self {
-            progress,
-            threads: vec![observer, clock],
-        })
+            .spawn(move || observe::run(&config, disk, &journal, &readers, &on, &health));
+        Self::started(progress, observer, clock)
     }
 
     /// Applies what is durable, answers those who still wait, and leaves a single database file

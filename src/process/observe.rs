@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::coordinator::topic;
-use super::{ProcessConfig, in_words, lines};
+use super::{ProcessConfig, accounting, in_words, lines};
 use crate::fs::Disk;
 use crate::health::Health;
 use crate::journal::{Catalog, Claims, Journal, Tail};
@@ -17,6 +17,8 @@ use crate::segment::{Position, SegmentId};
 use crate::store::{Lost, Progress, Readers, SegmentRow, SegmentState, Settled, StoreError};
 
 const DATABASE: &str = "database";
+/// The longest time between two rounds.
+const EVERY_MAX: Duration = Duration::from_mins(1);
 
 pub(super) fn run(
     config: &ProcessConfig,
@@ -30,13 +32,18 @@ pub(super) fn run(
         disk,
         sealed: HashMap::new(),
         active: (0, 0, 0),
+        settled_before: None,
     };
     let mut unreadable: Vec<String> = Vec::new();
     while !progress.is_stopping() {
         let began = Instant::now();
         match round(config, journal, readers, progress, &mut lines) {
-            Ok(failed) => {
+            Ok(Observed {
+                unaccounted,
+                failed,
+            }) => {
                 health.clear(DATABASE);
+                accounting::report(health, unaccounted);
                 for topic in unreadable
                     .iter()
                     .filter(|topic| !failed.contains_key(*topic))
@@ -50,9 +57,17 @@ pub(super) fn run(
             }
             Err(error) => health.set(DATABASE, in_words(&error)),
         }
-        progress.wait_until(began + config.flush_every);
+        progress.wait_until(began + config.flush_every.min(EVERY_MAX));
     }
     progress.finish();
+}
+
+/// What a round saw besides what it published.
+struct Observed {
+    /// Lines without a fate, or fates without a line.
+    unaccounted: i64,
+    /// Files that cannot be read, and why, by their topic in readiness.
+    failed: BTreeMap<String, String>,
 }
 
 /// Why a round failed.
@@ -71,14 +86,16 @@ fn round(
     readers: &Readers,
     progress: &Progress,
     lines: &mut Lines,
-) -> Result<BTreeMap<String, String>, ObserveError> {
+) -> Result<Observed, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
-    let (ledger, whole, rows) = readers.snapshot()?;
+    let (mut ledger, whole, rows) = readers.snapshot()?;
     let catalog =
         Catalog::scan(&*lines.disk, &config.data_dir, config.directory_tag()).map_err(io)?;
     let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
     let mut pending = 0;
+    // Fates of more lines than a file has.
+    let mut unaccounted = 0;
     let mut frontier = None;
     let mut failed = BTreeMap::new();
     for (id, found) in &catalog.sealed {
@@ -88,7 +105,11 @@ fn round(
         if let Some(found) = usable.filter(|_| !whole.contains_key(id) && !untrusted) {
             let settled = row(id).map_or(0, |row| row.counts.lines);
             match lines.of_sealed(id, &found.path) {
-                Ok(count) => pending += count.saturating_sub(settled),
+                Ok(Some(counted)) => {
+                    pending += counted.saturating_sub(settled);
+                    unaccounted -= settled.saturating_sub(counted).cast_signed();
+                }
+                Ok(None) => {}
                 // Named, and the others go on.
                 Err(error) => {
                     let error = ObserveError::Io(found.path.clone(), error);
@@ -98,15 +119,22 @@ fn round(
             frontier = frontier.or(id.number());
         }
     }
-    let settled = row(&SegmentId::Ours(tail.number)).map_or(0, |row| row.counts.lines);
-    pending += lines.of_active(&tail).map_err(io)?.saturating_sub(settled);
+    // What was sealed and applied since the look at the tail has more lines than that.
+    let settled = row(&SegmentId::Ours(tail.number))
+        .filter(|row| row.state == SegmentState::Active)
+        .map_or(0, |row| row.counts.lines);
+    let counted = lines.of_active(&tail).map_err(io)?;
+    pending += counted.saturating_sub(settled);
+    unaccounted -= settled.saturating_sub(counted).cast_signed();
+    ledger.unaccounted = unaccounted;
     let number = frontier.unwrap_or(tail.number);
     let offset = row(&SegmentId::Ours(number)).map_or(0, |row| row.applied_bytes);
     let lost: Vec<Lost> = rows.iter().filter_map(lost).collect();
     let settled = Settled {
         ledger,
-        pending: i64::try_from(pending).unwrap_or(i64::MAX),
+        lines: (ledger.settled() + pending).saturating_add_signed(unaccounted),
         tail_lines: tail.lines,
+        settled_before: *lines.settled_before.get_or_insert(ledger.settled()),
     };
     progress.publish(
         Position {
@@ -116,7 +144,10 @@ fn round(
         &lost,
         settled,
     );
-    Ok(failed)
+    Ok(Observed {
+        unaccounted,
+        failed,
+    })
 }
 
 fn lost(row: &SegmentRow) -> Option<Lost> {
@@ -134,22 +165,25 @@ struct Lines {
     sealed: HashMap<SegmentId, (u64, u64)>,
     /// (number, counted up to, lines) of the active segment.
     active: (u64, u64, u64),
+    /// Lines that were settled at the first look.
+    settled_before: Option<u64>,
 }
 
 impl Lines {
-    fn of_sealed(&mut self, id: &SegmentId, path: &std::path::Path) -> io::Result<u64> {
+    /// `None` if the file is gone.
+    fn of_sealed(&mut self, id: &SegmentId, path: &std::path::Path) -> io::Result<Option<u64>> {
         let file = match self.disk.open_read(path) {
             // Archived since the listing: the next round sees it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
         let size = file.size()?;
         match self.sealed.get(id) {
-            Some(&(of, lines)) if of == size => Ok(lines),
+            Some(&(of, lines)) if of == size => Ok(Some(lines)),
             _ => {
                 let lines = lines::count(&*file, 0, size)?;
                 self.sealed.insert(id.clone(), (size, lines));
-                Ok(lines)
+                Ok(Some(lines))
             }
         }
     }

@@ -134,6 +134,8 @@ impl Run<'_> {
         if let Err(error) = prune::finish_at_start(self.disk, self.config, &self.applier.writer) {
             tracing::warn!("{}", in_words(&error));
         }
+        // Before the listing: what is sealed by then is in it.
+        let given_out = self.config.given_out(self.disk)?;
         let catalog = Catalog::scan(self.disk, data_dir, self.config.directory_tag())
             .map_err(ProcessError::io("list", data_dir))?;
         for dir in &catalog.dirs {
@@ -161,8 +163,7 @@ impl Run<'_> {
             // In the archive, what was let go is nobody's business but the owner's.
             let let_go =
                 !is_whole && row.is_none() && id.number().is_some_and(|number| number <= pruned);
-            let claims = settle(self.disk, found, row.as_ref())
-                .map_err(ProcessError::io("read", &found[0].path))?;
+            let claims = settle(self.disk, found, row.as_ref());
             if !(claims.rivals.is_empty() || let_go) {
                 let reason = rivals_in_words(id, &claims.rivals);
                 self.refuse(&claims.rivals[0].path, reason);
@@ -179,7 +180,7 @@ impl Run<'_> {
             .filter_map(SegmentId::number)
             .collect();
         let highest = there.last().copied().unwrap_or(0);
-        let highest = highest.max(self.config.given_out(self.disk)?);
+        let highest = highest.max(given_out);
         self.summary.missing = (pruned + 1..=highest)
             .filter(|n| !there.contains(n))
             .collect();

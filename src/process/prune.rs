@@ -19,13 +19,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::applier::{SegmentFile, now_ms};
+use super::applier::SegmentFile;
 use super::{ProcessConfig, ProcessError, archive, in_words, lines};
 use crate::fs::{self, DirHold, Disk};
 use crate::health::Health;
 use crate::journal::{Catalog, Place};
 use crate::segment::SegmentId;
 use crate::store::{IdsWalk, SegmentRow, StoreError, Writer};
+use crate::timestamp::now_ms;
 
 /// How long a round may go on letting go; one segment goes at least.
 const ROUND_MAX: Duration = Duration::from_millis(100);

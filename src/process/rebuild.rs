@@ -17,12 +17,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::applier::now_ms;
 use super::recount::{Finding, recount};
 use super::{ProcessConfig, ProcessError, RunProgress, Summary, in_words, prune, run_once};
 use crate::fs::{self, DirHold, Disk, RealDisk};
 use crate::journal::{Catalog, Claims};
 use crate::store::{Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, read_kept, sibling};
+use crate::timestamp::now_ms;
 
 /// The new database while it is made, beside the old one.
 const UNFINISHED: &str = "revenue.db.rebuild";

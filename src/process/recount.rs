@@ -95,10 +95,11 @@ pub(super) fn recount(
         proof,
         config,
         disk,
+        // Before the listing: what is sealed by then is in it.
+        given_out: config.given_out(disk)?,
+        active: active_label(config, disk)?,
         catalog: Catalog::scan(disk, dir, config.directory_tag())
             .map_err(ProcessError::io("list", dir))?,
-        active: active_label(config, disk)?,
-        given_out: config.given_out(disk)?,
         pool: Pool::start(&Shares::of(config)).map_err(ProcessError::Thread)?,
         on_finding,
         on_progress,
@@ -110,7 +111,7 @@ pub(super) fn recount(
     for row in &proof.rows {
         recount.segment(row)?;
     }
-    recount.rivals()?;
+    recount.rivals();
     recount.files_without_row();
     recount.missing();
     recount.let_go();
@@ -280,9 +281,9 @@ impl Recount<'_> {
                 }
             }
             seen = candidates;
+            self.active = active_label(self.config, self.disk)?;
             self.catalog = Catalog::scan(self.disk, dir, self.config.directory_tag())
                 .map_err(ProcessError::io("list", dir))?;
-            self.active = active_label(self.config, self.disk)?;
         }
         if let Some((path, error)) = unopened {
             self.find(&Finding::Untold(format!(
@@ -458,16 +459,12 @@ impl Recount<'_> {
     }
 
     /// Files that claim a number whose segment is another file.
-    fn rivals(&mut self) -> Result<(), ProcessError> {
+    fn rivals(&mut self) {
         let rows = self.proof.rows.iter().map(|row| (&row.id, row));
         let known: HashMap<&SegmentId, &SegmentRow> = rows.collect();
         let mut findings = Vec::new();
         for (id, found) in &self.catalog.sealed {
-            let claims = match settle(self.disk, found, known.get(id).copied()) {
-                // Moved on since the listing: it is no rival then.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                claims => claims.map_err(ProcessError::io("read", &found[0].path))?,
-            };
+            let claims = settle(self.disk, found, known.get(id).copied());
             let pruned = id
                 .number()
                 .is_some_and(|number| number <= self.proof.pruned.number);
@@ -489,7 +486,6 @@ impl Recount<'_> {
         for words in findings {
             self.find(&Finding::Differs(words));
         }
-        Ok(())
     }
 
     /// Files that the database has no row for: they wait, or were let go.

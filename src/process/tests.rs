@@ -206,7 +206,7 @@ fn acknowledged_events_are_applied_archived_and_one_file_is_left() {
     assert_eq!(server.wait(third), Waited::Applied);
     assert_eq!(server.progress.applied(), third);
     server.until("archived", |_| archived(&dir).len() == 1);
-    let ledger = server.progress.ledger(server.journal.tail().lines);
+    let (ledger, _) = server.progress.ledger(|| server.journal.tail().lines);
     assert_eq!((ledger.lines, ledger.applied, ledger.pending), (4, 4, 0));
     assert_eq!(server.health.reasons(), Vec::<String>::new());
     server.stop();
@@ -238,7 +238,7 @@ fn work_goes_on_after_a_restart_and_a_deleted_database_comes_back_the_same() {
         let server = Running::start(&dir);
         let position = server.append(&line("u", round));
         assert_eq!(server.wait(position), Waited::Applied);
-        let ledger = server.progress.ledger(server.journal.tail().lines);
+        let (ledger, _) = server.progress.ledger(|| server.journal.tail().lines);
         assert_eq!(
             (ledger.lines, ledger.pending),
             (u64::try_from(round).expect("few"), 0)
@@ -331,7 +331,7 @@ fn a_changed_prefix_is_untrusted_and_the_rest_goes_on() {
         Waited::Lost
     );
     assert_eq!(server.wait(first), Waited::Applied);
-    let ledger = server.progress.ledger(server.journal.tail().lines);
+    let (ledger, _) = server.progress.ledger(|| server.journal.tail().lines);
     assert_eq!(
         (ledger.applied, ledger.untrusted, ledger.pending),
         (2, 1, 0)

@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 pub use self::apply::{Applied, Delta, Outcome, Range, RangeEnd, Source};
 pub use self::delta::{IdEvent, IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, Sums, UserLine};
 pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
-pub use self::progress::{Applies, Ledger, Lost, Progress, Settled, Waited};
+pub use self::progress::{Applies, Ledger, Lost, Progress, Run, Settled, Waited};
 pub use self::proof::{IdFate, Proof, UserSum};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::IdsWalk;

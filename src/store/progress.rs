@@ -30,7 +30,9 @@ pub enum Waited {
     NotWaiting,
 }
 
-/// All time: lines in the files = applied + duplicates + rejected + pending + untrusted.
+/// All time: lines in the files = applied + duplicates + rejected + pending + untrusted. The lines are
+/// counted where they are written, or found in files; the fates where they are committed. What the
+/// two sides differ by when nothing waits is unaccounted for, and 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Lines in the files.
@@ -45,6 +47,26 @@ pub struct Ledger {
     pub pending: u64,
     /// Lines in files that can't be trusted.
     pub untrusted: u64,
+    /// Lines without a fate when nothing waited; negative: fates without a line.
+    pub unaccounted: i64,
+}
+
+impl Ledger {
+    /// Lines whose fate is known.
+    pub fn settled(&self) -> u64 {
+        self.applied + self.duplicates + self.rejected + self.untrusted
+    }
+}
+
+/// Both sides of this run: found + appended = settled + pending + unaccounted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Lines that were made durable in this run.
+    pub appended: u64,
+    /// Lines that waited in the files when this process came, and lines of files from elsewhere since.
+    pub found: i64,
+    /// Lines whose fate was committed since.
+    pub settled: i64,
 }
 
 /// Who applies to the database.
@@ -68,13 +90,29 @@ pub struct Lost {
 /// What the database says, and what is still to be applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Applied, duplicates, rejected and untrusted of the database; lines and pending are not used.
+    /// Applied, duplicates, rejected and untrusted of the database, and what is unaccounted for; lines
+    /// and pending are not used.
     pub ledger: Ledger,
-    /// Lines that were pending when `tail_lines` lines had been made durable by this process.
-    /// Negative where more has been applied since.
-    pub pending: i64,
-    /// See `pending`.
+    /// Lines in the files when `tail_lines` lines had been made durable by this process; counted
+    /// there, whatever became of them.
+    pub lines: u64,
+    /// See `lines`.
     pub tail_lines: u64,
+    /// Lines that were settled before this process came.
+    pub settled_before: u64,
+}
+
+impl Settled {
+    /// Lines in the files without a fate, now that this process has made `tail_lines` lines durable.
+    pub fn waiting(&self, tail_lines: u64) -> i64 {
+        self.lines_now(tail_lines)
+            .saturating_sub(self.ledger.settled().cast_signed())
+    }
+
+    fn lines_now(&self, tail_lines: u64) -> i64 {
+        let since = tail_lines.cast_signed() - self.tail_lines.cast_signed();
+        self.lines.cast_signed().saturating_add(since)
+    }
 }
 
 type Done = Box<dyn FnOnce(Waited) + Send>;
@@ -224,24 +262,26 @@ impl Progress {
         }
     }
 
-    /// The ledger; `tail_lines` is `Tail::lines`. It always balances: lines is the sum.
-    pub fn ledger(&self, tail_lines: u64) -> Ledger {
+    /// The ledger; `tail_lines` gives `Tail::lines`. More fates than lines are unaccounted for at once,
+    /// fewer when nothing waits.
+    pub fn ledger(&self, tail_lines: impl FnOnce() -> u64) -> (Ledger, Run) {
         let settled = self.lock().settled;
-        let since = i64::try_from(tail_lines).unwrap_or(i64::MAX)
-            - i64::try_from(settled.tail_lines).unwrap_or(i64::MAX);
-        let pending = u64::try_from(settled.pending.saturating_add(since)).unwrap_or(0);
-        let Ledger {
-            applied,
-            duplicates,
-            rejected,
-            untrusted,
-            ..
-        } = settled.ledger;
-        Ledger {
-            lines: applied + duplicates + rejected + untrusted + pending,
-            pending,
+        // Looked at later: no line is settled before it is among these.
+        let tail_lines = tail_lines();
+        let waiting = settled.waiting(tail_lines) - settled.ledger.unaccounted;
+        let ledger = Ledger {
+            lines: u64::try_from(settled.lines_now(tail_lines)).unwrap_or(0),
+            pending: u64::try_from(waiting).unwrap_or(0),
+            unaccounted: settled.ledger.unaccounted + waiting.min(0),
             ..settled.ledger
-        }
+        };
+        let before = settled.settled_before.cast_signed();
+        let run = Run {
+            appended: tail_lines,
+            found: settled.lines_now(0) - before,
+            settled: settled.ledger.settled().cast_signed() - before,
+        };
+        (ledger, run)
     }
 
     /// Seconds since the oldest acknowledged event that is not yet applied was acknowledged; 0 if

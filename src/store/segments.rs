@@ -333,6 +333,7 @@ pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
             rejected: row.get(3)?,
             pending: 0,
             untrusted: row.get(4)?,
+            unaccounted: 0,
         })
     })
 }

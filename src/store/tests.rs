@@ -466,10 +466,11 @@ fn the_ledger_balances_between_commits() {
         untrusted: 3,
         ..Ledger::default()
     };
-    let settled = Settled {
+    let mut settled = Settled {
         ledger,
-        pending: -4,
+        lines: 7,
         tail_lines: 10,
+        settled_before: 2,
     };
     progress.publish(
         Position {
@@ -479,7 +480,32 @@ fn the_ledger_balances_between_commits() {
         &[],
         settled,
     );
-    let seen = progress.ledger(20);
-    assert_eq!((seen.pending, seen.lines), (6, 17));
-    assert_eq!(progress.ledger(10).pending, 0);
+    let seen = |tail_lines| {
+        let (seen, run) = progress.ledger(|| tail_lines);
+        assert_eq!(
+            seen.lines.cast_signed(),
+            seen.settled().cast_signed() + seen.pending.cast_signed() + seen.unaccounted
+        );
+        assert_eq!(
+            run.found + run.appended.cast_signed(),
+            run.settled + seen.pending.cast_signed() + seen.unaccounted
+        );
+        (seen.lines, seen.pending, seen.unaccounted)
+    };
+    // 11 are settled, of 7 lines at 10.
+    assert_eq!(seen(20), (17, 6, 0));
+    assert_eq!(seen(14), (11, 0, 0));
+    assert_eq!(seen(13), (10, 0, -1), "a fate without a line is not hidden");
+    let (_, run) = progress.ledger(|| 20);
+    assert_eq!((run.found, run.settled), (-5, 9));
+    settled.ledger.unaccounted = 2;
+    progress.publish(
+        Position {
+            segment: 1,
+            offset: 0,
+        },
+        &[],
+        settled,
+    );
+    assert_eq!(seen(20), (17, 4, 2));
 }

@@ -132,16 +132,30 @@ impl Server {
     /// Nothing is silent: what came in was accepted or refused, and every line is somewhere.
     #[track_caller]
     pub(crate) fn assert_balanced(&self) -> Value {
-        let status = self.status();
-        let count = |name: &str| {
+        // Events of clients that did not wait for their answer may still be on their way.
+        let status = until(PATIENCE, "no event is on its way", || {
+            let status = self.status();
+            let count = |name: &str| status[name].as_u64();
+            let settled = count("accepted")? + count("refused")?;
+            (count("received") == Some(settled)).then_some(status)
+        });
+        let number = |status: &Value, name: &str| {
             status[name]
-                .as_u64()
+                .as_i64()
                 .unwrap_or_else(|| panic!("/status has no number {name}: {status}"))
         };
+        let count = |name| number(&status, name);
+        assert_eq!(count("unaccounted"), 0, "{status}");
+        let run = &status["run"];
         assert_eq!(
-            count("received"),
-            count("accepted") + count("refused"),
-            "at the door: {status}"
+            number(run, "accepted"),
+            number(run, "appended"),
+            "from the door to the files: {status}"
+        );
+        assert_eq!(
+            number(run, "found") + number(run, "appended"),
+            number(run, "settled") + count("pending"),
+            "from the files to the totals: {status}"
         );
         assert_eq!(
             count("lines"),

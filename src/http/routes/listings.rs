@@ -4,7 +4,6 @@
 //! for where they should lie now, and are `null` where they are not.
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -17,6 +16,7 @@ use crate::http::problem::Problem;
 use crate::journal::{APPLIED_DIR, Tail};
 use crate::segment::{ACTIVE_FILE, SegmentId, sealed_at};
 use crate::store::{SegmentRow, SegmentState};
+use crate::timestamp;
 
 const LIMIT_DEFAULT: u32 = 20;
 const LIMIT_MAX: u32 = 1000;
@@ -138,6 +138,5 @@ fn file(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
 }
 
 fn rfc3339(at_ms: i64) -> String {
-    let at = Duration::from_millis(u64::try_from(at_ms).unwrap_or(0));
-    humantime::format_rfc3339_millis(UNIX_EPOCH + at).to_string()
+    timestamp::rfc3339_millis(timestamp::of_ms(at_ms))
 }

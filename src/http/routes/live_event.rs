@@ -101,6 +101,7 @@ fn take(inner: &Inner, request: &mut Request, query: &str) -> Result<(Wish, Inta
     }
     let intake = read(request, body)?.map_err(|error| {
         let refused = u64::from(error != IntakeError::Empty && error != IntakeError::EmptyArray);
+        inner.counters.receive(refused);
         inner.counters.settle(0, refused);
         match error {
             IntakeError::Empty => Problem::new(400, "the body is empty; send an event"),
@@ -108,8 +109,9 @@ fn take(inner: &Inner, request: &mut Request, query: &str) -> Result<(Wish, Inta
             IntakeError::NotJson(detail) => Problem::new(400, detail),
         }
     })?;
+    let all = intake.refused + u64::from(intake.accepted);
+    inner.counters.receive(all);
     if intake.accepted == 0 || (wish.invalid == Invalid::Refuse && intake.refused > 0) {
-        let all = intake.refused + u64::from(intake.accepted);
         inner.counters.settle(0, all);
         let mut problem = Problem::of_intake(&intake);
         if wish.invalid == Invalid::Skip {

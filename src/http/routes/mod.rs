@@ -12,13 +12,12 @@ mod scrape;
 mod service;
 mod users;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use super::App;
-use super::auth::{self, Foreign, Tokens};
+use super::auth::{self, Foreign, Listening, Tokens};
 use super::counters::{Counters, Route};
 use super::engine::{Admission, Handler, Lane, Method, Refusal, Reply, Request};
 use super::problem::Problem;
@@ -29,7 +28,7 @@ pub(super) struct Inner {
     /// `None`: no token is asked for.
     pub(super) tokens: Option<Tokens>,
     /// What the server listens on.
-    pub(super) ip: IpAddr,
+    pub(super) listening: Listening,
     pub(super) counters: Arc<Counters>,
     /// Bytes of a body, as sent and inflated.
     pub(super) body_bytes_max: usize,
@@ -165,7 +164,7 @@ impl Inner {
     fn object(&self, request: &Request) -> Result<(Route, Lane), (Route, Problem)> {
         let (authority, path, _) = split_target(request.target());
         let host = authority.or_else(|| request.header("Host"));
-        let foreign = auth::check_origin(self.ip, host, request.header("Origin"));
+        let foreign = auth::check_origin(&self.listening, host, request.header("Origin"));
         foreign.map_err(|foreign| (Route::Other, forbidden(foreign)))?;
         if let Some(tokens) = &self.tokens
             && !auth::is_open(path)
@@ -258,7 +257,7 @@ fn forbidden(foreign: Foreign) -> Problem {
         match foreign {
             Foreign::Origin => "the request comes from a web page of another origin",
             Foreign::Host => {
-                "the request was sent to a name that is not this machine's own; use 127.0.0.1, localhost or [::1]"
+                "the request was sent to a name that is not this machine's own; use 127.0.0.1, localhost, [::1] or what --listen says"
             }
         },
     )

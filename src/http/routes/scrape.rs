@@ -18,17 +18,17 @@ pub(super) fn metrics(inner: &Arc<Inner>, request: Request) {
 
 fn snapshot(inner: &Inner, request: &Request) -> Snapshot {
     let app = &inner.app;
-    let events = inner.counters.events();
+    let (events, ledger, _) = service::accounts(inner);
     let tail = app.journal.tail();
     let (queue_bytes, queue_bytes_max) = app.journal.queued_bytes();
     let figures = request.figures();
     Snapshot {
         started_at: inner.started_at,
         unready_reasons: service::reasons(inner, request).len() as u64,
-        received: events.received(),
+        received: events.received,
         accepted: events.accepted,
         refused: events.refused,
-        ledger: Some(app.progress.ledger(tail.lines)),
+        ledger: Some(ledger),
         lag_seconds: app.progress.lag_seconds(),
         queue_bytes,
         queue_bytes_max,
@@ -45,6 +45,7 @@ fn snapshot(inner: &Inner, request: &Request) -> Snapshot {
             .collect(),
         requests_in_flight: figures.in_flight as u64,
         requests_abandoned: figures.abandoned,
+        lost_log_lines: (app.lost_log_lines)(),
         process: Process::read(),
     }
 }

@@ -7,11 +7,11 @@ use serde_json::json;
 
 use super::Inner;
 use super::params::Params;
-use crate::http::counters::Route;
+use crate::http::counters::{Events, Route};
 use crate::http::engine::{Reply, Request};
 use crate::http::problem::Problem;
 use crate::segment::Position;
-use crate::store::Waited;
+use crate::store::{Ledger, Run, Waited};
 
 const FLUSH_WAIT_DEFAULT: Duration = Duration::from_mins(1);
 const FLUSH_WAIT_MAX: Duration = Duration::from_mins(10);
@@ -93,6 +93,18 @@ pub(super) fn readyz(inner: &Inner, request: Request) {
     inner.answer(request, Route::Service, reply);
 }
 
+/// The events of this run and the lines of all time. What was accepted and is no line of the files is
+/// among the unaccounted, and so is the reverse.
+pub(super) fn accounts(inner: &Inner) -> (Events, Ledger, Run) {
+    let before = inner.counters.events();
+    let lines = inner.app.journal.tail().lines;
+    let events = inner.counters.events();
+    let journal = &inner.app.journal;
+    let (mut ledger, run) = inner.app.progress.ledger(|| journal.tail().lines);
+    ledger.unaccounted += Events::unaccounted(before, lines, events).unwrap_or(0);
+    (events, ledger, run)
+}
+
 /// What stands in the way of its work, in words.
 pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
     let mut reasons = inner.app.health.reasons();
@@ -100,6 +112,14 @@ pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
     if abandoned > ABANDONED_MAX {
         reasons.push(format!(
             "{abandoned} requests announced bodies that no server takes; each holds a thread and two descriptors until a restart"
+        ));
+    }
+    let before = inner.counters.events();
+    let lines = inner.app.journal.tail().lines;
+    if let Some(off @ (1.. | ..=-1)) = Events::unaccounted(before, lines, inner.counters.events()) {
+        let (accepted, off) = (before.accepted, off.abs());
+        reasons.push(format!(
+            "{accepted} events were accepted and {lines} lines appended in this run: {off} are unaccounted for. Run `tallyline verify`"
         ));
     }
     if inner.is_stopping() {
@@ -110,12 +130,11 @@ pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
 
 /// The ledger.
 pub(super) fn status(inner: &Inner, request: Request) {
-    let events = inner.counters.events();
     let progress = &inner.app.progress;
-    let ledger = progress.ledger(inner.app.journal.tail().lines);
+    let (events, ledger, run) = accounts(inner);
     let reasons = reasons(inner, &request);
     let body = json!({
-        "received": events.received(),
+        "received": events.received,
         "accepted": events.accepted,
         "refused": events.refused,
         "lines": ledger.lines,
@@ -124,6 +143,15 @@ pub(super) fn status(inner: &Inner, request: Request) {
         "rejected": ledger.rejected,
         "pending": ledger.pending,
         "untrusted": ledger.untrusted,
+        "unaccounted": ledger.unaccounted,
+        "run": {
+            "received": events.received,
+            "accepted": events.accepted,
+            "refused": events.refused,
+            "appended": run.appended,
+            "found": run.found,
+            "settled": run.settled,
+        },
         "lagSeconds": progress.lag_seconds(),
         "ready": reasons.is_empty(),
         "reasons": reasons,

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::Inner;
 use super::params::{self, Params};
@@ -14,6 +14,7 @@ use crate::http::engine::{Reply, Request};
 use crate::http::problem::Problem;
 use crate::segment::Position;
 use crate::store::{Order, StoreError, UserTotal, Waited};
+use crate::timestamp;
 
 const WAIT_DEFAULT: Duration = Duration::from_secs(5);
 const WAIT_MAX: Duration = Duration::from_mins(1);
@@ -142,8 +143,7 @@ pub(super) fn unreadable(error: &StoreError) -> Problem {
 fn push_user(json: &mut String, total: &UserTotal) {
     json.push_str("{\"userId\":");
     push_string(json, &total.user_id);
-    let ms = u64::try_from(total.updated_at_ms).unwrap_or(0);
-    let updated_at = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(ms));
+    let updated_at = timestamp::rfc3339_millis(timestamp::of_ms(total.updated_at_ms));
     // Writing to a String cannot fail. The revenue is its exact decimal, never a float.
     let _never = write!(
         json,

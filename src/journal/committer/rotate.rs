@@ -11,13 +11,15 @@ use super::{JOURNAL, RETRY_AFTER, ROTATION, State, Writer, is_full};
 use crate::segment::sealed_file_name;
 
 impl Writer {
-    /// When the active segment is to be sealed for its age, or because it could not be before.
+    /// When the active segment is to be sealed for its age, or what failed is to be tried again.
     pub(super) fn rotation_due(&self) -> Option<Instant> {
-        let State::Open(_) = self.state else {
-            return None;
-        };
-        self.retry_at
-            .or_else(|| self.first_line_at?.checked_add(self.config.rotate_every?))
+        match self.state {
+            State::Open(_) => self
+                .retry_at
+                .or_else(|| self.first_line_at?.checked_add(self.config.rotate_every?)),
+            State::Uncreated(_) => self.retry_at,
+            State::Poisoned(_) => None,
+        }
     }
 
     /// Whether a rotation or a creation that failed, if one did, may be tried again.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::accounting;
 use super::{
     Applied, Board, DATABASE, Health, LAST_FLUSH_MAX, Lost, Position, Progress, SegmentId, Settled,
-    StoreError, Watch, in_words, topic,
+    StoreError, Tail, Watch, in_words, topic,
 };
 
 impl Board {
@@ -20,6 +21,11 @@ impl Board {
             active: 1,
             pruned: 0,
             settled: Settled::default(),
+            settled_before: None,
+            committed: Position {
+                segment: 0,
+                offset: 0,
+            },
             locked_since: None,
         }
     }
@@ -55,7 +61,32 @@ impl Board {
             );
         }
         self.settled.ledger.untrusted += lines;
-        self.settled.pending -= i64::try_from(lines).unwrap_or(i64::MAX);
+    }
+
+    /// Lines were found in a file from elsewhere, or in one that is back.
+    pub(super) fn found(&mut self, lines: u64) {
+        self.settled.lines += lines;
+    }
+
+    /// Compares both sides once nothing waits: what was counted where it was written or found, and
+    /// what was committed. `tail` is what the round began with, and all of it is applied.
+    pub(super) fn account(&mut self, tail: &Tail) {
+        let end = Position {
+            segment: tail.number,
+            offset: tail.durable_end,
+        };
+        let waits = self.sealed.values().any(|sealed| !sealed.whole);
+        let active = self.applied.get(&tail.number).copied().unwrap_or(0);
+        // What was sealed during the round is settled and not among the tail's lines.
+        if waits || active != tail.durable_end || self.committed > end {
+            return;
+        }
+        let before = self.settled.ledger.unaccounted;
+        let now = self.settled.waiting(tail.lines);
+        self.settled.ledger.unaccounted = now;
+        if now == before {
+            accounting::report(&self.health, now);
+        }
     }
 }
 
@@ -68,8 +99,10 @@ impl Board {
         if let Some(sealed) = self.sealed.get_mut(id) {
             sealed.counted = false;
         }
-        let untrusted = &mut self.settled.ledger.untrusted;
-        *untrusted = untrusted.saturating_sub(untrusted_lines);
+        // They are found again when they are counted as waiting.
+        let settled = &mut self.settled;
+        settled.ledger.untrusted = settled.ledger.untrusted.saturating_sub(untrusted_lines);
+        settled.lines = settled.lines.saturating_sub(untrusted_lines);
         self.health.clear(&topic(id));
     }
 }
@@ -79,12 +112,18 @@ impl Watch for Board {
         self.progress.flushes().observe(took);
         if let Some(number) = segment.number() {
             self.applied.insert(number, to);
+            let ahead = self.sealed.get(segment).is_some_and(|sealed| sealed.ahead);
+            if !ahead {
+                self.committed = self.committed.max(Position {
+                    segment: number,
+                    offset: to,
+                });
+            }
         }
         let (ledger, counts) = (&mut self.settled.ledger, applied.counts);
         ledger.applied += counts.events;
         ledger.duplicates += counts.duplicates;
         ledger.rejected += counts.rejected;
-        self.settled.pending -= i64::try_from(counts.lines).unwrap_or(i64::MAX);
         self.publish();
     }
 

@@ -76,8 +76,7 @@ impl Coordinator {
             [_] => None,
             _ => applier.writer.segment(id)?,
         };
-        let claims = settle(&*self.disk, found, row.as_ref())
-            .map_err(ProcessError::io("read", &found[0].path))?;
+        let claims = settle(&*self.disk, found, row.as_ref());
         self.leave_rivals(id, &claims)?;
         if let Some(found) = claims.usable {
             self.new_file(found);
@@ -127,6 +126,7 @@ impl Coordinator {
             found.id.clone(),
             Sealed {
                 counted,
+                ahead: ahead.is_some(),
                 ..Sealed::new(found)
             },
         );
@@ -306,7 +306,7 @@ impl Coordinator {
             .is_some_and(|sealed| sealed.counted);
         let lines = lines::count(&*segment.file, 0, stat.size).map_err(io())?;
         if !counted {
-            self.board.settled.pending += i64::try_from(lines).unwrap_or(i64::MAX);
+            self.board.found(lines);
         }
         self.board.distrusted(&segment.id, 0, lines);
         self.left_alone.insert(segment.path.clone(), stat.identity);
@@ -336,7 +336,7 @@ impl Coordinator {
         if !std::mem::replace(&mut sealed.counted, true) {
             let lines = lines::count(&*segment.file, from, size)
                 .map_err(ProcessError::io("read", &segment.path))?;
-            self.board.settled.pending += i64::try_from(lines).unwrap_or(i64::MAX);
+            self.board.found(lines);
         }
         Ok(())
     }

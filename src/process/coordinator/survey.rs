@@ -58,8 +58,7 @@ impl Coordinator {
                 _ if is_whole => applier.writer.segment(id)?,
                 _ => row.cloned(),
             };
-            let claims = settle(&*self.disk, found, row.as_ref())
-                .map_err(ProcessError::io("read", &found[0].path))?;
+            let claims = settle(&*self.disk, found, row.as_ref());
             self.leave_rivals(id, &claims)?;
             if let Some(number) = id.number() {
                 self.journal.reserve(number);
@@ -69,7 +68,9 @@ impl Coordinator {
             };
             // Of what is applied already, only the move to the archive may be left.
             if !is_whole || usable.place == Place::Incoming {
+                let ahead = id.number() > Some(self.journal.tail().number);
                 let sealed = Sealed {
+                    ahead,
                     whole: is_whole,
                     counted: is_whole,
                     ..Sealed::new(usable)
@@ -220,10 +221,13 @@ impl Coordinator {
         let path = self.config.data_dir.join(ACTIVE_FILE);
         pending += lines::count(&*tail.file, from, tail.durable_end)
             .map_err(ProcessError::io("read", &path))?;
+        let ledger = applier.writer.ledger()?;
+        let settled = ledger.settled();
         self.board.settled = Settled {
-            ledger: applier.writer.ledger()?,
-            pending: i64::try_from(pending).unwrap_or(i64::MAX),
+            ledger,
+            lines: settled + pending,
             tail_lines: tail.lines,
+            settled_before: *self.board.settled_before.get_or_insert(settled),
         };
         Ok(())
     }

@@ -1,0 +1,413 @@
+//! The real binary on a machine that is not as one expects: stderr that cannot be written, limits on
+//! file sizes, unusual loopback addresses, starts that fail.
+
+use std::fs::{self, OpenOptions};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+
+use tallyline::config::ServeConfig;
+use tallyline::serve;
+
+use super::harness::http::{Conn, Request};
+use super::harness::{
+    PATIENCE, Process, Scratch, Server, arg, event, quiet_environment, run, tallyline, until,
+};
+
+/// `tallyline ARGS...` under a shell that first does `before`, such as `ulimit -f 8;`, and then
+/// runs it with `redirection`.
+fn by_shell(before: &str, redirection: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("{before} exec \"$@\" {redirection}");
+    command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_tallyline")]);
+    command.args(args);
+    quiet_environment(&mut command);
+    command.env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// A figure of `/metrics`.
+fn metric(server: &Server, name: &str) -> u64 {
+    let text = server.get("/metrics").expect(200).text();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let figure = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+    figure.trim().parse().unwrap()
+}
+
+const LOST_LINES: &str = "tallyline_log_lines_lost_total ";
+
+/// Each event seals a file, which is logged.
+const CHATTY: [&str; 3] = ["-vv", "--rotate-bytes", "1KiB"];
+
+fn big_event() -> String {
+    event("u", 1).replace('}', &format!(",\"pad\":\"{}\"}}", "x".repeat(1100)))
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    // Red if a log line that fails is a panic, in the layer or in the hook, if it is not counted, or
+    // if events are not sealed and applied without a log.
+    for redirection in ["2>/dev/full", "2>&-", "2>/dev/null"] {
+        for format in ["text", "json"] {
+            let scratch = Scratch::new();
+            let data = scratch.data();
+            let flags = [&CHATTY[..], &["--log-format", format]].concat();
+            let server = Server::by(&data, &flags, |args| by_shell("", redirection, args));
+            for _ in 0..3 {
+                server.accept(big_event());
+            }
+            // A panic of a request is logged as well.
+            let mut panics = server.connect();
+            let _no_answer = panics.try_ask(&Request::new("GET", "/panic"));
+            server.flush();
+            assert_eq!(server.get("/userEvents/u").json()["events"], 3);
+            let lost = metric(&server, LOST_LINES);
+            assert_eq!(lost > 3, redirection == "2>/dev/full", "{lost} lost");
+            server.get("/readyz").expect(200);
+            server.stop().expect(0);
+            run(&["verify", "--data-dir", arg(&data)]).expect(0);
+        }
+    }
+}
+
+#[test]
+fn a_log_that_is_not_read_blocks_nothing() {
+    // Red if the server waits for a full pipe, while it serves or when it stops, or ends when the
+    // reader goes away.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let pipe = scratch.path().join("pipe");
+    let mode = rustix::fs::Mode::RWXU;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let open = || OpenOptions::new().read(true).write(true).open(&pipe);
+    for reader_goes in [false, true] {
+        let mut reader = Some(open().unwrap());
+        let redirection = format!("2>{}", arg(&pipe));
+        let server = Server::by(&data, &CHATTY, |args| by_shell("", &redirection, args));
+        until(PATIENCE, "the log is full", || {
+            for _ in 0..100 {
+                // Each panic of a request is a line.
+                let _no_answer = server.connect().try_ask(&Request::new("GET", "/panic"));
+            }
+            (metric(&server, LOST_LINES) > 0).then_some(())
+        });
+        if reader_goes {
+            reader.take();
+        }
+        server.accept(big_event());
+        server.flush();
+        server.get("/readyz").expect(200);
+        server.stop().expect(0);
+    }
+    // A start that fails says why, and ends, whoever reads.
+    let mut reader = open().unwrap();
+    let full = vec![b'x'; 1 << 20];
+    rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK).unwrap();
+    while std::io::Write::write(&mut reader, &full).is_ok() {}
+    let args = [
+        "serve",
+        "--data-dir",
+        "/dev/null/no",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let redirection = format!("2<>{}", arg(&pipe));
+    rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::empty()).unwrap();
+    Process::start(&mut by_shell("", &redirection, &args))
+        .finish()
+        .expect(1);
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_507_and_not_the_end() {
+    // Red if SIGXFSZ ends the server, or if it does not go on in the next file.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    // In units of 512 bytes; the database fits, a body of a MiB does not.
+    let server = Server::by(&data, &[], |args| by_shell("ulimit -f 1500;", "", args));
+    let half = event("u", 1).replace('}', &format!(",\"pad\":\"{}\"}}", "x".repeat(500_000)));
+    server
+        .post("/liveEvent", format!("{half}\n{half}\n"))
+        .problem(507);
+    server.accept(&half);
+    server.post("/liveEvent", &half).problem(507);
+    until(PATIENCE, "it goes on in the next file", || {
+        (server.post("/liveEvent", &half).status == 202).then_some(())
+    });
+    server.flush();
+    assert_eq!(server.get("/userEvents/u").json()["events"], 2);
+    server.assert_balanced();
+    until(PATIENCE, "ready", || {
+        (server.get("/readyz").status == 200).then_some(())
+    });
+    server.stop().expect(0);
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
+}
+
+#[test]
+fn every_loopback_address_can_be_listened_on_and_named() {
+    // Red if config and front door disagree on what loopback is, or if who asks the address that
+    // is listened on gets 403.
+    let scratch = Scratch::new();
+    let mut addresses = vec!["127.0.0.2".to_owned(), "localhost".to_owned()];
+    if TcpListener::bind("[::ffff:127.0.0.1]:0").is_ok() {
+        addresses.push("[::ffff:127.0.0.1]".to_owned());
+    }
+    for address in &addresses {
+        let data = scratch.path().join(address.trim_matches(['[', ']']));
+        let listen = format!("{address}:0");
+        let server = Server::with(&data, &["--listen", &listen]);
+        let at: IpAddr = match address.as_str() {
+            "localhost" | "[::ffff:127.0.0.1]" => [127, 0, 0, 1].into(),
+            other => other.parse().unwrap(),
+        };
+        let ask = |host: &str| {
+            let stream = TcpStream::connect(SocketAddr::from((at, server.port))).unwrap();
+            let request = Request::new("GET", "/status").header("Host", host);
+            Conn::over(stream).ask(&request).status
+        };
+        for host in [address.as_str(), "127.0.0.1", "localhost", "[::1]"] {
+            assert_eq!(ask(host), 200, "{host} of {address}");
+            assert_eq!(ask(&format!("{host}:{}", server.port)), 200, "{host}");
+        }
+        assert_eq!(ask("127.0.0.3"), 403, "{address}");
+        assert_eq!(ask("evil.example"), 403, "{address}");
+        server.stop().expect(0);
+    }
+}
+
+#[test]
+fn a_port_file_of_a_dead_server_is_gone_when_the_next_start_fails() {
+    // Red if whoever waits for the port file finds the port of a server that was killed.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let none = scratch.path().join("none");
+    let held = Server::start(&scratch.path().join("held"));
+    for wrong in [
+        ["--listen", &taken],
+        ["--listen", "nonsense"],
+        ["--token-file", arg(&none)],
+        ["--data-dir", "/dev/null/no"],
+        ["--data-dir", arg(&held.data)],
+    ] {
+        let port_file = scratch.file("port", "1\n");
+        let mut args = vec!["serve", "--port-file", arg(&port_file)];
+        if wrong[0] != "--listen" {
+            args.extend(["--listen", "127.0.0.1:0"]);
+        }
+        if wrong[0] != "--data-dir" {
+            args.extend(["--data-dir", arg(&data)]);
+        }
+        args.extend(wrong);
+        let ran = run(&args);
+        assert!(ran.code.is_some_and(|code| code != 0), "{wrong:?}: {ran}");
+        assert!(!port_file.exists(), "{wrong:?}");
+    }
+    let port_file = scratch.file("port", "1\n");
+    run(&["serve", "--check", "--port-file", arg(&port_file)]).expect(0);
+    assert!(port_file.exists(), "a check changes nothing");
+}
+
+/// Names of this process's threads.
+fn threads() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let name = |task: std::io::Result<fs::DirEntry>| {
+        fs::read_to_string(task.ok()?.path().join("comm")).ok()
+    };
+    tasks
+        .filter_map(name)
+        .map(|name| name.trim().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing_running() {
+    // Red if a thread of a server that could not start goes on in the process of whoever wanted it,
+    // without the locks. In a process of its own: other tests have threads of these names.
+    if std::env::var_os("TALLYLINE_TEST_ALONE").is_none() {
+        let test = "machine::a_start_that_fails_leaves_nothing_running";
+        let mut alone = Command::new(std::env::current_exe().unwrap());
+        alone.args(["--exact", test, "--test-threads", "1"]);
+        alone.env("TALLYLINE_TEST_ALONE", "1");
+        Process::start(&mut alone).finish().expect(0);
+        return;
+    }
+    let ours = || {
+        let named = |name: &String| {
+            ["committer", "process", "http-", "log"]
+                .iter()
+                .any(|ours| name.starts_with(ours))
+        };
+        threads().into_iter().filter(named).collect::<Vec<_>>()
+    };
+    // Those of the HTTP library end by themselves, some time after.
+    let assert_gone = |ours: &dyn Fn() -> Vec<String>| {
+        let left = ours();
+        let library = left.iter().all(|name| name.starts_with("http-library"));
+        assert!(library, "{left:?}");
+        until(PATIENCE, "the library ends", || {
+            ours().is_empty().then_some(())
+        });
+    };
+    let scratch = Scratch::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = ServeConfig::at(scratch.data());
+    let mut address_in_use = config.clone();
+    address_in_use.listen = taken.local_addr().unwrap();
+    let mut no_port_file = config.clone();
+    no_port_file.port_file = Some("/dev/full/port".into());
+    let mut no_port_file_dir = config.clone();
+    no_port_file_dir.port_file = Some(scratch.path().join("missing/port"));
+    for wrong in [&address_in_use, &no_port_file, &no_port_file_dir] {
+        assert!(serve::Server::start(wrong).is_err());
+        assert_gone(&ours);
+    }
+    // Nor after one that ran.
+    for flush_every in [std::time::Duration::MAX, std::time::Duration::ZERO] {
+        config.flush_every = Some(flush_every);
+        config.rotate_every = Some(std::time::Duration::MAX);
+        config.retain_for = Some(std::time::Duration::MAX);
+        config.keep_ids = Some(std::time::Duration::MAX);
+        let server = serve::Server::start(&config).expect("a server");
+        assert!(!ours().is_empty());
+        drop(server);
+        assert_gone(&ours);
+    }
+}
+
+#[test]
+fn absurd_durations_are_refused_or_meant() {
+    // Red if a duration that no clock can measure ends a thread.
+    let scratch = Scratch::new();
+    for wrong in ["forever", "1000years", "25h"] {
+        let ran = run(&["serve", "--check", "--flush-every", wrong]).expect(2);
+        assert!(ran.stderr.contains("--flush-every"), "{ran}");
+    }
+    let absurd = "584000000000years";
+    let flags = [
+        ["--rotate-every", absurd],
+        ["--retain-for", absurd],
+        ["--keep-ids", absurd],
+        ["--flush-every", "24h"],
+    ];
+    let server = Server::with(&scratch.data(), flags.as_flattened());
+    server.accept(event("u", 1));
+    server.flush();
+    server.get("/readyz").expect(200);
+    server.stop().expect(0);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn no_descriptor_at_rotation_is_over_within_seconds_whatever_the_flush_interval() {
+    // Red if a rotation that failed is tried again by the rhythm of flushing: an hour here.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let log = scratch.path().join("strace");
+    // Of each thread's opens of the directory: of the committer's there are two a rotation, and of
+    // the tenth the second fails, and then two tries more.
+    let inject = "inject=openat:error=EMFILE:when=20..22";
+    let server = Server::by(&data, &["--flush-every", "1h"], |args| {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", arg(&log), "-P", arg(&data), "-e", inject]);
+        command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
+        quiet_environment(&mut command);
+        command
+    });
+    for _ in 0..10 {
+        server.accept(event("u", 1));
+        server.post("/flush?wait=1ms", "");
+    }
+    server.post("/liveEvent", event("u", 1)).problem(503);
+    until(PATIENCE, "appends again", || {
+        (server.post("/liveEvent", event("u", 1)).status == 202).then_some(())
+    });
+    let failed = fs::read_to_string(&log).unwrap();
+    assert!(failed.contains("(INJECTED)"), "{failed}");
+    super::kernel_log::stop_traced(server);
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_file_system_without_rename_noreplace_will_do() {
+    // Red if sealing or archiving needs the flag, or if `process` fails and says 0.
+    for error in ["EINVAL", "ENOSYS", "EOPNOTSUPP"] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let log = scratch.path().join("strace");
+        let inject = format!("inject=renameat2:error={error}");
+        let traced = |args: &[&str]| {
+            let mut command = Command::new("strace");
+            command.args(["-f", "-qq", "-o", arg(&log), "-e", "trace=renameat2"]);
+            command.args(["-e", &inject, env!("CARGO_BIN_EXE_tallyline")]);
+            command.args(args);
+            quiet_environment(&mut command);
+            command
+        };
+        let server = Server::by(&data, &[], traced);
+        server.accept(event("u", 1));
+        server.flush();
+        server.accept(event("u", 2));
+        server.get("/readyz").expect(200);
+        super::kernel_log::stop_traced(server);
+        let other = scratch.file("more.jsonl", event("u", 4));
+        fs::write(data.join("events.jsonl"), event("u", 3)).unwrap();
+        let args = ["process", "--data-dir", arg(&data)];
+        Process::start(&mut traced(&args)).finish().expect(0);
+        let args = ["process", "--data-dir", arg(&data), arg(&other)];
+        Process::start(&mut traced(&args)).finish().expect(0);
+        assert!(fs::read_to_string(&log).unwrap().contains("(INJECTED)"));
+        assert_eq!(super::harness::database(&data)["u"].1, 4, "{error}");
+        run(&["verify", "--data-dir", arg(&data)]).expect(0);
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn process_is_never_0_after_an_error() {
+    // Red if the active file could not be sealed, so that its events are not applied, and the exit
+    // code says that all is well.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("events.jsonl"), event("u", 1)).unwrap();
+    let log = scratch.path().join("strace");
+    for error in ["EIO", "ENOSPC", "EPERM"] {
+        let mut command = Command::new("strace");
+        let inject = format!("inject=renameat2:error={error}");
+        command.args(["-f", "-qq", "-o", arg(&log), "-e", "trace=renameat2", "-e"]);
+        command.args([&inject, env!("CARGO_BIN_EXE_tallyline")]);
+        command.args(["process", "--data-dir", arg(&data)]);
+        quiet_environment(&mut command);
+        let ran = Process::start(&mut command).finish().expect(1);
+        assert!(ran.stderr.contains("events.jsonl"), "{ran}");
+    }
+    Process::start(&mut tallyline(&["process", "--data-dir", arg(&data)]))
+        .finish()
+        .expect(0);
+    assert_eq!(super::harness::database(&data)["u"].1, 1);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_network_file_system_is_warned_of_at_start() {
+    // Red if a data directory on NFS passes without a word: SQLite's WAL is not safe there.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let log = scratch.path().join("strace");
+    // The first field of struct statfs.
+    let inject = "inject=statfs:poke_exit=@arg2=6969000000000000";
+    let server = Server::by(&data, &[], |args| {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", arg(&log), "-P", arg(&data)]);
+        command.args(["-e", "trace=statfs", "-e", inject]);
+        command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
+        quiet_environment(&mut command);
+        command
+    });
+    let said = server.process.stderr();
+    assert!(said.contains("NFS") && said.contains(arg(&data)), "{said}");
+    super::kernel_log::stop_traced(server);
+}
