@@ -234,9 +234,8 @@ fn segments(disk: &SimDisk) -> BTreeMap<u64, Vec<u8>> {
         let content = disk.content(&path).unwrap();
         let label = match label_in_name(name) {
             Some(label) if label.tag.directory == directory => label,
-            Some(_) => continue, // imported
             None if name == ACTIVE_FILE => active_label(disk),
-            None => continue,
+            _ => continue, // imported, or no segment
         };
         let twice = segments.insert(label.number, unlabelled(content, label));
         assert!(twice.is_none(), "two files claim number {}", label.number);
@@ -580,8 +579,9 @@ impl Model {
         }
         // What was reported once is not asked for again.
         if hand != Hand::MoveAway {
-            gone.iter()
-                .for_each(|position| drop(self.acknowledged.remove(position)));
+            for position in &gone {
+                self.acknowledged.remove(position);
+            }
         }
         let mut seen = HashSet::new();
         for (number, segment) in &segments {

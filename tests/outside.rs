@@ -372,3 +372,39 @@ fn a_second_signal_ends_a_stop_that_hangs() {
     run(&["process", "--data-dir", arg(&scratch.data())]).expect(0);
     assert_eq!(database(&scratch.data()), recount(&scratch.data()).users);
 }
+
+#[test]
+#[ignore = "needs sqlite3 and curl"]
+fn sqlite3_that_opens_and_closes_the_database_changes_nothing() {
+    // Red if the server drops SQLite's locks on its own database (a scrape did), or does not notice
+    // what `.restore` did until the next event: the reproductions of the report, with its programs.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let db = scratch.data().join("revenue.db");
+    let sum = "SELECT sum(events) FROM user_total";
+    let count = || tool("sqlite3", &[arg(&db), sum]).trim().to_owned();
+    let metrics = format!("{}/metrics", server.url());
+    let backup = scratch.path().join("old.db");
+    for events in 1..=5 {
+        server
+            .post("/liveEvent?ack=applied", event("u", 1))
+            .expect(200);
+        tool("curl", &["-sf", &metrics]);
+        assert_eq!(count(), events.to_string());
+        let shown = server.get("/userEvents/u").expect(200).json();
+        assert_eq!(shown["events"], events);
+        if events == 3 {
+            tool("sqlite3", &[arg(&db), &format!(".backup {}", arg(&backup))]);
+        }
+    }
+    tool(
+        "sqlite3",
+        &[arg(&db), &format!(".restore {}", arg(&backup))],
+    );
+    until(PATIENCE, "the rest is applied again", || {
+        (count() == "5").then_some(())
+    });
+    run(&["verify", "--data-dir", arg(&scratch.data())]).expect(0);
+    server.kill();
+    assert_eq!(count(), "5");
+}

@@ -462,13 +462,13 @@ fn walk_among_others(seed: u64) {
                 1 => {
                     world.restore_database(backup);
                     disk = backup.files.copy();
-                    world.acknowledged = backup.acknowledged.clone();
+                    world.acknowledged.clone_from(&backup.acknowledged);
                 }
                 // The files alone, with the newer database gone.
                 2 => {
                     drop(std::fs::remove_file(world.database()));
                     disk = backup.files.copy();
-                    world.acknowledged = backup.acknowledged.clone();
+                    world.acknowledged.clone_from(&backup.acknowledged);
                 }
                 _ => {}
             }

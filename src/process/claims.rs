@@ -35,12 +35,11 @@ pub(super) fn settle<'c>(
         })
         .collect();
     let whole = row.filter(|row| row.state == SegmentState::Whole);
-    let expected = match whole {
-        Some(row) => Some((row.applied_bytes, row.checksum)),
-        None => {
-            let first = read.first().and_then(|(_, content)| *content);
-            first.filter(|_| read.iter().all(|(_, content)| *content == first))
-        }
+    let expected = if let Some(row) = whole {
+        Some((row.applied_bytes, row.checksum))
+    } else {
+        let first = read.first().and_then(|(_, content)| *content);
+        first.filter(|_| read.iter().all(|(_, content)| *content == first))
     };
     claims.usable = None;
     for (file, content) in read {

@@ -53,6 +53,10 @@ const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
 const ROTATE_MAX: Duration = Duration::from_secs(10);
 
 /// A sealed file that is not wholly applied yet.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that do not depend on each other"
+)]
 struct Sealed {
     path: PathBuf,
     tag: Option<Tag>,

@@ -527,17 +527,17 @@ mod tests {
         ] {
             let dir = tempfile::tempdir().expect("a directory");
             for number in 1..=2 {
-                let name = format!("events-2026-11-22T06-41-00.123Z-{number:06}.jsonl");
                 let line = format!(
                     "{{\"userId\":\"u\",\"name\":\"add_revenue\",\"value\":1,\"id\":\"{number}\"}}\n"
                 );
-                std::fs::write(dir.path().join(name), line).expect("it is written");
+                write_sealed(dir.path(), number, &line);
             }
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
             let fake = Fake::at(applied_at);
             let mut config = ProcessConfig::new(dir.path());
             config.clock = Arc::new(Clock::of(Box::new(fake.clone())));
             (config.retain_for, config.keep_ids) = (Some(year), Some(year));
+            let config = config.identified(&RealDisk).expect("it is read");
             run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
             let path = dir.path().join(DATABASE_FILE);
             let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
@@ -568,6 +568,54 @@ mod tests {
             fake.pass(year_ms - HOUR);
             assert_eq!(kept_after(0), believed, "{applied_at} {then}: younger");
             assert_eq!(kept_after(2 * HOUR), old, "{applied_at} {then}: old");
+        }
+    }
+
+    #[test]
+    fn no_file_goes_on_the_word_of_a_commit_that_is_not_in_the_database_file() {
+        for removed in [true, false] {
+            let dir = tempfile::tempdir().expect("a directory");
+            for number in 1..=SEGMENTS {
+                let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
+                write_sealed(dir.path(), number, &format!("{line}\n"));
+            }
+            let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+            let mut config = ProcessConfig::new(dir.path());
+            config.retain_for = Some(Duration::ZERO);
+            let config = config.identified(&RealDisk).expect("it is read");
+            run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+            let path = dir.path().join(DATABASE_FILE);
+            let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
+            let (health, mut retention) = (Health::default(), Retention::new(&config));
+            // Somebody removes the -wal, or reads an old state.
+            let reader = rusqlite::Connection::open(&path).expect("it opens");
+            if removed {
+                std::fs::remove_file(crate::store::sibling(&path, "-wal")).expect("removed");
+            } else {
+                reader
+                    .execute_batch("BEGIN; SELECT count(*) FROM user_total")
+                    .expect("a read");
+            }
+            let round = |retention: &mut Retention, writer: &mut Writer| {
+                let went = retention.round(writer, &RealDisk, u64::MAX, &health);
+                went.expect("the database is well")
+            };
+            assert_eq!(round(&mut retention, &mut writer), Some(1));
+            let all = usize::try_from(SEGMENTS).expect("few");
+            assert_eq!(kept(dir.path()), all, "what is in the -wal only");
+            drop(reader);
+            if removed {
+                writer.abandon();
+                let writer = Writer::open(&path, Existing::Only).expect("it opens");
+                assert_eq!(writer.pruned().expect("a read").number, 0);
+            } else {
+                // A round goes on for so long; on a slow machine one is not all.
+                for _ in 0..=SEGMENTS {
+                    retention.not_before = Instant::now();
+                    round(&mut retention, &mut writer);
+                }
+                assert_eq!(kept(dir.path()), 1);
+            }
         }
     }
 

@@ -2,17 +2,18 @@
 
 use std::path::Path;
 
-use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
 use super::StoreError;
+use super::family::Family;
 use super::open;
 
 /// Whether another program has the database open. Asked where its `-wal` does not belong to it: only
 /// SQLite's locks are looked at, nothing is checkpointed, and whatever cannot be read does not matter.
 pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
-    let connection = Connection::open_with_flags(path, open::reader_flags())
-        .map_err(StoreError::sqlite(path, "open it"))?;
+    let _open = Family::of(path).enter()?;
+    let connection =
+        open::open(path, open::reader_flags()).map_err(StoreError::sqlite(path, "open it"))?;
     let doing = StoreError::sqlite(path, "lock it");
     connection
         .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
@@ -28,6 +29,8 @@ pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::Connection;
+
     use super::*;
     use crate::store::{DATABASE_FILE, Existing, Writer};
 

@@ -398,3 +398,34 @@ fn resolved(path: &Path) -> PathBuf {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{DATABASE_FILE, Existing, Writer};
+
+    #[test]
+    fn no_connection_is_opened_beside_a_retired_one() {
+        // It would read the new -wal by the -shm of the old one.
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(DATABASE_FILE);
+        let writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
+        let reader = super::super::open::open_reader(&path).expect("it opens");
+        let family = Family::of(&path);
+        std::fs::remove_file(with_suffix(&path, "-wal")).expect("removed");
+        assert_eq!(
+            writer.replaced().as_deref(),
+            Some("revenue.db-wal was removed")
+        );
+        writer.abandon();
+        let generation = family.generation();
+        assert!(family.try_enter(generation).is_none(), "one is still open");
+        assert!(with_suffix(&path, "-shm").exists(), "and needs its -shm");
+        drop(reader);
+        assert!(!with_suffix(&path, "-shm").exists());
+        assert!(family.try_enter(generation).is_some());
+        assert!(family.try_enter(generation - 1).is_none());
+        let writer = Writer::open(&path, Existing::Only).expect("it opens");
+        assert_eq!(writer.replaced(), None);
+    }
+}

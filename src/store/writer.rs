@@ -155,6 +155,10 @@ impl Writer {
     /// and perhaps in one that somebody removed.
     pub fn settle(&self) -> Result<bool, StoreError> {
         let doing = StoreError::sqlite(&self.path, "checkpoint");
+        // A -wal that is no longer there is not moved into a file that may be another's by now.
+        if self.replaced().is_some() {
+            return Ok(false);
+        }
         let whole = self
             .connection
             .query_row("PRAGMA wal_checkpoint(FULL)", [], |row| {
