@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::input::{BLOCK_BYTES, Filled, POLL, identity, open_regular};
 use crate::stop::Stop;
@@ -100,7 +100,7 @@ impl Growing {
             idle: false,
             is_copy: false,
             seen: Content::default(),
-            since: SystemTime::now(),
+            since: file_time(),
         }
     }
 
@@ -193,6 +193,13 @@ impl Growing {
         }
         Ok(None)
     }
+}
+
+/// Now, by the clock that files get their times from: it stands still for some milliseconds, so that
+/// the exact time may be later than that of a file made afterwards.
+fn file_time() -> SystemTime {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Duration::try_from(now).map_or_else(|_| SystemTime::now(), |since| UNIX_EPOCH + since)
 }
 
 /// Reads at `offset` until `out` is full or the file ends.

@@ -272,7 +272,7 @@ fn follow(
 }
 
 /// What a followed file is called by now, if it is still in its directory: under another name, or as
-/// a copy of a file that was cut short. A copy is younger than the run's last word (`written`).
+/// a copy of a file that was cut short. A copy is no older than the run's last word (`written`).
 fn rotated(
     config: &SendConfig,
     path: &Path,
@@ -293,7 +293,7 @@ fn rotated(
         let renamed = identity == (record.device, record.inode);
         let copy = || {
             let made = metadata.created().ok();
-            metadata.len() >= record.checked_bytes && made > written && made.is_some()
+            metadata.len() >= record.checked_bytes && made >= written && made.is_some()
         };
         if !metadata.is_file() || own.as_ref().is_ok_and(|own| *own == identity) {
             continue;
