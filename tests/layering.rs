@@ -292,16 +292,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "client",
         &[
-            "config",
-            "event",
-            "exit",
-            "logging",
-            "manual",
-            "stop",
-            "timestamp",
+            "config", "event", "exit", "logging", "manual", "segment", "stop",
         ],
     ),
-    ("config", &["cli", "http"]),
+    ("config", &["cli", "fs", "http"]),
     (
         "demo",
         &["client", "config", "exit", "fs", "serve", "stop", "store"],
@@ -325,7 +319,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "timestamp",
         ],
     ),
-    ("journal", &["fs", "health", "segment"]),
+    ("journal", &["fs", "health", "segment", "timestamp"]),
     ("lib", &[]),
     ("logging", &["cli", "http"]),
     (
@@ -351,7 +345,16 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     (
         "query",
-        &["config", "event", "exit", "manual", "store", "timestamp"],
+        &[
+            "config",
+            "event",
+            "exit",
+            "journal",
+            "manual",
+            "segment",
+            "store",
+            "timestamp",
+        ],
     ),
     ("segment", &["timestamp"]),
     (

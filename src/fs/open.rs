@@ -11,7 +11,7 @@
 //! open database is then opened for real, through `/proc/self/fd`, so that it is the file that was
 //! examined.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -203,11 +203,13 @@ fn type_name(file_type: FileType) -> &'static str {
 const SIBLINGS: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
 /// A database that only SQLite may open, for as long as this lives: by its path, and by the identity
-/// of the files seen there while it was open, wherever they were moved since.
+/// of the files seen there while it was open, wherever they were moved since. Each is held by a
+/// descriptor that is not open for reading, so that the system gives its inode number to no other
+/// file meanwhile; closing such a descriptor does not drop SQLite's locks.
 #[derive(Debug)]
 pub struct Guard {
     path: PathBuf,
-    seen: Mutex<HashSet<Identity>>,
+    seen: Mutex<HashMap<Identity, OwnedFd>>,
 }
 
 static GUARDS: Mutex<Vec<Weak<Guard>>> = Mutex::new(Vec::new());
@@ -227,11 +229,18 @@ impl Guard {
 
     /// Remembers which files lie at the database's names now. To be called while it is open.
     pub fn note(&self) {
-        lock(&self.seen).extend(self.now());
+        let mut seen = lock(&self.seen);
+        for suffix in SIBLINGS {
+            // Without a descriptor left, the path alone guards it.
+            if let Ok(held) = named(&with_suffix(&self.path, suffix))
+                && let Ok(stat) = rustix::fs::fstat(&held)
+            {
+                seen.entry(identity(&stat)).or_insert(held);
+            }
+        }
     }
 
-    /// Forgets them. To be called once no connection of this process is left: the system may give
-    /// their inode numbers to other files.
+    /// Forgets them. To be called once no connection of this process is left.
     pub fn forget(&self) {
         lock(&self.seen).clear();
     }
@@ -248,7 +257,7 @@ impl Guard {
 fn database_of(identity: Identity) -> Option<PathBuf> {
     let guards: Vec<Arc<Guard>> = lock(&GUARDS).iter().filter_map(Weak::upgrade).collect();
     let of = guards.iter().find(|guard| {
-        lock(&guard.seen).contains(&identity) || guard.now().any(|now| now == identity)
+        lock(&guard.seen).contains_key(&identity) || guard.now().any(|now| now == identity)
     });
     of.map(|guard| guard.path.clone())
 }
