@@ -27,9 +27,9 @@ use std::time::SystemTime;
 use auth::Tokens;
 pub use auth::{Access, AuthError, TOKEN_BYTES_MAX};
 pub use counters::Counters;
-use engine::{Engine, EngineError};
+use engine::{Blocking, Engine, EngineError};
 pub use engine::{Figures, Limits, Listen};
-use routes::{Inner, Routes};
+use routes::{Files, Inner, Routes};
 
 use crate::fs::Disk;
 use crate::health::Health;
@@ -100,7 +100,14 @@ impl Server {
             return Err(HttpError::Exposed(address));
         }
         let inner = Arc::new(Inner {
-            app,
+            journal: app.journal,
+            progress: app.progress,
+            health: app.health,
+            readers: Blocking::new(app.readers),
+            files: Blocking::new(Files {
+                disk: app.disk,
+                data_dir: app.data_dir,
+            }),
             tokens,
             ip: address.ip(),
             counters: Arc::default(),
@@ -137,7 +144,7 @@ impl Server {
     }
 
     /// Stops accepting, answers what was accepted, ends all connections. The journal and the
-    /// progress must still be running. Takes at most [`Limits::drain_time`] and a second.
+    /// progress must still be running. Takes at most [`Limits::drain_time`] and a second and a half.
     pub fn stop(self) {
         self.inner.stopping.store(true, Ordering::Relaxed);
         self.engine.stop();

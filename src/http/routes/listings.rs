@@ -1,6 +1,6 @@
 //! `GET /segments` and `GET /rejected`: what became of the files, for people and the status page.
 //!
-//! Runs on the lookup crew. A row says what the processor last saw; the files themselves are looked
+//! Both run on a thread that may block. A row says what the processor last saw; the files themselves are looked
 //! for where they should lie now, and are `null` where they are not.
 
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::Inner;
 use super::params::Params;
 use super::users::unreadable;
+use super::{Files, Inner};
 use crate::http::counters::Route;
-use crate::http::engine::{Reply, Request};
+use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
 use crate::journal::{APPLIED_DIR, Tail};
 use crate::segment::{ACTIVE_FILE, SegmentId, sealed_at};
@@ -23,22 +23,21 @@ const LIMIT_MAX: u32 = 1000;
 
 /// The newest segments and their state.
 pub(super) fn segments(inner: &Arc<Inner>, request: Request, query: &str) {
-    let reply = list_segments(inner, query).unwrap_or_else(Problem::reply);
-    inner.answer(request, Route::Segments, reply);
+    inner.answer_blocking(request, Route::Segments, query, list_segments);
 }
 
 /// The newest lines that were not counted.
 pub(super) fn rejected(inner: &Arc<Inner>, request: Request, query: &str) {
-    let reply = list_rejected(inner, query).unwrap_or_else(Problem::reply);
-    inner.answer(request, Route::Rejected, reply);
+    inner.answer_blocking(request, Route::Rejected, query, list_rejected);
 }
 
 fn limit(query: &str) -> Result<u32, Problem> {
     Params::parse(query, &["limit"])?.limit(LIMIT_DEFAULT, LIMIT_MAX)
 }
 
-fn list_rejected(inner: &Inner, query: &str) -> Result<Reply, Problem> {
-    let lines = inner.app.readers.newest_rejected(limit(query)?);
+fn list_rejected(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Problem> {
+    let limit = limit(query)?;
+    let lines = inner.readers.get(may_block).newest_rejected(limit);
     let lines = lines.map_err(|error| unreadable(&error))?;
     let lines: Vec<Value> = lines
         .into_iter()
@@ -55,10 +54,11 @@ fn list_rejected(inner: &Inner, query: &str) -> Result<Reply, Problem> {
     Ok(Reply::json(200, body.to_string()))
 }
 
-fn list_segments(inner: &Inner, query: &str) -> Result<Reply, Problem> {
+fn list_segments(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Problem> {
     let limit = limit(query)?;
-    let tail = inner.app.journal.tail();
-    let rows = inner.app.readers.newest_segments(limit);
+    let tail = inner.journal.tail();
+    let files = inner.files.get(may_block);
+    let rows = inner.readers.get(may_block).newest_segments(limit);
     let rows = rows.map_err(|error| unreadable(&error))?;
     let active = SegmentId::Ours(tail.number);
     let mut segments = Vec::with_capacity(rows.len() + 1);
@@ -66,7 +66,7 @@ fn list_segments(inner: &Inner, query: &str) -> Result<Reply, Problem> {
     if tail.durable_end > 0 && !rows.iter().any(|row| row.id == active) {
         segments.push(unapplied(&active, &tail));
     }
-    segments.extend(rows.iter().map(|row| segment(inner, row, &tail)));
+    segments.extend(rows.iter().map(|row| segment(files, row, &tail)));
     segments.truncate(limit as usize);
     let body = json!({ "segments": segments });
     Ok(Reply::json(200, body.to_string()))
@@ -88,8 +88,8 @@ fn unapplied(id: &SegmentId, tail: &Tail) -> Value {
     })
 }
 
-fn segment(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Value {
-    let file = file(inner, row, tail);
+fn segment(files: &Files, row: &SegmentRow, tail: &Tail) -> Value {
+    let file = file(files, row, tail);
     let whole_at = row.whole_at_ms.map(rfc3339);
     json!({
         "name": row.id.to_string(),
@@ -115,7 +115,7 @@ fn state_name(state: SegmentState) -> &'static str {
 }
 
 /// Where a segment's file lies below the data directory, and its length.
-fn file(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
+fn file(files: &Files, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
     if row.file_name == ACTIVE_FILE {
         // Sealed since, it lies under a name that the processor has not seen yet.
         let is_active = row.id.number() == Some(tail.number);
@@ -128,7 +128,7 @@ fn file(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
     });
     let places = [archived, Some(row.file_name.clone())];
     places.into_iter().flatten().find_map(|path| {
-        let file = inner.app.disk.open_read(&inner.app.data_dir.join(&path));
+        let file = files.disk.open_read(&files.data_dir.join(&path));
         let bytes = file.and_then(|file| file.size()).ok()?;
         Some((path, bytes))
     })

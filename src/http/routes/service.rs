@@ -1,5 +1,6 @@
 //! `POST /flush`, `/healthz`, `/readyz`, `/status`: the service about itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,6 @@ use crate::store::Waited;
 
 const FLUSH_WAIT_DEFAULT: Duration = Duration::from_mins(1);
 const FLUSH_WAIT_MAX: Duration = Duration::from_mins(10);
-/// So many abandoned requests are somebody's doing, and soon a want of threads.
-const ABANDONED_MAX: u64 = 500;
 
 /// Rotates, then answers once all that was acknowledged before is applied.
 pub(super) fn flush(inner: &Arc<Inner>, request: Request, query: &str) {
@@ -36,7 +35,7 @@ pub(super) fn flush(inner: &Arc<Inner>, request: Request, query: &str) {
             }
         }
     };
-    inner.app.journal.rotate(Box::new(done));
+    inner.journal.rotate(Box::new(done));
 }
 
 fn when_applied(inner: &Arc<Inner>, request: Request, position: Position, deadline: Instant) {
@@ -47,12 +46,12 @@ fn when_applied(inner: &Arc<Inner>, request: Request, position: Position, deadli
             inner.answer(request, Route::Flush, reply);
         }
     };
-    let progress = &inner.app.progress;
+    let progress = &inner.progress;
     progress.when_applied(position, deadline, Box::new(done));
 }
 
 fn flushed(inner: &Inner, position: Position, waited: Waited) -> Reply {
-    let progress = &inner.app.progress;
+    let progress = &inner.progress;
     let applied = progress.applied().to_string();
     let problem = match waited {
         Waited::Applied => {
@@ -84,7 +83,7 @@ pub(super) fn healthz(inner: &Inner, request: Request) {
 
 /// It can do its work, or why not.
 pub(super) fn readyz(inner: &Inner, request: Request) {
-    let reasons = reasons(inner, &request);
+    let reasons = reasons(inner);
     let reply = if reasons.is_empty() {
         Reply::json(200, "{\"ready\":true}".into())
     } else {
@@ -94,14 +93,8 @@ pub(super) fn readyz(inner: &Inner, request: Request) {
 }
 
 /// What stands in the way of its work, in words.
-pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
-    let mut reasons = inner.app.health.reasons();
-    let abandoned = request.figures().abandoned;
-    if abandoned > ABANDONED_MAX {
-        reasons.push(format!(
-            "{abandoned} requests announced bodies that no server takes; each holds a thread and two descriptors until a restart"
-        ));
-    }
+pub(super) fn reasons(inner: &Inner) -> Vec<String> {
+    let mut reasons = inner.health.reasons();
     if inner.is_stopping() {
         reasons.push("the server is stopping".into());
     }
@@ -111,9 +104,11 @@ pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
 /// The ledger.
 pub(super) fn status(inner: &Inner, request: Request) {
     let events = inner.counters.events();
-    let progress = &inner.app.progress;
-    let ledger = progress.ledger(inner.app.journal.tail().lines);
-    let reasons = reasons(inner, &request);
+    let progress = &inner.progress;
+    let ledger = progress.ledger(inner.journal.tail().lines);
+    let reasons = reasons(inner);
+    let refusals = inner.counters.refusals().filter(|(_, count)| *count > 0);
+    let refused: BTreeMap<_, _> = refusals.collect();
     let body = json!({
         "received": events.received(),
         "accepted": events.accepted,
@@ -124,6 +119,7 @@ pub(super) fn status(inner: &Inner, request: Request) {
         "rejected": ledger.rejected,
         "pending": ledger.pending,
         "untrusted": ledger.untrusted,
+        "httpRefused": refused,
         "lagSeconds": progress.lag_seconds(),
         "ready": reasons.is_empty(),
         "reasons": reasons,

@@ -1,7 +1,7 @@
 //! `GET /userEvents/{userId}` and `GET /userEvents`: totals out.
 //!
-//! Runs on the lookup crew. Waiting for a position holds no thread: the progress calls back, and
-//! the request goes to the crew again.
+//! The database is read on a thread that may block. Waiting for a position holds no thread: the
+//! progress calls back.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use super::Inner;
 use super::params::{self, Params};
 use crate::http::counters::Route;
-use crate::http::engine::{Reply, Request};
+use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
 use crate::segment::Position;
 use crate::store::{Order, StoreError, UserTotal, Waited};
@@ -26,20 +26,24 @@ pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &st
         Ok(asked) => asked,
         Err(problem) => return inner.answer(request, Route::User, problem.reply()),
     };
+    let inner_then = Arc::clone(inner);
+    let look_up = move |request: Request| {
+        request.on_blocking_thread(move |request, may_block| {
+            let reply = total(&inner_then, &id, may_block);
+            inner_then.answer(request, Route::User, reply);
+        });
+    };
     let Some(after) = after else {
-        return inner.answer(request, Route::User, total(inner, &id));
+        return look_up(request);
     };
     let done = {
         let inner = Arc::clone(inner);
         move |waited| match waited {
-            // Called on a thread that must not wait for the database.
-            Waited::Applied => request.on_lookup_crew(move |request| {
-                inner.answer(request, Route::User, total(&inner, &id));
-            }),
+            Waited::Applied => look_up(request),
             other => inner.answer(request, Route::User, not_applied(&inner, other).reply()),
         }
     };
-    let progress = &inner.app.progress;
+    let progress = &inner.progress;
     progress.when_applied(after, Instant::now() + wait, Box::new(done));
 }
 
@@ -72,12 +76,12 @@ fn not_applied(inner: &Inner, waited: Waited) -> Problem {
             "the position is not applied yet; ask again or wait longer",
         )
         .retry()
-        .member("applied", inner.app.progress.applied().to_string()),
+        .member("applied", inner.progress.applied().to_string()),
     }
 }
 
-fn total(inner: &Inner, id: &str) -> Reply {
-    match inner.app.readers.user(id) {
+fn total(inner: &Inner, id: &str, may_block: &MayBlock) -> Reply {
+    match inner.readers.get(may_block).user(id) {
         Ok(Some(total)) => {
             let mut json = String::with_capacity(128);
             push_user(&mut json, &total);
@@ -92,11 +96,10 @@ fn total(inner: &Inner, id: &str) -> Reply {
 
 /// A page of users.
 pub(super) fn list(inner: &Arc<Inner>, request: Request, query: &str) {
-    let reply = page(inner, query).unwrap_or_else(Problem::reply);
-    inner.answer(request, Route::Users, reply);
+    inner.answer_blocking(request, Route::Users, query, page);
 }
 
-fn page(inner: &Inner, query: &str) -> Result<Reply, Problem> {
+fn page(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Problem> {
     let params = Params::parse(query, &["order", "limit", "cursor"])?;
     let orders = [
         ("userId", Order::UserId),
@@ -106,8 +109,8 @@ fn page(inner: &Inner, query: &str) -> Result<Reply, Problem> {
     let order = params.one_of("order", &orders)?;
     let limit = params.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
     let page = inner
-        .app
         .readers
+        .get(may_block)
         .users(order, limit, params.get("cursor"))
         .map_err(|error| unreadable(&error))?
         .ok_or_else(|| {
