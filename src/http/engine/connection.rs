@@ -25,7 +25,7 @@ use mio::net::TcpStream;
 
 use super::body::{Body, Keep, Received};
 use super::framing::{Length, Persistence};
-use super::head::{HEAD_BYTES_MAX, Head, Method, Scanner};
+use super::head::{self, HEAD_BYTES_MAX, Head, Method, Scanner};
 use super::reply::Outgoing;
 use super::request::Request;
 use super::room::{Room, Share};
@@ -356,11 +356,12 @@ impl Connection {
     }
 
     fn head(&mut self, turn: &mut Turn<'_>) -> Step {
+        self.input.drain(..head::empty_lines(&self.input));
         match self.scanner.scan(&self.input) {
             Err(refusal) => Step::after(self.refuse(turn, refusal)),
-            Ok(Some(range)) => {
-                let head = Head::parse(&self.input[range.clone()]);
-                self.input.drain(..range.end);
+            Ok(Some(length)) => {
+                let head = Head::parse(&self.input[..length]);
+                self.input.drain(..length);
                 self.scanner = Scanner::default();
                 Step::after(match head {
                     Ok(head) => self.begin(turn, head),
@@ -379,8 +380,7 @@ impl Connection {
                         self.input.extend_from_slice(&turn.scratch[..count]);
                         Step::On
                     }
-                    // Nothing, or an empty line after the last request.
-                    Read::Ended if self.input.len() <= 2 => Step::Stop(Next::Close),
+                    Read::Ended if self.input.is_empty() => Step::Stop(Next::Close),
                     Read::Ended => {
                         Step::after(self.refuse(turn, Refusal::Malformed("the head ends early")))
                     }

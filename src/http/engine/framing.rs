@@ -64,7 +64,9 @@ pub(super) fn check<'a>(
             expects_continue = true;
         } else if name.eq_ignore_ascii_case("connection") {
             let has = |option: &str| {
-                let mut options = value.split(',').map(str::trim);
+                let mut options = value
+                    .split(',')
+                    .map(|option| option.trim_matches([' ', '\t']));
                 options.any(|given| given.eq_ignore_ascii_case(option))
             };
             close |= has("close");

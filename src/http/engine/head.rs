@@ -36,24 +36,21 @@ pub enum Method {
 pub(super) struct Scanner {
     /// Bytes before this offset are examined.
     at: usize,
-    /// Where the current line begins.
+    /// Where the current line begins; 0 until the request line is complete.
     line: usize,
-    /// Where the request line begins, once it is complete.
-    start: Option<usize>,
 }
 
 impl Scanner {
-    /// Examines what was added to `input`; the head's range once all of it is there.
-    pub(super) fn scan(&mut self, input: &[u8]) -> Result<Option<Range<usize>>, Refusal> {
-        let found = self.lines(input)?;
-        let end = found.as_ref().map_or(input.len(), |head| head.end);
-        if end > HEAD_BYTES_MAX {
+    /// Examines what was added to `input`; the head's length once all of it is there.
+    pub(super) fn scan(&mut self, input: &[u8]) -> Result<Option<usize>, Refusal> {
+        let found = self.lines(&input[..input.len().min(HEAD_BYTES_MAX)])?;
+        if found.is_none() && input.len() > HEAD_BYTES_MAX {
             return Err(Refusal::HeadTooLarge);
         }
         Ok(found)
     }
 
-    fn lines(&mut self, input: &[u8]) -> Result<Option<Range<usize>>, Refusal> {
+    fn lines(&mut self, input: &[u8]) -> Result<Option<usize>, Refusal> {
         loop {
             let rest = input.get(self.at..).unwrap_or_default();
             let Some(control) = rest.iter().position(u8::is_ascii_control) else {
@@ -66,19 +63,14 @@ impl Scanner {
                 (b'\r', Some(b'\n')) => {
                     let line = &input[self.line..self.at];
                     self.at += 2;
-                    match self.start {
-                        // Empty lines before a request line are ignored (RFC 9112, 2.2).
-                        None if line.is_empty() => {}
-                        None => {
-                            check_request_line(line)?;
-                            self.start = Some(self.line);
-                        }
-                        Some(start) if line.is_empty() => return Ok(Some(start..self.at)),
-                        Some(_) => check_not_folded(line)?,
+                    match self.line {
+                        0 => check_request_line(line)?,
+                        _ if line.is_empty() => return Ok(Some(self.at)),
+                        _ => check_not_folded(line)?,
                     }
                     self.line = self.at;
                 }
-                (b'\t', _) if self.start.is_some() => {
+                (b'\t', _) if self.line > 0 => {
                     check_not_folded(&input[self.line..=self.at])?;
                     self.at += 1;
                 }
@@ -111,6 +103,12 @@ fn check_not_folded(line: &[u8]) -> Result<(), Refusal> {
         Some(b' ' | b'\t') => malformed("a header line begins with white space"),
         _ => Ok(()),
     }
+}
+
+/// How many bytes of empty lines there are before a request line: they are ignored (RFC 9112, 2.2).
+pub(super) fn empty_lines(input: &[u8]) -> usize {
+    let lines = input.chunks_exact(2).take_while(|line| *line == b"\r\n");
+    2 * lines.count()
 }
 
 /// A complete, valid head.
@@ -208,8 +206,7 @@ fn refusal(error: httparse::Error) -> Refusal {
             "a header name is not a token, or is not followed directly by a colon",
         ),
         Error::HeaderValue => Refusal::Malformed("the value of a header is not valid"),
-        Error::Version => Refusal::Version,
-        Error::Token | Error::NewLine | Error::Status => {
+        Error::Token | Error::NewLine | Error::Status | Error::Version => {
             Refusal::Malformed("the request line is not METHOD TARGET VERSION")
         }
     }
@@ -220,12 +217,14 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
+        let bytes = &bytes[empty_lines(bytes)..];
         let found = Scanner::default().scan(bytes)?;
-        found.map(|head| Head::parse(&bytes[head])).transpose()
+        let head = found.map(|length| Head::parse(&bytes[..length]));
+        head.transpose()
     }
 
     /// Byte by byte the same is read, and a fault is found with the byte that makes it one.
-    fn piecemeal(bytes: &[u8]) -> (usize, Result<Option<Range<usize>>, Refusal>) {
+    fn piecemeal(bytes: &[u8]) -> (usize, Result<Option<usize>, Refusal>) {
         let mut scanner = Scanner::default();
         for end in 1..=bytes.len() {
             match scanner.scan(&bytes[..end]) {
