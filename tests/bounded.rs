@@ -316,6 +316,22 @@ fn a_handler_that_panics_answers_500_and_serves_on() {
 }
 
 #[test]
+fn what_holds_up_the_io_thread_is_counted_and_named() {
+    // Red if a handler that takes too long on the thread that serves everybody goes unnoticed. (Debug
+    // builds have a path that does.)
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let held_up = || metric(&server, "tallyline_http_io_held_up_total");
+    server.get("/slow?secret").expect(404);
+    assert!(held_up() >= 1);
+    let said = server.process.stderr();
+    let line = said.lines().find(|line| line.contains("GET /slow"));
+    let line = line.unwrap_or_else(|| panic!("named: {said}"));
+    assert!(line.contains("WARN") && line.contains("held up"), "{line}");
+    assert!(!said.contains("secret"), "{said}");
+}
+
+#[test]
 #[ignore = "needs strace"]
 fn a_full_queue_is_503_and_send_rides_it_out() {
     // Red if what waits for a stuck disk has no bound, if the refusal does not say when to come

@@ -104,12 +104,15 @@ fn request_lines(rows: &mut Vec<Row>) {
     }
 }
 
-/// Streams in which one header line is at fault or not.
-fn fields(rows: &mut Vec<Row>) {
-    let with = |field: &[u8]| {
-        let (start, end) = (b"GET /a HTTP/1.1\r\nHost: h\r\n", b"\r\n\r\n");
-        [&start[..], field, end, GET.as_bytes()].concat()
-    };
+/// A request with this header line, and another request.
+fn with_field(field: &[u8]) -> Vec<u8> {
+    let (start, end) = (b"GET /a HTTP/1.1\r\nHost: h\r\n", b"\r\n\r\n");
+    [&start[..], field, end, GET.as_bytes()].concat()
+}
+
+/// Streams in which one header line is accepted.
+fn accepted_fields(rows: &mut Vec<Row>) {
+    let with = with_field;
     for (field, x) in [
         (&b"X: a"[..], "a"),
         (b"x:a", "a"),
@@ -143,6 +146,11 @@ fn fields(rows: &mut Vec<Row>) {
     ] {
         rows.push((with(harmless), vec![get(), get()]));
     }
+}
+
+/// Streams in which one header line is refused.
+fn refused_fields(rows: &mut Vec<Row>) {
+    let with = with_field;
     for malformed in [
         &b"X : a"[..],
         b"X\t: a",
@@ -220,15 +228,22 @@ fn fields(rows: &mut Vec<Row>) {
     ));
 }
 
-/// Streams with bodies, several requests, or an early end.
-fn streams(rows: &mut Vec<Row>) {
+/// The head of a POST without its last lines.
+const POST: &str = "POST /a HTTP/1.1\r\nHost: h\r\n";
+
+fn with_length(length: usize, body: &str) -> String {
+    format!("{POST}Content-Length: {length}\r\n\r\n{body}")
+}
+
+fn chunked(body: &str) -> String {
+    format!("{POST}Transfer-Encoding: chunked\r\n\r\n{body}")
+}
+
+/// Streams of several requests, and such that end early.
+fn several_requests(rows: &mut Vec<Row>) {
     let mut row = |stream: &str, readings: &[Reading]| {
         rows.push((stream.as_bytes().to_vec(), readings.to_vec()));
     };
-    let head = "POST /a HTTP/1.1\r\nHost: h\r\n";
-    let length =
-        |length: usize, body: &str| format!("{head}Content-Length: {length}\r\n\r\n{body}");
-    let chunked = |body: &str| format!("{head}Transfer-Encoding: chunked\r\n\r\n{body}");
     row("", &[]);
     row("\r\n", &[]);
     row("\r\n\r\n\r\n", &[]);
@@ -275,41 +290,47 @@ fn streams(rows: &mut Vec<Row>) {
         "GET /a HTTP/1.1\r\nHost: h\r\nConnection: a\r\nConnection: close\r\n\r\nrest",
         &[get()],
     );
+}
 
-    row(&length(0, GET), &[post(""), get()]);
-    row(&length(3, "abc"), &[post("abc")]);
-    row(&length(3, &format!("abc{GET}")), &[post("abc"), get()]);
-    row(&length(4, "abc"), &[Refused(400)]);
+/// Bodies with a length.
+fn bodies_with_length(rows: &mut Vec<Row>) {
+    let mut row = |stream: &str, readings: &[Reading]| {
+        rows.push((stream.as_bytes().to_vec(), readings.to_vec()));
+    };
+    row(&with_length(0, GET), &[post(""), get()]);
+    row(&with_length(3, "abc"), &[post("abc")]);
+    row(&with_length(3, &format!("abc{GET}")), &[post("abc"), get()]);
+    row(&with_length(4, "abc"), &[Refused(400)]);
     row(
-        &length(2, &format!("abc{GET}")),
+        &with_length(2, &format!("abc{GET}")),
         &[post("ab"), request("OTHER", "/a", Some("h"), None, "")],
     );
     row(
-        &length(GET.len(), &format!("{GET}{GET}")),
+        &with_length(GET.len(), &format!("{GET}{GET}")),
         &[post(GET), get()],
     );
     let body = "x".repeat(1000);
     row(
-        &length(1000, &format!("{body}{GET}")),
+        &with_length(1000, &format!("{body}{GET}")),
         &[post(&body), get()],
     );
     row(
-        &length(1001, &format!("{body}x{GET}")),
+        &with_length(1001, &format!("{body}x{GET}")),
         &[Refused(413), get()],
     );
     row(
-        &length(4000, &format!("{}{GET}", body.repeat(4))),
+        &with_length(4000, &format!("{}{GET}", body.repeat(4))),
         &[Refused(413), get()],
     );
-    row(&length(4000, &body), &[Refused(400)]);
+    row(&with_length(4000, &body), &[Refused(400)]);
     row(
-        &length(4001, &format!("{}x{GET}", body.repeat(4))),
+        &with_length(4001, &format!("{}x{GET}", body.repeat(4))),
         &[Refused(413)],
     );
-    let expects = format!("{head}Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc{GET}");
+    let expects = format!("{POST}Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc{GET}");
     row(&expects, &[post("abc"), get()]);
     let upgrade = format!(
-        "{head}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n{GET}"
+        "{POST}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n{GET}"
     );
     row(&upgrade, &[post("a"), get()]);
     let body_of_get = "GET /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
@@ -317,7 +338,13 @@ fn streams(rows: &mut Vec<Row>) {
         &format!("{body_of_get}{GET}"),
         &[request("GET", "/a", Some("h"), None, "abc"), get()],
     );
+}
 
+/// Chunked bodies.
+fn chunked_bodies(rows: &mut Vec<Row>) {
+    let mut row = |stream: &str, readings: &[Reading]| {
+        rows.push((stream.as_bytes().to_vec(), readings.to_vec()));
+    };
     for (chunks, body) in [
         ("0\r\n\r\n", ""),
         ("3\r\nabc\r\n0\r\n\r\n", "abc"),
@@ -338,6 +365,31 @@ fn streams(rows: &mut Vec<Row>) {
     ] {
         row(&format!("{}{GET}", chunked(chunks)), &[post(body), get()]);
     }
+    let body = "x".repeat(1000);
+    let chunk = format!("3e8\r\n{body}\r\n");
+    let of = |count: usize| format!("{}0\r\n\r\n{GET}", chunk.repeat(count));
+    row(&chunked(&of(1)), &[post(&body), get()]);
+    row(&chunked(&of(2)), &[Refused(413), get()]);
+    row(&chunked(&of(4)), &[Refused(413), get()]);
+    row(&chunked(&of(5)), &[Refused(413)]);
+    row(&chunked("ffffffffffffffff\r\nabc"), &[Refused(400)]);
+    row(
+        &chunked(&format!("3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(1100))),
+        &[Refused(400)],
+    );
+    row(
+        &chunked(&format!("0\r\n{}\r\n", "X: y\r\n".repeat(5000))),
+        &[Refused(400)],
+    );
+    let endless = format!("1;{}\r\na\r\n", "x".repeat(1000)).repeat(17);
+    row(&chunked(&endless), &[Refused(400)]);
+}
+
+/// Chunked bodies that are malformed.
+fn malformed_chunks(rows: &mut Vec<Row>) {
+    let mut row = |stream: &str, readings: &[Reading]| {
+        rows.push((stream.as_bytes().to_vec(), readings.to_vec()));
+    };
     for malformed in [
         "+2d\r\n",
         " 2d\r\n",
@@ -376,23 +428,6 @@ fn streams(rows: &mut Vec<Row>) {
     ] {
         row(&format!("{}{GET}", chunked(malformed)), &[Refused(400)]);
     }
-    let chunk = format!("3e8\r\n{body}\r\n");
-    let of = |count: usize| format!("{}0\r\n\r\n{GET}", chunk.repeat(count));
-    row(&chunked(&of(1)), &[post(&body), get()]);
-    row(&chunked(&of(2)), &[Refused(413), get()]);
-    row(&chunked(&of(4)), &[Refused(413), get()]);
-    row(&chunked(&of(5)), &[Refused(413)]);
-    row(&chunked("ffffffffffffffff\r\nabc"), &[Refused(400)]);
-    row(
-        &chunked(&format!("3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(1100))),
-        &[Refused(400)],
-    );
-    row(
-        &chunked(&format!("0\r\n{}\r\n", "X: y\r\n".repeat(5000))),
-        &[Refused(400)],
-    );
-    let endless = format!("1;{}\r\na\r\n", "x".repeat(1000)).repeat(17);
-    row(&chunked(&endless), &[Refused(400)]);
 }
 
 #[test]
@@ -401,8 +436,12 @@ fn every_stream_is_read_as_expected() {
     // then find two different requests in it.
     let mut rows = Vec::new();
     request_lines(&mut rows);
-    fields(&mut rows);
-    streams(&mut rows);
+    accepted_fields(&mut rows);
+    refused_fields(&mut rows);
+    several_requests(&mut rows);
+    bodies_with_length(&mut rows);
+    chunked_bodies(&mut rows);
+    malformed_chunks(&mut rows);
     assert!(rows.len() >= 150, "{}", rows.len());
     for (stream, expected) in rows {
         let text = stream.escape_ascii();

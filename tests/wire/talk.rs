@@ -12,7 +12,7 @@ use tallyline::http::engine::{
 use super::model::{BODY_BYTES_MAX, Reading};
 
 /// The engine, and what it read of the stream that is talked now.
-pub struct Talk {
+pub(crate) struct Talk {
     engine: Engine,
     read: Arc<Recorder>,
     turn: Mutex<()>,
@@ -57,7 +57,7 @@ impl Handler for Recorder {
 }
 
 impl Talk {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let limits = Limits {
             body_bytes_max: BODY_BYTES_MAX,
             ..Limits::default()
@@ -74,11 +74,11 @@ impl Talk {
 
     /// Sends `bytes` in pieces of that length, ends the stream, and returns what the engine read it
     /// as: the requests that it handled and the statuses that it refused the others with.
-    pub fn read(&self, bytes: &[u8], piece: usize) -> Vec<Reading> {
+    pub(crate) fn read(&self, bytes: &[u8], piece: usize) -> Vec<Reading> {
         let _one_at_a_time = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stream = TcpStream::connect(self.engine.local_addr()).expect("a connection");
         stream.set_nodelay(true).expect("set");
-        let patience = Some(Duration::from_secs(60));
+        let patience = Some(Duration::from_mins(1));
         stream.set_read_timeout(patience).expect("set");
         // The engine may have answered and closed before it has read all.
         let sent = bytes

@@ -44,6 +44,8 @@ const YIELDING_RATE: u64 = 128 << 10;
 const LINGER_TIME: Duration = Duration::from_secs(1);
 /// Bytes that are read then, at most: who sends more does not read.
 const LINGER_BYTES_MAX: u64 = 8 << 20;
+/// A connection is kept for longer than was announced, for a request that is on its way then.
+const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 /// An idle connection keeps an input buffer up to this size.
 pub(super) const IDLE_BUFFER_BYTES_MAX: usize = 1 << 10;
 
@@ -79,6 +81,8 @@ pub(super) struct Connection {
     moved: u64,
     /// The earliest timer queued for it.
     pub(super) timer: Option<Instant>,
+    /// It has had its share of a turn, and is queued for the next one.
+    pub(super) queued: bool,
 }
 
 /// What the kernel has of a connection that is to be read.
@@ -184,6 +188,7 @@ impl Connection {
             since: now,
             moved: 0,
             timer: None,
+            queued: false,
         }
     }
 
@@ -195,8 +200,7 @@ impl Connection {
             _ if event.is_readable() => self.set_readable(),
             _ => {}
         }
-        let closed = event.is_read_closed() && event.is_write_closed();
-        !(event.is_error() || closed)
+        !event.is_error()
     }
 
     /// Reads once more, whether or not the socket reported something.
@@ -236,7 +240,7 @@ impl Connection {
     pub(super) fn deadline(&self, limits: &Limits) -> Option<Instant> {
         let time = match &self.state {
             _ if self.out.is_some() => limits.write_time,
-            State::Head if self.input.is_empty() => limits.keep_alive,
+            State::Head if self.input.is_empty() => limits.keep_alive + KEEP_ALIVE_GRACE,
             State::Head => limits.head_time,
             State::Upload(upload) if upload.waits => ROOM_WAIT,
             State::Upload(_) => limits.body_time,

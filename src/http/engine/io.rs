@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, ErrorKind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ const SCRATCH_BYTES: usize = 64 << 10;
 const ACCEPTS_A_TURN: usize = 128;
 /// Connections accepted when a stop begins.
 const STOP_ACCEPTS_MAX: usize = 4096;
+/// Timers beyond a few for each connection.
+const TIMERS_SPARE: usize = 1024;
 /// How long accepting pauses where it is impossible.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After so long without accepting, readiness says so.
@@ -212,7 +215,10 @@ impl Io {
             }
             for _ in 0..self.again.len() {
                 if let Some(key) = self.again.pop_front() {
-                    self.advance(key, Connection::advance);
+                    self.advance(key, |connection, turn| {
+                        connection.queued = false;
+                        connection.advance(turn)
+                    });
                 }
             }
             for message in messages.drain(..) {
@@ -259,10 +265,10 @@ impl Io {
             return;
         };
         let key = connection.key;
-        if connection.event(event) {
-            self.advance(key, Connection::advance);
-        } else {
+        if !connection.event(event) {
             self.close(index);
+        } else if !connection.queued {
+            self.advance(key, Connection::advance);
         }
     }
 
@@ -275,22 +281,26 @@ impl Io {
             return;
         }
         let before = connection.buffered_bytes();
-        let next = what(
-            connection,
-            &mut Turn {
-                now: Instant::now(),
-                scratch: &mut self.scratch,
-                shared: &self.shared,
-                room: &self.room,
-                waiting: &mut self.waiting,
-                stopping: self.stop.is_some(),
-                budget: 0,
-            },
-        );
+        let turn = &mut Turn {
+            now: Instant::now(),
+            scratch: &mut self.scratch,
+            shared: &self.shared,
+            room: &self.room,
+            waiting: &mut self.waiting,
+            stopping: self.stop.is_some(),
+            budget: 0,
+        };
+        // A defect costs one connection, not all of them.
+        let next = catch_unwind(AssertUnwindSafe(|| what(connection, turn)));
+        let next = next.unwrap_or(Next::Close);
         self.buffered = self.buffered + connection.buffered_bytes() - before;
         match next {
             Next::Wait => {}
-            Next::Again => self.again.push_back(key),
+            Next::Again if connection.queued => {}
+            Next::Again => {
+                connection.queued = true;
+                self.again.push_back(key);
+            }
             Next::Close => return self.close(key.index),
             Next::WantsRoom => return self.relieve(key),
         }
@@ -309,6 +319,14 @@ impl Io {
             connection.leave(&self.shared);
             // There may be room for another one.
             self.accept_at = None;
+        }
+        // Timers of connections that are closed would be kept for as long as theirs.
+        if self.timers.len() > 4 * self.connections.len() + TIMERS_SPARE {
+            let connections = &self.connections;
+            self.timers.retain(|Reverse((at, index, serial))| {
+                let connection = connections.get(*index);
+                connection.is_some_and(|one| one.key.serial == *serial && one.timer == Some(*at))
+            });
         }
     }
 

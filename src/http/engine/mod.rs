@@ -75,7 +75,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// Unanswered requests; past it 503. Default 8192.
     pub in_flight_max: usize,
-    /// How long a connection is kept between requests; default 75 s, more than proxies keep theirs.
+    /// How long a connection is kept between requests, and a second more; default 75 s, longer than
+    /// proxies keep theirs.
     pub keep_alive: Duration,
     /// A head must be complete in this time from its first byte; default 30 s.
     pub head_time: Duration,
