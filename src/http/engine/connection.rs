@@ -13,10 +13,8 @@
 //! [`LINGER_TIME`]: closed at once with bytes unread, it would be reset, and the client could lose
 //! the reply.
 
-use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _};
 use std::net::{Shutdown, SocketAddr};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -28,18 +26,13 @@ use super::framing::{Length, Persistence};
 use super::head::{self, HEAD_BYTES_MAX, Head, Method, Scanner};
 use super::reply::Outgoing;
 use super::request::Request;
-use super::room::{Room, Share};
-use super::{Admission, HELD_UP_MIN, Lane, Limits, Refusal, Reply, Shared};
+use super::room::Share;
+use super::turn::{Next, Turn};
+use super::upload::{ROOM_WAIT, SMALL_BYTES_MAX, Then, Upload, millis};
+use super::{Admission, Lane, Limits, Refusal, Reply, Shared};
 
-/// A body up to this length is handled on the I/O thread where its lane allows; a larger one needs
-/// [`Room`].
-pub(super) const SMALL_BYTES_MAX: usize = 16 << 10;
 /// Bytes read from one connection before the others have their turn.
 const TURN_BYTES_MAX: usize = 256 << 10;
-/// How long a large body waits for room.
-const ROOM_WAIT: Duration = Duration::from_secs(2);
-/// An upload slower than this, in bytes a second, yields its room when others wait for it.
-const YIELDING_RATE: u64 = 128 << 10;
 /// How long a connection is read from after it was shut down for writing.
 const LINGER_TIME: Duration = Duration::from_secs(1);
 /// Bytes that are read then, at most: who sends more does not read.
@@ -108,54 +101,6 @@ enum State {
     Handling,
     /// The reply was the last one.
     Linger,
-}
-
-/// A request whose body is coming.
-#[derive(Debug)]
-struct Upload {
-    request: Request,
-    body: Body,
-    /// The announced length; `None` for chunks.
-    announced: Option<u64>,
-    then: Then,
-    began: Instant,
-    /// It waits for room.
-    waits: bool,
-    asks_to_continue: bool,
-}
-
-/// What follows a whole body.
-#[derive(Debug)]
-enum Then {
-    Handle(Lane),
-    /// The body is discarded.
-    Answer(Reply),
-}
-
-/// What a connection needs of the loop for one turn.
-pub(super) struct Turn<'a> {
-    pub(super) now: Instant,
-    pub(super) scratch: &'a mut [u8],
-    pub(super) shared: &'a Arc<Shared>,
-    pub(super) room: &'a Arc<Room>,
-    /// Uploads that wait for room, in order.
-    pub(super) waiting: &'a mut VecDeque<Key>,
-    pub(super) stopping: bool,
-    /// Bytes that this connection may still read.
-    pub(super) budget: usize,
-}
-
-/// What becomes of a connection for now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// It waits for an event, a reply or its deadline.
-    Wait,
-    /// It has had its share of this turn.
-    Again,
-    /// It is over.
-    Close,
-    /// Its upload has waited for room for too long.
-    WantsRoom,
 }
 
 /// What a step found.
@@ -627,39 +572,9 @@ impl Connection {
 
     /// The rate of an upload that has room, in bytes a second, where it is low enough to yield.
     pub(super) fn yielding_rate(&self, now: Instant) -> Option<u64> {
-        let State::Upload(upload) = &self.state else {
-            return None;
-        };
-        upload.request.share.as_ref()?;
-        let elapsed = now.saturating_duration_since(upload.began);
-        let rate = upload.body.count() * 1000 / millis(elapsed).max(1);
-        (elapsed >= ROOM_WAIT && rate < YIELDING_RATE).then_some(rate)
-    }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl Upload {
-    /// How much room it needs and does not have. Of chunks nobody knows how many will come.
-    fn wants_room(&self) -> Option<usize> {
-        if self.request.share.is_some() || matches!(self.then, Then::Answer(_)) {
-            return None;
-        }
-        let expected = self.announced.unwrap_or(self.body.len() as u64);
-        if expected <= SMALL_BYTES_MAX as u64 {
-            return None;
-        }
-        let bytes = self.announced.and_then(|bytes| usize::try_from(bytes).ok());
-        Some(bytes.unwrap_or(self.body.bytes_max()))
-    }
-
-    fn grant(&mut self, share: Share) {
-        self.waits = false;
-        self.request.share = Some(share);
-        if let Some(bytes) = self.announced.and_then(|bytes| usize::try_from(bytes).ok()) {
-            self.body.reserve(bytes);
+        match &self.state {
+            State::Upload(upload) => upload.yielding_rate(now),
+            _ => None,
         }
     }
 }
@@ -671,27 +586,5 @@ impl Step {
             Next::Wait => Self::On,
             next => Self::Stop(next),
         }
-    }
-}
-
-impl Turn<'_> {
-    /// Has the request handled on this thread.
-    fn handle(&mut self, request: Request) {
-        let line = request.line();
-        let started = Instant::now();
-        // Dropped by a panic, the request answers 500.
-        let _panicked = catch_unwind(AssertUnwindSafe(|| request.handle()));
-        self.shared.stepped(started, &line);
-    }
-
-    /// Has the request admitted or refused by its head; `None` where the handler panics.
-    fn admit(&mut self, request: &Request) -> Option<Admission> {
-        let started = Instant::now();
-        let admit = || self.shared.handler.admit(request);
-        let admission = catch_unwind(AssertUnwindSafe(admit));
-        if started.elapsed() >= HELD_UP_MIN {
-            self.shared.stepped(started, &request.line());
-        }
-        admission.ok()
     }
 }

@@ -17,8 +17,9 @@ use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
-use super::connection::{Connection, IDLE_BUFFER_BYTES_MAX, Key, Next, Turn};
+use super::connection::{Connection, IDLE_BUFFER_BYTES_MAX, Key};
 use super::room::Room;
+use super::turn::{Next, Turn};
 use super::{Refusal, Reply, Shared, system};
 
 const LISTENER: Token = Token(usize::MAX);

@@ -5,9 +5,9 @@
 //! readers could understand in two ways is rejected, and its connection closed.
 //!
 //! # The way of a request
-//! `io` accepts a connection and reads from it when `poll` says so; `connection` is its state
+//! `io` accepts a connection and gives it its `turn` when `poll` says so; `connection` is its state
 //! machine. `head` finds and parses the head, `framing` says how the body ends, `body` decodes it
-//! within bounds; a large one first waits for `room`. The [`Handler`] admits or refuses the request
+//! within bounds; a large `upload` first waits for `room`. The [`Handler`] admits or refuses the request
 //! by its head, and handles it with its body: on the I/O thread, or on `workers`. Its [`Reply`] is
 //! left in the I/O thread's mailbox by whatever thread has it, and `reply` is its form on the wire.
 //! `system` holds what is special to Linux.
@@ -42,6 +42,8 @@ mod reply;
 mod request;
 mod room;
 mod system;
+mod turn;
+mod upload;
 mod workers;
 
 use std::marker::PhantomData;
