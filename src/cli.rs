@@ -179,6 +179,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MAX_BODY")]
     #[arg(help_heading = "Network and access")]
     pub max_body: Option<Size>,
+    /// How long an idle connection is kept; longer than a proxy in front keeps its own [default: 75s]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_KEEP_ALIVE")]
+    #[arg(help_heading = "Network and access")]
+    pub keep_alive: Option<Span>,
 
     /// Where events and totals are kept; created if missing [default: data]
     #[arg(long, value_name = "DIR", env = "TALLYLINE_DATA_DIR")]

@@ -93,20 +93,16 @@
 //! | `process-check` | nothing: adds the totals up after a start, for readiness | the database (reading) |
 //! | `process-clock` | the clock that says how far applying is behind | nothing |
 //! | `process-observe` | with `--no-process`: the ledger shown, read again now and then | the database (reading) |
-//! | `http-door-N` | the requests at the door; answers what never waits | the next request |
-//! | `http-body-N` | a larger body while it comes in | its client, within deadlines |
-//! | `http-lookup-N` | a request that reads the database | the database (reading), its client |
-//! | `http-answer-N` | replies that other threads made ready | its client, within deadlines |
-//! | `http-usher` | whether connections are still accepted | nothing |
-//! | `jemalloc_bg_thd` | nothing: gives memory that is free back to the system | a clock |
+//! | `http-io` | all sockets of the server; handles small requests | nothing |
+//! | `http-worker-N` | a request with a large or compressed body | nothing |
+//! | `http-blocking-N` | a request that reads the database or the data directory | the disk, the database (reading) |
 //! | `log` | in a server: the log lines that wait | stderr |
 //! | `disk-usage` | how many bytes the data directory holds: walks it now and then | the disk (listing) |
 //! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |
 //! | `send-N`, `stdin` | in `send`: a connection each; the lines of stdin | the server; stdin |
 //!
-//! The HTTP library has threads of its own, unnamed: one that accepts, one a connection that reads
-//! heads. A request's `done` callback runs on the `committer` and never blocks: it hands the reply
-//! to `http-answer-N`. All queues between them are bounded.
+//! No thread waits for a client. A request's `done` callback runs on the `committer` and never
+//! blocks: it leaves the reply in the mailbox of `http-io`. All queues between them are bounded.
 //!
 //! # Who may know whom
 //!
@@ -115,7 +111,7 @@
 //! ```
 //!
 //! `http` never sees `process`; `journal` knows no SQL and no HTTP; `store` knows no HTTP and no
-//! files; only `http::engine` knows tiny_http; only `http`, `client` and `event` know wire JSON.
+//! files; only `http::engine` knows sockets; only `http`, `client` and `event` know wire JSON.
 //!
 //! # Deliberately absent
 //!

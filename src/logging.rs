@@ -21,7 +21,6 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::cli::{LogFormat, LoggingArgs};
-use crate::http::engine::{self, LOG_DIRECTIVE as LIBRARY};
 
 /// Lines that may wait for stderr; of some hundred bytes each.
 const LINES_MAX: usize = 1024;
@@ -75,14 +74,14 @@ pub fn start(args: &LoggingArgs, manner: Manner) -> Log {
         bars().set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
     let directives = match (args.quiet, args.verbose) {
-        (true, _) => format!("error,{LIBRARY}"),
-        (_, 1) => format!("warn,{LIBRARY},tallyline=debug"),
-        (_, 2..) => format!("warn,{LIBRARY},tallyline=trace"),
+        (true, _) => "error".to_owned(),
+        (_, 1) => "warn,tallyline=debug".to_owned(),
+        (_, 2..) => "warn,tallyline=trace".to_owned(),
         _ => match (std::env::var("TALLYLINE_LOG"), manner) {
             (Ok(level), _) if level.contains(['=', ',']) => level,
-            (Ok(level), _) if !level.is_empty() => format!("warn,{LIBRARY},tallyline={level}"),
-            (_, Manner::Service) => format!("warn,{LIBRARY},tallyline=info"),
-            (_, Manner::Tool | Manner::QuietService) => format!("warn,{LIBRARY}"),
+            (Ok(level), _) if !level.is_empty() => format!("warn,tallyline={level}"),
+            (_, Manner::Service) => "warn,tallyline=info".to_owned(),
+            (_, Manner::Tool | Manner::QuietService) => "warn".to_owned(),
         },
     };
     let filter = EnvFilter::builder().parse_lossy(directives);
@@ -113,7 +112,6 @@ pub fn start(args: &LoggingArgs, manner: Manner) -> Log {
     let log_format = args.log_format;
     let lines = sink.clone();
     panic::set_hook(Box::new(move |panic| match log_format {
-        _ if engine::is_the_librarys(panic) => tracing::debug!("{panic}"),
         LogFormat::Text => lines.line(&in_words(panic)),
         LogFormat::Json => tracing::error!(backtrace = %Backtrace::capture(), "{panic}"),
     }));

@@ -1,6 +1,5 @@
 //! Parse, log, dispatch, print what went wrong once, exit.
 
-use std::hint::black_box;
 use std::process::ExitCode;
 
 use tallyline::cli::{Cli, Command, LogFormat};
@@ -11,26 +10,7 @@ use tallyline::exit::Exit;
 use tallyline::logging::{self, Manner};
 use tallyline::{apply, client, demo, generate, manual, query, serve, stop, torture, verify};
 
-/// The HTTP library has a thread a connection, and one frees what another took. With glibc's allocator
-/// clients that never read left 60 to 140 MiB free and kept, and their threads held up the door in its
-/// locks; this one gives back all but some. Its settings are in `.cargo/config.toml`. (SQLite's own
-/// memory stays with glibc, and is bounded.)
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// From this many bytes on an allocation is a large one: `oversize_threshold` of the settings.
-const LARGE_BYTES: usize = 1 << 20;
-
-/// Starts the thread that gives back what is free. Large allocations have an arena of their own,
-/// which gives back at once if it was there before the thread, and else like the others.
-fn give_back_what_is_free() {
-    drop(black_box(Vec::<u8>::with_capacity(LARGE_BYTES)));
-    // Where it cannot be had, memory goes back when somebody allocates.
-    let _refused = tikv_jemalloc_ctl::background_thread::write(true);
-}
-
 fn main() -> ExitCode {
-    give_back_what_is_free();
     let cli = Cli::of_this_process();
     let manner = match cli.command {
         Command::Serve(_) => Manner::Service,

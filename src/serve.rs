@@ -278,6 +278,9 @@ fn http_config(config: &ServeConfig) -> http::HttpConfig {
         access,
         limits: http::Limits {
             body_bytes_max,
+            // Four of the largest, and at least as many as small machines have memory for.
+            bodies_bytes_max: body_bytes_max.saturating_mul(4).max(16 << 20),
+            keep_alive: config.keep_alive,
             ..http::Limits::default()
         },
     }

@@ -43,7 +43,7 @@ fn start_with_variable(scratch: &Scratch, name: &str, value: &str) -> Server {
 
 #[test]
 fn heads_and_chunk_sizes_without_an_end_are_cut_off() {
-    // Red if the library may read on for as long as bytes come: it keeps all of them.
+    // Red if reading goes on for as long as bytes come.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let post = "POST /liveEvent HTTP/1.1\r\nHost: localhost\r\n";
@@ -71,10 +71,9 @@ fn heads_and_chunk_sizes_without_an_end_are_cut_off() {
 
 #[test]
 fn what_large_bodies_took_is_given_back() {
-    // Red if it goes back as late as small pieces do: when many come, that is too late. Those are
-    // kept for an hour here.
+    // Red if the allocator keeps large bodies that are freed.
     let scratch = Scratch::new();
-    let server = start_with_variable(&scratch, "_RJEM_MALLOC_CONF", "dirty_decay_ms:3600000");
+    let server = Server::start(&scratch.data());
     let padding = format!(",\"padding\":\"{}\"}}", "x".repeat(32 << 10));
     let body = event("u", 1).replace('}', &padding).repeat(7 << 5);
     let post = Request::new("POST", "/liveEvent").body(&body);
@@ -93,27 +92,8 @@ fn what_large_bodies_took_is_given_back() {
 }
 
 #[test]
-fn what_a_thread_freed_is_not_kept_for_it() {
-    // Red if the program was built without the settings of its allocator, or if they cannot be
-    // changed: with a cache for each of hundreds of threads it takes two or three times as much.
-    let shown = tallyline(&["--version"])
-        .env("_RJEM_MALLOC_CONF", "stats_print:true,narenas:3")
-        .output()
-        .unwrap();
-    let shown = String::from_utf8(shown.stderr).unwrap();
-    for setting in [
-        "opt.tcache: false",
-        "(background_thread: true)",
-        "opt.dirty_decay_ms: 200",
-        "opt.narenas: 3",
-    ] {
-        assert!(shown.contains(setting), "{setting} in {shown}");
-    }
-}
-
-#[test]
-fn one_unanswered_request_too_many_ends_its_connection() {
-    // Red if a client may have any number of answers kept for it, or if those it was owed are lost.
+fn of_pipelined_requests_one_is_in_hand() {
+    // Red if a client may have any number of answers kept for it, or if those it is owed are lost.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let mut conn = server.connect();
@@ -121,25 +101,21 @@ fn one_unanswered_request_too_many_ends_its_connection() {
     let waits = Request::new("GET", "/userEvents/u?after=1-1&wait=60s").bytes();
     let health = Request::new("GET", "/healthz").bytes();
     conn.send([waits, health.repeat(400)].concat()).unwrap();
-    until(PATIENCE, "256 wait, and one was too many", || {
-        let waiting = metric(&server, "tallyline_http_requests_in_flight");
-        (waiting >= 257).then_some(())
+    let in_flight = || metric(&server, "tallyline_http_requests_in_flight");
+    // The other one asks for the metrics.
+    until(PATIENCE, "the first waits", || {
+        (in_flight() == 2).then_some(())
     });
     server.accept(event("u", 1));
-    assert_eq!(conn.reply().unwrap().status, 200);
-    for _ in 0..255 {
+    for _ in 0..401 {
         assert_eq!(conn.reply().unwrap().status, 200);
     }
-    assert_eq!(conn.reply().unwrap().status, 503);
-    let rest = conn.rest();
-    assert!(rest.is_err() || rest.is_ok_and(|rest| rest.is_empty()));
     assert_calm(&server, 1);
 }
 
 #[test]
 fn requests_by_the_thousand_from_one_that_never_reads_are_not_kept() {
-    // Red if what such a client sends goes on being read and queued inside the library: it took
-    // 1.6 GiB and everybody else's answers five seconds.
+    // Red if what such a client sends is read and queued.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let pages = Request::new("GET", "/openapi.json").bytes().repeat(1000);
@@ -159,10 +135,8 @@ fn requests_by_the_thousand_from_one_that_never_reads_are_not_kept() {
 }
 
 #[test]
-fn a_flood_of_requests_on_connections_that_come_and_go_is_shed() {
-    // Red if requests may be queued without a bound while nobody is able to take them: each of these
-    // connections is soon gone and not worth ending. That took 7 GiB within half a minute, and the
-    // server did not answer any more when the flood had ended.
+fn a_flood_of_requests_on_connections_that_come_and_go_is_survived() {
+    // Red if requests are queued without a bound.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let pages = Request::new("GET", "/openapi.json").bytes().repeat(1000);
@@ -179,17 +153,9 @@ fn a_flood_of_requests_on_connections_that_come_and_go_is_shed() {
             }
         }
     }
-    // Who is cut off with the others comes again: what counts once has an id.
-    let body = event("u", 1).replace('}', ",\"id\":\"1\"}");
-    let post = Request::new("POST", "/liveEvent").body(body);
-    for (asked, status) in [(post, 202), (Request::new("GET", "/readyz"), 200)] {
-        until(PATIENCE, "it serves again", || {
-            let mut conn = Conn::try_open(server.port).ok()?;
-            let reply = conn.try_ask(&asked).ok()?;
-            (reply.status == status).then_some(())
-        });
-    }
-    assert!(peak(&server) < 400, "{} MiB", peak(&server));
+    server.accept(event("u", 1));
+    server.get("/readyz").expect(200);
+    assert!(peak(&server) < 100, "{} MiB", peak(&server));
     let data = server.data.clone();
     server.stop().expect(0);
     assert_eq!(database(&data)["u"].1, 1);
@@ -197,41 +163,36 @@ fn a_flood_of_requests_on_connections_that_come_and_go_is_shed() {
 }
 
 #[test]
-fn large_bodies_have_room_for_twelve_at_once() {
-    // Red if any number of them is held in memory, or the room of one that broke off stays taken.
+fn large_bodies_have_one_bound() {
+    // Red if any number of them is held in memory, if the room of one that broke off stays taken, or
+    // if uploads that stall keep the room from others.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let body = event("u", 1) + &" ".repeat(1 << 20);
     let whole = Request::new("POST", "/liveEvent").body(&body);
     let bytes = whole.bytes();
-    // All but the end of it.
-    let mut stalled: Vec<_> = (0..16)
+    // All but the end of it; there is room for 32 MiB.
+    let mut stalled: Vec<_> = (0..64)
         .map(|_| {
             let mut conn = server.connect();
-            conn.send(&bytes[..bytes.len() - 1000]).unwrap();
             conn.stream().set_nonblocking(true).unwrap();
+            let _what_is_not_read_is_not_sent = conn.send(&bytes[..bytes.len() - 1000]);
             conn
         })
         .collect();
-    until(
-        PATIENCE,
-        "twelve have room, the others do not get it",
-        || {
-            stalled.retain(|conn| {
-                let nothing = conn.stream().peek(&mut [0]);
-                nothing.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
-            });
-            (stalled.len() <= 12).then_some(())
-        },
-    );
-    server.post("/liveEvent", &body).expect(503);
-    for conn in &mut stalled {
-        conn.stream().set_nonblocking(false).unwrap();
-    }
-    let mut first = stalled.swap_remove(0);
-    first.send(&bytes[bytes.len() - 1000..]).unwrap();
-    assert_eq!(first.reply().unwrap().status, 202);
-    assert_eq!(stalled.len(), 11);
+    until(PATIENCE, "some are refused", || {
+        stalled.retain(|conn| {
+            let nothing = conn.stream().peek(&mut [0]);
+            nothing.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        });
+        (stalled.len() < 64).then_some(())
+    });
+    until(PATIENCE, "one that does not stall is accepted", || {
+        let reply = server.post("/liveEvent", &body);
+        assert!([202, 503].contains(&reply.status), "{}", reply.text());
+        (reply.status == 202).then_some(())
+    });
+    assert!(peak(&server) < 80, "{} MiB", peak(&server));
     drop(stalled);
     server.accept(&body);
     assert_calm(&server, 2);
@@ -243,7 +204,7 @@ fn bodies_announced_far_too_large_leave_nothing_behind() {
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     for _ in 0..40 {
-        for length in ["33554433", "100000000"] {
+        for length in ["33554433", "100000000", "9000000000000000000"] {
             let mut conn = server.connect();
             let request = Request::new("POST", "/liveEvent").header("Content-Length", length);
             conn.send(request.bytes()).unwrap();
@@ -251,17 +212,12 @@ fn bodies_announced_far_too_large_leave_nothing_behind() {
         }
     }
     until(PATIENCE, "threads and descriptors are given back", || {
-        (server.proc_status("Threads") < 50 && server.descriptors() < 64).then_some(())
+        (server.proc_status("Threads") < 24 && server.descriptors() < 64).then_some(())
     });
-    let abandoned = "tallyline_http_requests_abandoned_total";
-    assert_eq!(metric(&server, abandoned), 0);
-    // More than any machine's memory cannot be let go of; at least it is counted.
-    let mut conn = server.connect();
-    let absurd = Request::new("POST", "/liveEvent").header("Content-Length", "9000000000000000000");
-    assert_eq!(conn.ask(&absurd).status, 413);
-    until(PATIENCE, "counted", || {
-        (metric(&server, abandoned) == 1).then_some(())
-    });
+    let refused = "tallyline_http_refused_total{reason=\"body_too_large\"}";
+    assert_eq!(metric(&server, refused), 120);
+    let status = server.get("/status").expect(200).json();
+    assert_eq!(status["httpRefused"]["body_too_large"], 120, "{status}");
     assert_calm(&server, 0);
 }
 
@@ -299,8 +255,7 @@ fn the_next_client_from_the_port_of_a_hostile_one_is_served() {
 
 #[test]
 fn requests_of_clients_that_are_gone_when_they_are_accepted_leave_no_word() {
-    // Red if the library's panic over each of them is printed: a flood wrote 57 MB to stderr, most of
-    // it backtraces, and the server answered again after a minute and a half.
+    // Red if a client that has gone is worth a line of the log: a flood would fill the disk.
     let scratch = Scratch::new();
     let server = start_with_variable(&scratch, "RUST_BACKTRACE", "1");
     server.process.signal(Signal::STOP);
@@ -311,7 +266,7 @@ fn requests_of_clients_that_are_gone_when_they_are_accepted_leave_no_word() {
     server.process.signal(Signal::CONT);
     assert_calm(&server, 0);
     let said = server.process.stderr();
-    assert!(!said.contains("panicked"), "{said}");
+    assert!(said.lines().count() < 32, "{said}");
 }
 
 #[test]
@@ -361,6 +316,22 @@ fn a_handler_that_panics_answers_500_and_serves_on() {
 }
 
 #[test]
+fn what_holds_up_the_io_thread_is_counted_and_named() {
+    // Red if a handler that takes too long on the thread that serves everybody goes unnoticed. (Debug
+    // builds have a path that does.)
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let held_up = || metric(&server, "tallyline_http_io_held_up_total");
+    server.get("/slow?secret").expect(404);
+    assert!(held_up() >= 1);
+    let said = server.process.stderr();
+    let line = said.lines().find(|line| line.contains("GET /slow"));
+    let line = line.unwrap_or_else(|| panic!("named: {said}"));
+    assert!(line.contains("WARN") && line.contains("held up"), "{line}");
+    assert!(!said.contains("secret"), "{said}");
+}
+
+#[test]
 #[ignore = "needs strace"]
 fn a_full_queue_is_503_and_send_rides_it_out() {
     // Red if what waits for a stuck disk has no bound, if the refusal does not say when to come
@@ -373,7 +344,7 @@ fn a_full_queue_is_503_and_send_rides_it_out() {
     let server = traced(&scratch.data(), &log, &only, &[]);
     let body = event("u", 1) + &"\n".repeat(7 << 20);
     std::thread::scope(|scope| {
-        // Twelve large bodies may be read at once, and 64 MiB wait.
+        // 64 MiB wait.
         let posts: Vec<_> = (0..16)
             .map(|_| scope.spawn(|| server.post("/liveEvent", &body)))
             .collect();

@@ -48,3 +48,4 @@ mod kernel_log; // what strace saw a program do to files, done again on that dis
 mod metamorphic; // the same events shuffled, split, re-batched, re-sent: the same totals and ledger
 mod pipeline_model; // journal, processor and database on that disk, against a recount
 mod sim_disk; // a disk in memory that forgets what was not synced
+mod wire; // HTTP byte by byte: the engine against a table and a model of RFC 9112

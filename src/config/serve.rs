@@ -14,6 +14,8 @@ use crate::cli::ServeArgs;
 const PERIOD_MIN: Duration = Duration::from_millis(10);
 /// The longest period of flushing. Whoever wants no totals at all says `--no-process`.
 const FLUSH_EVERY_MAX: Duration = Duration::from_hours(24);
+/// nginx and AWS's load balancers keep their connections for 60 s.
+const KEEP_ALIVE_DEFAULT: Duration = Duration::from_secs(75);
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -33,6 +35,9 @@ pub struct ServeConfig {
     pub port_file: Option<PathBuf>,
     /// The largest request body in bytes, raw and decompressed. Default 8 MiB, 1 KiB to 1 GiB.
     pub max_body_bytes: u64,
+    /// How long an idle connection is kept. Default 75 s, 1 s to 1 h. More than a proxy in front
+    /// keeps its own: otherwise it may send a request into a connection that is being closed.
+    pub keep_alive: Duration,
     /// Where events and totals are kept; created if missing. Default `data`.
     pub data_dir: PathBuf,
     /// Seal the active file this long after its first line; `None`: never by age. Default 1 min,
@@ -105,6 +110,7 @@ struct File {
     no_auth: Option<bool>,
     port_file: Option<PathBuf>,
     max_body: Option<Size>,
+    keep_alive: Option<Span>,
     data_dir: Option<PathBuf>,
     rotate_every: Option<Span>,
     rotate_bytes: Option<Size>,
@@ -129,6 +135,7 @@ impl ServeConfig {
             access: Access::OpenOnLoopback,
             port_file: None,
             max_body_bytes: 8 * MIB,
+            keep_alive: KEEP_ALIVE_DEFAULT,
             data_dir: data_dir.into(),
             rotate_every: Some(Duration::from_mins(1)),
             rotate_bytes: 256 * MIB,
@@ -173,6 +180,12 @@ impl ServeConfig {
         let no_auth = s.pick("no-auth", args.no_auth, file.no_auth, false);
         let port_file = s.pick_optional("port-file", args.port_file, file.port_file);
         let max_body = s.pick("max-body", args.max_body, file.max_body, Size(8 * MIB));
+        let keep_alive = s.pick(
+            "keep-alive",
+            args.keep_alive,
+            file.keep_alive,
+            Span(Some(KEEP_ALIVE_DEFAULT)),
+        );
         let data_dir = s.pick("data-dir", args.data_dir, file.data_dir, "data".into());
         let rotate_every = s.pick(
             "rotate-every",
@@ -212,6 +225,7 @@ impl ServeConfig {
             access: access(listen, token_file, no_auth)?,
             port_file,
             max_body_bytes: within("--max-body", max_body, KIB, GIB)?,
+            keep_alive: keep_alive_time(keep_alive)?,
             data_dir,
             rotate_every: at_least("--rotate-every", rotate_every, PERIOD_MIN)?,
             rotate_bytes: within("--rotate-bytes", rotate_bytes, KIB, TIB)?,
@@ -244,6 +258,14 @@ impl ServeConfig {
 /// `--memory` within its bounds.
 pub(super) fn memory_bytes(size: Size) -> Result<u64, UsageError> {
     within("--memory", size, 32 * MIB, TIB)
+}
+
+/// `--keep-alive` within its bounds.
+fn keep_alive_time(span: Span) -> Result<Duration, UsageError> {
+    let (min, max) = (Duration::from_secs(1), Duration::from_hours(1));
+    span.0
+        .filter(|time| (min..=max).contains(time))
+        .ok_or_else(|| UsageError::new("--keep-alive is a duration from 1s to 1h"))
 }
 
 /// Beyond loopback, tokens or an explicit word are needed: nobody opens a port to the world by
@@ -440,6 +462,8 @@ mod tests {
             (["--flush-every", "forever"], "1day"),
             (["--flush-every", "1000years"], "1day"),
             (["--max-body", "1"], "1KiB"),
+            (["--keep-alive", "999ms"], "1s to 1h"),
+            (["--keep-alive", "forever"], "1s to 1h"),
             (["--memory", "16MiB"], "32MiB"),
             (["--listen", "here"], "127.0.0.1:8000"),
             (

@@ -7,6 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::engine::Refusal;
 use crate::histogram::Histogram;
 
 /// The routes that are told apart.
@@ -59,8 +60,9 @@ impl Route {
 }
 
 /// The statuses that are answered; any other is counted as the last.
-pub const STATUSES: [u16; 18] = [
-    200, 202, 204, 400, 401, 403, 404, 405, 408, 410, 413, 415, 422, 500, 501, 503, 507, 0,
+pub const STATUSES: [u16; 20] = [
+    200, 202, 204, 400, 401, 403, 404, 405, 408, 410, 413, 415, 417, 422, 431, 500, 503, 505, 507,
+    0,
 ];
 
 /// Events of this run.
@@ -92,6 +94,7 @@ pub struct Counters {
     accepted: AtomicU64,
     refused: AtomicU64,
     requests: [[AtomicU64; STATUSES.len()]; Route::ALL.len()],
+    refusals: [AtomicU64; Refusal::REASONS.len()],
     ack: Histogram,
 }
 
@@ -136,6 +139,20 @@ impl Counters {
                 .map(move |(status, count)| (route, *status, count.load(Ordering::Relaxed)))
                 .filter(|(_, _, count)| *count > 0)
         })
+    }
+
+    /// The engine refused a request.
+    pub fn refused(&self, refusal: Refusal) {
+        self.refusals[refusal.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests the engine has refused, by reason.
+    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let counts = self
+            .refusals
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed));
+        Refusal::REASONS.into_iter().zip(counts)
     }
 
     /// Times from a request's arrival to its durable acknowledgement.

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::engine::Figures;
 use crate::histogram::HistogramSnapshot;
 use crate::store::Ledger;
 
@@ -97,10 +98,10 @@ pub struct Snapshot {
     /// Requests answered, by route (a label: the path as the API's description writes it) and
     /// status; those of one class are added up.
     pub requests: Vec<(&'static str, u16, u64)>,
-    /// Requests taken and not yet answered.
-    pub requests_in_flight: u64,
-    /// Requests that could only be abandoned: each holds a thread and two descriptors for good.
-    pub requests_abandoned: u64,
+    /// Requests that the HTTP engine refused, by reason.
+    pub http_refused: Vec<(&'static str, u64)>,
+    /// Figures of the HTTP engine.
+    pub http: Figures,
     /// Log lines that could not be written.
     pub lost_log_lines: u64,
     /// The process.
@@ -150,13 +151,34 @@ impl Snapshot {
         }
         text.gauge(
             "tallyline_http_requests_in_flight",
-            "Requests taken and not yet answered.",
-            self.requests_in_flight,
+            "Requests received and not yet answered.",
+            self.http.in_flight,
+        );
+        let name = "tallyline_http_refused_total";
+        let help = "Requests that were refused before they reached a route, by reason.";
+        text.head(name, "counter", help);
+        for (reason, count) in &self.http_refused {
+            text.labelled(name, &[("reason", reason)], count);
+        }
+        text.gauge(
+            "tallyline_http_connections",
+            "Open connections.",
+            self.http.connections,
+        );
+        text.gauge(
+            "tallyline_http_connections_limit",
+            "Connections that may be open.",
+            self.http.connections_max,
         );
         text.counter(
-            "tallyline_http_requests_abandoned_total",
-            "Requests with absurd bodies; each holds a thread and two descriptors until a restart.",
-            self.requests_abandoned,
+            "tallyline_http_connections_evicted_total",
+            "Idle connections that were closed to make room for others.",
+            self.http.evicted,
+        );
+        text.counter(
+            "tallyline_http_io_held_up_total",
+            "Times that the HTTP I/O thread was held up for 100 ms or more; the log says by what.",
+            self.http.held_up,
         );
     }
 
@@ -379,8 +401,14 @@ mod tests {
                 ("/liveEvent", 200, 1),
                 ("other", 404, 1),
             ],
-            requests_in_flight: 1,
-            requests_abandoned: 0,
+            http_refused: vec![("malformed", 0), ("tls", 3)],
+            http: Figures {
+                in_flight: 1,
+                connections: 7,
+                connections_max: 9,
+                evicted: 4,
+                held_up: 5,
+            },
             lost_log_lines: 0,
             process: Process::read(),
         }
@@ -410,6 +438,13 @@ mod tests {
             "tallyline_http_requests_total{route=\"/liveEvent\",status=\"2xx\"} 4",
             "tallyline_http_requests_total{route=\"other\",status=\"2xx\"} 0",
             "tallyline_http_requests_total{route=\"other\",status=\"4xx\"} 1",
+            "tallyline_http_requests_in_flight 1",
+            "tallyline_http_refused_total{reason=\"malformed\"} 0",
+            "tallyline_http_refused_total{reason=\"tls\"} 3",
+            "tallyline_http_connections 7",
+            "tallyline_http_connections_limit 9",
+            "tallyline_http_connections_evicted_total 4",
+            "tallyline_http_io_held_up_total 5",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -27,9 +27,9 @@ use std::time::SystemTime;
 pub use auth::{Access, AuthError, TOKEN_BYTES_MAX, is_loopback};
 use auth::{Listening, Tokens};
 pub use counters::Counters;
-use engine::{Engine, EngineError};
+use engine::{Blocking, Engine, EngineError};
 pub use engine::{Figures, Limits, Listen};
-use routes::{Inner, Routes};
+use routes::{Files, Inner, Routes};
 use uuid::Uuid;
 
 use crate::fs::Disk;
@@ -107,12 +107,21 @@ impl Server {
             return Err(HttpError::Exposed(address));
         }
         let inner = Arc::new(Inner {
-            app,
+            journal: app.journal,
+            progress: app.progress,
+            health: app.health,
+            readers: Blocking::new(app.readers),
+            files: Blocking::new(Files {
+                disk: app.disk,
+                data_dir: app.data_dir,
+            }),
             tokens,
             listening: Listening {
                 ip: address.ip(),
                 name: config.host_name,
             },
+            directory: app.directory,
+            lost_log_lines: app.lost_log_lines,
             counters: Arc::default(),
             body_bytes_max: config.limits.body_bytes_max,
             stopping: AtomicBool::new(false),
@@ -147,7 +156,7 @@ impl Server {
     }
 
     /// Stops accepting, answers what was accepted, ends all connections. The journal and the
-    /// progress must still be running. Takes at most [`Limits::drain_time`] and a second.
+    /// progress must still be running. Takes at most [`Limits::drain_time`] and a second and a half.
     pub fn stop(self) {
         self.inner.stopping.store(true, Ordering::Relaxed);
         self.engine.stop();

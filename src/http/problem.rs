@@ -160,17 +160,26 @@ impl Problem {
     /// What the engine refuses.
     pub(super) fn of_refusal(refusal: Refusal, body_bytes_max: usize) -> Self {
         match refusal {
-            Refusal::Framing(why) => Self::new(400, format!("the request's head has {why}")),
+            Refusal::Malformed(why) => Self::new(400, format!("malformed request: {why}")),
+            Refusal::Tls => Self::new(
+                400,
+                "this port speaks plain HTTP, not TLS; use http:// here, or a reverse proxy for https://",
+            ),
+            Refusal::HeadTimedOut => Self::new(408, "the request's head did not come in time"),
+            Refusal::HeadTooLarge => Self::new(
+                431,
+                "the request's head is longer than 16 KiB, or has more than 128 fields",
+            ),
+            Refusal::Expectation => {
+                Self::new(417, "the only expectation that is met is 100-continue")
+            }
+            Refusal::Version => Self::new(505, "HTTP/1.1 and HTTP/1.0 are spoken here"),
             Refusal::BodyTooLarge => Self::new(
                 413,
                 format!("the body is larger than {body_bytes_max} bytes; send smaller batches"),
             ),
             Refusal::BodyTimedOut => Self::new(408, "the body did not come in time"),
-            Refusal::BodyBroken => Self::new(400, "the body ended early or its chunks are broken"),
             Refusal::Busy => Self::new(503, "too many requests at once; try again").retry(),
-            Refusal::TooMany => {
-                Self::new(503, "too many unanswered requests; read the answers").retry()
-            }
             Refusal::Panicked => {
                 Self::new(500, "this is a defect in the server; its log says more")
             }
@@ -203,9 +212,12 @@ fn title(status: u16) -> &'static str {
         410 => "Lost",
         413 => "Too large",
         415 => "Unknown content encoding",
+        417 => "Unknown expectation",
         422 => "Not an event",
+        431 => "Head too large",
         500 => "Internal error",
         503 => "Not now",
+        505 => "Another version of HTTP",
         507 => "Disk full",
         _ => "Error",
     }

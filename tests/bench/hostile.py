@@ -101,18 +101,15 @@ def burst(port):
 
 
 def absurd_length(port):
-    """A Content-Length far over the limit: the process would abort. Those over
-    half the machine's memory cost a thread each until a restart, so they come once."""
-    once = [10**14, 2**63, 2**64 - 1]
+    """A Content-Length far over the limit."""
     while True:
-        for length in [33_554_433, 10**8, 10**9, *once]:
+        for length in [33_554_433, 10**8, 10**9, 10**14, 2**63, 2**64 - 1]:
             with connect(port) as conn:
                 conn.sendall(f"{POST}Content-Length: {length}\r\n\r\nxxx".encode())
                 try:
                     assert answers(conn, 1) == [413], length
                 except TimeoutError:
                     raise AssertionError(f"{length}: no answer") from None
-        once = []
         yield
 
 
@@ -171,6 +168,40 @@ def stalled_bodies(port):
     return held(port, [HALF_BODY, HALF_CHUNK])
 
 
+def half_heads(port):
+    """4,000 connections that send half a head and wait."""
+    return held(port, [HALF_HEAD], count=4000)
+
+
+def slow_uploads(port):
+    """400 uploads that stall, and time out together."""
+    while True:
+        conns = [connect(port) for _ in range(400)]
+        for conn in conns:
+            conn.sendall(HALF_BODY)
+        for conn in conns:
+            conn.settimeout(60)
+            answer = said(conn)
+            assert answer.startswith(b"HTTP/1.1 408"), answer[:60]
+            conn.close()
+        yield
+
+
+def crowd(port):
+    """10,000 connections from one script, all open before the first is answered, a POST on each."""
+    whole = post(EVENT)
+    while True:
+        conns = [connect(port, 60) for _ in range(10_000)]
+        for conn in conns:
+            conn.sendall(whole)
+        for conn in conns:
+            status = answers(conn, 1)
+            assert status in ([202], [503]), status
+        for conn in conns:
+            conn.close()
+        yield
+
+
 def trickled(port):
     """200 that send heads, bodies and chunk sizes, a byte a second."""
     return held(port, [HALF_HEAD, HALF_BODY, HALF_CHUNK, HALF_SIZE], b"0")
@@ -193,7 +224,7 @@ def push(conns, block, seconds):
 
 
 def endless(port):
-    """Heads and chunk sizes without an end, as fast as they go: the library keeps all of it."""
+    """Heads and chunk sizes without an end, as fast as they go."""
     block = b"0" * 65536
     while True:
         conns = []
@@ -255,7 +286,7 @@ def framing(port):
 
 
 def http_2_lines(port):
-    """50 connections that speak HTTP/2.0, once: each parks a thread inside the library for good."""
+    """50 connections that speak HTTP/2.0, once, and stay."""
     conns = [connect(port) for _ in range(50)]
     for place, conn in enumerate(conns):
         line = ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET / HTTP/2.0\r\nHost: localhost\r\n\r\n")

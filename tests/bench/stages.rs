@@ -25,10 +25,6 @@ use tallyline::process::{self, ProcessConfig};
 use tallyline::serve::Server;
 use tallyline::stop::Stop;
 
-/// As in the program.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 const RUNS: usize = 5;
 
 fn main() {

@@ -19,7 +19,7 @@ check_unit() {
     url=http://127.0.0.1:$(cat "$tmp/port")
     post "$url/liveEvent" '{"userId":"user1","name":"add_revenue","value":1}' >/dev/null
     post "$url/flush" '' >/dev/null
-    # Its length is given twice: the connection is ended from outside the library.
+    # Its length is given twice: the connection is closed.
     ! curl -fsS "$url/flush" -d x -H 'Content-Length: 1' -H 'Content-Length: 2' 2>/dev/null
     "$bin" query --data-dir "$tmp/data" --top 1 >/dev/null
     pkill -TERM -P $!

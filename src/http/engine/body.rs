@@ -1,424 +1,409 @@
-//! Reading a request's body: bounded in bytes, in time, and in memory over all bodies at once.
+//! The body of a request: bytes off the wire in, the body out, within bounds. No I/O, no clock.
 //!
-//! Defect 3: the library reads bodies without a deadline on whatever thread asks. So they are
-//! read by a crew of their own, each until a deadline that an honest slow client meets and a
-//! trickling one does not. Memory grows with the bytes that came, never with those announced.
-//! Whoever reads may be held up inside the library; how far each has come is on a list
-//! ([`Readings`]) for the usher, who ends the connections of those that do not end themselves.
+//! Chunks are decoded strictly (RFC 9112, 7.1): a size is plain hexadecimal, lines end with CRLF.
+//! Extensions and trailer fields are discarded. Memory follows the bytes that came, never those
+//! that were announced, but for addresses: see [`reserve`].
 
-use std::collections::HashMap;
-use std::io::{ErrorKind, Read};
-use std::net::SocketAddr;
-use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use super::framing::Length;
 
-/// A body up to this length is read without asking anybody.
-const SMALL_BYTES_MAX: usize = 256 << 10;
-/// Larger bodies in memory at once.
-const LARGE_AT_ONCE: usize = 12;
-/// How long a large body waits for room.
-const ROOM_WAIT: Duration = Duration::from_secs(2);
-/// An upload at this rate (bytes a second) or faster meets its deadline however large it is.
-const RATE_MIN: u64 = 128 << 10;
+/// The longest line of a chunk's size, in bytes, with its extensions.
+const SIZE_LINE_BYTES_MAX: usize = 1024;
+/// Bytes of all extensions, or of all trailer fields, of one body.
+const DISCARDED_BYTES_MAX: usize = 16 << 10;
+/// glibc maps an allocation of more than 32 MiB, unmaps it when it is freed, and keeps nothing of
+/// it (smaller ones raise the threshold for mapping, and are kept when freed).
+const MAPPED_BYTES_MIN: usize = 33 << 20;
+/// From this size on a body is mapped: below, mapping costs more than it saves.
+const LARGE_BYTES: usize = 1 << 20;
 
-/// Past its deadline a body's reader has this time to see that itself.
-const OVERDUE: Duration = Duration::from_millis(500);
-/// A chunk may be one byte, with this many around it.
-const BYTES_PER_BYTE: u64 = 8;
-/// More than that may only be the size of a chunk, or what stands for it, that does not end.
-const AROUND_BYTES_MAX: u64 = 1 << 20;
-
-/// What one body may cost.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    /// Bytes kept.
-    pub(super) bytes_max: usize,
-    /// Bytes read and thrown away before the client is cut off.
-    pub(super) discard_max: u64,
-    /// The time it has; one second more for each [`RATE_MIN`] bytes that came.
-    pub(super) time: Duration,
-}
-
-impl Bounds {
-    pub(super) fn new(limits: &super::Limits) -> Self {
-        Self {
-            bytes_max: limits.body_bytes_max,
-            discard_max: discard_max(limits),
-            time: limits.body_time,
-        }
-    }
-}
-
-/// How far the reading of one body has come.
+/// A body that is being received.
 #[derive(Debug)]
-pub(super) struct Reading {
-    bounds: Bounds,
-    begun: Instant,
-    /// Bytes of the body.
-    bytes: AtomicU64,
-    /// Bytes read from its connection when the usher first looked.
-    before: OnceLock<u64>,
+pub(super) struct Body {
+    decoder: Decoder,
+    bytes: Vec<u8>,
+    /// Bytes decoded, kept or not.
+    count: u64,
+    bytes_max: usize,
+    keep: Keep,
 }
 
-impl Reading {
-    fn new(bounds: Bounds) -> Self {
-        Self {
-            bounds,
-            begun: Instant::now(),
-            bytes: AtomicU64::new(0),
-            before: OnceLock::new(),
-        }
-    }
-
-    fn deadline(&self) -> Instant {
-        let more = Duration::from_secs(self.bytes.load(Ordering::Relaxed) / RATE_MIN);
-        self.begun + self.bounds.time + more
-    }
-
-    /// Past its deadline, with its reader held up.
-    pub(super) fn is_overdue(&self, now: Instant) -> bool {
-        now >= self.deadline() + OVERDUE
-    }
-
-    /// Whether far more was read from its connection, now that it is `wire` bytes in all, than
-    /// came out of it.
-    pub(super) fn is_flooded(&self, wire: u64) -> bool {
-        let before = *self.before.get_or_init(|| wire);
-        let bytes = self.bytes.load(Ordering::Relaxed);
-        wire.saturating_sub(before) > bytes * BYTES_PER_BYTE + AROUND_BYTES_MAX
-    }
-}
-
-/// The bodies that are being read just now, by whose they are.
-#[derive(Debug, Default)]
-pub(super) struct Readings(Mutex<HashMap<SocketAddr, Arc<Reading>>>);
-
-/// A [`Reading`] on the list, until it is dropped.
-pub(super) struct Listed<'a> {
-    list: &'a Readings,
-    peer: SocketAddr,
-    reading: Arc<Reading>,
-}
-
-impl Readings {
-    pub(super) fn begin(&self, peer: SocketAddr, bounds: Bounds) -> Listed<'_> {
-        let reading = Arc::new(Reading::new(bounds));
-        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        list.insert(peer, Arc::clone(&reading));
-        Listed {
-            list: self,
-            peer,
-            reading,
-        }
-    }
-
-    /// Whose bodies are in a state.
-    pub(super) fn peers(&self, state: impl Fn(&SocketAddr, &Reading) -> bool) -> Vec<SocketAddr> {
-        let list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let those = list.iter().filter(|(peer, reading)| state(peer, reading));
-        those.map(|(peer, _)| *peer).collect()
-    }
-}
-
-impl Deref for Listed<'_> {
-    type Target = Reading;
-
-    fn deref(&self) -> &Reading {
-        &self.reading
-    }
-}
-
-impl Drop for Listed<'_> {
-    fn drop(&mut self) {
-        let mut list = self.list.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another connection may have had the same address since.
-        if (list.get(&self.peer)).is_some_and(|there| Arc::ptr_eq(there, &self.reading)) {
-            list.remove(&self.peer);
-        }
-    }
-}
-
-/// A body announced as longer than this is not read at all.
-pub(super) fn discard_max(limits: &super::Limits) -> u64 {
-    4 * limits.body_bytes_max as u64
-}
-
-/// Why there is no body.
+/// Whether the bytes are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// Over the limit, and read to its end.
-    TooLarge,
-    /// Over the limit and going on.
-    TooLargeStill,
-    /// The deadline, or the socket's own, passed.
-    TimedOut,
-    /// The client closed before the end.
-    Incomplete,
-    /// Chunks that are none.
-    Malformed,
-    /// Too many large bodies at once.
-    NoRoom,
+pub(super) enum Keep {
+    /// Up to the limit.
+    UpToLimit,
+    /// None of them: the reply does not depend on them.
+    Nothing,
 }
 
-impl Fault {
-    /// Whether nothing of the body is left to be read from the socket.
-    pub(super) fn read_to_end(self) -> bool {
-        matches!(self, Self::TooLarge | Self::Incomplete)
+/// How far a body has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// More must come.
+    Partly,
+    /// It is complete.
+    Whole,
+    /// It is complete and was too large to be kept.
+    WholeTooLarge,
+    /// It is too large even to be discarded to its end.
+    FarTooLarge,
+}
+
+impl Body {
+    pub(super) fn new(length: Length, bytes_max: usize, keep: Keep) -> Self {
+        Self {
+            decoder: Decoder::new(length),
+            bytes: Vec::new(),
+            count: 0,
+            bytes_max,
+            keep,
+        }
+    }
+
+    /// The longest body that is read to its end, though it is not kept.
+    pub(super) fn discard_max(bytes_max: usize) -> u64 {
+        4 * bytes_max as u64
+    }
+
+    /// Reserves memory for so many bytes in all.
+    pub(super) fn reserve(&mut self, bytes: usize) {
+        reserve(&mut self.bytes, bytes.min(self.bytes_max));
+    }
+
+    /// The most bytes that are kept.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Bytes kept so far.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Bytes decoded so far, kept or not.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Takes what belongs to the body from the start of `input`: how many bytes that was, and how
+    /// far the body has come; or what is wrong with the chunks.
+    pub(super) fn receive(&mut self, input: &[u8]) -> Result<(usize, Received), &'static str> {
+        let mut at = 0;
+        while !self.decoder.is_complete() {
+            let Some(rest) = input.get(at..).filter(|rest| !rest.is_empty()) else {
+                return Ok((at, Received::Partly));
+            };
+            let (consumed, data) = self.decoder.decode(rest)?;
+            self.keep(&rest[..data]);
+            at += consumed;
+            if self.count > Self::discard_max(self.bytes_max) {
+                return Ok((at, Received::FarTooLarge));
+            }
+        }
+        Ok(match self.keep {
+            Keep::UpToLimit if self.count > self.bytes_max as u64 => (at, Received::WholeTooLarge),
+            _ => (at, Received::Whole),
+        })
+    }
+
+    fn keep(&mut self, data: &[u8]) {
+        self.count += data.len() as u64;
+        if self.keep == Keep::Nothing || self.count > self.bytes_max as u64 {
+            self.bytes = Vec::new();
+            return;
+        }
+        if self.bytes.len() + data.len() > self.bytes.capacity().max(LARGE_BYTES) {
+            reserve(&mut self.bytes, self.bytes_max);
+        }
+        self.bytes.extend_from_slice(data);
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 }
 
-/// Room for large bodies, shared by all who read.
-#[derive(Debug, Default)]
-pub(super) struct Room {
-    taken: Mutex<usize>,
-    left: Condvar,
+/// Makes room for `bytes` in all. A large vector reserves more addresses than it needs, which
+/// costs nothing until they are written to, so that its memory goes back to the system at once.
+pub(crate) fn reserve(vec: &mut Vec<u8>, bytes: usize) {
+    let more = |bytes: usize| bytes.saturating_sub(vec.len());
+    let (exact, mapped) = (more(bytes), more(bytes.max(MAPPED_BYTES_MIN)));
+    if bytes <= LARGE_BYTES || vec.try_reserve_exact(mapped).is_err() {
+        vec.reserve_exact(exact);
+    }
 }
 
-/// A place in the room, given back when dropped.
+/// Finds the body's bytes among those on the wire.
 #[derive(Debug)]
-struct Place<'a>(&'a Room);
-
-impl Room {
-    fn place(&self, deadline: Instant) -> Option<Place<'_>> {
-        let wait = deadline
-            .saturating_duration_since(Instant::now())
-            .min(ROOM_WAIT);
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut taken, _) = self
-            .left
-            .wait_timeout_while(taken, wait, |taken| *taken >= LARGE_AT_ONCE)
-            .unwrap_or_else(PoisonError::into_inner);
-        if *taken >= LARGE_AT_ONCE {
-            return None;
-        }
-        *taken += 1;
-        Some(Place(self))
-    }
+enum Decoder {
+    Bytes { left: u64 },
+    Chunked { at: Chunk, discarded: usize },
 }
 
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.left.notify_one();
-    }
+/// What comes next of a chunked body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chunk {
+    Size { size: u64, line: usize },
+    Extension { size: u64, line: usize },
+    SizeLf { size: u64 },
+    Data { left: u64 },
+    DataLf,
+    TrailerStart,
+    Trailer { named: bool },
+    TrailerLf,
+    EndLf,
+    End,
 }
 
-/// Reads a body whose length was announced (`Some`) or that comes in chunks (`None`), and hands
-/// it to `done` while its room is still held.
-pub(super) fn read<T>(
-    reader: &mut dyn Read,
-    announced: Option<u64>,
-    reading: &Reading,
-    room: &Room,
-    done: impl FnOnce(Vec<u8>) -> T,
-) -> Result<T, Fault> {
-    let bytes_max = reading.bounds.bytes_max;
-    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
-        discard(reader, announced, 0, reading)?;
-        return Err(Fault::TooLarge);
-    }
-    let expected = usize::try_from(announced.unwrap_or(bytes_max as u64)).unwrap_or(usize::MAX);
-    let step_min = if announced.is_some() {
-        SMALL_BYTES_MAX
-    } else {
-        16 << 10
-    };
-    let mut body = Vec::new();
-    let (mut filled, mut place) = (0, None);
-    loop {
-        if filled == body.len() {
-            if announced.is_some() && filled == expected {
-                break;
-            }
-            if filled >= bytes_max {
-                // Chunks that end just here, or go on past the limit.
-                if discard(reader, None, filled as u64, reading)? == 0 {
-                    break;
-                }
-                return Err(Fault::TooLarge);
-            }
-            if filled >= SMALL_BYTES_MAX && place.is_none() {
-                place = Some(room.place(reading.deadline()).ok_or(Fault::NoRoom)?);
-                // Addresses only: what was not written to yet is not there.
-                body.reserve_exact(expected - filled);
-            }
-            body.resize((filled * 2).max(step_min).min(expected), 0);
-        }
-        match read_some(reader, &mut body[filled..], reading)? {
-            0 if announced.is_some() => return Err(Fault::Incomplete),
-            0 => break,
-            count => filled += count,
-        }
-    }
-    body.truncate(filled);
-    let result = done(body);
-    drop(place);
-    Ok(result)
-}
-
-/// Reads and throws away the rest of a body of which `before` bytes were read: to its end, or to
-/// the bound or the deadline. Returns how many bytes were thrown away.
-pub(super) fn discard(
-    reader: &mut dyn Read,
-    announced: Option<u64>,
-    before: u64,
-    reading: &Reading,
-) -> Result<u64, Fault> {
-    let mut sink = vec![0; 16 << 10];
-    let mut count = before;
-    loop {
-        if announced == Some(count) {
-            return Ok(count - before);
-        }
-        if count > reading.bounds.discard_max {
-            return Err(Fault::TooLargeStill);
-        }
-        let left = announced.map_or(u64::MAX, |announced| announced - count);
-        let step = usize::try_from(left).unwrap_or(usize::MAX).min(sink.len());
-        match read_some(reader, &mut sink[..step], reading)? {
-            0 if announced.is_some() => return Err(Fault::Incomplete),
-            0 => return Ok(count - before),
-            read => count += read as u64,
-        }
-    }
-}
-
-fn read_some(reader: &mut dyn Read, into: &mut [u8], reading: &Reading) -> Result<usize, Fault> {
-    loop {
-        if Instant::now() >= reading.deadline() {
-            return Err(Fault::TimedOut);
-        }
-        let read = reader.read(into);
-        // The usher ends the connection of a reader that is held up past its deadline.
-        let ended = Instant::now() >= reading.deadline();
-        match read {
-            Ok(0) | Err(_) if ended => return Err(Fault::TimedOut),
-            Ok(count) => {
-                reading.bytes.fetch_add(count as u64, Ordering::Relaxed);
-                return Ok(count);
-            }
-            Err(error) => match error.kind() {
-                ErrorKind::Interrupted => {}
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => return Err(Fault::TimedOut),
-                ErrorKind::InvalidInput => return Err(Fault::Malformed),
-                _ => return Err(Fault::Incomplete),
+impl Decoder {
+    fn new(length: Length) -> Self {
+        match length {
+            Length::Bytes(left) => Self::Bytes { left },
+            Length::Chunked => Self::Chunked {
+                at: Chunk::Size { size: 0, line: 0 },
+                discarded: 0,
             },
         }
     }
+
+    fn is_complete(&self) -> bool {
+        match self {
+            Self::Bytes { left } => *left == 0,
+            Self::Chunked { at, .. } => *at == Chunk::End,
+        }
+    }
+
+    /// Decodes from an input that is not empty: how many bytes are consumed, how many of them, from
+    /// the first on, belong to the body.
+    fn decode(&mut self, input: &[u8]) -> Result<(usize, usize), &'static str> {
+        let take = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
+        match self {
+            Self::Bytes { left } => {
+                let data = take(*left);
+                *left -= data as u64;
+                Ok((data, data))
+            }
+            Self::Chunked {
+                at: Chunk::Data { left },
+                ..
+            } if *left > 0 => {
+                let data = take(*left);
+                *left -= data as u64;
+                Ok((data, data))
+            }
+            Self::Chunked { at, discarded } => {
+                *at = at.next(input[0])?;
+                let discards = matches!(at, Chunk::Extension { .. } | Chunk::Trailer { .. });
+                *discarded += usize::from(discards);
+                if *discarded > DISCARDED_BYTES_MAX {
+                    return Err("the chunk extensions or trailer fields are too long");
+                }
+                Ok((1, 0))
+            }
+        }
+    }
+}
+
+impl Chunk {
+    /// What comes after this byte.
+    fn next(self, byte: u8) -> Result<Self, &'static str> {
+        let line_end = |is: u8, next: Self| match byte {
+            byte if byte == is => Ok(next),
+            _ => Err("a line of the chunked body does not end with CRLF"),
+        };
+        match self {
+            Self::Size { line, .. } | Self::Extension { line, .. }
+                if line >= SIZE_LINE_BYTES_MAX =>
+            {
+                Err("a chunk's size line is too long")
+            }
+            Self::Size { size, line } => match (char::from(byte).to_digit(16), byte) {
+                (Some(_), _) if line >= 16 => Err("a chunk size is too long"),
+                (Some(digit), _) => Ok(Self::Size {
+                    size: size << 4 | u64::from(digit),
+                    line: line + 1,
+                }),
+                (None, b'\r') if line > 0 => Ok(Self::SizeLf { size }),
+                (None, b';') if line > 0 => Ok(Self::Extension { size, line }),
+                _ => Err("a chunk size is not plain hexadecimal"),
+            },
+            Self::Extension { size, line } => match byte {
+                b'\r' => Ok(Self::SizeLf { size }),
+                byte if is_control(byte) => Err("a chunk extension contains a control character"),
+                _ => Ok(Self::Extension {
+                    size,
+                    line: line + 1,
+                }),
+            },
+            Self::SizeLf { size: 0 } | Self::TrailerLf => line_end(b'\n', Self::TrailerStart),
+            Self::SizeLf { size } => line_end(b'\n', Self::Data { left: size }),
+            Self::Data { .. } => line_end(b'\r', Self::DataLf),
+            Self::DataLf => line_end(b'\n', Self::Size { size: 0, line: 0 }),
+            Self::TrailerStart if byte == b'\r' => Ok(Self::EndLf),
+            Self::TrailerStart | Self::Trailer { named: false } => match byte {
+                b':' if self != Self::TrailerStart => Ok(Self::Trailer { named: true }),
+                byte if is_token(byte) => Ok(Self::Trailer { named: false }),
+                _ => Err("a trailer field is not NAME: VALUE"),
+            },
+            Self::Trailer { named: true } => match byte {
+                b'\r' => Ok(Self::TrailerLf),
+                byte if is_control(byte) => Err("a trailer field contains a control character"),
+                _ => Ok(self),
+            },
+            Self::EndLf => line_end(b'\n', Self::End),
+            Self::End => Ok(self),
+        }
+    }
+}
+
+fn is_control(byte: u8) -> bool {
+    byte.is_ascii_control() && byte != b'\t'
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
 
-    fn reading(bytes_max: usize, time: Duration) -> Reading {
-        Reading::new(Bounds {
-            bytes_max,
-            discard_max: 4 * bytes_max as u64,
-            time,
-        })
+    type Outcome = Result<(Received, Vec<u8>, usize), &'static str>;
+
+    /// Receives in pieces of that length: what became of it, the body, the bytes consumed.
+    fn receive(length: Length, input: &[u8], piece: usize, bytes_max: usize) -> Outcome {
+        let mut body = Body::new(length, bytes_max, Keep::UpToLimit);
+        let mut consumed = 0;
+        for piece in input.chunks(piece) {
+            let (count, received) = body.receive(piece)?;
+            consumed += count;
+            if received != Received::Partly {
+                return Ok((received, body.into_bytes(), consumed));
+            }
+            assert_eq!(count, piece.len(), "all of it, as more must come");
+        }
+        Ok((Received::Partly, body.into_bytes(), consumed))
     }
 
-    fn length(bytes: &[u8], announced: Option<u64>, bytes_max: usize) -> Result<usize, Fault> {
-        let room = Room::default();
-        let mut bytes = bytes;
-        let reading = reading(bytes_max, Duration::from_mins(1));
-        read(&mut bytes, announced, &reading, &room, |body| body.len())
-    }
-
-    #[test]
-    fn a_body_is_read_to_its_announced_end_and_no_further() {
-        let bytes = vec![7; 1 << 20];
-        for announced in [1, 1024, 1025, SMALL_BYTES_MAX, SMALL_BYTES_MAX + 1, 1 << 20] {
+    fn chunked(input: &[u8]) -> Outcome {
+        let whole = receive(Length::Chunked, input, usize::MAX, 100);
+        for piece in 1..input.len() {
             assert_eq!(
-                length(&bytes, Some(announced as u64), 1 << 20),
-                Ok(announced)
+                receive(Length::Chunked, input, piece, 100),
+                whole,
+                "{piece}"
             );
         }
-        assert_eq!(
-            length(&bytes, Some((1 << 20) + 1), 2 << 20),
-            Err(Fault::Incomplete)
-        );
-        assert_eq!(length(&bytes[..5000], None, 1 << 20), Ok(5000));
-        assert_eq!(length(&[], None, 1 << 20), Ok(0));
+        whole
     }
 
     #[test]
-    fn over_the_limit_it_is_read_and_thrown_away_up_to_four_times_the_limit() {
-        let bytes = vec![7; 100_000];
-        assert_eq!(
-            length(&bytes[..40_000], Some(40_000), 10_000),
-            Err(Fault::TooLarge)
-        );
-        assert_eq!(length(&bytes[..40_000], None, 10_000), Err(Fault::TooLarge));
-        assert_eq!(length(&bytes, None, 10_000), Err(Fault::TooLargeStill));
-        assert_eq!(
-            length(&bytes[..9_999], Some(40_000), 10_000),
-            Err(Fault::Incomplete)
-        );
-        assert_eq!(
-            length(&bytes[..10_000], None, 10_000),
-            Ok(10_000),
-            "just at it"
-        );
-    }
-
-    /// Gives one byte at a time, for ever.
-    struct Trickle;
-
-    impl Read for Trickle {
-        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            into[0] = b'x';
-            Ok(1)
+    fn a_body_ends_after_its_length() {
+        for piece in [1, 2, 3, 100] {
+            let read = |length, bytes| receive(Length::Bytes(length), bytes, piece, 100);
+            assert_eq!(read(3, b"abcd"), Ok((Received::Whole, b"abc".into(), 3)));
+            assert_eq!(read(5, b"abcd"), Ok((Received::Partly, b"abcd".into(), 4)));
         }
     }
 
     #[test]
-    fn a_trickle_ends_at_the_deadline() {
-        let reading = reading(1 << 20, Duration::ZERO);
-        let room = Room::default();
-        let read = read(&mut Trickle, Some(1 << 20), &reading, &room, |_| ());
-        assert_eq!(read, Err(Fault::TimedOut));
+    fn chunks_with_extensions_and_trailers() {
+        for wire in [
+            &b"3\r\nabc\r\n0\r\n\r\nNEXT"[..],
+            b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\nNEXT",
+            b"0003\r\nabc\r\n000\r\n\r\nNEXT",
+            b"3;x=\"a;b\"; y\r\nabc\r\n0;z\xff\t\r\n\r\nNEXT",
+            b"3\r\nabc\r\n0\r\nX-Sum: 1\r\nY:\r\n\r\nNEXT",
+        ] {
+            let whole = (Received::Whole, b"abc".to_vec(), wire.len() - 4);
+            assert_eq!(chunked(wire), Ok(whole), "{}", wire.escape_ascii());
+        }
+        let data = (Received::Whole, b"\r\n0\r\n\r\n...".to_vec(), 20);
+        assert_eq!(chunked(b"A\r\n\r\n0\r\n\r\n...\r\n0\r\n\r\n"), Ok(data));
     }
 
     #[test]
-    fn whoever_sends_fast_enough_has_time_and_whoever_floods_is_told() {
-        let reading = reading(1 << 20, Duration::ZERO);
-        let now = Instant::now();
-        assert!(reading.is_overdue(now + OVERDUE) && !reading.is_overdue(reading.begun));
-        reading.bytes.store(10 * RATE_MIN, Ordering::Relaxed);
-        assert!(!reading.is_overdue(now + Duration::from_secs(9)));
-        assert!(!reading.is_flooded(500), "what came before does not count");
-        assert!(
-            !reading.is_flooded(500 + 6 * 10 * RATE_MIN),
-            "bytes one by one"
-        );
-        assert!(reading.is_flooded(500 + 8 * 10 * RATE_MIN + (2 << 20)));
+    fn chunks_that_are_not_framed_strictly_are_rejected() {
+        let size = "a chunk size is not plain hexadecimal";
+        let line = "a line of the chunked body does not end with CRLF";
+        for (wire, why) in [
+            (&b"+2d\r\n"[..], size),
+            (b" 2d\r\n", size),
+            (b"2d \r\n", size),
+            (b"2d ;x\r\n", size),
+            (b"0x2\r\n", size),
+            (b"-1\r\n", size),
+            (b"\r\n", size),
+            (b";x\r\n", size),
+            (b"g\r\n", size),
+            (b"3\nabc\r\n", size),
+            (b"3\r\rabc\r\n", line),
+            (b"3\r\nabcd\r\n", line),
+            (b"3\r\nabc\n0\r\n\r\n", line),
+            (b"3\r\nabc\r0\r\n\r\n", line),
+            (
+                b"3;a\nabc\r\n",
+                "a chunk extension contains a control character",
+            ),
+            (b"00000000000000003\r\n", "a chunk size is too long"),
+            (b"fffffffffffffffff\r\n", "a chunk size is too long"),
+            (b"0\r\n\n", "a trailer field is not NAME: VALUE"),
+            (
+                b"0\r\n folded: a\r\n\r\n",
+                "a trailer field is not NAME: VALUE",
+            ),
+            (
+                b"0\r\nGET / HTTP/1.1\r\n\r\n",
+                "a trailer field is not NAME: VALUE",
+            ),
+            (
+                b"0\r\na: b\n\r\n",
+                "a trailer field contains a control character",
+            ),
+            (b"0\r\n\rx", line),
+        ] {
+            assert_eq!(chunked(wire), Err(why), "{}", wire.escape_ascii());
+        }
     }
 
     #[test]
-    fn a_body_is_on_the_list_while_it_is_read() {
-        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let (list, bounds) = (Readings::default(), reading(1, Duration::ZERO).bounds);
-        let elder = list.begin(peer, bounds);
-        let reading = list.begin(peer, bounds);
-        drop(elder);
-        assert_eq!(list.peers(|_, _| true), [peer], "that of the second");
-        drop(reading);
-        assert!(list.peers(|_, _| true).is_empty());
+    fn extensions_and_trailers_have_bounds() {
+        let extension = |bytes: usize| format!("1;{}\r\na\r\n", "x".repeat(bytes));
+        let end = "0\r\n\r\n";
+        let short = extension(SIZE_LINE_BYTES_MAX - 2) + end;
+        assert!(receive(Length::Chunked, short.as_bytes(), 100, 100).is_ok());
+        let long = extension(SIZE_LINE_BYTES_MAX) + end;
+        assert!(receive(Length::Chunked, long.as_bytes(), 100, 100).is_err());
+        let many = extension(1000).repeat(17) + end;
+        assert!(receive(Length::Chunked, many.as_bytes(), 100, 100).is_err());
+        let trailers = |count: usize| format!("0\r\n{}\r\n", "X: y\r\n".repeat(count));
+        assert!(receive(Length::Chunked, trailers(4000).as_bytes(), 100, 100).is_ok());
+        assert!(receive(Length::Chunked, trailers(4100).as_bytes(), 100, 100).is_err());
     }
 
     #[test]
-    fn large_bodies_at_once_are_bounded() {
-        let room = Room::default();
-        let now = Instant::now();
-        let places: Vec<_> = (0..LARGE_AT_ONCE).map(|_| room.place(now)).collect();
-        assert!(places.iter().all(Option::is_some));
-        assert!(room.place(now).is_none());
-        drop(places);
-        assert!(room.place(now).is_some());
+    fn over_the_limit_it_is_discarded_up_to_four_times_the_limit() {
+        let wire = vec![b'x'; 500];
+        for piece in [1, 7, 500] {
+            let read = |length| receive(Length::Bytes(length), &wire, piece, 100);
+            assert_eq!(read(100), Ok((Received::Whole, vec![b'x'; 100], 100)));
+            assert_eq!(read(101), Ok((Received::WholeTooLarge, Vec::new(), 101)));
+            assert_eq!(read(400), Ok((Received::WholeTooLarge, Vec::new(), 400)));
+            let (received, kept, _) = read(450).expect("no fault");
+            assert_eq!((received, kept.len()), (Received::FarTooLarge, 0));
+        }
+        let mut body = Body::new(Length::Bytes(300), 100, Keep::Nothing);
+        assert_eq!(body.receive(&wire), Ok((300, Received::Whole)));
+        assert_eq!((body.len(), body.count()), (0, 300));
+    }
+
+    #[test]
+    fn a_large_body_is_mapped_and_a_small_one_is_not() {
+        let mut body = Body::new(Length::Chunked, 8 << 20, Keep::UpToLimit);
+        body.keep(&vec![b'x'; LARGE_BYTES]);
+        assert!(body.bytes.capacity() < MAPPED_BYTES_MIN);
+        body.keep(b"y");
+        assert!(body.bytes.capacity() >= MAPPED_BYTES_MIN);
+        assert_eq!(body.len(), LARGE_BYTES + 1);
     }
 }

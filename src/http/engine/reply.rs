@@ -1,14 +1,9 @@
 //! A reply, and its bytes on the wire.
-//!
-//! Written in one piece: the library's own way costs twice the allocations and, without it, a
-//! reply in two segments waits for the client's delayed ack (44 ms).
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::io::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use super::framing::Persistence;
+use std::io::{self, IoSlice, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// JSON.
 pub(super) const JSON: &str = "application/json";
@@ -69,35 +64,31 @@ impl Reply {
         self
     }
 
-    /// The whole reply as it goes over the wire; without the body in answer to a HEAD.
-    pub(super) fn encode(&self, to_head: bool, persistence: Persistence) -> Vec<u8> {
-        let mut out = Vec::with_capacity(256 + self.body.len());
-        out.extend_from_slice(b"HTTP/1.1 ");
-        self.head(
-            &mut out,
-            match persistence {
-                _ if self.close => Some("close"),
-                Persistence::Ends => Some("close"),
-                Persistence::KeptOnRequest => Some("keep-alive"),
-                Persistence::Kept => None,
-            },
-        );
-        if !to_head {
-            out.extend_from_slice(&self.body);
+    /// As it goes over the wire: without the body in answer to a HEAD. The connection is kept for
+    /// so long after it, or ends with it.
+    pub(super) fn encode(self, to_head: bool, kept: Option<Duration>) -> Outgoing {
+        let small = self.body.len() <= COPIED_BYTES_MAX;
+        let copied = if small { self.body.len() } else { 0 };
+        let mut head = Vec::with_capacity(256 + copied);
+        self.push_head(&mut head, kept);
+        let body = match self.body {
+            _ if to_head => Cow::Borrowed(&[][..]),
+            body if small => {
+                head.extend_from_slice(&body);
+                Cow::Borrowed(&[][..])
+            }
+            body => body,
+        };
+        Outgoing {
+            head,
+            body,
+            written: 0,
         }
-        out
     }
 
-    /// The head after the version, up to and with the empty line.
-    fn head(&self, out: &mut Vec<u8>, connection: Option<&str>) {
-        // Writing to a Vec cannot fail.
-        let _never = write!(out, "{} {}\r\n", self.status, reason(self.status));
-        self.fields(out, connection);
-        out.extend_from_slice(b"\r\n");
-    }
-
-    /// The header fields, each with its line end.
-    pub(super) fn fields(&self, out: &mut Vec<u8>, connection: Option<&str>) {
+    // Writing to a Vec cannot fail.
+    fn push_head(&self, out: &mut Vec<u8>, kept: Option<Duration>) {
+        let _never = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
         out.extend_from_slice(b"Date: ");
         push_date(out);
         out.extend_from_slice(b"\r\n");
@@ -110,8 +101,70 @@ impl Reply {
         for (name, value) in &self.headers {
             let _never = write!(out, "{name}: {value}\r\n");
         }
-        if let Some(connection) = connection {
-            let _never = write!(out, "Connection: {connection}\r\n");
+        let _never = match kept {
+            None => write!(out, "Connection: close\r\n\r\n"),
+            Some(time) => write!(
+                out,
+                "Connection: keep-alive\r\nKeep-Alive: timeout={}\r\n\r\n",
+                time.as_secs()
+            ),
+        };
+    }
+}
+
+/// A body up to this length is copied behind its head, so that one `write` sends both.
+const COPIED_BYTES_MAX: usize = 16 << 10;
+
+/// What is being written to a connection.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    head: Vec<u8>,
+    body: Cow<'static, [u8]>,
+    written: usize,
+}
+
+impl Outgoing {
+    /// The interim answer that asks for a body.
+    pub(super) fn interim() -> Self {
+        Self {
+            head: b"HTTP/1.1 100 Continue\r\n\r\n".to_vec(),
+            body: Cow::Borrowed(&[]),
+            written: 0,
+        }
+    }
+
+    /// Bytes written so far.
+    pub(super) fn written(&self) -> usize {
+        self.written
+    }
+
+    /// Bytes of memory it holds.
+    pub(super) fn held_bytes(&self) -> usize {
+        match &self.body {
+            Cow::Owned(body) => self.head.len() + body.len(),
+            Cow::Borrowed(_) => self.head.len(),
+        }
+    }
+
+    /// Writes as much as `to` takes; true once all is written.
+    pub(super) fn write_to(&mut self, to: &mut impl Write) -> io::Result<bool> {
+        loop {
+            let head = self.head.get(self.written..).unwrap_or_default();
+            let body_from = self.written.saturating_sub(self.head.len());
+            let body = self.body.get(body_from..).unwrap_or_default();
+            let written = match (head.is_empty(), body.is_empty()) {
+                (true, true) => return Ok(true),
+                (false, false) => to.write_vectored(&[IoSlice::new(head), IoSlice::new(body)]),
+                (false, true) => to.write(head),
+                (true, false) => to.write(body),
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
         }
     }
 }
@@ -131,119 +184,96 @@ fn reason(status: u16) -> &'static str {
         410 => "Gone",
         413 => "Content Too Large",
         415 => "Unsupported Media Type",
+        417 => "Expectation Failed",
         422 => "Unprocessable Content",
-        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",
         503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
         507 => "Insufficient Storage",
         _ => "Unknown",
     }
 }
 
 thread_local! {
-    /// The second it was made for, and the text: made once a second by each thread that writes.
-    static DATE: RefCell<(u64, [u8; 29])> = const { RefCell::new((u64::MAX, [b' '; 29])) };
+    /// The second it was made for, and the text: made once a second.
+    static DATE: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`
 fn push_date(out: &mut Vec<u8>) {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let now = SystemTime::now();
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     DATE.with_borrow_mut(|(second, text)| {
-        if *second != now {
-            let mut fresh = Vec::with_capacity(29);
-            http_date(now, &mut fresh);
-            if fresh.len() == text.len() {
-                text.copy_from_slice(&fresh);
-            }
-            *second = now;
+        if *second != since.as_secs() {
+            *text = httpdate::fmt_http_date(UNIX_EPOCH + since);
+            *second = since.as_secs();
         }
-        out.extend_from_slice(text);
+        out.extend_from_slice(text.as_bytes());
     });
-}
-
-fn http_date(unix_seconds: u64, out: &mut Vec<u8>) {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] = [
-        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-    ];
-    let days = unix_seconds / 86_400;
-    let (mut year, mut left) = (1970_u64, days);
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    while left >= 365 + u64::from(leap(year)) {
-        left -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(leap(year));
-    let mut month = 0;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if left < length {
-            break;
-        }
-        left -= length;
-        month += 1;
-    }
-    let weekday = DAYS[usize::try_from(days % 7).unwrap_or(0)];
-    let second = unix_seconds % 86_400;
-    let _never = write!(
-        out,
-        "{weekday}, {:02} {} {year:04} {:02}:{:02}:{:02} GMT",
-        left + 1,
-        MONTHS[month],
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    );
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn text(reply: &Reply, to_head: bool, persistence: Persistence) -> String {
-        let bytes = reply.encode(to_head, persistence);
+    fn text(reply: Reply, to_head: bool, kept: Option<u64>) -> String {
+        let mut bytes = Vec::new();
+        let mut out = reply.encode(to_head, kept.map(Duration::from_secs));
+        assert!(out.write_to(&mut bytes).expect("written"));
         let text = String::from_utf8(bytes).expect("text");
         let (before, date) = text.split_once("Date: ").expect("a date");
         format!("{before}{}", date.split_once("\r\n").expect("a line end").1)
     }
 
     #[test]
-    fn a_reply_in_one_piece() {
+    fn a_reply_on_the_wire() {
         let reply = Reply::json(202, "{}".into()).with("Retry-After", "1");
+        let head = "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: keep-alive\r\nKeep-Alive: timeout=75\r\n\r\n";
+        assert_eq!(text(reply.clone(), false, Some(75)), format!("{head}{{}}"));
+        assert_eq!(text(reply, true, Some(75)), head);
         assert_eq!(
-            text(&reply, false, Persistence::Kept),
-            "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\r\n{}"
-        );
-        assert_eq!(
-            text(&reply, true, Persistence::KeptOnRequest),
-            "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: keep-alive\r\n\r\n"
-        );
-        assert_eq!(
-            text(&Reply::empty(204), false, Persistence::Ends),
+            text(Reply::empty(204), false, None),
             "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
         );
         assert_eq!(
-            text(&Reply::empty(400).closing(), false, Persistence::Kept),
+            text(Reply::empty(400), false, None),
             "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         );
     }
 
-    #[test]
-    fn dates() {
-        for (seconds, date) in [
-            (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
-            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
-            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
-            (4_107_542_399, "Sun, 28 Feb 2100 23:59:59 GMT"),
-            (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
-        ] {
-            let mut out = Vec::new();
-            http_date(seconds, &mut out);
-            assert_eq!(String::from_utf8_lossy(&out), date);
+    /// Takes seven bytes at a time, and nothing every other time.
+    struct Slow(Vec<u8>, bool);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let count = bytes.len().min(7);
+            self.0.extend_from_slice(&bytes[..count]);
+            Ok(count)
         }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reply_is_written_as_it_is_taken() {
+        let body = "0123456789".repeat(10_000);
+        let mut out = Reply::json(200, body.clone()).encode(false, None);
+        assert!(out.held_bytes() > body.len());
+        let mut slow = Slow(Vec::new(), false);
+        let mut waits = 0;
+        while !out.write_to(&mut slow).expect("written") {
+            waits += 1;
+            assert_eq!(out.written(), slow.0.len());
+        }
+        assert!(waits > 14_000, "{waits}");
+        assert!(slow.0.ends_with(format!("\r\n\r\n{body}").as_bytes()));
     }
 }

@@ -1,6 +1,6 @@
 //! `GET /segments` and `GET /rejected`: what became of the files, for people and the status page.
 //!
-//! Runs on the lookup crew. A row says what the processor last saw; the files themselves are looked
+//! Both run on a thread that may block. A row says what the processor last saw; the files themselves are looked
 //! for where they should lie now, and are `null` where they are not.
 
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::Inner;
 use super::params::Params;
 use super::users::{WAIT_DEFAULT, WAIT_MAX, not_applied, unreadable};
+use super::{Files, Inner};
 use crate::http::counters::Route;
-use crate::http::engine::{Reply, Request};
+use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
 use crate::journal::{APPLIED_DIR, Tail};
 use crate::segment::{ACTIVE_FILE, Position, SegmentId, sealed_at};
@@ -24,8 +24,7 @@ const LIMIT_MAX: u32 = 1000;
 
 /// The newest segments and their state.
 pub(super) fn segments(inner: &Arc<Inner>, request: Request, query: &str) {
-    let reply = list_segments(inner, query).unwrap_or_else(Problem::reply);
-    inner.answer(request, Route::Segments, reply);
+    inner.answer_blocking(request, Route::Segments, query, list_segments);
 }
 
 /// The newest lines that were not counted, now or once a position is applied.
@@ -34,23 +33,31 @@ pub(super) fn rejected(inner: &Arc<Inner>, request: Request, query: &str) {
         Ok(asked) => asked,
         Err(problem) => return inner.answer(request, Route::Rejected, problem.reply()),
     };
-    let Some(after) = asked.after else {
-        return inner.answer(request, Route::Rejected, list_rejected(inner, &asked));
-    };
-    let deadline = Instant::now() + asked.wait;
-    let done = {
+    let list = {
         let inner = Arc::clone(inner);
-        move |waited| match waited {
+        move |request: Request, asked: RejectedQuery| {
             // Called on a thread that must not wait for the database.
-            Waited::Applied => request.on_lookup_crew(move |request| {
-                let reply = list_rejected(&inner, &asked);
+            request.on_blocking_thread(move |request, may_block| {
+                let reply = list_rejected(&inner, &asked, may_block);
+                let reply = reply.unwrap_or_else(Problem::reply);
                 inner.answer(request, Route::Rejected, reply);
-            }),
-            other => inner.answer(request, Route::Rejected, not_applied(&inner, other).reply()),
+            });
         }
     };
-    let progress = &inner.app.progress;
-    progress.when_applied(after, deadline, Box::new(done));
+    let Some(after) = asked.after else {
+        return list(request, asked);
+    };
+    let deadline = Instant::now() + asked.wait;
+    let waiting = Arc::clone(inner);
+    let done = move |waited| match waited {
+        Waited::Applied => list(request, asked),
+        other => waiting.answer(
+            request,
+            Route::Rejected,
+            not_applied(&waiting, other).reply(),
+        ),
+    };
+    inner.progress.when_applied(after, deadline, Box::new(done));
 }
 
 /// What is asked of the rejected lines.
@@ -80,12 +87,14 @@ fn limit(query: &str) -> Result<u32, Problem> {
     Params::parse(query, &["limit"])?.limit(LIMIT_DEFAULT, LIMIT_MAX)
 }
 
-fn list_rejected(inner: &Inner, asked: &RejectedQuery) -> Reply {
-    let readers = &inner.app.readers;
-    let lines = match readers.newest_rejected(asked.limit, &asked.filter) {
-        Ok(lines) => lines,
-        Err(error) => return unreadable(&error).reply(),
-    };
+fn list_rejected(
+    inner: &Inner,
+    asked: &RejectedQuery,
+    may_block: &MayBlock,
+) -> Result<Reply, Problem> {
+    let readers = inner.readers.get(may_block);
+    let lines = readers.newest_rejected(asked.limit, &asked.filter);
+    let lines = lines.map_err(|error| unreadable(&error))?;
     let lines: Vec<Value> = lines
         .into_iter()
         .map(|line| {
@@ -99,13 +108,14 @@ fn list_rejected(inner: &Inner, asked: &RejectedQuery) -> Reply {
         })
         .collect();
     let body = json!({ "rejected": lines });
-    Reply::json(200, body.to_string())
+    Ok(Reply::json(200, body.to_string()))
 }
 
-fn list_segments(inner: &Inner, query: &str) -> Result<Reply, Problem> {
+fn list_segments(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Problem> {
     let limit = limit(query)?;
-    let tail = inner.app.journal.tail();
-    let rows = inner.app.readers.newest_segments(limit);
+    let tail = inner.journal.tail();
+    let files = inner.files.get(may_block);
+    let rows = inner.readers.get(may_block).newest_segments(limit);
     let rows = rows.map_err(|error| unreadable(&error))?;
     let active = SegmentId::Ours(tail.number);
     let mut segments = Vec::with_capacity(rows.len() + 1);
@@ -113,7 +123,7 @@ fn list_segments(inner: &Inner, query: &str) -> Result<Reply, Problem> {
     if tail.durable_end > 0 && !rows.iter().any(|row| row.id == active) {
         segments.push(unapplied(&active, &tail));
     }
-    segments.extend(rows.iter().map(|row| segment(inner, row, &tail)));
+    segments.extend(rows.iter().map(|row| segment(files, row, &tail)));
     segments.truncate(limit as usize);
     let body = json!({ "segments": segments });
     Ok(Reply::json(200, body.to_string()))
@@ -135,8 +145,8 @@ fn unapplied(id: &SegmentId, tail: &Tail) -> Value {
     })
 }
 
-fn segment(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Value {
-    let file = file(inner, row, tail);
+fn segment(files: &Files, row: &SegmentRow, tail: &Tail) -> Value {
+    let file = file(files, row, tail);
     let whole_at = row.whole_at_ms.map(rfc3339);
     let state = match &file {
         None if row.state == SegmentState::Whole => MISSING,
@@ -169,7 +179,7 @@ fn state_name(state: SegmentState) -> &'static str {
 }
 
 /// Where a segment's file lies below the data directory, and its length.
-fn file(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
+fn file(files: &Files, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
     if row.file_name == ACTIVE_FILE {
         // Sealed since, it lies under a name that the processor has not seen yet.
         let is_active = row.id.number() == Some(tail.number);
@@ -183,11 +193,7 @@ fn file(inner: &Inner, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
     // Twice in the archive: it may be moved there between two looks.
     let places = [archived.clone(), Some(row.file_name.clone()), archived];
     places.into_iter().flatten().find_map(|path| {
-        let bytes = inner
-            .app
-            .disk
-            .size_at(&inner.app.data_dir.join(&path))
-            .ok()?;
+        let bytes = files.disk.size_at(&files.data_dir.join(&path)).ok()?;
         Some((path, bytes))
     })
 }

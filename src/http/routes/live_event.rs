@@ -13,7 +13,7 @@ use super::Inner;
 use super::params::Params;
 use crate::http::cloudevents;
 use crate::http::counters::Route;
-use crate::http::engine::{Lane, Reply, Request};
+use crate::http::engine::{Lane, Reply, Request, reserve};
 use crate::http::intake::{self, Intake, IntakeError, Invalid};
 use crate::http::problem::{self, Problem};
 use crate::journal::{AppendError, Batch};
@@ -56,11 +56,11 @@ fn encoding(request: &Request) -> Result<Encoding, Problem> {
     }
 }
 
-/// Which crew takes the request: inflating may take its time.
+/// Which threads handle the request: inflating takes time.
 pub(super) fn lane(request: &Request) -> Result<Lane, Problem> {
     Ok(match encoding(request)? {
-        Encoding::Identity => Lane::Door,
-        Encoding::Gzip => Lane::Body,
+        Encoding::Identity => Lane::Io,
+        Encoding::Gzip => Lane::Worker,
     })
 }
 
@@ -155,15 +155,15 @@ fn inflated(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, Problem> {
 
 fn inflate(body: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {
     let usual = bytes_max.min(body.len().saturating_mul(INFLATED_BY));
-    let mut plain = Vec::with_capacity(usual);
+    let mut plain = Vec::new();
+    reserve(&mut plain, usual);
     let mut inflater = flate2::read::MultiGzDecoder::new(body).take(bytes_max as u64);
     inflater
         .by_ref()
         .take(usual as u64)
         .read_to_end(&mut plain)?;
     if plain.len() == usual {
-        // Addresses only: what was not written to yet is not there.
-        plain.reserve_exact(bytes_max - usual);
+        reserve(&mut plain, bytes_max);
         inflater.read_to_end(&mut plain)?;
     }
     Ok(plain)
@@ -201,7 +201,7 @@ fn append(inner: &Arc<Inner>, request: Request, wish: &Wish, mut intake: Intake)
             }
         }
     };
-    inner.app.journal.append(batch, Box::new(done));
+    inner.journal.append(batch, Box::new(done));
 }
 
 /// Answers once a GET would show the events, or says that they are durable.
@@ -224,7 +224,7 @@ fn when_applied(
         }
     };
     let deadline = Instant::now() + wait;
-    let progress = &inner.app.progress;
+    let progress = &inner.progress;
     progress.when_applied(position, deadline, Box::new(done));
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Whatever may be refused without the body is refused before it is read ([`Handler::admit`]), in
 //! this order: where it comes from (403), who sends it (401), what it asks for (404, 405), how
-//! its body is encoded (415). Nothing here blocks but what runs on the lookup crew.
+//! its body is encoded (415). Nothing here blocks but what runs on a thread that may: the database
+//! and the disk are out of reach elsewhere ([`Blocking`]).
 
 mod listings;
 mod live_event;
@@ -12,28 +13,51 @@ mod scrape;
 mod service;
 mod users;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
-use super::App;
+use uuid::Uuid;
+
 use super::auth::{self, Foreign, Listening, Tokens};
 use super::counters::{Counters, Route};
-use super::engine::{Admission, Handler, Lane, Method, Refusal, Reply, Request};
+use super::engine::{
+    Admission, Blocking, Handler, Lane, MayBlock, Method, Refusal, Reply, Request,
+};
 use super::problem::Problem;
+use crate::fs::Disk;
+use crate::health::Health;
+use crate::journal::Journal;
+use crate::store::{Progress, Readers};
 
 /// What every route may use.
 pub(super) struct Inner {
-    pub(super) app: App,
+    pub(super) journal: Journal,
+    pub(super) progress: Arc<Progress>,
+    pub(super) health: Arc<Health>,
+    /// Reading the database blocks.
+    pub(super) readers: Blocking<Readers>,
+    /// So does reading the disk.
+    pub(super) files: Blocking<Files>,
     /// `None`: no token is asked for.
     pub(super) tokens: Option<Tokens>,
     /// What the server listens on.
     pub(super) listening: Listening,
+    /// The name of the data directory.
+    pub(super) directory: Uuid,
+    pub(super) lost_log_lines: fn() -> u64,
     pub(super) counters: Arc<Counters>,
     /// Bytes of a body, as sent and inflated.
     pub(super) body_bytes_max: usize,
     pub(super) stopping: AtomicBool,
     pub(super) started_at: SystemTime,
+}
+
+/// The files that are looked at, for `/segments` and the metrics.
+pub(super) struct Files {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) data_dir: PathBuf,
 }
 
 /// The handler behind the engine.
@@ -70,6 +94,8 @@ enum NoCall {
 
 /// In debug builds the handler of this path panics; otherwise there is no such path.
 const PANIC: &str = "/panic";
+/// In debug builds the handler of this path takes 150 ms of its thread.
+const SLOW: &str = "/slow";
 const GET: &str = "GET, HEAD, OPTIONS";
 const POST: &str = "POST, OPTIONS";
 const ALL: &str = "GET, HEAD, POST, OPTIONS";
@@ -117,26 +143,6 @@ fn is_one_segment(id: &str) -> bool {
     !id.is_empty() && !id.contains('/')
 }
 
-impl Call<'_> {
-    fn route(self) -> Route {
-        match self {
-            Self::LiveEvent => Route::LiveEvent,
-            Self::User(_) => Route::User,
-            Self::Users => Route::Users,
-            Self::Flush => Route::Flush,
-            Self::Segments => Route::Segments,
-            Self::Rejected => Route::Rejected,
-            Self::Healthz
-            | Self::Readyz
-            | Self::Status
-            | Self::Metrics
-            | Self::Openapi
-            | Self::StatusPage => Route::Service,
-            Self::Allowed(_) => Route::Other,
-        }
-    }
-}
-
 /// A target's parts: what it was sent to (only a whole URL says), path, query.
 fn split_target(target: &str) -> (Option<&str>, &str, &str) {
     let scheme = target.find("://").filter(|_| !target.starts_with('/'));
@@ -160,8 +166,23 @@ impl Inner {
         request.answer(reply);
     }
 
+    /// Answers with what is found on a thread that may block.
+    fn answer_blocking(
+        self: &Arc<Self>,
+        request: Request,
+        route: Route,
+        query: &str,
+        find: fn(&Self, &str, &MayBlock) -> Result<Reply, Problem>,
+    ) {
+        let (inner, query) = (Arc::clone(self), query.to_owned());
+        request.on_blocking_thread(move |request, may_block| {
+            let reply = find(&inner, &query, may_block).unwrap_or_else(Problem::reply);
+            inner.answer(request, route, reply);
+        });
+    }
+
     /// What can be said against a request by its head alone.
-    fn object(&self, request: &Request) -> Result<(Route, Lane), (Route, Problem)> {
+    fn object(&self, request: &Request) -> Result<Lane, (Route, Problem)> {
         let (authority, path, _) = split_target(request.target());
         let host = authority.or_else(|| request.header("Host"));
         let foreign = auth::check_origin(&self.listening, host, request.header("Origin"));
@@ -172,27 +193,24 @@ impl Inner {
         {
             return Err((Route::Other, unauthorized()));
         }
-        if cfg!(debug_assertions) && path == PANIC {
-            return Ok((Route::Other, Lane::Door));
+        if cfg!(debug_assertions) && [PANIC, SLOW].contains(&path) {
+            return Ok(Lane::Io);
         }
         let call = call(request.method(), path).map_err(|none| (Route::Other, no_call(none)))?;
         let lane = match call {
             Call::LiveEvent => {
                 live_event::lane(request).map_err(|problem| (Route::LiveEvent, problem))?
             }
-            Call::User(_) | Call::Users | Call::Segments | Call::Rejected | Call::Metrics => {
-                Lane::Lookup
-            }
-            _ => Lane::Door,
+            _ => Lane::Io,
         };
-        Ok((call.route(), lane))
+        Ok(lane)
     }
 }
 
 impl Handler for Routes {
     fn admit(&self, request: &Request) -> Admission {
         match self.inner.object(request) {
-            Ok((_, lane)) => Admission::Take(lane),
+            Ok(lane) => Admission::Take(lane),
             Err((route, problem)) => {
                 self.inner.counters.answered(route, problem.status());
                 Admission::Refuse(problem.reply())
@@ -209,6 +227,10 @@ impl Handler for Routes {
             !(cfg!(debug_assertions) && path == PANIC),
             "as it was asked to"
         );
+        if cfg!(debug_assertions) && path == SLOW {
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_millis(150) {}
+        }
         match call(request.method(), path) {
             Ok(Call::LiveEvent) => live_event::post(inner, request, query),
             Ok(Call::User(id)) => users::one(inner, request, id, query),
@@ -233,19 +255,20 @@ impl Handler for Routes {
     fn refusal(&self, refusal: Refusal) -> Reply {
         let problem = Problem::of_refusal(refusal, self.inner.body_bytes_max);
         self.inner.counters.answered(Route::Other, problem.status());
+        self.inner.counters.refused(refusal);
         problem.reply()
     }
 
     fn drain_ends(&self) {
-        self.inner.app.progress.end_waiting();
+        self.inner.progress.end_waiting();
     }
 
     fn accepting(&self, works: bool) {
-        let health = &self.inner.app.health;
+        let health = &self.inner.health;
         if works {
             health.clear("http");
         } else {
-            let reason = "connections are not accepted just now (too many open files, or a flood of requests); trying again";
+            let reason = "cannot accept connections: no descriptor is left, or all connections that may be open are in use; retrying";
             health.set("http", reason);
         }
     }

@@ -1,59 +1,61 @@
-//! `GET /metrics`: a snapshot for Prometheus. Runs on the lookup crew: it reads the database and the
-//! data directory, and leaves out what either does not tell.
+//! `GET /metrics`: a snapshot for Prometheus. It reads the database and the data
+//! directory, on a thread that may block, and leaves out what either does not tell.
 
 use std::sync::Arc;
 
 use super::{Inner, service};
 use crate::http::counters::Route;
-use crate::http::engine::{Reply, Request};
+use crate::http::engine::{Figures, MayBlock, Reply, Request};
 use crate::http::metrics::{CONTENT_TYPE, Process, Segments, Snapshot};
 use crate::store::SegmentState;
 
 /// The figures now.
 pub(super) fn metrics(inner: &Arc<Inner>, request: Request) {
-    let text = snapshot(inner, &request).render();
-    let reply = Reply::new(200, CONTENT_TYPE, text.into_bytes());
-    inner.answer(request, Route::Service, reply);
+    let inner = Arc::clone(inner);
+    request.on_blocking_thread(move |request, may_block| {
+        let text = snapshot(&inner, request.figures(), may_block).render();
+        let reply = Reply::new(200, CONTENT_TYPE, text.into_bytes());
+        inner.answer(request, Route::Service, reply);
+    });
 }
 
-fn snapshot(inner: &Inner, request: &Request) -> Snapshot {
-    let app = &inner.app;
+fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
+    let files = inner.files.get(may_block);
     let (events, ledger, _) = service::accounts(inner);
-    let tail = app.journal.tail();
-    let (queue_bytes, queue_bytes_max) = app.journal.queued_bytes();
-    let figures = request.figures();
+    let tail = inner.journal.tail();
+    let (queue_bytes, queue_bytes_max) = inner.journal.queued_bytes();
     Snapshot {
         started_at: inner.started_at,
-        unready_reasons: service::reasons(inner, request).len() as u64,
+        unready_reasons: service::reasons(inner).len() as u64,
         received: events.received,
         accepted: events.accepted,
         refused: events.refused,
         ledger: Some(ledger),
-        lag_seconds: app.progress.lag_seconds(),
+        lag_seconds: inner.progress.lag_seconds(),
         queue_bytes,
         queue_bytes_max,
-        segments: segments(inner),
+        segments: segments(inner, may_block),
         active_segment_bytes: tail.durable_end,
-        data_bytes: app.disk.used_bytes(&app.data_dir).ok(),
-        disk_free_bytes: app.disk.free_bytes(&app.data_dir).ok(),
+        data_bytes: files.disk.used_bytes(&files.data_dir).ok(),
+        disk_free_bytes: files.disk.free_bytes(&files.data_dir).ok(),
         ack: inner.counters.ack().snapshot(),
-        flush: app.progress.flushes().snapshot(),
+        flush: inner.progress.flushes().snapshot(),
         requests: inner
             .counters
             .requests()
             .map(|(route, status, count)| (route.name(), status, count))
             .collect(),
-        requests_in_flight: figures.in_flight as u64,
-        requests_abandoned: figures.abandoned,
-        lost_log_lines: (app.lost_log_lines)(),
+        http_refused: inner.counters.refusals().collect(),
+        http: figures,
+        lost_log_lines: (inner.lost_log_lines)(),
         process: Process::read(),
     }
 }
 
 /// `None` where the database can't be read: `/readyz` says why.
-fn segments(inner: &Inner) -> Option<Segments> {
+fn segments(inner: &Inner, may_block: &MayBlock) -> Option<Segments> {
     let mut segments = Segments::default();
-    for (state, count) in inner.app.readers.segment_counts().ok()? {
+    for (state, count) in inner.readers.get(may_block).segment_counts().ok()? {
         *match state {
             SegmentState::Active => &mut segments.active,
             SegmentState::Sealed => &mut segments.sealed,

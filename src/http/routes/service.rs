@@ -1,5 +1,6 @@
 //! `POST /flush`, `/healthz`, `/readyz`, `/status`: the service about itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,6 @@ use crate::store::{Ledger, Run, Waited};
 
 const FLUSH_WAIT_DEFAULT: Duration = Duration::from_mins(1);
 const FLUSH_WAIT_MAX: Duration = Duration::from_mins(10);
-/// So many abandoned requests are somebody's doing, and soon a want of threads.
-const ABANDONED_MAX: u64 = 500;
 
 /// Rotates, then answers once all that was acknowledged before is applied.
 pub(super) fn flush(inner: &Arc<Inner>, request: Request, query: &str) {
@@ -36,7 +35,7 @@ pub(super) fn flush(inner: &Arc<Inner>, request: Request, query: &str) {
             }
         }
     };
-    inner.app.journal.rotate(Box::new(done));
+    inner.journal.rotate(Box::new(done));
 }
 
 fn when_applied(inner: &Arc<Inner>, request: Request, position: Position, deadline: Instant) {
@@ -47,12 +46,12 @@ fn when_applied(inner: &Arc<Inner>, request: Request, position: Position, deadli
             inner.answer(request, Route::Flush, reply);
         }
     };
-    let progress = &inner.app.progress;
+    let progress = &inner.progress;
     progress.when_applied(position, deadline, Box::new(done));
 }
 
 fn flushed(inner: &Inner, position: Position, waited: Waited) -> Reply {
-    let progress = &inner.app.progress;
+    let progress = &inner.progress;
     let applied = progress.applied().to_string();
     let problem = match waited {
         Waited::Applied => {
@@ -84,7 +83,7 @@ pub(super) fn healthz(inner: &Inner, request: Request) {
 
 /// It can do its work, or why not.
 pub(super) fn readyz(inner: &Inner, request: Request) {
-    let reasons = reasons(inner, &request);
+    let reasons = reasons(inner);
     let reply = if reasons.is_empty() {
         Reply::json(200, "{\"ready\":true}".into())
     } else {
@@ -97,25 +96,19 @@ pub(super) fn readyz(inner: &Inner, request: Request) {
 /// among the unaccounted, and so is the reverse.
 pub(super) fn accounts(inner: &Inner) -> (Events, Ledger, Run) {
     let before = inner.counters.events();
-    let lines = inner.app.journal.tail().lines;
+    let lines = inner.journal.tail().lines;
     let events = inner.counters.events();
-    let journal = &inner.app.journal;
-    let (mut ledger, run) = inner.app.progress.ledger(|| journal.tail().lines);
+    let journal = &inner.journal;
+    let (mut ledger, run) = inner.progress.ledger(|| journal.tail().lines);
     ledger.unaccounted += Events::unaccounted(before, lines, events).unwrap_or(0);
     (events, ledger, run)
 }
 
 /// What stands in the way of its work, in words.
-pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
-    let mut reasons = inner.app.health.reasons();
-    let abandoned = request.figures().abandoned;
-    if abandoned > ABANDONED_MAX {
-        reasons.push(format!(
-            "{abandoned} requests announced bodies that no server takes; each holds a thread and two descriptors until a restart"
-        ));
-    }
+pub(super) fn reasons(inner: &Inner) -> Vec<String> {
+    let mut reasons = inner.health.reasons();
     let before = inner.counters.events();
-    let lines = inner.app.journal.tail().lines;
+    let lines = inner.journal.tail().lines;
     if let Some(off @ (1.. | ..=-1)) = Events::unaccounted(before, lines, inner.counters.events()) {
         let (accepted, off) = (before.accepted, off.abs());
         reasons.push(format!(
@@ -130,16 +123,18 @@ pub(super) fn reasons(inner: &Inner, request: &Request) -> Vec<String> {
 
 /// The ledger.
 pub(super) fn status(inner: &Inner, request: Request) {
-    let progress = &inner.app.progress;
+    let progress = &inner.progress;
     let (events, ledger, run) = accounts(inner);
-    let tail = inner.app.journal.tail();
-    let reasons = reasons(inner, &request);
+    let tail = inner.journal.tail();
+    let reasons = reasons(inner);
+    let refusals = inner.counters.refusals().filter(|(_, count)| *count > 0);
+    let refused: BTreeMap<_, _> = refusals.collect();
     let end = Position {
         segment: tail.number,
         offset: tail.durable_end,
     };
     let body = json!({
-        "directory": inner.app.directory,
+        "directory": inner.directory,
         "position": end.to_string(),
         "received": events.received,
         "accepted": events.accepted,
@@ -159,6 +154,7 @@ pub(super) fn status(inner: &Inner, request: Request) {
             "found": run.found,
             "settled": run.settled,
         },
+        "httpRefused": refused,
         "lagSeconds": progress.lag_seconds(),
         "ready": reasons.is_empty(),
         "reasons": reasons,

@@ -1,7 +1,7 @@
 //! `GET /userEvents/{userId}` and `GET /userEvents`: totals out.
 //!
-//! Runs on the lookup crew. Waiting for a position holds no thread: the progress calls back, and
-//! the request goes to the crew again.
+//! The database is read on a thread that may block. Waiting for a position holds no thread: the
+//! progress calls back.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::Inner;
 use super::params::{self, Params};
 use crate::http::counters::Route;
-use crate::http::engine::{Reply, Request};
+use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
 use crate::segment::Position;
 use crate::store::{Order, StoreError, UserTotal, Waited};
@@ -27,20 +27,24 @@ pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &st
         Ok(asked) => asked,
         Err(problem) => return inner.answer(request, Route::User, problem.reply()),
     };
+    let inner_then = Arc::clone(inner);
+    let look_up = move |request: Request| {
+        request.on_blocking_thread(move |request, may_block| {
+            let reply = total(&inner_then, &id, may_block);
+            inner_then.answer(request, Route::User, reply);
+        });
+    };
     let Some(after) = after else {
-        return inner.answer(request, Route::User, total(inner, &id));
+        return look_up(request);
     };
     let done = {
         let inner = Arc::clone(inner);
         move |waited| match waited {
-            // Called on a thread that must not wait for the database.
-            Waited::Applied => request.on_lookup_crew(move |request| {
-                inner.answer(request, Route::User, total(&inner, &id));
-            }),
+            Waited::Applied => look_up(request),
             other => inner.answer(request, Route::User, not_applied(&inner, other).reply()),
         }
     };
-    let progress = &inner.app.progress;
+    let progress = &inner.progress;
     progress.when_applied(after, Instant::now() + wait, Box::new(done));
 }
 
@@ -55,7 +59,7 @@ fn asked(raw_id: &str, query: &str) -> Result<(String, Option<Position>, Duratio
 
 /// Why a position that was waited for is not applied.
 pub(super) fn not_applied(inner: &Inner, waited: Waited) -> Problem {
-    let progress = &inner.app.progress;
+    let progress = &inner.progress;
     match waited {
         Waited::Lost => Problem::new(
             410,
@@ -76,8 +80,8 @@ pub(super) fn not_applied(inner: &Inner, waited: Waited) -> Problem {
     }
 }
 
-fn total(inner: &Inner, id: &str) -> Reply {
-    match inner.app.readers.user(id) {
+fn total(inner: &Inner, id: &str, may_block: &MayBlock) -> Reply {
+    match inner.readers.get(may_block).user(id) {
         Ok(Some(total)) => {
             let mut json = String::with_capacity(128);
             push_user(&mut json, &total);
@@ -90,8 +94,8 @@ fn total(inner: &Inner, id: &str) -> Reply {
 
 /// No such user yet: what is not applied yet may be theirs.
 fn unknown(inner: &Inner) -> Problem {
-    let progress = &inner.app.progress;
-    let pending = progress.ledger(|| inner.app.journal.tail().lines).0.pending;
+    let progress = &inner.progress;
+    let pending = progress.ledger(|| inner.journal.tail().lines).0.pending;
     let detail = if pending == 0 {
         "no event of this user has been applied, and none is pending".to_owned()
     } else if progress.applies_elsewhere() {
@@ -108,11 +112,10 @@ fn unknown(inner: &Inner) -> Problem {
 
 /// A page of users.
 pub(super) fn list(inner: &Arc<Inner>, request: Request, query: &str) {
-    let reply = page(inner, query).unwrap_or_else(Problem::reply);
-    inner.answer(request, Route::Users, reply);
+    inner.answer_blocking(request, Route::Users, query, page);
 }
 
-fn page(inner: &Inner, query: &str) -> Result<Reply, Problem> {
+fn page(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Problem> {
     let params = Params::parse(query, &["order", "limit", "cursor"])?;
     let orders = [
         ("userId", Order::UserId),
@@ -122,8 +125,8 @@ fn page(inner: &Inner, query: &str) -> Result<Reply, Problem> {
     let order = params.one_of("order", &orders)?;
     let limit = params.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
     let page = inner
-        .app
         .readers
+        .get(may_block)
         .users(order, limit, params.get("cursor"))
         .map_err(|error| unreadable(&error))?
         .ok_or_else(|| {
