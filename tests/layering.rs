@@ -323,7 +323,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("journal", &["fs", "health", "segment", "timestamp"]),
     ("lib", &[]),
-    ("logging", &["cli", "http"]),
+    ("logging", &["cli"]),
     (
         "main",
         &[
