@@ -87,7 +87,7 @@ pub(super) fn open_reader(path: &Path) -> Result<Option<Reading>, StoreError> {
     clippy::disallowed_methods,
     reason = "the one place where databases are opened; the pool of readers has another"
 )]
-fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+pub(super) fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(path, flags)
 }
 
