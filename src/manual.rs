@@ -60,6 +60,12 @@ What could not be trusted, and why.
 .TP
 \fIdata/revenue.db\fR
 Totals, in SQLite; it can be made again from the files.
+.TP
+\fImanifest.json\fR
+In a backup: its files, with lengths and checksums.
+.TP
+\fIdata/restore.json\fR
+A restore is unfinished.
 .SH EXIT STATUS
 .TP
 0
