@@ -106,7 +106,10 @@ fn a_backup_under_load_holds_all_that_was_acknowledged_before_it_began() {
 #[test]
 #[ignore = "the same for longer"]
 fn fifty_backups_under_load() {
-    under_load(50);
+    // Of ten directories, so that the later ones do not take minutes each.
+    for _ in 0..10 {
+        under_load(5);
+    }
 }
 
 /// Red if the files are copied before the database, if the active file is left out, if what is
