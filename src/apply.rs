@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
+use crate::backup;
 use crate::config::{DatabaseMode, ProcessConfig, Say};
 use crate::exit::Exit;
 use crate::fs::{Disk, Lock, LockError, RealDisk};
@@ -28,6 +29,8 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let dir = &config.data_dir;
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let _lock = Lock::take(&dir.join(PROCESS_LOCK))?;
+    backup::refuse_unfinished(dir)?;
+    backup::refuse_backup(dir)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     // Held to the end by a rebuild: nobody may open the database meanwhile.
     let serve_lock = match (config.database, Lock::take(&dir.join(SERVE_LOCK))) {
@@ -92,7 +95,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
 }
 
 /// Seals the active segment; the caller holds `serve.lock`.
-fn seal(dir: &Path, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
+pub(crate) fn seal(dir: &Path, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
     let health = Arc::new(Health::default());
     let (journal, committer) = serve::open_journal(dir, disk, JournalConfig::default(), &health)?;
     let (sender, sealed) = crossbeam_channel::bounded(1);

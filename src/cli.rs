@@ -113,6 +113,10 @@ pub enum Command {
     Process(ProcessArgs),
     /// Recount from the files and compare with the database
     Verify(VerifyArgs),
+    /// Copy a data directory, also beside a running server
+    Backup(BackupArgs),
+    /// Put a backup back into a data directory; the server must be stopped
+    Restore(RestoreArgs),
     /// Show totals, read from the database
     Query(QueryArgs),
     /// Write a workload of made-up events to stdout
@@ -364,6 +368,48 @@ Examples:
 Exit codes: 0 files and database agree; 1 they differ, or it could not be told.")]
 pub struct VerifyArgs {
     /// Where events and totals are kept
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    #[arg(env = "TALLYLINE_DATA_DIR")]
+    pub data_dir: PathBuf,
+}
+
+/// `tallyline backup`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tallyline backup /backup/2026-11-22
+  tallyline backup /backup/2026-11-22 --data-dir /var/lib/tallyline --verify
+
+The backup holds every event that was acknowledged before it began. It appears under its name only
+when it is complete. `tallyline verify --data-dir DIR` checks it at any time.")]
+pub struct BackupArgs {
+    /// The backup to create; must not exist, and must lie outside the data directory
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Where events and totals are kept
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    #[arg(env = "TALLYLINE_DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// Recount the finished backup and compare with its database
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// `tallyline restore`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tallyline restore /backup/2026-11-22
+  tallyline restore /backup/2026-11-22 --data-dir /var/lib/tallyline
+
+Files are added where they are missing and never replaced; the database is replaced, the old one kept
+in quarantine/. What the files there hold beyond the backup is applied at the next start. If it is
+interrupted, run it again: until then the directory is not used.")]
+pub struct RestoreArgs {
+    /// The backup
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Where to restore it; created if missing
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,

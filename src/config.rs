@@ -15,7 +15,9 @@ use std::time::Duration;
 pub use self::send::{Ids, Input, Repeat, Report, SendConfig, Token};
 pub use self::serve::{Access, Effective, Processing, ServeConfig};
 pub use self::units::{Size, SizeError, Span, SpanError};
-use crate::cli::{DemoArgs, ProcessArgs, QueryArgs, ServeArgs, TortureArgs, VerifyArgs};
+use crate::cli::{
+    BackupArgs, DemoArgs, ProcessArgs, QueryArgs, RestoreArgs, ServeArgs, TortureArgs, VerifyArgs,
+};
 use crate::http;
 
 /// What was asked for can't be: exit code 2, with what to ask for instead.
@@ -165,6 +167,66 @@ impl VerifyConfig {
     /// The flags.
     pub fn new(args: VerifyArgs, quiet: bool) -> Self {
         Self {
+            data_dir: args.data_dir,
+            say: Say::of(quiet),
+        }
+    }
+}
+
+/// `tallyline backup`.
+#[derive(Clone, Debug)]
+pub struct BackupConfig {
+    /// The backup to create.
+    pub dir: PathBuf,
+    /// What is copied. Default `data`.
+    pub data_dir: PathBuf,
+    /// Whether to recount the finished backup.
+    pub check: CheckBackup,
+    /// Whether a backup in which all went well says so.
+    pub say: Say,
+}
+
+/// What is done with a finished backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckBackup {
+    /// Nothing.
+    No,
+    /// It is recounted, as by `verify`.
+    Recount,
+}
+
+impl BackupConfig {
+    /// The flags.
+    pub fn new(args: BackupArgs, quiet: bool) -> Self {
+        Self {
+            dir: args.dir,
+            data_dir: args.data_dir,
+            check: if args.verify {
+                CheckBackup::Recount
+            } else {
+                CheckBackup::No
+            },
+            say: Say::of(quiet),
+        }
+    }
+}
+
+/// `tallyline restore`.
+#[derive(Clone, Debug)]
+pub struct RestoreConfig {
+    /// The backup.
+    pub dir: PathBuf,
+    /// Where it is restored. Default `data`.
+    pub data_dir: PathBuf,
+    /// Whether a restore in which all went well says so.
+    pub say: Say,
+}
+
+impl RestoreConfig {
+    /// The flags.
+    pub fn new(args: RestoreArgs, quiet: bool) -> Self {
+        Self {
+            dir: args.dir,
             data_dir: args.data_dir,
             say: Say::of(quiet),
         }

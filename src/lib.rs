@@ -121,6 +121,7 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod apply;
+pub mod backup;
 pub mod cli;
 pub mod client;
 pub mod config;

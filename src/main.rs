@@ -4,11 +4,14 @@ use std::process::ExitCode;
 
 use tallyline::cli::{Cli, Command, LogFormat};
 use tallyline::config::{
-    DemoConfig, ProcessConfig, SendConfig, ServeConfig, UsageError, VerifyConfig,
+    BackupConfig, DemoConfig, ProcessConfig, RestoreConfig, SendConfig, ServeConfig, UsageError,
+    VerifyConfig,
 };
 use tallyline::exit::Exit;
 use tallyline::logging::{self, Manner};
-use tallyline::{apply, client, demo, generate, manual, query, serve, stop, torture, verify};
+use tallyline::{
+    apply, backup, client, demo, generate, manual, query, serve, stop, torture, verify,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::of_this_process();
@@ -56,6 +59,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Send(args) => client::run(&SendConfig::new(*args, cli.logging.quiet)?),
         Command::Process(args) => apply::run(&ProcessConfig::new(args, cli.logging.quiet)?),
         Command::Verify(args) => verify::run(&VerifyConfig::new(args, cli.logging.quiet)),
+        Command::Backup(args) => backup::run_backup(&BackupConfig::new(args, cli.logging.quiet)),
+        Command::Restore(args) => backup::run_restore(&RestoreConfig::new(args, cli.logging.quiet)),
         Command::Query(args) => query::run(&args.into()),
         Command::Generate(args) => generate::run(&args),
         Command::Completions(args) => manual::completions(args.shell),

@@ -66,6 +66,12 @@ A UUID that names the directory.
 .TP
 \fIFILE.tallyline\-state\fR
 What \fBtallyline send\fR has sent of FILE, and to which data directories.
+.TP
+\fImanifest.json\fR
+In a backup: its files, with lengths and checksums.
+.TP
+\fIdata/restore.json\fR
+A restore is unfinished.
 .SH EXIT STATUS
 .TP
 0

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, select};
 
+use crate::backup;
 use crate::config::{Access, Processing, ServeConfig};
 use crate::exit::Exit;
 use crate::fs::{self as disk_fs, Disk, Lock, MeteredDisk, UsageThread};
@@ -90,6 +91,8 @@ impl Server {
         let dir = &config.data_dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let locks = lock(dir, config.processing)?;
+        backup::refuse_unfinished(dir)?;
+        backup::refuse_backup(dir)?;
         warn_of_file_system(dir);
         let mut parts = Parts::default();
         let address = parts.start(config, &locks)?;
@@ -368,6 +371,9 @@ fn report(recovery: &Recovery) {
         tracing::error!(
             "segment {number} is lost: events.jsonl was gone or empty; see quarantine/"
         );
+    }
+    if let Some(contradiction) = &recovery.contradiction {
+        tracing::error!("{contradiction}");
     }
     if let Some(path) = &recovery.imported {
         tracing::warn!(

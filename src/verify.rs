@@ -1,6 +1,7 @@
 //! `tallyline verify`: recounts the files and compares with the database; also beside a server.
 //!
-//! Each difference is a line on stdout as it is found, then what no file proves, then the verdict.
+//! Each difference is a line on stdout as it is found, then what no file proves, then the verdict. Of a
+//! backup, every file is first compared with its manifest.
 
 use std::fmt::Write as _;
 
@@ -13,7 +14,7 @@ use crate::exit::Exit;
 use crate::fs::RealDisk;
 use crate::manual::{self, counted};
 use crate::process::{self, Finding, ProcessConfig, Verdict};
-use crate::{apply, logging};
+use crate::{apply, backup, logging};
 
 /// Exit code 0 if files and database agree, 1 if they differ or it can't be told.
 pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
@@ -24,8 +25,22 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
             config.data_dir.display()
         );
     }
+    backup::refuse_unfinished(&config.data_dir)?;
     let bar = apply::bar();
     let mut lost_words = None;
+    let mut faults = 0;
+    let mut on_fault = |words: String| {
+        faults += 1;
+        let line = format!("DIFFERS: {words}\n");
+        if let Err(error) = logging::bars().suspend(|| manual::print(line.as_bytes())) {
+            lost_words.get_or_insert(error);
+        }
+    };
+    let mut on_progress = |bytes, bytes_total| {
+        bar.set_length(bytes_total);
+        bar.set_position(bytes);
+    };
+    let backup = backup::check(&config.data_dir, &mut on_fault, &mut on_progress)?;
     let mut on_finding = |finding: &Finding| {
         let line = match finding {
             Finding::Differs(words) => format!("DIFFERS: {words}\n"),
@@ -37,16 +52,29 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
             lost_words.get_or_insert(error);
         }
     };
-    let mut on_progress = |bytes, bytes_total| {
-        bar.set_length(bytes_total);
-        bar.set_position(bytes);
-    };
     let verdict = process::verify(&process, &RealDisk, &mut on_finding, &mut on_progress)?;
     bar.finish_and_clear();
     if let Some(error) = lost_words {
         return Err(error);
     }
+    if backup.is_some() && (config.say == Say::All || faults > 0) {
+        let words = match faults {
+            0 => "every file of the backup is as its manifest says\n".to_owned(),
+            faults => format!(
+                "the backup is not as its manifest says: {}\n",
+                counted(faults, "difference")
+            ),
+        };
+        manual::print(words.as_bytes())?;
+    }
     let Some(verdict) = verdict else {
+        if backup == Some(false) {
+            return Ok(if faults == 0 {
+                Exit::Done
+            } else {
+                Exit::Failed
+            });
+        }
         bail!(
             "there is no database {}; `tallyline serve` or `tallyline process` makes it, --data-dir says where",
             process.database().display()
@@ -55,7 +83,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     if config.say == Say::All || !verdict.agrees() {
         manual::print(in_words(&verdict).as_bytes())?;
     }
-    Ok(if verdict.agrees() {
+    Ok(if verdict.agrees() && faults == 0 {
         Exit::Done
     } else {
         Exit::Failed

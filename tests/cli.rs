@@ -6,12 +6,14 @@ use super::harness::{
     Process, Scratch, Server, arg, event, names_in, recount_files, run, run_with_input, tallyline,
 };
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 12] = [
     "demo",
     "serve",
     "send",
     "process",
     "verify",
+    "backup",
+    "restore",
     "query",
     "generate",
     "completions",

@@ -17,6 +17,7 @@
 mod harness; // start, stop, kill, talk to, and recount behind the back of the binary
 
 mod access; // tokens, Origin, Host
+mod backup; // backup and restore: under load, over other files, killed, damaged
 mod bad_input; // every kind of body that is refused, and how the refusal is worded
 mod bounded; // what one client may cost at most
 mod cli; // flags, exit codes, what is refused before anything starts

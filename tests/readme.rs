@@ -116,7 +116,8 @@ fn every_flag_is_documented_and_no_other() {
     let readme = readme();
     let mut known = flags(&run(&["--help"]).expect(0).stdout);
     for command in [
-        "demo", "serve", "send", "process", "verify", "query", "generate", "torture",
+        "demo", "serve", "send", "process", "verify", "backup", "restore", "query", "generate",
+        "torture",
     ] {
         let found = flags(&run(&[command, "--help"]).expect(0).stdout);
         assert!(!found.is_empty(), "{command}");

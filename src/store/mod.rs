@@ -22,6 +22,7 @@
 
 mod alone;
 mod apply;
+mod copy;
 mod delta;
 mod family;
 mod open;
@@ -38,6 +39,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::alone::is_in_use;
 pub use self::apply::{Applied, Delta, Outcome, Range, RangeEnd, Source};
+pub use self::copy::{Copied, copy_database};
 pub use self::delta::{IdEvent, IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, Sums, UserLine};
 pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
 pub use self::progress::{Applies, Ledger, Lost, Progress, Run, Settled, Waited};

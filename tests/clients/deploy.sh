@@ -119,17 +119,19 @@ check_backup() {
     serve --rotate-every 50ms
     "$bin" generate --events 20000 --users 100 --seed 7 >"$tmp/events.jsonl"
     head -n 10000 "$tmp/events.jsonl" | "$bin" send - --to "$url" --quiet
-    # While more comes in, so that files are sealed and moved under the script's hands.
+    # While more comes in, so that files are sealed and archived during the copy.
     tail -n +10001 "$tmp/events.jsonl" | "$bin" send - --to "$url" --quiet --batch 50 &
-    "$deploy/backup.sh" "$tmp/data" "$tmp/backup" "$url"
+    "$bin" backup "$tmp/backup" --data-dir "$tmp/data" --verify --quiet
     wait $!
     post "$url/flush" '' >/dev/null
+    ! "$bin" restore "$tmp/backup" --data-dir "$tmp/data" 2>/dev/null || fail "restored under a server"
+    ok "restore refuses a directory in which a server runs"
     stop "$server"
     before=$(totals "$tmp/data")
 
     # The database lost: the backup's, and the files it does not know yet.
     echo garbage >"$tmp/data/revenue.db"
-    "$deploy/restore.sh" "$tmp/backup" "$tmp/data"
+    "$bin" restore "$tmp/backup" --data-dir "$tmp/data" --quiet
     "$bin" process --data-dir "$tmp/data" --quiet >/dev/null
     after=$(totals "$tmp/data")
     [[ $before == "$after" ]] || fail "other totals after the database was restored"
@@ -137,18 +139,13 @@ check_backup() {
     ok "a lost database, restored: the same totals, and verify agrees"
 
     # The whole machine lost: what the backup has, and that is at least what was there before it.
-    "$deploy/restore.sh" "$tmp/backup" "$tmp/other"
+    "$bin" restore "$tmp/backup" --data-dir "$tmp/other" --quiet
     "$bin" process --data-dir "$tmp/other" --quiet >/dev/null
     "$bin" verify --data-dir "$tmp/other" --quiet >/dev/null
     local events
     events=$(sqlite3 "$tmp/other/revenue.db" 'SELECT sum(events) FROM user_total')
     ((events >= 10000)) || fail "only $events events in the backup"
     ok "a lost machine, restored: $events events, verify agrees"
-
-    serve
-    ! "$deploy/restore.sh" "$tmp/backup" "$tmp/data" 2>/dev/null || fail "restored under a server"
-    stop "$server"
-    ok "restore.sh refuses under a running server"
 }
 
 check_actions() {

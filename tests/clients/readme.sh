@@ -99,19 +99,17 @@ check_run() {
             bash -c "$line" >>"$tmp/run.log"
             post "$url/flush" '' >/dev/null
             ;;
-        *'VACUUM INTO'*)
+        'tallyline backup '*)
             running
-            bash -c "$line"
-            # What the backup does not know is in the files.
-            tallyline send events.jsonl --quiet
+            bash -c "$line" >>"$tmp/run.log"
             stopped
             totals=$(tallyline query --csv | cut -d, -f1-3)
             ;;
-        'rm -f data/revenue.db'*)
-            bash -c "$line"
-            tallyline process --quiet
-            same "totals after the restore" "$(tallyline query --csv | cut -d, -f1-3)" "$totals" >/dev/null
-            tallyline verify --quiet
+        'tallyline restore '*)
+            bash -c "$line" >>"$tmp/run.log"
+            tallyline process --data-dir restored --quiet
+            same "totals after the restore" "$(tallyline query --csv --data-dir restored | cut -d, -f1-3)" "$totals" >/dev/null
+            tallyline verify --data-dir restored --quiet
             ;;
         'tallyline torture '*) bash -c "${line/--rounds 20/--rounds 2}" >>"$tmp/run.log" ;; # tests/torture.rs has more
         'tallyline process'* | 'tallyline completions'* | 'tallyline man'*)

@@ -1,0 +1,526 @@
+//! Putting a backup back.
+//!
+//! Both locks of the target are held. The backup is checked against its manifest, and the target
+//! against the backup (see [`target`](super::target)): whatever is refused is refused before anything
+//! is changed. Then, in steps that can each be done again:
+//!
+//! 1. `restore.json`: from here on nothing else uses the directory until the restore is finished.
+//! 2. A target without `directory.json` gets the backup's.
+//! 3. Files that are the beginning of one in the backup are moved to `quarantine/`: the backup's is
+//!    added in their place. All of their bytes are in it.
+//! 4. The active file is sealed, under the label of the directory in which it was written. In a
+//!    target with another UUID, its segments are imported files from then on, and count once.
+//! 5. Missing files are added; none is replaced.
+//! 6. The old database is moved to `quarantine/`, with its `-wal`, and the backup's put in place.
+//! 7. `directory.json`: the backup's UUID, and the number after the highest.
+//! 8. `restore.json` is removed.
+//!
+//! The database knows a subset of the files then, as after a crash, and the next start applies the
+//! rest. What only the old database knew was refused before.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
+
+use super::manifest::{self, Fault, Manifest};
+use super::target::{self, Plan};
+use super::{BLOCK, RESTORE_FILE, checksum, exists, parent, refuse_backup, sync_parent};
+use crate::apply;
+use crate::config::UsageError;
+use crate::fs::{self as disk_fs, DirHold, Disk, DiskFile, Lock, RealDisk, with_suffix};
+use crate::journal::{Catalog, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
+use crate::segment::ACTIVE_FILE;
+use crate::serve::{PROCESS_LOCK, SERVE_LOCK};
+use crate::store::DATABASE_FILE;
+use crate::timestamp;
+
+/// What a restore did.
+#[derive(Debug, Default)]
+pub(super) struct Restored {
+    /// Files added, the database not counted.
+    pub(super) added: u64,
+    /// Segments of the backup that were there.
+    pub(super) present: u64,
+    /// Where the old database is now.
+    pub(super) old_database: Option<PathBuf>,
+}
+
+/// `restore.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    backup: String,
+    started: String,
+}
+
+/// The backup that an unfinished restore of this directory is from.
+pub(super) fn backup_named_in(data_dir: &Path) -> Option<String> {
+    Some(read_marker(data_dir)?.backup)
+}
+
+fn read_marker(data_dir: &Path) -> Option<Marker> {
+    let text = disk_fs::read(&data_dir.join(RESTORE_FILE)).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Restores `backup` to `data_dir`. `on_progress` gets bytes checked or copied, and of how many.
+pub(super) fn restore(
+    backup: &Path,
+    data_dir: &Path,
+    on_progress: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<Restored> {
+    let manifest = Manifest::read(backup)?;
+    refuse_place(backup, data_dir)?;
+    let is_new = !exists(data_dir)?;
+    fs::create_dir_all(data_dir)
+        .with_context(|| format!("cannot create {}", data_dir.display()))?;
+    if is_new {
+        sync_parent(data_dir)?;
+    }
+    refuse_backup(data_dir)?;
+    let _serve = Lock::take(&data_dir.join(SERVE_LOCK))?;
+    let _process = Lock::take(&data_dir.join(PROCESS_LOCK))?;
+    let held =
+        DirHold::alone(data_dir).with_context(|| format!("cannot hold {}", data_dir.display()))?;
+    let Some(_held) = held else {
+        bail!(
+            "a `tallyline backup` or `tallyline verify` reads {}; try again once it is done",
+            data_dir.display()
+        );
+    };
+    let restore = Restore::prepare(backup, manifest, data_dir, on_progress)?;
+    let mut restored = Restored::default();
+    for step in STEPS {
+        step(&restore, &mut restored, on_progress).with_context(|| {
+            format!(
+                "{} is only partly restored; run `tallyline restore` again once the cause is mended",
+                data_dir.display()
+            )
+        })?;
+    }
+    Ok(restored)
+}
+
+fn refuse_place(backup: &Path, data_dir: &Path) -> anyhow::Result<()> {
+    let from = backup
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", backup.display()))?;
+    let mut to = data_dir;
+    while !exists(to)? {
+        to = parent(to);
+    }
+    let to = to
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", to.display()))?;
+    if to.starts_with(&from) {
+        let reason = format!(
+            "{} lies in the backup {}; name a directory outside it",
+            data_dir.display(),
+            backup.display()
+        );
+        return Err(UsageError::new(reason).into());
+    }
+    Ok(())
+}
+
+struct Restore {
+    backup: PathBuf,
+    manifest: Manifest,
+    data_dir: PathBuf,
+    plan: Plan,
+    /// What `directory.json` of the backup says.
+    directory: Directory,
+    started: String,
+}
+
+type Step = fn(&Restore, &mut Restored, &mut dyn FnMut(u64, u64)) -> anyhow::Result<()>;
+
+/// In this order; a restore that was killed after any of them is finished by all of them again.
+const STEPS: [Step; 8] = [
+    Restore::mark,
+    Restore::adopt,
+    Restore::set_aside,
+    Restore::seal,
+    Restore::add_files,
+    Restore::put_database,
+    Restore::name,
+    Restore::unmark,
+];
+
+impl Restore {
+    /// Checks all that can be refused; changes nothing.
+    fn prepare(
+        backup: &Path,
+        manifest: Manifest,
+        data_dir: &Path,
+        on_progress: &mut dyn FnMut(u64, u64),
+    ) -> anyhow::Result<Self> {
+        let mut faults = Vec::new();
+        let mut on_fault = |fault| match fault {
+            Fault::Damaged(words) => faults.push(words),
+            Fault::Extra(words) => tracing::warn!("not restored: {words}"),
+        };
+        manifest::check_files(&manifest, backup, &mut on_fault, on_progress)?;
+        if let [first, rest @ ..] = &faults[..] {
+            for words in &faults {
+                tracing::error!("{words}");
+            }
+            let more = match rest.len() {
+                0 => String::new(),
+                more => format!(" (and {more} more)"),
+            };
+            bail!(
+                "cannot restore {}: {first}{more}; nothing was changed. Use another backup",
+                backup.display()
+            );
+        }
+        let directory = Directory::read(&RealDisk, backup)
+            .with_context(|| format!("cannot read {}", backup.join(DIRECTORY_FILE).display()))?
+            .with_context(|| format!("{} is missing", backup.join(DIRECTORY_FILE).display()))?;
+        let plan = target::plan(backup, &manifest, data_dir)?;
+        let started = read_marker(data_dir).map_or_else(
+            || timestamp::rfc3339_millis(SystemTime::now()),
+            |marker| marker.started,
+        );
+        Ok(Self {
+            backup: backup.to_owned(),
+            manifest,
+            data_dir: data_dir.to_owned(),
+            plan,
+            directory,
+            started,
+        })
+    }
+
+    fn mark(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+        let marker = Marker {
+            backup: self
+                .backup
+                .canonicalize()
+                .unwrap_or_else(|_| self.backup.clone())
+                .to_string_lossy()
+                .into_owned(),
+            started: self.started.clone(),
+        };
+        let path = self.data_dir.join(RESTORE_FILE);
+        let text = serde_json::to_vec(&marker)?;
+        disk_fs::write_over(&RealDisk, &path, |file| file.write_all_at(&text, 0))
+            .and_then(|()| RealDisk.sync_dir(&self.data_dir))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn adopt(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+        if self.plan.directory.is_none() {
+            let directory = self.directory.next(self.directory.number);
+            directory.write(&RealDisk, &self.data_dir)?;
+        }
+        Ok(())
+    }
+
+    fn set_aside(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+        for path in &self.plan.aside {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            self.to_quarantine(path, &format!("set-aside-{}-{name}", self.time()))?;
+        }
+        Ok(())
+    }
+
+    fn seal(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+        let size = match RealDisk.size_at(&self.data_dir.join(ACTIVE_FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            size => size?,
+        };
+        if size == 0 {
+            return Ok(());
+        }
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        apply::seal(&self.data_dir, &disk)
+    }
+
+    fn add_files(
+        &self,
+        restored: &mut Restored,
+        on_progress: &mut dyn FnMut(u64, u64),
+    ) -> anyhow::Result<()> {
+        let bytes_total = self.plan.add.iter().map(|entry| entry.bytes).sum();
+        let mut bytes = 0;
+        restored.present = self.plan.present;
+        for entry in &self.plan.add {
+            let target = self.data_dir.join(&entry.path);
+            bytes += entry.bytes;
+            on_progress(bytes, bytes_total);
+            if fs::symlink_metadata(&target).is_ok() {
+                // In the quarantine; elsewhere it was compared.
+                continue;
+            }
+            make_dirs(&self.data_dir, parent(&target))?;
+            self.copy(&entry.path, entry.bytes, entry.checksum())?;
+            restored.added += 1;
+        }
+        Ok(())
+    }
+
+    /// Copies one file of the backup to its place, which is free; it is there whole or not at all.
+    fn copy(&self, relative: &str, bytes: u64, crc: Option<u32>) -> anyhow::Result<()> {
+        let (from, to) = (self.backup.join(relative), self.data_dir.join(relative));
+        let context = || format!("cannot copy {} to {}", from.display(), to.display());
+        let source = RealDisk.open_read(&from).with_context(context)?;
+        disk_fs::write_new(&RealDisk, &to, |part| {
+            let copied = copy_bytes(&*source, part, bytes)?;
+            if Some(copied) != crc {
+                return Err(io::Error::other("the backup changed while it was read"));
+            }
+            part.let_go(bytes);
+            Ok(())
+        })
+        .with_context(context)
+    }
+
+    fn put_database(
+        &self,
+        restored: &mut Restored,
+        _: &mut dyn FnMut(u64, u64),
+    ) -> anyhow::Result<()> {
+        let path = self.data_dir.join(DATABASE_FILE);
+        if self.is_database_in_place(&path)? {
+            return Ok(());
+        }
+        // The database first: without it, what is left of the others is read by nobody.
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            let old = with_suffix(&path, suffix);
+            if fs::symlink_metadata(&old).is_ok() {
+                let name = format!("{DATABASE_FILE}-{}{suffix}", self.time());
+                let kept = self.to_quarantine(&old, &name)?;
+                restored.old_database.get_or_insert(kept);
+            }
+        }
+        match &self.manifest.database {
+            Some(entry) => self.copy(&entry.path, entry.bytes, entry.checksum()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a restore that was cut short has put it there.
+    fn is_database_in_place(&self, path: &Path) -> anyhow::Result<bool> {
+        let Some(entry) = &self.manifest.database else {
+            return Ok(false);
+        };
+        for suffix in ["-wal", "-journal"] {
+            if exists(&with_suffix(path, suffix))? {
+                return Ok(false);
+            }
+        }
+        let Ok(file) = RealDisk.open_read(path) else {
+            return Ok(false);
+        };
+        let same = || -> io::Result<bool> {
+            Ok(file.size()? == entry.bytes && checksum(&*file, entry.bytes)? == entry.checksum())
+        };
+        same().with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    fn name(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+        let tag = directory_tag(self.directory.id);
+        let catalog = Catalog::scan(&RealDisk, &self.data_dir, tag)
+            .with_context(|| format!("cannot list {}", self.data_dir.display()))?;
+        let here = Directory::read(&RealDisk, &self.data_dir)
+            .ok()
+            .flatten()
+            .filter(|here| here.id == self.directory.id)
+            .map_or(0, |here| here.number + u64::from(here.started));
+        let number = self
+            .directory
+            .number
+            .max(catalog.highest_number() + 1)
+            .max(here);
+        let next = self.directory.next(number);
+        Ok(next.write(&RealDisk, &self.data_dir)?)
+    }
+
+    fn unmark(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+        let path = self.data_dir.join(RESTORE_FILE);
+        RealDisk
+            .remove(&path)
+            .and_then(|()| RealDisk.sync_dir(&self.data_dir))
+            .with_context(|| format!("cannot remove {}", path.display()))
+    }
+
+    /// When the restore began, as names have it.
+    fn time(&self) -> String {
+        self.started.replace(':', "-")
+    }
+
+    /// Moves a file to `quarantine/`, replacing nothing; where it is now.
+    fn to_quarantine(&self, path: &Path, name: &str) -> anyhow::Result<PathBuf> {
+        let quarantine = self.data_dir.join(QUARANTINE_DIR);
+        let context = || format!("cannot move {} to {}", path.display(), quarantine.display());
+        make_dirs(&self.data_dir, &quarantine)?;
+        let mut kept = quarantine.join(name);
+        let mut copies = 1;
+        loop {
+            match RealDisk.rename_new(path, &kept) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    copies += 1;
+                    kept = quarantine.join(format!("{name}.{copies}"));
+                }
+                moved => {
+                    moved.with_context(context)?;
+                    break;
+                }
+            }
+        }
+        RealDisk
+            .sync_dir(&quarantine)
+            .and_then(|()| RealDisk.sync_dir(parent(path)))
+            .with_context(context)?;
+        Ok(kept)
+    }
+}
+
+/// Copies `bytes` bytes; their CRC-32.
+fn copy_bytes(from: &dyn DiskFile, to: &dyn DiskFile, bytes: u64) -> io::Result<u32> {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut block = vec![0; BLOCK];
+    let mut at = 0;
+    while at < bytes {
+        let want = usize::try_from(bytes - at).unwrap_or(BLOCK).min(BLOCK);
+        match from.read_at(&mut block[..want], at)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                to.write_all_at(&block[..count], at)?;
+                hasher.update(&block[..count]);
+                at += count as u64;
+            }
+        }
+    }
+    Ok(hasher.finalize())
+}
+
+/// Creates a directory of the data directory, and those above it, durably.
+fn make_dirs(data_dir: &Path, dir: &Path) -> anyhow::Result<()> {
+    if dir == data_dir || exists(dir)? {
+        return Ok(());
+    }
+    make_dirs(data_dir, parent(dir))?;
+    RealDisk
+        .create_dir(dir)
+        .and_then(|()| RealDisk.sync_dir(parent(dir)))
+        .with_context(|| format!("cannot create {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::{create, refuse_unfinished};
+    use crate::config::ServeConfig;
+    use crate::process::{ProcessConfig, run_once, verify};
+    use crate::serve::Server;
+    use crate::stop::Stop;
+    use crate::store::read_checks;
+
+    /// Takes events of 1 each in batches that are sealed; `copy` gets the files as they are before the
+    /// server is stopped, the last two events in the active file.
+    fn serve(data: &Path, batches: usize, copy: Option<&Path>) {
+        let server = Server::start(&ServeConfig::at(data)).expect("it starts");
+        let url = format!("http://{}", server.address());
+        let http: ureq::Agent = ureq::Agent::config_builder().proxy(None).build().into();
+        let post = |path: &str, body: &str| {
+            let posted = http.post(format!("{url}{path}")).send(body);
+            posted.expect("an answer");
+        };
+        let event = r#"{"userId": "u", "name": "add_revenue", "value": 1}"#;
+        for _ in 0..batches {
+            post("/liveEvent", event);
+            post("/flush", "");
+        }
+        if let Some(copy) = copy {
+            post("/liveEvent", event);
+            post("/liveEvent", event);
+            copy_tree(data, copy);
+        }
+        server.stop();
+    }
+
+    /// All but the database and the locks.
+    fn copy_tree(from: &Path, to: &Path) {
+        for path in manifest::files_below(from).expect("listed") {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(DATABASE_FILE) || name.contains(".lock") {
+                continue;
+            }
+            let target = to.join(path.strip_prefix(from).expect("below"));
+            fs::create_dir_all(parent(&target)).expect("created");
+            fs::copy(&path, target).expect("copied");
+        }
+    }
+
+    fn steps(backup: &Path, data: &Path, count: usize) {
+        fs::create_dir_all(data).expect("created");
+        let manifest = Manifest::read(backup).expect("a backup");
+        let restore =
+            Restore::prepare(backup, manifest, data, &mut |_, _| {}).expect("not refused");
+        let mut restored = Restored::default();
+        for step in &STEPS[..count] {
+            step(&restore, &mut restored, &mut |_, _| {}).expect("it works");
+        }
+    }
+
+    #[test]
+    fn a_restore_stopped_after_any_step_is_finished_by_the_next() {
+        // Red if a step cannot be done again, is not covered by restore.json, or if what it left is
+        // taken for something else by the second run.
+        let scratch = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| scratch.path().join(name);
+        serve(&at("own"), 3, Some(&at("older")));
+        create::create(&at("own"), &at("backup"), &Stop::default(), &mut |_, _| {})
+            .expect("a backup");
+        serve(&at("own"), 2, Some(&at("newer")));
+        serve(&at("other"), 4, Some(&at("fresh")));
+        fs::create_dir(at("empty")).expect("created");
+        let own = 5;
+        for (target, events) in [
+            ("empty", own),
+            ("older", own),
+            ("newer", own + 4),
+            ("fresh", own + 6),
+        ] {
+            for first in 0..=STEPS.len() {
+                for second in [0, STEPS.len() - 1] {
+                    let case = format!("{target}, {first} steps, then {second}");
+                    let data = at("data");
+                    fs::create_dir(&data).expect("created");
+                    copy_tree(&at(target), &data);
+                    for count in [first, second] {
+                        steps(&at("backup"), &data, count);
+                        if count > 0 && count < STEPS.len() {
+                            refuse_unfinished(&data).expect_err("unfinished");
+                        }
+                    }
+                    steps(&at("backup"), &data, STEPS.len());
+                    refuse_unfinished(&data).expect("finished");
+                    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+                    let config = ProcessConfig::new(&data);
+                    apply::seal(&data, &disk).expect("sealed");
+                    let summary = run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+                    assert!(summary.refused.is_empty(), "{case}: {summary:?}");
+                    assert!(summary.missing.is_empty(), "{case}: {summary:?}");
+                    let checks = read_checks(&data.join(DATABASE_FILE)).expect("read");
+                    assert_eq!(
+                        checks,
+                        Some([(events, i64::try_from(events).expect("few") * 1_000_000); 2]),
+                        "{case}"
+                    );
+                    let verdict = verify(&config, &RealDisk, &mut |_| {}, &mut |_, _| {})
+                        .expect("recounted")
+                        .expect("a database");
+                    assert!(verdict.agrees(), "{case}: {verdict:?}");
+                    fs::remove_dir_all(&data).expect("removed");
+                }
+            }
+        }
+    }
+}

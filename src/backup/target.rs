@@ -1,0 +1,382 @@
+//! What lies in the directory that a backup is restored to, and how it relates to the backup.
+//!
+//! Read-only: everything that is refused is refused here, before anything is changed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use uuid::Uuid;
+
+use super::checksum;
+use super::last_line_end;
+use super::manifest::{Entry, Manifest};
+use crate::fs::{Disk, DiskFile, RealDisk};
+use crate::journal::{Catalog, DIRECTORY_FILE, Directory, Found, Place, directory_tag, read_label};
+use crate::segment::{ACTIVE_FILE, DirectoryTag, Label, SegmentId, Tag};
+use crate::store::{DATABASE_FILE, Pruned, SegmentRow, SegmentState, read_directory, read_kept};
+
+/// What is to be done.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Files of the backup that are missing in the target.
+    pub(super) add: Vec<Entry>,
+    /// Files of the target that are the beginning of one in the backup: they are set aside.
+    pub(super) aside: Vec<PathBuf>,
+    /// Segments of the backup that are in the target already.
+    pub(super) present: u64,
+    /// What `directory.json` of the target says; `None` where there is none, or it is malformed.
+    pub(super) directory: Option<Directory>,
+}
+
+/// How a file of the target relates to the backup's of the same identity.
+#[derive(Debug, PartialEq, Eq)]
+enum Relation {
+    Equal,
+    /// It begins with the backup's and goes on.
+    Longer,
+    /// The backup's begins with it and goes on.
+    Shorter,
+    Other,
+}
+
+/// Works out what a restore has to do, or why it must not.
+pub(super) fn plan(backup: &Path, manifest: &Manifest, data_dir: &Path) -> anyhow::Result<Plan> {
+    let tag = directory_tag(manifest.directory);
+    let database = backup.join(DATABASE_FILE);
+    let (rows, pruned) = match &manifest.database {
+        Some(_) => read_kept(&database)?,
+        None => (Vec::new(), Pruned::default()),
+    };
+    let directory = match Directory::read(&RealDisk, data_dir) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::warn!("{}: {error}", data_dir.join(DIRECTORY_FILE).display());
+            None
+        }
+        found => found
+            .with_context(|| format!("cannot read {}", data_dir.join(DIRECTORY_FILE).display()))?,
+    };
+    let mut target = Target {
+        backup,
+        manifest,
+        data_dir,
+        rows: rows
+            .iter()
+            .filter_map(|row| Some((row.id.number()?, row)))
+            .collect(),
+        here: BTreeSet::new(),
+        plan: Plan {
+            directory,
+            ..Plan::default()
+        },
+    };
+    let catalog = scan(data_dir, tag)?;
+    let active = active(data_dir)?;
+    for found in catalog.sealed.values().flatten() {
+        if found.place == Place::Quarantine {
+            continue;
+        }
+        match (&found.id, found.tag) {
+            (SegmentId::Ours(number), Some(tag)) => {
+                let label = Label {
+                    number: *number,
+                    tag,
+                };
+                target.native(label, &found.path, None)?;
+            }
+            _ => target.imported(found)?,
+        }
+    }
+    let same = directory.is_none_or(|directory| directory.id == manifest.directory);
+    if let Some((label, path, end)) = &active {
+        if same && label.tag.directory == tag {
+            target.native(*label, path, Some(*end))?;
+        } else {
+            target.foreign(*label, path)?;
+        }
+    }
+    let own = directory.map_or(manifest.directory, |directory| directory.id);
+    lost_with_database(
+        manifest,
+        (&rows, &pruned),
+        data_dir,
+        own,
+        active.map(|active| active.0),
+    )?;
+    let Target { here, mut plan, .. } = target;
+    let add = |entry: &&Entry| entry.path != DIRECTORY_FILE && !here.contains(&entry.path);
+    plan.add = manifest.files.iter().filter(add).cloned().collect();
+    plan.present = here.len() as u64;
+    Ok(plan)
+}
+
+fn scan(data_dir: &Path, tag: DirectoryTag) -> anyhow::Result<Catalog> {
+    Catalog::scan(&RealDisk, data_dir, tag)
+        .with_context(|| format!("cannot list {}", data_dir.display()))
+}
+
+/// The label, the path and the last line end of an active file that holds events and a label.
+fn active(data_dir: &Path) -> anyhow::Result<Option<(Label, PathBuf, u64)>> {
+    let path = data_dir.join(ACTIVE_FILE);
+    let file = match RealDisk.open_read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.with_context(|| format!("cannot open {}", path.display()))?,
+    };
+    let read = || -> io::Result<(Option<Label>, u64)> {
+        Ok((read_label(&*file)?, last_line_end(&*file, file.size()?)?))
+    };
+    let (label, end) = read().with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(label.map(|label| (label, path, end)))
+}
+
+struct Target<'t> {
+    backup: &'t Path,
+    manifest: &'t Manifest,
+    data_dir: &'t Path,
+    /// The backup's rows of native segments.
+    rows: HashMap<u64, &'t SegmentRow>,
+    /// Paths of the backup whose content is in the target.
+    here: BTreeSet<String>,
+    plan: Plan,
+}
+
+impl Target<'_> {
+    /// Entries outside the quarantine.
+    fn entries(&self) -> impl Iterator<Item = &Entry> + use<'_> {
+        let entries = self.manifest.files.iter();
+        entries.filter(|entry| !entry.is_in_quarantine() && entry.segment.is_some())
+    }
+
+    /// A file of the target that is a native segment of the backup's directory. `end`: only so much of
+    /// it counts.
+    fn native(&mut self, label: Label, path: &Path, end: Option<u64>) -> anyhow::Result<()> {
+        let id = SegmentId::Ours(label.number);
+        let row = self.rows.get(&label.number).copied();
+        let name = id.to_string();
+        let bearers: Vec<Entry> = self
+            .entries()
+            .filter(|entry| entry.segment.as_deref() == Some(&*name))
+            .cloned()
+            .collect();
+        for entry in bearers {
+            let other = self.backup.join(&entry.path);
+            let tag: Option<Tag> = entry.tag.as_deref().and_then(|tag| tag.parse().ok());
+            if tag != Some(label.tag) {
+                bail!(
+                    "cannot restore to {}: {} and {} are different segments of number {}. Both copies of the directory went on after they parted. {CURE}",
+                    self.data_dir.display(),
+                    path.display(),
+                    other.display(),
+                    label.number
+                );
+            }
+            let whole = row.is_some_and(|row| row.state == SegmentState::Whole);
+            match relation(path, end, &other, &entry)? {
+                Relation::Equal => self.here.insert(entry.path),
+                Relation::Longer if !whole => self.here.insert(entry.path),
+                Relation::Shorter => {
+                    self.plan.aside.push(path.to_owned());
+                    continue;
+                }
+                Relation::Longer | Relation::Other => bail!(
+                    "cannot restore to {}: {} and {} are segment {} with different contents. {CURE}",
+                    self.data_dir.display(),
+                    path.display(),
+                    other.display(),
+                    label.number
+                ),
+            };
+        }
+        if let Some(other) = row.and_then(|row| row.tag).filter(|tag| *tag != label.tag) {
+            bail!(
+                "cannot restore to {}: {} is segment {} with tag {}, but the backup's database {} knows that number as {other}. Both copies of the directory went on after they parted. {CURE}",
+                self.data_dir.display(),
+                path.display(),
+                label.number,
+                label.tag,
+                self.backup.join(DATABASE_FILE).display()
+            );
+        }
+        Ok(())
+    }
+
+    /// A file of the target that counts by its name.
+    fn imported(&mut self, found: &Found) -> anyhow::Result<()> {
+        let path = &found.path;
+        let name = found.id.to_string();
+        let same_name: Vec<Entry> = self
+            .entries()
+            .filter(|entry| entry.name() == name)
+            .cloned()
+            .collect();
+        for entry in &same_name {
+            let other = self.backup.join(&entry.path);
+            if relation(path, None, &other, entry)? != Relation::Equal {
+                bail!(
+                    "cannot restore to {}: {} and {} have one name and different contents. Move the first away; if its events are to count, run `tallyline process FILE` with it under another name",
+                    self.data_dir.display(),
+                    path.display(),
+                    other.display()
+                );
+            }
+            self.here.insert(entry.path.clone());
+        }
+        if !same_name.is_empty() {
+            return Ok(());
+        }
+        match label_of(path)? {
+            Some(label) => self.foreign(label, path),
+            None => Ok(()),
+        }
+    }
+
+    /// A segment under a name that is not its own here: the backup must not hold it under another
+    /// name, or it would count twice.
+    fn foreign(&self, label: Label, path: &Path) -> anyhow::Result<()> {
+        let tag = directory_tag(self.manifest.directory);
+        if label.tag.directory == tag {
+            bail!(
+                "cannot restore to {}: {} says in its first line that it is segment {} of the backup's own directory, and it would count a second time under its name. Move it away; if the backup does not hold its events, run `tallyline process FILE` with it afterwards",
+                self.data_dir.display(),
+                path.display(),
+                label.number
+            );
+        }
+        for entry in self.entries().filter(|entry| entry.tag.is_none()) {
+            let other = self.backup.join(&entry.path);
+            if label_of(&other)? == Some(label) && entry.name() != name_of(path) {
+                bail!(
+                    "cannot restore to {}: {} and {} are the same segment under two names, and would count twice. Move the first away",
+                    self.data_dir.display(),
+                    path.display(),
+                    other.display()
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a person can do about two segments of one number.
+const CURE: &str = "Nothing was changed. Move the file in the target away and restore again; if its events are to count, run `tallyline process FILE` with it afterwards, or restore to a new directory";
+
+fn name_of(path: &Path) -> &str {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+}
+
+fn label_of(path: &Path) -> anyhow::Result<Option<Label>> {
+    let file = match RealDisk.open_read(path) {
+        Err(error) if crate::fs::Unusable::is_reason_of(&error) => return Ok(None),
+        file => file.with_context(|| format!("cannot open {}", path.display()))?,
+    };
+    read_label(&*file).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn relation(
+    path: &Path,
+    end: Option<u64>,
+    other: &Path,
+    entry: &Entry,
+) -> anyhow::Result<Relation> {
+    let read = || -> io::Result<Relation> {
+        let file = RealDisk.open_read(path)?;
+        let size = end.map_or_else(|| file.size(), Ok)?;
+        let common = size.min(entry.bytes);
+        let expected = if size < entry.bytes {
+            let other: &dyn DiskFile = &*RealDisk.open_read(other)?;
+            checksum(other, common)?
+        } else {
+            entry.checksum()
+        };
+        if checksum(&*file, common)? != expected {
+            return Ok(Relation::Other);
+        }
+        Ok(match size.cmp(&entry.bytes) {
+            std::cmp::Ordering::Equal => Relation::Equal,
+            std::cmp::Ordering::Greater => Relation::Longer,
+            std::cmp::Ordering::Less => Relation::Shorter,
+        })
+    };
+    read().with_context(|| format!("cannot compare {} and {}", path.display(), other.display()))
+}
+
+/// Refuses where events are counted in the target's database and nowhere else: in segments that were
+/// pruned after the backup, or whose files are gone. A database that cannot be read says nothing.
+fn lost_with_database(
+    manifest: &Manifest,
+    backup: (&[SegmentRow], &Pruned),
+    data_dir: &Path,
+    own: Uuid,
+    active: Option<Label>,
+) -> anyhow::Result<()> {
+    let path = data_dir.join(DATABASE_FILE);
+    let read = || -> Result<_, crate::store::StoreError> {
+        Ok((read_kept(&path)?, read_directory(&path)?))
+    };
+    let ((rows, pruned), of) = match read() {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::warn!(
+                "cannot read the database that is replaced: {:#}",
+                anyhow::Error::from(error)
+            );
+            return Ok(());
+        }
+    };
+    let own = of.unwrap_or(own);
+    let catalog = scan(data_dir, directory_tag(own))?;
+    let mut kept = BTreeSet::new();
+    for (id, found) in &catalog.sealed {
+        if found.iter().any(|found| found.place != Place::Quarantine) {
+            kept.insert(id.to_string());
+        }
+    }
+    if let Some(label) = active.filter(|label| label.tag.directory == directory_tag(own)) {
+        kept.insert(SegmentId::Ours(label.number).to_string());
+    }
+    let mut pruned_before = 0;
+    if own == manifest.directory {
+        for entry in manifest
+            .files
+            .iter()
+            .filter(|entry| !entry.is_in_quarantine())
+        {
+            kept.extend(entry.segment.clone());
+        }
+        let applied = |row: &&SegmentRow| row.state == SegmentState::Whole;
+        kept.extend(
+            backup
+                .0
+                .iter()
+                .filter(applied)
+                .map(|row| row.id.to_string()),
+        );
+        pruned_before = backup.1.number;
+    }
+    let is_kept = |id: &SegmentId| kept.contains(&id.to_string());
+    let gone_rows = rows
+        .iter()
+        .filter(|row| row.counts.events > 0 && row.id.number().is_none_or(|n| n > pruned_before))
+        .map(|row| row.id.clone());
+    let gone_pruned = (pruned_before + 1..=pruned.number)
+        .filter(|_| pruned.counts.events > 0)
+        .map(SegmentId::Ours);
+    let gone: Vec<String> = gone_pruned
+        .chain(gone_rows)
+        .filter(|id| !is_kept(id))
+        .map(|id| id.to_string())
+        .collect();
+    let Some(first) = gone.first() else {
+        return Ok(());
+    };
+    bail!(
+        "cannot restore to {}: events of {} ({}{first}) are counted in {}, which would be replaced, and are in no file here or in the backup. To give them up, move that database away and restore again",
+        data_dir.display(),
+        crate::manual::counted(gone.len() as u64, "segment"),
+        if gone.len() > 1 { "the first is " } else { "" },
+        path.display()
+    );
+}

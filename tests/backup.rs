@@ -1,0 +1,552 @@
+//! Backup and restore: beside a running server, over other files, killed, damaged.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use rusqlite::Connection;
+use rustix::process::Signal;
+use tallyline::segment::label_in_name;
+
+use super::harness::{
+    PATIENCE, Process, Ran, Scratch, Server, arg, database, event, files_below, names_in, run,
+    tallyline, until,
+};
+
+const ACTIVE: &str = "events.jsonl";
+
+/// Revenue of user `u` in whole units, by the database.
+fn revenue(data: &Path) -> i128 {
+    database(data)
+        .get("u")
+        .map_or(0, |total| total.0 / 1_000_000)
+}
+
+fn backup(data: &Path, to: &Path) -> Ran {
+    run(&["backup", arg(to), "--data-dir", arg(data)])
+}
+
+fn restore(from: &Path, data: &Path) -> Ran {
+    run(&["restore", arg(from), "--data-dir", arg(data)])
+}
+
+fn verify(data: &Path) -> Ran {
+    run(&["verify", "--data-dir", arg(data)])
+}
+
+fn process(data: &Path) -> Ran {
+    run(&["process", "--data-dir", arg(data)])
+}
+
+/// Takes events of 1 each on a server that applies them and is stopped.
+fn add(data: &Path, events: u32) {
+    let server = Server::start(data);
+    for _ in 0..events {
+        server.accept(event("u", 1));
+    }
+    server.flush();
+    server.stop().expect(0);
+}
+
+/// The same, killed while the events are in the active file.
+fn add_and_kill(data: &Path, events: u32) {
+    let server = Server::start(data);
+    for _ in 0..events {
+        server.accept(event("u", 1));
+    }
+    server
+        .post("/liveEvent?ack=applied", event("u", 1))
+        .expect(200);
+    server.kill();
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for path in files_below(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&path, &target).unwrap();
+    }
+}
+
+/// Every file but the locks, with its content.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = files_below(dir).into_iter();
+    files
+        .filter(|path| path.extension().is_none_or(|end| end != "lock"))
+        .filter(|path| !path.to_str().unwrap().ends_with("-shm"))
+        .map(|path| (path.clone(), fs::read(&path).unwrap()))
+        .collect()
+}
+
+/// The restored directory comes to `expected`, by `process`, by a rebuild and under a server.
+#[track_caller]
+fn assert_exact(data: &Path, expected: i128) {
+    process(data).expect(0);
+    assert_eq!(revenue(data), expected);
+    verify(data).expect(0);
+    run(&["process", "--rebuild", "--data-dir", arg(data)]).expect(0);
+    assert_eq!(revenue(data), expected, "rebuilt");
+    let server = Server::start(data);
+    server
+        .post("/liveEvent?ack=applied", event("u", 1))
+        .expect(200);
+    assert_eq!(server.status()["reasons"].to_string(), "[]");
+    server.stop().expect(0);
+    assert_eq!(revenue(data), expected + 1, "it goes on");
+    verify(data).expect(0);
+}
+
+#[test]
+fn a_backup_under_load_holds_all_that_was_acknowledged_before_it_began() {
+    under_load(5);
+}
+
+#[test]
+#[ignore = "the same for longer"]
+fn fifty_backups_under_load() {
+    // Of ten directories, so that the later ones do not take minutes each.
+    for _ in 0..10 {
+        under_load(5);
+    }
+}
+
+/// Red if the files are copied before the database, if the active file is left out, if what is
+/// sealed between listing and copying is missed, or if a file that is archived meanwhile is.
+fn under_load(rounds: usize) {
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let flags = ["--rotate-every", "100ms", "--flush-every", "50ms"];
+    let server = Server::with(&data, &flags);
+    let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    server.accept(event("u", 1));
+                    acknowledged.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        for round in 0..rounds {
+            let more = acknowledged.load(Ordering::SeqCst) + 100;
+            until(PATIENCE, "events come in", || {
+                (acknowledged.load(Ordering::SeqCst) > more).then_some(())
+            });
+            let to = scratch.path().join(format!("backup-{round}"));
+            let before = acknowledged.load(Ordering::SeqCst);
+            let ran = run(&["backup", arg(&to), "--data-dir", arg(&data), "--verify"]);
+            let after = acknowledged.load(Ordering::SeqCst) + 2;
+            if ran.code != Some(0) {
+                stop.store(true, Ordering::Relaxed);
+            }
+            ran.expect(0);
+            let restored = scratch.path().join(format!("restored-{round}"));
+            restore(&to, &restored).expect(0);
+            process(&restored).expect(0);
+            let counted = u64::try_from(revenue(&restored)).unwrap();
+            let agrees = verify(&restored);
+            let exact = (before..=after).contains(&counted) && agrees.code == Some(0);
+            if !exact {
+                stop.store(true, Ordering::Relaxed);
+            }
+            assert!(exact, "{before} <= {counted} <= {after}: {agrees}");
+            verify(&to).expect(0);
+            fs::remove_dir_all(&to).unwrap();
+            fs::remove_dir_all(&restored).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    server.flush();
+    server.stop().expect(0);
+    let total = i128::from(acknowledged.load(Ordering::SeqCst));
+    assert_eq!(revenue(&data), total, "the source is as it was");
+    verify(&data).expect(0);
+}
+
+#[test]
+fn a_backup_is_a_plain_directory_and_leaves_its_source_alone() {
+    // Red if a backup of a stopped directory changes it, holds more than its manifest says, or is
+    // changed by `verify`.
+    let scratch = Scratch::new();
+    let (data, to) = (scratch.data(), scratch.path().join("backup"));
+    add(&data, 3);
+    add_and_kill(&data, 2);
+    let before = contents(&data);
+    backup(&data, &to).expect(0);
+    assert_eq!(contents(&data), before);
+    let names = names_in(&to);
+    assert!(!names.iter().any(|name| name == ACTIVE), "{names:?}");
+    let sealed = names.iter().filter(|name| label_in_name(name).is_some());
+    assert_eq!(sealed.count(), 1, "the active one: {names:?}");
+    assert!(!names.iter().any(|name| name.contains("-wal")), "{names:?}");
+    let made = contents(&to);
+    let ran = verify(&to).expect(0);
+    assert!(ran.stdout.contains("as its manifest says"), "{ran}");
+    assert_eq!(contents(&to), made);
+    // Neither is it used by mistake, nor made twice, nor inside the directory.
+    let ran = process(&to).expect(1);
+    assert!(ran.stderr.contains("is a backup"), "{ran}");
+    let ran = run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", arg(&to)]).expect(1);
+    assert!(ran.stderr.contains("is a backup"), "{ran}");
+    backup(&data, &to).expect(2);
+    backup(&data, &data.join("applied/backup")).expect(2);
+    assert_eq!(contents(&data), before);
+    let data = scratch.path().join("restored");
+    restore(&to, &data).expect(0);
+    assert_exact(&data, 6);
+}
+
+#[test]
+fn restored_over_newer_files_what_came_later_counts_too() {
+    // Red if restoring drops what was acknowledged after the backup, counts it twice, or deletes
+    // the database that it replaces.
+    for damage in [false, true] {
+        let scratch = Scratch::new();
+        let (data, to) = (scratch.data(), scratch.path().join("backup"));
+        add(&data, 3);
+        let server = Server::start(&data);
+        server.accept(event("u", 1));
+        backup(&data, &to).expect(0);
+        server.accept(event("u", 1)); // the same segment goes on
+        let ran = restore(&to, &data).expect(1);
+        assert!(ran.stderr.contains("serve.lock is held"), "{ran}");
+        server.stop().expect(0);
+        add(&data, 4);
+        add_and_kill(&data, 2);
+        if damage {
+            fs::write(data.join("revenue.db"), "garbage").unwrap();
+        }
+        let old = fs::read(data.join("revenue.db")).unwrap();
+        restore(&to, &data).expect(0);
+        let quarantine = data.join("quarantine");
+        let kept = names_in(&quarantine)
+            .into_iter()
+            .find(|name| name.starts_with("revenue.db-") && !name.contains("Z-"));
+        let kept = fs::read(quarantine.join(kept.expect("the old database"))).unwrap();
+        assert_eq!(kept, old);
+        assert!(!data.join("revenue.db-wal").exists());
+        restore(&to, &data).expect(0); // once more changes nothing
+        assert_exact(&data, 12);
+    }
+}
+
+#[test]
+fn restored_over_an_older_copy_the_backup_counts() {
+    // Red if the older start of a segment is taken for the segment, or refused as another one.
+    let scratch = Scratch::new();
+    let (data, old) = (scratch.data(), scratch.path().join("old"));
+    add(&data, 3);
+    add_and_kill(&data, 1);
+    copy_tree(&data, &old);
+    let first = scratch.path().join("first");
+    backup(&data, &first).expect(0);
+    add(&data, 4);
+    add_and_kill(&data, 1);
+    let to = scratch.path().join("backup");
+    backup(&data, &to).expect(0);
+    restore(&to, &old).expect(0);
+    assert_exact(&old, 11);
+    // Over what an earlier backup was restored to.
+    let data = scratch.path().join("again");
+    restore(&first, &data).expect(0);
+    restore(&to, &data).expect(0);
+    assert_exact(&data, 11);
+    // An earlier backup over a later one: the files are kept, and counted.
+    let data = scratch.path().join("back");
+    restore(&to, &data).expect(0);
+    restore(&first, &data).expect(0);
+    assert_exact(&data, 11);
+}
+
+#[test]
+fn restored_into_a_fresh_instance_its_events_count_too() {
+    // Red if the events that an instance took after the directory was lost never count, or are
+    // taken for those of the lost one because of their numbers.
+    for killed in [false, true] {
+        let scratch = Scratch::new();
+        let (data, to) = (scratch.data(), scratch.path().join("backup"));
+        add(&data, 3);
+        add(&data, 3);
+        backup(&data, &to).expect(0);
+        fs::remove_dir_all(&data).unwrap();
+        add(&data, 5);
+        if killed {
+            add_and_kill(&data, 3);
+        } else {
+            add(&data, 4);
+        }
+        restore(&to, &data).expect(0);
+        assert_exact(&data, 15);
+    }
+}
+
+#[test]
+fn a_fork_is_refused_and_named_and_nothing_is_changed() {
+    // Red if one of two segments of a number is chosen silently, or anything is changed before that
+    // is noticed.
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
+    let to = scratch.path().join("backup");
+    add(&a, 2);
+    copy_tree(&a, &b);
+    add(&a, 3);
+    add(&b, 7);
+    backup(&b, &to).expect(0);
+    let before = contents(&a);
+    let ran = restore(&to, &a).expect(1);
+    assert!(ran.stderr.contains("different segments of number"), "{ran}");
+    for dir in [&a, &to] {
+        assert!(ran.stderr.contains(arg(dir)), "{ran}");
+    }
+    assert_eq!(contents(&a), before);
+    // One segment with two ends.
+    let (a, b) = (scratch.path().join("c"), scratch.path().join("d"));
+    let to = scratch.path().join("backup2");
+    add_and_kill(&a, 2);
+    copy_tree(&a, &b);
+    add_and_kill(&a, 3);
+    let server = Server::start(&b);
+    server.accept(event("u", 1000));
+    server.stop().expect(0);
+    backup(&b, &to).expect(0);
+    let before = contents(&a);
+    let ran = restore(&to, &a).expect(1);
+    assert!(ran.stderr.contains("with different contents"), "{ran}");
+    assert!(ran.stderr.contains(ACTIVE), "{ran}");
+    assert_eq!(contents(&a), before);
+}
+
+#[test]
+fn a_restore_that_would_lose_pruned_events_is_refused() {
+    // Red if a backup replaces the only place where the events of pruned segments are counted.
+    let scratch = Scratch::new();
+    let (data, to) = (scratch.data(), scratch.path().join("backup"));
+    add(&data, 2);
+    backup(&data, &to).expect(0);
+    add(&data, 3);
+    add(&data, 4);
+    let server = Server::with(&data, &["--retain-for", "1ms", "--flush-every", "10ms"]);
+    until(PATIENCE, "segments are pruned", || {
+        let left = files_below(&data.join("applied"));
+        (left.len() == 1).then_some(())
+    });
+    server.stop().expect(0);
+    let before = contents(&data);
+    let ran = restore(&to, &data).expect(1);
+    assert!(ran.stderr.contains("are counted in"), "{ran}");
+    assert_eq!(contents(&data), before);
+    assert_eq!(revenue(&data), 9);
+    // Into another directory it goes, and the two are told apart.
+    let other = scratch.path().join("other");
+    restore(&to, &other).expect(0);
+    assert_exact(&other, 2);
+}
+
+#[test]
+fn an_interrupted_backup_leaves_nothing_or_what_the_next_one_removes() {
+    // Red if a backup has its name before it is complete, or a left-over stops the next one.
+    let scratch = Scratch::new();
+    let (data, to) = (scratch.data(), scratch.path().join("backup"));
+    let part = scratch.path().join("backup.part");
+    add(&data, 2);
+    let db = Connection::open(data.join("revenue.db")).unwrap();
+    db.execute_batch("BEGIN EXCLUSIVE").unwrap(); // it waits for the database, deterministically
+    for signal in [Signal::INT, Signal::KILL] {
+        let args = ["backup", arg(&to), "--data-dir", arg(&data)];
+        let running = Process::start(&mut tallyline(&args));
+        until(PATIENCE, "it has begun", || {
+            part.join(".tallyline-backup").exists().then_some(())
+        });
+        let ran = backup(&data, &to).expect(1);
+        assert!(ran.stderr.contains("is held by"), "a second one: {ran}");
+        // Not before signals are caught: until then even SIGINT is a kill.
+        running.signal(signal);
+        let ran = running.finish();
+        assert!(ran.code != Some(0), "{ran}");
+        assert!(!to.exists());
+        if signal == Signal::INT {
+            assert_eq!(ran.code, Some(1), "{ran}");
+            assert!(ran.stderr.contains("no backup was made"), "{ran}");
+        }
+        assert_eq!(part.exists(), signal == Signal::KILL);
+    }
+    drop(db);
+    backup(&data, &to).expect(0);
+    assert!(!part.exists());
+    verify(&to).expect(0);
+    // What somebody else has there stays.
+    fs::remove_dir_all(&to).unwrap();
+    fs::create_dir(&part).unwrap();
+    fs::write(part.join("precious"), "x").unwrap();
+    let ran = backup(&data, &to).expect(1);
+    assert!(ran.stderr.contains("not an unfinished backup"), "{ran}");
+    assert!(part.join("precious").exists());
+}
+
+#[test]
+fn a_killed_restore_is_finished_by_the_next_and_nothing_uses_it_before() {
+    // Red if a half-restored directory is served, processed or verified, or if the second run counts
+    // anything twice or not at all. (src/backup/restore.rs stops it after each step.)
+    let scratch = Scratch::new();
+    let (made, to) = (scratch.path().join("made"), scratch.path().join("backup"));
+    for _ in 0..8 {
+        add(&made, 1);
+    }
+    backup(&made, &to).expect(0);
+    let fresh = scratch.path().join("fresh");
+    add_and_kill(&fresh, 3);
+    let mut cut_short = 0;
+    for moment in 0..6 {
+        let data = scratch.path().join(format!("data-{moment}"));
+        copy_tree(&fresh, &data);
+        let args = ["restore", arg(&to), "--data-dir", arg(&data)];
+        let mut running = Process::start(&mut tallyline(&args));
+        until(PATIENCE, "a moment to kill it", || {
+            let quarantine = names_in(&data.join("quarantine"));
+            let come = match moment {
+                0 | 1 => data.join("restore.json").exists(),
+                2 | 3 => {
+                    data.join("applied").exists()
+                        && files_below(&data.join("applied")).len() > 2 + moment
+                }
+                _ => quarantine.iter().any(|name| name.starts_with("revenue.db")),
+            };
+            (come || running.exited().is_some()).then_some(())
+        });
+        running.kill();
+        if data.join("restore.json").exists() {
+            cut_short += 1;
+            let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir", arg(&data)];
+            let other = scratch.path().join("never");
+            for ran in [
+                run(&serve),
+                process(&data),
+                verify(&data),
+                backup(&data, &other),
+            ] {
+                let ran = ran.expect(1);
+                assert!(ran.stderr.contains("only partly restored"), "{ran}");
+                assert!(ran.stderr.contains(arg(&to)), "{ran}");
+            }
+        }
+        restore(&to, &data).expect(0);
+        assert_exact(&data, 12);
+    }
+    assert!(cut_short > 0, "none was killed in time");
+}
+
+#[test]
+fn a_damaged_backup_is_named_and_never_restored() {
+    // Red if a file that is missing, cut, changed or exchanged is restored, or `verify` is silent.
+    let scratch = Scratch::new();
+    let (made, good) = (scratch.path().join("made"), scratch.path().join("good"));
+    add(&made, 2);
+    add(&made, 3);
+    backup(&made, &good).expect(0);
+    let files: Vec<PathBuf> = files_below(&good)
+        .into_iter()
+        .map(|path| path.strip_prefix(&good).unwrap().to_owned())
+        .filter(|path| path != Path::new("manifest.json"))
+        .collect();
+    assert!(files.len() >= 4, "{files:?}");
+    let data = scratch.data();
+    for file in &files {
+        for damage in ["missing", "cut", "changed"] {
+            let bad = scratch.path().join("bad");
+            copy_tree(&good, &bad);
+            let path = bad.join(file);
+            let mut bytes = fs::read(&path).unwrap();
+            match damage {
+                "missing" => fs::remove_file(&path).unwrap(),
+                "cut" => fs::write(&path, &bytes[..bytes.len() - 1]).unwrap(),
+                _ => {
+                    let middle = bytes.len() / 2;
+                    bytes[middle] ^= 1;
+                    fs::write(&path, &bytes).unwrap();
+                }
+            }
+            let name = file.file_name().unwrap().to_str().unwrap();
+            let ran = verify(&bad);
+            assert!(ran.code == Some(1), "{damage} {name}: {ran}");
+            let all = format!("{}{}", ran.stdout, ran.stderr);
+            assert!(all.contains(name), "{damage} {name}: {ran}");
+            let ran = restore(&bad, &data).expect(1);
+            assert!(ran.stderr.contains(name), "{damage} {name}: {ran}");
+            let left = names_in(&data);
+            let locks = |name: &String| name.contains(".lock");
+            assert!(left.iter().all(locks), "{damage} {name}: {left:?}");
+            fs::remove_dir_all(&bad).unwrap();
+        }
+    }
+    // What is there beside the backup's files.
+    fs::write(good.join("events_extra.jsonl"), event("u", 9)).unwrap();
+    let ran = verify(&good).expect(1);
+    assert!(ran.stdout.contains("events_extra.jsonl"), "{ran}");
+    let ran = restore(&good, &data).expect(0);
+    assert!(ran.stderr.contains("not restored"), "{ran}");
+    assert_exact(&data, 5);
+}
+
+#[test]
+fn a_damaged_manifest_is_noticed_wherever_the_damage_is() {
+    // Red if a flipped bit of the manifest changes what is restored without a report.
+    let scratch = Scratch::new();
+    let (data, to) = (scratch.data(), scratch.path().join("backup"));
+    add(&data, 2);
+    backup(&data, &to).expect(0);
+    let path = to.join("manifest.json");
+    let good = fs::read(&path).unwrap();
+    let meaning = |bytes: &[u8]| {
+        let mut value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+        for told in ["created", "program"] {
+            value[told] = serde_json::Value::Null;
+        }
+        value
+    };
+    let mut noticed = 0;
+    for at in 0..good.len() {
+        for bit in [1, 4] {
+            let mut bad = good.clone();
+            bad[at] ^= bit;
+            fs::write(&path, &bad).unwrap();
+            let mut faults = 0;
+            let checked = tallyline::backup::check(&to, &mut |_| faults += 1, &mut |_, _| {});
+            match checked {
+                Ok(Some(_)) if faults == 0 => assert_eq!(meaning(&bad), meaning(&good), "{at}"),
+                _ => noticed += 1,
+            }
+        }
+    }
+    assert!(noticed > good.len(), "{noticed}");
+    for cut in [0, 1, good.len() / 2] {
+        fs::write(&path, &good[..cut]).unwrap();
+        let ran = restore(&to, &scratch.path().join("new")).expect(1);
+        assert!(ran.stderr.contains("manifest.json"), "{ran}");
+    }
+    fs::remove_file(&path).unwrap();
+    let ran = restore(&to, &scratch.path().join("new")).expect(1);
+    assert!(ran.stderr.contains("is not a backup"), "{ran}");
+    assert!(!scratch.path().join("new").exists());
+}
+
+#[test]
+fn the_first_use_of_backup_and_restore_is_two_commands() {
+    // Red if the demo's directory cannot be backed up and restored with nothing but the defaults.
+    let scratch = Scratch::new();
+    let here = |args: &[&str]| {
+        let mut command = tallyline(args);
+        Process::start(command.current_dir(scratch.path())).finish()
+    };
+    here(&["demo", "--exit", "--listen", "127.0.0.1:0"]).expect(0);
+    here(&["backup", "saved", "--data-dir", "data/demo"]).expect(0);
+    fs::remove_dir_all(scratch.path().join("data")).unwrap();
+    let ran = here(&["restore", "saved"]).expect(0);
+    assert!(ran.stdout.contains("restored saved to data"), "{ran}");
+    let ran = here(&["query", "user1", "--csv"]).expect(0);
+    assert!(ran.stdout.contains("user1,50"), "{ran}");
+    here(&["verify"]).expect(0);
+    let ran = here(&["restore", "data"]).expect(1);
+    assert!(ran.stderr.contains("is not a backup"), "{ran}");
+}
