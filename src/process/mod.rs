@@ -26,6 +26,7 @@ mod archive;
 mod claims;
 mod coordinator;
 mod fold;
+mod import;
 mod lines;
 mod memory;
 mod observe;
@@ -46,7 +47,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use self::memory::Shares;
-pub use self::once::{Refused, RunProgress, Summary, run_once};
+pub use self::once::{Refused, RunProgress, Step, Summary, run_once};
 pub use self::rebuild::{Rebuilt, rebuild};
 pub use self::recount::{Finding, Verdict, verify};
 use crate::fs::Disk;
