@@ -19,7 +19,7 @@ use crate::health::Health;
 use crate::journal::JournalConfig;
 use crate::logging;
 use crate::manual::{self, counted};
-use crate::process::{self, RunProgress, Summary};
+use crate::process::{self, RunProgress, Step, Summary};
 use crate::segment::ACTIVE_FILE;
 use crate::serve::{self, PROCESS_LOCK, SERVE_LOCK};
 use crate::store::DATABASE_FILE;
@@ -49,7 +49,10 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let mut show = |progress: RunProgress<'_>| {
         bar.set_length(progress.bytes_total);
         bar.set_position(progress.bytes);
-        bar.set_message(progress.segment.to_owned());
+        bar.set_message(match progress.step {
+            Step::Import => format!("converting {}", progress.segment),
+            Step::Apply => progress.segment.to_owned(),
+        });
     };
     let (summary, notes) = match config.database {
         DatabaseMode::Keep => {

@@ -334,11 +334,16 @@ Examples:
   tallyline process                             every file of data/ that is not applied yet
   tallyline process --data-dir /var/lib/tallyline
   tallyline process backup/events_1700000000000.jsonl     copy it in, then apply it
+  tallyline process march.json april.jsonl.gz   JSON arrays and gzip are converted on the way
   tallyline process --rebuild                   a new database from all files
 
 Exit codes: 0 all applied; 1 failed, or a file was refused; 3 applied, but some lines were rejected.")]
 pub struct ProcessArgs {
-    /// Files from elsewhere, copied into the data directory first [default: what is there]
+    /// Files to copy into the data directory and apply [default: apply what is there]
+    ///
+    /// JSON Lines; gzip, JSON arrays and objects over several lines are converted on import. A file
+    /// that was applied before is skipped: by its name and content; a segment of a tallyline data
+    /// directory by what its first line says, under whatever name, and only what is new in it counts.
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Where events and totals are kept; created if missing

@@ -20,6 +20,15 @@ pub const USER_ID_BYTES_MAX: usize = 256;
 pub const ID_BYTES_MAX: usize = 128;
 /// The longest line, in bytes, its newline not counted.
 pub const LINE_BYTES_MAX: usize = 8 << 20;
+/// What a text editor or an export may put before UTF-8 text.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// The start of a file or body without its byte order mark, if it has one.
+#[must_use]
+pub fn without_bom(start: &[u8]) -> &[u8] {
+    start.strip_prefix(BOM).unwrap_or(start)
+}
+
 /// Micros in one unit.
 pub const MICROS_PER_UNIT: u64 = 1_000_000;
 /// The largest amount of one event: 10^12 units.

@@ -1,7 +1,13 @@
 //! `tallyline process`: files without a server, from elsewhere, damaged, or given twice.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tallyline::segment::label_in_name;
 
 use super::harness::recount::open_database;
 use super::harness::{
@@ -316,4 +322,560 @@ fn memory_is_bounded_whatever_there_is_to_apply() {
     });
     let peak_mib = server.proc_status("VmHWM") >> 10;
     assert!(peak_mib <= BOUND_MIB, "{peak_mib} MiB at the peak");
+}
+
+/// Runs `process` with files named.
+#[track_caller]
+fn import(data: &Path, files: &[&Path]) -> Ran {
+    let mut args = vec!["process", "--data-dir", arg(data)];
+    args.extend(files.iter().map(|file| arg(file)));
+    run(&args)
+}
+
+fn gzip(bytes: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed.write_all(bytes.as_ref()).unwrap();
+    packed.finish().unwrap()
+}
+
+/// Lines that the database has recorded as rejected.
+fn rejected_lines(data: &Path) -> u64 {
+    let count = "SELECT count(*) FROM rejected_line";
+    let row = open_database(data).query_row(count, [], |row| row.get::<_, i64>(0));
+    row.unwrap().try_into().unwrap()
+}
+
+fn rebuild_and_verify(data: &Path) {
+    run(&["process", "--rebuild", "--data-dir", arg(data)]).expect(0);
+    run(&["verify", "--data-dir", arg(data)]).expect(0);
+}
+
+/// Sealed native segments that are archived, in order of their numbers.
+fn native_files(data: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<(u64, PathBuf)> = files_below(&data.join("applied"))
+        .into_iter()
+        .filter_map(|path| {
+            let label = label_in_name(path.file_name()?.to_str()?)?;
+            Some((label.number, path))
+        })
+        .collect();
+    files.sort();
+    files.into_iter().map(|(_, path)| path).collect()
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for path in files_below(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&path, &target).unwrap();
+    }
+}
+
+#[test]
+fn a_fifo_that_is_named_keeps_its_events_for_the_cure() {
+    // Red if a FIFO is opened, which takes events out of it that are then lost, or if what is no
+    // file stops the others.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let fifo = scratch.path().join("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let source = scratch.file("source", event("f", 7));
+    let script = format!("exec cat '{}' > '{}'", arg(&source), arg(&fifo));
+    let mut writer = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    let good = scratch.file("good.jsonl", event("g", 1));
+    let dir = scratch.path().join("dir");
+    fs::create_dir(&dir).unwrap();
+    let ran = import(&data, &[&fifo, &dir, &good]).expect(1);
+    let cure = format!("cat {} > FILE.jsonl", arg(&fifo));
+    assert!(ran.stderr.contains(&cure), "{ran}");
+    assert!(
+        ran.stderr.contains(&format!("{}/*.jsonl", arg(&dir))),
+        "{ran}"
+    );
+    assert_eq!(database(&data), totals(&[("g", 1, 1)]));
+    // The cure.
+    let copied = scratch.file("copied.jsonl", fs::read(&fifo).unwrap());
+    assert!(writer.wait().unwrap().success());
+    import(&data, &[&copied]).expect(0);
+    assert_eq!(database(&data), totals(&[("f", 7, 1), ("g", 1, 1)]));
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_named_and_the_others_go_on() {
+    // Red if the first file that cannot be opened ends the run.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    fs::create_dir_all(&data).unwrap();
+    let closed = scratch.file("closed.jsonl", event("c", 1));
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+    let good = scratch.file("good.jsonl", event("g", 1));
+    let mut command = super::harness::tallyline(&[
+        "process",
+        "--data-dir",
+        arg(&data),
+        arg(&closed),
+        arg(&good),
+    ]);
+    if rustix::process::geteuid().is_root() {
+        // Root may read anything.
+        for path in [scratch.path(), &data] {
+            chown(path, Some(65534), Some(65534)).unwrap();
+        }
+        command.uid(65534).gid(65534);
+    }
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let words = format!("cannot open {}", arg(&closed));
+    assert!(stderr.contains(&words), "{stderr}");
+    assert_eq!(database(&data), totals(&[("g", 1, 1)]));
+}
+
+#[test]
+fn one_file_named_twice_by_whatever_names_counts_once() {
+    // Red if the second naming of a file stops the run or counts it again.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let t = scratch.file("t.jsonl", event("t", 1));
+    let z = scratch.file("z.jsonl", event("z", 1));
+    let (hard, soft) = (scratch.path().join("hard"), scratch.path().join("soft"));
+    fs::hard_link(&t, &hard).unwrap();
+    symlink(&t, &soft).unwrap();
+    // Another file, of the same name and content.
+    let copy = scratch.file("copy/t.jsonl", event("t", 1));
+    let dotted = scratch.path().join(".").join("t.jsonl");
+    import(&data, &[&t, &t, &copy, &dotted, &hard, &soft, &z]).expect(0);
+    assert_eq!(database(&data), totals(&[("t", 1, 1), ("z", 1, 1)]));
+    // Without a database, the file in the archive is what is applied.
+    fs::remove_file(data.join("revenue.db")).unwrap();
+    let archived = archived(&data, "events_t.jsonl").unwrap();
+    import(&data, &[&t, &archived]).expect(0);
+    assert_eq!(database(&data), totals(&[("t", 1, 1)]));
+    assert_eq!(
+        names_in(&data)
+            .iter()
+            .filter(|name| name.contains("_t"))
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_native_segment_is_recognised_wherever_it_is_named_from() {
+    // Red if a copy of a segment counts again: named in the archive, under another name, packed,
+    // cut short, dropped in, or put together with others.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    for value in [3, 4] {
+        let server = Server::start(&data);
+        server.accept(event("u", value).repeat(2));
+        server.stop().expect(0);
+    }
+    let expected = totals(&[("u", 14, 4)]);
+    let files = native_files(&data);
+    let content = fs::read(&files[0]).unwrap();
+    let renamed = scratch.file("aside.jsonl", &content);
+    let packed = scratch.file("aside.jsonl.gz", gzip(&content));
+    let short = scratch.file("short.jsonl", &content[..content.len() - 5]);
+    for file in [&files[0], &renamed, &packed, &short] {
+        let ran = import(&data, &[file]).expect(0);
+        assert!(ran.stdout.contains("applied before"), "{ran}");
+        assert_eq!(database(&data), expected, "{file:?}");
+    }
+    let both = [content.clone(), fs::read(&files[1]).unwrap()].concat();
+    let both = scratch.file("both.jsonl", both);
+    let ran = import(&data, &[&both]).expect(1);
+    assert!(ran.stderr.contains("several files put together"), "{ran}");
+    let dropped = scratch.file("data/events_x.jsonl", &content);
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains("under another name"), "{ran}");
+    assert_eq!(database(&data), expected);
+    fs::remove_file(dropped).unwrap();
+    // Before it is applied, our own file is what a copy stands for.
+    fs::remove_file(data.join("revenue.db")).unwrap();
+    import(&data, &[&renamed]).expect(0);
+    assert_eq!(database(&data), totals(&[("u", 6, 2)]));
+    process(&data).expect(0);
+    assert_eq!(database(&data), expected);
+    rebuild_and_verify(&data);
+    // Without our own file the totals still say what was applied of it, and no more.
+    fs::remove_file(&files[0]).unwrap();
+    let ran = import(&data, &[&renamed]).expect(0);
+    assert!(ran.stdout.contains("applied before"), "{ran}");
+    let ran = import(&data, &[&short]).expect(1);
+    assert!(ran.stderr.contains("to compare it with"), "{ran}");
+    assert_eq!(database(&data), expected);
+    assert!(!names_in(&data).iter().any(|name| name.contains("part")));
+}
+
+#[test]
+fn a_segment_that_went_on_in_a_clone_counts_what_is_new_in_it_once() {
+    // Red if the part that both have counts twice, if naming the file again or after it has grown
+    // counts its part again, or if a rebuild comes to something else.
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
+    let server = Server::start(&a);
+    for _ in 0..2 {
+        server
+            .post("/liveEvent?ack=applied", event("u", 1))
+            .expect(200);
+    }
+    server.kill();
+    copy_tree(&a, &b);
+    let go_on = |data: &Path, value: u64, events: usize| {
+        let server = Server::start(data);
+        server.accept(event("u", value).repeat(events));
+        server.flush();
+        server.stop().expect(0);
+    };
+    go_on(&a, 1, 3);
+    // The clone's file while it is written, and once it is sealed.
+    let server = Server::with(&b, &["--no-process"]);
+    server.accept(event("u", 1).repeat(2));
+    let early = scratch.path().join("early");
+    fs::copy(b.join("events.jsonl"), &early).unwrap();
+    let torn = [&fs::read(&early).unwrap()[..], b"{\"userId\":\"u\",\"na"].concat();
+    fs::write(&early, torn).unwrap();
+    server.accept(event("u", 10).repeat(4));
+    server.stop().expect(0);
+    process(&b).expect(0);
+    let late = &native_files(&b)[0];
+
+    // The two lines after the common ones are the same here and there, so they are the same lines.
+    for (name, value) in [("1", 5), ("2", 5)] {
+        let copy = scratch.file(name, fs::read(&early).unwrap());
+        import(&a, &[&copy]).expect(0);
+        assert_eq!(database(&a), totals(&[("u", value, 5)]));
+    }
+    for name in ["3", "4.gz", "5"] {
+        let bytes = fs::read(late).unwrap();
+        let bytes = if name == "4.gz" { gzip(bytes) } else { bytes };
+        let copy = scratch.file(name, bytes);
+        import(&a, &[&copy]).expect(0);
+        assert_eq!(database(&a), totals(&[("u", 45, 9)]), "{name}");
+        fs::remove_file(&copy).unwrap();
+    }
+    // It goes on once more, by hand.
+    let more = [&fs::read(late).unwrap()[..], event("u", 100).as_bytes()].concat();
+    let more = scratch.file("more", more);
+    import(&a, &[&more]).expect(0);
+    import(&a, &[&more, late]).expect(0);
+    assert_eq!(database(&a), totals(&[("u", 145, 10)]));
+    run(&["verify", "--data-dir", arg(&a)]).expect(0);
+    rebuild_and_verify(&a);
+    assert_eq!(database(&a), totals(&[("u", 145, 10)]));
+    import(&a, &[&more, late]).expect(0);
+    assert_eq!(database(&a), totals(&[("u", 145, 10)]));
+}
+
+#[test]
+fn a_segment_that_was_moved_away_comes_back_under_its_number() {
+    // Red if it comes in as a file of its own while its number stays missing.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    for value in [1, 2] {
+        let server = Server::with(&data, &["--no-process"]);
+        server.accept(event("u", value));
+        server.stop().expect(0);
+    }
+    let name = names_in(&data)
+        .into_iter()
+        .find(|name| label_in_name(name).is_some_and(|label| label.number == 1))
+        .unwrap();
+    let away = scratch.path().join("away");
+    fs::rename(data.join(name), &away).unwrap();
+    process(&data).expect(0);
+    run(&["verify", "--data-dir", arg(&data)]).expect(1);
+    import(&data, &[&away]).expect(0);
+    assert_eq!(database(&data), totals(&[("u", 3, 2)]));
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
+}
+
+#[test]
+fn segments_of_another_directory_count_once_under_whatever_name() {
+    // Red if another directory's segment counts again under a second name.
+    let scratch = Scratch::new();
+    let (data, other) = (scratch.data(), scratch.path().join("other"));
+    let server = Server::start(&other);
+    server.accept(event("u", 3));
+    server.stop().expect(0);
+    let theirs = &native_files(&other)[0];
+    let renamed = scratch.file("renamed.jsonl", fs::read(theirs).unwrap());
+    for file in [theirs, &renamed, theirs] {
+        import(&data, &[file]).expect(0);
+        assert_eq!(database(&data), totals(&[("u", 3, 1)]));
+    }
+    rebuild_and_verify(&data);
+    import(&data, &[&renamed]).expect(0);
+    assert_eq!(database(&data), totals(&[("u", 3, 1)]));
+    // Dropped in under its own name first, then named.
+    let third = scratch.path().join("third");
+    fs::create_dir(&third).unwrap();
+    fs::copy(theirs, third.join(theirs.file_name().unwrap())).unwrap();
+    process(&third).expect(0);
+    import(&third, &[&renamed]).expect(0);
+    assert_eq!(database(&third), totals(&[("u", 3, 1)]));
+}
+
+/// The same two events as JSON, but not as JSON Lines.
+fn arrays() -> [(&'static str, String); 4] {
+    let (a, b) = (event("a", 1), event("b", 2));
+    let (a, b) = (a.trim_end(), b.trim_end());
+    let pretty = |text: &str| {
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        serde_json::to_string_pretty(&value).unwrap()
+    };
+    let line = format!("[{a},{b}]");
+    [
+        ("one line", format!("{line}\n")),
+        ("pretty-printed", pretty(&line)),
+        ("one object a line", format!("[\n{a},\n{b}\n]\n")),
+        ("no array", format!("{}\n{}\n", pretty(a), pretty(b))),
+    ]
+}
+
+#[test]
+fn arrays_are_converted_and_recognised_again() {
+    // Red if an array is taken for lines, counts again, or is not known any more after a rebuild.
+    for (shape, text) in arrays() {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let expected = totals(&[("a", 1, 1), ("b", 2, 1)]);
+        // What is not whole is refused, and its name stays usable.
+        let file = scratch.file("march.json", &text[..text.trim_end().len() - 1]);
+        let ran = import(&data, &[&file]).expect(1);
+        assert!(ran.stderr.contains("incomplete"), "{shape}: {ran}");
+        assert_eq!(database(&data), totals(&[]));
+        fs::write(&file, &text).unwrap();
+        import(&data, &[&file]).expect(0);
+        assert_eq!(database(&data), expected, "{shape}");
+        let packed = scratch.file("march.json.gz", gzip(&text));
+        for rebuilt in [false, true] {
+            for file in [&file, &packed] {
+                let ran = import(&data, &[file]).expect(0);
+                assert!(ran.stdout.contains("applied before"), "{shape}: {ran}");
+                assert_eq!(database(&data), expected, "{shape}, rebuilt: {rebuilt}");
+            }
+            rebuild_and_verify(&data);
+        }
+        // Corrected and named again, it must not count again.
+        fs::write(&file, text.replace('2', "3")).unwrap();
+        let ran = import(&data, &[&file]).expect(1);
+        assert!(ran.stderr.contains("another content"), "{shape}: {ran}");
+        assert_eq!(database(&data), expected, "{shape}");
+        assert_eq!(rejected_lines(&data), 0);
+        assert!(!names_in(&data).iter().any(|name| name.ends_with(".part")));
+    }
+}
+
+#[test]
+fn what_is_not_json_lines_is_refused_where_it_was_dropped() {
+    // Red if an array, a packed or a foreign file in the directory is recorded as rejected lines,
+    // by `process` or by a server, or holds up the others.
+    let mut files: Vec<(&str, Vec<u8>)> = arrays()
+        .map(|(shape, text)| (shape, text.into_bytes()))
+        .to_vec();
+    files.push(("gzip", gzip(event("u", 1))));
+    files.push(("CSV", b"userId,name,value\nu,add_revenue,1\n".to_vec()));
+    for (shape, bytes) in files {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let dropped = scratch.file("data/events_x.jsonl", &bytes);
+        scratch.file("data/events_y.jsonl", event("y", 1));
+        for named in [&[][..], &[&*dropped]] {
+            let ran = import(&data, named).expect(1);
+            assert!(ran.stderr.contains(arg(&dropped)), "{shape}: {ran}");
+            assert!(ran.stderr.contains("Move it out of"), "{shape}: {ran}");
+        }
+        let server = Server::start(&data);
+        until(PATIENCE, "readiness names it", || {
+            let reasons = server.status()["reasons"].to_string();
+            reasons.contains("Move it out of").then_some(())
+        });
+        server.accept(event("z", 1));
+        server.flush();
+        server.stop().expect(0);
+        assert_eq!(
+            database(&data),
+            totals(&[("y", 1, 1), ("z", 1, 1)]),
+            "{shape}"
+        );
+        assert_eq!(rejected_lines(&data), 0, "{shape}");
+        assert_eq!(fs::read(&dropped).unwrap(), bytes);
+        if shape != "CSV" {
+            let out = scratch.path().join("x.jsonl");
+            fs::rename(&dropped, &out).unwrap();
+            import(&data, &[&out]).expect(0);
+            run(&["verify", "--data-dir", arg(&data)]).expect(0);
+        }
+    }
+}
+
+#[test]
+fn a_byte_order_mark_at_the_start_is_ignored() {
+    // Red if the first event of a file that begins with one is lost: imported, packed, in an array,
+    // dropped in, applied by a server, or counted again by `verify`.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let marked = |text: String| format!("\u{feff}{text}");
+    let plain = scratch.file("plain.jsonl", marked(event("u", 1) + &event("u", 2)));
+    let packed = scratch.file("packed.jsonl.gz", gzip(marked(event("u", 4))));
+    let array = scratch.file("array.json", marked(format!("[{}]", event("u", 8))));
+    let with_id = event("u", 16).replace("\"userId\"", "\"id\":\"a\",\"userId\"");
+    scratch.file("data/events_dropped.jsonl", marked(with_id.clone()));
+    scratch.file("data/events_empty.jsonl", marked("\n".to_owned()));
+    process(&data).expect(0);
+    import(&data, &[&plain, &packed, &array]).expect(0);
+    assert_eq!(database(&data), totals(&[("u", 31, 5)]));
+    rebuild_and_verify(&data);
+    let server = Server::start(&data);
+    scratch.file("data/events_late.jsonl", marked(event("late", 1)));
+    until(PATIENCE, "it is applied", || {
+        (server.get("/userEvents/late").status == 200).then_some(())
+    });
+    server.assert_balanced();
+    server.stop().expect(0);
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
+    assert_eq!(rejected_lines(&data), 0);
+}
+
+#[test]
+fn gzip_is_unpacked_and_known_under_the_name_without_it() {
+    // Red if gzip is recorded as a rejected line, or if a file that was packed after it was imported
+    // counts again.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let two = [gzip(event("u", 1)), gzip(event("u", 2))].concat();
+    let packed = scratch.file("march.jsonl.gz", two);
+    let cut = fs::read(&packed).unwrap();
+    let cut = scratch.file("cut.jsonl.gz", &cut[..cut.len() - 9]);
+    let twice = scratch.file("twice.gz", gzip(gzip(event("u", 1))));
+    let ran = import(&data, &[&cut, &twice, &packed]).expect(1);
+    assert!(ran.stderr.contains("cut.jsonl.gz: cannot read it"), "{ran}");
+    assert!(ran.stderr.contains("twice"), "{ran}");
+    assert_eq!(database(&data), totals(&[("u", 3, 2)]));
+    let plain = scratch.file("march.jsonl", event("u", 1) + &event("u", 2));
+    for file in [&plain, &packed] {
+        let ran = import(&data, &[file]).expect(0);
+        assert!(ran.stdout.contains("applied before"), "{ran}");
+    }
+    rebuild_and_verify(&data);
+    import(&data, &[&packed]).expect(0);
+    assert_eq!(database(&data), totals(&[("u", 3, 2)]));
+    assert!(!names_in(&data).iter().any(|name| name.ends_with(".part")));
+}
+
+#[test]
+fn what_cannot_be_converted_is_refused_and_its_name_stays_usable() {
+    // Red if such a file leaves a row, a rejected line or a file behind, or is refused without words.
+    let utf_16: Vec<u8> = event("u", 1)
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let marked = [&[0xff, 0xfe], &utf_16[..]].concat();
+    let csv = b"userId,name,value\nu,add_revenue,1\n".to_vec();
+    for (words, bytes) in [
+        ("UTF-16", utf_16),
+        ("UTF-16", marked),
+        ("CSV", csv.clone()),
+        ("CSV", gzip(csv)),
+        ("zip", b"PK\x03\x04\x14\0\0\0".to_vec()),
+        ("zstd", b"\x28\xb5\x2f\xfd\x24".to_vec()),
+        ("SQLite", b"SQLite format 3\0".to_vec()),
+    ] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let file = scratch.file("x.jsonl", bytes);
+        let beside = scratch.file("beside.jsonl", event("v", 1));
+        let ran = import(&data, &[&file, &beside]).expect(1);
+        let refused = ran.stderr.lines().find(|line| line.contains(arg(&file)));
+        assert!(refused.is_some_and(|line| line.contains(words)), "{ran}");
+        assert!(
+            !files_below(&data)
+                .iter()
+                .any(|path| arg(path).contains("_x"))
+        );
+        assert_eq!(rejected_lines(&data), 0);
+        fs::write(&file, event("u", 1)).unwrap();
+        import(&data, &[&file]).expect(0);
+        assert_eq!(database(&data), totals(&[("u", 1, 1), ("v", 1, 1)]));
+    }
+}
+
+#[test]
+fn the_advice_for_a_file_that_has_grown_cannot_count_its_applied_part_twice() {
+    // Red if the words tell to give it another name, or if what they tell does not come to the truth.
+    for dropped in [false, true] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let at = if dropped {
+            "data/events_a b.jsonl"
+        } else {
+            "a b.jsonl"
+        };
+        let file = scratch.file(at, event("u", 1));
+        let named: &[&Path] = if dropped { &[] } else { &[&file] };
+        import(&data, named).expect(0);
+        fs::write(&file, event("u", 1) + &event("u", 2)).unwrap();
+        let ran = import(&data, named).expect(1);
+        assert!(!ran.stderr.contains("give it another name"), "{ran}");
+        let command = ran.stderr.split('`').find(|part| part.starts_with("tail"));
+        let command = command.unwrap_or_else(|| panic!("a command: {ran}"));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]).current_dir(scratch.path());
+        assert!(shell.status().unwrap().success(), "{command}");
+        let rest = names_in(scratch.path())
+            .into_iter()
+            .find(|name| name.contains("-from-"))
+            .unwrap();
+        import(&data, &[&scratch.path().join(rest)]).expect(0);
+        assert_eq!(database(&data), totals(&[("u", 3, 2)]));
+        if !dropped {
+            continue;
+        }
+        let server = Server::start(&data);
+        until(PATIENCE, "readiness says the same", || {
+            let reasons = server.status()["reasons"].to_string();
+            assert!(!reasons.contains("rename"), "{reasons}");
+            reasons.contains("tail -c").then_some(())
+        });
+        server.stop().expect(0);
+        assert_eq!(database(&data), totals(&[("u", 3, 2)]));
+    }
+}
+
+#[test]
+fn an_interrupted_conversion_leaves_a_part_file_and_nothing_else() {
+    // Red if half a file counts, or if what is left stands in the way of the next run.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let events = 400_000;
+    let line = event("u", 1);
+    let array = format!("[{}]", vec![line.trim_end(); events].join(","));
+    let file = scratch.file("big.json", array);
+    let part = data.join("events_big.json.jsonl.part");
+    let mut child = super::harness::tallyline(&["process", "--data-dir", arg(&data), arg(&file)])
+        .spawn()
+        .unwrap();
+    until(PATIENCE, "the conversion has begun", || {
+        part.exists().then_some(())
+    });
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(!child.wait().unwrap().success());
+    let jsonl = |name: &String| name.contains(".jsonl");
+    let left: Vec<String> = names_in(&data).into_iter().filter(jsonl).collect();
+    assert_eq!(left, ["events_big.json.jsonl.part"]);
+    process(&data).expect(0);
+    assert_eq!(database(&data), totals(&[]));
+    import(&data, &[&file]).expect(0);
+    let count = i128::try_from(events).unwrap();
+    assert_eq!(database(&data), totals(&[("u", count, events as u64)]));
+    assert!(!part.exists());
 }

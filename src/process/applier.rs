@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use crc32fast::Hasher;
 
 use super::clock::Clock;
+use super::import::{self, Looks, Part};
 use super::memory::Shares;
 use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, fold, lines};
 use crate::event::Event;
 use crate::fs::{DiskFile, Identity};
 use crate::journal::read_label;
-use crate::segment::{Label, SegmentId, Tag};
+use crate::segment::{DirectoryTag, Label, SegmentId, Tag};
 use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, UserLine, Writer,
@@ -69,8 +70,8 @@ pub(super) enum Confirmed {
     At(u64),
     /// It is wholly applied already.
     Whole(SegmentRow),
-    /// Another segment of that number was applied, or the file does not say that it is the one its
-    /// name says: none of it is applied, and why.
+    /// Another segment of that number was applied, or the file is not what its name says: not that
+    /// segment, or no JSON Lines. None of it is applied, and why.
     Rival(String),
     /// The file is not what was applied.
     Untrusted(Untrusted),
@@ -102,6 +103,8 @@ pub(super) struct Applier<'p> {
     pool: &'p mut Pool,
     clock: Arc<Clock>,
     follows: HashMap<SegmentId, Follow>,
+    /// The data directory, as labels name it.
+    directory: DirectoryTag,
 }
 
 impl<'p> Applier<'p> {
@@ -131,6 +134,7 @@ impl<'p> Applier<'p> {
             pool,
             clock: Arc::clone(&config.clock),
             follows: HashMap::new(),
+            directory: config.directory_tag(),
         })
     }
 
@@ -151,11 +155,13 @@ impl<'p> Applier<'p> {
         if let Some(follow) = self.follows.get(&segment.id)
             && follow.confirmed == stat.identity
             && follow.applied.total_len() <= stat.size
+            // Until the first line is applied, there may have been too little of it to tell.
+            && (follow.applied.total_len() > 0 || segment.tag.is_some())
         {
             return Ok(Confirmed::At(follow.applied.total_len()));
         }
         let row = self.writer.segment(&segment.id)?;
-        if let Some(rival) = rival(segment, row.as_ref())? {
+        if let Some(rival) = self.rival(segment, row.as_ref())? {
             return Ok(Confirmed::Rival(rival));
         }
         let (applied_bytes, expected) = match &row {
@@ -202,6 +208,51 @@ impl<'p> Applier<'p> {
         };
         self.follows.insert(segment.id.clone(), follow);
         Ok(Confirmed::At(applied_bytes))
+    }
+
+    /// Why a file is not the segment that its name says, or not the one that the database knows under
+    /// that number.
+    fn rival(
+        &self,
+        segment: &SegmentFile,
+        row: Option<&SegmentRow>,
+    ) -> Result<Option<String>, ProcessError> {
+        let path = segment.path.display();
+        let cure = "If its events are to count, move it out of the data directory and run `tallyline process FILE` with it, which imports what is not counted yet; else move it to quarantine/";
+        if let Some(row) = row
+            && row.tag != segment.tag
+        {
+            return Ok(Some(format!(
+                "segment {}: {path} is not the segment of that number that was applied ({}), so it is not applied. {cure}",
+                row.id, row.file_name
+            )));
+        }
+        if row.is_some_and(|row| row.applied_bytes > 0) {
+            return Ok(None); // Its prefix says so, by checksum.
+        }
+        let io = || ProcessError::io("read", &segment.path);
+        let label = read_label(&*segment.file).map_err(io())?;
+        let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
+            let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
+            if let Some(refusal) = looks.refusal() {
+                return Ok(Some(format!("{path}: {refusal}")));
+            }
+            let part = Part::of_name(&segment.name());
+            let ours = label.filter(|label| label.tag.directory == self.directory);
+            return Ok(ours.filter(|ours| part.is_none_or(|part| part.label != *ours)).map(|ours| {
+                format!(
+                    "{path}: its first line says that it is segment {} of this data directory under another name, so it is not applied. {cure}",
+                    ours.number
+                )
+            }));
+        };
+        if label == Some(Label { number, tag }) || segment.file.size().map_err(io())? == 0 {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "segment {}: {path} does not say in its first line that it is this segment, so it was renamed or edited and is not applied. {cure}",
+            segment.id
+        )))
     }
 
     /// Whether every applied byte of the segment was read by this process from this file.
@@ -401,36 +452,6 @@ impl<'p> Applier<'p> {
         })?;
         Ok(())
     }
-}
-
-/// Why a file is not the segment that its name says, or not the one that the database knows under
-/// that number.
-fn rival(segment: &SegmentFile, row: Option<&SegmentRow>) -> Result<Option<String>, ProcessError> {
-    let path = segment.path.display();
-    let cure = "If its events are to count, run `tallyline process FILE` with it; else move it to quarantine/";
-    if let Some(row) = row
-        && row.tag != segment.tag
-    {
-        return Ok(Some(format!(
-            "segment {}: {path} is not the segment of that number that was applied ({}), so it is not applied. {cure}",
-            row.id, row.file_name
-        )));
-    }
-    let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
-        return Ok(None);
-    };
-    if row.is_some_and(|row| row.applied_bytes > 0) {
-        return Ok(None); // Its prefix says so, by checksum.
-    }
-    let io = || ProcessError::io("read", &segment.path);
-    let label = read_label(&*segment.file).map_err(io())?;
-    if label == Some(Label { number, tag }) || segment.file.size().map_err(io())? == 0 {
-        return Ok(None);
-    }
-    Ok(Some(format!(
-        "segment {}: {path} does not say in its first line that it is this segment, so it was renamed or edited and is not applied. {cure}",
-        segment.id
-    )))
 }
 
 /// Lines of the range, read again.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::applier::SegmentFile;
 use super::{ProcessError, lines};
-use crate::fs::Disk;
+use crate::fs::{Disk, DiskFile};
 use crate::journal::APPLIED_DIR;
 use crate::store::SegmentRow;
 use crate::timestamp::{self, now_ms};
@@ -20,21 +20,51 @@ pub(super) enum Archived {
     Moved,
     /// A file of its name is there already; it stays where it is.
     NameTaken,
-    /// It is not what was applied under its name; it stays where it is.
-    OtherContent,
+    /// It is not what was applied under its name; it stays where it is. Why, and what to do.
+    OtherContent(String),
 }
 
 impl Archived {
     /// Why the file stays where it is.
-    pub(super) fn refusal(&self) -> Option<&'static str> {
+    pub(super) fn refusal(&self) -> Option<&str> {
         match self {
             Self::Moved => None,
-            Self::NameTaken => Some("a file of that name is in the archive already"),
-            Self::OtherContent => Some(
-                "a file of that name was applied already, with another content; this one is not applied",
-            ),
+            Self::NameTaken => {
+                Some("it is applied, but a file of that name is in the archive already")
+            }
+            Self::OtherContent(words) => Some(words),
         }
     }
+}
+
+/// Why nothing is applied of a file whose name is that of a segment with another content, and how
+/// the rest of it is counted without counting again what was. `path` is where the lines lie;
+/// `None` if they were converted from something else.
+pub(super) fn other_content(
+    file: &dyn DiskFile,
+    path: Option<&Path>,
+    row: &SegmentRow,
+) -> io::Result<String> {
+    let (name, applied) = (&row.file_name, row.applied_bytes);
+    let has_grown = file.size()? > applied && lines::checksum(file, applied)? == row.checksum;
+    let others = "put only the events that were not applied into a file of another name, and run `tallyline process` with that";
+    Ok(match path {
+        Some(path) if has_grown => {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let rest = format!("{stem}-from-{applied}.jsonl");
+            format!(
+                "{name} was applied when it had {applied} bytes, and has grown since; what came after them is not applied. To count it, put it into a file of its own, `tail -c +{} '{}' > '{rest}'`, and run `tallyline process` with that",
+                applied + 1,
+                path.display()
+            )
+        }
+        _ if has_grown => format!(
+            "{name} was applied when there was less in it; what came after that is not applied. To count it, {others}"
+        ),
+        _ => format!(
+            "a file named {name} was applied before with another content ({applied} bytes); nothing of this one is applied. To count what is new in it, {others}"
+        ),
+    })
 }
 
 /// Whether the file is byte for byte (by length and checksum) what was applied.
@@ -63,7 +93,9 @@ pub(super) fn archive(
     has_read: bool,
 ) -> Result<Archived, ProcessError> {
     if !has_read && !is_what_was_applied(segment, row)? {
-        return Ok(Archived::OtherContent);
+        let words = other_content(&*segment.file, Some(&segment.path), row)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        return Ok(Archived::OtherContent(words));
     }
     let applied = data_dir.join(APPLIED_DIR);
     let month = applied.join(month(row.whole_at_ms.unwrap_or_else(now_ms)));

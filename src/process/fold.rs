@@ -12,7 +12,7 @@ use crc32fast::Hasher;
 use memchr::{memchr, memchr_iter, memrchr};
 
 use super::users::{Router, Users};
-use crate::event::{Event, LINE_BYTES_MAX, Plain};
+use crate::event::{Event, LINE_BYTES_MAX, Plain, without_bom};
 use crate::fs::DiskFile;
 use crate::segment::Label;
 use crate::store::{IdEvents, REJECTED_LINE_BYTES_MAX, REJECTED_LINES_MAX, Rejected};
@@ -202,6 +202,7 @@ impl Sink<'_> {
     }
 
     fn any_line(&mut self, line: &[u8], offset: u64) {
+        let line = file_start(line, offset);
         match Event::parse(line) {
             Ok(event) => {
                 self.piece.lines += 1;
@@ -270,6 +271,11 @@ impl Sink<'_> {
 /// The longest line that is looked at: one of the longest event and a label.
 pub(super) const STORED_LINE_BYTES_MAX: usize = LINE_BYTES_MAX + Label::BYTES;
 
+/// A line at `offset` of a file without the byte order mark that the file begins with.
+pub(super) fn file_start(line: &[u8], offset: u64) -> &[u8] {
+    if offset == 0 { without_bom(line) } else { line }
+}
+
 /// Nothing but white space: not a line.
 pub(super) fn is_empty(line: &[u8]) -> bool {
     line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
@@ -313,5 +319,5 @@ pub(super) fn line_start(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>
     }
     line.truncate(filled);
     line.truncate(memchr(b'\n', &line).unwrap_or(line.len()));
-    Ok(line)
+    Ok(file_start(&line, offset).to_vec())
 }

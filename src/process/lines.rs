@@ -5,7 +5,7 @@ use std::io;
 use crc32fast::Hasher;
 use memchr::{memchr_iter, memrchr};
 
-use super::fold::{STORED_LINE_BYTES_MAX, is_empty, read_range};
+use super::fold::{STORED_LINE_BYTES_MAX, file_start, is_empty, read_range};
 use crate::fs::DiskFile;
 
 const BLOCK: u64 = 256 << 10;
@@ -35,8 +35,10 @@ pub(super) fn count(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<u64> 
     let mut lines = 0;
     // Whether the line that the last block ended in had anything in it so far.
     let mut open = false;
+    let mut at = from;
     blocks(file, from, to, |block| {
-        let mut start = 0;
+        let mut start = block.len() - file_start(block, at).len();
+        at += block.len() as u64;
         for end in memchr_iter(b'\n', block) {
             lines += u64::from(open || !is_empty(&block[start..end]));
             open = false;
@@ -62,7 +64,7 @@ pub(super) fn each(
         let mut start = 0;
         for end in memchr_iter(b'\n', block) {
             extend(&mut line, &block[start..end]);
-            each(line_start, &line);
+            each(line_start, file_start(&line, line_start));
             line.clear();
             start = end + 1;
             line_start = at + start as u64;
@@ -71,7 +73,7 @@ pub(super) fn each(
         at += block.len() as u64;
     })?;
     if !line.is_empty() {
-        each(line_start, &line);
+        each(line_start, file_start(&line, line_start));
     }
     Ok(())
 }

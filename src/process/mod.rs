@@ -27,6 +27,7 @@ mod claims;
 mod clock;
 mod coordinator;
 mod fold;
+mod import;
 mod lines;
 mod memory;
 mod observe;
@@ -48,7 +49,7 @@ use std::time::Duration;
 
 use self::clock::Clock;
 use self::memory::Shares;
-pub use self::once::{Refused, RunProgress, Summary, run_once};
+pub use self::once::{Refused, RunProgress, Step, Summary, run_once};
 pub use self::rebuild::{Rebuilt, rebuild};
 pub use self::recount::{Finding, Verdict, verify};
 use crate::fs::Disk;

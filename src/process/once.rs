@@ -1,9 +1,10 @@
 //! The one-shot run behind `process`: every sealed file in the directory, or the files named.
 //!
 //! The caller holds `process.lock` and has sealed the active segment if no server runs. A file from
-//! elsewhere is first copied in, so that it stays among the files that are the truth.
+//! elsewhere is first copied in (see [`import`](super::import)), so that it stays among the files
+//! that are the truth.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,17 +12,17 @@ use std::time::{Duration, Instant};
 use super::applier::{Applier, Confirmed, SegmentFile, Watch, open_sealed};
 use super::archive::{self, Archived};
 use super::claims::settle;
+use super::import::{Brought, Importer};
 use super::memory::Shares;
 use super::pool::Pool;
-use super::{ProcessConfig, ProcessError, fold, in_words, lines, prune, rebuild, sums};
-use crate::fs::{self, Disk, DiskFile, Unusable};
+use super::{ProcessConfig, ProcessError, in_words, prune, rebuild, sums};
+use crate::fs::{Disk, Unusable};
 use crate::journal::{Catalog, Found, Place, rivals_in_words};
-use crate::segment::{ACTIVE_FILE, SegmentId, label_in_name};
+use crate::segment::SegmentId;
 use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
 
 /// How long a database that somebody else has locked is waited for.
 const LOCKED_MAX: Duration = Duration::from_mins(1);
-const COPY_BLOCK: u64 = 1 << 20;
 
 /// What a run did.
 #[derive(Clone, Debug, Default)]
@@ -52,14 +53,25 @@ pub struct Refused {
     pub reason: String,
 }
 
+/// What a run does just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Converts a file that was named.
+    Import,
+    /// Applies a segment.
+    Apply,
+}
+
 /// How far a run is.
 #[derive(Clone, Copy, Debug)]
 pub struct RunProgress<'a> {
-    /// The segment being applied.
+    /// What it does.
+    pub step: Step,
+    /// The file being converted or the segment being applied.
     pub segment: &'a str,
-    /// Bytes applied so far in this run.
+    /// Bytes of the file converted, or bytes applied so far in this run.
     pub bytes: u64,
-    /// Bytes there were to apply at the start of the run.
+    /// Bytes of the file, or bytes there were to apply at the start of the run.
     pub bytes_total: u64,
 }
 
@@ -187,102 +199,38 @@ impl Run<'_> {
         Ok(todo)
     }
 
-    /// The files named, copied in where they are from elsewhere.
+    /// The files named, brought in where they lie elsewhere.
     fn named(&mut self, files: &[PathBuf]) -> Result<Vec<Found>, ProcessError> {
+        let mut importer = Importer::new(self.config, self.disk)?;
         let mut todo = Vec::new();
+        let mut paths = HashSet::new();
         for file in files {
-            let brought = match self.bring_in(file) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let on_progress = &mut *self.on_progress;
+            let mut on_read = |bytes, bytes_total| {
+                on_progress(RunProgress {
+                    step: Step::Import,
+                    segment: &name,
+                    bytes,
+                    bytes_total,
+                });
+            };
+            let brought = match importer.bring_in(&self.applier.writer, file, &mut on_read) {
                 Err(error @ ProcessError::Io { .. }) => Brought::Refused(in_words(&error)),
                 brought => brought?,
             };
             match brought {
-                Brought::In(found) => todo.push(found),
-                Brought::Before(name) => self.summary.skipped.push(name),
-                Brought::Refused(reason) => {
-                    self.summary.refused.push(Refused {
-                        path: file.clone(),
-                        reason,
-                    });
+                Brought::In(found) => {
+                    if paths.insert(found.path.clone()) {
+                        todo.push(found);
+                    }
                 }
+                Brought::Before => self.summary.skipped.push(name.into_owned()),
+                Brought::Again => {}
+                Brought::Refused(reason) => self.refuse(file, reason),
             }
         }
         Ok(todo)
-    }
-
-    fn bring_in(&mut self, file: &Path) -> Result<Brought, ProcessError> {
-        let real = file
-            .canonicalize()
-            .map_err(ProcessError::io("find", file))?;
-        let data_dir = &self.config.data_dir;
-        let home = data_dir
-            .canonicalize()
-            .map_err(ProcessError::io("find", data_dir))?;
-        let name = real
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if real.parent() == Some(&home) {
-            return Ok(match SegmentId::of_file(&name, self.config.directory_tag()) {
-                Some((id, tag)) => Brought::In(Found {
-                    id,
-                    tag,
-                    place: Place::Incoming,
-                    path: data_dir.join(&name),
-                }),
-                None if name == ACTIVE_FILE => Brought::Refused(
-                    "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
-                ),
-                None => Brought::Refused(format!(
-                    "it lies in the data directory under a name that is not a segment's; move it elsewhere, or rename it to events_{name}"
-                )),
-            });
-        }
-        let name = name_from_elsewhere(&name);
-        let target = data_dir.join(&name);
-        let id = SegmentId::Elsewhere(name.clone());
-        let source = self
-            .disk
-            .open_read(&real)
-            .map_err(ProcessError::io("open", file))?;
-        let segment = SegmentFile {
-            id: id.clone(),
-            tag: None,
-            path: real.clone(),
-            file: Arc::clone(&source),
-        };
-        if let Some(row) = self.applier.writer.segment(&id)?
-            && row.state == SegmentState::Whole
-        {
-            return Ok(if archive::is_what_was_applied(&segment, &row)? {
-                Brought::Before(name)
-            } else {
-                Brought::Refused(other_content(&name))
-            });
-        }
-        if self
-            .disk
-            .identity(&target)
-            .map_err(ProcessError::io("look at", &target))?
-            .is_some()
-        {
-            let there = self
-                .disk
-                .open_read(&target)
-                .map_err(ProcessError::io("open", &target))?;
-            if !same_content(&*there, &*source).map_err(ProcessError::io("read", file))? {
-                return Ok(Brought::Refused(other_content(&name)));
-            }
-        } else {
-            fs::write_new(self.disk, &target, |part| copy(&*source, part))
-                .map_err(ProcessError::io("copy in", file))?;
-        }
-        Ok(Brought::In(Found {
-            id,
-            tag: None,
-            place: Place::Incoming,
-            path: target,
-        }))
     }
 
     /// Applies one file to its end and archives it.
@@ -371,8 +319,8 @@ impl Run<'_> {
         };
         self.applier.forget(&segment.id);
         match (archived, applied_now) {
-            (Archived::OtherContent, _) => {
-                self.refuse(&segment.path, other_content(&segment.name()));
+            (Archived::OtherContent(words), _) => {
+                self.refuse(&segment.path, format!("{words}. Then move this one away"));
             }
             // The same content once more: in the archive already.
             (Archived::Moved | Archived::NameTaken, false) => {
@@ -408,55 +356,6 @@ impl Run<'_> {
     }
 }
 
-/// What became of a file that was named.
-enum Brought {
-    In(Found),
-    Before(String),
-    Refused(String),
-}
-
-fn other_content(name: &str) -> String {
-    format!(
-        "a file named {name} with another content was applied or is waiting; this one was left alone. If its events are to count, give it another name"
-    )
-}
-
-/// The name in the data directory of a file from elsewhere. A name of ours from another data
-/// directory must not be taken for one of ours here.
-fn name_from_elsewhere(name: &str) -> String {
-    // A native segment's name stays what it says, behind a prefix.
-    if label_in_name(name).is_none() && SegmentId::of_file(name, 0).is_some() {
-        return name.to_owned();
-    }
-    let ending = if Path::new(name)
-        .extension()
-        .is_some_and(|ending| ending == "jsonl")
-    {
-        ""
-    } else {
-        ".jsonl"
-    };
-    format!("events_{name}{ending}")
-}
-
-fn same_content(a: &dyn DiskFile, b: &dyn DiskFile) -> std::io::Result<bool> {
-    let size = a.size()?;
-    Ok(size == b.size()? && lines::checksum(a, size)? == lines::checksum(b, size)?)
-}
-
-fn copy(from: &dyn DiskFile, to: &dyn DiskFile) -> std::io::Result<()> {
-    let size = from.size()?;
-    let mut block = Vec::new();
-    let mut at = 0;
-    while at < size {
-        let end = size.min(at + COPY_BLOCK);
-        fold::read_range(from, at, end, &mut block)?;
-        to.write_all_at(&block, at)?;
-        at = end;
-    }
-    Ok(())
-}
-
 /// Counts what is committed, and tells.
 struct Told<'t> {
     summary: &'t mut Summary,
@@ -473,6 +372,7 @@ impl Watch for Told<'_> {
         self.summary.bytes += to - self.at;
         self.at = to;
         (self.on_progress)(RunProgress {
+            step: Step::Apply,
             segment: self.name,
             bytes: self.summary.bytes,
             bytes_total: self.bytes_total,
@@ -489,24 +389,5 @@ impl Watch for Told<'_> {
 
     fn unlocked(&mut self) {
         self.locked_since = None;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn names_from_elsewhere_are_never_ours() {
-        for (name, here) in [
-            ("foo.jsonl", "events_foo.jsonl"),
-            ("foo.json", "events_foo.json.jsonl"),
-            ("events.jsonl", "events_events.jsonl"),
-            ("events_1700000000000.jsonl", "events_1700000000000.jsonl"),
-            (
-                "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl",
-                "events_events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl",
-            ),
-        ] {
-            assert_eq!(super::name_from_elsewhere(name), here);
-        }
     }
 }

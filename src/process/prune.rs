@@ -370,7 +370,7 @@ pub(super) fn finish_at_start(
 /// Why a file of a number that was let go is not applied.
 pub(super) fn was_let_go(path: &Path, pruned: u64) -> String {
     format!(
-        "{}: retention has let go everything up to segment {pruned}, so this file is not applied. Move it away; if its events are to count (again), give it a name such as events_again.jsonl",
+        "{}: retention has let go everything up to segment {pruned}, and its events are in the totals still, so this file is not applied. Move it away",
         path.display()
     )
 }

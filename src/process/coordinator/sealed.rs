@@ -363,10 +363,7 @@ impl Coordinator {
         let archived = archive::archive(&*self.disk, data_dir, segment, row, has_read)?;
         if let Some(refusal) = archived.refusal() {
             self.left_alone.insert(segment.path.clone(), stat.identity);
-            let words = format!(
-                "{}: {refusal}. Move it away or rename it",
-                segment.path.display()
-            );
+            let words = format!("{}: {refusal}. Move this one away", segment.path.display());
             self.board.health.set(&topic(&row.id), words);
         }
         Ok(())
