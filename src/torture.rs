@@ -32,6 +32,9 @@ const SENDERS: usize = 3;
 const USERS: u64 = 40;
 /// The longest a round lets everything run before it kills.
 const ROUND_MICROS_MAX: u64 = 250_000;
+/// In every so many rounds a backup is made beside the running server, and restored over the data
+/// directory once the server was killed.
+const BACKUP_EVERY: u64 = 10;
 /// How long anything may take to come up or to finish before the run has failed.
 const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -50,6 +53,8 @@ pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
         exe: std::env::current_exe().context("cannot tell where this program is")?,
         random: Random(seed),
         server: None,
+        reader: None,
+        rounds: 0,
         senders: (0..SENDERS).map(Sender::new).collect(),
         expected: BTreeMap::new(),
         tally: Tally::default(),
@@ -116,6 +121,9 @@ struct Torture {
     dir: PathBuf,
     random: Random,
     server: Option<Server>,
+    /// Another process that opens the database, reads and closes it, all the time.
+    reader: Option<Child>,
+    rounds: u64,
     senders: Vec<Sender>,
     /// What each user's total must be in the end: micros and events.
     expected: BTreeMap<String, (i64, u64)>,
@@ -163,16 +171,24 @@ struct Tally {
     starts: u64,
     slowest_start: Duration,
     torn_tails: u64,
+    reads: u64,
+    restores: u64,
 }
 
 impl Torture {
     fn round(&mut self) -> anyhow::Result<()> {
+        self.rounds += 1;
         let port = self.serving()?;
+        self.keep_reading()?;
         for index in 0..self.senders.len() {
             self.keep_sending(index, port)?;
         }
         let wait = Duration::from_micros(self.random.below(ROUND_MICROS_MAX));
         std::thread::sleep(wait);
+        self.keep_reading()?;
+        if self.rounds.is_multiple_of(BACKUP_EVERY) {
+            return self.back_up_and_restore();
+        }
         // Half the rounds kill the server, a quarter one sender, a quarter everything.
         let victim = self.random.below(4);
         if victim != 0 {
@@ -256,6 +272,53 @@ impl Torture {
             self.new_file(index)?;
         }
         self.send(index, port)
+    }
+
+    /// One reader after another: each opens the database, adds up all users and closes it, as an
+    /// `sqlite3` beside the server does.
+    fn keep_reading(&mut self) -> anyhow::Result<()> {
+        if let Some(reader) = &mut self.reader {
+            let Some(status) = reader.try_wait()? else {
+                return Ok(());
+            };
+            self.reader = None;
+            // Before the first event there is no database.
+            self.tally.reads += u64::from(status.success());
+        }
+        let child = self
+            .command("reader")?
+            .args(["query", "--json", "--data-dir"])
+            .arg(self.data_dir())
+            .spawn()
+            .context("cannot start a reader")?;
+        self.reader = Some(child);
+        Ok(())
+    }
+
+    /// Makes a backup while everything runs, kills the server and restores the backup over the data
+    /// directory: what is newer there stays, so that nothing acknowledged is lost.
+    fn back_up_and_restore(&mut self) -> anyhow::Result<()> {
+        let backup = self.dir.join("backup");
+        let data_dir = self.data_dir();
+        for (what, killed) in [("backup", false), ("restore", true)] {
+            if killed {
+                self.kill_server()?;
+            }
+            let status = self
+                .command(what)?
+                .arg(what)
+                .arg(&backup)
+                .arg("--data-dir")
+                .arg(&data_dir)
+                .status()?;
+            ensure!(
+                status.success(),
+                "{what} ended with {status}; see {}",
+                self.log(what).display()
+            );
+        }
+        self.tally.restores += 1;
+        fs::remove_dir_all(&backup).with_context(|| format!("cannot remove {}", backup.display()))
     }
 
     fn send(&mut self, index: usize, port: u16) -> anyhow::Result<()> {
@@ -373,6 +436,9 @@ impl Torture {
                 self.send(index, port)?;
             }
         }
+        if let Some(mut reader) = self.reader.take() {
+            reader.wait()?;
+        }
         self.stop_server()?;
         let mut faults = self.compare()?;
         let verify = self
@@ -474,6 +540,7 @@ impl Drop for Torture {
             .server
             .iter_mut()
             .map(|server| &mut server.child)
+            .chain(self.reader.as_mut())
             .chain(senders)
         {
             drop(child.kill());
@@ -503,6 +570,8 @@ impl Tally {
                 format!("{} ms", self.slowest_start.as_millis()),
             ),
             ("torn tails kept", self.torn_tails.to_string()),
+            ("reads from outside", self.reads.to_string()),
+            ("backups restored", self.restores.to_string()),
             ("files sent", self.files.to_string()),
             ("events, each to count once", self.events.to_string()),
             ("proof took", format!("{:.1} s", proof.as_secs_f64())),
