@@ -27,6 +27,11 @@ through() {
     grep -q '"/userId"' "$tmp/answer" || fail "$name: $(cat "$tmp/answer")"
     head -c 9437184 /dev/zero | tr '\0' ' ' >"$tmp/large"
     same "$name: 9 MiB" "$(status -H "$bearer" --data-binary "@$tmp/large" "$front/liveEvent")" 413
+    same "$name: a header that is not ASCII" "$(status -H "$bearer" -H 'cf-region: São Paulo' \
+        -H $'x-latin-1: S\xe3o' "$front/readyz")" 200
+    same "$name: an offer to speak HTTP/2" "$(status --http2 -H "$bearer" "$front/readyz")" 200
+    same "$name: 64 KiB to be asked for" "$(head -c 65536 /dev/zero | tr '\0' ' ' | status -H "$bearer" \
+        -H 'Expect: 100-continue' --data-binary @- "$front/liveEvent")" 400
     same "$name: a foreign page" "$(status -H "$bearer" -H 'Origin: https://evil.example' -d "$event" \
         "$front/liveEvent")" 403
     same "$name: flush" "$(status -H "$bearer" -X POST "$front/flush")" 200

@@ -366,6 +366,27 @@ fn chunked_bodies(rows: &mut Vec<Row>) {
         row(&format!("{}{GET}", chunked(chunks)), &[post(body), get()]);
     }
     let body = "x".repeat(1000);
+    for fields in [
+        "Transfer-Encoding: chunked\r\nContent-Length: 13",
+        "Content-Length: 0\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked, identity",
+    ] {
+        let stream = format!("{POST}{fields}\r\n\r\n3\r\nabc\r\n0\r\n\r\n{GET}");
+        row(&stream, &[Refused(400)]);
+    }
+    for lengths in [
+        "3\r\nContent-Length: 3",
+        "3, 3",
+        "+3",
+        " 3 3",
+        "3\r\nContent-Length: 2",
+    ] {
+        let stream = format!("{POST}Content-Length: {lengths}\r\n\r\nabc{GET}");
+        row(&stream, &[Refused(400)]);
+    }
     let chunk = format!("3e8\r\n{body}\r\n");
     let of = |count: usize| format!("{}0\r\n\r\n{GET}", chunk.repeat(count));
     row(&chunked(&of(1)), &[post(&body), get()]);
@@ -391,11 +412,13 @@ fn malformed_chunks(rows: &mut Vec<Row>) {
         rows.push((stream.as_bytes().to_vec(), readings.to_vec()));
     };
     for malformed in [
-        "+2d\r\n",
-        " 2d\r\n",
-        "2d \r\n",
-        "2d\t\r\n",
-        "2d ;x\r\n",
+        "+3\r\nabc\r\n0\r\n\r\n",
+        " 3\r\nabc\r\n0\r\n\r\n",
+        "3 \r\nabc\r\n0\r\n\r\n",
+        "3\t\r\nabc\r\n0\r\n\r\n",
+        "3 ;x\r\nabc\r\n0\r\n\r\n",
+        "3\r\nabc\r\n0 \r\n\r\n",
+        "3\r\nabc\r\n+0\r\n\r\n",
         "0x2\r\nab\r\n0\r\n\r\n",
         "-1\r\n",
         "\r\n",

@@ -1011,9 +1011,12 @@ fn a_refusal_reaches_a_client_that_is_still_sending() {
     for _ in 0..20 {
         let mut client = fixture.connect();
         client.send("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n");
-        // The server may have ended it already.
-        let _cut_short = client.stream.write_all(&vec![b'x'; 1_000_000]);
+        let sent = client.stream.write_all(&vec![b'x'; 1_000_000]);
+        assert!(sent.is_ok(), "{sent:?}");
         assert_eq!(client.answer().0, 413);
+        let mut rest = Vec::new();
+        let end = client.reader.read_to_end(&mut rest);
+        assert!(matches!(end, Ok(0)), "not reset: {end:?}");
     }
     fixture.stop();
 }
