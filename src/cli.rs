@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use uuid::Uuid;
 
 use crate::config::{Size, Span};
 
@@ -192,6 +193,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR", env = "TALLYLINE_DATA_DIR")]
     #[arg(help_heading = "Files and disk")]
     pub data_dir: Option<PathBuf>,
+    /// Start only if the data directory has this UUID (see its directory.json), for a volume that
+    /// may not be mounted [default: any]
+    #[arg(long, value_name = "UUID", env = "TALLYLINE_EXPECT_ID")]
+    #[arg(help_heading = "Files and disk")]
+    pub expect_id: Option<Uuid>,
     /// Seal the active file this long after its first line [default: 1m]
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_ROTATE_EVERY")]
     #[arg(help_heading = "Files and disk")]

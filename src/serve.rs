@@ -23,7 +23,8 @@ use crate::fs::{self as disk_fs, Disk, Lock, MeteredDisk, UsageThread};
 use crate::health::Health;
 use crate::http;
 use crate::journal::{
-    Committer, Directory, Journal, JournalConfig, KnownSegment, KnownSegments, Recovery,
+    Committer, DIRECTORY_FILE, Directory, Journal, JournalConfig, KnownSegment, KnownSegments,
+    Recovery,
 };
 use crate::logging;
 use crate::notify;
@@ -89,6 +90,7 @@ impl Server {
             remove_port_file(path)?;
         }
         let dir = &config.data_dir;
+        expect_id(config)?;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let locks = lock(dir, config.processing)?;
         backup::refuse_unfinished(dir)?;
@@ -252,6 +254,28 @@ fn warn_of_file_system(dir: &Path) {
             dir.display()
         ),
         Err(error) => tracing::debug!(%error, "cannot determine the type of the file system"),
+    }
+}
+
+/// Whether the data directory is the one that was asked for; asked before anything is created in it.
+fn expect_id(config: &ServeConfig) -> anyhow::Result<()> {
+    let Some(expected) = config.expect_id else {
+        return Ok(());
+    };
+    let dir = &config.data_dir;
+    let found = Directory::read(&disk_fs::RealDisk, dir)
+        .with_context(|| format!("cannot read {}", dir.join(DIRECTORY_FILE).display()))?;
+    match found {
+        Some(found) if found.id == expected => Ok(()),
+        Some(found) => anyhow::bail!(
+            "the data directory {} is {}, not {expected} as --expect-id says: another volume is mounted there",
+            dir.display(),
+            found.id
+        ),
+        None => anyhow::bail!(
+            "{} is not the data directory {expected} that --expect-id names: it has no {DIRECTORY_FILE}; is its volume mounted?",
+            dir.display()
+        ),
     }
 }
 

@@ -447,6 +447,58 @@ fn a_database_of_another_directory_is_refused_by_name() {
 }
 
 #[test]
+fn a_directory_that_is_not_the_expected_one_is_not_served() {
+    // Red if a server starts in the empty directory under a volume that is not mounted.
+    let scratch = Scratch::new();
+    let (data, other) = (scratch.data(), scratch.path().join("other"));
+    let id = serve(&data, 1).status()["directory"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    serve(&other, 1).stop().expect(0);
+    let serve_at = |dir: &Path| {
+        let dir = dir.to_str().unwrap();
+        run(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            dir,
+            "--expect-id",
+            &id,
+        ])
+    };
+    let missing = scratch.path().join("missing");
+    for (dir, why) in [(&other, "another volume"), (&missing, "mounted?")] {
+        let ran = serve_at(dir).expect(1);
+        assert!(
+            ran.stderr.contains(why) && ran.stderr.contains(&id),
+            "{ran}"
+        );
+    }
+    assert!(!missing.exists(), "nothing is created");
+    let server = Server::with(&data, &["--expect-id", &id]);
+    assert_eq!(server.status()["directory"], id.as_str());
+}
+
+#[test]
+fn a_data_directory_moved_away_under_the_server_stops_ingestion_and_is_named() {
+    // Red if events are acknowledged in a directory that nobody will find.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    server.accept(event("u", 1));
+    fs::rename(&data, scratch.path().join("away")).unwrap();
+    fs::create_dir(&data).unwrap();
+    until(PATIENCE, "readiness says so", || {
+        reasons(&server)
+            .contains("another file system was mounted over it")
+            .then_some(())
+    });
+    server.post("/liveEvent", event("u", 1)).problem(503);
+}
+
+#[test]
 fn a_second_server_is_kept_out_though_the_lock_file_was_replaced() {
     // Red if serve.lock alone keeps a second server out, or if the first goes on after it was
     // replaced: 238 acknowledged, 150 kept.

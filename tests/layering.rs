@@ -286,8 +286,25 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "apply",
         &[
-            "config", "exit", "fs", "health", "journal", "logging", "manual", "process", "segment",
-            "serve", "store",
+            "backup", "config", "exit", "fs", "health", "journal", "logging", "manual", "process",
+            "segment", "serve", "store",
+        ],
+    ),
+    (
+        "backup",
+        &[
+            "apply",
+            "config",
+            "exit",
+            "fs",
+            "journal",
+            "manual",
+            "segment",
+            "serve",
+            "stop",
+            "store",
+            "timestamp",
+            "verify",
         ],
     ),
     ("cli", &["config"]),
@@ -327,8 +344,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "main",
         &[
-            "apply", "cli", "client", "config", "demo", "exit", "generate", "logging", "manual",
-            "query", "serve", "stop", "torture", "verify",
+            "apply", "backup", "cli", "client", "config", "demo", "exit", "generate", "logging",
+            "manual", "query", "serve", "stop", "torture", "verify",
         ],
     ),
     ("manual", &["cli", "config", "exit"]),
@@ -362,8 +379,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "serve",
         &[
-            "config", "exit", "fs", "health", "http", "journal", "logging", "notify", "process",
-            "stop", "store",
+            "backup", "config", "exit", "fs", "health", "http", "journal", "logging", "notify",
+            "process", "stop", "store",
         ],
     ),
     ("stop", &[]),
@@ -378,7 +395,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "verify",
         &[
-            "apply", "config", "event", "exit", "fs", "logging", "manual", "process",
+            "apply", "backup", "config", "event", "exit", "fs", "logging", "manual", "process",
         ],
     ),
 ];

@@ -8,6 +8,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Size, Span, UsageError, address, at_least, between, host_name, is_loopback, within};
+use uuid::Uuid;
+
 use crate::cli::ServeArgs;
 
 /// The shortest period of rotation and of flushing: below it a disk does nothing else.
@@ -40,6 +42,8 @@ pub struct ServeConfig {
     pub keep_alive: Duration,
     /// Where events and totals are kept; created if missing. Default `data`.
     pub data_dir: PathBuf,
+    /// The UUID that `directory.json` must name, or the server does not start. Default: any.
+    pub expect_id: Option<Uuid>,
     /// Seal the active file this long after its first line; `None`: never by age. Default 1 min,
     /// minimum 10 ms.
     pub rotate_every: Option<Duration>,
@@ -112,6 +116,7 @@ struct File {
     max_body: Option<Size>,
     keep_alive: Option<Span>,
     data_dir: Option<PathBuf>,
+    expect_id: Option<Uuid>,
     rotate_every: Option<Span>,
     rotate_bytes: Option<Size>,
     max_disk: Option<Size>,
@@ -137,6 +142,7 @@ impl ServeConfig {
             max_body_bytes: 8 * MIB,
             keep_alive: KEEP_ALIVE_DEFAULT,
             data_dir: data_dir.into(),
+            expect_id: None,
             rotate_every: Some(Duration::from_mins(1)),
             rotate_bytes: 256 * MIB,
             max_disk_bytes: None,
@@ -187,6 +193,7 @@ impl ServeConfig {
             Span(Some(KEEP_ALIVE_DEFAULT)),
         );
         let data_dir = s.pick("data-dir", args.data_dir, file.data_dir, "data".into());
+        let expect_id = s.pick_optional("expect-id", args.expect_id, file.expect_id);
         let rotate_every = s.pick(
             "rotate-every",
             args.rotate_every,
@@ -227,6 +234,7 @@ impl ServeConfig {
             max_body_bytes: within("--max-body", max_body, KIB, GIB)?,
             keep_alive: keep_alive_time(keep_alive)?,
             data_dir,
+            expect_id,
             rotate_every: at_least("--rotate-every", rotate_every, PERIOD_MIN)?,
             rotate_bytes: within("--rotate-bytes", rotate_bytes, KIB, TIB)?,
             max_disk_bytes: max_disk
@@ -355,6 +363,12 @@ impl TomlText for bool {
 impl TomlText for String {
     fn toml_text(&self) -> String {
         toml::Value::String(self.clone()).to_string()
+    }
+}
+
+impl TomlText for Uuid {
+    fn toml_text(&self) -> String {
+        format!("\"{self}\"")
     }
 }
 

@@ -21,7 +21,7 @@ use super::recover::Active;
 use super::{
     AppendError, Command, Commands, Directory, JournalConfig, JournalError, Label, Pending, Shared,
 };
-use crate::fs::{Disk, DiskFile};
+use crate::fs::{Disk, DiskFile, Identity};
 use crate::health::Health;
 use crate::segment::{ACTIVE_FILE, Position};
 
@@ -54,6 +54,7 @@ pub(super) fn start(
         directory: active.directory,
         durable_end: active.durable_end,
         path: data_dir.join(ACTIVE_FILE),
+        data_dir_is: disk.identity(data_dir).ok().flatten(),
         data_dir: data_dir.to_owned(),
         group: Vec::new(),
         room: Room::default(),
@@ -90,6 +91,8 @@ impl Drop for PanicWatch {
 struct Writer {
     disk: Arc<dyn Disk>,
     data_dir: PathBuf,
+    /// What the data directory's path led to at the start.
+    data_dir_is: Option<Identity>,
     path: PathBuf,
     config: JournalConfig,
     shared: Arc<Shared>,

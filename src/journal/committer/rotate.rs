@@ -155,7 +155,17 @@ impl Writer {
         match same {
             Ok(true) => Ok(()),
             Ok(false) => {
-                Err(self.poison("was moved, removed or replaced while the server had it open"))
+                let elsewhere =
+                    self.disk.identity(&self.data_dir).ok().flatten() != self.data_dir_is;
+                let what = if elsewhere {
+                    format!(
+                        "is out of reach: {} was moved, or another file system was mounted over it",
+                        self.data_dir.display()
+                    )
+                } else {
+                    "was moved, removed or replaced while the server had it open".to_owned()
+                };
+                Err(self.poison(&what))
             }
             Err(error) => {
                 let reason = format!("cannot look at {}: {error}", self.path.display());
