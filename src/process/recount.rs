@@ -96,6 +96,7 @@ pub(super) fn recount(
         config,
         disk,
         // Before the listing: what is sealed by then is in it.
+        ids_found: HashMap::new(),
         given_out: config.given_out(disk)?,
         active: active_label(config, disk)?,
         catalog: Catalog::scan(disk, dir, config.directory_tag())
@@ -112,6 +113,7 @@ pub(super) fn recount(
         recount.segment(row)?;
     }
     recount.rivals();
+    recount.ids()?;
     recount.files_without_row();
     recount.missing();
     recount.let_go();
@@ -134,6 +136,8 @@ struct Recount<'r> {
     on_progress: &'r mut dyn FnMut(u64, u64),
     bytes_total: u64,
     verdict: Verdict,
+    /// Of each recounted segment, by its key, the events that their id's row says were counted there.
+    ids_found: HashMap<i64, u64>,
     /// Whether every user's total can be compared.
     exact: bool,
     /// Files with bytes that are not applied yet, and how many bytes.
@@ -210,6 +214,7 @@ impl Recount<'_> {
             }
         }
         let tally = self.tally(row, &file)?;
+        self.ids_found.insert(row.key, tally.id_events);
         self.verdict.files += 1;
         self.verdict.bytes += row.applied_bytes;
         self.verdict.counts.add(&tally.counts);
@@ -456,6 +461,36 @@ impl Recount<'_> {
                 unknown => format!("; {unknown} events bear an id that the database does not know"),
             }
         )));
+    }
+
+    /// The table of ids against the rows and the files: an id that stands there without its line being
+    /// counted would make the next event of that id a duplicate of nothing.
+    fn ids(&mut self) -> Result<(), ProcessError> {
+        let proof = self.proof;
+        let mut kept = proof.id_rows()?;
+        let cure = "an event that bears such an id again would not count; `tallyline process --rebuild` makes the table from the files";
+        if let Some(count) = kept.remove(&None) {
+            self.find(&Finding::Differs(format!(
+                "{count} ids are kept of segments that the database does not know: {cure}"
+            )));
+        }
+        for row in &proof.rows {
+            let kept = kept.get(&Some(row.key)).copied().unwrap_or(0);
+            let expected = row.id_events - row.ids_let_go;
+            let found = self.ids_found.get(&row.key).copied();
+            if kept != expected {
+                self.find(&Finding::Differs(format!(
+                    "segment {}: {kept} ids of it are kept, but {} of its counted events have an id and {} of these expired: {cure}",
+                    row.id, row.id_events, row.ids_let_go
+                )));
+            } else if let Some(found) = found.filter(|found| *found != kept) {
+                self.find(&Finding::Differs(format!(
+                    "segment {}: {kept} ids of it are kept, but only {found} of them stand where their rows say: {cure}",
+                    row.id
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Files that claim a number whose segment is another file.

@@ -7,7 +7,7 @@
 //! are let go, which waits meanwhile. The copy lies in a temporary database that SQLite keeps in
 //! memory while it is small and on disk (`SQLITE_TMPDIR`, else `/var/tmp`) beyond.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -27,6 +27,7 @@ const SELECT_DIFFERENCES: &str = include_str!("../../sql/verify/select_differenc
 const SELECT_USER_TOTALS: &str = include_str!("../../sql/query/select_user_totals.sql");
 const SELECT_EVENT_ID: &str = include_str!("../../sql/query/select_event_id.sql");
 const SELECT_IDS_OF_PRUNED: &str = include_str!("../../sql/query/select_ids_of_pruned.sql");
+const SELECT_ID_PLACES: &str = include_str!("../../sql/query/select_id_places.sql");
 const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sql");
 
 /// Memory for the private table before SQLite puts it on disk.
@@ -172,6 +173,38 @@ impl Proof {
             Ok(())
         };
         read().map_err(StoreError::sqlite(&self.path, "look ids up"))
+    }
+
+    /// How many ids the table holds of each segment, by its key, as of the copied rows: of lines that
+    /// were applied by then. Under `None`: those of segments that have no row and were not pruned.
+    pub fn id_rows(&self) -> Result<HashMap<Option<i64>, u64>, StoreError> {
+        let applied: HashMap<i64, u64> = self
+            .rows
+            .iter()
+            .map(|row| (row.key, row.applied_bytes))
+            .collect();
+        let pruned = i64::try_from(self.pruned.number).unwrap_or(i64::MAX);
+        let highest = applied.keys().copied().max().unwrap_or(0).max(pruned);
+        let lowest = applied.keys().copied().min().unwrap_or(0);
+        let read = || -> rusqlite::Result<HashMap<Option<i64>, u64>> {
+            let mut found = HashMap::new();
+            let mut select = self.database.prepare(SELECT_ID_PLACES)?;
+            let mut rows = select.query([])?;
+            while let Some(row) = rows.next()? {
+                let (key, offset): (i64, u64) = (row.get(0)?, row.get(1)?);
+                let of = match applied.get(&key) {
+                    Some(applied) if offset < *applied => Some(key),
+                    // Applied since the rows were copied.
+                    Some(_) => continue,
+                    None if key > highest || key < lowest => continue,
+                    None if (1..=pruned).contains(&key) => continue,
+                    None => None,
+                };
+                *found.entry(of).or_default() += 1;
+            }
+            Ok(found)
+        };
+        read().map_err(StoreError::sqlite(&self.path, "count its ids"))
     }
 
     /// Adds to what the files come to.

@@ -228,3 +228,41 @@ fn ids_let_go_are_said_and_what_is_certain_is_still_compared() {
     );
     assert!(!check(&dir).0.agrees());
 }
+
+#[test]
+fn an_id_without_its_line_is_a_difference() {
+    // Red if the table of ids is never held against the rows and the files: the next event with such
+    // an id is then a duplicate of nothing.
+    let insert = |id: &str, segment: i64, offset: i64| {
+        format!(
+            "INSERT INTO event_id (id, payload, segment, offset, applied_at_s) VALUES ('{id}', 1, {segment}, {offset}, 1)"
+        )
+    };
+    let wrong = [
+        ("does not know", insert("strange", -7, 0)),
+        ("2 ids of it are kept, but 1", insert("strange", 1, 0)),
+        (
+            "stand where their rows say",
+            "UPDATE event_id SET offset = offset + 1".to_owned(),
+        ),
+        ("0 ids of it are kept", "DELETE FROM event_id".to_owned()),
+    ];
+    for (words, sql) in wrong {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("events_a.jsonl"), line("a", 1, None)).expect("written");
+        write(
+            &dir,
+            1,
+            &format!("{}{}", line("a", 1, Some(1)), line("b", 1, None)),
+        );
+        apply(&dir);
+        assert!(check(&dir).0.agrees());
+        // A key that an imported file had whose row is gone.
+        change(&dir, "UPDATE segment SET key = -9 WHERE key < 0");
+        assert!(check(&dir).0.agrees(), "a key is only a key");
+        assert_eq!(change(&dir, &sql), 1, "{sql}");
+        let (verdict, findings) = check(&dir);
+        let said = format!("{findings:?}");
+        assert!(!verdict.agrees() && said.contains(words), "{words}: {said}");
+    }
+}

@@ -1,0 +1,1 @@
+SELECT segment, offset FROM event_id
