@@ -71,8 +71,10 @@
 //!    ([`store`])
 //! 3. **The files are the truth**, the database is a view: delete it, process every file again, get
 //!    the same totals. ([`process`])
-//! 4. **A segment is its number**, never an inode or a content; its applied prefix is confirmed by a
-//!    checksum before work goes on from there. Acknowledged bytes never change. ([`segment`])
+//! 4. **A segment is its number and its tag**, stored when it is created, never guessed from other
+//!    files, an inode or a content; two segments of one number are reported. Its applied prefix is
+//!    confirmed by a checksum before work goes on from there. Acknowledged bytes never change.
+//!    ([`segment`], [`journal`])
 //! 5. **Nothing silent.** Received = accepted + refused; lines in the files = applied + duplicates +
 //!    rejected + pending + untrusted. Each side is counted where it happens, and what they differ by
 //!    is published as unaccounted. ([`store::Ledger`])
