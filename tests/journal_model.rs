@@ -470,6 +470,10 @@ fn walk_among_others(seed: u64) {
             journal,
             committer,
         };
+        if hand == Hand::NoIdentity {
+            // It may be another directory now: what named the former one is none of its files.
+            kept.identity.clear();
+        }
         for _ in 0..choices.below(6) {
             match choices.below(4) {
                 0 => drop(running.rotate()),
