@@ -14,6 +14,7 @@ use super::harness::{
     quiet_environment, recount, run, tallyline, until,
 };
 use super::kernel_log::stop_traced;
+use tallyline::segment::label_in_name;
 
 /// A file system of a few MiB in memory, gone when dropped.
 struct TinyDisk {
@@ -290,16 +291,12 @@ fn a_clock_that_jumps_an_hour_back_and_forth_changes_nothing() {
     // By number they are in the order of sending, and none is missing.
     let mut files = files_below(&data.join("applied"));
     files.sort_by_key(|path| {
-        path.to_str()
-            .unwrap()
-            .rsplit_once('-')
-            .unwrap()
-            .1
-            .to_owned()
+        let label = label_in_name(path.file_name().unwrap().to_str().unwrap());
+        label.unwrap().number
     });
     let numbers = files.iter().map(|path| {
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        name.rsplit_once('-').unwrap().1.parse::<usize>().unwrap()
+        let name = path.file_name().unwrap().to_str().unwrap();
+        usize::try_from(label_in_name(name).unwrap().number).unwrap()
     });
     assert!(numbers.eq(1..=files.len()), "{files:?}");
     let sent: String = files
@@ -471,17 +468,17 @@ fn a_disk_without_inodes_is_named_as_that() {
     fs::create_dir(&many).unwrap();
     let full = (0..1000).find(|n| File::create(many.join(n.to_string())).is_err());
     assert!(full.is_some());
-    let said = until(PATIENCE, "readiness says so", || {
+    until(PATIENCE, "readiness says so", || {
         let ready = server.get("/readyz");
-        (ready.status == 503).then(|| ready.text())
+        (ready.status == 503 && ready.text().contains("no inodes")).then_some(())
     });
-    assert!(said.contains("no inodes"), "{said}");
-    server.accept(event("u", 1));
-    server.flush();
+    // That a segment has started is noted in a new file.
+    server.post("/liveEvent", event("u", 1)).problem(507);
     fs::remove_dir_all(&many).unwrap();
     until(PATIENCE, "ready again", || {
         (server.get("/readyz").status == 200).then_some(())
     });
+    server.accept(event("u", 1));
     server.stop().expect(0);
     assert_eq!(database(&data)["u"].1, 2);
 }

@@ -168,9 +168,10 @@ impl<'a> Call<'a> {
     fn deed(&self) -> Option<Deed> {
         let answer = |name| matches!(name, "write" | "sendto" | "writev" | "sendmsg");
         match self.name {
-            "openat" => {
-                let path = self.path(1)?;
-                let flags = self.args[2];
+            name @ ("open" | "openat") => {
+                let first = usize::from(name == "openat");
+                let path = self.path(first)?;
+                let flags = self.args[first + 1];
                 assert!(!flags.contains("O_TRUNC"), "can't repeat {flags}");
                 flags.contains("O_CREAT").then_some(Deed::Create(path))
             }

@@ -311,7 +311,14 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "client",
         &[
-            "config", "event", "exit", "logging", "manual", "segment", "stop",
+            "config",
+            "event",
+            "exit",
+            "logging",
+            "manual",
+            "segment",
+            "stop",
+            "timestamp",
         ],
     ),
     ("config", &["cli", "fs", "http"]),

@@ -305,9 +305,10 @@ fn no_descriptor_at_rotation_is_over_within_seconds_whatever_the_flush_interval(
     let scratch = Scratch::new();
     let data = scratch.data();
     let log = scratch.path().join("strace");
-    // Of each thread's opens of the directory: of the committer's there are two a rotation, and of
-    // the tenth the second fails, and then two tries more.
-    let inject = "inject=openat:error=EMFILE:when=20..22";
+    // Of each thread's opens of the directory: of the committer's there are three a segment (it has
+    // started, is sealed, the next is created), and of the tenth the third fails, and then two tries
+    // more.
+    let inject = "inject=open,openat:error=EMFILE:when=30..32";
     let server = Server::by(&data, &["--flush-every", "1h"], |args| {
         let mut command = Command::new("strace");
         command.args(["-f", "-qq", "-o", arg(&log), "-P", arg(&data), "-e", inject]);
@@ -371,8 +372,9 @@ fn process_is_never_0_after_an_error() {
     // code says that all is well.
     let scratch = Scratch::new();
     let data = scratch.data();
-    fs::create_dir(&data).unwrap();
-    fs::write(data.join("events.jsonl"), event("u", 1)).unwrap();
+    let server = Server::with(&data, &["--no-process"]);
+    server.accept(event("u", 1));
+    server.kill();
     let log = scratch.path().join("strace");
     for error in ["EIO", "ENOSPC", "EPERM"] {
         let mut command = Command::new("strace");

@@ -14,6 +14,8 @@ use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
 use uuid::Uuid;
 
+use crate::timestamp;
+
 use crate::config::Ids;
 
 /// Makes ids for one run.
@@ -70,7 +72,7 @@ pub(super) fn run_name(ids: &Ids) -> String {
     match ids {
         Ids::Off => String::new(),
         Ids::Source(name) => name.clone(),
-        Ids::Run => Uuid::now_v7().to_string(),
+        Ids::Run => Uuid::new_v7(now()).to_string(),
     }
 }
 
@@ -136,6 +138,13 @@ impl<'de> Visitor<'de> for &mut Keys {
         }
         Ok(())
     }
+}
+
+/// The time that a run's name begins with, whatever the clock says.
+fn now() -> uuid::Timestamp {
+    let ms = timestamp::now_ms().unsigned_abs();
+    let nanos = u32::try_from(ms % 1000 * 1_000_000).unwrap_or_default();
+    uuid::Timestamp::from_unix(uuid::NoContext, ms / 1000, nanos)
 }
 
 #[cfg(test)]
