@@ -6,9 +6,10 @@
 
 use std::io;
 
-use super::lines;
+use super::{archive, lines};
 use crate::fs::Disk;
-use crate::journal::{Claims, Found};
+use crate::journal::{self, Claims, Found};
+use crate::segment::SegmentId;
 use crate::store::{SegmentRow, SegmentState};
 
 /// Tells the files of one identity apart, reading them where there are several. One that cannot be
@@ -53,6 +54,37 @@ pub(super) fn settle<'c>(
         }
     }
     claims
+}
+
+/// Why the files that contradict a segment are not applied, and what to do.
+pub(super) fn rivals_in_words(
+    disk: &dyn Disk,
+    id: &SegmentId,
+    rivals: &[&Found],
+    row: Option<&SegmentRow>,
+) -> String {
+    if id.number().is_some() {
+        return journal::rivals_in_words(id, rivals);
+    }
+    let each = rivals.iter().map(|rival| {
+        let path = rival.path.display();
+        let words = row.and_then(|row| {
+            let file = disk.open_read(&rival.path).ok()?;
+            archive::other_content(&*file, Some(&rival.path), row).ok()
+        });
+        words.map_or_else(
+            || path.to_string(),
+            |words| format!("{path}: {words}. Then move it away"),
+        )
+    });
+    let each: Vec<String> = each.collect();
+    match row {
+        Some(_) => each.join("; "),
+        None => format!(
+            "{} have one name and different contents, so neither is applied. Keep the one that counts; if the other has events that are not in it, put only those into a file of another name",
+            each.join(" and ")
+        ),
+    }
 }
 
 /// Length and CRC-32.

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 pub(super) use self::survey::ranges;
 use super::applier::{Applier, Confirmed, SegmentFile, Untrusted, Watch, Work, open_sealed};
-use super::claims::settle;
+use super::claims::{rivals_in_words, settle};
 use super::pool::Pool;
 use super::prune::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, in_words, lines, rebuild, sums};
 use crate::fs::{Disk, Identity};
 use crate::health::Health;
-use crate::journal::{Catalog, Claims, Found, Journal, Place, Tail, rivals_in_words};
+use crate::journal::{Catalog, Claims, Found, Journal, Place, Tail};
 use crate::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
 use crate::store::{
     Applied, Lost, Progress, RangeEnd, SegmentRow, SegmentState, Settled, StoreError,

@@ -5,7 +5,7 @@
 //!    that is refused before anything is stored ([`looks`]).
 //! 2. **Convert** it to JSON Lines, if it is not that ([`convert`]).
 //! 3. **Compare** it with what is here. A native segment is known by its label, and of it only the
-//!    lines are imported that were not counted ([`part`]). Any other file is known by its name: the
+//!    lines are imported that were not counted ([`native`], [`part`]). Any other file is known by its name: the
 //!    same name with the same content was imported before, with another content it is refused.
 //! 4. **Copy in** under a temporary name (`.part`, which no scan takes for a segment), fsync, rename,
 //!    fsync of the directory. Whatever fails or is refused before the rename leaves nothing behind;
@@ -16,26 +16,26 @@
 
 mod convert;
 mod looks;
+mod native;
 mod part;
 
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 pub(super) use self::convert::head;
 use self::convert::{ConvertError, convert};
 pub(super) use self::looks::Looks;
 pub(super) use self::part::Part;
-use self::part::{Prefix, further_label, in_common};
+use self::part::{further_label, in_common};
 use super::applier::SegmentFile;
 use super::claims::settle;
-use super::{ProcessConfig, ProcessError, archive, fold, lines, prune};
+use super::{ProcessConfig, ProcessError, archive, fold};
 use crate::fs::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::journal::{Catalog, Directory, Found, Place, read_label};
-use crate::segment::{ACTIVE_FILE, Label, SegmentId, Tag, label_in_name, sealed_file_name};
-use crate::store::{SegmentRow, SegmentState, Writer};
+use crate::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
+use crate::store::{SegmentState, Writer};
 
 const COPY_BLOCK: u64 = 1 << 20;
 
@@ -44,8 +44,8 @@ const COPY_BLOCK: u64 = 1 << 20;
 pub(super) enum Brought {
     /// It is here now, and is to be applied.
     In(Found),
-    /// All of it was applied before.
-    Before,
+    /// All of it was applied before: what it is called.
+    Before(String),
     /// It was named before in the same run.
     Again,
     /// Nothing of it was stored: why, and what to do.
@@ -80,19 +80,6 @@ struct Content {
     size: u64,
     /// Where it was converted to, if it was.
     staged: Option<PathBuf>,
-}
-
-/// What a data directory has of one of its own segments.
-enum Own {
-    /// What becomes of the file is decided.
-    Decided(Brought),
-    /// No file and no row: the file is that segment, and comes in under this name.
-    Native(String),
-    /// So many bytes of the file are in our own, or in the totals; `found` is our own file, if it is
-    /// not applied yet.
-    Known { bytes: u64, found: Option<Found> },
-    /// Another segment has the number.
-    Unknown,
 }
 
 impl<'i> Importer<'i> {
@@ -212,7 +199,7 @@ impl<'i> Importer<'i> {
 
     fn create_part(&self, part: &Path) -> io::Result<Arc<dyn DiskFile>> {
         match self.disk.remove(part) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => self.disk.create_new(part),
         }
     }
@@ -270,7 +257,7 @@ impl<'i> Importer<'i> {
                 file: Arc::clone(&content.file),
             };
             return Ok(if archive::is_what_was_applied(&segment, row)? {
-                Brought::Before
+                Brought::Before(content.name.clone())
             } else {
                 let path = content.staged.is_none().then_some(&*content.path);
                 let words = archive::other_content(&*content.file, path, row).map_err(io())?;
@@ -297,188 +284,6 @@ impl<'i> Importer<'i> {
         self.copy_in(content, (0, content.size), id, None)
     }
 
-    /// A native segment, of this data directory or of another.
-    fn labelled(
-        &self,
-        writer: &Writer,
-        content: &Content,
-        label: Label,
-    ) -> Result<Brought, ProcessError> {
-        let io = || ProcessError::io("read", &content.path);
-        let file = &*content.file;
-        // A line without its end was never acknowledged, or the copy was taken in the middle of it.
-        let end = lines::last_line_end(file, content.size).map_err(io())?;
-        if end < content.size {
-            tracing::warn!(
-                "{}: its last line has no end, so it is left out",
-                content.path.display()
-            );
-        }
-        let mut known = 0;
-        let mut own = None;
-        if label.tag.directory == self.config.directory_tag() {
-            match self.own(writer, content, label)? {
-                Own::Decided(brought) => return Ok(brought),
-                Own::Native(name) => {
-                    let id = SegmentId::Ours(label.number);
-                    let named = content.named(name);
-                    return self.copy_in(&named, (0, end), id, Some(label.tag));
-                }
-                Own::Known { bytes, found } => (known, own) = (bytes, found),
-                Own::Unknown => {}
-            }
-        }
-        known = known.max(self.imported_before(writer, content, label)?);
-        let start = lines::last_line_end(file, known).map_err(io())?;
-        if start >= end {
-            return Ok(own.map_or(Brought::Before, Brought::In));
-        }
-        let part = Part {
-            label,
-            from: Prefix::of(file, start).map_err(io())?,
-            to: Prefix::of(file, end).map_err(io())?,
-        };
-        if start > 0 {
-            tracing::info!(
-                "{}: its first {start} bytes are those of segment {} that are counted already; only the rest is imported",
-                content.path.display(),
-                label.number
-            );
-        }
-        let id = SegmentId::Elsewhere(part.to_string());
-        self.copy_in(&content.named(part.to_string()), (start, end), id, None)
-    }
-
-    /// What this data directory has of a segment of its own.
-    fn own(&self, writer: &Writer, content: &Content, label: Label) -> Result<Own, ProcessError> {
-        let io = || ProcessError::io("read", &content.path);
-        let refused = |words| Own::Decided(Brought::Refused(words));
-        let file = &*content.file;
-        let id = SegmentId::Ours(label.number);
-        let row = writer.segment(&id)?;
-        let pruned = writer.pruned()?.number;
-        if row.is_none() && label.number <= pruned {
-            return Ok(refused(prune::was_let_go(&content.path, pruned)));
-        }
-        let sealed = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
-        let usable = settle(self.disk, sealed, row.as_ref())
-            .usable
-            .filter(|found| found.tag == Some(label.tag));
-        let is_active = self
-            .directory
-            .is_some_and(|directory| directory.label() == label);
-        let path = match usable {
-            Some(found) => Some(found.path.clone()),
-            None => is_active.then(|| self.config.data_dir.join(ACTIVE_FILE)),
-        };
-        let kept = match path.as_deref().map(|path| self.disk.open_read(path)) {
-            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
-            Some(opened) => Some(opened.map_err(io())?),
-            None => None,
-        };
-        let is_free = row.is_none() && self.is_free(label, sealed);
-        let row = row.filter(|row| row.tag == Some(label.tag));
-        let applied = row.as_ref().map(|row| Prefix {
-            length: row.applied_bytes,
-            checksum: row.checksum,
-        });
-        let whole = row
-            .as_ref()
-            .is_some_and(|row| row.state == SegmentState::Whole);
-        let waits = usable.filter(|_| !whole).cloned();
-        if let Some(kept) = kept {
-            let stat = kept.stat().map_err(io())?;
-            if stat.identity == content.stat.identity {
-                return Ok(Own::Decided(waits.map_or(Brought::Before, Brought::In)));
-            }
-            // What is in our file counts, or will, only where that is still what was applied.
-            if applied.is_none_or(|applied| applied.begins(&*kept, stat.size).unwrap_or(false)) {
-                let bytes = in_common(file, 0, &*kept).map_err(io())?;
-                return Ok(Own::Known {
-                    bytes,
-                    found: waits,
-                });
-            }
-        }
-        match (applied, row) {
-            (Some(applied), Some(_))
-                if whole && applied.begins(file, content.size).map_err(io())? =>
-            {
-                Ok(Own::Known {
-                    bytes: applied.length,
-                    found: None,
-                })
-            }
-            (_, Some(row)) => Ok(refused(self.not_to_compare(&row, label))),
-            (_, None) if is_free => Ok(Own::Native(native_name(&content.path, label))),
-            (_, None) => Ok(Own::Unknown),
-        }
-    }
-
-    /// Whether the segment's number was given out here and no file or row has it: then the file can
-    /// only be that segment.
-    fn is_free(&self, label: Label, sealed: &[Found]) -> bool {
-        sealed.is_empty()
-            && !self.catalog.lost.contains(&label.number)
-            && self
-                .directory
-                .is_some_and(|directory| label.number < directory.number)
-    }
-
-    fn not_to_compare(&self, row: &SegmentRow, label: Label) -> String {
-        let name = match label_in_name(&row.file_name) {
-            Some(_) => row.file_name.clone(),
-            None => sealed_file_name(label, SystemTime::now()),
-        };
-        format!(
-            "it says that it is segment {} of this data directory, of which {} bytes were applied, but that segment's own file {} is not there, or is not what was applied, to compare it with; nothing was stored. If it is that file, put it at {} and run `tallyline process`; else restore that file from a backup first",
-            row.id,
-            row.applied_bytes,
-            row.file_name,
-            self.config.data_dir.join(name).display()
-        )
-    }
-
-    /// How many bytes of the file were imported before, under whatever name the file had then.
-    fn imported_before(
-        &self,
-        writer: &Writer,
-        content: &Content,
-        label: Label,
-    ) -> Result<u64, ProcessError> {
-        let io = || ProcessError::io("read", &content.path);
-        let file = &*content.file;
-        let mut known = 0;
-        for id in writer.whole()?.into_keys() {
-            if let SegmentId::Elsewhere(name) = &id
-                && let Some(part) = Part::of_name(name).filter(|part| part.label == label)
-                && part.to.begins(file, content.size).map_err(io())?
-            {
-                known = known.max(part.to.length);
-            }
-        }
-        for (id, found) in &self.catalog.sealed {
-            let SegmentId::Elsewhere(name) = id else {
-                continue;
-            };
-            let Some((_, from)) = Part::imported(name).filter(|part| part.0 == label) else {
-                continue;
-            };
-            let kept = found.iter().find(|found| found.place != Place::Quarantine);
-            if let Some(kept) = kept
-                && from.begins(file, content.size).map_err(io())?
-            {
-                let kept = self
-                    .disk
-                    .open_read(&kept.path)
-                    .map_err(ProcessError::io("open", &kept.path))?;
-                let common = in_common(file, from.length, &*kept).map_err(io())?;
-                known = known.max(from.length + common);
-            }
-        }
-        Ok(known)
-    }
-
     /// Puts the range of the content into the data directory under its name.
     fn copy_in(
         &self,
@@ -491,17 +296,17 @@ impl<'i> Importer<'i> {
         let data_dir = &self.config.data_dir;
         let path = data_dir.join(&content.name);
         let staged = content.staged.as_ref();
-        let part = match staged.filter(|_| (from, to) == (0, content.size)) {
-            Some(staged) => staged.clone(),
-            None => {
-                let part = with_suffix(&path, ".part");
-                let file = self.create_part(&part).map_err(io())?;
-                if let Err(error) = copy(&*content.file, from, to, &*file) {
-                    self.remove_part(&part);
-                    return Err(io()(error));
-                }
-                part
+        let whole = (from, to) == (0, content.size);
+        let part = if let Some(staged) = staged.filter(|_| whole) {
+            staged.clone()
+        } else {
+            let part = with_suffix(&path, ".part");
+            let file = self.create_part(&part).map_err(io())?;
+            if let Err(error) = copy(&*content.file, from, to, &*file) {
+                self.remove_part(&part);
+                return Err(io()(error));
             }
+            part
         };
         let put = || -> io::Result<bool> {
             if content.source.size()? != content.stat.size {
@@ -532,6 +337,12 @@ impl<'i> Importer<'i> {
 }
 
 impl Content {
+    /// What the source is called.
+    fn file_name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// The same to be imported under another name.
     fn named(&self, name: String) -> Self {
         Self {
@@ -567,16 +378,6 @@ fn not_opened(path: &Path, error: &io::Error) -> String {
             "it is a {what}, not a regular file, so nothing was read from it. Write what comes out of it to a file, such as with `cat {path} > FILE.jsonl`, and name that; or pass it to `tallyline send -`"
         ),
         _ => error.to_string(),
-    }
-}
-
-/// The name of a native segment that comes back: the file's own, if it is one.
-fn native_name(path: &Path, label: Label) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if label_in_name(&name) == Some(label) {
-        name.into_owned()
-    } else {
-        sealed_file_name(label, SystemTime::now())
     }
 }
 

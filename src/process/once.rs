@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use super::applier::{Applier, Confirmed, SegmentFile, Watch, open_sealed};
 use super::archive::{self, Archived};
-use super::claims::settle;
+use super::claims::{rivals_in_words, settle};
 use super::import::{Brought, Importer};
 use super::memory::Shares;
 use super::pool::Pool;
 use super::{ProcessConfig, ProcessError, in_words, prune, rebuild, sums};
 use crate::fs::{Disk, Unusable};
-use crate::journal::{Catalog, Found, Place, rivals_in_words};
+use crate::journal::{Catalog, Found, Place};
 use crate::segment::SegmentId;
 use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
 
@@ -177,7 +177,7 @@ impl Run<'_> {
                 !is_whole && row.is_none() && id.number().is_some_and(|number| number <= pruned);
             let claims = settle(self.disk, found, row.as_ref());
             if !(claims.rivals.is_empty() || let_go) {
-                let reason = rivals_in_words(id, &claims.rivals);
+                let reason = rivals_in_words(self.disk, id, &claims.rivals, row.as_ref());
                 self.refuse(&claims.rivals[0].path, reason);
             }
             if let Some(found) = claims.usable
@@ -225,7 +225,7 @@ impl Run<'_> {
                         todo.push(found);
                     }
                 }
-                Brought::Before => self.summary.skipped.push(name.into_owned()),
+                Brought::Before(name) => self.summary.skipped.push(name),
                 Brought::Again => {}
                 Brought::Refused(reason) => self.refuse(file, reason),
             }

@@ -14,13 +14,13 @@ use std::io;
 use std::path::PathBuf;
 
 use super::applier::SegmentFile;
-use super::claims::settle;
+use super::claims::{rivals_in_words, settle};
 use super::memory::Shares;
 use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, lines};
 use crate::event::{Event, Kind, Micros};
 use crate::fs::{DirHold, Disk};
-use crate::journal::{Catalog, Place, read_label, rivals_in_words};
+use crate::journal::{Catalog, Place, read_label};
 use crate::segment::{ACTIVE_FILE, Label, SegmentId};
 use crate::store::{Counts, IdFate, Proof, REJECTED_LINES_MAX, SegmentRow, SegmentState, UserSum};
 
@@ -464,12 +464,13 @@ impl Recount<'_> {
         let known: HashMap<&SegmentId, &SegmentRow> = rows.collect();
         let mut findings = Vec::new();
         for (id, found) in &self.catalog.sealed {
-            let claims = settle(self.disk, found, known.get(id).copied());
+            let row = known.get(id).copied();
+            let claims = settle(self.disk, found, row);
             let pruned = id
                 .number()
                 .is_some_and(|number| number <= self.proof.pruned.number);
             if !claims.rivals.is_empty() && (known.contains_key(id) || !pruned) {
-                findings.push(rivals_in_words(id, &claims.rivals));
+                findings.push(rivals_in_words(self.disk, id, &claims.rivals, row));
             }
         }
         let path = self.config.data_dir.join(ACTIVE_FILE);

@@ -77,7 +77,7 @@ impl Coordinator {
             _ => applier.writer.segment(id)?,
         };
         let claims = settle(&*self.disk, found, row.as_ref());
-        self.leave_rivals(id, &claims)?;
+        self.leave_rivals(id, &claims, row.as_ref())?;
         if let Some(found) = claims.usable {
             self.new_file(found);
         }
@@ -89,6 +89,7 @@ impl Coordinator {
         &mut self,
         id: &SegmentId,
         claims: &Claims<'_>,
+        row: Option<&SegmentRow>,
     ) -> Result<(), ProcessError> {
         if claims.rivals.is_empty() {
             return Ok(());
@@ -100,7 +101,7 @@ impl Coordinator {
                 self.left_alone.insert(path.clone(), identity);
             }
         }
-        let words = rivals_in_words(id, &claims.rivals);
+        let words = rivals_in_words(&*self.disk, id, &claims.rivals, row);
         self.board.health.set(&topic(id), words);
         Ok(())
     }

@@ -59,7 +59,7 @@ impl Coordinator {
                 _ => row.cloned(),
             };
             let claims = settle(&*self.disk, found, row.as_ref());
-            self.leave_rivals(id, &claims)?;
+            self.leave_rivals(id, &claims, row.as_ref())?;
             if let Some(number) = id.number() {
                 self.journal.reserve(number);
             }

@@ -142,7 +142,7 @@ fn is_csv(first: &[u8], second: Option<&[u8]>) -> bool {
         .iter()
         .any(|field| memchr::memmem::find(&header, field).is_some());
     [b',', b';', b'\t'].iter().any(|separator| {
-        let fields = |line: &[u8]| line.iter().filter(|byte| *byte == separator).count();
+        let fields = |line: &[u8]| memchr::memchr_iter(*separator, line).count();
         let count = fields(first);
         count > 0 && (named || count > 1 && second.is_some_and(|line| fields(line) == count))
     })
