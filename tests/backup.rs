@@ -559,3 +559,23 @@ fn the_first_use_of_backup_and_restore_is_two_commands() {
     let ran = here(&["restore", "data"]).expect(1);
     assert!(ran.stderr.contains("is not a backup"), "{ran}");
 }
+
+#[test]
+fn a_copy_without_the_active_file_is_not_complete_for_verify() {
+    // Red if `process` takes a copy of a running directory, in which the active file was sealed and
+    // archived while it was copied, for complete: its last segment is missing.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &["--no-process"]);
+    server.accept(event("u", 1));
+    server.post("/flush", "").problem(503);
+    server.accept(event("u", 1));
+    server.kill();
+    fs::remove_file(data.join(ACTIVE)).unwrap();
+    process(&data);
+    let ran = verify(&data).expect(1);
+    assert!(
+        ran.stdout.contains("segments 2: neither file nor row"),
+        "{ran}"
+    );
+}
