@@ -16,7 +16,7 @@ use crate::config::{DatabaseMode, ProcessConfig, Say};
 use crate::exit::Exit;
 use crate::fs::{Disk, Lock, LockError, RealDisk};
 use crate::health::Health;
-use crate::journal::JournalConfig;
+use crate::journal::{Directory, JournalConfig};
 use crate::logging;
 use crate::manual::{self, counted};
 use crate::process::{self, RunProgress, Step, Summary};
@@ -40,7 +40,10 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
         }
         (_, lock) => Some(lock?),
     };
-    if serve_lock.is_some() && dir.join(ACTIVE_FILE).exists() {
+    // A segment that holds events but has no file is lost, and recovery says so.
+    let started =
+        Directory::read(&*disk, dir).is_ok_and(|found| found.is_some_and(|it| it.started));
+    if serve_lock.is_some() && (started || dir.join(ACTIVE_FILE).exists()) {
         seal(dir, &disk)?;
     }
     let mut process = process::ProcessConfig::new(dir);

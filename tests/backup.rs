@@ -278,6 +278,14 @@ fn restored_into_a_fresh_instance_its_events_count_too() {
             add(&data, 4);
         }
         restore(&to, &data).expect(0);
+        // Its last segment keeps its own label, so that a copy of it is recognized later.
+        let names: Vec<String> = names_in(&data);
+        assert!(
+            !names.iter().any(|name| name.contains("found")),
+            "{names:?}"
+        );
+        let active = fs::metadata(data.join(ACTIVE)).map_or(0, |active| active.len());
+        assert_eq!(active, 0, "killed: {killed}");
         assert_exact(&data, 15);
     }
 }
@@ -418,15 +426,16 @@ fn a_killed_restore_is_finished_by_the_next_and_nothing_uses_it_before() {
         running.kill();
         if data.join("restore.json").exists() {
             cut_short += 1;
-            let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir", arg(&data)];
             let other = scratch.path().join("never");
-            for ran in [
-                run(&serve),
-                process(&data),
-                verify(&data),
-                backup(&data, &other),
-            ] {
-                let ran = ran.expect(1);
+            let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir", arg(&data)];
+            let uses: [&dyn Fn() -> Ran; 4] = [
+                &|| process(&data),
+                &|| verify(&data),
+                &|| backup(&data, &other),
+                &|| run(&serve),
+            ];
+            for used in uses {
+                let ran = used().expect(1);
                 assert!(ran.stderr.contains("only partly restored"), "{ran}");
                 assert!(ran.stderr.contains(arg(&to)), "{ran}");
             }
@@ -549,4 +558,24 @@ fn the_first_use_of_backup_and_restore_is_two_commands() {
     here(&["verify"]).expect(0);
     let ran = here(&["restore", "data"]).expect(1);
     assert!(ran.stderr.contains("is not a backup"), "{ran}");
+}
+
+#[test]
+fn a_copy_without_the_active_file_is_not_complete_for_verify() {
+    // Red if `process` takes a copy of a running directory, in which the active file was sealed and
+    // archived while it was copied, for complete: its last segment is missing.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &["--no-process"]);
+    server.accept(event("u", 1));
+    server.post("/flush", "").problem(503);
+    server.accept(event("u", 1));
+    server.kill();
+    fs::remove_file(data.join(ACTIVE)).unwrap();
+    process(&data);
+    let ran = verify(&data).expect(1);
+    assert!(
+        ran.stdout.contains("segments 2: neither file nor row"),
+        "{ran}"
+    );
 }
