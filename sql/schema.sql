@@ -98,6 +98,21 @@ CREATE TABLE pruned (
 ) STRICT;
 INSERT INTO pruned (one) VALUES (1);
 
+CREATE TABLE applied_sum (
+    -- One row: the sum of the rows of `segment` that are whole, so that the ledger does not read the
+    -- rows of years. A row is added when it becomes whole and taken off when it is deleted, in the
+    -- same transactions; after that its counts do not change.
+    one             INTEGER PRIMARY KEY CHECK (one = 1),                   -- there is one row
+    segments        INTEGER NOT NULL DEFAULT 0 CHECK (segments >= 0),      -- how many segments
+    native          INTEGER NOT NULL DEFAULT 0 CHECK (native BETWEEN 0 AND segments), -- of these, our own: key > 0
+    lines           INTEGER NOT NULL DEFAULT 0 CHECK (lines = events + duplicates + rejected), -- their lines
+    events          INTEGER NOT NULL DEFAULT 0 CHECK (events >= 0),        -- their counted events
+    duplicates      INTEGER NOT NULL DEFAULT 0 CHECK (duplicates >= 0),    -- their duplicates
+    rejected        INTEGER NOT NULL DEFAULT 0 CHECK (rejected >= 0),      -- their rejected lines
+    untrusted_lines INTEGER NOT NULL DEFAULT 0 CHECK (untrusted_lines >= 0) -- their untrusted lines
+) STRICT;
+INSERT INTO applied_sum (one) VALUES (1);
+
 CREATE TABLE clock (
     -- One row: whether the clock can be believed when the server starts. Segments and ids are not let
     -- go by a clock that is before this, or more than a year past it.
@@ -128,9 +143,15 @@ ORDER BY state = 'active' DESC, created_at_ms DESC, abs(key) DESC;
 CREATE VIEW ledger (lines, applied, duplicates, rejected, untrusted) AS
 -- For people: every line of the files the processor has read, and what became of it.
 -- lines = applied + duplicates + rejected + untrusted.
-SELECT s.lines + s.untrusted + p.lines, s.events + p.events, s.duplicates + p.duplicates, s.rejected + p.rejected, s.untrusted
+SELECT s.lines + s.untrusted + a.lines + a.untrusted_lines + p.lines,
+       s.events + a.events + p.events,
+       s.duplicates + a.duplicates + p.duplicates,
+       s.rejected + a.rejected + p.rejected,
+       s.untrusted + a.untrusted_lines
 FROM pruned AS p,
+     applied_sum AS a,
      (SELECT coalesce(sum(lines), 0) AS lines, coalesce(sum(events), 0) AS events,
              coalesce(sum(duplicates), 0) AS duplicates, coalesce(sum(rejected), 0) AS rejected,
              coalesce(sum(untrusted_lines), 0) AS untrusted
-      FROM segment) AS s;
+      FROM segment
+      WHERE state <> 'whole') AS s;

@@ -17,12 +17,14 @@ use super::applier::SegmentFile;
 use super::claims::{rivals_in_words, settle};
 use super::memory::Shares;
 use super::pool::{Folded, Pool};
-use super::{ProcessConfig, ProcessError, lines};
+use super::{ProcessConfig, ProcessError, lines, sums};
 use crate::event::{Event, Kind, Micros};
 use crate::fs::{DirHold, Disk};
 use crate::journal::{Catalog, Place, read_label};
 use crate::segment::{ACTIVE_FILE, Label, SegmentId};
-use crate::store::{Counts, IdFate, Proof, REJECTED_LINES_MAX, SegmentRow, SegmentState, UserSum};
+use crate::store::{
+    AppliedSum, Counts, IdFate, Proof, REJECTED_LINES_MAX, SegmentRow, SegmentState, UserSum,
+};
 
 /// How often a file is looked for: it may be renamed between the listing and the opening.
 const LOOKS: u32 = 3;
@@ -632,6 +634,13 @@ impl Recount<'_> {
                 proof.events,
                 Micros(proof.net),
                 Micros(net)
+            )));
+        }
+        let applied = AppliedSum::of(&proof.rows);
+        if applied != proof.applied_sum {
+            self.find(&Finding::Differs(format!(
+                "{}; `tallyline process --rebuild` makes a new database from the files",
+                sums::applied_in_words(&proof.applied_sum, &applied)
             )));
         }
     }

@@ -2,7 +2,7 @@
 //! same. A backup copied over next to an old `-wal` breaks exactly this.
 
 use super::ProcessConfig;
-use crate::store::{StoreError, read_checks, sibling};
+use crate::store::{AppliedSum, StoreError, read_checks, sibling};
 
 /// Whether the database was not closed by the one who wrote it last (or is open just now): its
 /// `-wal` is there. To be asked before the database is opened.
@@ -14,13 +14,45 @@ pub(super) fn was_left_open(config: &ProcessConfig) -> bool {
 /// What is wrong with the sums, and what to do; `None` if they agree. Reads every total.
 pub(super) fn difference(config: &ProcessConfig) -> Result<Option<String>, StoreError> {
     let path = config.database();
-    let Some([segments, totals]) = read_checks(&path)?.filter(|[a, b]| a != b) else {
+    let Some(checks) = read_checks(&path)? else {
         return Ok(None);
     };
-    Ok(Some(format!(
-        "database {}: its totals hold {} events and its segments {}, or their sums differ: the file was put together from two. Stop the server and run `tallyline process --rebuild`",
-        path.display(),
-        totals.0,
-        segments.0
-    )))
+    let cure = "Stop the server and run `tallyline process --rebuild`";
+    if checks.segments != checks.totals {
+        return Ok(Some(format!(
+            "database {}: its totals hold {} events and its segments {}, or their sums differ: the file was put together from two. {cure}",
+            path.display(),
+            checks.totals.0,
+            checks.segments.0
+        )));
+    }
+    if checks.applied_sum != checks.applied_rows {
+        return Ok(Some(format!(
+            "database {}: {}. {cure}",
+            path.display(),
+            applied_in_words(&checks.applied_sum, &checks.applied_rows)
+        )));
+    }
+    Ok(None)
+}
+
+/// That the kept sum of the wholly applied segments is not what their rows come to.
+pub(super) fn applied_in_words(sum: &AppliedSum, rows: &AppliedSum) -> String {
+    let of = |sum: &AppliedSum| {
+        format!(
+            "{} segments ({} native) with {} lines, {} events, {} duplicates, {} rejected and {} untrusted lines",
+            sum.segments,
+            sum.native,
+            sum.counts.lines,
+            sum.counts.events,
+            sum.counts.duplicates,
+            sum.counts.rejected,
+            sum.untrusted_lines
+        )
+    };
+    format!(
+        "applied_sum holds {}, but the rows of wholly applied segments come to {}",
+        of(sum),
+        of(rows)
+    )
 }

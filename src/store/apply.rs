@@ -166,6 +166,9 @@ pub(super) fn attempt(
         tally.id_events,
         row.id_net_check.wrapping_add(tally.id_net),
     ])?;
+    if range.end == RangeEnd::Whole {
+        segments::add_to_applied_sum(transaction, row.key)?;
+    }
     Ok(Attempt::Ready(Applied { counts }))
 }
 

@@ -47,8 +47,8 @@ pub use self::proof::{IdFate, Proof, UserSum};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 pub use self::segments::{
-    Counts, Pruned, RejectedFilter, RejectedLine, SegmentRow, SegmentState, read_checks,
-    read_directory, read_kept, read_segments,
+    AppliedSum, Checks, Counts, Numbers, Pruned, RejectedFilter, RejectedLine, SegmentRow,
+    SegmentState, read_checks, read_directory, read_kept, read_segments,
 };
 pub use self::writer::{Mark, Writer};
 pub use crate::fs::with_suffix as sibling;

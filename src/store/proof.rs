@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::family::Reading;
 use super::open::{self, Contents};
 use super::segments;
-use super::{IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
+use super::{AppliedSum, IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
 use crate::segment::SegmentId;
 
 const SCRATCH: &str = include_str!("../../sql/verify/scratch.sql");
@@ -68,6 +68,8 @@ pub struct Proof {
     pub rows: Vec<SegmentRow>,
     /// What retention let go.
     pub pruned: Pruned,
+    /// The kept sum of whole segments.
+    pub applied_sum: AppliedSum,
     /// Users that have more than one total, as only a corrupt file can say; some of them.
     pub twice: Vec<String>,
     /// Users that have a total.
@@ -95,6 +97,7 @@ impl Proof {
             scratch,
             rows: Vec::new(),
             pruned: Pruned::default(),
+            applied_sum: AppliedSum::default(),
             twice: Vec::new(),
             users: 0,
             events: 0,
@@ -111,6 +114,7 @@ impl Proof {
         let writing = self.scratch.unchecked_transaction()?;
         self.rows = segments::all(&snapshot)?;
         self.pruned = segments::pruned(&snapshot)?;
+        self.applied_sum = segments::applied_sum(&snapshot)?;
         {
             let mut select = snapshot.prepare(SELECT_USER_TOTALS)?;
             let mut insert = writing.prepare(INSERT_DATABASE_TOTAL)?;

@@ -99,6 +99,7 @@ impl Writer {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(&doing)?;
         let sql = |transaction: &Connection| -> rusqlite::Result<bool> {
+            segments::take_off_applied_sum(transaction, row.key)?;
             let deleted = transaction
                 .prepare_cached(DELETE_WHOLE_SEGMENT)?
                 .execute(params![row.key, row.applied_bytes, row.checksum])?;
@@ -119,7 +120,11 @@ impl Writer {
             Ok(true)
         };
         let pruned = sql(&transaction).map_err(&doing)?;
-        transaction.commit().map_err(&doing)?;
+        if pruned {
+            transaction.commit().map_err(&doing)?;
+        } else {
+            transaction.rollback().map_err(&doing)?;
+        }
         Ok(pruned)
     }
 

@@ -1,6 +1,7 @@
 //! The rows of `segment`: how far each is applied, and in what state it is.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
@@ -23,6 +24,10 @@ const SELECT_OLDEST_WHOLE: &str = include_str!("../../sql/query/select_oldest_wh
 const SELECT_HIGHEST_SEALED: &str = include_str!("../../sql/query/select_highest_sealed.sql");
 const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
 const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
+const SELECT_APPLIED_SUM: &str = include_str!("../../sql/query/select_applied_sum.sql");
+const CHANGE_APPLIED_SUM: &str = include_str!("../../sql/query/change_applied_sum.sql");
+const ADD_UP_APPLIED: &str = include_str!("../../sql/query/add_up_applied.sql");
+const SELECT_NUMBER_BOUNDS: &str = include_str!("../../sql/query/select_number_bounds.sql");
 const LIST_NEWEST: &str = include_str!("../../sql/query/list_newest_segments.sql");
 const LIST_NEWEST_REJECTED: &str = include_str!("../../sql/query/list_newest_rejected_lines.sql");
 const COUNT_BY_STATE: &str = include_str!("../../sql/query/count_segments_by_state.sql");
@@ -164,6 +169,65 @@ pub struct Pruned {
     pub file_checksum: u32,
 }
 
+/// What the rows of whole segments come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AppliedSum {
+    /// How many segments.
+    pub segments: u64,
+    /// How many of these are ours.
+    pub native: u64,
+    /// Their lines.
+    pub counts: Counts,
+    /// Their lines that were not applied.
+    pub untrusted_lines: u64,
+}
+
+impl AppliedSum {
+    /// The sum of the whole ones among all rows.
+    pub fn of<'r>(rows: impl IntoIterator<Item = &'r SegmentRow>) -> Self {
+        let mut sum = Self::default();
+        for row in rows {
+            if row.state == SegmentState::Whole {
+                sum.segments += 1;
+                sum.native += u64::from(row.key > 0);
+                sum.counts.add(&row.counts);
+                sum.untrusted_lines += row.untrusted_lines;
+            }
+        }
+        sum
+    }
+}
+
+/// Numbers of segments, as ranges: those of years are usually one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Numbers(Vec<RangeInclusive<u64>>);
+
+impl Numbers {
+    /// The ranges, ascending, with a gap between any two.
+    pub fn ranges(&self) -> &[RangeInclusive<u64>] {
+        &self.0
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(&self, number: u64) -> bool {
+        let at = self.0.partition_point(|range| *range.end() < number);
+        self.0.get(at).is_some_and(|range| range.contains(&number))
+    }
+}
+
+/// Sums that must agree, as of one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checks {
+    /// Events and check figure of the segments and what was pruned.
+    pub segments: (u64, i64),
+    /// Those of the users' totals.
+    pub totals: (u64, i64),
+    /// The kept sum of whole segments.
+    pub applied_sum: AppliedSum,
+    /// What their rows come to.
+    pub applied_rows: AppliedSum,
+}
+
 /// The rows of all segments, in key order, from a database that may be missing, empty or in use:
 /// for recovery, before a writer is open. Waits half a second for a lock at most. A `-wal` that an
 /// unclean stop left stays: that it is there tells the writer to check the sums.
@@ -208,10 +272,9 @@ pub fn read_directory(path: &Path) -> Result<Option<Uuid>, StoreError> {
     ))
 }
 
-/// Events and check figure of (the segments and what was pruned, the users' totals), read over a
-/// connection of its own as of one moment; `None` where there is no database. They are equal
-/// unless the file was tampered with or put together from two.
-pub fn read_checks(path: &Path) -> Result<Option<[(u64, i64); 2]>, StoreError> {
+/// The sums that must agree, read over a connection of its own; `None` where there is no database.
+/// They do unless the file was tampered with or put together from two.
+pub fn read_checks(path: &Path) -> Result<Option<Checks>, StoreError> {
     let Some(connection) = open::open_reader(path)? else {
         return Ok(None);
     };
@@ -309,12 +372,30 @@ pub(super) fn directory(connection: &Connection) -> rusqlite::Result<Option<Uuid
     Ok(text.and_then(|text| text.parse().ok()))
 }
 
-/// The numbers of ours that have a row, ascending.
-pub(super) fn numbers(connection: &Connection) -> rusqlite::Result<Vec<u64>> {
-    connection
-        .prepare(SELECT_NUMBERS)?
-        .query_map([], |row| row.get(0))?
-        .collect()
+/// The numbers of ours that have a row. Reads the rows only where there are gaps between them.
+pub(super) fn numbers(connection: &Connection) -> rusqlite::Result<Numbers> {
+    let snapshot = connection.unchecked_transaction()?;
+    let (first, last, count) = snapshot.query_row(SELECT_NUMBER_BOUNDS, [], |row| {
+        Ok((
+            row.get::<_, u64>(0)?,
+            row.get::<_, u64>(1)?,
+            row.get::<_, u64>(2)?,
+        ))
+    })?;
+    if count > 0 && last - first + 1 == count {
+        return Ok(Numbers(vec![first..=last]));
+    }
+    let mut statement = snapshot.prepare(SELECT_NUMBERS)?;
+    let mut rows = statement.query([])?;
+    let mut ranges: Vec<RangeInclusive<u64>> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let number: u64 = row.get(0)?;
+        match ranges.last_mut() {
+            Some(range) if range.end() + 1 == number => *range = *range.start()..=number,
+            _ => ranges.push(number..=number),
+        }
+    }
+    Ok(Numbers(ranges))
 }
 
 /// The whole one of ours with the lowest number.
@@ -350,6 +431,44 @@ pub(super) fn pruned(connection: &Connection) -> rusqlite::Result<Pruned> {
     })
 }
 
+/// The kept sum of whole segments.
+pub(super) fn applied_sum(connection: &Connection) -> rusqlite::Result<AppliedSum> {
+    connection
+        .prepare_cached(SELECT_APPLIED_SUM)?
+        .query_row([], read_applied_sum)
+}
+
+fn read_applied_sum(row: &Row<'_>) -> rusqlite::Result<AppliedSum> {
+    Ok(AppliedSum {
+        segments: row.get(0)?,
+        native: row.get(1)?,
+        counts: Counts {
+            lines: row.get(2)?,
+            events: row.get(3)?,
+            duplicates: row.get(4)?,
+            rejected: row.get(5)?,
+        },
+        untrusted_lines: row.get(6)?,
+    })
+}
+
+/// Adds a segment that became whole in this transaction to the kept sum.
+pub(super) fn add_to_applied_sum(connection: &Connection, key: i64) -> rusqlite::Result<()> {
+    change_applied_sum(connection, key, 1)
+}
+
+/// Takes a whole segment off the kept sum, before its row is deleted in this transaction.
+pub(super) fn take_off_applied_sum(connection: &Connection, key: i64) -> rusqlite::Result<()> {
+    change_applied_sum(connection, key, -1)
+}
+
+fn change_applied_sum(connection: &Connection, key: i64, sign: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(CHANGE_APPLIED_SUM)?
+        .execute([key, sign])
+        .map(|_| ())
+}
+
 /// Every line the database knows of; nothing is pending in it.
 pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
     connection.query_row(SELECT_LEDGER, [], |row| {
@@ -365,7 +484,7 @@ pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
     })
 }
 
-fn checks(connection: &Connection) -> rusqlite::Result<[(u64, i64); 2]> {
+fn checks(connection: &Connection) -> rusqlite::Result<Checks> {
     let snapshot = connection.unchecked_transaction()?;
     let add = |sql: &str| -> rusqlite::Result<(u64, i64)> {
         let mut statement = snapshot.prepare(sql)?;
@@ -381,7 +500,12 @@ fn checks(connection: &Connection) -> rusqlite::Result<[(u64, i64); 2]> {
     let pruned = pruned(&snapshot)?;
     segments.0 += pruned.counts.events;
     segments.1 = segments.1.wrapping_add(pruned.net_check);
-    Ok([segments, add(SELECT_TOTAL_CHECKS)?])
+    Ok(Checks {
+        segments,
+        totals: add(SELECT_TOTAL_CHECKS)?,
+        applied_sum: applied_sum(&snapshot)?,
+        applied_rows: snapshot.query_row(ADD_UP_APPLIED, [], read_applied_sum)?,
+    })
 }
 
 fn id(key: i64, name: impl FnOnce() -> rusqlite::Result<String>) -> rusqlite::Result<SegmentId> {

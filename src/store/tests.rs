@@ -25,6 +25,18 @@ impl Lines {
     }
 
     fn apply(&self, writer: &mut Writer, name: &str, from: usize, to: usize) -> Outcome {
+        let segment = SegmentId::Elsewhere(name.to_owned());
+        self.apply_as(writer, &segment, from, to, RangeEnd::Active)
+    }
+
+    fn apply_as(
+        &self,
+        writer: &mut Writer,
+        segment: &SegmentId,
+        from: usize,
+        to: usize,
+        end: RangeEnd,
+    ) -> Outcome {
         let mut sums = std::collections::BTreeMap::<&str, Sums>::new();
         let mut with_id = IdEvents::default();
         for (offset, event) in self.0.iter().enumerate().take(to).skip(from) {
@@ -38,15 +50,14 @@ impl Lines {
             }
         }
         let users: Vec<_> = sums.iter().map(|(user, sums)| (*user, sums)).collect();
-        let segment = SegmentId::Elsewhere(name.to_owned());
         let range = Range {
             tag: None,
-            segment: &segment,
-            file_name: name,
+            segment,
+            file_name: "s",
             from: from as u64,
             to: to as u64,
             checksum: 7,
-            end: RangeEnd::Active,
+            end,
             now_ms: 1_000_500,
             delta: Delta {
                 users: &users,
@@ -158,12 +169,100 @@ fn a_range_is_applied_once() {
         .expect("a row");
     assert_eq!((row.applied_bytes, row.net_check, row.key), (3, 30, -1));
     let path = dir.path().join(DATABASE_FILE);
-    assert_eq!(read_checks(&path).expect("a read"), Some([(3, 30); 2]));
+    let checks = read_checks(&path).expect("a read").expect("a database");
+    assert_eq!((checks.segments, checks.totals), ((3, 30), (3, 30)));
     let view = "SELECT * FROM user_revenue WHERE user_id = 'a'";
     assert_eq!(
         dump(&dir, view),
         ["a|0.00006|2|1970-01-01T00:16:40.500Z|60"]
     );
+}
+
+/// The kept sum of whole segments, which must be what their rows come to.
+fn applied_sum(dir: &TempDir) -> AppliedSum {
+    let path = dir.path().join(DATABASE_FILE);
+    let checks = read_checks(&path).expect("a read").expect("a database");
+    assert_eq!(checks.applied_sum, checks.applied_rows);
+    checks.applied_sum
+}
+
+#[test]
+fn the_sum_of_whole_segments_is_kept_by_whatever_changes_them() {
+    let (dir, mut writer) = open();
+    let lines = Lines(vec![
+        Lines::event("a", Kind::Add, 100, None),
+        Lines::event("b", Kind::Add, 30, Some("1")),
+        Lines::event("b", Kind::Add, 30, Some("1")),
+    ]);
+    let whole = |writer: &mut Writer, segment: &SegmentId, from: usize| {
+        lines.apply_as(writer, segment, from, 3, RangeEnd::Whole)
+    };
+    let (native, imported) = (SegmentId::Ours(1), SegmentId::Elsewhere("s".into()));
+    lines.apply_as(&mut writer, &native, 0, 2, RangeEnd::Active);
+    assert_eq!(applied_sum(&dir), AppliedSum::default(), "still active");
+    whole(&mut writer, &native, 2);
+    assert_eq!(whole(&mut writer, &native, 2), Outcome::Raced);
+    whole(&mut writer, &imported, 0);
+    let sum = applied_sum(&dir);
+    assert_eq!((sum.segments, sum.native, sum.counts.lines), (2, 1, 6));
+    assert_eq!((sum.counts.events, sum.counts.duplicates), (3, 3));
+    // Marked whole, as an empty file is.
+    let marked = SegmentId::Ours(2);
+    let mark = Mark {
+        segment: &marked,
+        tag: None,
+        file_name: "f",
+        applied_bytes: 0,
+        state: SegmentState::Whole,
+        reason: None,
+        untrusted_bytes: 0,
+        untrusted_lines: 0,
+        now_ms: 1,
+    };
+    assert!(writer.mark(&mark).expect("it is noted"));
+    assert!(!writer.mark(&mark).expect("a look"), "whole already");
+    assert_eq!(
+        (applied_sum(&dir).segments, applied_sum(&dir).native),
+        (3, 2)
+    );
+    let ledger = writer.ledger().expect("a read");
+    assert_eq!((ledger.lines, ledger.applied, ledger.duplicates), (6, 3, 3));
+    // Pruned: the ledger stays. A row that is not what was seen stays, in the sum too.
+    let row = writer.segment(&native).expect("a read").expect("a row");
+    let other = SegmentRow {
+        checksum: 8,
+        ..row.clone()
+    };
+    assert!(!writer.prune(&other, 2).expect("a look"));
+    assert_eq!(applied_sum(&dir).segments, 3);
+    assert!(writer.prune(&row, 2).expect("it is let go"));
+    let sum = applied_sum(&dir);
+    assert_eq!((sum.segments, sum.native, sum.counts.lines), (2, 1, 3));
+    assert_eq!(writer.ledger().expect("a read"), ledger);
+    let readers = Readers::new(&dir.path().join(DATABASE_FILE), 1);
+    let counts = readers.segment_counts().expect("a read");
+    assert_eq!(counts, [(SegmentState::Whole, 2)]);
+}
+
+#[test]
+fn numbers_are_ranges_with_and_without_gaps() {
+    let (_dir, mut writer) = open();
+    let lines = Lines(vec![Lines::event("a", Kind::Add, 1, None)]);
+    for (number, end, expected) in [
+        (5, RangeEnd::Whole, vec![5..=5]),
+        (6, RangeEnd::Active, vec![5..=6]),
+        (9, RangeEnd::Whole, vec![5..=6, 9..=9]),
+        (7, RangeEnd::Sealed, vec![5..=7, 9..=9]),
+        (8, RangeEnd::Whole, vec![5..=9]),
+    ] {
+        lines.apply_as(&mut writer, &SegmentId::Ours(number), 0, 1, end);
+        let numbers = writer.numbers().expect("a read");
+        assert_eq!(numbers.ranges(), expected);
+        for at in 1..12 {
+            let is_in = expected.iter().any(|range| range.contains(&at));
+            assert_eq!(numbers.contains(at), is_in, "{at} of {expected:?}");
+        }
+    }
 }
 
 #[test]

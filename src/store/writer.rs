@@ -13,7 +13,9 @@ use super::apply::{self, Attempt, Failure};
 use super::family::{self, Token};
 use super::open::{self, Existing};
 use super::segments;
-use super::{Ledger, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError};
+use super::{
+    Ledger, Numbers, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError,
+};
 use crate::segment::{SegmentId, Tag};
 
 const SET_DIRECTORY: &str = include_str!("../../sql/query/set_directory.sql");
@@ -253,7 +255,7 @@ impl Writer {
             let Some(row) = segments::one(transaction, mark.segment)? else {
                 return Ok(0);
             };
-            transaction.prepare_cached(MARK_SEGMENT)?.execute(params![
+            let changed = transaction.prepare_cached(MARK_SEGMENT)?.execute(params![
                 row.key,
                 mark.applied_bytes,
                 mark.state.name(),
@@ -262,7 +264,11 @@ impl Writer {
                 mark.untrusted_bytes,
                 mark.untrusted_lines,
                 mark.now_ms,
-            ])
+            ])?;
+            if changed == 1 && mark.state == SegmentState::Whole {
+                segments::add_to_applied_sum(transaction, row.key)?;
+            }
+            Ok(changed)
         };
         let changed = sql(&transaction).map_err(&doing)?;
         transaction.commit().map_err(&doing)?;
@@ -293,8 +299,8 @@ impl Writer {
         segments::whole(&self.connection).map_err(self.reading())
     }
 
-    /// The numbers of ours that have a row, ascending.
-    pub fn numbers(&self) -> Result<Vec<u64>, StoreError> {
+    /// The numbers of ours that have a row.
+    pub fn numbers(&self) -> Result<Numbers, StoreError> {
         segments::numbers(&self.connection).map_err(self.reading())
     }
 

@@ -31,7 +31,7 @@ impl Coordinator {
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
-        let whole = applier.writer.whole()?;
+        let numbers = applier.writer.numbers()?;
         let rows = applier.writer.unfinished()?;
         let board = &mut self.board;
         board.sealed.clear();
@@ -40,12 +40,23 @@ impl Coordinator {
         board.active = tail.number;
         board.pruned = pruned.number;
         self.journal.reserve_up_to(pruned.number);
-        for number in applier.writer.numbers()? {
-            self.journal.reserve(number);
+        for range in numbers.ranges() {
+            if *range.start() <= pruned.number + 1 {
+                self.journal.reserve_up_to(*range.end());
+            } else {
+                range
+                    .clone()
+                    .for_each(|number| self.journal.reserve(number));
+            }
         }
         for (id, found) in &catalog.sealed {
-            let is_whole = whole.contains_key(id);
             let row = rows.iter().find(|row| row.id == *id);
+            // A row that is not among the unfinished ones is that of a whole segment.
+            let is_whole = row.is_none()
+                && match id {
+                    SegmentId::Ours(number) => numbers.contains(*number),
+                    SegmentId::Elsewhere(_) => applier.writer.segment(id)?.is_some(),
+                };
             if !is_whole
                 && row.is_none()
                 && id.number().is_some_and(|number| number <= pruned.number)
@@ -100,11 +111,11 @@ impl Coordinator {
     ) -> Result<(), ProcessError> {
         let active = self.board.active;
         let is_there = |id: &SegmentId| catalog.sealed.contains_key(id);
-        let rows_of: BTreeSet<u64> = applier.writer.numbers()?.into_iter().collect();
+        let numbers = applier.writer.numbers()?;
         let unfinished: BTreeSet<u64> = rows.iter().filter_map(|row| row.id.number()).collect();
         let pruned = applier.writer.pruned()?.number;
         self.missing = (pruned + 1..active)
-            .filter(|number| !rows_of.contains(number) || unfinished.contains(number))
+            .filter(|number| !numbers.contains(*number) || unfinished.contains(number))
             .filter(|&number| !is_there(&SegmentId::Ours(number)))
             .collect();
         for row in rows

@@ -117,6 +117,22 @@ fn two_users_changed_against_each_other_are_both_named() {
 }
 
 #[test]
+fn a_wrong_sum_of_whole_segments_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    write(&dir, 1, &line("a", 1, None));
+    apply(&dir);
+    assert!(check(&dir).0.agrees());
+    change(&dir, "UPDATE applied_sum SET segments = 2");
+    let (verdict, findings) = check(&dir);
+    assert_eq!(verdict.differences, 1, "{findings:?}");
+    let words = format!("{findings:?}");
+    assert!(words.contains("applied_sum holds 2 segments"), "{words}");
+    let config = ProcessConfig::new(dir.path());
+    let words = sums::difference(&config).expect("a read").expect("words");
+    assert!(words.contains("applied_sum holds 2 segments"), "{words}");
+}
+
+#[test]
 fn a_file_is_found_wherever_it_lies_and_named_when_it_does_not() {
     let dir = tempfile::tempdir().expect("a directory");
     for number in 1..=3 {

@@ -1,0 +1,1 @@
+SELECT segments, native, lines, events, duplicates, rejected, untrusted_lines FROM applied_sum
