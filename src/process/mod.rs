@@ -122,13 +122,15 @@ impl ProcessConfig {
         })
     }
 
-    /// The highest number that was given to a segment which is over, as `directory.json` says: the
-    /// one before the active segment's.
+    /// The highest number that was given to a segment which may hold events, as `directory.json` says:
+    /// the active segment's once that has started.
     fn given_out(&self, disk: &dyn Disk) -> Result<u64, ProcessError> {
         let path = self.data_dir.join(DIRECTORY_FILE);
         let found =
             Directory::read(disk, &self.data_dir).map_err(ProcessError::io("read", &path))?;
-        Ok(found.map_or(0, |directory| directory.number - 1))
+        Ok(found.map_or(0, |directory| {
+            directory.number - u64::from(!directory.started)
+        }))
     }
 
     /// With the UUID that `directory.json` says, or else the database; changes nothing.

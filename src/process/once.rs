@@ -15,6 +15,7 @@ use super::claims::{rivals_in_words, settle};
 use super::import::{Brought, Importer};
 use super::memory::Shares;
 use super::pool::Pool;
+use super::recount::active_label;
 use super::{ProcessConfig, ProcessError, in_words, prune, rebuild, sums};
 use crate::fs::{Disk, Unusable};
 use crate::journal::{Catalog, Found, Place};
@@ -148,6 +149,7 @@ impl Run<'_> {
         }
         // Before the listing: what is sealed by then is in it.
         let given_out = self.config.given_out(self.disk)?;
+        let active = active_label(self.config, self.disk)?;
         let catalog = Catalog::scan(self.disk, data_dir, self.config.directory_tag())
             .map_err(ProcessError::io("list", data_dir))?;
         for dir in &catalog.dirs {
@@ -190,6 +192,7 @@ impl Run<'_> {
             .keys()
             .chain(catalog.sealed.keys())
             .filter_map(SegmentId::number)
+            .chain(active.map(|label| label.number))
             .collect();
         let highest = there.last().copied().unwrap_or(0);
         let highest = highest.max(given_out);

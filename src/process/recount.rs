@@ -581,13 +581,13 @@ impl Recount<'_> {
     fn missing(&mut self) {
         let rows = self.proof.rows.iter().filter_map(|row| row.id.number());
         let files = self.catalog.sealed.keys().filter_map(SegmentId::number);
-        let there: BTreeSet<u64> = rows.chain(files).collect();
+        let active = self.active.map(|label| label.number);
+        let there: BTreeSet<u64> = rows.chain(files).chain(active).collect();
         let highest = there
             .last()
             .copied()
             .unwrap_or(0)
             .max(self.catalog.highest_number())
-            .max(self.active.map_or(0, |label| label.number - 1))
             .max(self.given_out);
         let missing: BTreeSet<u64> = (self.proof.pruned.number + 1..=highest)
             .filter(|number| !there.contains(number))
@@ -680,7 +680,10 @@ fn in_words(counts: &Counts, net: i64) -> String {
 }
 
 /// The label of `events.jsonl`, if that is a segment of this directory with a whole line.
-fn active_label(config: &ProcessConfig, disk: &dyn Disk) -> Result<Option<Label>, ProcessError> {
+pub(super) fn active_label(
+    config: &ProcessConfig,
+    disk: &dyn Disk,
+) -> Result<Option<Label>, ProcessError> {
     let path = config.data_dir.join(ACTIVE_FILE);
     let file = match disk.open_read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Write};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+use crate::timestamp;
 
 /// JSON.
 pub(super) const JSON: &str = "application/json";
@@ -203,12 +205,13 @@ thread_local! {
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`
 fn push_date(out: &mut Vec<u8>) {
-    let now = SystemTime::now();
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Clamped: a year that has no HTTP date must not end the thread.
+    let ms = timestamp::now_ms();
+    let now = ms.unsigned_abs() / 1000;
     DATE.with_borrow_mut(|(second, text)| {
-        if *second != since.as_secs() {
-            *text = httpdate::fmt_http_date(UNIX_EPOCH + since);
-            *second = since.as_secs();
+        if *second != now {
+            *text = httpdate::fmt_http_date(timestamp::of_ms(ms));
+            *second = now;
         }
         out.extend_from_slice(text.as_bytes());
     });
