@@ -542,7 +542,7 @@ mod tests {
 
     #[test]
     fn a_misspelt_command_is_hinted_at_by_name_and_once() {
-        for (word, name) in [("sevre", "serve"), ("servr", "serve"), ("clint", "send")] {
+        for (word, name) in [("servr", "serve"), ("sennd", "send"), ("clint", "send")] {
             let error = Cli::try_parse_from(["tallyline", word]).expect_err("no such command");
             let error = with_names_for_aliases(error);
             assert_eq!(error.exit_code(), 2);

@@ -554,9 +554,10 @@ impl Model {
             if found == Some(bytes) {
                 continue;
             }
-            // An older copy of the active file itself is the same segment, shorter: only a database that
-            // has applied more can say so.
-            if hand == Hand::PutBack && !readable && position.segment == journal.tail().number {
+            // An older copy of the active file itself is the same segment: where the database has
+            // applied more, it is sealed above; where it has not, or has applied another content, the
+            // processor says so by its checksum, or nobody can.
+            if hand == Hand::PutBack && position.segment == journal.tail().number {
                 gone.push(*position);
                 continue;
             }
