@@ -562,3 +562,199 @@ fn an_active_file_cut_or_written_to_by_others_stops_ingestion_before_the_next_ap
         assert!(reasons(&server).contains("another program wrote to it"));
     }
 }
+
+#[test]
+fn a_copy_of_a_segment_under_another_name_is_not_counted_again() {
+    // Red if an imported file is known by its name alone: each event counts once more, and `verify`
+    // agrees with that.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = serve(&data, 3);
+    for _ in 0..2 {
+        server
+            .post("/liveEvent?ack=applied", event("u", 1))
+            .expect(200);
+    }
+    let archived = sealed(&data).pop().unwrap().1;
+    fs::copy(&archived, data.join("events_copy.jsonl")).unwrap();
+    fs::hard_link(data.join(ACTIVE), data.join("events_link.jsonl")).unwrap();
+    for name in ["events_copy.jsonl", "events_link.jsonl"] {
+        until(PATIENCE, "readiness names it", || {
+            reasons(&server).contains(name).then_some(())
+        });
+    }
+    server.assert_balanced();
+    fs::remove_file(data.join("events_copy.jsonl")).unwrap();
+    fs::remove_file(data.join("events_link.jsonl")).unwrap();
+    until(PATIENCE, "readiness is green", || {
+        (reasons(&server) == "[]").then_some(())
+    });
+    server.stop().expect(0);
+    for (_, path) in sealed(&data) {
+        let args = ["process", "--data-dir", data.to_str().unwrap()];
+        let args = [&args[..], &[path.to_str().unwrap()]].concat();
+        let ran = run(&args).expect(0);
+        assert!(ran.stdout.contains("applied before"), "{ran}");
+    }
+    assert!(
+        !names_in(&data)
+            .iter()
+            .any(|name| name.starts_with("events_"))
+    );
+    assert_eq!(revenue(&data), 5);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn a_segment_of_another_directory_counts_once_however_it_is_brought_in() {
+    // Red if its events count again when the file comes a second time under another name.
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
+    serve(&a, 3).stop().expect(0);
+    serve(&b, 5).stop().expect(0);
+    let file = sealed(&b).pop().unwrap().1;
+    let name = file.file_name().unwrap();
+    let process_file = |file: &Path| {
+        let args = ["process", "--data-dir", a.to_str().unwrap()];
+        run(&[&args[..], &[file.to_str().unwrap()]].concat())
+    };
+    fs::copy(&file, a.join(name)).unwrap();
+    process(&a).expect(0);
+    let ran = process_file(&file).expect(0);
+    assert!(ran.stdout.contains("applied before"), "{ran}");
+    let renamed = scratch.path().join("events_renamed.jsonl");
+    fs::copy(&file, &renamed).unwrap();
+    let ran = process_file(&renamed).expect(0);
+    assert!(ran.stdout.contains("applied before"), "{ran}");
+    assert_eq!(revenue(&a), 8);
+    verify(&a).expect(0);
+}
+
+#[test]
+fn an_emptied_segment_is_named() {
+    // Red if a file that was truncated before it was applied passes for a segment without events.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &["--no-process"]);
+    server.accept(event("u", 1));
+    server.stop().expect(0);
+    let file = sealed(&data).pop().unwrap().1;
+    fs::write(&file, "").unwrap();
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains("emptied"), "{ran}");
+    let server = Server::start(&data);
+    until(PATIENCE, "readiness names it", || {
+        reasons(&server).contains("emptied").then_some(())
+    });
+}
+
+#[test]
+fn the_other_of_two_contradicting_files_is_applied_once_one_was_moved_away() {
+    // Red if it is left alone until a restart, with readiness green.
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
+    let ingest = |data: &Path, count| {
+        let server = Server::with(data, &["--no-process"]);
+        for _ in 0..count {
+            server.accept(event("u", 1));
+        }
+        server.stop().expect(0);
+    };
+    ingest(&a, 1);
+    copy_tree(&a, &b);
+    ingest(&a, 3);
+    ingest(&b, 5);
+    let rival = sealed(&b).pop().unwrap().1;
+    let put = a.join(rival.file_name().unwrap());
+    fs::copy(&rival, &put).unwrap();
+    let server = Server::start(&a);
+    until(PATIENCE, "readiness names both", || {
+        reasons(&server).contains("are not applied").then_some(())
+    });
+    fs::rename(&put, scratch.path().join("away")).unwrap();
+    until(PATIENCE, "the other one is applied", || {
+        (server.get("/userEvents/u").json()["revenue"] == 4).then_some(())
+    });
+    until(PATIENCE, "readiness is green", || {
+        (reasons(&server) == "[]").then_some(())
+    });
+    server.assert_balanced();
+    // One that contradicts what is applied stays named, whatever happens to the genuine one.
+    server.stop().expect(0);
+    fs::copy(&rival, &put).unwrap();
+    let genuine = sealed(&a).into_iter().find(|(_, path)| {
+        path.to_str().unwrap().contains("applied") && path.to_str().unwrap().contains("-000002-")
+    });
+    let genuine = genuine.unwrap().1;
+    fs::rename(&genuine, a.join(genuine.file_name().unwrap())).unwrap();
+    let server = Server::start(&a);
+    until(PATIENCE, "the genuine one is archived again", || {
+        genuine.exists().then_some(())
+    });
+    server.flush();
+    let said = reasons(&server);
+    assert!(said.contains(put.to_str().unwrap()), "{said}");
+}
+
+#[test]
+fn a_number_far_ahead_does_not_make_verify_count_up_to_it() {
+    // Red if each missing number is listed: four thousand million of them.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    serve(&data, 1).stop().expect(0);
+    let file = sealed(&data).pop().unwrap().1;
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let ahead = name.replace("-000001-", "-4294967295-");
+    fs::copy(&file, data.join(&ahead)).unwrap();
+    fs::write(data.join("quarantine/lost-18446744073709551615"), "").unwrap();
+    let ran = verify(&data).expect(1);
+    assert!(ran.stdout.contains("2 to 10001"), "{ran}");
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains(&ahead), "{ran}");
+    assert_eq!(revenue(&data), 1);
+}
+
+#[test]
+fn an_active_file_that_lost_its_label_is_not_said_to_be_safe_to_process() {
+    // Red if the cure counts events again that were applied before an editor removed the blanks at
+    // the end of the first line.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    server
+        .post("/liveEvent?ack=applied", event("u", 1))
+        .expect(200);
+    server.kill();
+    let text = fs::read_to_string(data.join(ACTIVE)).unwrap();
+    fs::write(data.join(ACTIVE), text.trim_end().to_owned() + "\n").unwrap();
+    let server = Server::start(&data);
+    let said = reasons(&server);
+    assert!(said.contains("or they count twice"), "{said}");
+}
+
+#[test]
+fn a_file_of_the_active_segments_number_is_not_applied_in_its_place() {
+    // Red if the clone's file is taken for the segment because the active one has no row yet: what
+    // this server acknowledges then is never applied.
+    let scratch = Scratch::new();
+    let (data, clone) = (scratch.data(), scratch.path().join("clone"));
+    serve(&data, 1).stop().expect(0);
+    copy_tree(&data, &clone);
+    serve(&clone, 7).stop().expect(0);
+    let (number, file) = sealed(&clone).pop().unwrap();
+    let server = Server::start(&data);
+    let put = data.join(file.file_name().unwrap());
+    fs::copy(&file, &put).unwrap();
+    until(PATIENCE, "readiness names it", || {
+        reasons(&server)
+            .contains(put.to_str().unwrap())
+            .then_some(())
+    });
+    let answer = server
+        .post("/liveEvent?ack=applied", event("u", 1))
+        .expect(200)
+        .json();
+    let position = answer["position"].as_str().unwrap();
+    assert!(position.starts_with(&format!("{number}-")), "{position}");
+    assert_eq!(server.get("/userEvents/u").expect(200).json()["revenue"], 2);
+}

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::fs::Disk;
-use crate::segment::{DirectoryTag, SegmentId, Tag};
+use crate::segment::{DirectoryTag, SEGMENT_NUMBER_MAX, SegmentId, Tag};
 
 /// Wholly applied segments, by month.
 pub const APPLIED_DIR: &str = "applied";
@@ -129,7 +129,8 @@ impl Catalog {
         {
             catalog.lost.extend(
                 name.strip_prefix(LOST_PREFIX)
-                    .and_then(|number| number.parse::<u64>().ok()),
+                    .and_then(|number| number.parse::<u64>().ok())
+                    .filter(|number| *number <= SEGMENT_NUMBER_MAX),
             );
         }
         Ok(catalog)

@@ -129,10 +129,15 @@ impl Recover<'_> {
             Some(label) => self.labelled(label, file, durable_end, size),
             None if self.directory.started => {
                 drop(file);
-                self.set_aside(&format!(
-                    "it does not say that it is segment {}, the active one",
-                    self.directory.number
-                ))?;
+                let number = self.directory.number;
+                let known = &self.known.segments;
+                let applied = known.iter().find(|row| row.number == number);
+                self.set_aside(&match applied.map_or(0, |row| row.applied_bytes) {
+                    0 => format!("it does not say that it is segment {number}, the active one"),
+                    bytes => format!(
+                        "it does not say that it is segment {number}, the active one, of which {bytes} bytes are counted; where its first lines are those, remove them before it is processed, or they count twice"
+                    ),
+                })?;
                 self.without_events()
             }
             None => {

@@ -246,11 +246,11 @@ impl<'p> Applier<'p> {
                 )
             }));
         };
-        if label == Some(Label { number, tag }) || segment.file.size().map_err(io())? == 0 {
+        if label == Some(Label { number, tag }) {
             return Ok(None);
         }
         Ok(Some(format!(
-            "segment {}: {path} does not say in its first line that it is this segment, so it was renamed or edited and is not applied. {cure}",
+            "segment {}: {path} does not say in its first line that it is this segment, so it was renamed, edited or emptied and is not applied. {cure}",
             segment.id
         )))
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub(super) use self::survey::ranges;
+pub(super) use self::survey::{MISSING_MAX, gaps, ranges};
 use super::applier::{Applier, Confirmed, SegmentFile, Untrusted, Watch, Work, open_sealed};
 use super::claims::{rivals_in_words, settle};
 use super::pool::Pool;
@@ -104,6 +104,9 @@ struct Coordinator {
     left_alone: BTreeMap<PathBuf, Identity>,
     /// Numbers below the active one with neither file nor whole row.
     missing: BTreeSet<u64>,
+    /// The active segment when the coordinator last started over: the lines of later ones are among
+    /// those that the journal counts.
+    since: u64,
     /// Whether the sums of the database are to be checked, and the thread that does.
     to_check: bool,
     check: Option<JoinHandle<()>>,
@@ -132,6 +135,7 @@ pub(super) fn run(
         journal,
         left_alone: BTreeMap::new(),
         missing: BTreeSet::new(),
+        since: 1,
     };
     let mut pause = PAUSE_MIN;
     loop {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::applier::{Applier, Confirmed, SegmentFile, Watch, open_sealed};
 use super::archive::{self, Archived};
 use super::claims::{rivals_in_words, settle};
+use super::coordinator::{MISSING_MAX, gaps};
 use super::import::{Brought, Importer};
 use super::memory::Shares;
 use super::pool::Pool;
@@ -196,8 +197,9 @@ impl Run<'_> {
             .collect();
         let highest = there.last().copied().unwrap_or(0);
         let highest = highest.max(given_out);
-        self.summary.missing = (pruned + 1..=highest)
-            .filter(|n| !there.contains(n))
+        let there = there.into_iter().map(|number| number..=number);
+        self.summary.missing = gaps(pruned + 1, highest + 1, there)
+            .take(MISSING_MAX)
             .collect();
         Ok(todo)
     }

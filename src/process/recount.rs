@@ -589,9 +589,14 @@ impl Recount<'_> {
             .unwrap_or(0)
             .max(self.catalog.highest_number())
             .max(self.given_out);
-        let missing: BTreeSet<u64> = (self.proof.pruned.number + 1..=highest)
-            .filter(|number| !there.contains(number))
-            .collect();
+        let first = self.proof.pruned.number + 1;
+        let missing: BTreeSet<u64> = super::coordinator::gaps(
+            first,
+            highest + 1,
+            there.iter().map(|&number| number..=number),
+        )
+        .take(super::coordinator::MISSING_MAX)
+        .collect();
         if !missing.is_empty() {
             self.find(&Finding::Untold(format!(
                 "segments {}: neither file nor row; events of them may not be counted",

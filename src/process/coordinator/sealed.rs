@@ -1,6 +1,6 @@
 //! Sealed files: found by listing, applied to their end, archived or distrusted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
 
@@ -42,6 +42,7 @@ impl Coordinator {
                 new.entry(found.id.clone()).or_default().push(found);
             }
         }
+        let mut released = BTreeSet::new();
         let before = std::mem::replace(&mut self.left_alone, left_alone);
         for gone in before
             .keys()
@@ -50,8 +51,16 @@ impl Coordinator {
             let name = gone.file_name().unwrap_or_default().to_string_lossy();
             if let Some((id, _)) = SegmentId::of_file(&name, self.config.directory_tag()) {
                 self.board.health.clear(&topic(&id));
+                released.insert(id);
             }
         }
+        // What contradicted a file that is gone is looked at again in the next round.
+        let directory = self.config.directory_tag();
+        self.left_alone.retain(|path, _| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let id = SegmentId::of_file(&name, directory).map(|(id, _)| id);
+            id.is_none_or(|id| !released.contains(&id))
+        });
         if new.is_empty() {
             return Ok(());
         }
@@ -76,12 +85,24 @@ impl Coordinator {
             [_] => None,
             _ => applier.writer.segment(id)?,
         };
-        let claims = settle(&*self.disk, found, row.as_ref());
+        let mut claims = settle(&*self.disk, found, row.as_ref());
+        self.against_active(id, &mut claims);
         self.leave_rivals(id, &claims, row.as_ref())?;
         if let Some(found) = claims.usable {
             self.new_file(found);
         }
         Ok(())
+    }
+
+    /// A file that bears the active segment's number, and is not that segment sealed since, is its rival.
+    pub(super) fn against_active(&self, id: &SegmentId, claims: &mut Claims<'_>) {
+        let tail = self.journal.tail();
+        if id.number() == Some(tail.number)
+            && let Some(found) = claims.usable.filter(|found| found.tag != Some(tail.tag))
+        {
+            claims.usable = None;
+            claims.rivals.push(found);
+        }
     }
 
     /// Names the files that claim a number and are not its segment; their lines will not be applied.
@@ -108,10 +129,10 @@ impl Coordinator {
 
     fn new_file(&mut self, found: &Found) {
         let number = found.id.number();
-        let back = number.is_some_and(|number| {
+        if let Some(number) = number {
             self.board.lost.remove(&number);
-            self.missing.remove(&number)
-        });
+            self.missing.remove(&number);
+        }
         // Looked at after the listing: what this journal has sealed by now is below it.
         let ahead = number.filter(|&number| number > self.journal.tail().number);
         if let Some(number) = ahead {
@@ -122,7 +143,7 @@ impl Coordinator {
             );
         }
         // What this journal sealed is counted by it.
-        let counted = number.is_some() && !back && ahead.is_none();
+        let counted = number.is_some_and(|number| number >= self.since) && ahead.is_none();
         self.board.sealed.insert(
             found.id.clone(),
             Sealed {
@@ -161,7 +182,13 @@ impl Coordinator {
             Ok(done) => done,
         };
         if done {
-            if !self.left_alone.contains_key(&path) {
+            // What contradicts it stays named.
+            let directory = self.config.directory_tag();
+            let named = self.left_alone.keys().any(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                SegmentId::of_file(&name, directory).is_some_and(|(other, _)| other == *id)
+            });
+            if !named {
                 self.board.health.clear(&topic(id));
             }
             self.board.sealed.remove(id);

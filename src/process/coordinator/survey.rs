@@ -1,6 +1,7 @@
 //! Starting over: everything the coordinator knows, read anew from the rows and the directory.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::thread::Builder;
 use std::time::SystemTime;
@@ -20,6 +21,7 @@ impl Coordinator {
         self.left_alone.clear();
         self.board.health.clear_all(SEGMENT);
         let tail = self.journal.tail();
+        self.since = tail.number;
         let pruned = applier.writer.pruned()?;
         if let Err(error) = prune::finish_at_start(&*self.disk, &self.config, &applier.writer) {
             self.board.health.set(prune::RETENTION, in_words(&error));
@@ -69,7 +71,8 @@ impl Coordinator {
                 _ if is_whole => applier.writer.segment(id)?,
                 _ => row.cloned(),
             };
-            let claims = settle(&*self.disk, found, row.as_ref());
+            let mut claims = settle(&*self.disk, found, row.as_ref());
+            self.against_active(id, &mut claims);
             self.leave_rivals(id, &claims, row.as_ref())?;
             if let Some(number) = id.number() {
                 self.journal.reserve(number);
@@ -114,10 +117,15 @@ impl Coordinator {
         let numbers = applier.writer.numbers()?;
         let unfinished: BTreeSet<u64> = rows.iter().filter_map(|row| row.id.number()).collect();
         let pruned = applier.writer.pruned()?.number;
-        self.missing = (pruned + 1..active)
-            .filter(|number| !numbers.contains(*number) || unfinished.contains(number))
+        self.missing = gaps(pruned + 1, active, numbers.ranges().iter().cloned())
             .filter(|&number| !is_there(&SegmentId::Ours(number)))
+            .take(MISSING_MAX)
             .collect();
+        let without_file = |number: &u64| {
+            (pruned + 1..active).contains(number) && !is_there(&SegmentId::Ours(*number))
+        };
+        self.missing
+            .extend(unfinished.iter().copied().filter(without_file));
         for row in rows
             .iter()
             .filter(|row| row.id.number() != Some(active) && !is_there(&row.id))
@@ -282,6 +290,24 @@ pub(super) fn count_lines(
     let file = disk.open_read(path)?;
     let size = file.size()?;
     lines::count(&*file, from.min(size), size)
+}
+
+/// The most missing numbers that are told apart: a file that bears a number far ahead must not make
+/// anything count up to it.
+pub(in crate::process) const MISSING_MAX: usize = 10_000;
+
+/// The numbers from `from` up to, not including, `to` that are in none of the ascending ranges.
+pub(in crate::process) fn gaps(
+    from: u64,
+    to: u64,
+    ranges: impl Iterator<Item = RangeInclusive<u64>>,
+) -> impl Iterator<Item = u64> {
+    let mut next = from;
+    ranges.chain([to..=to]).flat_map(move |range| {
+        let gap = next..(*range.start()).min(to);
+        next = next.max(range.end().saturating_add(1));
+        gap
+    })
 }
 
 /// `3, 5 to 7`.
