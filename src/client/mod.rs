@@ -18,7 +18,7 @@
 //! it were new, and one that has grown goes on where it ended.
 //!
 //! **Applied.** When all is acknowledged, the sender waits until it is in the totals, and lists the
-//! lines that were rejected there ([`settle`]).
+//! lines that were rejected there (`settle`).
 //!
 //! **Failure.** Whatever can't go on stops everybody; requests under way are waited for; the state
 //! says how far all lines without a gap are acknowledged; the summary's last line says FAILED.
