@@ -30,7 +30,7 @@ stopped() {
 
 # Lines of the code blocks of a kind, without comments.
 lines() { awk -v kind='```'"$1" '/^```/ { on = $0 == kind; if (on) print ""; next } on' "$repo/README.md"; }
-no_times() { sed -E 's/20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z/TIME/g; s/127\.0\.0\.1:[0-9]+/ADDRESS/g'; }
+no_times() { sed -E 's/20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z/TIME/g; s/127\.0\.0\.1:[0-9]+/ADDRESS/g; s/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/UUID/g'; }
 
 check_shown() {
     local command= expected= line count=0
@@ -65,13 +65,14 @@ demo() {
     wait $!
 }
 
-# It never ends by itself; Ctrl-C ends it well once it has sent what is there.
+# It never ends by itself; Ctrl-C ends it well once it has sent what was added to the file.
 follow() {
     local before
     before=$(curl -fsS "$url/status" | jq .accepted)
     more() { (($(curl -fsS "$url/status" | jq .accepted) > before)); }
     bash -c "exec $1" >>"$tmp/run.log" &
     pids+=($!)
+    echo '{"userId": "late", "name": "add_revenue", "value": 1}' >>events.jsonl
     until_true "a followed file is sent" more
     kill -INT $!
     wait $!

@@ -16,9 +16,9 @@ ok "send shows percent, rate and time left, and ends in OK"
 on_terminal "cat $tmp/events.jsonl | $bin send - --to $url --rate 3000"
 grep -qE '[0-9,]+ events.*, [0-9,]+/s' "$tmp/terminal" || fail "no progress: $(cat -v "$tmp/terminal")"
 ok "send of stdin shows a count and a rate"
-on_terminal "$send --quiet"
+on_terminal "$send --quiet --again"
 same "bytes of --quiet on a terminal" "$(wc -c <"$tmp/terminal")" 0
-$send >"$tmp/out" 2>"$tmp/err"
+$send --again >"$tmp/out" 2>"$tmp/err"
 same "bytes of progress in a file" "$(wc -c <"$tmp/err")" 0
 
 escape=$'\e['
