@@ -104,7 +104,14 @@ impl Recover<'_> {
         };
         let label = read_label(&*file).map_err(self.io("read"))?;
         let size = file.size().map_err(self.io("look at"))?;
-        let durable_end = self.make_durable(&*file, label, size)?;
+        let mut durable_end = self.make_durable(&*file, label, size)?;
+        // The first write of a segment, cut short by a power cut: what was not synced reads as zeros.
+        if label.is_none()
+            && !self.directory.started
+            && has_zeros(&*file).map_err(self.io("read"))?
+        {
+            durable_end = 0;
+        }
         if durable_end == 0 {
             if size > 0 {
                 self.cut_torn_tail(&*file, 0, size)?;
@@ -463,6 +470,20 @@ fn write_again(file: &dyn DiskFile, applied: u64, size: u64) -> io::Result<()> {
         at += length as u64;
     }
     Ok(())
+}
+
+/// Whether the first line has a NUL byte in it, which no line of JSON has.
+fn has_zeros(file: &dyn DiskFile) -> io::Result<bool> {
+    let mut block = vec![0; 64 << 10];
+    let mut at = 0;
+    loop {
+        let count = file.read_at(&mut block, at)?;
+        match memchr::memchr2(0, b'\n', &block[..count]) {
+            Some(found) => return Ok(block[found] == 0),
+            None if count == 0 => return Ok(false),
+            None => at += count as u64,
+        }
+    }
 }
 
 /// Looks back from the end, block by block, for the byte after the last `\n`.
