@@ -13,14 +13,15 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::backup;
 use crate::config::{DatabaseMode, ProcessConfig, Say};
+use crate::data_dir::Directory;
+use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
+use crate::data_dir::segment::ACTIVE_FILE;
 use crate::exit::Exit;
-use crate::fs::{Disk, Lock, LockError, RealDisk};
 use crate::health::Health;
-use crate::journal::{Directory, JournalConfig};
+use crate::journal::JournalConfig;
 use crate::logging;
 use crate::manual::{self, counted};
 use crate::process::{self, RunProgress, Step, Summary};
-use crate::segment::ACTIVE_FILE;
 use crate::serve::{self, PROCESS_LOCK, SERVE_LOCK};
 use crate::store::DATABASE_FILE;
 

@@ -15,8 +15,8 @@ use anyhow::Context as _;
 
 use crate::client::{self, Verdict};
 use crate::config::{AfterDemo, DemoConfig, SendConfig, UsageError};
+use crate::data_dir::disk::Lock;
 use crate::exit::Exit;
-use crate::fs::Lock;
 use crate::serve::{SERVE_LOCK, Server};
 use crate::stop::Stop;
 

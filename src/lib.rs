@@ -58,7 +58,7 @@
 //!                      and segment.applied_bytes: old -> new
 //! ```
 //!
-//! A [`Position`](segment::Position), a segment and a byte offset, is the one idea that carries the
+//! A [`Position`](data_dir::segment::Position), a segment and a byte offset, is the one idea that carries the
 //! acknowledgement (an append returns one), exactly-once (the store holds the applied one), resume
 //! after a crash, freshness and read-your-writes (a GET can wait for one).
 //!
@@ -74,7 +74,7 @@
 //! 4. **A segment is its number and its tag**, stored when it is created, never guessed from other
 //!    files, an inode or a content; two segments of one number are reported. Its applied prefix is
 //!    confirmed by a checksum before work goes on from there. Acknowledged bytes never change.
-//!    ([`segment`], [`journal`])
+//!    ([`data_dir`], [`journal`])
 //! 5. **Nothing silent.** Received = accepted + refused; lines in the files = applied + duplicates +
 //!    rejected + pending + untrusted. Each side is counted where it happens, and what they differ by
 //!    is published as unaccounted. ([`store::Ledger`])
@@ -82,7 +82,7 @@
 //! 7. **Everything bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
 //! 8. **The database never stops the taking** of events; broken parts turn readiness red, in words.
 //!    ([`health`])
-//! 9. **One writer and one processor** per data directory. ([`fs::Lock`])
+//! 9. **One writer and one processor** per data directory. ([`data_dir::disk::Lock`])
 //!
 //! # Threads
 //!
@@ -127,10 +127,10 @@ pub mod backup;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod data_dir;
 pub mod demo;
 pub mod event;
 pub mod exit;
-pub mod fs;
 pub mod generate;
 pub mod health;
 pub mod histogram;
@@ -141,7 +141,6 @@ pub mod manual;
 pub mod notify;
 pub mod process;
 pub mod query;
-pub mod segment;
 pub mod serve;
 pub mod stop;
 pub mod store;

@@ -13,11 +13,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::config::{QueryConfig, QueryFormat};
+use crate::data_dir::directory_tag;
+use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
 use crate::event::{MICROS_PER_UNIT, Micros};
 use crate::exit::Exit;
-use crate::journal::directory_tag;
 use crate::manual::counted;
-use crate::segment::{ACTIVE_FILE, SegmentId};
 use crate::store::{
     DATABASE_FILE, Ledger, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
     read_directory,

@@ -18,14 +18,12 @@ use crossbeam_channel::{Receiver, select};
 
 use crate::backup;
 use crate::config::{Access, Processing, ServeConfig};
+use crate::data_dir::disk::{self, Disk, Lock, MeteredDisk, UsageThread};
+use crate::data_dir::{DIRECTORY_FILE, Directory};
 use crate::exit::Exit;
-use crate::fs::{self as disk_fs, Disk, Lock, MeteredDisk, UsageThread};
 use crate::health::Health;
 use crate::http;
-use crate::journal::{
-    Committer, DIRECTORY_FILE, Directory, Journal, JournalConfig, KnownSegment, KnownSegments,
-    Recovery,
-};
+use crate::journal::{Committer, Journal, JournalConfig, KnownSegment, KnownSegments, Recovery};
 use crate::logging;
 use crate::notify;
 use crate::process::{ProcessConfig, Processor};
@@ -241,13 +239,13 @@ pub fn remove_port_file(path: &Path) -> anyhow::Result<()> {
 
 /// The port number, written whole: a reader sees all of it or no file.
 fn write_port_file(path: &Path, address: SocketAddr) -> anyhow::Result<()> {
-    disk_fs::put(path, format!("{}\n", address.port()).as_bytes())
+    disk::put(path, format!("{}\n", address.port()).as_bytes())
         .with_context(|| format!("cannot write --port-file {}", path.display()))
 }
 
 /// A database on some file systems may lose what was committed.
 fn warn_of_file_system(dir: &Path) {
-    match disk_fs::unsafe_for_wal(dir) {
+    match disk::unsafe_for_wal(dir) {
         Ok(None) => {}
         Ok(Some(name)) => tracing::warn!(
             "{} is on a file system of type {name}: SQLite's write-ahead log is not safe there, so {DATABASE_FILE} may be corrupted; use a local disk for --data-dir",
@@ -263,7 +261,7 @@ fn expect_id(config: &ServeConfig) -> anyhow::Result<()> {
         return Ok(());
     };
     let dir = &config.data_dir;
-    let found = Directory::read(&disk_fs::RealDisk, dir)
+    let found = Directory::read(&disk::RealDisk, dir)
         .with_context(|| format!("cannot read {}", dir.join(DIRECTORY_FILE).display()))?;
     match found {
         Some(found) if found.id == expected => Ok(()),

@@ -454,7 +454,7 @@ impl Torture {
             ));
         }
         self.tally.torn_tails =
-            fs::read_dir(self.data_dir().join(crate::journal::QUARANTINE_DIR))?.count() as u64;
+            fs::read_dir(self.data_dir().join(crate::data_dir::QUARANTINE_DIR))?.count() as u64;
         Ok(faults)
     }
 

@@ -9,9 +9,9 @@ use anyhow::bail;
 use indicatif::HumanCount;
 
 use crate::config::{Say, VerifyConfig};
+use crate::data_dir::disk::RealDisk;
 use crate::event::Micros;
 use crate::exit::Exit;
-use crate::fs::RealDisk;
 use crate::manual::{self, counted};
 use crate::process::{self, Finding, ProcessConfig, Verdict};
 use crate::{apply, backup, logging};

@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
-use tallyline::fs::{Disk, Lock, RealDisk};
+use tallyline::data_dir::disk::{Disk, Lock, RealDisk};
+use tallyline::data_dir::read_label;
+use tallyline::data_dir::segment::sealed_file_name;
 use tallyline::health::Health;
-use tallyline::journal::{Journal, JournalConfig, KnownSegment, KnownSegments, read_label};
+use tallyline::journal::{Journal, JournalConfig, KnownSegment, KnownSegments};
 use tallyline::process::{Finding, ProcessConfig, run_once, verify};
-use tallyline::segment::sealed_file_name;
 use tallyline::store::{SegmentRow, SegmentState, read_segments};
 
 use super::harness::recount::recount;

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tallyline::segment::label_in_name;
+use tallyline::data_dir::segment::label_in_name;
 
 use super::harness::{
     PATIENCE, Scratch, Server, database, event, files_below, names_in, run, until,

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
-use tallyline::fs::{Disk, RealDisk};
+use tallyline::data_dir::disk::{Disk, RealDisk};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
 use tallyline::process::{ProcessConfig, run_once, verify};

@@ -31,11 +31,11 @@ use super::{
     refuse_unfinished, sync_parent,
 };
 use crate::config::UsageError;
-use crate::fs::{DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable};
-use crate::journal::{
+use crate::data_dir::disk::{DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable};
+use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, sealed_file_name};
+use crate::data_dir::{
     Catalog, DIRECTORY_FILE, Directory, Place, QUARANTINE_DIR, directory_tag, read_label,
 };
-use crate::segment::{ACTIVE_FILE, SegmentId, sealed_file_name};
 use crate::stop::Stop;
 use crate::store::{Copied, DATABASE_FILE, copy_database, read_kept};
 use crate::timestamp;

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{MANIFEST_FILE, UNFINISHED_FILE, checksum};
-use crate::fs::{self, Disk, RealDisk};
-use crate::journal::{APPLIED_DIR, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
-use crate::segment::SegmentId;
+use crate::data_dir::disk::{self, Disk, RealDisk};
+use crate::data_dir::segment::SegmentId;
+use crate::data_dir::{APPLIED_DIR, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
 use crate::store::DATABASE_FILE;
 
 /// The version of the format that this program writes, and the highest that it reads.
@@ -124,7 +124,7 @@ impl Manifest {
     /// Reads the manifest of the backup `dir`.
     pub(super) fn read(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(MANIFEST_FILE);
-        let text = match fs::read(&path) {
+        let text = match disk::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
                 "{} is not a backup: it has no {MANIFEST_FILE}",
                 dir.display()
@@ -165,7 +165,7 @@ impl Manifest {
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
         text.push(b'\n');
-        fs::write_new(&RealDisk, &dir.join(MANIFEST_FILE), |file| {
+        disk::write_new(&RealDisk, &dir.join(MANIFEST_FILE), |file| {
             file.write_all_at(&text, 0)
         })
     }
@@ -183,7 +183,7 @@ impl Manifest {
 /// Whether a directory is a backup, to be restored and not to be used.
 pub(super) fn is_backup(dir: &Path) -> anyhow::Result<bool> {
     let path = dir.join(MANIFEST_FILE);
-    match fs::read(&path) {
+    match disk::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         text => {
             let text = text.with_context(|| format!("cannot read {}", path.display()))?;

@@ -29,8 +29,8 @@ use indicatif::HumanBytes;
 
 pub use self::manifest::check;
 use crate::config::{BackupConfig, CheckBackup, RestoreConfig, Say, VerifyConfig};
+use crate::data_dir::disk::{Disk as _, DiskFile, RealDisk};
 use crate::exit::Exit;
-use crate::fs::{Disk as _, DiskFile, RealDisk};
 use crate::manual::{self, counted};
 use crate::stop::Stop;
 use crate::{apply, verify};

@@ -32,9 +32,9 @@ use super::target::{self, Plan};
 use super::{BLOCK, RESTORE_FILE, checksum, exists, parent, refuse_backup, sync_parent};
 use crate::apply;
 use crate::config::UsageError;
-use crate::fs::{self as disk_fs, DirHold, Disk, DiskFile, Lock, RealDisk, with_suffix};
-use crate::journal::{Catalog, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
-use crate::segment::ACTIVE_FILE;
+use crate::data_dir::disk::{self, DirHold, Disk, DiskFile, Lock, RealDisk, with_suffix};
+use crate::data_dir::segment::ACTIVE_FILE;
+use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
 use crate::serve::{PROCESS_LOCK, SERVE_LOCK};
 use crate::store::DATABASE_FILE;
 use crate::timestamp;
@@ -63,7 +63,7 @@ pub(super) fn backup_named_in(data_dir: &Path) -> Option<String> {
 }
 
 fn read_marker(data_dir: &Path) -> Option<Marker> {
-    let text = disk_fs::read(&data_dir.join(RESTORE_FILE)).ok()?;
+    let text = disk::read(&data_dir.join(RESTORE_FILE)).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
@@ -208,7 +208,7 @@ impl Restore {
         };
         let path = self.data_dir.join(RESTORE_FILE);
         let text = serde_json::to_vec(&marker)?;
-        disk_fs::write_over(&RealDisk, &path, |file| file.write_all_at(&text, 0))
+        disk::write_over(&RealDisk, &path, |file| file.write_all_at(&text, 0))
             .and_then(|()| RealDisk.sync_dir(&self.data_dir))
             .with_context(|| format!("cannot write {}", path.display()))
     }
@@ -269,7 +269,7 @@ impl Restore {
         let (from, to) = (self.backup.join(relative), self.data_dir.join(relative));
         let context = || format!("cannot copy {} to {}", from.display(), to.display());
         let source = RealDisk.open_read(&from).with_context(context)?;
-        disk_fs::write_new(&RealDisk, &to, |part| {
+        disk::write_new(&RealDisk, &to, |part| {
             let copied = copy_bytes(&*source, part, bytes)?;
             if Some(copied) != crc {
                 return Err(io::Error::other("the backup changed while it was read"));

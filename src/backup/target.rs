@@ -12,9 +12,11 @@ use uuid::Uuid;
 use super::checksum;
 use super::last_line_end;
 use super::manifest::{Entry, Manifest};
-use crate::fs::{Disk, DiskFile, RealDisk};
-use crate::journal::{Catalog, DIRECTORY_FILE, Directory, Found, Place, directory_tag, read_label};
-use crate::segment::{ACTIVE_FILE, DirectoryTag, Label, SegmentId, Tag};
+use crate::data_dir::disk::{Disk, DiskFile, RealDisk};
+use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, Label, SegmentId, Tag};
+use crate::data_dir::{
+    Catalog, DIRECTORY_FILE, Directory, Found, Place, directory_tag, read_label,
+};
 use crate::store::{DATABASE_FILE, Pruned, SegmentRow, SegmentState, read_directory, read_kept};
 
 /// What is to be done.
@@ -269,7 +271,7 @@ fn name_of(path: &Path) -> &str {
 
 fn label_of(path: &Path) -> anyhow::Result<Option<Label>> {
     let file = match RealDisk.open_read(path) {
-        Err(error) if crate::fs::Unusable::is_reason_of(&error) => return Ok(None),
+        Err(error) if crate::data_dir::disk::Unusable::is_reason_of(&error) => return Ok(None),
         file => file.with_context(|| format!("cannot open {}", path.display()))?,
     };
     read_label(&*file).with_context(|| format!("cannot read {}", path.display()))

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::agent::agent;
 use super::state::Written;
 use crate::config::SendConfig;
-use crate::segment::Position;
+use crate::data_dir::segment::Position;
 
 /// The longest wait for an answer; shorter where `--retry-for` is.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);

@@ -346,7 +346,7 @@ fn token(file: Option<&Path>, variable: Option<OsString>) -> Result<Option<Token
         (_, None) => return Ok(None),
         (_, Some(path)) => {
             let shown = format!("--token-file {}", path.display());
-            let text = crate::fs::read_to_string(path)
+            let text = crate::data_dir::disk::read_to_string(path)
                 .map_err(|error| UsageError::new(format!("{shown}: {error}")))?;
             let first = text
                 .trim_start_matches('\u{feff}')

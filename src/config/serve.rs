@@ -160,7 +160,7 @@ impl ServeConfig {
         match args.config.clone() {
             None => Self::effective(args, None),
             Some(path) => {
-                let text = crate::fs::read_to_string(&path).map_err(|error| {
+                let text = crate::data_dir::disk::read_to_string(&path).map_err(|error| {
                     UsageError::new(format!("--config {}: {error}", path.display()))
                 })?;
                 Self::effective(args, Some((&path, &text)))

@@ -16,10 +16,10 @@ use super::import::{self, Looks, Part};
 use super::memory::Shares;
 use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, fold, lines};
+use crate::data_dir::disk::{DiskFile, Identity};
+use crate::data_dir::read_label;
+use crate::data_dir::segment::{DirectoryTag, Label, SegmentId, Tag};
 use crate::event::Event;
-use crate::fs::{DiskFile, Identity};
-use crate::journal::read_label;
-use crate::segment::{DirectoryTag, Label, SegmentId, Tag};
 use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, UserLine, Writer,
@@ -487,7 +487,7 @@ impl Source for FileSource<'_> {
 
 /// Opens a sealed file and makes what is seen of it durable.
 pub(super) fn open_sealed(
-    disk: &dyn crate::fs::Disk,
+    disk: &dyn crate::data_dir::disk::Disk,
     id: &SegmentId,
     tag: Option<Tag>,
     path: &Path,

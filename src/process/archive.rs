@@ -8,8 +8,8 @@ use std::path::Path;
 
 use super::applier::SegmentFile;
 use super::{ProcessError, lines};
-use crate::fs::{Disk, DiskFile};
-use crate::journal::APPLIED_DIR;
+use crate::data_dir::APPLIED_DIR;
+use crate::data_dir::disk::{Disk, DiskFile};
 use crate::store::SegmentRow;
 use crate::timestamp::{self, now_ms};
 

@@ -7,9 +7,9 @@
 use std::io;
 
 use super::{archive, lines};
-use crate::fs::Disk;
-use crate::journal::{self, Claims, Found};
-use crate::segment::SegmentId;
+use crate::data_dir::disk::Disk;
+use crate::data_dir::segment::SegmentId;
+use crate::data_dir::{self, Claims, Found};
 use crate::store::{SegmentRow, SegmentState};
 
 /// Tells the files of one identity apart, reading them where there are several. One that cannot be
@@ -63,7 +63,7 @@ pub(super) fn rivals_in_words(
     row: Option<&SegmentRow>,
 ) -> String {
     if id.number().is_some() {
-        return journal::rivals_in_words(id, rivals);
+        return data_dir::rivals_in_words(id, rivals);
     }
     let each = rivals.iter().map(|rival| {
         let path = rival.path.display();

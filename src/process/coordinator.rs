@@ -20,10 +20,11 @@ use super::claims::{rivals_in_words, settle};
 use super::pool::Pool;
 use super::prune::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, in_words, lines, rebuild, sums};
-use crate::fs::{Disk, Identity};
+use crate::data_dir::disk::{Disk, Identity};
+use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
+use crate::data_dir::{Catalog, Claims, Found, Place};
 use crate::health::Health;
-use crate::journal::{Catalog, Claims, Found, Journal, Place, Tail};
-use crate::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
+use crate::journal::{Journal, Tail};
 use crate::store::{
     Applied, Lost, Progress, RangeEnd, SegmentRow, SegmentState, Settled, StoreError,
 };

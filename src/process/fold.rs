@@ -12,9 +12,9 @@ use crc32fast::Hasher;
 use memchr::{memchr, memchr_iter, memrchr};
 
 use super::users::{Router, Users};
+use crate::data_dir::disk::DiskFile;
+use crate::data_dir::segment::Label;
 use crate::event::{Event, LINE_BYTES_MAX, Plain, without_bom};
-use crate::fs::DiskFile;
-use crate::segment::Label;
 use crate::store::{IdEvents, REJECTED_LINE_BYTES_MAX, REJECTED_LINES_MAX, Rejected};
 
 /// Bytes read at once: they stay in a core's cache until they are parsed.

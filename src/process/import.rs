@@ -32,9 +32,9 @@ use self::part::{further_label, in_common};
 use super::applier::SegmentFile;
 use super::claims::settle;
 use super::{ProcessConfig, ProcessError, archive, fold};
-use crate::fs::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
-use crate::journal::{Catalog, Directory, Found, Place, read_label};
-use crate::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
+use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
+use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
+use crate::data_dir::{Catalog, Directory, Found, Place, read_label};
 use crate::store::{SegmentState, Writer};
 
 const COPY_BLOCK: u64 = 1 << 20;

@@ -6,7 +6,7 @@ use crc32fast::Hasher;
 use memchr::{memchr_iter, memrchr};
 
 use super::fold::{STORED_LINE_BYTES_MAX, file_start, is_empty, read_range};
-use crate::fs::DiskFile;
+use crate::data_dir::disk::DiskFile;
 
 const BLOCK: u64 = 256 << 10;
 

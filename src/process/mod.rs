@@ -52,12 +52,11 @@ use self::memory::Shares;
 pub use self::once::{Refused, RunProgress, Step, Summary, run_once};
 pub use self::rebuild::{Rebuilt, rebuild};
 pub use self::recount::{Finding, Verdict, verify};
-use crate::fs::Disk;
+use crate::data_dir::disk::Disk;
+use crate::data_dir::segment::{DirectoryTag, Position};
+use crate::data_dir::{DIRECTORY_FILE, DataDirError, Directory, directory_tag};
 use crate::health::Health;
-use crate::journal::{
-    DIRECTORY_FILE, Directory, Journal, JournalError, KnownSegments, directory_tag,
-};
-use crate::segment::{DirectoryTag, Position};
+use crate::journal::Journal;
 use crate::store::{DATABASE_FILE, Progress, Readers, StoreError, read_directory};
 use uuid::Uuid;
 
@@ -110,12 +109,8 @@ impl ProcessConfig {
     /// With the UUID that `directory.json` says, which is made where it is missing; the caller holds
     /// `process.lock`.
     fn established(&self, disk: &dyn Disk) -> Result<Self, ProcessError> {
-        let known = KnownSegments {
-            directory: read_directory(&self.database)?,
-            ..KnownSegments::default()
-        };
-        let directory = Directory::establish(disk, &self.data_dir, &known)
-            .map_err(|error| ProcessError::Directory(Box::new(error)))?;
+        let known = read_directory(&self.database)?;
+        let directory = Directory::establish(disk, &self.data_dir, known, 0)?;
         Ok(Self {
             directory: directory.id,
             ..self.clone()
@@ -163,19 +158,9 @@ pub enum ProcessError {
     /// The database did not do what was asked.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The data directory's identity could not be read or written.
+    /// A file or directory could not be read or written.
     #[error(transparent)]
-    Directory(Box<JournalError>),
-    /// A file or directory did not.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried, as a verb.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    Io(#[from] DataDirError),
     /// Somebody else applied the same segment at the same time.
     #[error(
         "segment {segment}: another processor applied it at the same time; only one may run in a data directory"
@@ -214,11 +199,7 @@ pub enum ProcessError {
 
 impl ProcessError {
     fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        move |source| DataDirError::io(action, path)(source).into()
     }
 }
 

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::coordinator::topic;
 use super::{ProcessConfig, accounting, in_words, lines};
-use crate::fs::Disk;
+use crate::data_dir::disk::Disk;
+use crate::data_dir::segment::{Position, SegmentId};
+use crate::data_dir::{Catalog, Claims};
 use crate::health::Health;
-use crate::journal::{Catalog, Claims, Journal, Tail};
-use crate::segment::{Position, SegmentId};
+use crate::journal::{Journal, Tail};
 use crate::store::{Lost, Progress, Readers, SegmentRow, SegmentState, Settled, StoreError};
 
 const DATABASE: &str = "database";

@@ -18,9 +18,10 @@ use super::memory::Shares;
 use super::pool::Pool;
 use super::recount::active_label;
 use super::{ProcessConfig, ProcessError, in_words, prune, rebuild, sums};
-use crate::fs::{Disk, Unusable};
-use crate::journal::{Catalog, Found, Place};
-use crate::segment::SegmentId;
+use crate::data_dir::DataDirError;
+use crate::data_dir::disk::{Disk, Unusable};
+use crate::data_dir::segment::SegmentId;
+use crate::data_dir::{Catalog, Found, Place};
 use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
 
 /// How long a database that somebody else has locked is waited for.
@@ -110,7 +111,7 @@ pub fn run_once(
     }
     for file in todo {
         match run.file(&file) {
-            Err(error @ ProcessError::Io { .. }) => {
+            Err(error @ ProcessError::Io(_)) => {
                 run.failed(&file.path, &error, !files.is_empty());
             }
             done => done?,
@@ -221,7 +222,7 @@ impl Run<'_> {
                 });
             };
             let brought = match importer.bring_in(&self.applier.writer, file, &mut on_read) {
-                Err(error @ ProcessError::Io { .. }) => Brought::Refused(in_words(&error)),
+                Err(error @ ProcessError::Io(_)) => Brought::Refused(in_words(&error)),
                 brought => brought?,
             };
             match brought {
@@ -341,7 +342,7 @@ impl Run<'_> {
 
     /// A file that can't be opened or read: the others go on.
     fn failed(&mut self, path: &Path, error: &ProcessError, named: bool) {
-        let not_opened = matches!(error, ProcessError::Io { action: "open", .. });
+        let not_opened = matches!(error, ProcessError::Io(DataDirError { action: "open", .. }));
         let refused = Refused {
             path: path.to_owned(),
             reason: in_words(error),

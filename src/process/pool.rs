@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::fold::{Chunk, Folder, Piece};
 use super::memory::{GROWTH, Shares};
 use super::users::Users;
-use crate::fs::DiskFile;
+use crate::data_dir::disk::DiskFile;
 
 /// A chunk's bytes: large enough to be worth handing over, and that a thread's events of one part
 /// are many; in a small range less, so that all threads have some.

@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 
 use super::applier::SegmentFile;
 use super::{ProcessConfig, ProcessError, archive, in_words, lines};
-use crate::fs::{self, DirHold, Disk};
+use crate::data_dir::disk::{self, DirHold, Disk};
+use crate::data_dir::segment::SegmentId;
+use crate::data_dir::{Catalog, Place};
 use crate::health::Health;
-use crate::journal::{Catalog, Place};
-use crate::segment::SegmentId;
 use crate::store::{IdsWalk, SegmentRow, StoreError, Writer};
 
 /// How long a round may go on letting go; one segment goes at least.
@@ -231,8 +231,8 @@ impl Retention {
         match (&held, self.held_up) {
             (Some(_), _) => self.held_up = None,
             (None, None) => self.held_up = Some((Instant::now(), false)),
-            (None, Some((since, false))) if since.elapsed() >= fs::HELD_UP => {
-                tracing::warn!("nothing is pruned meanwhile: {}", fs::held_by(dir));
+            (None, Some((since, false))) if since.elapsed() >= disk::HELD_UP => {
+                tracing::warn!("nothing is pruned meanwhile: {}", disk::held_by(dir));
                 self.held_up = Some((since, true));
             }
             (None, Some(_)) => {}
@@ -384,8 +384,8 @@ mod tests {
     use super::super::clock::Clock;
     use super::super::clock::tests::{Fake, HOUR, MINUTE, NOW};
     use super::*;
-    use crate::fs::{DiskDir, DiskFile, Identity, RealDisk};
-    use crate::journal::testing::{tag_of, write_sealed};
+    use crate::data_dir::disk::{DiskDir, DiskFile, Identity, RealDisk};
+    use crate::data_dir::testing::{tag_of, write_sealed};
     use crate::process::run_once;
     use crate::store::{DATABASE_FILE, Existing, read_checks};
 

@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 use super::recount::{Finding, recount};
 use super::{ProcessConfig, ProcessError, RunProgress, Summary, in_words, prune, run_once};
-use crate::fs::{self, DirHold, Disk, RealDisk};
-use crate::journal::{Catalog, Claims, QUARANTINE_DIR};
+use crate::data_dir::disk::{self, DirHold, Disk, RealDisk};
+use crate::data_dir::{Catalog, Claims, QUARANTINE_DIR};
 use crate::store::{
     Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, is_in_use, read_kept, sibling,
 };
@@ -92,7 +92,7 @@ pub fn rebuild(
         return Err(ProcessError::NotRebuilt(words));
     }
     notes.extend(close_old(&**disk, dir, &old)?);
-    fs::replace(&new, &old).map_err(ProcessError::io("put a new database in place of", &old))?;
+    disk::replace(&new, &old).map_err(ProcessError::io("put a new database in place of", &old))?;
     Ok(Rebuilt { summary, notes })
 }
 

@@ -18,10 +18,10 @@ use super::claims::{rivals_in_words, settle};
 use super::memory::Shares;
 use super::pool::{Folded, Pool};
 use super::{ProcessConfig, ProcessError, lines, sums};
+use crate::data_dir::disk::{DirHold, Disk};
+use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId};
+use crate::data_dir::{Catalog, Place, read_label};
 use crate::event::{Event, Kind, Micros};
-use crate::fs::{DirHold, Disk};
-use crate::journal::{Catalog, Place, read_label};
-use crate::segment::{ACTIVE_FILE, Label, SegmentId};
 use crate::store::{
     AppliedSum, Counts, IdFate, Proof, REJECTED_LINES_MAX, SegmentRow, SegmentState, UserSum,
 };

@@ -13,10 +13,10 @@ use tempfile::TempDir;
 use super::fold::Piece;
 use super::pool::{Folded, Pool};
 use super::*;
+use crate::data_dir::disk::{DiskFile, RealDisk};
+use crate::data_dir::testing::write_sealed;
 use crate::event::{Event, Kind};
-use crate::fs::{DiskFile, RealDisk};
-use crate::journal::testing::write_sealed;
-use crate::journal::{Batch, Committer, JournalConfig, KnownSegment};
+use crate::journal::{Batch, Committer, JournalConfig, KnownSegment, KnownSegments};
 use crate::store::{Applies, Existing, SegmentState, Waited, Writer, read_segments};
 
 fn disk() -> Arc<dyn Disk> {

@@ -51,7 +51,7 @@ pub use self::segments::{
     SegmentState, read_checks, read_directory, read_kept, read_segments,
 };
 pub use self::writer::{Mark, Writer};
-pub use crate::fs::with_suffix as sibling;
+pub use crate::data_dir::disk::with_suffix as sibling;
 
 /// The most rejected lines of a segment that are kept; all are counted.
 pub const REJECTED_LINES_MAX: u64 = 10_000;

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::data_dir::segment::Position;
 use crate::histogram::Histogram;
-use crate::segment::Position;
 
 /// The most that wait at once.
 const WAITERS_MAX: usize = 4096;

@@ -16,7 +16,7 @@ use super::family::Reading;
 use super::open::{self, Contents};
 use super::segments;
 use super::{AppliedSum, IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
-use crate::segment::SegmentId;
+use crate::data_dir::segment::SegmentId;
 
 const SCRATCH: &str = include_str!("../../sql/verify/scratch.sql");
 const INSERT_DATABASE_TOTAL: &str = include_str!("../../sql/verify/insert_database_total.sql");

@@ -8,8 +8,8 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
+use crate::data_dir::segment::{Position, SegmentId};
 use crate::event::{Event, Kind};
-use crate::segment::{Position, SegmentId};
 
 /// Lines of one segment, one byte of offset each, and how ranges of them are applied.
 struct Lines(Vec<Event<'static>>);

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use tallyline::client;
 use tallyline::config::{SendConfig, ServeConfig};
+use tallyline::data_dir::disk::{Disk, RealDisk};
 use tallyline::event::Event;
-use tallyline::fs::{Disk, RealDisk};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
 use tallyline::process::{self, ProcessConfig};

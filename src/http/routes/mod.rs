@@ -26,7 +26,7 @@ use super::engine::{
     Admission, Blocking, Handler, Lane, MayBlock, Method, Refusal, Reply, Request,
 };
 use super::problem::Problem;
-use crate::fs::Disk;
+use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
 use crate::store::{Progress, Readers};

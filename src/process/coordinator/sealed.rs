@@ -9,7 +9,8 @@ use super::{
     SegmentFile, SegmentId, SegmentRow, SegmentState, Tag, Untrusted, archive, in_words, lines,
     open_sealed, prune, rivals_in_words, settle, topic,
 };
-use crate::fs::Unusable;
+use crate::data_dir::DataDirError;
+use crate::data_dir::disk::Unusable;
 
 impl Coordinator {
     /// New sealed files in the directory itself.
@@ -203,7 +204,7 @@ impl Coordinator {
 
     fn failed(&mut self, id: &SegmentId, error: &ProcessError) {
         let (unusable, gone) = match error {
-            ProcessError::Io { source, .. } => (
+            ProcessError::Io(DataDirError { source, .. }) => (
                 Unusable::is_reason_of(source),
                 source.kind() == io::ErrorKind::NotFound,
             ),
@@ -237,7 +238,7 @@ impl Coordinator {
     ) -> Result<bool, ProcessError> {
         let segment = match open_sealed(&*self.disk, id, tag, path) {
             // In the archive: somebody put it there, or the sync after our rename failed.
-            Err(ProcessError::Io { source, .. })
+            Err(ProcessError::Io(DataDirError { source, .. }))
                 if source.kind() == io::ErrorKind::NotFound && self.is_whole(id) =>
             {
                 return Ok(true);

@@ -11,8 +11,8 @@ use super::{
     SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail, in_words,
     lines, prune, settle, sums, topic,
 };
-use crate::journal::QUARANTINE_DIR;
-use crate::segment::sealed_file_name;
+use crate::data_dir::QUARANTINE_DIR;
+use crate::data_dir::segment::sealed_file_name;
 
 impl Coordinator {
     /// Everything that is known of the database and the directory, from them alone.

@@ -11,8 +11,8 @@ use flate2::bufread::MultiGzDecoder;
 use serde::de::IgnoredAny;
 
 use super::looks::{HEAD_BYTES, Looks, Other};
+use crate::data_dir::disk::DiskFile;
 use crate::event::{LINE_BYTES_MAX, without_bom};
-use crate::fs::DiskFile;
 
 const BUFFER_BYTES: usize = 256 << 10;
 

@@ -12,8 +12,8 @@ use super::super::claims::settle;
 use super::super::{ProcessError, lines, prune};
 use super::part::{Part, Prefix, in_common};
 use super::{Brought, Content, Importer};
-use crate::journal::{Found, Place};
-use crate::segment::{ACTIVE_FILE, Label, SegmentId, label_in_name, sealed_file_name};
+use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId, label_in_name, sealed_file_name};
+use crate::data_dir::{Found, Place};
 use crate::store::{SegmentRow, SegmentState, Writer};
 
 /// What a data directory has of one of its own segments.

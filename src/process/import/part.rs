@@ -13,8 +13,8 @@ use memchr::memchr_iter;
 
 use super::super::fold::read_range;
 use super::super::lines;
-use crate::fs::DiskFile;
-use crate::segment::{Label, label_in_name};
+use crate::data_dir::disk::DiskFile;
+use crate::data_dir::segment::{Label, label_in_name};
 
 const BLOCK: u64 = 256 << 10;
 const PREFIX: &str = "events_segment-";
@@ -159,7 +159,7 @@ pub(super) fn further_label(file: &dyn DiskFile, end: u64) -> io::Result<Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::segment::Tag;
+    use crate::data_dir::segment::Tag;
 
     fn label(number: u64) -> Label {
         let tag = Tag {

@@ -10,8 +10,8 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::fs::RealDisk;
-use crate::journal::testing::{tag_of, write_active, write_sealed};
+use crate::data_dir::disk::RealDisk;
+use crate::data_dir::testing::{tag_of, write_active, write_sealed};
 use crate::process::run_once;
 use crate::store::{DATABASE_FILE, Existing, IdsWalk, Writer};
 

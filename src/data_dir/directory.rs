@@ -20,10 +20,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::DataDirError;
 use super::catalog::{Catalog, Place};
-use super::{JournalError, KnownSegments};
-use crate::fs::{self, Disk};
-use crate::segment::{DirectoryTag, Label, SEGMENT_NUMBER_MAX, Tag};
+use crate::data_dir::disk::{self, Disk};
+use crate::data_dir::segment::{DirectoryTag, Label, SEGMENT_NUMBER_MAX, Tag};
 
 /// The file's name in the data directory.
 pub const DIRECTORY_FILE: &str = "directory.json";
@@ -123,47 +123,49 @@ impl Directory {
         }))
     }
 
-    /// Reads the file, or names the directory: by the UUID that its database holds, if it does,
-    /// else by a new one. Native segments of any other UUID are imported files from then on.
+    /// Reads the file, or creates it: with `known_id`, the UUID that the database holds, or a new one;
+    /// the active segment gets the number after `known_number` and after any that a file bears.
+    /// Native segments of any other UUID are imported files from then on.
     pub fn establish(
         disk: &dyn Disk,
         data_dir: &Path,
-        known: &KnownSegments,
-    ) -> Result<Self, JournalError> {
+        known_id: Option<Uuid>,
+        known_number: u64,
+    ) -> Result<Self, DataDirError> {
         let path = data_dir.join(DIRECTORY_FILE);
-        if let Some(found) = Self::read(disk, data_dir).map_err(JournalError::io("read", &path))? {
+        if let Some(found) = Self::read(disk, data_dir).map_err(DataDirError::io("read", &path))? {
             return Ok(found);
         }
         let mut directory = Self::new();
-        directory.id = known.directory.unwrap_or(directory.id);
+        directory.id = known_id.unwrap_or(directory.id);
         let catalog = Catalog::scan(disk, data_dir, directory.tag())
-            .map_err(JournalError::io("list", data_dir))?;
-        directory.number = 1 + catalog.highest_number().max(known.highest());
+            .map_err(DataDirError::io("list", data_dir))?;
+        directory.number = 1 + catalog.highest_number().max(known_number);
         // Two that start at once (a server and `process`) must end up with one identity.
-        match fs::write_new(disk, &path, |file| file.write_all_at(&directory.text(), 0)) {
+        match disk::write_new(disk, &path, |file| file.write_all_at(&directory.text(), 0)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let found = Self::read(disk, data_dir).map_err(JournalError::io("read", &path))?;
+                let found = Self::read(disk, data_dir).map_err(DataDirError::io("read", &path))?;
                 Ok(found.unwrap_or(directory))
             }
             written => written
                 .map(|()| directory)
-                .map_err(JournalError::io("write", &path)),
+                .map_err(DataDirError::io("write", &path)),
         }
     }
 
     /// Replaces the file. The new text is durable under the name once the directory is synced, which
     /// is left to the caller.
-    pub(super) fn replace(&self, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
-        fs::write_over(disk, &data_dir.join(DIRECTORY_FILE), |file| {
+    pub(crate) fn replace(&self, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+        disk::write_over(disk, &data_dir.join(DIRECTORY_FILE), |file| {
             file.write_all_at(&self.text(), 0)
         })
     }
 
     /// Replaces the file and syncs the directory.
-    pub fn write(&self, disk: &dyn Disk, data_dir: &Path) -> Result<(), JournalError> {
+    pub fn write(&self, disk: &dyn Disk, data_dir: &Path) -> Result<(), DataDirError> {
         self.replace(disk, data_dir)
             .and_then(|()| disk.sync_dir(data_dir))
-            .map_err(JournalError::io("write", &data_dir.join(DIRECTORY_FILE)))
+            .map_err(DataDirError::io("write", &data_dir.join(DIRECTORY_FILE)))
     }
 
     fn text(&self) -> Vec<u8> {
@@ -192,7 +194,7 @@ pub fn directory_tag(id: Uuid) -> DirectoryTag {
 }
 
 /// The first number from `from` on that is not taken.
-pub(super) fn first_free(from: u64, taken: &BTreeSet<u64>) -> u64 {
+pub(crate) fn first_free(from: u64, taken: &BTreeSet<u64>) -> u64 {
     (from..=SEGMENT_NUMBER_MAX)
         .find(|number| !taken.contains(number))
         .unwrap_or(SEGMENT_NUMBER_MAX)
@@ -204,7 +206,7 @@ fn random_token() -> u32 {
 
 /// The label of an open file, if its first line ends in one; `None` without a whole first line.
 /// Reads that line only.
-pub fn read_label(file: &dyn fs::DiskFile) -> io::Result<Option<Label>> {
+pub fn read_label(file: &dyn disk::DiskFile) -> io::Result<Option<Label>> {
     let mut block = vec![0; 4096];
     let mut last = Vec::new();
     let mut at = 0;
@@ -227,10 +229,10 @@ pub fn read_label(file: &dyn fs::DiskFile) -> io::Result<Option<Label>> {
 }
 
 /// Whether any sealed file outside the quarantine is this very segment.
-pub(super) fn is_sealed(catalog: &Catalog, label: Label) -> bool {
+pub(crate) fn is_sealed(catalog: &Catalog, label: Label) -> bool {
     let found = catalog
         .sealed
-        .get(&crate::segment::SegmentId::Ours(label.number));
+        .get(&crate::data_dir::segment::SegmentId::Ours(label.number));
     found
         .into_iter()
         .flatten()

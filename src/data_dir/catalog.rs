@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::fs::Disk;
-use crate::segment::{DirectoryTag, SEGMENT_NUMBER_MAX, SegmentId, Tag};
+use crate::data_dir::disk::Disk;
+use crate::data_dir::segment::{DirectoryTag, SEGMENT_NUMBER_MAX, SegmentId, Tag};
 
 /// Wholly applied segments, by month.
 pub const APPLIED_DIR: &str = "applied";
@@ -176,7 +176,7 @@ impl Catalog {
 const LOST_PREFIX: &str = "lost-";
 
 /// The note that declares segment `number` lost.
-pub(super) fn lost_note(data_dir: &Path, number: u64) -> PathBuf {
+pub(crate) fn lost_note(data_dir: &Path, number: u64) -> PathBuf {
     data_dir
         .join(QUARANTINE_DIR)
         .join(format!("{LOST_PREFIX}{number:06}"))

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::directory::{DIRECTORY_FILE, Directory, directory_tag};
-use crate::fs::RealDisk;
-use crate::segment::{ACTIVE_FILE, DirectoryTag, Label, Tag, sealed_file_name};
+use crate::data_dir::disk::RealDisk;
+use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, Label, Tag, sealed_file_name};
 
 /// What the names of native segments of `dir` carry; names the directory where nobody has.
 pub(crate) fn tag_of(dir: &Path) -> DirectoryTag {
