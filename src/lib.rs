@@ -6,13 +6,13 @@
 //!
 //! # In a test of your own
 //!
-//! A [`Server`](serve::Server) runs on a free port, with a directory of its own; several side by side
+//! A [`Server`](server::Server) runs on a free port, with a directory of its own; several side by side
 //! do not meet. `POST /flush` answers once all that was acknowledged is in the totals, so no test has
 //! to sleep.
 //!
 //! ```
-//! use tallyline::config::ServeConfig;
-//! use tallyline::serve::Server;
+//! use tallyline::cli::config::ServeConfig;
+//! use tallyline::server::Server;
 //!
 //! let dir = tempfile::tempdir()?;
 //! let server = Server::start(&ServeConfig::at(dir.path()))?;
@@ -33,8 +33,8 @@
 //!
 //! | to | there is |
 //! |---|---|
-//! | start and stop a server | [`serve::Server`], set up by [`config::ServeConfig`] |
-//! | send a file as `tallyline send` does, with ids, retries and a state to go on from | [`client::send`], set up by [`config::SendConfig`] |
+//! | start and stop a server | [`server::Server`], set up by [`cli::config::ServeConfig`] |
+//! | send a file as `tallyline send` does, with ids, retries and a state to go on from | [`client::send`], set up by [`cli::config::SendConfig`] |
 //! | read and check one event | [`event::Event`] |
 //!
 //! Everything else is public for the program and the tests of this crate, and changes with them.
@@ -122,28 +122,19 @@
 // Files are opened by `fs` alone, databases by `store` alone: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-pub mod apply;
 pub mod backup;
 pub mod cli;
 pub mod client;
-pub mod config;
+pub mod commands;
 pub mod data_dir;
-pub mod demo;
 pub mod event;
-pub mod exit;
-pub mod generate;
 pub mod health;
 pub mod histogram;
 pub mod http;
 pub mod journal;
-pub mod logging;
-pub mod manual;
 pub mod notify;
 pub mod process;
-pub mod query;
-pub mod serve;
+pub mod server;
 pub mod stop;
 pub mod store;
 pub mod timestamp;
-pub mod torture;
-pub mod verify;

@@ -273,10 +273,10 @@ fn each_package_is_known_to_one_module() {
         ("r2d2", &["store"]),
         ("r2d2_sqlite", &["store"]),
         ("ureq", &["client"]),
-        ("clap", &["cli", "manual"]),
-        ("clap_complete", &["cli", "manual"]),
-        ("clap_mangen", &["manual"]),
-        ("toml::", &["config"]),
+        ("clap", &["cli", "commands/manual"]),
+        ("clap_complete", &["cli", "commands/manual"]),
+        ("clap_mangen", &["commands/manual"]),
+        ("toml::", &["cli/config"]),
         ("signal_hook", &["stop.rs"]),
     ]);
 }
@@ -284,52 +284,28 @@ fn each_package_is_known_to_one_module() {
 /// Which modules each may name. A change here is a decision: see "Who may know whom" in `lib.rs`.
 const MAY_NAME: &[(&str, &[&str])] = &[
     (
-        "apply",
-        &[
-            "backup", "config", "data_dir", "exit", "health", "journal", "logging", "manual",
-            "process", "serve", "store",
-        ],
-    ),
-    (
         "backup",
+        &["cli", "data_dir", "process", "stop", "store", "timestamp"],
+    ),
+    ("cli", &["data_dir", "http"]),
+    ("client", &["cli", "data_dir", "event", "stop", "timestamp"]),
+    (
+        "commands",
         &[
-            "apply",
-            "config",
+            "backup",
+            "cli",
+            "client",
             "data_dir",
-            "exit",
-            "manual",
-            "serve",
+            "event",
+            "process",
+            "server",
             "stop",
             "store",
             "timestamp",
-            "verify",
         ],
     ),
-    ("cli", &["config"]),
-    (
-        "client",
-        &[
-            "config",
-            "data_dir",
-            "event",
-            "exit",
-            "logging",
-            "manual",
-            "stop",
-            "timestamp",
-        ],
-    ),
-    ("config", &["cli", "data_dir", "http"]),
     ("data_dir", &["timestamp"]),
-    (
-        "demo",
-        &[
-            "client", "config", "data_dir", "exit", "serve", "stop", "store",
-        ],
-    ),
     ("event", &[]),
-    ("exit", &[]),
-    ("generate", &["cli", "exit"]),
     ("health", &[]),
     ("histogram", &[]),
     (
@@ -346,15 +322,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("journal", &["data_dir", "health", "timestamp"]),
     ("lib", &[]),
-    ("logging", &["cli"]),
-    (
-        "main",
-        &[
-            "apply", "backup", "cli", "client", "config", "demo", "exit", "generate", "logging",
-            "manual", "query", "serve", "stop", "torture", "verify",
-        ],
-    ),
-    ("manual", &["cli", "config", "exit"]),
+    ("main", &["cli", "commands", "stop"]),
     ("notify", &[]),
     (
         "process",
@@ -368,40 +336,15 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "query",
+        "server",
         &[
-            "config",
-            "data_dir",
-            "event",
-            "exit",
-            "manual",
+            "backup", "cli", "data_dir", "health", "http", "journal", "notify", "process", "stop",
             "store",
-            "timestamp",
-        ],
-    ),
-    (
-        "serve",
-        &[
-            "backup", "config", "data_dir", "exit", "health", "http", "journal", "logging",
-            "notify", "process", "stop", "store",
         ],
     ),
     ("stop", &[]),
     ("store", &["data_dir", "event", "histogram"]),
     ("timestamp", &[]),
-    (
-        "torture",
-        &[
-            "config", "data_dir", "event", "exit", "logging", "manual", "store",
-        ],
-    ),
-    (
-        "verify",
-        &[
-            "apply", "backup", "config", "data_dir", "event", "exit", "logging", "manual",
-            "process",
-        ],
-    ),
 ];
 
 #[test]
@@ -431,13 +374,12 @@ fn dependencies_point_one_way() {
 #[test]
 fn no_layer_knows_a_higher_one() {
     // Red if the table above is widened so that a lower layer learns of a higher one.
-    let layers: [&[&str]; 4] = [
+    let layers: [&[&str]; 5] = [
         &["event", "data_dir", "health", "histogram", "timestamp"],
         &["journal", "store"],
         &["http", "process", "client"],
-        &[
-            "main", "cli", "config", "serve", "demo", "torture", "apply", "verify", "query",
-        ],
+        &["backup", "cli", "server"],
+        &["commands", "main"],
     ];
     let layer = |name: &str| layers.iter().position(|layer| layer.contains(&name));
     let apart = [
@@ -451,7 +393,7 @@ fn no_layer_knows_a_higher_one() {
             let higher = layer(module).is_some() && layer(other) > layer(module);
             let is = |pair: &(&str, &str)| [*pair, (pair.1, pair.0)].contains(&(*module, *other));
             // The client has the configuration it is given.
-            let given = (*module, *other) == ("client", "config");
+            let given = (*module, *other) == ("client", "cli");
             assert!(
                 given || !(higher || apart.iter().any(is)),
                 "{module} names {other}"
@@ -466,12 +408,12 @@ fn nobody_polls_and_nothing_is_unbounded_or_unnamed() {
     // bound, a thread no name, or a worker ends the process behind everybody's back.
     assert_at_home(&[
         // Their rhythm is what they are for.
-        ("thread::sleep", &["torture.rs"]),
+        ("thread::sleep", &["commands/torture.rs"]),
         ("thread::spawn", &[]),
         // Bounded in bytes, and by the pieces under way: what a channel can't count.
         ("unbounded", &["journal", "process/pool.rs"]),
         ("process::exit", &[]),
-        ("env::var", &["logging"]),
+        ("env::var", &["cli/logging"]),
     ]);
 }
 

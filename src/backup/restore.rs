@@ -30,24 +30,24 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{self, Fault, Manifest};
 use super::target::{self, Plan};
 use super::{BLOCK, RESTORE_FILE, checksum, exists, parent, refuse_backup, sync_parent};
-use crate::apply;
-use crate::config::UsageError;
+use crate::cli::config::UsageError;
 use crate::data_dir::disk::{self, DirHold, Disk, DiskFile, Lock, RealDisk, with_suffix};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
-use crate::serve::{PROCESS_LOCK, SERVE_LOCK};
+use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
+use crate::process;
 use crate::store::DATABASE_FILE;
 use crate::timestamp;
 
 /// What a restore did.
 #[derive(Debug, Default)]
-pub(super) struct Restored {
+pub(crate) struct Restored {
     /// Files added, the database not counted.
-    pub(super) added: u64,
+    pub(crate) added: u64,
     /// Segments of the backup that were there.
-    pub(super) present: u64,
+    pub(crate) present: u64,
     /// Where the old database is now.
-    pub(super) old_database: Option<PathBuf>,
+    pub(crate) old_database: Option<PathBuf>,
 }
 
 /// `restore.json`.
@@ -58,7 +58,7 @@ struct Marker {
 }
 
 /// The backup that an unfinished restore of this directory is from.
-pub(super) fn backup_named_in(data_dir: &Path) -> Option<String> {
+pub(crate) fn backup_named_in(data_dir: &Path) -> Option<String> {
     Some(read_marker(data_dir)?.backup)
 }
 
@@ -68,7 +68,7 @@ fn read_marker(data_dir: &Path) -> Option<Marker> {
 }
 
 /// Restores `backup` to `data_dir`. `on_progress` gets bytes checked or copied, and of how many.
-pub(super) fn restore(
+pub(crate) fn restore(
     backup: &Path,
     data_dir: &Path,
     on_progress: &mut dyn FnMut(u64, u64),
@@ -238,7 +238,7 @@ impl Restore {
             return Ok(());
         }
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        apply::seal(&self.data_dir, &disk)
+        process::seal(&self.data_dir, &disk)
     }
 
     fn add_files(
@@ -416,9 +416,9 @@ fn make_dirs(data_dir: &Path, dir: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::backup::{create, refuse_unfinished};
-    use crate::config::ServeConfig;
+    use crate::cli::config::ServeConfig;
     use crate::process::{ProcessConfig, run_once, verify};
-    use crate::serve::Server;
+    use crate::server::Server;
     use crate::stop::Stop;
     use crate::store::read_checks;
 
@@ -504,7 +504,7 @@ mod tests {
                     refuse_unfinished(&data).expect("finished");
                     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
                     let config = ProcessConfig::new(&data);
-                    apply::seal(&data, &disk).expect("sealed");
+                    process::seal(&data, &disk).expect("sealed");
                     let summary = run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
                     assert!(summary.refused.is_empty(), "{case}: {summary:?}");
                     assert!(summary.missing.is_empty(), "{case}: {summary:?}");

@@ -377,7 +377,7 @@ fn lost_with_database(
     bail!(
         "cannot restore to {}: events of {} ({}{first}) are counted in {}, which would be replaced, and are in no file here or in the backup. To give them up, move that database away and restore again",
         data_dir.display(),
-        crate::manual::counted(gone.len() as u64, "segment"),
+        crate::cli::output::counted(gone.len() as u64, "segment"),
         if gone.len() > 1 { "the first is " } else { "" },
         path.display()
     );

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::agent::agent;
 use super::state::Written;
-use crate::config::SendConfig;
+use crate::cli::config::SendConfig;
 use crate::data_dir::segment::Position;
 
 /// The longest wait for an answer; shorter where `--retry-for` is.
@@ -151,7 +151,7 @@ impl Poster {
         Self {
             agent: agent(&config.to, within),
             to: config.to.clone(),
-            authorization: config.token.as_ref().map(crate::config::Token::header),
+            authorization: config.token.as_ref().map(crate::cli::config::Token::header),
             content_type: if config.batch.get() == 1 {
                 "application/json"
             } else {

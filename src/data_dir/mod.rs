@@ -31,6 +31,11 @@ pub use self::catalog::{
 pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
 pub(crate) use self::directory::{first_free, is_sealed};
 
+/// Locked by the process that appends to the active segment.
+pub const SERVE_LOCK: &str = "serve.lock";
+/// Locked by the process that applies segments to the database.
+pub const PROCESS_LOCK: &str = "process.lock";
+
 /// A file or directory of the data directory could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}", path.display())]

@@ -36,6 +36,7 @@ mod pool;
 mod prune;
 mod rebuild;
 mod recount;
+mod seal;
 mod sums;
 #[cfg(test)]
 mod tests;
@@ -52,6 +53,7 @@ use self::memory::Shares;
 pub use self::once::{Refused, RunProgress, Step, Summary, run_once};
 pub use self::rebuild::{Rebuilt, rebuild};
 pub use self::recount::{Finding, Verdict, verify};
+pub use self::seal::{open_journal, seal};
 use crate::data_dir::disk::Disk;
 use crate::data_dir::segment::{DirectoryTag, Position};
 use crate::data_dir::{DIRECTORY_FILE, DataDirError, Directory, directory_tag};

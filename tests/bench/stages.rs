@@ -15,14 +15,14 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use tallyline::cli::config::{SendConfig, ServeConfig};
 use tallyline::client;
-use tallyline::config::{SendConfig, ServeConfig};
 use tallyline::data_dir::disk::{Disk, RealDisk};
 use tallyline::event::Event;
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
 use tallyline::process::{self, ProcessConfig};
-use tallyline::serve::Server;
+use tallyline::server::Server;
 use tallyline::stop::Stop;
 
 const RUNS: usize = 5;

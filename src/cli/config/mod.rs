@@ -5,7 +5,6 @@
 
 mod send;
 mod serve;
-mod units;
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::num::NonZeroU32;
@@ -14,10 +13,10 @@ use std::time::Duration;
 
 pub use self::send::{Ids, Input, Repeat, Report, SendConfig, Token};
 pub use self::serve::{Access, Effective, Processing, ServeConfig};
-pub use self::units::{Size, SizeError, Span, SpanError};
-use crate::cli::{
+use crate::cli::args::{
     BackupArgs, DemoArgs, ProcessArgs, QueryArgs, RestoreArgs, ServeArgs, TortureArgs, VerifyArgs,
 };
+use crate::cli::{Size, Span};
 use crate::http;
 
 /// What was asked for can't be: exit code 2, with what to ask for instead.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::Uri;
 
 use super::UsageError;
-use crate::cli::SendArgs;
+use crate::cli::args::SendArgs;
 
 /// The most events in one request; the body's bytes are bounded apart from it.
 const BATCH_MAX: u32 = 100_000;
@@ -368,7 +368,7 @@ fn token(file: Option<&Path>, variable: Option<OsString>) -> Result<Option<Token
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Cli, Command};
+    use crate::cli::args::{Cli, Command};
     use clap::Parser as _;
 
     fn config(flags: &[&str]) -> Result<SendConfig, UsageError> {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 /// The exit codes of every command. An error (`Err` up to `main`) is 1, or 2 where it is a
-/// [`UsageError`](crate::config::UsageError).
+/// [`UsageError`](crate::cli::config::UsageError).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// 0: done, and nothing was refused.

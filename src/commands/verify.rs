@@ -8,13 +8,14 @@ use std::fmt::Write as _;
 use anyhow::bail;
 use indicatif::HumanCount;
 
-use crate::config::{Say, VerifyConfig};
+use crate::backup;
+use crate::cli::config::{Say, VerifyConfig};
+use crate::cli::exit::Exit;
+use crate::cli::logging;
+use crate::cli::output::{bar, counted, print};
 use crate::data_dir::disk::RealDisk;
 use crate::event::Micros;
-use crate::exit::Exit;
-use crate::manual::{self, counted};
 use crate::process::{self, Finding, ProcessConfig, Verdict};
-use crate::{apply, backup, logging};
 
 /// Exit code 0 if files and database agree, 1 if they differ or it can't be told.
 pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
@@ -26,13 +27,13 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
         );
     }
     backup::refuse_unfinished(&config.data_dir)?;
-    let bar = apply::bar();
+    let bar = bar();
     let mut lost_words = None;
     let mut faults = 0;
     let mut on_fault = |words: String| {
         faults += 1;
         let line = format!("DIFFERS: {words}\n");
-        if let Err(error) = logging::bars().suspend(|| manual::print(line.as_bytes())) {
+        if let Err(error) = logging::bars().suspend(|| print(line.as_bytes())) {
             lost_words.get_or_insert(error);
         }
     };
@@ -48,7 +49,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
             Finding::Note(_) if config.say == Say::Trouble => return,
             Finding::Note(words) => format!("not provable: {words}\n"),
         };
-        if let Err(error) = logging::bars().suspend(|| manual::print(line.as_bytes())) {
+        if let Err(error) = logging::bars().suspend(|| print(line.as_bytes())) {
             lost_words.get_or_insert(error);
         }
     };
@@ -65,7 +66,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
                 counted(faults, "difference")
             ),
         };
-        manual::print(words.as_bytes())?;
+        print(words.as_bytes())?;
     }
     let Some(verdict) = verdict else {
         if backup == Some(false) {
@@ -81,7 +82,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
         );
     };
     if config.say == Say::All || !verdict.agrees() {
-        manual::print(in_words(&verdict).as_bytes())?;
+        print(in_words(&verdict).as_bytes())?;
     }
     Ok(if verdict.agrees() && faults == 0 {
         Exit::Done

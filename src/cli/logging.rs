@@ -20,7 +20,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::cli::{LogFormat, LoggingArgs};
+use crate::cli::args::{LogFormat, LoggingArgs};
 
 /// Lines that may wait for stderr; of some hundred bytes each.
 const LINES_MAX: usize = 1024;

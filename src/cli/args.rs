@@ -1,7 +1,7 @@
 //! The command line: the flags and nothing else.
 //!
 //! What the flags mean together, their bounds and their defaults is decided in
-//! [`config`](crate::config). A flag left out is looked for in the environment (`TALLYLINE_` and
+//! [`config`](crate::cli::config). A flag left out is looked for in the environment (`TALLYLINE_` and
 //! the flag's name); `serve` then looks into its config file.
 
 use std::num::{NonZeroU32, NonZeroU64};
@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use uuid::Uuid;
 
-use crate::config::{Size, Span};
+use crate::cli::{Size, Span};
 
 /// The whole command line.
 #[derive(Debug, Parser)]

@@ -1,20 +1,14 @@
-//! What the program says of itself on stdout: completions, the manual page, the configuration.
+//! `tallyline man` and `tallyline completions`: the manual page and shell completions on stdout.
 
 use std::io::{self, Write as _};
 
 use anyhow::Context as _;
 use clap::{Command, CommandFactory as _};
 use clap_mangen::Man;
-use indicatif::HumanCount;
 
-use crate::cli::Cli;
-use crate::config::Effective;
-use crate::exit::Exit;
-
-/// `serve --check`: the configuration in force.
-pub fn check(effective: &Effective) -> anyhow::Result<Exit> {
-    print(effective.to_string().as_bytes())
-}
+use crate::cli::args::Cli;
+use crate::cli::exit::Exit;
+use crate::cli::output::print;
 
 /// `completions SHELL`.
 pub fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
@@ -153,23 +147,6 @@ fn after_help(command: &Command, heading: &str) -> String {
     out.strip_suffix(".br\n").unwrap_or(&out).to_owned()
 }
 
-/// `1 event`, `20,000 events`.
-pub(crate) fn counted(count: u64, one: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{} {one}{plural}", HumanCount(count))
-}
-
-/// Writes all of it to stdout; a reader that went away (`| head`) has had what it wanted.
-pub(crate) fn print(text: &[u8]) -> anyhow::Result<Exit> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to stdout")
-        }
-        _ => Ok(Exit::Done),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,11 +166,5 @@ mod tests {
         for section in ["EXAMPLES", "ENVIRONMENT", "FILES", "EXIT STATUS"] {
             assert!(page.contains(&format!("\n.SH {section}\n")), "{section}");
         }
-    }
-
-    #[test]
-    fn one_is_not_many() {
-        let words = [0, 1, 2, 20_000].map(|count| counted(count, "event"));
-        assert_eq!(words, ["0 events", "1 event", "2 events", "20,000 events"]);
     }
 }

@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::config::TortureConfig;
+use crate::cli::config::TortureConfig;
+use crate::cli::exit::Exit;
+use crate::cli::output::print;
 use crate::event::{MICROS_PER_UNIT, Micros};
-use crate::exit::Exit;
-use crate::manual;
 use crate::store::{Order, Readers};
 
 /// Senders that run beside each other.
@@ -48,7 +48,7 @@ pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
 ",
         dir.display()
     );
-    manual::print(words.as_bytes())?;
+    print(words.as_bytes())?;
     let mut torture = Torture {
         exe: std::env::current_exe().context("cannot tell where this program is")?,
         random: Random(seed),
@@ -60,7 +60,7 @@ pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
         tally: Tally::default(),
         dir,
     };
-    let bar = crate::logging::bars()
+    let bar = crate::cli::logging::bars()
         .add(ProgressBar::new(u64::from(rounds)))
         .with_style(
             ProgressStyle::with_template(
@@ -77,7 +77,7 @@ pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
     let began = Instant::now();
     let verdict = torture.prove()?;
     let table = torture.tally.table(seed, rounds, began.elapsed(), &verdict);
-    manual::print(table.as_bytes())?;
+    print(table.as_bytes())?;
     if verdict.is_empty() {
         return Ok(Exit::Done);
     }
@@ -101,7 +101,7 @@ fn directory(named: Option<&Path>) -> anyhow::Result<(PathBuf, Option<tempfile::
         fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     if entries.next().is_some() {
         let dir = dir.display();
-        return Err(crate::config::UsageError::new(format!(
+        return Err(crate::cli::config::UsageError::new(format!(
             "--dir {dir} is not empty; name a new directory"
         ))
         .into());

@@ -7,8 +7,8 @@ use std::io::{self, BufWriter, Write};
 
 use anyhow::Context as _;
 
-use crate::cli::GenerateArgs;
-use crate::exit::Exit;
+use crate::cli::args::GenerateArgs;
+use crate::cli::exit::Exit;
 
 /// Writes the events to stdout; a reader that went away ends it quietly.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<Exit> {

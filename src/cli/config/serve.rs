@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Size, Span, UsageError, address, at_least, between, host_name, is_loopback, within};
 use uuid::Uuid;
 
-use crate::cli::ServeArgs;
+use crate::cli::args::ServeArgs;
 
 /// The shortest period of rotation and of flushing: below it a disk does nothing else.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -393,7 +393,7 @@ impl TomlText for Size {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Cli, Command};
+    use crate::cli::args::{Cli, Command};
     use clap::Parser as _;
 
     fn args(flags: &[&str]) -> ServeArgs {

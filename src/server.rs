@@ -17,23 +17,18 @@ use anyhow::Context as _;
 use crossbeam_channel::{Receiver, select};
 
 use crate::backup;
-use crate::config::{Access, Processing, ServeConfig};
+use crate::cli::config::{Access, Processing, ServeConfig};
+use crate::cli::logging;
 use crate::data_dir::disk::{self, Disk, Lock, MeteredDisk, UsageThread};
-use crate::data_dir::{DIRECTORY_FILE, Directory};
-use crate::exit::Exit;
+use crate::data_dir::{DIRECTORY_FILE, Directory, PROCESS_LOCK, SERVE_LOCK};
 use crate::health::Health;
 use crate::http;
-use crate::journal::{Committer, Journal, JournalConfig, KnownSegment, KnownSegments, Recovery};
-use crate::logging;
+use crate::journal::{Committer, JournalConfig};
 use crate::notify;
-use crate::process::{ProcessConfig, Processor};
-use crate::stop::{self, Stop};
-use crate::store::{self, Applies, DATABASE_FILE, Progress, Readers, SegmentState};
+use crate::process::{self, ProcessConfig, Processor};
+use crate::stop::Stop;
+use crate::store::{self, Applies, DATABASE_FILE, Progress, Readers};
 
-/// Held by the one that appends.
-pub const SERVE_LOCK: &str = "serve.lock";
-/// Held by the one that applies.
-pub const PROCESS_LOCK: &str = "process.lock";
 /// Bytes that may wait for the disk; past them clients are asked to come again.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
 /// How often the journal looks at its path and the disk when nothing else happens.
@@ -41,18 +36,8 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Reading connections: more would only wait for the same two cores.
 const READERS_MAX: u32 = 8;
 
-/// `tallyline serve`: serves until SIGINT or SIGTERM.
-pub fn run(config: &ServeConfig) -> anyhow::Result<Exit> {
-    let stop = Stop::on_signals().context("cannot catch SIGINT and SIGTERM")?;
-    let reloads = stop::reloads().context("cannot catch SIGHUP")?;
-    let server = Server::start(config)?;
-    server.until(&stop, &reloads);
-    server.stop();
-    Ok(Exit::Done)
-}
-
 /// A running server, in this process. Dropping it stops it, as [`Server::stop`] does. It catches no
-/// signals: [`run`] does.
+/// signals: the `serve` command does.
 pub struct Server {
     address: SocketAddr,
     parts: Parts,
@@ -152,7 +137,7 @@ impl Parts {
         let disk: Arc<dyn Disk> = Arc::new(metered);
         let health = Arc::new(Health::default());
         let journal = journal_config(config, locks);
-        let (journal, committer) = open_journal(dir, &disk, journal, &health)?;
+        let (journal, committer) = process::open_journal(dir, &disk, journal, &health)?;
         self.committer = Some(committer);
         let directory = journal.directory();
 
@@ -161,14 +146,19 @@ impl Parts {
             Processing::Elsewhere => Applies::Elsewhere,
         };
         let progress = Arc::new(Progress::new(applies));
-        let process = process_config(config);
+        let process_config = process_config(config);
         let (on, of) = (Arc::clone(&progress), Arc::clone(&health));
         let seen_disk = Arc::clone(&disk);
         let processor = match config.processing {
-            Processing::Here => Processor::start(process, disk, journal.clone(), on, of)?,
-            Processing::Elsewhere => {
-                Processor::observe(process, disk, journal.clone(), readers.clone(), on, of)?
-            }
+            Processing::Here => Processor::start(process_config, disk, journal.clone(), on, of)?,
+            Processing::Elsewhere => Processor::observe(
+                process_config,
+                disk,
+                journal.clone(),
+                readers.clone(),
+                on,
+                of,
+            )?,
         };
         self.processor = Some(processor);
         let app = http::App {
@@ -329,83 +319,5 @@ fn journal_config(config: &ServeConfig, locks: &Locks) -> JournalConfig {
         disk_reserve_bytes: config.disk_reserve_bytes,
         disk_bytes_max: config.max_disk_bytes,
         lock: Some(Arc::clone(&locks.serve)),
-    }
-}
-
-/// Recovers the directory and opens the journal; the caller holds `serve.lock`.
-pub(crate) fn open_journal(
-    dir: &Path,
-    disk: &Arc<dyn Disk>,
-    config: JournalConfig,
-    health: &Arc<Health>,
-) -> anyhow::Result<(Journal, Committer)> {
-    let known = known(dir, &**disk);
-    let (journal, committer, recovery) =
-        Journal::open(Arc::clone(disk), dir, config, &known, Arc::clone(health))?;
-    report(&recovery);
-    Ok((journal, committer))
-}
-
-/// What the database knows of native segments. Appending does not wait for a database that cannot be
-/// read, and one that belongs to another data directory knows nothing about this one.
-fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
-    let database = dir.join(DATABASE_FILE);
-    let read = || -> anyhow::Result<KnownSegments> {
-        let belongs_to = store::read_directory(&database)?;
-        let named = Directory::read(disk, dir).ok().flatten();
-        if let (Some(found), Some(named)) = (belongs_to, named)
-            && found != named.id
-        {
-            anyhow::bail!(
-                "it belongs to the data directory {found}, not to {}",
-                named.id
-            );
-        }
-        let (rows, pruned) = store::read_kept(&database)?;
-        let known = |row: store::SegmentRow| {
-            Some(KnownSegment {
-                number: row.id.number()?,
-                tag: row.tag,
-                applied_bytes: row.applied_bytes,
-                sealed: row.state != SegmentState::Active,
-            })
-        };
-        Ok(KnownSegments {
-            directory: belongs_to,
-            segments: rows.into_iter().filter_map(known).collect(),
-            pruned: pruned.number,
-        })
-    };
-    read().unwrap_or_else(|error| {
-        tracing::warn!("starting without the database: {error:#}");
-        KnownSegments::default()
-    })
-}
-
-fn report(recovery: &Recovery) {
-    if let Some((bytes, path)) = &recovery.torn {
-        tracing::warn!(
-            "{bytes} bytes of a torn, never acknowledged write are kept in {}",
-            path.display()
-        );
-    }
-    if let Some(number) = recovery.lost {
-        tracing::error!(
-            "segment {number} is lost: events.jsonl was gone or empty; see quarantine/"
-        );
-    }
-    if let Some(contradiction) = &recovery.contradiction {
-        tracing::error!("{contradiction}");
-    }
-    if let Some(path) = &recovery.imported {
-        tracing::warn!(
-            "events.jsonl was written by another program; it is imported as {}",
-            path.display()
-        );
-    }
-    if let Some(number) = recovery.untrusted {
-        tracing::error!(
-            "segment {number} is shorter than what was applied of it; it is set aside as untrusted"
-        );
     }
 }

@@ -9,20 +9,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::HumanCount;
 
 use crate::backup;
-use crate::config::{DatabaseMode, ProcessConfig, Say};
+use crate::cli::config::{DatabaseMode, ProcessConfig, Say};
+use crate::cli::exit::Exit;
+use crate::cli::output::{bar, counted, print};
 use crate::data_dir::Directory;
 use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
 use crate::data_dir::segment::ACTIVE_FILE;
-use crate::exit::Exit;
-use crate::health::Health;
-use crate::journal::JournalConfig;
-use crate::logging;
-use crate::manual::{self, counted};
+use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
 use crate::process::{self, RunProgress, Step, Summary};
-use crate::serve::{self, PROCESS_LOCK, SERVE_LOCK};
+
 use crate::store::DATABASE_FILE;
 
 /// Applies, prints what became of it.
@@ -45,7 +43,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let started =
         Directory::read(&*disk, dir).is_ok_and(|found| found.is_some_and(|it| it.started));
     if serve_lock.is_some() && (started || dir.join(ACTIVE_FILE).exists()) {
-        seal(dir, &disk)?;
+        process::seal(dir, &disk)?;
     }
     let mut process = process::ProcessConfig::new(dir);
     process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
@@ -96,33 +94,9 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
         Exit::Done
     };
     if config.say == Say::All || exit != Exit::Done {
-        manual::print(words.as_bytes())?;
+        print(words.as_bytes())?;
     }
     Ok(exit)
-}
-
-/// Seals the active segment; the caller holds `serve.lock`.
-pub(crate) fn seal(dir: &Path, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
-    let health = Arc::new(Health::default());
-    let (journal, committer) = serve::open_journal(dir, disk, JournalConfig::default(), &health)?;
-    let (sender, sealed) = crossbeam_channel::bounded(1);
-    journal.rotate(Box::new(move |result| {
-        let _received = sender.send(result.map(|_| ()));
-    }));
-    let sealed = sealed.recv();
-    committer.stop();
-    // Not sealed it would not be applied, and exit code 0 would say that it was.
-    sealed
-        .context("the committer thread ended")?
-        .with_context(|| format!("cannot seal {}", dir.join(ACTIVE_FILE).display()))
-}
-
-/// A bar over bytes, with room for a message.
-pub(crate) fn bar() -> ProgressBar {
-    let style = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left  {msg}";
-    let style =
-        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-    logging::bars().add(ProgressBar::new(0).with_style(style))
 }
 
 fn in_words(summary: &Summary, dir: &Path) -> String {

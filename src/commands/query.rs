@@ -12,12 +12,12 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::config::{QueryConfig, QueryFormat};
+use crate::cli::config::{QueryConfig, QueryFormat};
+use crate::cli::exit::Exit;
+use crate::cli::output::counted;
 use crate::data_dir::directory_tag;
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
 use crate::event::{MICROS_PER_UNIT, Micros};
-use crate::exit::Exit;
-use crate::manual::counted;
 use crate::store::{
     DATABASE_FILE, Ledger, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
     read_directory,
@@ -66,7 +66,7 @@ fn all_in_all(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
             table_overall(&readers.overall()?, readers.ledger()?, &pending, &users)
         }
     };
-    crate::manual::print(text.as_bytes())
+    crate::cli::output::print(text.as_bytes())
 }
 
 fn some_users(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
@@ -84,7 +84,7 @@ fn some_users(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
             QueryFormat::Json => json(&users.iter().map(Shown::of).collect::<Vec<_>>())?,
             QueryFormat::Table => table(&users),
         };
-        crate::manual::print(text.as_bytes())?;
+        crate::cli::output::print(text.as_bytes())?;
     }
     if !unknown.is_empty() {
         let unknown = unknown.join(", ");

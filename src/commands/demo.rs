@@ -13,15 +13,16 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
+use crate::cli::config::{AfterDemo, DemoConfig, SendConfig, UsageError};
+use crate::cli::exit::Exit;
 use crate::client::{self, Verdict};
-use crate::config::{AfterDemo, DemoConfig, SendConfig, UsageError};
+use crate::data_dir::SERVE_LOCK;
 use crate::data_dir::disk::Lock;
-use crate::exit::Exit;
-use crate::serve::{SERVE_LOCK, Server};
+use crate::server::Server;
 use crate::stop::Stop;
 
 /// The sample, as it is committed.
-const SAMPLE: &str = include_str!("../data/sample.jsonl");
+const SAMPLE: &str = include_str!("../../data/sample.jsonl");
 /// The file that says that a directory is a demo's and may be emptied.
 const MARKER: &str = ".tallyline-demo";
 
