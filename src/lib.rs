@@ -70,7 +70,7 @@
 //!    transaction, guarded by compare-and-set on the old offset. Memory changes after the commit.
 //!    ([`store`])
 //! 3. **The files are the truth**, the database is a view: delete it, process every file again, get
-//!    the same totals. ([`process`])
+//!    the same totals. ([`processor`])
 //! 4. **A segment is its number and its tag**, stored when it is created, never guessed from other
 //!    files, an inode or a content; two segments of one number are reported. Its applied prefix is
 //!    confirmed by a checksum before work goes on from there. Acknowledged bytes never change.
@@ -78,7 +78,7 @@
 //! 5. **Nothing silent.** Received = accepted + refused; lines in the files = applied + duplicates +
 //!    rejected + pending + untrusted. Each side is counted where it happens, and what they differ by
 //!    is published as unaccounted. ([`store::Ledger`])
-//! 6. **Totals do not depend** on thread count, chunking, order or where rotation fell. ([`process`])
+//! 6. **Totals do not depend** on thread count, chunking, order or where rotation fell. ([`processor`])
 //! 7. **Everything bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
 //! 8. **The database never stops the taking** of events; broken parts turn readiness red, in words.
 //!    ([`health`])
@@ -122,6 +122,7 @@
 // Files are opened by `fs` alone, databases by `store` alone: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+pub mod aggregate;
 pub mod backup;
 pub mod cli;
 pub mod client;
@@ -133,8 +134,10 @@ pub mod histogram;
 pub mod http;
 pub mod journal;
 pub mod notify;
-pub mod process;
+pub mod processor;
+pub mod progress;
 pub mod server;
 pub mod stop;
 pub mod store;
 pub mod timestamp;
+pub mod verify;

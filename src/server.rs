@@ -25,9 +25,10 @@ use crate::health::Health;
 use crate::http;
 use crate::journal::{Committer, JournalConfig};
 use crate::notify;
-use crate::process::{self, ProcessConfig, Processor};
+use crate::processor::{self, ProcessConfig, Processor};
+use crate::progress::{Applies, Progress};
 use crate::stop::Stop;
-use crate::store::{self, Applies, DATABASE_FILE, Progress, Readers};
+use crate::store::{self, DATABASE_FILE, Readers};
 
 /// Bytes that may wait for the disk; past them clients are asked to come again.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
@@ -137,7 +138,7 @@ impl Parts {
         let disk: Arc<dyn Disk> = Arc::new(metered);
         let health = Arc::new(Health::default());
         let journal = journal_config(config, locks);
-        let (journal, committer) = process::open_journal(dir, &disk, journal, &health)?;
+        let (journal, committer) = processor::open_journal(dir, &disk, journal, &health)?;
         self.committer = Some(committer);
         let directory = journal.directory();
 

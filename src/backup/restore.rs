@@ -35,7 +35,7 @@ use crate::data_dir::disk::{self, DirHold, Disk, DiskFile, Lock, RealDisk, with_
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
 use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
-use crate::process;
+use crate::processor;
 use crate::store::DATABASE_FILE;
 use crate::timestamp;
 
@@ -238,7 +238,7 @@ impl Restore {
             return Ok(());
         }
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        process::seal(&self.data_dir, &disk)
+        processor::seal(&self.data_dir, &disk)
     }
 
     fn add_files(
@@ -417,10 +417,11 @@ mod tests {
     use super::*;
     use crate::backup::{create, refuse_unfinished};
     use crate::cli::config::ServeConfig;
-    use crate::process::{ProcessConfig, run_once, verify};
+    use crate::processor::{ProcessConfig, run_once};
     use crate::server::Server;
     use crate::stop::Stop;
     use crate::store::read_checks;
+    use crate::verify::{Target, verify};
 
     /// Takes events of 1 each in batches that are sealed; `copy` gets the files as they are before the
     /// server is stopped, the last two events in the active file.
@@ -504,7 +505,7 @@ mod tests {
                     refuse_unfinished(&data).expect("finished");
                     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
                     let config = ProcessConfig::new(&data);
-                    process::seal(&data, &disk).expect("sealed");
+                    processor::seal(&data, &disk).expect("sealed");
                     let summary = run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
                     assert!(summary.refused.is_empty(), "{case}: {summary:?}");
                     assert!(summary.missing.is_empty(), "{case}: {summary:?}");
@@ -513,9 +514,10 @@ mod tests {
                     let expected = (events, i64::try_from(events).expect("few") * 1_000_000);
                     assert_eq!(checks.segments, expected, "{case}");
                     assert_eq!(checks.totals, expected, "{case}");
-                    let verdict = verify(&config, &RealDisk, &mut |_| {}, &mut |_, _| {})
-                        .expect("recounted")
-                        .expect("a database");
+                    let verdict =
+                        verify(&Target::new(&data), &RealDisk, &mut |_| {}, &mut |_, _| {})
+                            .expect("recounted")
+                            .expect("a database");
                     assert!(verdict.agrees(), "{case}: {verdict:?}");
                     fs::remove_dir_all(&data).expect("removed");
                 }

@@ -19,7 +19,7 @@ use crate::data_dir::Directory;
 use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
-use crate::process::{self, RunProgress, Step, Summary};
+use crate::processor::{self, RunProgress, Step, Summary};
 
 use crate::store::DATABASE_FILE;
 
@@ -43,9 +43,9 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let started =
         Directory::read(&*disk, dir).is_ok_and(|found| found.is_some_and(|it| it.started));
     if serve_lock.is_some() && (started || dir.join(ACTIVE_FILE).exists()) {
-        process::seal(dir, &disk)?;
+        processor::seal(dir, &disk)?;
     }
-    let mut process = process::ProcessConfig::new(dir);
+    let mut process = processor::ProcessConfig::new(dir);
     process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
     let bar = bar();
     let mut show = |progress: RunProgress<'_>| {
@@ -59,11 +59,11 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let (summary, notes) = match config.database {
         DatabaseMode::Keep => {
             drop(serve_lock);
-            let summary = process::run_once(&process, &disk, &config.files, &mut show)?;
+            let summary = processor::run_once(&process, &disk, &config.files, &mut show)?;
             (summary, Vec::new())
         }
         DatabaseMode::Rebuild => {
-            let rebuilt = process::rebuild(&process, &disk, &mut show)?;
+            let rebuilt = processor::rebuild(&process, &disk, &mut show)?;
             (rebuilt.summary, rebuilt.notes)
         }
     };

@@ -15,11 +15,11 @@ use crate::cli::logging;
 use crate::cli::output::{bar, counted, print};
 use crate::data_dir::disk::RealDisk;
 use crate::event::Micros;
-use crate::process::{self, Finding, ProcessConfig, Verdict};
+use crate::verify::{Finding, Target, Verdict, verify};
 
 /// Exit code 0 if files and database agree, 1 if they differ or it can't be told.
 pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
-    let process = ProcessConfig::new(&config.data_dir);
+    let target = Target::new(&config.data_dir);
     if !config.data_dir.is_dir() {
         bail!(
             "there is no data directory {}; --data-dir says where",
@@ -53,7 +53,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
             lost_words.get_or_insert(error);
         }
     };
-    let verdict = process::verify(&process, &RealDisk, &mut on_finding, &mut on_progress)?;
+    let verdict = verify(&target, &RealDisk, &mut on_finding, &mut on_progress)?;
     bar.finish_and_clear();
     if let Some(error) = lost_words {
         return Err(error);
@@ -78,7 +78,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
         }
         bail!(
             "there is no database {}; `tallyline serve` or `tallyline process` makes it, --data-dir says where",
-            process.database().display()
+            target.database.display()
         );
     };
     if config.say == Say::All || !verdict.agrees() {

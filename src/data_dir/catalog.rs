@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::data_dir::disk::Disk;
+use std::sync::Arc;
+
+use super::disk::{Disk, DiskFile};
 use crate::data_dir::segment::{DirectoryTag, SEGMENT_NUMBER_MAX, SegmentId, Tag};
 
 /// Wholly applied segments, by month.
@@ -37,6 +39,25 @@ pub struct Found {
     pub place: Place,
     /// The whole path.
     pub path: PathBuf,
+}
+
+/// An open file of a segment.
+#[derive(Clone)]
+pub(crate) struct SegmentFile {
+    pub(crate) id: SegmentId,
+    /// Which native segment of that number; `None` for an imported file.
+    pub(crate) tag: Option<Tag>,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn DiskFile>,
+}
+
+impl SegmentFile {
+    pub(crate) fn name(&self) -> String {
+        self.path.file_name().map_or_else(
+            || self.id.to_string(),
+            |name| name.to_string_lossy().into_owned(),
+        )
+    }
 }
 
 /// All sealed files by identity (more than one file may claim the same), and the lost numbers.

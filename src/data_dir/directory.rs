@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::DataDirError;
 use super::catalog::{Catalog, Place};
 use crate::data_dir::disk::{self, Disk};
-use crate::data_dir::segment::{DirectoryTag, Label, SEGMENT_NUMBER_MAX, Tag};
+use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, Label, SEGMENT_NUMBER_MAX, Tag};
 
 /// The file's name in the data directory.
 pub const DIRECTORY_FILE: &str = "directory.json";
@@ -121,6 +121,12 @@ impl Directory {
             token,
             started: wire.started,
         }))
+    }
+
+    /// [`Directory::read`], with an error that names the file.
+    pub(crate) fn of(disk: &dyn Disk, data_dir: &Path) -> Result<Option<Self>, DataDirError> {
+        let path = data_dir.join(DIRECTORY_FILE);
+        Self::read(disk, data_dir).map_err(DataDirError::io("read", &path))
     }
 
     /// Reads the file, or creates it: with `known_id`, the UUID that the database holds, or a new one;
@@ -226,6 +232,30 @@ pub fn read_label(file: &dyn disk::DiskFile) -> io::Result<Option<Label>> {
         }
         block.resize(64 << 10, 0);
     }
+}
+
+/// The label of `events.jsonl`, if that is a segment of the directory `tag` with a whole line.
+pub(crate) fn active_label(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    tag: DirectoryTag,
+) -> Result<Option<Label>, DataDirError> {
+    let path = data_dir.join(ACTIVE_FILE);
+    let file = match disk.open_read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(DataDirError::io("open", &path))?,
+    };
+    let label = read_label(&*file).map_err(DataDirError::io("read", &path))?;
+    Ok(label.filter(|label| label.tag.directory == tag))
+}
+
+/// The highest number that was given to a segment which may hold events, as `directory.json` says:
+/// the active segment's once that has started.
+pub(crate) fn given_out(disk: &dyn Disk, data_dir: &Path) -> Result<u64, DataDirError> {
+    let found = Directory::of(disk, data_dir)?;
+    Ok(found.map_or(0, |directory| {
+        directory.number - u64::from(!directory.started)
+    }))
 }
 
 /// Whether any sealed file outside the quarantine is this very segment.

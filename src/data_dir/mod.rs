@@ -17,6 +17,7 @@
 mod catalog;
 mod directory;
 pub mod disk;
+pub(crate) mod numbers;
 pub mod segment;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -24,12 +25,12 @@ pub(crate) mod testing;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub(crate) use self::catalog::lost_note;
 pub use self::catalog::{
     APPLIED_DIR, Catalog, Claims, Found, Place, QUARANTINE_DIR, rivals_in_words,
 };
+pub(crate) use self::catalog::{SegmentFile, lost_note};
 pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
-pub(crate) use self::directory::{first_free, is_sealed};
+pub(crate) use self::directory::{active_label, first_free, given_out, is_sealed};
 
 /// Locked by the process that appends to the active segment.
 pub const SERVE_LOCK: &str = "serve.lock";

@@ -35,7 +35,8 @@ use uuid::Uuid;
 use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
-use crate::store::{Progress, Readers};
+use crate::progress::Progress;
+use crate::store::Readers;
 
 /// How to serve.
 #[derive(Debug)]

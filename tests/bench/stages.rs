@@ -21,7 +21,7 @@ use tallyline::data_dir::disk::{Disk, RealDisk};
 use tallyline::event::Event;
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
-use tallyline::process::{self, ProcessConfig};
+use tallyline::processor::{self, ProcessConfig};
 use tallyline::server::Server;
 use tallyline::stop::Stop;
 
@@ -156,7 +156,7 @@ fn apply(table: &mut Table) {
         std::fs::write(dir.path().join("events_1.jsonl"), &text).unwrap();
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let config = ProcessConfig::new(dir.path());
-        let summary = process::run_once(&config, &disk, &[], &mut |_| {}).unwrap();
+        let summary = processor::run_once(&config, &disk, &[], &mut |_| {}).unwrap();
         assert_eq!(summary.counts.events, LINES);
     });
 }

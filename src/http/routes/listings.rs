@@ -17,7 +17,8 @@ use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
 use crate::journal::Tail;
-use crate::store::{RejectedFilter, SegmentRow, SegmentState, Waited};
+use crate::progress::Waited;
+use crate::store::{RejectedFilter, SegmentRow, SegmentState};
 use crate::timestamp;
 
 const LIMIT_DEFAULT: u32 = 20;

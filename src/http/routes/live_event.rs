@@ -18,7 +18,7 @@ use crate::http::engine::{Lane, Reply, Request, reserve};
 use crate::http::intake::{self, Intake, IntakeError, Invalid};
 use crate::http::problem::{self, Problem};
 use crate::journal::{AppendError, Batch};
-use crate::store::Waited;
+use crate::progress::Waited;
 
 /// What a sender waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

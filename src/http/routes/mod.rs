@@ -29,7 +29,8 @@ use super::problem::Problem;
 use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
-use crate::store::{Progress, Readers};
+use crate::progress::Progress;
+use crate::store::Readers;
 
 /// What every route may use.
 pub(super) struct Inner {

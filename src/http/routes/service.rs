@@ -12,7 +12,8 @@ use crate::data_dir::segment::Position;
 use crate::http::counters::{Events, Route};
 use crate::http::engine::{Reply, Request};
 use crate::http::problem::Problem;
-use crate::store::{Ledger, Run, Waited};
+use crate::progress::{Run, Waited};
+use crate::store::Ledger;
 
 const FLUSH_WAIT_DEFAULT: Duration = Duration::from_mins(1);
 const FLUSH_WAIT_MAX: Duration = Duration::from_mins(10);

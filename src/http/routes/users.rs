@@ -13,7 +13,8 @@ use crate::data_dir::segment::Position;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
-use crate::store::{Order, StoreError, UserTotal, Waited};
+use crate::progress::Waited;
+use crate::store::{Order, StoreError, UserTotal};
 use crate::timestamp;
 
 pub(super) const WAIT_DEFAULT: Duration = Duration::from_secs(5);
