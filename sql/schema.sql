@@ -9,7 +9,7 @@
 -- `.schema` and Datasette show it.
 
 PRAGMA application_id = 0x74616C79; -- 'taly'
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 
 CREATE TABLE directory (
     -- One row: the data directory whose files this database is about.
@@ -74,12 +74,25 @@ CREATE TABLE rejected_line (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE event_id (
-    -- The ids of counted events: each counts once. Narrow, for there may be hundreds of millions.
+    -- The ids of counted events: each counts once. Narrow, for there may be hundreds of millions. Ids that
+    -- end in 6 to 18 digits after a prefix are not here but in id_block.
     id           TEXT    NOT NULL PRIMARY KEY, -- the sender's id
     payload      INTEGER NOT NULL,             -- 48 bits of a hash of userId, name and amount: the same id with another payload is a conflict
     segment      INTEGER NOT NULL,             -- segment.key of the counted event (that segment may be pruned by now)
     offset       INTEGER NOT NULL,             -- bytes from the start of that file to the start of its line
     applied_at_s INTEGER NOT NULL              -- when it was counted, seconds since 1970 UTC: ids are kept for a time after that
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE id_block (
+    -- The ids of counted events that end in 6 to 18 digits after a prefix (of more digits the last 18
+    -- count), as run-000000000123 does: 128 neighbouring numbers a row. An id lies in one of the two
+    -- tables, which follows from its bytes alone.
+    prefix       TEXT    NOT NULL CHECK (prefix <> ''), -- the id without those digits
+    width        INTEGER NOT NULL CHECK (width BETWEEN 6 AND 18), -- how many digits: a-000001 and a-0000001 are two ids
+    block        INTEGER NOT NULL CHECK (block >= 0),   -- the digits as a number, divided by 128
+    numbers      BLOB    NOT NULL, -- which of the 128 were counted (a bitmap), 32 bits of a hash of the payload of each, and runs of them: segment and offsets. The bytes are described in src/store/id_blocks.rs
+    applied_at_s INTEGER NOT NULL, -- when the newest of them was counted, seconds since 1970 UTC: the block is kept for a time after that
+    PRIMARY KEY (prefix, width, block)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE pruned (

@@ -24,6 +24,7 @@ mod alone;
 mod apply;
 mod copy;
 mod family;
+mod id_blocks;
 mod ledger;
 mod open;
 mod readers;
@@ -47,7 +48,7 @@ pub use self::segments::{
     AppliedSum, Checks, Counts, Numbers, Pruned, RejectedFilter, RejectedLine, SegmentRow,
     SegmentState, read_checks, read_directory, read_kept, read_segments,
 };
-pub use self::snapshot::{IdFate, Proof, UserSum};
+pub use self::snapshot::{IdBlockCounts, IdFate, Proof, UserSum};
 pub use self::writer::{Mark, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;
@@ -82,7 +83,7 @@ pub enum StoreError {
         /// The UUID of the directory that it lies in.
         expected: uuid::Uuid,
     },
-    /// Written by an earlier version of this program, whose files name no tags.
+    /// Written by an earlier version of this program, whose tables are other ones.
     #[error("database {}: version {found} was written by an earlier version of tallyline; this one reads version {known} only. Move it away and run `tallyline process`, which makes a new one from all kept files (where segments were pruned, rebuild with the version that pruned them first)", path.display())]
     Older {
         /// The database file.
