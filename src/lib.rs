@@ -139,53 +139,53 @@ pub mod commands;
 // dev-dependency on this crate turns on; a default build has neither.
 #[cfg(not(feature = "testing"))]
 mod aggregate;
-#[cfg(not(feature = "testing"))]
-mod backup;
-#[cfg(not(feature = "testing"))]
-mod data_dir;
-#[cfg(not(feature = "testing"))]
-mod health;
-#[cfg(not(feature = "testing"))]
-mod histogram;
-#[cfg(not(feature = "testing"))]
-mod http;
-#[cfg(not(feature = "testing"))]
-mod journal;
-#[cfg(not(feature = "testing"))]
-mod notify;
-#[cfg(not(feature = "testing"))]
-mod processor;
-#[cfg(not(feature = "testing"))]
-mod progress;
-#[cfg(not(feature = "testing"))]
-mod store;
-#[cfg(not(feature = "testing"))]
-mod timestamp;
-#[cfg(not(feature = "testing"))]
-mod verify;
 #[cfg(feature = "testing")]
 pub mod aggregate;
+#[cfg(not(feature = "testing"))]
+mod backup;
 #[cfg(feature = "testing")]
 pub mod backup;
+#[cfg(not(feature = "testing"))]
+mod data_dir;
 #[cfg(feature = "testing")]
 pub mod data_dir;
+#[cfg(not(feature = "testing"))]
+mod health;
 #[cfg(feature = "testing")]
 pub mod health;
+#[cfg(not(feature = "testing"))]
+mod histogram;
 #[cfg(feature = "testing")]
 pub mod histogram;
+#[cfg(not(feature = "testing"))]
+mod http;
 #[cfg(feature = "testing")]
 pub mod http;
+#[cfg(not(feature = "testing"))]
+mod journal;
 #[cfg(feature = "testing")]
 pub mod journal;
+#[cfg(not(feature = "testing"))]
+mod notify;
 #[cfg(feature = "testing")]
 pub mod notify;
+#[cfg(not(feature = "testing"))]
+mod processor;
 #[cfg(feature = "testing")]
 pub mod processor;
+#[cfg(not(feature = "testing"))]
+mod progress;
 #[cfg(feature = "testing")]
 pub mod progress;
+#[cfg(not(feature = "testing"))]
+mod store;
 #[cfg(feature = "testing")]
 pub mod store;
+#[cfg(not(feature = "testing"))]
+mod timestamp;
 #[cfg(feature = "testing")]
 pub mod timestamp;
+#[cfg(not(feature = "testing"))]
+mod verify;
 #[cfg(feature = "testing")]
 pub mod verify;
