@@ -878,7 +878,7 @@ fn an_interrupted_conversion_leaves_a_part_file_and_nothing_else() {
         part.exists().then_some(())
     });
     let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(!child.wait().unwrap().success());
     let jsonl = |name: &String| name.contains(".jsonl");
     let left: Vec<String> = names_in(&data).into_iter().filter(jsonl).collect();
