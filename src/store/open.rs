@@ -87,7 +87,7 @@ pub(super) fn open_reader(path: &Path) -> Result<Option<Reading>, StoreError> {
 
 /// SQLite opens a directory, a FIFO or a device, and then reports an error that says nothing of it.
 pub(super) fn refuse_other_than_file(path: &Path) -> Result<(), StoreError> {
-    match crate::fs::unusable(path) {
+    match crate::data_dir::disk::unusable(path) {
         None => Ok(()),
         Some(unusable) => Err(StoreError::Unusable {
             path: path.to_owned(),
