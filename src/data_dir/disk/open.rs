@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
-use super::{Disk, Identity, RealDisk};
+use super::{Disk, Identity, RealDisk, kind};
 
 /// What an open file is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,11 @@ pub enum Unusable {
     /// Not a file with content of its own.
     #[error("it is a {0}, not a regular file; move it away")]
     NotRegular(&'static str),
+    /// Made by the kernel as it is read: its size says nothing, and a read may block.
+    #[error(
+        "it is a file of {0}, which the kernel generates as it is read; copy its content to a file"
+    )]
+    Generated(&'static str),
     /// One of the three files of a database that SQLite has open.
     #[error("it is the open database {} or one of its files, under another name; remove that name", .0.display())]
     Database(PathBuf),
@@ -75,7 +80,21 @@ pub fn open_file(path: &Path, access: Access) -> io::Result<File> {
         FileType::RegularFile => {}
         other => return Err(Unusable::NotRegular(type_name(other)).into()),
     }
+    // What cannot be asked holds files.
+    if let Ok(Some(file_system)) = rustix::fs::fstatfs(&named).map(|of| kind::generated(&of)) {
+        return Err(Unusable::Generated(file_system).into());
+    }
     open_named(path, &named, &stat, access)
+}
+
+/// Why the path can be opened by no program as a file with content, without opening it; `None` where
+/// it is one, is missing, or cannot be examined.
+pub fn unusable(path: &Path) -> Option<Unusable> {
+    let stat = rustix::fs::fstat(&named(path).ok()?).ok()?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => None,
+        other => Some(Unusable::NotRegular(type_name(other))),
+    }
 }
 
 /// Reads a file that a person named, such as a token file: a pipe will do, an open database not.
@@ -92,6 +111,12 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Whether a path is a symbolic link with a relative target: moved to another directory, it would
+/// lead elsewhere.
+pub fn is_relative_link(path: &Path) -> bool {
+    std::fs::read_link(path).is_ok_and(|target| target.is_relative())
 }
 
 /// Opens a directory; nothing else is opened, not even for a moment.
