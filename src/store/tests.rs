@@ -50,6 +50,19 @@ impl Lines {
         end: RangeEnd,
         now_ms: i64,
     ) -> Outcome {
+        self.try_apply(writer, segment, from, to, end, now_ms)
+            .expect("it applies")
+    }
+
+    fn try_apply(
+        &self,
+        writer: &mut Writer,
+        segment: &SegmentId,
+        from: usize,
+        to: usize,
+        end: RangeEnd,
+        now_ms: i64,
+    ) -> Result<Outcome, StoreError> {
         let mut sums = std::collections::BTreeMap::<&str, Sums>::new();
         let mut with_id = IdEvents::default();
         for (offset, event) in self.0.iter().enumerate().take(to).skip(from) {
@@ -78,16 +91,14 @@ impl Lines {
                 lines: (to - from) as u64,
             },
         };
-        writer
-            .apply(
-                &range,
-                &mut Part {
-                    lines: self,
-                    from,
-                    to,
-                },
-            )
-            .expect("it applies")
+        writer.apply(
+            &range,
+            &mut Part {
+                lines: self,
+                from,
+                to,
+            },
+        )
     }
 }
 

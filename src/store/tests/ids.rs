@@ -461,6 +461,30 @@ fn what_is_applied_after_a_copy_is_not_in_it() {
 }
 
 #[test]
+fn a_damaged_block_is_an_error_that_says_what_to_do() {
+    // Red if a number that cannot be read counts as new: its event would count twice.
+    let (dir, mut writer) = open();
+    let lines = Lines(vec![Lines::event("a", Kind::Add, 1, Some("run-000001")); 2]);
+    lines.apply(&mut writer, "s", 0, 1);
+    let connection = Connection::open(dir.path().join(DATABASE_FILE)).expect("it opens");
+    for numbers in ["x''", "x'00'"] {
+        connection
+            .execute(&format!("UPDATE id_block SET numbers = {numbers}"), [])
+            .expect("it changes");
+        let segment = SegmentId::Elsewhere("s".to_owned());
+        let words = lines
+            .try_apply(&mut writer, &segment, 1, 2, RangeEnd::Active, 1)
+            .expect_err("damaged")
+            .to_string();
+        assert!(
+            words.contains("the bytes of the block") && words.contains("process --rebuild"),
+            "{words}"
+        );
+    }
+    assert_eq!(dump(&dir, TOTALS), ["a|1|1"]);
+}
+
+#[test]
 fn ids_whose_date_cannot_be_are_dated_anew_in_both_tables() {
     // Red if a block of a clock that was set wrongly goes at once, or never.
     let (dir, mut writer) = open();
