@@ -12,6 +12,11 @@
 //! A commit that fails may have happened or not: the caller then opens a new [`Writer`] and asks
 //! the rows. Nothing is remembered across an error.
 //!
+//! # Where ids are kept
+//! An id that ends in a number after a prefix lies in a block of 128 neighbouring numbers (`id_block`,
+//! see [`id_blocks`]), any other in a row of its own (`event_id`). Which of the two follows from the bytes
+//! of the id alone, so that it is looked for in one place only.
+//!
 //! # Who uses what
 //! One thread owns the [`Writer`]: `synchronous=FULL`, WAL. [`Readers`] are a pool of read-only
 //! connections for GET. [`Progress`] is shared: the processor publishes, HTTP waits. Nothing but
