@@ -24,7 +24,7 @@ use crate::health::Health;
 use crate::http;
 use crate::journal::{
     Committer, DIRECTORY_FILE, Directory, Journal, JournalConfig, KnownSegment, KnownSegments,
-    Recovery,
+    Recovery, active_numbers,
 };
 use crate::logging;
 use crate::notify;
@@ -363,7 +363,9 @@ fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
                 named.id
             );
         }
-        let (rows, pruned) = store::read_kept(&database)?;
+        // Not the rows of years: of fully applied segments, their numbers are enough.
+        let numbers = active_numbers(disk, dir);
+        let found = store::read_for_recovery(&database, &numbers)?;
         let known = |row: store::SegmentRow| {
             Some(KnownSegment {
                 number: row.id.number()?,
@@ -374,8 +376,9 @@ fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
         };
         Ok(KnownSegments {
             directory: belongs_to,
-            segments: rows.into_iter().filter_map(known).collect(),
-            pruned: pruned.number,
+            segments: found.rows.into_iter().filter_map(known).collect(),
+            applied: found.applied,
+            pruned: found.pruned.number,
         })
     };
     read().unwrap_or_else(|error| {

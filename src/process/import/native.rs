@@ -185,9 +185,8 @@ impl Importer<'_> {
         let io = || ProcessError::io("read", &content.path);
         let file = &*content.file;
         let mut known = 0;
-        for id in writer.whole()?.into_keys() {
-            if let SegmentId::Elsewhere(name) = &id
-                && let Some(part) = Part::of_name(name).filter(|part| part.label == label)
+        for name in writer.applied_imports()? {
+            if let Some(part) = Part::of_name(&name).filter(|part| part.label == label)
                 && part.to.begins(file, content.size).map_err(io())?
             {
                 known = known.max(part.to.length);
