@@ -45,9 +45,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(&DemoConfig::new(args)?),
         Command::Serve(args) => {
             let check = args.check;
-            if let (false, Some(path)) = (check, &args.port_file) {
+            if let (false, Some(path)) = (check, ServeConfig::port_file_of(&args)) {
                 // Before anything can fail: who waits for the file must not find an old port.
-                serve::remove_port_file(path)?;
+                serve::remove_port_file(&path)?;
             }
             let effective = ServeConfig::from_args(*args)?;
             if check {

@@ -27,10 +27,11 @@ use anyhow::{Context as _, bail};
 
 use super::manifest::{Entry, Manifest};
 use super::{
-    BLOCK, UNFINISHED_FILE, checksum, exists, last_line_end, manifest, parent, refuse_backup,
-    refuse_unfinished, sync_parent,
+    BLOCK, UNFINISHED_FILE, checksum, exists, manifest, parent, refuse_backup, refuse_unfinished,
+    sync_parent,
 };
 use crate::config::UsageError;
+use crate::fs::last_line_end;
 use crate::fs::{DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable};
 use crate::journal::{
     Catalog, DIRECTORY_FILE, Directory, Place, QUARANTINE_DIR, directory_tag, read_label,

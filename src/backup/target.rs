@@ -10,8 +10,8 @@ use anyhow::{Context as _, bail};
 use uuid::Uuid;
 
 use super::checksum;
-use super::last_line_end;
 use super::manifest::{Entry, Manifest};
+use crate::fs::last_line_end;
 use crate::fs::{Disk, DiskFile, RealDisk};
 use crate::journal::{Catalog, DIRECTORY_FILE, Directory, Found, Place, directory_tag, read_label};
 use crate::segment::{ACTIVE_FILE, DirectoryTag, Label, SegmentId, Tag};

@@ -325,7 +325,7 @@ impl Recover<'_> {
         let applied = row.map_or(0, |row| row.applied_bytes.min(size));
         write_again(file, applied, size).map_err(self.io("write the end again of"))?;
         file.sync_data().map_err(self.io("sync"))?;
-        last_line_end(file, size).map_err(self.io("read"))
+        fs::last_line_end(file, size).map_err(self.io("read"))
     }
 
     fn cut_torn_tail(
@@ -483,23 +483,6 @@ fn has_zeros(file: &dyn DiskFile) -> io::Result<bool> {
             None => at += count as u64,
         }
     }
-}
-
-/// Looks back from the end, block by block, for the byte after the last `\n`.
-fn last_line_end(file: &dyn DiskFile, size: u64) -> io::Result<u64> {
-    const BLOCK: u64 = 64 << 10;
-    let mut block = Vec::new();
-    let mut end = size;
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK);
-        block.resize(usize::try_from(end - start).unwrap_or_default(), 0);
-        read_exact_at(file, &mut block, start)?;
-        if let Some(index) = memchr::memrchr(b'\n', &block) {
-            return Ok(start + index as u64 + 1);
-        }
-        end = start;
-    }
-    Ok(0)
 }
 
 /// Copies `[from, to)` to `quarantine/torn-<number>-<from>`; an earlier copy (of a recovery that was

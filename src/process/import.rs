@@ -15,7 +15,6 @@
 //! holds after a rebuild, too. Runs on the caller's thread, which holds `process.lock`.
 
 mod convert;
-mod looks;
 mod native;
 mod part;
 
@@ -26,12 +25,12 @@ use std::sync::Arc;
 
 pub(super) use self::convert::head;
 use self::convert::{ConvertError, convert};
-pub(super) use self::looks::Looks;
 pub(super) use self::part::Part;
 use self::part::{further_label, in_common};
 use super::applier::SegmentFile;
 use super::claims::settle;
 use super::{ProcessConfig, ProcessError, archive, fold};
+use crate::event::Looks;
 use crate::fs::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::journal::{Catalog, Directory, Found, Place, read_label};
 use crate::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
@@ -131,10 +130,11 @@ impl<'i> Importer<'i> {
             return Ok(self.at_home(&name));
         }
         let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
-        if let Looks::Other(other) = looks {
+        if let Looks::Unfit(unfit) = looks {
             return Ok(Brought::Refused(format!(
                 "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
-                other.what, other.cure
+                unfit.what,
+                unfit.cure(path)
             )));
         }
         let unpacked = match looks {

@@ -403,7 +403,7 @@ mod tests {
     use super::super::clock::Clock;
     use super::super::clock::tests::{Fake, HOUR, MINUTE, NOW};
     use super::*;
-    use crate::fs::{DiskDir, DiskFile, Identity, RealDisk};
+    use crate::fs::{DiskDir, RealDisk};
     use crate::journal::testing::{tag_of, write_sealed};
     use crate::process::run_once;
     use crate::store::{DATABASE_FILE, Existing, read_checks};
@@ -422,39 +422,15 @@ mod tests {
         }
     }
 
-    impl Disk for Failing {
-        fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            RealDisk.create_new(path)
-        }
-        fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            RealDisk.open(path)
-        }
-        fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            RealDisk.open_read(path)
-        }
-        fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-            RealDisk.rename_new(from, to)
-        }
-        fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
-            RealDisk.rename_over(from, to)
+    impl crate::fs::DiskLayer for Failing {
+        fn below(&self) -> &dyn Disk {
+            &RealDisk
         }
         fn remove(&self, path: &Path) -> io::Result<()> {
             self.allowed().and_then(|()| RealDisk.remove(path))
         }
         fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
             self.allowed().and_then(|()| RealDisk.open_dir(dir))
-        }
-        fn create_dir(&self, dir: &Path) -> io::Result<()> {
-            RealDisk.create_dir(dir)
-        }
-        fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>> {
-            RealDisk.list(dir)
-        }
-        fn identity(&self, path: &Path) -> io::Result<Option<Identity>> {
-            RealDisk.identity(path)
-        }
-        fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-            RealDisk.free_bytes(dir)
         }
     }
 

@@ -141,7 +141,7 @@ mod tests {
             }
             for number in 0..50 {
                 prop_assert_eq!(numbers.contains(number), model.contains(&number));
-                let free = (number..).find(|number| !model.contains(number));
+                let free = (number..=100).find(|number| !model.contains(number));
                 prop_assert_eq!(Some(numbers.first_free(number)), free);
                 let mut more = numbers.clone();
                 let is_new = more.insert(number);

@@ -23,9 +23,9 @@ impl Coordinator {
         let tail = self.journal.tail();
         self.since = tail.number;
         let pruned = applier.writer.pruned()?;
-        let (applied, rows) = applier.writer.applied()?;
+        let (settled, rows) = applier.writer.applied()?;
         let tag = self.config.directory_tag();
-        let mut catalog = Catalog::scan_unapplied(&*self.disk, data_dir, tag, &applied.native)
+        let mut catalog = Catalog::scan_unapplied(&*self.disk, data_dir, tag, &settled.native)
             .map_err(ProcessError::io("list", data_dir))?;
         let writer = &applier.writer;
         if let Err(error) = prune::finish_at_start(&*self.disk, &self.config, &mut catalog, writer)
@@ -44,13 +44,13 @@ impl Coordinator {
         board.active = tail.number;
         board.pruned = pruned.number;
         self.journal.reserve_up_to(pruned.number);
-        self.journal.reserve_all(&applied.native);
+        self.journal.reserve_all(&settled.native);
         self.journal.reserve_all(&catalog.numbers());
         let unfinished = rows.iter().filter_map(|row| row.id.number());
         self.journal.reserve_all(&unfinished.collect());
         for (id, found) in &catalog.sealed {
             let row = rows.iter().find(|row| row.id == *id);
-            let is_whole = applied.contains(id);
+            let is_whole = settled.contains(id);
             if !is_whole
                 && row.is_none()
                 && id.number().is_some_and(|number| number <= pruned.number)
