@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::post::Poster;
 use super::rejects::Refusal;
 use super::state::Record;
-use crate::config::SendConfig;
+use crate::cli::config::SendConfig;
 use crate::stop::Stop;
 
 /// How much of a rejected line the server keeps.

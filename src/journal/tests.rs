@@ -6,10 +6,11 @@ use std::sync::mpsc;
 
 use tempfile::TempDir;
 
-use super::testing::{tag_of, write_active, write_sealed};
 use super::*;
-use crate::fs::{DiskDir, RealDisk};
-use crate::segment::ACTIVE_FILE;
+use crate::data_dir::Catalog;
+use crate::data_dir::disk::{DiskDir, RealDisk};
+use crate::data_dir::segment::ACTIVE_FILE;
+use crate::data_dir::testing::{tag_of, write_active, write_sealed};
 
 fn config() -> JournalConfig {
     JournalConfig {
@@ -83,7 +84,7 @@ fn sealed(dir: &Path) -> Vec<u64> {
     catalog
         .sealed
         .keys()
-        .filter_map(crate::segment::SegmentId::number)
+        .filter_map(crate::data_dir::segment::SegmentId::number)
         .collect()
 }
 
@@ -379,7 +380,7 @@ struct FaultyDisk(Arc<Faults>);
 struct FaultyFile(Arc<dyn DiskFile>, Arc<Faults>);
 struct FaultyDir(Box<dyn DiskDir>, Arc<Faults>);
 
-impl crate::fs::DiskLayer for FaultyDisk {
+impl crate::data_dir::disk::DiskLayer for FaultyDisk {
     fn below(&self) -> &dyn Disk {
         &RealDisk
     }
@@ -414,7 +415,7 @@ impl DiskDir for FaultyDir {
     }
 }
 
-impl crate::fs::FileLayer for FaultyFile {
+impl crate::data_dir::disk::FileLayer for FaultyFile {
     fn below(&self) -> &dyn DiskFile {
         &*self.0
     }
