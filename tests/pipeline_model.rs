@@ -103,6 +103,7 @@ impl World {
             directory: read_directory(&self.database()).unwrap(),
             segments: rows.iter().filter_map(known).collect(),
             pruned: read_kept(&self.database()).unwrap().1.number,
+            ..KnownSegments::default()
         }
     }
 

@@ -11,10 +11,13 @@
 //! A [`Position`] is a number and a byte offset; it carries the acknowledgement, exactly-once,
 //! resume after a crash, freshness and read-your-writes.
 
+mod numbers;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
+pub use self::numbers::Numbers;
 use crate::timestamp;
 
 /// The file the server appends to.

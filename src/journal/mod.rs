@@ -56,7 +56,6 @@ mod recover;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,10 +64,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-pub use self::recover::Recovery;
+pub use self::recover::{Recovery, active_numbers};
 use crate::data_dir::DataDirError;
 use crate::data_dir::disk::{Disk, DiskFile, Lock};
-use crate::data_dir::segment::{Label, Position, Tag};
+use crate::data_dir::segment::{Label, Numbers, Position, Tag};
 use crate::health::Health;
 
 /// Whole lines to append, each ended by `\n`, none empty; checked events all.
@@ -161,8 +160,11 @@ pub struct KnownSegment {
 pub struct KnownSegments {
     /// The UUID of the data directory that it belongs to.
     pub directory: Option<uuid::Uuid>,
-    /// Its rows of native segments.
+    /// Its rows of native segments: at least of those that are not fully applied, and of the active
+    /// one, see [`active_numbers`].
     pub segments: Vec<KnownSegment>,
+    /// The numbers of the segments that have a row, but none here: they are fully applied.
+    pub applied: Numbers,
     /// The highest number that retention has pruned; 0 if none.
     pub pruned: u64,
 }
@@ -171,7 +173,22 @@ impl KnownSegments {
     /// The highest number that the database knows of; 0 if none.
     pub fn highest(&self) -> u64 {
         let rows = self.segments.iter().map(|row| row.number).max();
-        rows.unwrap_or(0).max(self.pruned)
+        let applied = self.applied.last();
+        rows.max(applied).unwrap_or(0).max(self.pruned)
+    }
+
+    /// What is known of a number. Of a fully applied segment whose row was not given, that nothing may
+    /// be appended to it.
+    pub(crate) fn row(&self, number: u64) -> Option<KnownSegment> {
+        let row = self.segments.iter().find(|row| row.number == number);
+        let applied = KnownSegment {
+            number,
+            tag: None,
+            applied_bytes: 0,
+            sealed: true,
+        };
+        row.copied()
+            .or_else(|| self.applied.contains(number).then_some(applied))
     }
 }
 
@@ -227,7 +244,7 @@ struct Shared {
     queue_bytes_max: u64,
     tail: Mutex<Tail>,
     /// Numbers that files in the directory bear and that no new segment gets.
-    taken: Mutex<BTreeSet<u64>>,
+    taken: Mutex<Numbers>,
     /// ... nor any number up to this one.
     floor: AtomicU64,
     directory: uuid::Uuid,
@@ -373,6 +390,12 @@ impl Journal {
         self.shared.taken().insert(number);
     }
 
+    /// Keeps these numbers from being given to a new segment.
+    pub fn reserve_all(&self, numbers: &Numbers) {
+        let mut taken = self.shared.taken();
+        numbers.ranges().for_each(|range| taken.insert_range(range));
+    }
+
     /// Bytes that wait to be written, and the bound past which appends are refused.
     pub fn queued_bytes(&self) -> (u64, u64) {
         (
@@ -411,7 +434,7 @@ impl Shared {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn taken(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+    fn taken(&self) -> MutexGuard<'_, Numbers> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

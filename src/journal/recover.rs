@@ -8,7 +8,6 @@
 //! segment lies sealed beside it, somebody put a file in or copied the directory while it changed:
 //! no byte is taken for those of another segment, nothing is deleted, and what happened is reported.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use std::time::SystemTime;
 
 use super::{JournalError, KnownSegment, KnownSegments};
 use crate::data_dir::disk::{self, Disk, DiskFile};
-use crate::data_dir::segment::{ACTIVE_FILE, Label, sealed_file_name};
+use crate::data_dir::segment::{ACTIVE_FILE, Label, Numbers, sealed_file_name};
 use crate::data_dir::{Catalog, QUARANTINE_DIR, lost_note};
 use crate::data_dir::{Directory, first_free, is_sealed, read_label};
 use crate::timestamp;
@@ -42,7 +41,7 @@ pub(super) struct Active {
     pub(super) durable_end: u64,
     pub(super) file: Arc<dyn DiskFile>,
     /// Numbers that files bear and that the database knows: none of them is given out again.
-    pub(super) taken: BTreeSet<u64>,
+    pub(super) taken: Numbers,
 }
 
 pub(super) fn recover(
@@ -54,10 +53,19 @@ pub(super) fn recover(
     disk.create_dir(&quarantine)
         .map_err(JournalError::io("create", &quarantine))?;
     let directory = Directory::establish(disk, data_dir, known.directory, known.highest())?;
-    let catalog = Catalog::scan(disk, data_dir, directory.tag())
+    // Which files bear the number of the active segment is looked at closely, whatever is known of it.
+    let mut settled = known.applied.clone();
+    for number in active_numbers(disk, data_dir) {
+        settled.remove(number);
+    }
+    let catalog = Catalog::scan_unapplied(disk, data_dir, directory.tag(), &settled)
         .map_err(JournalError::io("list", data_dir))?;
     let mut taken = catalog.numbers();
     taken.extend(known.segments.iter().map(|row| row.number));
+    known
+        .applied
+        .ranges()
+        .for_each(|range| taken.insert_range(range));
     let mut recover = Recover {
         disk,
         data_dir,
@@ -82,6 +90,16 @@ pub(super) fn recover(
     Ok((active, recover.recovery))
 }
 
+/// The numbers that the active segment may have, as `directory.json` and `events.jsonl` say: recovery
+/// asks for the rows of these. What cannot be read is left out: recovery says so.
+pub fn active_numbers(disk: &dyn Disk, data_dir: &Path) -> Vec<u64> {
+    let directory = Directory::read(disk, data_dir).ok().flatten();
+    let file = disk.open_read(&data_dir.join(ACTIVE_FILE)).ok();
+    let label = file.and_then(|file| read_label(&*file).ok().flatten());
+    let numbers = directory.map(|directory| directory.number).into_iter();
+    numbers.chain(label.map(|label| label.number)).collect()
+}
+
 struct Recover<'r> {
     disk: &'r dyn Disk,
     data_dir: &'r Path,
@@ -89,7 +107,7 @@ struct Recover<'r> {
     known: &'r KnownSegments,
     directory: Directory,
     catalog: Catalog,
-    taken: BTreeSet<u64>,
+    taken: Numbers,
     recovery: Recovery,
 }
 
@@ -137,8 +155,7 @@ impl Recover<'_> {
             None if self.directory.started => {
                 drop(file);
                 let number = self.directory.number;
-                let known = &self.known.segments;
-                let applied = known.iter().find(|row| row.number == number);
+                let applied = self.known.row(number);
                 self.set_aside(&match applied.map_or(0, |row| row.applied_bytes) {
                     0 => format!("it does not say that it is segment {number}, the active one"),
                     bytes => format!(
@@ -166,11 +183,7 @@ impl Recover<'_> {
     ) -> Result<Opened, JournalError> {
         let stored = self.directory.label();
         let rival = label.number == stored.number && label != stored && self.directory.started;
-        let row = self
-            .known
-            .segments
-            .iter()
-            .find(|row| row.number == label.number);
+        let row = self.known.row(label.number);
         let other = row.filter(|row| row.tag.is_some_and(|tag| tag != label.tag));
         if rival || other.is_some() || self.is_other_sealed(label) {
             drop(file);
@@ -226,11 +239,7 @@ impl Recover<'_> {
             self.taken.insert(stored.number);
             return self.create_next();
         }
-        let row = self
-            .known
-            .segments
-            .iter()
-            .find(|row| row.number == stored.number);
+        let row = self.known.row(stored.number);
         if let Some(row) = row.filter(|row| row.applied_bytes > 0 && !row.sealed) {
             self.lose(Label {
                 number: row.number,
@@ -255,7 +264,7 @@ impl Recover<'_> {
     /// elsewhere.
     fn is_taken(&self) -> bool {
         let number = self.directory.number;
-        self.taken.contains(&number) || number <= self.known.pruned
+        self.taken.contains(number) || number <= self.known.pruned
     }
 
     fn is_other_sealed(&self, label: Label) -> bool {
@@ -266,21 +275,13 @@ impl Recover<'_> {
 
     /// Whether every byte of the sealed segment is in the database.
     fn is_applied(&self, label: Label) -> bool {
-        let row = self
-            .known
-            .segments
-            .iter()
-            .find(|row| row.number == label.number);
+        let row = self.known.row(label.number);
         row.is_some_and(|row| row.sealed && row.tag == Some(label.tag))
     }
 
     /// Declares a segment lost that held acknowledged events.
     fn lose(&mut self, label: Label) -> Result<(), JournalError> {
-        let row = self
-            .known
-            .segments
-            .iter()
-            .find(|row| row.number == label.number);
+        let row = self.known.row(label.number);
         write_lost_note(self.disk, self.data_dir, label, row)?;
         self.taken.insert(label.number);
         self.recovery.lost = Some(label.number);
@@ -318,15 +319,13 @@ impl Recover<'_> {
         size: u64,
     ) -> Result<u64, JournalError> {
         let row = label.and_then(|label| {
-            let of = |row: &&KnownSegment| {
-                row.number == label.number && row.tag.is_none_or(|tag| tag == label.tag)
-            };
-            self.known.segments.iter().find(of)
+            let row = self.known.row(label.number);
+            row.filter(|row| row.tag.is_none_or(|tag| tag == label.tag))
         });
         let applied = row.map_or(0, |row| row.applied_bytes.min(size));
         write_again(file, applied, size).map_err(self.io("write the end again of"))?;
         file.sync_data().map_err(self.io("sync"))?;
-        last_line_end(file, size).map_err(self.io("read"))
+        disk::last_line_end(file, size).map_err(self.io("read"))
     }
 
     fn cut_torn_tail(
@@ -435,7 +434,7 @@ fn write_lost_note(
     disk: &dyn Disk,
     data_dir: &Path,
     label: Label,
-    row: Option<&KnownSegment>,
+    row: Option<KnownSegment>,
 ) -> Result<(), JournalError> {
     let note = lost_note(data_dir, label.number);
     let applied_bytes = row.map_or(0, |row| row.applied_bytes);
@@ -484,23 +483,6 @@ fn has_zeros(file: &dyn DiskFile) -> io::Result<bool> {
             None => at += count as u64,
         }
     }
-}
-
-/// Looks back from the end, block by block, for the byte after the last `\n`.
-fn last_line_end(file: &dyn DiskFile, size: u64) -> io::Result<u64> {
-    const BLOCK: u64 = 64 << 10;
-    let mut block = Vec::new();
-    let mut end = size;
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK);
-        block.resize(usize::try_from(end - start).unwrap_or_default(), 0);
-        read_exact_at(file, &mut block, start)?;
-        if let Some(index) = memchr::memrchr(b'\n', &block) {
-            return Ok(start + index as u64 + 1);
-        }
-        end = start;
-    }
-    Ok(0)
 }
 
 /// Copies `[from, to)` to `quarantine/torn-<number>-<from>`; an earlier copy (of a recovery that was

@@ -12,16 +12,16 @@ use std::time::{Duration, Instant};
 use crc32fast::Hasher;
 
 use super::clock::Clock;
-use super::import::{self, Looks, Part};
+use super::import::{self, Part};
 use super::{ProcessConfig, ProcessError};
 use crate::aggregate::UserLine;
 use crate::aggregate::pool::{Folded, Pool};
 use crate::aggregate::{lines, scan};
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::{DiskFile, Identity};
+use crate::data_dir::disk::{self as disk, DiskFile, Identity};
 use crate::data_dir::read_label;
 use crate::data_dir::segment::{DirectoryTag, Label, SegmentId, Tag};
-use crate::event::Event;
+use crate::event::{Event, Looks};
 use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, Writer,
@@ -217,7 +217,7 @@ impl<'p> Applier<'p> {
         let label = read_label(&*segment.file).map_err(io())?;
         let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
             let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
-            if let Some(refusal) = looks.refusal() {
+            if let Some(refusal) = refusal(looks, &segment.path) {
                 return Ok(Some(format!("{path}: {refusal}")));
             }
             let part = Part::of_name(&segment.name());
@@ -259,7 +259,7 @@ impl<'p> Applier<'p> {
         size: u64,
         watch: &mut dyn Watch,
     ) -> Result<(), ProcessError> {
-        let lines_end = lines::last_line_end(&*segment.file, size)
+        let lines_end = disk::last_line_end(&*segment.file, size)
             .map_err(ProcessError::io("read", &segment.path))?
             .max(applied);
         if lines_end < size {
@@ -485,4 +485,24 @@ pub(super) fn open_sealed(
         path: path.to_owned(),
         file,
     })
+}
+
+/// Why such a file in the data directory is not applied, and what to do; `None` for JSON Lines.
+fn refusal(looks: Looks, path: &Path) -> Option<String> {
+    let what = match looks {
+        Looks::Lines => return None,
+        Looks::Unfit(unfit) => {
+            return Some(format!(
+                "it is not JSON Lines but looks like {}, so nothing of it is applied. Move it out of the data directory and {}",
+                unfit.what,
+                unfit.cure(path)
+            ));
+        }
+        Looks::Gzip => "compressed with gzip",
+        Looks::Array => "a JSON array",
+        Looks::Objects => "JSON objects over several lines",
+    };
+    Some(format!(
+        "it is not JSON Lines but looks like {what}, so nothing of it is applied. Move it out of the data directory and name it to `tallyline process FILE` (while no server applies there) or `tallyline send FILE`: both convert it"
+    ))
 }

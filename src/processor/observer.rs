@@ -1,7 +1,9 @@
 //! The ledger of a server that does not apply itself (`--no-process`): read only.
 //!
 //! Another process applies now and then. Each round, the rows say what is settled and the files
-//! how many lines there are; a sealed file's lines are counted once.
+//! how many lines there are; a sealed file's lines are counted once. The archive, in which nothing
+//! waits but where the database was replaced by an older one, is listed when that is so and once in
+//! a while; the rows of fully applied segments are not read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -12,6 +14,7 @@ use super::worker::topic;
 use super::{ProcessConfig, accounting, in_words};
 use crate::aggregate::lines;
 use crate::data_dir::disk::Disk;
+use crate::data_dir::segment::Numbers;
 use crate::data_dir::segment::{Position, SegmentId};
 use crate::data_dir::{Catalog, Claims};
 use crate::health::Health;
@@ -22,6 +25,10 @@ use crate::store::{Readers, SegmentRow, SegmentState, StoreError};
 const DATABASE: &str = "database";
 /// The longest time between two rounds.
 const EVERY_MAX: Duration = Duration::from_mins(1);
+/// How often the archive is listed at least; but listing takes no more than one part in so many of the
+/// time.
+const LIST_ARCHIVE_EVERY: Duration = Duration::from_mins(1);
+const LISTING: u32 = 50;
 
 pub(super) fn run(
     config: &ProcessConfig,
@@ -33,6 +40,7 @@ pub(super) fn run(
 ) {
     let mut lines = Lines {
         disk,
+        listing: None,
         sealed: HashMap::new(),
         active: (0, 0, 0),
         settled_before: None,
@@ -92,20 +100,20 @@ fn round(
 ) -> Result<Observed, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
-    let (mut ledger, whole, rows) = readers.snapshot()?;
-    let catalog =
-        Catalog::scan(&*lines.disk, &config.data_dir, config.directory_tag()).map_err(io)?;
+    let (mut ledger, applied, rows) = readers.snapshot()?;
+    let mut listing = lines.list(config, &applied.native).map_err(io)?;
     let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
     let mut pending = 0;
     // Fates of more lines than a file has.
     let mut unaccounted = 0;
     let mut frontier = None;
     let mut failed = BTreeMap::new();
-    for (id, found) in &catalog.sealed {
+    for (id, found) in &listing.catalog.sealed {
         let untrusted = row(id).is_some_and(|row| row.state == SegmentState::Untrusted);
-        let known = whole.get(id).copied().or(row(id).map(|row| row.tag));
-        let usable = Claims::of(found, known).usable;
-        if let Some(found) = usable.filter(|_| !whole.contains_key(id) && !untrusted) {
+        if untrusted || applied.contains(id) {
+            continue;
+        }
+        if let Some(found) = Claims::of(found, row(id).map(|row| row.tag)).usable {
             let settled = row(id).map_or(0, |row| row.counts.lines);
             match lines.of_sealed(id, &found.path) {
                 Ok(Some(counted)) => {
@@ -122,6 +130,9 @@ fn round(
             frontier = frontier.or(id.number());
         }
     }
+    listing.applied = applied.native;
+    lines.forget_applied(&listing);
+    lines.listing = Some(listing);
     // What was sealed and applied since the look at the tail has more lines than that.
     let settled = row(&SegmentId::Ours(tail.number))
         .filter(|row| row.state == SegmentState::Active)
@@ -161,9 +172,20 @@ fn lost(row: &SegmentRow) -> Option<Lost> {
     })
 }
 
+/// The files, as last listed.
+struct Listing {
+    catalog: Catalog,
+    /// The segments that were fully applied then.
+    applied: Numbers,
+    /// When the archive is listed again, whatever the database says.
+    due: Instant,
+}
+
 /// Lines of files, counted once.
 struct Lines {
     disk: Arc<dyn Disk>,
+    /// `None` before the first round, and after one that failed.
+    listing: Option<Listing>,
     /// (size, lines) of sealed files.
     sealed: HashMap<SegmentId, (u64, u64)>,
     /// (number, counted up to, lines) of the active segment.
@@ -173,6 +195,38 @@ struct Lines {
 }
 
 impl Lines {
+    /// Lists the directory; the archive only where it is due, or where segments are no longer applied
+    /// that were: then the database was replaced, and what waits may lie in the archive.
+    fn list(&mut self, config: &ProcessConfig, applied: &Numbers) -> io::Result<Listing> {
+        let (disk, data_dir) = (&*self.disk, &config.data_dir);
+        let kept = self.listing.take().filter(|listing| {
+            listing.due > Instant::now()
+                && applied.contains_all(&listing.applied)
+                && applied.contains_all(&listing.catalog.archived)
+        });
+        if let Some(mut listing) = kept {
+            listing.catalog.scan_beside_archive_again(disk, data_dir)?;
+            return Ok(listing);
+        }
+        let began = Instant::now();
+        let tag = config.directory_tag();
+        let catalog = Catalog::scan_unapplied(disk, data_dir, tag, applied)?;
+        let pause = LIST_ARCHIVE_EVERY.max(began.elapsed() * LISTING);
+        Ok(Listing {
+            catalog,
+            applied: applied.clone(),
+            due: Instant::now() + pause,
+        })
+    }
+
+    /// Forgets the counts of files that are gone or need none.
+    fn forget_applied(&mut self, listing: &Listing) {
+        self.sealed.retain(|id, _| {
+            let is_applied = id.number().is_some_and(|id| listing.applied.contains(id));
+            !is_applied && listing.catalog.sealed.contains_key(id)
+        });
+    }
+
     /// `None` if the file is gone.
     fn of_sealed(&mut self, id: &SegmentId, path: &std::path::Path) -> io::Result<Option<u64>> {
         let file = match self.disk.open_read(path) {

@@ -31,6 +31,8 @@ use crate::verify::contents;
 
 /// How long a round may go on letting go; one segment goes at least.
 const ROUND_MAX: Duration = Duration::from_millis(100);
+/// The most segments that go in a round.
+const SEGMENTS_AT_ONCE: u64 = 1000;
 /// A segment that could not go is tried again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// So long a reader may keep a file from going before that is said.
@@ -114,7 +116,19 @@ impl Retention {
             return Ok(());
         };
         let dir = &self.config.data_dir;
-        let catalog = Catalog::scan(disk, dir, self.config.directory_tag())
+        // Only what may go in this round is kept apart by name.
+        let (mut others, _) = writer.applied()?;
+        let first = others
+            .native
+            .ranges()
+            .next()
+            .map_or(0, |range| *range.start());
+        let listed = first..=first + SEGMENTS_AT_ONCE;
+        listed.clone().for_each(|number| {
+            others.native.remove(number);
+        });
+        let tag = self.config.directory_tag();
+        let catalog = Catalog::scan_unapplied(disk, dir, tag, &others.native)
             .map_err(ProcessError::io("list", dir))?;
         if finish(disk, &catalog, writer)? == Finished::Later {
             self.later(health);
@@ -122,7 +136,9 @@ impl Retention {
         }
         let began = Instant::now();
         let mut stays = None;
-        while let Some((row, number)) = self.due(writer, end)? {
+        while let Some((row, number)) = self.due(writer, end)?
+            && listed.contains(&number)
+        {
             let now_ms = self.config.clock.now_ms();
             match prune(writer, disk, &catalog, &row, now_ms, &mut self.pruned)? {
                 Outcome::Gone => {}
@@ -350,21 +366,24 @@ pub(super) fn finish(
     Ok(Finished::Yes)
 }
 
-/// [`finish`] at a start, unless somebody verifies: then the file waits for the next time. A file
+/// [`finish`] at a start, with what was listed just now, unless somebody verifies: then the file waits for the next time. A file
 /// that can't be removed stands in nobody's way: it is not applied.
 pub(super) fn finish_at_start(
     disk: &dyn Disk,
     config: &ProcessConfig,
+    catalog: &mut Catalog,
     writer: &Writer,
 ) -> Result<(), ProcessError> {
-    if writer.pruned()?.number == 0 {
+    let pruned = writer.pruned()?.number;
+    if pruned == 0 {
         return Ok(());
     }
     let data_dir = &config.data_dir;
     if let Some(_held) = DirHold::alone(data_dir).map_err(ProcessError::io("hold", data_dir))? {
-        let catalog = Catalog::scan(disk, data_dir, config.directory_tag())
-            .map_err(ProcessError::io("list", data_dir))?;
-        finish(disk, &catalog, writer)?;
+        finish(disk, catalog, writer)?;
+        if let Some(found) = catalog.sealed.get_mut(&SegmentId::Ours(pruned)) {
+            found.retain(|found| disk.identity(&found.path).is_ok_and(|file| file.is_some()));
+        }
     }
     Ok(())
 }
@@ -386,7 +405,7 @@ mod tests {
     use super::super::clock::Clock;
     use super::super::clock::tests::{Fake, HOUR, MINUTE, NOW};
     use super::*;
-    use crate::data_dir::disk::{DiskDir, DiskFile, Identity, RealDisk};
+    use crate::data_dir::disk::{DiskDir, RealDisk};
     use crate::data_dir::testing::{tag_of, write_sealed};
     use crate::processor::run_once;
     use crate::store::{DATABASE_FILE, Existing, read_checks};
@@ -405,39 +424,15 @@ mod tests {
         }
     }
 
-    impl Disk for Failing {
-        fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            RealDisk.create_new(path)
-        }
-        fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            RealDisk.open(path)
-        }
-        fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            RealDisk.open_read(path)
-        }
-        fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-            RealDisk.rename_new(from, to)
-        }
-        fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
-            RealDisk.rename_over(from, to)
+    impl crate::data_dir::disk::DiskLayer for Failing {
+        fn below(&self) -> &dyn Disk {
+            &RealDisk
         }
         fn remove(&self, path: &Path) -> io::Result<()> {
             self.allowed().and_then(|()| RealDisk.remove(path))
         }
         fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
             self.allowed().and_then(|()| RealDisk.open_dir(dir))
-        }
-        fn create_dir(&self, dir: &Path) -> io::Result<()> {
-            RealDisk.create_dir(dir)
-        }
-        fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>> {
-            RealDisk.list(dir)
-        }
-        fn identity(&self, path: &Path) -> io::Result<Option<Identity>> {
-            RealDisk.identity(path)
-        }
-        fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-            RealDisk.free_bytes(dir)
         }
     }
 

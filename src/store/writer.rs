@@ -3,7 +3,7 @@
 //! After any error but a lock the owner drops it and opens another, which asks the rows anew: so
 //! a commit of which nobody knows whether it happened is no special case.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, TransactionBehavior, params};
@@ -14,9 +14,9 @@ use super::family::{self, Token};
 use super::open::{self, Existing};
 use super::segments;
 use super::{
-    Ledger, Numbers, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError,
+    AppliedSegments, Ledger, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError,
 };
-use crate::data_dir::segment::{SegmentId, Tag};
+use crate::data_dir::segment::{Numbers, SegmentId, Tag};
 
 const SET_DIRECTORY: &str = include_str!("../../sql/query/set_directory.sql");
 const MARK_SEGMENT: &str = include_str!("../../sql/query/mark_segment.sql");
@@ -294,9 +294,19 @@ impl Writer {
         segments::unfinished(&self.connection).map_err(self.reading())
     }
 
-    /// The segments that are whole, with their tags.
-    pub fn whole(&self) -> Result<HashMap<SegmentId, Option<Tag>>, StoreError> {
-        segments::whole(&self.connection).map_err(self.reading())
+    /// The segments that are fully applied, and the rows of the others.
+    pub fn applied(&self) -> Result<(AppliedSegments, Vec<SegmentRow>), StoreError> {
+        let read = || -> rusqlite::Result<_> {
+            let snapshot = self.connection.unchecked_transaction()?;
+            let unfinished = segments::unfinished(&snapshot)?;
+            Ok((segments::applied(&snapshot, &unfinished)?, unfinished))
+        };
+        read().map_err(self.reading())
+    }
+
+    /// The names of the imported files that are fully applied.
+    pub fn applied_imports(&self) -> Result<HashSet<String>, StoreError> {
+        segments::applied_imports(&self.connection).map_err(self.reading())
     }
 
     /// The numbers of ours that have a row.

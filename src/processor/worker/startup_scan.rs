@@ -25,20 +25,23 @@ impl Coordinator {
         let tail = self.journal.tail();
         self.since = tail.number;
         let pruned = applier.writer.pruned()?;
-        if let Err(error) = retention::finish_at_start(&*self.disk, &self.config, &applier.writer) {
+        let (settled, rows) = applier.writer.applied()?;
+        let tag = self.config.directory_tag();
+        let mut catalog = Catalog::scan_unapplied(&*self.disk, data_dir, tag, &settled.native)
+            .map_err(ProcessError::io("list", data_dir))?;
+        let writer = &applier.writer;
+        if let Err(error) =
+            retention::finish_at_start(&*self.disk, &self.config, &mut catalog, writer)
+        {
             self.board
                 .health
                 .set(retention::RETENTION, in_words(&error));
         }
-        let catalog = Catalog::scan(&*self.disk, data_dir, self.config.directory_tag())
-            .map_err(ProcessError::io("list", data_dir))?;
         for dir in &catalog.dirs {
             self.disk
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
-        let numbers = applier.writer.numbers()?;
-        let rows = applier.writer.unfinished()?;
         let board = &mut self.board;
         board.sealed.clear();
         board.lost.clear();
@@ -46,23 +49,13 @@ impl Coordinator {
         board.active = tail.number;
         board.pruned = pruned.number;
         self.journal.reserve_up_to(pruned.number);
-        for range in numbers.ranges() {
-            if *range.start() <= pruned.number + 1 {
-                self.journal.reserve_up_to(*range.end());
-            } else {
-                range
-                    .clone()
-                    .for_each(|number| self.journal.reserve(number));
-            }
-        }
+        self.journal.reserve_all(&settled.native);
+        self.journal.reserve_all(&catalog.numbers());
+        let unfinished = rows.iter().filter_map(|row| row.id.number());
+        self.journal.reserve_all(&unfinished.collect());
         for (id, found) in &catalog.sealed {
             let row = rows.iter().find(|row| row.id == *id);
-            // A row that is not among the unfinished ones is that of a whole segment.
-            let is_whole = row.is_none()
-                && match id {
-                    SegmentId::Ours(number) => numbers.contains(*number),
-                    SegmentId::Elsewhere(_) => applier.writer.segment(id)?.is_some(),
-                };
+            let is_whole = settled.contains(id);
             if !is_whole
                 && row.is_none()
                 && id.number().is_some_and(|number| number <= pruned.number)
@@ -78,9 +71,6 @@ impl Coordinator {
             let mut claims = settle(&*self.disk, found, row.as_ref());
             self.against_active(id, &mut claims);
             self.leave_rivals(id, &claims, row.as_ref())?;
-            if let Some(number) = id.number() {
-                self.journal.reserve(number);
-            }
             let Some(usable) = claims.usable else {
                 continue;
             };
@@ -117,11 +107,11 @@ impl Coordinator {
         rows: &[SegmentRow],
     ) -> Result<(), ProcessError> {
         let active = self.board.active;
-        let is_there = |id: &SegmentId| catalog.sealed.contains_key(id);
+        let is_there = |id: &SegmentId| catalog.contains(id);
         let numbers = applier.writer.numbers()?;
         let unfinished: BTreeSet<u64> = rows.iter().filter_map(|row| row.id.number()).collect();
         let pruned = applier.writer.pruned()?.number;
-        self.missing = gaps(pruned + 1, active, numbers.ranges().iter().cloned())
+        self.missing = gaps(pruned + 1, active, numbers.ranges())
             .filter(|&number| !is_there(&SegmentId::Ours(number)))
             .take(MISSING_MAX)
             .collect();
