@@ -97,6 +97,7 @@ impl World {
                 number: row.id.number()?,
                 tag: row.tag,
                 applied_bytes: row.applied_bytes,
+                checksum: Some(row.checksum),
                 sealed: row.state != SegmentState::Active,
             })
         };

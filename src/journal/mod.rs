@@ -159,6 +159,8 @@ pub struct KnownSegment {
     pub tag: Option<Tag>,
     /// Bytes of it that are applied.
     pub applied_bytes: u64,
+    /// CRC-32 of those bytes; `None` where that is not known.
+    pub checksum: Option<u32>,
     /// Whether the database has seen it sealed.
     pub sealed: bool,
 }

@@ -15,11 +15,11 @@ use super::clock::Clock;
 use super::import::{self, Looks, Part};
 use super::memory::Shares;
 use super::pool::{Folded, Pool};
-use super::{ProcessConfig, ProcessError, fold, lines};
+use super::{ProcessConfig, ProcessError, fold, lines, seal};
 use crate::event::Event;
 use crate::fs::{DiskFile, Identity};
 use crate::journal::read_label;
-use crate::segment::{DirectoryTag, Label, SegmentId, Tag};
+use crate::segment::{DirectoryTag, Label, Seal, SegmentId, Tag};
 use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, UserLine, Writer,
@@ -62,6 +62,8 @@ struct Follow {
     /// CRC-32 of the applied bytes; its length is how many.
     applied: Hasher,
     confirmed: Identity,
+    /// The sealed file that was compared with what its name says of it.
+    sealed: Option<PathBuf>,
 }
 
 /// Whether work can go on from what is applied.
@@ -157,6 +159,8 @@ impl<'p> Applier<'p> {
             && follow.applied.total_len() <= stat.size
             // Until the first line is applied, there may have been too little of it to tell.
             && (follow.applied.total_len() > 0 || segment.tag.is_some())
+            && (follow.sealed.as_ref() == Some(&segment.path)
+                || seal::of_path(&segment.path).is_none())
         {
             return Ok(Confirmed::At(follow.applied.total_len()));
         }
@@ -198,13 +202,19 @@ impl<'p> Applier<'p> {
                 stat.size - applied_bytes
             ));
         }
+        let applied = Hasher::new_with_initial_len(expected, applied_bytes);
+        let broken = seal::contradiction(&*segment.file, &segment.path, &applied)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        if let Some(broken) = broken {
+            return untrusted(format!("segment {}: {broken}", segment.id));
+        }
         if let Some(row) = row.filter(|_| known) {
             return Ok(Confirmed::Restored(row));
         }
-        let applied = Hasher::new_with_initial_len(expected, applied_bytes);
         let follow = Follow {
             applied,
             confirmed: stat.identity,
+            sealed: seal::of_path(&segment.path).map(|_| segment.path.clone()),
         };
         self.follows.insert(segment.id.clone(), follow);
         Ok(Confirmed::At(applied_bytes))
@@ -354,7 +364,13 @@ impl<'p> Applier<'p> {
                 .size()
                 .map_err(ProcessError::io("look at", &segment.path))
         };
-        if end == RangeEnd::Whole && size()? != folded.to {
+        let sealed = Seal {
+            bytes: folded.to,
+            checksum,
+        };
+        let is_sealed = |path| seal::of_path(path).is_none_or(|seal| seal == sealed);
+        if end == RangeEnd::Whole && (size()? != folded.to || !is_sealed(&segment.path)) {
+            self.forget(&segment.id);
             return Err(ProcessError::Changed {
                 path: segment.path.clone(),
             });

@@ -8,7 +8,7 @@ use std::io;
 
 use super::{archive, lines};
 use crate::fs::Disk;
-use crate::journal::{self, Claims, Found};
+use crate::journal::{self, Claims, Found, Place};
 use crate::segment::SegmentId;
 use crate::store::{SegmentRow, SegmentState};
 
@@ -84,6 +84,19 @@ pub(super) fn rivals_in_words(
             each.join(" and ")
         ),
     }
+}
+
+/// Whether the files of one identity stand for its events: one that can be applied, or was, or one in
+/// the quarantine by which somebody says that the events are not to count: an empty one, or that of a
+/// segment already known as changed. A file with events that was moved there before they were applied
+/// is missing.
+pub(super) fn stand_for(disk: &dyn Disk, found: &[Found], row: Option<&SegmentRow>) -> bool {
+    let given_up = row.is_some_and(|row| row.state == SegmentState::Untrusted);
+    found.iter().any(|file| {
+        file.place != Place::Quarantine
+            || given_up
+            || disk.size_at(&file.path).is_ok_and(|size| size == 0)
+    })
 }
 
 /// Length and CRC-32.

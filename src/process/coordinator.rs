@@ -14,9 +14,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub(super) use self::survey::{MISSING_MAX, gaps, ranges};
+pub(crate) use self::survey::ranges;
+pub(super) use self::survey::{MISSING_MAX, gaps, missing_in_words};
 use super::applier::{Applier, Confirmed, SegmentFile, Untrusted, Watch, Work, open_sealed};
-use super::claims::{rivals_in_words, settle};
+use super::claims::{rivals_in_words, settle, stand_for};
 use super::pool::Pool;
 use super::prune::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, in_words, lines, rebuild, sums};
@@ -30,7 +31,7 @@ use crate::store::{
 
 const DATABASE: &str = "database";
 const SUMS: &str = "database sums";
-const MISSING: &str = "missing segments";
+pub(super) const MISSING: &str = "missing segments";
 /// How the topic of each segment begins.
 const SEGMENT: &str = "segment ";
 /// Pauses after a failure grow up to this.

@@ -36,6 +36,7 @@ mod pool;
 mod prune;
 mod rebuild;
 mod recount;
+mod seal;
 mod sums;
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use self::clock::Clock;
+pub(crate) use self::coordinator::ranges;
 use self::memory::Shares;
 pub use self::once::{Refused, RunProgress, Step, Summary, run_once};
 pub use self::rebuild::{Rebuilt, rebuild};

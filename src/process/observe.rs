@@ -1,18 +1,23 @@
 //! The ledger of a server that does not apply itself (`--no-process`): read only.
 //!
 //! Another process applies now and then. Each round, the rows say what is settled and the files
-//! how many lines there are; a sealed file's lines are counted once.
+//! how many lines there are; a sealed file is read once, its lines are counted and it is compared
+//! with what its name says of it. Files that contradict each other are named in readiness.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::coordinator::topic;
-use super::{ProcessConfig, accounting, in_words, lines};
-use crate::fs::Disk;
+use crc32fast::Hasher;
+
+use super::claims::{rivals_in_words, settle, stand_for};
+use super::coordinator::{MISSING, MISSING_MAX, gaps, missing_in_words, topic};
+use super::{ProcessConfig, accounting, in_words, lines, seal};
+use crate::fs::{Disk, Identity};
 use crate::health::Health;
-use crate::journal::{Catalog, Claims, Journal, Tail};
+use crate::journal::{self, Catalog, Claims, Found, Journal, Tail};
 use crate::segment::{Position, SegmentId};
 use crate::store::{Lost, Progress, Readers, SegmentRow, SegmentState, Settled, StoreError};
 
@@ -32,6 +37,7 @@ pub(super) fn run(
         disk,
         sealed: HashMap::new(),
         active: (0, 0, 0),
+        contradictions: HashMap::new(),
         settled_before: None,
     };
     let mut unreadable: Vec<String> = Vec::new();
@@ -66,7 +72,7 @@ pub(super) fn run(
 struct Observed {
     /// Lines without a fate, or fates without a line.
     unaccounted: i64,
-    /// Files that cannot be read, and why, by their topic in readiness.
+    /// Files that cannot be read, are missing or contradict each other, by their topic in readiness.
     failed: BTreeMap<String, String>,
 }
 
@@ -76,7 +82,7 @@ enum ObserveError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot count the lines that wait in {}", .0.display())]
-    Io(std::path::PathBuf, #[source] io::Error),
+    Io(PathBuf, #[source] io::Error),
 }
 
 /// Publishes what there is; the topics of files that could not be read, and why.
@@ -89,7 +95,7 @@ fn round(
 ) -> Result<Observed, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
-    let (mut ledger, whole, rows) = readers.snapshot()?;
+    let (mut ledger, whole, rows, pruned) = readers.snapshot()?;
     let catalog =
         Catalog::scan(&*lines.disk, &config.data_dir, config.directory_tag()).map_err(io)?;
     let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
@@ -101,11 +107,41 @@ fn round(
     for (id, found) in &catalog.sealed {
         let untrusted = row(id).is_some_and(|row| row.state == SegmentState::Untrusted);
         let known = whole.get(id).copied().or(row(id).map(|row| row.tag));
-        let usable = Claims::of(found, known).usable;
+        if known.is_none() && id.number().is_some_and(|number| number <= pruned.number) {
+            continue; // Never applied again.
+        }
+        let claims = Claims::of(found, known);
+        let (has_rivals, usable) = (!claims.rivals.is_empty(), claims.usable);
+        if has_rivals || !claims.copies.is_empty() {
+            // The row of a whole segment is read for the few that more than one file bears.
+            let whole_row = match whole.get(id) {
+                Some(_) => readers.segment(id)?,
+                None => None,
+            };
+            let row = whole_row.as_ref().or(row(id));
+            if let Some(words) = lines.contradiction(id, found, row) {
+                failed.insert(topic(id), words);
+                continue;
+            }
+        }
+        if let Some(found) = usable
+            && id.number() == Some(tail.number)
+            && found.tag != Some(tail.tag)
+        {
+            failed.insert(topic(id), journal::rivals_in_words(id, &[found]));
+            continue;
+        }
         if let Some(found) = usable.filter(|_| !whole.contains_key(id) && !untrusted) {
             let settled = row(id).map_or(0, |row| row.counts.lines);
             match lines.of_sealed(id, &found.path) {
-                Ok(Some(counted)) => {
+                Ok(Some(Sealed {
+                    lines: counted,
+                    broken,
+                    ..
+                })) => {
+                    if let Some(broken) = broken {
+                        failed.insert(topic(id), format!("segment {id}: {broken}"));
+                    }
                     pending += counted.saturating_sub(settled);
                     unaccounted -= settled.saturating_sub(counted).cast_signed();
                 }
@@ -118,6 +154,22 @@ fn round(
             }
             frontier = frontier.or(id.number());
         }
+    }
+    let mut there: BTreeSet<u64> = whole.keys().filter_map(SegmentId::number).collect();
+    for (id, found) in &catalog.sealed {
+        if let Some(number) = id.number()
+            && !there.contains(&number)
+            && stand_for(&*lines.disk, found, row(id))
+        {
+            there.insert(number);
+        }
+    }
+    let there = there.into_iter().map(|number| number..=number);
+    let missing: BTreeSet<u64> = gaps(pruned.number + 1, tail.number, there)
+        .take(MISSING_MAX)
+        .collect();
+    if let Some(words) = missing_in_words(&missing, config) {
+        failed.insert(MISSING.to_owned(), words);
     }
     // What was sealed and applied since the look at the tail has more lines than that.
     let settled = row(&SegmentId::Ours(tail.number))
@@ -161,31 +213,72 @@ fn lost(row: &SegmentRow) -> Option<Lost> {
 /// Lines of files, counted once.
 struct Lines {
     disk: Arc<dyn Disk>,
-    /// (size, lines) of sealed files.
-    sealed: HashMap<SegmentId, (u64, u64)>,
+    sealed: HashMap<SegmentId, Sealed>,
     /// (number, counted up to, lines) of the active segment.
     active: (u64, u64, u64),
     /// Lines that were settled at the first look.
     settled_before: Option<u64>,
+    /// Why files of one number contradict each other, if they do, and which files these are.
+    contradictions: HashMap<SegmentId, (Vec<Look>, Option<String>)>,
+}
+
+/// A file as it was seen: read again once it is another, or has another size.
+type Look = (PathBuf, Option<Identity>, u64);
+
+/// A sealed file as it was when it was last read.
+#[derive(Clone)]
+struct Sealed {
+    size: u64,
+    lines: u64,
+    /// Why it is not what was sealed, or not the segment that its name says.
+    broken: Option<String>,
 }
 
 impl Lines {
     /// `None` if the file is gone.
-    fn of_sealed(&mut self, id: &SegmentId, path: &std::path::Path) -> io::Result<Option<u64>> {
+    fn of_sealed(&mut self, id: &SegmentId, path: &Path) -> io::Result<Option<Sealed>> {
         let file = match self.disk.open_read(path) {
             // Archived since the listing: the next round sees it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
         let size = file.size()?;
-        match self.sealed.get(id) {
-            Some(&(of, lines)) if of == size => Ok(Some(lines)),
-            _ => {
-                let lines = lines::count(&*file, 0, size)?;
-                self.sealed.insert(id.clone(), (size, lines));
-                Ok(Some(lines))
-            }
+        if let Some(sealed) = self.sealed.get(id).filter(|sealed| sealed.size == size) {
+            return Ok(Some(sealed.clone()));
         }
+        let sealed = Sealed {
+            size,
+            lines: lines::count(&*file, 0, size)?,
+            broken: seal::contradiction(&*file, path, &Hasher::new())?,
+        };
+        self.sealed.insert(id.clone(), sealed.clone());
+        Ok(Some(sealed))
+    }
+
+    /// Why the files that bear one number contradict each other, or what was applied.
+    fn contradiction(
+        &mut self,
+        id: &SegmentId,
+        found: &[Found],
+        row: Option<&SegmentRow>,
+    ) -> Option<String> {
+        let look = |found: &Found| {
+            let path = &found.path;
+            let identity = self.disk.identity(path).ok().flatten();
+            (path.clone(), identity, self.disk.size_at(path).unwrap_or(0))
+        };
+        let looks: Vec<Look> = found.iter().map(look).collect();
+        if let Some((before, words)) = self.contradictions.get(id)
+            && *before == looks
+        {
+            return words.clone();
+        }
+        let claims = settle(&*self.disk, found, row);
+        let words = (!claims.rivals.is_empty())
+            .then(|| rivals_in_words(&*self.disk, id, &claims.rivals, row));
+        self.contradictions
+            .insert(id.clone(), (looks, words.clone()));
+        words
     }
 
     fn of_active(&mut self, tail: &Tail) -> io::Result<u64> {

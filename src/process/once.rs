@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::applier::{Applier, Confirmed, SegmentFile, Watch, open_sealed};
 use super::archive::{self, Archived};
-use super::claims::{rivals_in_words, settle};
+use super::claims::{rivals_in_words, settle, stand_for};
 use super::coordinator::{MISSING_MAX, gaps};
 use super::import::{Brought, Importer};
 use super::memory::Shares;
@@ -38,8 +38,8 @@ pub struct Summary {
     /// What is called like a segment in the data directory but cannot be opened, and why. Exit
     /// code 3 if there is any; what was named on the command line is among the refused instead.
     pub unusable: Vec<Refused>,
-    /// Numbers of ours that have neither a file nor a whole row.
-    pub missing: Vec<u64>,
+    /// Numbers of ours that have neither a file nor a whole row. Exit code 1 if there are any.
+    pub missing: BTreeSet<u64>,
     /// What became of the lines applied in this run. Exit code 3 if any was rejected.
     pub counts: Counts,
     /// Bytes applied in this run.
@@ -189,14 +189,19 @@ impl Run<'_> {
                 todo.push(found.clone());
             }
         }
-        let there: BTreeSet<u64> = whole
-            .keys()
-            .chain(catalog.sealed.keys())
-            .filter_map(SegmentId::number)
-            .chain(active.map(|label| label.number))
-            .collect();
+        let mut there: BTreeSet<u64> = whole.keys().filter_map(SegmentId::number).collect();
+        there.extend(active.map(|label| label.number));
+        for (id, found) in &catalog.sealed {
+            let Some(number) = id.number().filter(|number| !there.contains(number)) else {
+                continue;
+            };
+            let row = self.applier.writer.segment(id)?;
+            if stand_for(self.disk, found, row.as_ref()) {
+                there.insert(number);
+            }
+        }
         let highest = there.last().copied().unwrap_or(0);
-        let highest = highest.max(given_out);
+        let highest = highest.max(given_out).max(catalog.highest_number());
         let there = there.into_iter().map(|number| number..=number);
         self.summary.missing = gaps(pruned + 1, highest + 1, there)
             .take(MISSING_MAX)

@@ -15,7 +15,9 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
-use super::{Ledger, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, segments};
+use super::{
+    Ledger, Pruned, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, segments,
+};
 use crate::event::Micros;
 use crate::fs::{Disk, Identity, RealDisk};
 use crate::segment::{SegmentId, Tag};
@@ -77,7 +79,12 @@ pub struct Overall {
 }
 
 /// See [`Readers::snapshot`].
-pub(crate) type Snapshot = (Ledger, HashMap<SegmentId, Option<Tag>>, Vec<SegmentRow>);
+pub(crate) type Snapshot = (
+    Ledger,
+    HashMap<SegmentId, Option<Tag>>,
+    Vec<SegmentRow>,
+    Pruned,
+);
 
 type Pool = r2d2::Pool<Manager>;
 
@@ -231,8 +238,8 @@ impl Readers {
         Ok(overall.unwrap_or_default())
     }
 
-    /// Every line the database knows of, the segments that are whole, and the rows of the others,
-    /// as of one moment.
+    /// Every line the database knows of, the segments that are whole, the rows of the others, and what
+    /// was pruned, as of one moment.
     pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
@@ -240,6 +247,7 @@ impl Readers {
                 segments::ledger(&snapshot)?,
                 segments::whole(&snapshot)?,
                 segments::unfinished(&snapshot)?,
+                segments::pruned(&snapshot)?,
             ))
         })?;
         Ok(snapshot.unwrap_or_default())

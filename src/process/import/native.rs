@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use super::super::claims::settle;
 use super::super::{ProcessError, lines, prune};
-use super::part::{Part, Prefix, in_common};
+use super::part::{Part, Prefix, in_common, longest_prefix};
 use super::{Brought, Content, Importer};
 use crate::journal::{Found, Place};
 use crate::segment::{ACTIVE_FILE, Label, SegmentId, label_in_name, sealed_file_name};
@@ -185,14 +185,23 @@ impl Importer<'_> {
         let io = || ProcessError::io("read", &content.path);
         let file = &*content.file;
         let mut known = 0;
+        // Whole files under whatever name: a row has the length and the checksum of what was applied,
+        // whether or not the file is still there, and no two segments begin with the same label.
+        let mut prefixes = Vec::new();
         for id in writer.whole()?.into_keys() {
-            if let SegmentId::Elsewhere(name) = &id
-                && let Some(part) = Part::of_name(name).filter(|part| part.label == label)
-                && part.to.begins(file, content.size).map_err(io())?
-            {
-                known = known.max(part.to.length);
+            let SegmentId::Elsewhere(name) = &id else {
+                continue;
+            };
+            match Part::of_name(name) {
+                Some(part) if part.label == label => prefixes.push(part.to),
+                Some(_) => {}
+                None => prefixes.extend(writer.segment(&id)?.map(|row| Prefix {
+                    length: row.applied_bytes,
+                    checksum: row.checksum,
+                })),
             }
         }
+        known = known.max(longest_prefix(file, content.size, prefixes).map_err(io())?);
         for (id, found) in &self.catalog.sealed {
             let SegmentId::Elsewhere(name) = id else {
                 continue;
