@@ -9,7 +9,7 @@ mod sealed;
 mod survey;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,12 +21,13 @@ use super::claims::{rivals_in_words, settle, stand_for};
 use super::pool::Pool;
 use super::prune::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, in_words, lines, rebuild, sums};
-use crate::fs::{Disk, Identity};
+use crate::fs::{self, Disk, Identity};
 use crate::health::Health;
 use crate::journal::{Catalog, Claims, Found, Journal, Place, Tail};
 use crate::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
 use crate::store::{
-    Applied, Lost, Progress, RangeEnd, SegmentRow, SegmentState, Settled, StoreError,
+    Applied, Lost, Progress, RangeEnd, SegmentRow, SegmentState, Settled, StoreError, discard_wal,
+    is_consistent,
 };
 
 const DATABASE: &str = "database";
@@ -39,6 +40,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How often the database's path is looked at between rounds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A file that was not written to for so long is complete.
+const STILL_FOR: Duration = Duration::from_millis(500);
 /// Stands for a period that no clock can measure.
 const PERIOD_MAX: Duration = Duration::from_hours(24);
 /// A file that failed is tried again after this.
@@ -150,12 +153,27 @@ pub(super) fn run(
                     close(applier);
                     break;
                 }
+                Err(error @ ProcessError::Overwritten { .. }) => {
+                    applier.writer.abandon();
+                    error
+                }
                 Err(error) => {
                     applier.release();
                     error
                 }
             },
         };
+        if let ProcessError::Overwritten { path } = &failed {
+            tracing::warn!("{}", in_words(&failed));
+            health.set(DATABASE, in_words(&failed));
+            wait_until_still(path, progress);
+            if !is_consistent(path).unwrap_or(false) {
+                discard_wal(path);
+            }
+            if !last {
+                continue;
+            }
+        }
         if last || matches!(failed, ProcessError::Stopped) {
             coordinator.finish_check();
             break;
@@ -185,6 +203,19 @@ fn pause(since: Duration, work: Work, flush_every: Duration) -> Duration {
         .min(flush_every)
 }
 
+/// Waits until another program that writes to the database file is done, as far as can be seen.
+fn wait_until_still(path: &Path, progress: &Progress) {
+    let mut before = None;
+    loop {
+        let now = fs::written(path);
+        if (before.is_some() && now == before) || progress.is_stopping() {
+            return;
+        }
+        before = now;
+        progress.wait_until(Instant::now() + STILL_FOR);
+    }
+}
+
 fn close(applier: Applier<'_>) {
     if let Err(error) = applier.writer.close() {
         let error = in_words(&error);
@@ -205,6 +236,10 @@ impl Coordinator {
             let going_on = !self.board.progress.is_stopping();
             applier.work = Work::default();
             self.round(applier)?;
+            match applier.writer.note_written() {
+                Err(error) if !error.is_locked() => return Err(error.into()),
+                _ => {}
+            }
             self.board.health.clear(DATABASE);
             if !going_on {
                 return Ok(());
@@ -233,7 +268,14 @@ impl Coordinator {
             return Err(ProcessError::Replaced { path, what });
         }
         match applier.writer.is_changed_by_others() {
-            Ok(false) => Ok(()),
+            Ok(false) => match applier.writer.is_overwritten() {
+                Ok(true) => {
+                    self.to_check = true;
+                    Err(ProcessError::Overwritten { path })
+                }
+                Err(error) if !error.is_locked() => Err(error.into()),
+                _ => Ok(()),
+            },
             Ok(true) => {
                 self.to_check = true;
                 Err(ProcessError::ChangedByOthers { path })

@@ -200,6 +200,12 @@ pub enum ProcessError {
         /// The database file.
         path: PathBuf,
     },
+    /// Another program wrote to the database file itself.
+    #[error("database {}: another program wrote over the file in place while the server had it open; it is read anew, and what the files of events hold beyond it is applied", path.display())]
+    Overwritten {
+        /// The database file.
+        path: PathBuf,
+    },
     /// The file's length changed while it was read.
     #[error("{} changed while it was read; it is applied once it is complete", path.display())]
     Changed {

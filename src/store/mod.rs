@@ -48,7 +48,8 @@ pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 pub use self::segments::{
     AppliedSum, Checks, Counts, Numbers, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, read_checks, read_directory, read_kept, read_segments,
+    SegmentState, discard_wal, is_consistent, read_checks, read_directory, read_kept,
+    read_segments,
 };
 pub use self::writer::{Mark, Writer};
 pub use crate::fs::with_suffix as sibling;
