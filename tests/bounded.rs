@@ -324,9 +324,15 @@ fn what_holds_up_the_io_thread_is_counted_and_named() {
     let held_up = || metric(&server, "tallyline_http_io_held_up_total");
     server.get("/slow?secret").expect(404);
     assert!(held_up() >= 1);
-    let said = server.process.stderr();
-    let line = said.lines().find(|line| line.contains("GET /slow"));
-    let line = line.unwrap_or_else(|| panic!("named: {said}"));
+    // Log lines are written by a thread of their own.
+    let (said, line) = until(PATIENCE, "it is named", || {
+        let said = server.process.stderr();
+        let line = said
+            .lines()
+            .find(|line| line.contains("GET /slow"))?
+            .to_owned();
+        Some((said, line))
+    });
     assert!(line.contains("WARN") && line.contains("held up"), "{line}");
     assert!(!said.contains("secret"), "{said}");
 }

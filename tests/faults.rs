@@ -15,7 +15,7 @@ use super::harness::{
 };
 use super::kernel_log::{signal_traced, stop_traced};
 use rustix::process::Signal;
-use tallyline::segment::label_in_name;
+use tallyline::data_dir::segment::label_in_name;
 
 /// A file system of a few MiB in memory, gone when dropped.
 struct TinyDisk {

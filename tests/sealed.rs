@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use tallyline::segment::{label_in_name, seal_in_name};
+use tallyline::data_dir::segment::{label_in_name, seal_in_name};
 
 use super::harness::{PATIENCE, Scratch, Server, database, event, files_below, run, until};
 
@@ -305,9 +305,10 @@ fn an_imported_segment_is_recognised_when_its_file_is_gone() {
         let (data, other) = (scratch.data(), scratch.path().join("other"));
         let original = unapplied(&other, &[3]).pop().unwrap();
         unapplied(&data, &[1]);
-        let put = match renamed {
-            false => name(&original).to_owned(),
-            true => "events_of-another-instance.jsonl".to_owned(),
+        let put = if renamed {
+            "events_of-another-instance.jsonl".to_owned()
+        } else {
+            name(&original).to_owned()
         };
         fs::copy(&original, data.join(&put)).unwrap();
         command(&["process"], &data).expect(0);

@@ -16,8 +16,8 @@ use super::segments;
 use super::{
     Ledger, Numbers, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError,
 };
-use crate::fs::{self, Written};
-use crate::segment::{SegmentId, Tag};
+use crate::data_dir::disk::{self, Written};
+use crate::data_dir::segment::{SegmentId, Tag};
 
 const SET_DIRECTORY: &str = include_str!("../../sql/query/set_directory.sql");
 const MARK_SEGMENT: &str = include_str!("../../sql/query/mark_segment.sql");
@@ -173,7 +173,7 @@ impl Writer {
     }
 
     fn look(&self) -> Result<Look, StoreError> {
-        let file = fs::written(&self.path);
+        let file = disk::written(&self.path);
         let noop = |row: &rusqlite::Row<'_>| Ok((row.get(1)?, row.get(2)?));
         let wal = self
             .connection
