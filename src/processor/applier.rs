@@ -387,6 +387,9 @@ impl<'p> Applier<'p> {
         loop {
             match self.writer.apply(&range, &mut source) {
                 Ok(Outcome::Applied(applied)) => {
+                    // Before anybody learns of the commit: what is written to the file from here on is
+                    // not this writer's. Where the look fails, the next one tells.
+                    let _unknown = self.writer.note_written();
                     watch.unlocked();
                     return Ok(applied);
                 }

@@ -238,10 +238,6 @@ impl Coordinator {
             let going_on = !self.board.progress.is_stopping();
             applier.work = Work::default();
             self.round(applier)?;
-            match applier.writer.note_written() {
-                Err(error) if !error.is_locked() => return Err(error.into()),
-                _ => {}
-            }
             self.board.health.clear(DATABASE);
             if !going_on {
                 return Ok(());
