@@ -30,6 +30,15 @@ pub(crate) fn checksum(file: &dyn DiskFile, length: u64) -> io::Result<u32> {
     Ok(hasher.finalize())
 }
 
+/// The CRC-32 of the first `length` bytes, of which those that `known` has are not read.
+pub(crate) fn checksum_from(file: &dyn DiskFile, known: &Hasher, length: u64) -> io::Result<u32> {
+    let mut hasher = known.clone();
+    blocks(file, known.total_len(), length, |block| {
+        hasher.update(block);
+    })?;
+    Ok(hasher.finalize())
+}
+
 /// Lines that start in `[from, to)`, empty ones left out; `from` is a line start.
 pub(crate) fn count(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<u64> {
     let mut lines = 0;

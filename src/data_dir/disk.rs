@@ -71,6 +71,15 @@ pub struct FileStat {
 /// Which file it is on this machine (device, inode): compared while a file is open, never kept.
 pub type Identity = (u64, u64);
 
+/// When a file was last written to (seconds and nanoseconds since 1970 UTC), and its size.
+pub type Written = (i64, i64, u64);
+
+/// Looks at a path, which is not opened; `None` where that fails.
+pub fn written(path: &Path) -> Option<Written> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+}
+
 /// A disk: what the journal and the processor do to files and directories.
 pub trait Disk: Send + Sync + 'static {
     /// Creates a new file for reading and writing; fails if the path exists.

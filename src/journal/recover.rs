@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crc32fast::Hasher;
+
 use super::{JournalError, KnownSegment, KnownSegments};
 use crate::data_dir::disk::{self, Disk, DiskFile};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Numbers, sealed_file_name};
@@ -39,6 +41,8 @@ pub struct Recovery {
 pub(super) struct Active {
     pub(super) directory: Directory,
     pub(super) durable_end: u64,
+    /// CRC-32 of the bytes before the durable end.
+    pub(super) checksum: Hasher,
     pub(super) file: Arc<dyn DiskFile>,
     /// Numbers that files bear and that the database knows: none of them is given out again.
     pub(super) taken: Numbers,
@@ -81,9 +85,11 @@ pub(super) fn recover(
         disk.sync_dir(dir).map_err(JournalError::io("sync", dir))?;
     }
     let (durable_end, file) = recover.active()?;
+    let checksum = recover.checksum(&*file, durable_end)?;
     let active = Active {
         directory: recover.directory,
         durable_end,
+        checksum,
         file,
         taken: recover.taken,
     };
@@ -318,14 +324,34 @@ impl Recover<'_> {
         label: Option<Label>,
         size: u64,
     ) -> Result<u64, JournalError> {
-        let row = label.and_then(|label| {
-            let row = self.known.row(label.number);
-            row.filter(|row| row.tag.is_none_or(|tag| tag == label.tag))
-        });
+        let row = label.and_then(|label| self.row_of(label));
         let applied = row.map_or(0, |row| row.applied_bytes.min(size));
         write_again(file, applied, size).map_err(self.io("write the end again of"))?;
         file.sync_data().map_err(self.io("sync"))?;
         disk::last_line_end(file, size).map_err(self.io("read"))
+    }
+
+    /// CRC-32 of the active segment up to its durable end: of what is applied, as the database has it,
+    /// so that a file which was changed there does not pass for what was acknowledged.
+    fn checksum(&self, file: &dyn DiskFile, durable_end: u64) -> Result<Hasher, JournalError> {
+        let row = self.row_of(self.directory.label());
+        let applied = row
+            .filter(|row| row.applied_bytes <= durable_end)
+            .and_then(|row| Some((row.checksum?, row.applied_bytes)));
+        let (checksum, applied) = applied.unwrap_or_default();
+        let mut hasher = Hasher::new_with_initial_len(checksum, applied);
+        each_block(file, applied, durable_end, |_, block| {
+            hasher.update(block);
+            Ok(())
+        })
+        .map_err(self.io("read"))?;
+        Ok(hasher)
+    }
+
+    /// What the database knows of a segment.
+    fn row_of(&self, label: Label) -> Option<KnownSegment> {
+        let row = self.known.row(label.number);
+        row.filter(|row| row.tag.is_none_or(|tag| tag == label.tag))
     }
 
     fn cut_torn_tail(
@@ -458,14 +484,29 @@ fn write_lost_note(
 /// it could cut them off, they still read as written, and a sync alone would succeed without
 /// bringing them to the disk.
 fn write_again(file: &dyn DiskFile, applied: u64, size: u64) -> io::Result<()> {
+    each_block(file, applied, size, |at, block| {
+        file.write_all_at(block, at)
+    })
+}
+
+/// Calls `each` with the blocks of `[from, to)`, in order, and where they begin.
+fn each_block(
+    file: &dyn DiskFile,
+    from: u64,
+    to: u64,
+    mut each: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    if from >= to {
+        return Ok(());
+    }
     let mut block = vec![0; 1 << 20];
-    let mut at = applied;
-    while at < size {
-        let length = usize::try_from(size - at)
+    let mut at = from;
+    while at < to {
+        let length = usize::try_from(to - at)
             .unwrap_or(usize::MAX)
             .min(block.len());
         read_exact_at(file, &mut block[..length], at)?;
-        file.write_all_at(&block[..length], at)?;
+        each(at, &block[..length])?;
         at += length as u64;
     }
     Ok(())
@@ -507,17 +548,9 @@ fn keep_torn_tail(
         path = quarantine.join(format!("{name}.{copies}"));
     }
     disk::write_new(disk, &path, |copy| {
-        let mut block = vec![0; 1 << 20];
-        let mut at = from;
-        while at < to {
-            let length = usize::try_from(to - at)
-                .unwrap_or(usize::MAX)
-                .min(block.len());
-            read_exact_at(file, &mut block[..length], at)?;
-            copy.write_all_at(&block[..length], at - from)?;
-            at += length as u64;
-        }
-        Ok(())
+        each_block(file, from, to, |at, block| {
+            copy.write_all_at(block, at - from)
+        })
     })
     .map_err(JournalError::io("write", &path))?;
     Ok(path)

@@ -101,6 +101,7 @@ fn row(number: u64, applied_bytes: u64, sealed: bool) -> KnownSegment {
         number,
         tag: None,
         applied_bytes,
+        checksum: None,
         sealed,
     }
 }

@@ -4,7 +4,7 @@
 //! elsewhere is first copied in (see [`import`](super::import)), so that it stays among the files
 //! that are the truth.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
 use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, Writer};
-use crate::verify::contents::{rivals_in_words, settle};
+use crate::verify::contents::{rivals_in_words, settle, stand_for};
 use crate::verify::sums;
 
 /// How long a database that somebody else has locked is waited for.
@@ -40,8 +40,8 @@ pub struct Summary {
     /// What is called like a segment in the data directory but cannot be opened, and why. Exit
     /// code 3 if there is any; what was named on the command line is among the refused instead.
     pub unusable: Vec<Refused>,
-    /// Numbers of ours that have neither a file nor a whole row.
-    pub missing: Vec<u64>,
+    /// Numbers of ours that have neither a file nor a whole row. Exit code 1 if there are any.
+    pub missing: BTreeSet<u64>,
     /// What became of the lines applied in this run. Exit code 3 if any was rejected.
     pub counts: Counts,
     /// Bytes applied in this run.
@@ -217,9 +217,18 @@ impl Run<'_> {
             }
         }
         let mut there = applied.native;
-        there.extend(catalog.sealed.keys().filter_map(SegmentId::number));
         there.extend(active.map(|label| label.number));
+        for (id, found) in &catalog.sealed {
+            let Some(number) = id.number().filter(|number| !there.contains(*number)) else {
+                continue;
+            };
+            let row = self.applier.writer.segment(id)?;
+            if stand_for(self.disk, found, row.as_ref()) {
+                there.insert(number);
+            }
+        }
         let highest = there.last().unwrap_or(0).max(given_out);
+        let highest = highest.max(catalog.highest_number());
         self.summary.missing = gaps(pruned + 1, highest + 1, there.ranges())
             .take(MISSING_MAX)
             .collect();

@@ -1,13 +1,22 @@
 //! Retention: whole segments past their time go, and ids past theirs. On the coordinator's thread.
 //!
 //! # The ordered steps of a prune
-//! 1. One transaction: the segment's sums move to the `pruned` row, with the length and checksum of
-//!    its file; its own row goes. 2. A checkpoint: all of the WAL is in the database file, synced, and
-//!    that file and its `-wal` still lie at their paths. A commit in a `-wal` that somebody removed is
-//!    gone with the process, and the file would be gone too. 3. The file is removed, only if length
-//!    and checksum are those. 4. fsync of its directory. The next segment only after that, so that a
-//!    crash leaves one file at most, which the next start removes by the length and checksum that
-//!    were kept. While a reader keeps the checkpoint from moving all, the file stays.
+//! 0. The data directory is held alone (flock), and the database's files lie where the writer opened
+//!    them. Each file of the segment outside the quarantine has the length and checksum of its row;
+//!    else the segment stays and is named.
+//! 1. One transaction: the segment's sums move to the `pruned` row, with the length and checksum of its
+//!    file; its own row goes, and it is taken off `applied_sum`.
+//! 2. A checkpoint (FULL): all of the WAL is in the database file, synced, and that file, its `-wal`
+//!    and its `-shm` still lie at their paths, looked at before and after. A commit in a `-wal` that
+//!    somebody removed is gone with the process, and the file would be gone too. While a reader keeps
+//!    the checkpoint from moving all, the file stays.
+//! 3. The file is removed.
+//! 4. fsync of its directory. The next segment only after that, so a crash leaves one file at most.
+//!
+//! A crash after 1 or 2 leaves that file and no row: the next start, or the next round, removes it by
+//! the length and checksum in the `pruned` row, after a checkpoint like that of 2. A file of a pruned
+//! number with another content stays and is named. A crash after 3 leaves nothing, or the file, to the
+//! same end.
 //!
 //! Oldest number first; never the newest, whose number tells the next one's; never past a segment
 //! that still waits to be applied; files from elsewhere never, for their row keeps the same file

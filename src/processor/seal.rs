@@ -65,6 +65,7 @@ fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
                 number: row.id.number()?,
                 tag: row.tag,
                 applied_bytes: row.applied_bytes,
+                checksum: Some(row.checksum),
                 sealed: row.state != SegmentState::Active,
             })
         };

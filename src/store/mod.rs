@@ -45,8 +45,8 @@ pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 pub use self::segments::{
     AppliedSegments, AppliedSum, Checks, Counts, Pruned, RecoveryRows, RejectedFilter,
-    RejectedLine, SegmentRow, SegmentState, read_checks, read_directory, read_for_recovery,
-    read_kept, read_segments,
+    RejectedLine, SegmentRow, SegmentState, discard_wal, is_consistent, read_checks,
+    read_directory, read_for_recovery, read_kept, read_segments,
 };
 pub use self::snapshot::{IdFate, Proof, UserSum};
 pub use self::writer::{Mark, Writer};

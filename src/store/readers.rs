@@ -15,8 +15,8 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
 use super::{
-    AppliedSegments, Ledger, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError,
-    segments,
+    AppliedSegments, Ledger, Pruned, RejectedFilter, RejectedLine, SegmentRow, SegmentState,
+    StoreError, segments,
 };
 use crate::data_dir::disk::{Disk, Identity, RealDisk};
 use crate::data_dir::segment::SegmentId;
@@ -79,7 +79,7 @@ pub struct Overall {
 }
 
 /// See [`Readers::snapshot`].
-pub(crate) type Snapshot = (Ledger, AppliedSegments, Vec<SegmentRow>);
+pub(crate) type Snapshot = (Ledger, AppliedSegments, Vec<SegmentRow>, Pruned);
 
 type Pool = r2d2::Pool<Manager>;
 
@@ -243,14 +243,15 @@ impl Readers {
         Ok(overall.unwrap_or_default())
     }
 
-    /// Every line the database knows of, the segments that are fully applied, and the rows of
-    /// the others, as of one moment.
+    /// Every line the database knows of, the segments that are fully applied, the rows of the
+    /// others, and what was pruned, as of one moment.
     pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
             let unfinished = segments::unfinished(&snapshot)?;
             let applied = segments::applied(&snapshot, &unfinished)?;
-            Ok((segments::ledger(&snapshot)?, applied, unfinished))
+            let ledger = segments::ledger(&snapshot)?;
+            Ok((ledger, applied, unfinished, segments::pruned(&snapshot)?))
         })?;
         Ok(snapshot.unwrap_or_default())
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::family::Family;
 use super::open::{self, Contents};
 use super::{Ledger, StoreError};
 use crate::data_dir::segment::{Numbers, Position, SegmentId, Tag};
@@ -26,6 +27,8 @@ const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_che
 const SELECT_APPLIED_SUM: &str = include_str!("../../sql/query/select_applied_sum.sql");
 const CHANGE_APPLIED_SUM: &str = include_str!("../../sql/query/change_applied_sum.sql");
 const ADD_UP_APPLIED: &str = include_str!("../../sql/query/add_up_applied.sql");
+const COUNT_SEGMENTS_WITH_OTHER_IDS: &str =
+    include_str!("../../sql/query/count_segments_with_other_ids.sql");
 const SELECT_NUMBER_BOUNDS: &str = include_str!("../../sql/query/select_number_bounds.sql");
 const LIST_NEWEST: &str = include_str!("../../sql/query/list_newest_segments.sql");
 const LIST_NEWEST_REJECTED: &str = include_str!("../../sql/query/list_newest_rejected_lines.sql");
@@ -325,6 +328,40 @@ pub fn read_checks(path: &Path) -> Result<Option<Checks>, StoreError> {
     checks(&connection)
         .map(Some)
         .map_err(StoreError::sqlite(path, "add up all totals"))
+}
+
+/// Whether the database is one whole: its pages fit together, its sums agree, and each segment has the
+/// ids that its row says. Read over a connection of its own, all of it; nothing is checkpointed.
+pub fn is_consistent(path: &Path) -> Result<bool, StoreError> {
+    let Some(connection) = open::open_reader(path)? else {
+        return Ok(false);
+    };
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
+    let read = || -> rusqlite::Result<bool> {
+        let one = |sql, ok: &dyn Fn(&Row<'_>) -> rusqlite::Result<bool>| {
+            connection.query_row(sql, [], |row| ok(row))
+        };
+        let sound = one("PRAGMA integrity_check(1)", &|row| {
+            Ok(row.get::<_, String>(0)? == "ok")
+        })?;
+        if !sound {
+            return Ok(false);
+        }
+        let sums = checks(&connection)?;
+        let ids = one(COUNT_SEGMENTS_WITH_OTHER_IDS, &|row| {
+            Ok(row.get::<_, i64>(0)? == 0)
+        })?;
+        Ok(ids && sums.segments == sums.totals && sums.applied_sum == sums.applied_rows)
+    };
+    read().map_err(StoreError::sqlite(path, "check it"))
+}
+
+/// Discards the `-wal` of a database whose file another program wrote over in place: it belongs to
+/// what the file was. All connections of this process are retired.
+pub fn discard_wal(path: &Path) {
+    Family::of(path).discard_wal();
 }
 
 pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<SegmentRow>> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::super::{ProcessError, retention};
-use super::part::{Part, Prefix, in_common};
+use super::part::{Part, Prefix, in_common, longest_prefix};
 use super::{Brought, Content, Importer};
 use crate::aggregate::scan::{file_start, read_range};
 use crate::data_dir::disk::{self, DiskFile};
@@ -213,13 +213,24 @@ impl Importer<'_> {
         let io = || ProcessError::io("read", &content.path);
         let file = &*content.file;
         let mut known = (0, false);
+        // Whole files under whatever name: a row has the length and the checksum of what was applied,
+        // whether or not the file is still there, and no two segments begin with the same label.
+        let mut prefixes = Vec::new();
         for name in writer.applied_imports()? {
-            if let Some(part) = Part::of_name(&name).filter(|part| part.label == label)
-                && part.to.begins(file, content.size).map_err(io())?
-            {
-                known = known.max((part.to.length, false));
+            match Part::of_name(&name) {
+                Some(part) if part.label == label => prefixes.push(part.to),
+                Some(_) => {}
+                None => {
+                    let row = writer.segment(&SegmentId::Elsewhere(name))?;
+                    prefixes.extend(row.map(|row| Prefix {
+                        length: row.applied_bytes,
+                        checksum: row.checksum,
+                    }));
+                }
             }
         }
+        let longest = longest_prefix(file, content.size, prefixes).map_err(io())?;
+        known = known.max((longest, false));
         for (id, found) in &self.catalog.sealed {
             let SegmentId::Elsewhere(name) = id else {
                 continue;

@@ -6,9 +6,9 @@ use std::thread::Builder;
 use std::time::SystemTime;
 
 use super::{
-    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Label, Lost, MISSING, Place, ProcessError,
-    SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail, in_words,
-    retention, settle, topic,
+    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Label, Lost, MISSING, Place, ProcessConfig,
+    ProcessError, SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail,
+    in_words, retention, settle, stand_for, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::QUARANTINE_DIR;
@@ -107,7 +107,14 @@ impl Coordinator {
         rows: &[SegmentRow],
     ) -> Result<(), ProcessError> {
         let active = self.board.active;
-        let is_there = |id: &SegmentId| catalog.contains(id);
+        let is_there = |id: &SegmentId| {
+            let row = rows.iter().find(|row| row.id == *id);
+            let found = catalog.sealed.get(id);
+            found.is_some_and(|found| stand_for(&*self.disk, found, row))
+                || id
+                    .number()
+                    .is_some_and(|number| catalog.archived.contains(number))
+        };
         let numbers = applier.writer.numbers()?;
         let unfinished: BTreeSet<u64> = rows.iter().filter_map(|row| row.id.number()).collect();
         let pruned = applier.writer.pruned()?.number;
@@ -173,32 +180,10 @@ impl Coordinator {
     }
 
     pub(super) fn tell_missing(&self) {
-        let (health, missing) = (&self.board.health, &self.missing);
-        let Some(first) = missing.first() else {
-            return health.clear(MISSING);
-        };
-        let segments = if missing.len() == 1 {
-            "segment"
-        } else {
-            "segments"
-        };
-        let named = ranges(missing);
-        let data_dir = self.config.data_dir.display();
-        let tag = Tag {
-            directory: self.config.directory_tag(),
-            token: 0,
-        };
-        let label = Label {
-            number: *first,
-            tag,
-        };
-        let stand_in = sealed_file_name(label, SystemTime::now());
-        health.set(
-            MISSING,
-            format!(
-                "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {data_dir}. Or accept that it is gone: put an empty file {stand_in} (each under its number) into {data_dir}/{QUARANTINE_DIR} and restart"
-            ),
-        );
+        match missing_in_words(&self.missing, &self.config) {
+            Some(words) => self.board.health.set(MISSING, words),
+            None => self.board.health.clear(MISSING),
+        }
     }
 
     /// Counts the lines that wait, so that the ledger balances from the start.
@@ -284,4 +269,31 @@ pub(super) fn count_lines(
     let file = disk.open_read(path)?;
     let size = file.size()?;
     lines::count(&*file, from.min(size), size)
+}
+
+/// That segments are missing, and what to do; `None` if none is.
+pub(in crate::processor) fn missing_in_words(
+    missing: &BTreeSet<u64>,
+    config: &ProcessConfig,
+) -> Option<String> {
+    let first = missing.first()?;
+    let segments = if missing.len() == 1 {
+        "segment"
+    } else {
+        "segments"
+    };
+    let named = ranges(missing);
+    let data_dir = config.data_dir.display();
+    let tag = Tag {
+        directory: config.directory_tag(),
+        token: 0,
+    };
+    let label = Label {
+        number: *first,
+        tag,
+    };
+    let stand_in = sealed_file_name(label, SystemTime::now());
+    Some(format!(
+        "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {data_dir}, from a backup or from {QUARANTINE_DIR}/. Or accept that it is gone: put an empty file {stand_in} (each under its number, and in place of the one that lies there) into {data_dir}/{QUARANTINE_DIR} and restart"
+    ))
 }
