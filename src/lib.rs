@@ -6,13 +6,13 @@
 //!
 //! # In a test of your own
 //!
-//! A [`Server`](serve::Server) runs on a free port, with a directory of its own; several side by side
+//! A [`Server`](server::Server) runs on a free port, with a directory of its own; several side by side
 //! do not meet. `POST /flush` answers once all that was acknowledged is in the totals, so no test has
 //! to sleep.
 //!
 //! ```
 //! use tallyline::config::ServeConfig;
-//! use tallyline::serve::Server;
+//! use tallyline::server::Server;
 //!
 //! let dir = tempfile::tempdir()?;
 //! let server = Server::start(&ServeConfig::at(dir.path()))?;
@@ -33,11 +33,11 @@
 //!
 //! | to | there is |
 //! |---|---|
-//! | start and stop a server | [`serve::Server`], set up by [`config::ServeConfig`] |
+//! | start and stop a server | [`server::Server`], set up by [`config::ServeConfig`] |
 //! | send a file as `tallyline send` does, with ids, retries and a state to go on from | [`client::send`], set up by [`config::SendConfig`] |
 //! | read and check one event | [`event::Event`] |
 //!
-//! Everything else is public for the program and the tests of this crate, and changes with them.
+//! Everything else is private.
 //!
 //! # Architecture
 //!
@@ -58,7 +58,7 @@
 //!                      and segment.applied_bytes: old -> new
 //! ```
 //!
-//! A [`Position`](segment::Position), a segment and a byte offset, is the one idea that carries the
+//! A [`Position`](data_dir::segment::Position), a segment and a byte offset, is the one idea that carries the
 //! acknowledgement (an append returns one), exactly-once (the store holds the applied one), resume
 //! after a crash, freshness and read-your-writes (a GET can wait for one).
 //!
@@ -70,19 +70,19 @@
 //!    transaction, guarded by compare-and-set on the old offset. Memory changes after the commit.
 //!    ([`store`])
 //! 3. **The files are the truth**, the database is a view: delete it, process every file again, get
-//!    the same totals. ([`process`])
+//!    the same totals. ([`processor`])
 //! 4. **A segment is its number and its tag**, stored when it is created, never guessed from other
 //!    files, an inode or a content; two segments of one number are reported. Its applied prefix is
 //!    confirmed by a checksum before work goes on from there. Acknowledged bytes never change.
-//!    ([`segment`], [`journal`])
+//!    ([`data_dir`], [`journal`])
 //! 5. **Nothing silent.** Received = accepted + refused; lines in the files = applied + duplicates +
 //!    rejected + pending + untrusted. Each side is counted where it happens, and what they differ by
 //!    is published as unaccounted. ([`store::Ledger`])
-//! 6. **Totals do not depend** on thread count, chunking, order or where rotation fell. ([`process`])
+//! 6. **Totals do not depend** on thread count, chunking, order or where rotation fell. ([`processor`])
 //! 7. **Everything bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
 //! 8. **The database never stops the taking** of events; broken parts turn readiness red, in words.
 //!    ([`health`])
-//! 9. **One writer and one processor** per data directory. ([`fs::Lock`])
+//! 9. **One writer and one processor** per data directory. ([`data_dir::disk::Lock`])
 //!
 //! # Threads
 //!
@@ -122,29 +122,70 @@
 // Files are opened by `fs` alone, databases by `store` alone: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-pub mod apply;
-pub mod backup;
-pub mod cli;
 pub mod client;
-pub mod config;
-pub mod demo;
 pub mod event;
-pub mod exit;
-pub mod fs;
-pub mod generate;
-pub mod health;
-pub mod histogram;
-pub mod http;
-pub mod journal;
-pub mod logging;
-pub mod manual;
-pub mod notify;
-pub mod process;
-pub mod query;
-pub mod segment;
-pub mod serve;
+pub mod server;
 pub mod stop;
+
+pub use self::cli::config;
+
+// The program itself, for `main.rs`.
+#[doc(hidden)]
+pub mod cli;
+#[doc(hidden)]
+pub mod commands;
+
+// The rest is private. The tests in tests/ reach it through the feature `testing`, which the
+// dev-dependency on this crate turns on; a default build has neither.
+#[cfg(not(feature = "testing"))]
+mod aggregate;
+#[cfg(feature = "testing")]
+pub mod aggregate;
+#[cfg(not(feature = "testing"))]
+mod backup;
+#[cfg(feature = "testing")]
+pub mod backup;
+#[cfg(not(feature = "testing"))]
+mod data_dir;
+#[cfg(feature = "testing")]
+pub mod data_dir;
+#[cfg(not(feature = "testing"))]
+mod health;
+#[cfg(feature = "testing")]
+pub mod health;
+#[cfg(not(feature = "testing"))]
+mod histogram;
+#[cfg(feature = "testing")]
+pub mod histogram;
+#[cfg(not(feature = "testing"))]
+mod http;
+#[cfg(feature = "testing")]
+pub mod http;
+#[cfg(not(feature = "testing"))]
+mod journal;
+#[cfg(feature = "testing")]
+pub mod journal;
+#[cfg(not(feature = "testing"))]
+mod notify;
+#[cfg(feature = "testing")]
+pub mod notify;
+#[cfg(not(feature = "testing"))]
+mod processor;
+#[cfg(feature = "testing")]
+pub mod processor;
+#[cfg(not(feature = "testing"))]
+mod progress;
+#[cfg(feature = "testing")]
+pub mod progress;
+#[cfg(not(feature = "testing"))]
+mod store;
+#[cfg(feature = "testing")]
 pub mod store;
+#[cfg(not(feature = "testing"))]
+mod timestamp;
+#[cfg(feature = "testing")]
 pub mod timestamp;
-pub mod torture;
+#[cfg(not(feature = "testing"))]
+mod verify;
+#[cfg(feature = "testing")]
 pub mod verify;

@@ -2,16 +2,16 @@
 
 use std::process::ExitCode;
 
-use tallyline::cli::{Cli, Command, LogFormat};
-use tallyline::config::{
-    BackupConfig, DemoConfig, ProcessConfig, RestoreConfig, SendConfig, ServeConfig, UsageError,
-    VerifyConfig,
+use tallyline::cli::args::{Cli, Command, LogFormat};
+use tallyline::cli::config::{
+    BackupConfig, DemoConfig, ProcessConfig, RestoreConfig, SendConfig, UsageError, VerifyConfig,
 };
-use tallyline::exit::Exit;
-use tallyline::logging::{self, Manner};
-use tallyline::{
-    apply, backup, client, demo, generate, manual, query, serve, stop, torture, verify,
+use tallyline::cli::exit::Exit;
+use tallyline::cli::logging::{self, Manner};
+use tallyline::commands::{
+    backup, demo, generate, manual, process, query, send, serve, torture, verify,
 };
+use tallyline::stop;
 
 fn main() -> ExitCode {
     let cli = Cli::of_this_process();
@@ -41,26 +41,15 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
+    let quiet = cli.logging.quiet;
     match cli.command {
         Command::Demo(args) => demo::run(&DemoConfig::new(args)?),
-        Command::Serve(args) => {
-            let check = args.check;
-            if let (false, Some(path)) = (check, &args.port_file) {
-                // Before anything can fail: who waits for the file must not find an old port.
-                serve::remove_port_file(path)?;
-            }
-            let effective = ServeConfig::from_args(*args)?;
-            if check {
-                manual::check(&effective)
-            } else {
-                serve::run(&effective.config)
-            }
-        }
-        Command::Send(args) => client::run(&SendConfig::new(*args, cli.logging.quiet)?),
-        Command::Process(args) => apply::run(&ProcessConfig::new(args, cli.logging.quiet)?),
-        Command::Verify(args) => verify::run(&VerifyConfig::new(args, cli.logging.quiet)),
-        Command::Backup(args) => backup::run_backup(&BackupConfig::new(args, cli.logging.quiet)),
-        Command::Restore(args) => backup::run_restore(&RestoreConfig::new(args, cli.logging.quiet)),
+        Command::Serve(args) => serve::run(*args),
+        Command::Send(args) => send::run(&SendConfig::new(*args, quiet)?),
+        Command::Process(args) => process::run(&ProcessConfig::new(args, quiet)?),
+        Command::Verify(args) => verify::run(&VerifyConfig::new(args, quiet)),
+        Command::Backup(args) => backup::run_backup(&BackupConfig::new(args, quiet)),
+        Command::Restore(args) => backup::run_restore(&RestoreConfig::new(args, quiet)),
         Command::Query(args) => query::run(&args.into()),
         Command::Generate(args) => generate::run(&args),
         Command::Completions(args) => manual::completions(args.shell),

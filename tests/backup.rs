@@ -8,7 +8,7 @@ use std::thread;
 
 use rusqlite::Connection;
 use rustix::process::Signal;
-use tallyline::segment::label_in_name;
+use tallyline::data_dir::segment::label_in_name;
 
 use super::harness::{
     PATIENCE, Process, Ran, Scratch, Server, arg, database, event, files_below, names_in, run,

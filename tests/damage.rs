@@ -14,12 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
-use tallyline::fs::{Disk, Lock, RealDisk};
+use tallyline::data_dir::disk::{Disk, Lock, RealDisk};
+use tallyline::data_dir::read_label;
+use tallyline::data_dir::segment::sealed_file_name;
 use tallyline::health::Health;
-use tallyline::journal::{Journal, JournalConfig, KnownSegment, KnownSegments, read_label};
-use tallyline::process::{Finding, ProcessConfig, run_once, verify};
-use tallyline::segment::sealed_file_name;
+use tallyline::journal::{Journal, JournalConfig, KnownSegment, KnownSegments};
+use tallyline::processor::{ProcessConfig, run_once};
 use tallyline::store::{SegmentRow, SegmentState, read_segments};
+use tallyline::verify::{Finding, Target, verify};
 
 use super::harness::recount::recount;
 use super::harness::{
@@ -270,14 +272,14 @@ fn bring_up(dir: &Path) -> BTreeSet<String> {
     if let Err(error) = apply(dir, &mut words) {
         words.push(format!("{error:#}"));
     }
-    let mut config = ProcessConfig::new(dir);
-    config.threads = 1;
+    let mut target = Target::new(dir);
+    target.threads = 1;
     let mut found = Vec::new();
     let mut on_finding = |finding: &Finding| match finding {
         Finding::Differs(said) | Finding::Untold(said) => found.push(said.clone()),
         Finding::Note(_) => {}
     };
-    match verify(&config, &RealDisk, &mut on_finding, &mut |_, _| {}) {
+    match verify(&target, &RealDisk, &mut on_finding, &mut |_, _| {}) {
         Ok(Some(verdict)) => assert_eq!(verdict.agrees(), found.is_empty(), "{found:?}"),
         Ok(None) => words.push("there is no database".to_owned()),
         Err(error) => words.push(format!("{:#}", anyhow::Error::from(error))),

@@ -14,7 +14,7 @@ use super::harness::{
     quiet_environment, recount, run, tallyline, until,
 };
 use super::kernel_log::stop_traced;
-use tallyline::segment::label_in_name;
+use tallyline::data_dir::segment::label_in_name;
 
 /// A file system of a few MiB in memory, gone when dropped.
 struct TinyDisk {

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use tallyline::fs::Disk;
+use tallyline::data_dir::disk::Disk;
+use tallyline::data_dir::segment::{ACTIVE_FILE, Label, Position, label_in_name};
+use tallyline::data_dir::{DIRECTORY_FILE, Directory};
 use tallyline::health::Health;
 use tallyline::journal::{
-    AppendError, Batch, Committer, DIRECTORY_FILE, Directory, Journal, JournalConfig, KnownSegment,
-    KnownSegments, Recovery,
+    AppendError, Batch, Committer, Journal, JournalConfig, KnownSegment, KnownSegments, Recovery,
 };
-use tallyline::segment::{ACTIVE_FILE, Label, Position, label_in_name};
 
 use super::harness::PATIENCE;
 use super::sim_disk::{Call, Choices, SimDisk, for_seeds};

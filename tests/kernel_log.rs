@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tallyline::fs::Disk;
+use tallyline::data_dir::disk::Disk;
 
 use super::harness::{Server, arg, quiet_environment};
 use super::sim_disk::SimDisk;

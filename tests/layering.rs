@@ -274,138 +274,95 @@ fn each_package_is_known_to_one_module() {
         ("scheduled_thread_pool", &["store"]),
         ("r2d2_sqlite", &["store"]),
         ("ureq", &["client"]),
-        ("clap", &["cli", "manual"]),
-        ("clap_complete", &["cli", "manual"]),
-        ("clap_mangen", &["manual"]),
-        ("toml::", &["config"]),
+        ("clap", &["cli", "commands/manual"]),
+        ("clap_complete", &["cli", "commands/manual"]),
+        ("clap_mangen", &["commands/manual"]),
+        ("toml::", &["cli/config"]),
         ("signal_hook", &["stop.rs"]),
     ]);
 }
 
 /// Which modules each may name. A change here is a decision: see "Who may know whom" in `lib.rs`.
 const MAY_NAME: &[(&str, &[&str])] = &[
-    (
-        "apply",
-        &[
-            "backup", "config", "exit", "fs", "health", "journal", "logging", "manual", "process",
-            "segment", "serve", "store",
-        ],
-    ),
+    ("aggregate", &["data_dir", "event"]),
     (
         "backup",
+        &["cli", "data_dir", "processor", "stop", "store", "timestamp"],
+    ),
+    ("cli", &["data_dir", "http"]),
+    ("client", &["cli", "data_dir", "event", "stop", "timestamp"]),
+    (
+        "commands",
         &[
-            "apply",
-            "config",
-            "exit",
-            "fs",
-            "journal",
-            "manual",
-            "segment",
-            "serve",
+            "backup",
+            "cli",
+            "client",
+            "data_dir",
+            "event",
+            "processor",
+            "server",
             "stop",
             "store",
             "timestamp",
             "verify",
         ],
     ),
-    ("cli", &["config"]),
-    (
-        "client",
-        &[
-            "config",
-            "event",
-            "exit",
-            "logging",
-            "manual",
-            "segment",
-            "stop",
-            "timestamp",
-        ],
-    ),
-    ("config", &["cli", "fs", "http"]),
-    (
-        "demo",
-        &["client", "config", "exit", "fs", "serve", "stop", "store"],
-    ),
+    ("data_dir", &["timestamp"]),
     ("event", &[]),
-    ("exit", &[]),
-    ("fs", &["timestamp"]),
-    ("generate", &["cli", "exit"]),
     ("health", &[]),
     ("histogram", &[]),
     (
         "http",
         &[
+            "data_dir",
             "event",
-            "fs",
             "health",
             "histogram",
             "journal",
-            "segment",
+            "progress",
             "store",
             "timestamp",
         ],
     ),
-    ("journal", &["fs", "health", "segment", "timestamp"]),
+    ("journal", &["data_dir", "health", "timestamp"]),
     ("lib", &[]),
-    ("logging", &["cli"]),
-    (
-        "main",
-        &[
-            "apply", "backup", "cli", "client", "config", "demo", "exit", "generate", "logging",
-            "manual", "query", "serve", "stop", "torture", "verify",
-        ],
-    ),
-    ("manual", &["cli", "config", "exit"]),
+    ("main", &["cli", "commands", "stop"]),
     ("notify", &[]),
     (
-        "process",
+        "processor",
         &[
+            "aggregate",
+            "data_dir",
             "event",
-            "fs",
             "health",
             "journal",
-            "segment",
+            "progress",
             "store",
             "timestamp",
+            "verify",
         ],
     ),
+    ("progress", &["data_dir", "histogram", "store"]),
     (
-        "query",
+        "server",
         &[
-            "config",
-            "event",
-            "exit",
+            "backup",
+            "cli",
+            "data_dir",
+            "health",
+            "http",
             "journal",
-            "manual",
-            "segment",
+            "notify",
+            "processor",
+            "progress",
+            "stop",
             "store",
-            "timestamp",
-        ],
-    ),
-    ("segment", &["timestamp"]),
-    (
-        "serve",
-        &[
-            "backup", "config", "exit", "fs", "health", "http", "journal", "logging", "notify",
-            "process", "stop", "store",
         ],
     ),
     ("stop", &[]),
-    ("store", &["event", "fs", "histogram", "segment"]),
+    ("store", &["aggregate", "data_dir", "event"]),
     ("timestamp", &[]),
-    (
-        "torture",
-        &[
-            "config", "event", "exit", "journal", "logging", "manual", "store",
-        ],
-    ),
-    (
-        "verify",
-        &[
-            "apply", "backup", "config", "event", "exit", "fs", "logging", "manual", "process",
-        ],
-    ),
+    ("verify", &["aggregate", "data_dir", "event", "store"]),
 ];
 
 #[test]
@@ -435,27 +392,28 @@ fn dependencies_point_one_way() {
 #[test]
 fn no_layer_knows_a_higher_one() {
     // Red if the table above is widened so that a lower layer learns of a higher one.
-    let layers: [&[&str]; 4] = [
-        &["event", "segment", "fs", "health", "histogram", "timestamp"],
+    let layers: [&[&str]; 7] = [
+        &["event", "data_dir", "health", "histogram", "timestamp"],
+        &["aggregate"],
         &["journal", "store"],
-        &["http", "process", "client"],
-        &[
-            "main", "cli", "config", "serve", "demo", "torture", "apply", "verify", "query",
-        ],
+        &["progress", "verify"],
+        &["http", "processor", "client"],
+        &["backup", "cli", "server"],
+        &["commands", "main"],
     ];
     let layer = |name: &str| layers.iter().position(|layer| layer.contains(&name));
     let apart = [
         ("journal", "store"),
-        ("http", "process"),
+        ("http", "processor"),
         ("client", "http"),
-        ("client", "process"),
+        ("client", "processor"),
     ];
     for (module, may_name) in MAY_NAME {
         for other in *may_name {
             let higher = layer(module).is_some() && layer(other) > layer(module);
             let is = |pair: &(&str, &str)| [*pair, (pair.1, pair.0)].contains(&(*module, *other));
             // The client has the configuration it is given.
-            let given = (*module, *other) == ("client", "config");
+            let given = (*module, *other) == ("client", "cli");
             assert!(
                 given || !(higher || apart.iter().any(is)),
                 "{module} names {other}"
@@ -470,12 +428,12 @@ fn nobody_polls_and_nothing_is_unbounded_or_unnamed() {
     // bound, a thread no name, or a worker ends the process behind everybody's back.
     assert_at_home(&[
         // Their rhythm is what they are for.
-        ("thread::sleep", &["torture.rs"]),
+        ("thread::sleep", &["commands/torture.rs"]),
         ("thread::spawn", &[]),
         // Bounded in bytes, and by the pieces under way: what a channel can't count.
-        ("unbounded", &["journal", "process/pool.rs"]),
+        ("unbounded", &["journal", "aggregate/pool.rs"]),
         ("process::exit", &[]),
-        ("env::var", &["logging"]),
+        ("env::var", &["cli/logging"]),
     ]);
 }
 
@@ -512,8 +470,14 @@ fn every_file_says_what_it_is_for() {
 fn words_are_found_as_words() {
     // Red if this file's own search would miss a stray or invent one.
     let words = |text: &str| Tokens::of(text).words;
-    assert!(names(&words("use crate::fs::Disk;"), "crate::fs"));
-    assert!(!names(&words("use crate::fsync;"), "crate::fs"));
+    assert!(names(
+        &words("use crate::data_dir::disk::Disk;"),
+        "crate::data_dir::disk"
+    ));
+    assert!(!names(
+        &words("use crate::data_dirs;"),
+        "crate::data_dir::disk"
+    ));
     assert!(!names(&words("my_toml::x()"), "toml::"));
     assert!(!names(&words("let toml = 1;"), "toml::"));
     assert!(
@@ -540,7 +504,7 @@ fn words_are_found_as_words() {
     assert_eq!(named(text, 2), ["a", "b"]);
     assert_eq!(named(text, 1), ["c", "super"]);
     assert_eq!(
-        ["fs.rs", "http/mod.rs", "http/engine/mod.rs"].map(depth),
+        ["server.rs", "http/mod.rs", "http/engine/mod.rs"].map(depth),
         [1, 1, 2]
     );
 }

@@ -6,7 +6,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use tallyline::segment::Label;
+use tallyline::data_dir::segment::Label;
 
 use super::harness::http::Request;
 use super::harness::{PATIENCE, Scratch, Server, event, until};

@@ -5,8 +5,8 @@ use std::fs::{self, OpenOptions};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
-use tallyline::config::ServeConfig;
-use tallyline::serve;
+use tallyline::cli::config::ServeConfig;
+use tallyline::server;
 
 use super::harness::http::{Conn, Request};
 use super::harness::{
@@ -260,7 +260,7 @@ fn a_start_that_fails_leaves_nothing_running() {
     let mut no_port_file_dir = config.clone();
     no_port_file_dir.port_file = Some(scratch.path().join("missing/port"));
     for wrong in [&address_in_use, &no_port_file, &no_port_file_dir] {
-        assert!(serve::Server::start(wrong).is_err());
+        assert!(server::Server::start(wrong).is_err());
         assert_gone(&ours);
     }
     // Nor after one that ran.
@@ -269,8 +269,11 @@ fn a_start_that_fails_leaves_nothing_running() {
         config.rotate_every = Some(std::time::Duration::MAX);
         config.retain_for = Some(std::time::Duration::MAX);
         config.keep_ids = Some(std::time::Duration::MAX);
-        let server = serve::Server::start(&config).expect("a server");
-        assert!(!ours().is_empty());
+        let server = server::Server::start(&config).expect("a server");
+        // A thread names itself once it runs.
+        until(PATIENCE, "its threads run", || {
+            (!ours().is_empty()).then_some(())
+        });
         drop(server);
         assert_gone(&ours);
     }

@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
-use tallyline::fs::{Disk, RealDisk};
+use tallyline::data_dir::disk::{Disk, RealDisk};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
-use tallyline::process::{ProcessConfig, run_once, verify};
+use tallyline::processor::{ProcessConfig, run_once};
 use tallyline::store::read_segments;
+use tallyline::verify::{Target, verify};
 
 use super::harness::{PATIENCE, Totals, database};
 use super::sim_disk::{Choices, for_seeds};
@@ -140,8 +141,11 @@ impl Way {
             "{summary:?}"
         );
         let mut findings = Vec::new();
+        let mut target = Target::new(dir);
+        target.threads = self.threads;
+        target.memory_bytes = self.memory_bytes;
         let verdict = verify(
-            &config,
+            &target,
             &RealDisk,
             &mut |finding| findings.push(finding.clone()),
             &mut |_, _| {},

@@ -15,14 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use tallyline::fs::Disk;
+use tallyline::data_dir::disk::Disk;
+use tallyline::data_dir::segment::{Position, label_in_name};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Committer, Journal, JournalConfig, KnownSegment, KnownSegments};
-use tallyline::process::{ProcessConfig, Processor, rebuild};
-use tallyline::segment::{Position, label_in_name};
-use tallyline::store::{
-    Applies, Progress, SegmentState, Waited, read_directory, read_kept, read_segments,
-};
+use tallyline::processor::{ProcessConfig, Processor, rebuild};
+use tallyline::progress::{Applies, Progress, Waited};
+use tallyline::store::{SegmentState, read_directory, read_kept, read_segments};
 
 use super::harness::recount::{Recount, database_at, recount_bytes};
 use super::harness::{PATIENCE, until};

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tallyline::segment::label_in_name;
+use tallyline::data_dir::segment::label_in_name;
 
 use super::harness::recount::open_database;
 use super::harness::{

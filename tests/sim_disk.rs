@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tallyline::fs::{Disk, DiskDir, DiskFile, FileStat, Identity, write_new};
+use tallyline::data_dir::disk::{Disk, DiskDir, DiskFile, FileStat, Identity, write_new};
 
 const SECTOR: usize = 512;
 

@@ -30,18 +30,18 @@ use super::{
     BLOCK, UNFINISHED_FILE, checksum, exists, last_line_end, manifest, parent, refuse_backup,
     refuse_unfinished, sync_parent,
 };
-use crate::config::UsageError;
-use crate::fs::{DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable};
-use crate::journal::{
+use crate::cli::config::UsageError;
+use crate::data_dir::disk::{DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable};
+use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, sealed_file_name};
+use crate::data_dir::{
     Catalog, DIRECTORY_FILE, Directory, Place, QUARANTINE_DIR, directory_tag, read_label,
 };
-use crate::segment::{ACTIVE_FILE, SegmentId, sealed_file_name};
 use crate::stop::Stop;
 use crate::store::{Copied, DATABASE_FILE, copy_database, read_kept};
 use crate::timestamp;
 
 /// Copies `data_dir` to the new directory `to`. `on_progress` gets the bytes copied and to copy.
-pub(super) fn create(
+pub(crate) fn create(
     data_dir: &Path,
     to: &Path,
     stop: &Stop,

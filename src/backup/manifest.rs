@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{MANIFEST_FILE, UNFINISHED_FILE, checksum};
-use crate::fs::{self, Disk, RealDisk};
-use crate::journal::{APPLIED_DIR, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
-use crate::segment::SegmentId;
+use crate::data_dir::disk::{self, Disk, RealDisk};
+use crate::data_dir::segment::SegmentId;
+use crate::data_dir::{APPLIED_DIR, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
 use crate::store::DATABASE_FILE;
 
 /// The version of the format that this program writes, and the highest that it reads.
@@ -21,42 +21,42 @@ const FORMAT: u32 = 1;
 
 /// What a backup holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     /// Tells a manifest of ours from any other file of that name, and its version.
-    pub(super) tallyline_backup: u32,
+    pub(crate) tallyline_backup: u32,
     /// The UUID of the data directory.
-    pub(super) directory: Uuid,
+    pub(crate) directory: Uuid,
     /// When the backup began.
-    pub(super) created: String,
+    pub(crate) created: String,
     /// The version of the program that made it.
-    pub(super) program: String,
+    pub(crate) program: String,
     /// The database; `None` where there was none.
-    pub(super) database: Option<Entry>,
+    pub(crate) database: Option<Entry>,
     /// All other files.
-    pub(super) files: Vec<Entry>,
+    pub(crate) files: Vec<Entry>,
 }
 
 /// One file of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Below the backup, with `/`.
-    pub(super) path: String,
+    pub(crate) path: String,
     /// The identity of the segment that it is, if it is one: `events-000042` or the name of an
     /// imported file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) segment: Option<String>,
+    pub(crate) segment: Option<String>,
     /// The tag of a native segment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) tag: Option<String>,
+    pub(crate) tag: Option<String>,
     /// Length.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// CRC-32 of the content, 8 hex digits.
-    pub(super) crc32: String,
+    pub(crate) crc32: String,
 }
 
 impl Entry {
     /// The entry for a file of that length and checksum.
-    pub(super) fn new(path: &Path, directory: Uuid, bytes: u64, crc32: u32) -> Self {
+    pub(crate) fn new(path: &Path, directory: Uuid, bytes: u64, crc32: u32) -> Self {
         let path = path.to_string_lossy().into_owned();
         let (segment, tag) = identity(&path, directory);
         Self {
@@ -69,15 +69,15 @@ impl Entry {
     }
 
     /// The checksum.
-    pub(super) fn checksum(&self) -> Option<u32> {
+    pub(crate) fn checksum(&self) -> Option<u32> {
         u32::from_str_radix(&self.crc32, 16).ok()
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or(&self.path)
     }
 
-    pub(super) fn is_in_quarantine(&self) -> bool {
+    pub(crate) fn is_in_quarantine(&self) -> bool {
         self.path.split('/').next() == Some(QUARANTINE_DIR)
     }
 
@@ -110,7 +110,7 @@ fn identity(path: &str, directory: Uuid) -> (Option<String>, Option<String>) {
 }
 
 impl Manifest {
-    pub(super) fn new(directory: Uuid, created: String) -> Self {
+    pub(crate) fn new(directory: Uuid, created: String) -> Self {
         Self {
             tallyline_backup: FORMAT,
             directory,
@@ -122,9 +122,9 @@ impl Manifest {
     }
 
     /// Reads the manifest of the backup `dir`.
-    pub(super) fn read(dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(MANIFEST_FILE);
-        let text = match fs::read(&path) {
+        let text = match disk::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
                 "{} is not a backup: it has no {MANIFEST_FILE}",
                 dir.display()
@@ -162,28 +162,28 @@ impl Manifest {
         Ok(manifest)
     }
 
-    pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
         text.push(b'\n');
-        fs::write_new(&RealDisk, &dir.join(MANIFEST_FILE), |file| {
+        disk::write_new(&RealDisk, &dir.join(MANIFEST_FILE), |file| {
             file.write_all_at(&text, 0)
         })
     }
 
     /// Every file, the database last.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Entry> {
         self.files.iter().chain(&self.database)
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.all().map(|entry| entry.bytes).sum()
     }
 }
 
 /// Whether a directory is a backup, to be restored and not to be used.
-pub(super) fn is_backup(dir: &Path) -> anyhow::Result<bool> {
+pub(crate) fn is_backup(dir: &Path) -> anyhow::Result<bool> {
     let path = dir.join(MANIFEST_FILE);
-    match fs::read(&path) {
+    match disk::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         text => {
             let text = text.with_context(|| format!("cannot read {}", path.display()))?;
@@ -195,7 +195,7 @@ pub(super) fn is_backup(dir: &Path) -> anyhow::Result<bool> {
 }
 
 /// What is wrong with a backup's files.
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// A file is missing, or not what the manifest says.
     Damaged(String),
     /// A file that the manifest does not list.
@@ -221,7 +221,7 @@ pub fn check(
     Ok(Some(manifest.database.is_some()))
 }
 
-pub(super) fn check_files(
+pub(crate) fn check_files(
     manifest: &Manifest,
     dir: &Path,
     on_fault: &mut dyn FnMut(Fault),
@@ -306,7 +306,7 @@ fn fault_of(entry: &Entry, dir: &Path, directory: Uuid) -> anyhow::Result<Option
 }
 
 /// Every file of a directory and below, in no order.
-pub(super) fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {

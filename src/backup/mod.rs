@@ -20,20 +20,15 @@ mod manifest;
 mod restore;
 mod target;
 
-use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use indicatif::HumanBytes;
 
+pub(crate) use self::create::create;
 pub use self::manifest::check;
-use crate::config::{BackupConfig, CheckBackup, RestoreConfig, Say, VerifyConfig};
-use crate::exit::Exit;
-use crate::fs::{Disk as _, DiskFile, RealDisk};
-use crate::manual::{self, counted};
-use crate::stop::Stop;
-use crate::{apply, verify};
+pub(crate) use self::restore::restore;
+use crate::data_dir::disk::{Disk as _, DiskFile, RealDisk};
 
 /// The list of a backup's files, in the backup.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -43,64 +38,6 @@ pub const RESTORE_FILE: &str = "restore.json";
 const UNFINISHED_FILE: &str = ".tallyline-backup";
 /// How much of a file is read at once.
 const BLOCK: usize = 1 << 20;
-
-/// `tallyline backup`.
-pub fn run_backup(config: &BackupConfig) -> anyhow::Result<Exit> {
-    let stop = Stop::on_signals().context("cannot catch SIGINT and SIGTERM")?;
-    let bar = apply::bar();
-    let mut on_progress = |bytes, bytes_total| {
-        bar.set_length(bytes_total);
-        bar.set_position(bytes);
-    };
-    let manifest = create::create(&config.data_dir, &config.dir, &stop, &mut on_progress)?;
-    bar.finish_and_clear();
-    if config.say == Say::All {
-        let words = format!(
-            "backed up {} to {}: {}, {}\n",
-            config.data_dir.display(),
-            config.dir.display(),
-            counted(manifest.files.len() as u64, "file"),
-            match &manifest.database {
-                Some(database) => format!("a database of {}", HumanBytes(database.bytes)),
-                None => "no database, because there is none yet".to_owned(),
-            }
-        );
-        manual::print(words.as_bytes())?;
-    }
-    match config.check {
-        CheckBackup::No => Ok(Exit::Done),
-        CheckBackup::Recount => verify::run(&VerifyConfig {
-            data_dir: config.dir.clone(),
-            say: config.say,
-        }),
-    }
-}
-
-/// `tallyline restore`.
-pub fn run_restore(config: &RestoreConfig) -> anyhow::Result<Exit> {
-    let bar = apply::bar();
-    let mut on_progress = |bytes, bytes_total| {
-        bar.set_length(bytes_total);
-        bar.set_position(bytes);
-    };
-    let restored = restore::restore(&config.dir, &config.data_dir, &mut on_progress)?;
-    bar.finish_and_clear();
-    if config.say == Say::All {
-        let mut words = format!(
-            "restored {} to {}: {} added, {} there already\n",
-            config.dir.display(),
-            config.data_dir.display(),
-            counted(restored.added, "file"),
-            restored.present
-        );
-        if let Some(database) = &restored.old_database {
-            let _infallible = writeln!(words, "the old database is {}", database.display());
-        }
-        words.push_str("what the files hold beyond the database is applied by `tallyline serve` or `tallyline process`\n");
-        manual::print(words.as_bytes())?;
-    }
-    Ok(Exit::Done)
-}
 
 /// Refuses a data directory of which a restore is unfinished.
 pub fn refuse_unfinished(data_dir: &Path) -> anyhow::Result<()> {

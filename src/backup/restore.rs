@@ -30,24 +30,24 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{self, Fault, Manifest};
 use super::target::{self, Plan};
 use super::{BLOCK, RESTORE_FILE, checksum, exists, parent, refuse_backup, sync_parent};
-use crate::apply;
-use crate::config::UsageError;
-use crate::fs::{self as disk_fs, DirHold, Disk, DiskFile, Lock, RealDisk, with_suffix};
-use crate::journal::{Catalog, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
-use crate::segment::ACTIVE_FILE;
-use crate::serve::{PROCESS_LOCK, SERVE_LOCK};
+use crate::cli::config::UsageError;
+use crate::data_dir::disk::{self, DirHold, Disk, DiskFile, Lock, RealDisk, with_suffix};
+use crate::data_dir::segment::ACTIVE_FILE;
+use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
+use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
+use crate::processor;
 use crate::store::DATABASE_FILE;
 use crate::timestamp;
 
 /// What a restore did.
 #[derive(Debug, Default)]
-pub(super) struct Restored {
+pub(crate) struct Restored {
     /// Files added, the database not counted.
-    pub(super) added: u64,
+    pub(crate) added: u64,
     /// Segments of the backup that were there.
-    pub(super) present: u64,
+    pub(crate) present: u64,
     /// Where the old database is now.
-    pub(super) old_database: Option<PathBuf>,
+    pub(crate) old_database: Option<PathBuf>,
 }
 
 /// `restore.json`.
@@ -58,17 +58,17 @@ struct Marker {
 }
 
 /// The backup that an unfinished restore of this directory is from.
-pub(super) fn backup_named_in(data_dir: &Path) -> Option<String> {
+pub(crate) fn backup_named_in(data_dir: &Path) -> Option<String> {
     Some(read_marker(data_dir)?.backup)
 }
 
 fn read_marker(data_dir: &Path) -> Option<Marker> {
-    let text = disk_fs::read(&data_dir.join(RESTORE_FILE)).ok()?;
+    let text = disk::read(&data_dir.join(RESTORE_FILE)).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
 /// Restores `backup` to `data_dir`. `on_progress` gets bytes checked or copied, and of how many.
-pub(super) fn restore(
+pub(crate) fn restore(
     backup: &Path,
     data_dir: &Path,
     on_progress: &mut dyn FnMut(u64, u64),
@@ -208,7 +208,7 @@ impl Restore {
         };
         let path = self.data_dir.join(RESTORE_FILE);
         let text = serde_json::to_vec(&marker)?;
-        disk_fs::write_over(&RealDisk, &path, |file| file.write_all_at(&text, 0))
+        disk::write_over(&RealDisk, &path, |file| file.write_all_at(&text, 0))
             .and_then(|()| RealDisk.sync_dir(&self.data_dir))
             .with_context(|| format!("cannot write {}", path.display()))
     }
@@ -238,7 +238,7 @@ impl Restore {
             return Ok(());
         }
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        apply::seal(&self.data_dir, &disk)
+        processor::seal(&self.data_dir, &disk)
     }
 
     fn add_files(
@@ -269,7 +269,7 @@ impl Restore {
         let (from, to) = (self.backup.join(relative), self.data_dir.join(relative));
         let context = || format!("cannot copy {} to {}", from.display(), to.display());
         let source = RealDisk.open_read(&from).with_context(context)?;
-        disk_fs::write_new(&RealDisk, &to, |part| {
+        disk::write_new(&RealDisk, &to, |part| {
             let copied = copy_bytes(&*source, part, bytes)?;
             if Some(copied) != crc {
                 return Err(io::Error::other("the backup changed while it was read"));
@@ -416,11 +416,12 @@ fn make_dirs(data_dir: &Path, dir: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::backup::{create, refuse_unfinished};
-    use crate::config::ServeConfig;
-    use crate::process::{ProcessConfig, run_once, verify};
-    use crate::serve::Server;
+    use crate::cli::config::ServeConfig;
+    use crate::processor::{ProcessConfig, run_once};
+    use crate::server::Server;
     use crate::stop::Stop;
     use crate::store::read_checks;
+    use crate::verify::{Target, verify};
 
     /// Takes events of 1 each in batches that are sealed; `copy` gets the files as they are before the
     /// server is stopped, the last two events in the active file.
@@ -504,7 +505,7 @@ mod tests {
                     refuse_unfinished(&data).expect("finished");
                     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
                     let config = ProcessConfig::new(&data);
-                    apply::seal(&data, &disk).expect("sealed");
+                    processor::seal(&data, &disk).expect("sealed");
                     let summary = run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
                     assert!(summary.refused.is_empty(), "{case}: {summary:?}");
                     assert!(summary.missing.is_empty(), "{case}: {summary:?}");
@@ -513,9 +514,10 @@ mod tests {
                     let expected = (events, i64::try_from(events).expect("few") * 1_000_000);
                     assert_eq!(checks.segments, expected, "{case}");
                     assert_eq!(checks.totals, expected, "{case}");
-                    let verdict = verify(&config, &RealDisk, &mut |_| {}, &mut |_, _| {})
-                        .expect("recounted")
-                        .expect("a database");
+                    let verdict =
+                        verify(&Target::new(&data), &RealDisk, &mut |_| {}, &mut |_, _| {})
+                            .expect("recounted")
+                            .expect("a database");
                     assert!(verdict.agrees(), "{case}: {verdict:?}");
                     fs::remove_dir_all(&data).expect("removed");
                 }

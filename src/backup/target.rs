@@ -12,9 +12,11 @@ use uuid::Uuid;
 use super::checksum;
 use super::last_line_end;
 use super::manifest::{Entry, Manifest};
-use crate::fs::{Disk, DiskFile, RealDisk};
-use crate::journal::{Catalog, DIRECTORY_FILE, Directory, Found, Place, directory_tag, read_label};
-use crate::segment::{ACTIVE_FILE, DirectoryTag, Label, SegmentId, Tag};
+use crate::data_dir::disk::{Disk, DiskFile, RealDisk};
+use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, Label, SegmentId, Tag};
+use crate::data_dir::{
+    Catalog, DIRECTORY_FILE, Directory, Found, Place, directory_tag, read_label,
+};
 use crate::store::{DATABASE_FILE, Pruned, SegmentRow, SegmentState, read_directory, read_kept};
 
 /// What is to be done.
@@ -269,7 +271,7 @@ fn name_of(path: &Path) -> &str {
 
 fn label_of(path: &Path) -> anyhow::Result<Option<Label>> {
     let file = match RealDisk.open_read(path) {
-        Err(error) if crate::fs::Unusable::is_reason_of(&error) => return Ok(None),
+        Err(error) if crate::data_dir::disk::Unusable::is_reason_of(&error) => return Ok(None),
         file => file.with_context(|| format!("cannot open {}", path.display()))?,
     };
     read_label(&*file).with_context(|| format!("cannot read {}", path.display()))
@@ -375,7 +377,7 @@ fn lost_with_database(
     bail!(
         "cannot restore to {}: events of {} ({}{first}) are counted in {}, which would be replaced, and are in no file here or in the backup. To give them up, move that database away and restore again",
         data_dir.display(),
-        crate::manual::counted(gone.len() as u64, "segment"),
+        crate::cli::output::counted(gone.len() as u64, "segment"),
         if gone.len() > 1 { "the first is " } else { "" },
         path.display()
     );

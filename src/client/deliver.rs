@@ -19,9 +19,10 @@ use super::lines::{Batch, Fault};
 use super::post::{Answer, LineError, Outcome, Poster};
 use super::rejects::Refusal;
 use super::tally::{Done, Tally};
-use crate::config::{SendConfig, Span};
+use crate::cli::Span;
+use crate::cli::config::SendConfig;
+use crate::data_dir::segment::Position;
 use crate::event::Event;
-use crate::segment::Position;
 use crate::stop::Stop;
 
 /// The first pause before a request is sent again, and the longest.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use crate::manual::counted;
+use crate::cli::output::counted;
 
 /// The lines acknowledged until then stay acknowledged, and the state (where one is kept) lets the
 /// same command go on.

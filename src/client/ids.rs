@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::timestamp;
 
-use crate::config::Ids;
+use crate::cli::config::Ids;
 
 /// Makes ids for one run.
 #[derive(Clone, Debug)]

@@ -54,8 +54,6 @@ mod tests;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Context as _;
-
 pub use self::error::{SendError, SentBefore};
 pub use self::settle::Applied;
 pub use self::summary::{Summary, Verdict};
@@ -69,36 +67,8 @@ use self::rejects::Keep;
 use self::run::{Finished, Run, without_credentials};
 use self::settle::settle;
 use self::state::{Cover, Record, StateFile};
-use crate::config::{Ids, Input, Repeat, Report, SendConfig, UsageError};
-use crate::exit::Exit;
-use crate::manual::counted;
-
-/// `tallyline send`: sends, prints the summary; a failure is the error as well.
-pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
-    let stop = Stop::on_signals().context("cannot catch SIGINT and SIGTERM")?;
-    let summary = send(config, &stop);
-    let text = match config.report {
-        Report::Json => format!("{}\n", summary.to_json()),
-        Report::Quiet if summary.exit() == Exit::Done => String::new(),
-        Report::Text | Report::Quiet => format!("{summary}\n"),
-    };
-    let printed = crate::manual::print(text.as_bytes());
-    let exit = summary.exit();
-    match summary.verdict {
-        Verdict::Failed(error @ SendError::SentBefore(_)) => {
-            Err(UsageError::new(error.to_string()).into())
-        }
-        Verdict::Failed(error) => Err(error.into()),
-        Verdict::Complete => {
-            let lines = counted(summary.lines, "line");
-            printed.with_context(|| {
-                format!("{lines} were sent and acknowledged, do not send them again; but")
-            })?;
-            Ok(exit)
-        }
-        Verdict::Stopped | Verdict::Followed => printed.map(|_| exit),
-    }
-}
+use crate::cli::config::{Ids, Input, Repeat, SendConfig};
+use crate::cli::output::counted;
 
 /// Sends the input to its end, to a failure (which requests `stop`, too) or until `stop`. Stdin is
 /// the process's own.

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::agent::agent;
 use super::state::Written;
-use crate::config::SendConfig;
-use crate::segment::Position;
+use crate::cli::config::SendConfig;
+use crate::data_dir::segment::Position;
 
 /// The longest wait for an answer; shorter where `--retry-for` is.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
@@ -151,7 +151,7 @@ impl Poster {
         Self {
             agent: agent(&config.to, within),
             to: config.to.clone(),
-            authorization: config.token.as_ref().map(crate::config::Token::header),
+            authorization: config.token.as_ref().map(crate::cli::config::Token::header),
             content_type: if config.batch.get() == 1 {
                 "application/json"
             } else {

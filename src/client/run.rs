@@ -23,8 +23,8 @@ use super::state::{Cover, Record, StateFile};
 use super::summary::{Summary, Verdict};
 use super::tally::{Ended, Tally};
 use super::{input_error, kind_of};
-use crate::config::SendConfig;
-use crate::logging;
+use crate::cli::config::SendConfig;
+use crate::cli::logging;
 use crate::stop::Stop;
 
 /// With `--rate`, so many requests a second, so that the rate is even.

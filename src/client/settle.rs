@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::post::Poster;
 use super::rejects::Refusal;
 use super::state::Record;
-use crate::config::SendConfig;
+use crate::cli::config::SendConfig;
 use crate::stop::Stop;
 
 /// The longest that one request waits: a stop is heard in between.

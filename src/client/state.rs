@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use super::error::SendError;
 use super::input::{identity, kind_name};
-use crate::segment::{Position, PositionError};
+use crate::data_dir::segment::{Position, PositionError};
 
 /// The format that is written; 1 is read, too: a single run, removed when it was complete.
 const VERSION: u64 = 2;

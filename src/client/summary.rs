@@ -10,9 +10,9 @@ use serde_json::json;
 use super::error::SendError;
 use super::settle::Applied;
 use super::tally::Counts;
-use crate::config::Span;
-use crate::exit::Exit;
-use crate::manual::counted;
+use crate::cli::Span;
+use crate::cli::exit::Exit;
+use crate::cli::output::counted;
 
 /// What `send` did.
 #[derive(Debug)]

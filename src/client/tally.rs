@@ -14,7 +14,7 @@ use super::error::SendError;
 use super::lines::{Checksum, Place};
 use super::rejects::{Refusal, Rejects};
 use super::state::{Record, StateFile, Written};
-use crate::segment::Position;
+use crate::data_dir::segment::Position;
 use crate::stop::Stop;
 
 /// The state is written at most this often for the sake of progress.

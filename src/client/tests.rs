@@ -10,7 +10,8 @@ use clap::Parser as _;
 
 use super::fake_server::{DIRECTORY, FakeServer, Instead};
 use super::*;
-use crate::cli::{Cli, Command};
+use crate::cli::args::{Cli, Command};
+use crate::cli::exit::Exit;
 use crate::event::Event;
 
 mod follow;

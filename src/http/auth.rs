@@ -116,7 +116,7 @@ impl Tokens {
 }
 
 fn read_tokens(path: &Path) -> Result<Vec<Token>, AuthError> {
-    let text = crate::fs::read(path).map_err(|source| AuthError::Read {
+    let text = crate::data_dir::disk::read(path).map_err(|source| AuthError::Read {
         path: path.to_owned(),
         source,
     })?;

@@ -31,7 +31,8 @@ pub struct Process {
 impl Process {
     /// Looks into `/proc/self`; everything is `None` where there is none.
     pub fn read() -> Self {
-        let status = crate::fs::read_to_string(Path::new("/proc/self/status")).unwrap_or_default();
+        let status = crate::data_dir::disk::read_to_string(Path::new("/proc/self/status"))
+            .unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_whitespace().next()?.parse::<u64>().ok()

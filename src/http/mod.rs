@@ -32,10 +32,11 @@ pub use engine::{Figures, Limits, Listen};
 use routes::{Files, Inner, Routes};
 use uuid::Uuid;
 
-use crate::fs::Disk;
+use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
-use crate::store::{Progress, Readers};
+use crate::progress::Progress;
+use crate::store::Readers;
 
 /// How to serve.
 #[derive(Debug)]

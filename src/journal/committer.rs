@@ -18,12 +18,11 @@ use memchr::memchr_iter;
 
 use self::room::Room;
 use super::recover::Active;
-use super::{
-    AppendError, Command, Commands, Directory, JournalConfig, JournalError, Label, Pending, Shared,
-};
-use crate::fs::{Disk, DiskFile, Identity};
+use super::{AppendError, Command, Commands, JournalConfig, JournalError, Label, Pending, Shared};
+use crate::data_dir::Directory;
+use crate::data_dir::disk::{Disk, DiskFile, Identity};
+use crate::data_dir::segment::{ACTIVE_FILE, Position};
 use crate::health::Health;
-use crate::segment::{ACTIVE_FILE, Position};
 
 /// The most bytes of one group: a write of this size takes a disk of 100 MB/s 80 ms.
 const GROUP_BYTES_MAX: usize = 8 << 20;

@@ -51,12 +51,8 @@
 //! Invariant 1 (ACK) is kept here. Of invariant 4, so is "acknowledged bytes never change". The
 //! journal knows neither SQL nor HTTP.
 
-mod catalog;
 mod committer;
-mod directory;
 mod recover;
-#[cfg(test)]
-pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -69,14 +65,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-pub use self::catalog::{
-    APPLIED_DIR, Catalog, Claims, Found, Place, QUARANTINE_DIR, rivals_in_words,
-};
-pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
 pub use self::recover::Recovery;
-use crate::fs::{Disk, DiskFile, Lock};
+use crate::data_dir::DataDirError;
+use crate::data_dir::disk::{Disk, DiskFile, Lock};
+use crate::data_dir::segment::{Label, Position, Tag};
 use crate::health::Health;
-use crate::segment::{Label, Position, Tag};
 
 /// Whole lines to append, each ended by `\n`, none empty; checked events all.
 #[derive(Debug)]
@@ -185,16 +178,9 @@ impl KnownSegments {
 /// Why the journal did not open.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The disk said no.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried, as a verb.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    /// A file or directory could not be read or written.
+    #[error(transparent)]
+    Io(#[from] DataDirError),
     /// Another process has the active file locked.
     #[error("cannot lock {}: another server appends to it; only one may run in a data directory", path.display())]
     Locked {
@@ -208,11 +194,7 @@ pub enum JournalError {
 
 impl JournalError {
     fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        move |source| DataDirError::io(action, path)(source).into()
     }
 }
 

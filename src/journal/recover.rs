@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::catalog::{Catalog, QUARANTINE_DIR, lost_note};
-use super::directory::{Directory, first_free, is_sealed, read_label};
 use super::{JournalError, KnownSegment, KnownSegments};
-use crate::fs::{self, Disk, DiskFile};
-use crate::segment::{ACTIVE_FILE, Label, sealed_file_name};
+use crate::data_dir::disk::{self, Disk, DiskFile};
+use crate::data_dir::segment::{ACTIVE_FILE, Label, sealed_file_name};
+use crate::data_dir::{Catalog, QUARANTINE_DIR, lost_note};
+use crate::data_dir::{Directory, first_free, is_sealed, read_label};
 use crate::timestamp;
 
 /// What recovery found and did, for the log and for the processor.
@@ -53,7 +53,7 @@ pub(super) fn recover(
     let quarantine = data_dir.join(QUARANTINE_DIR);
     disk.create_dir(&quarantine)
         .map_err(JournalError::io("create", &quarantine))?;
-    let directory = Directory::establish(disk, data_dir, known)?;
+    let directory = Directory::establish(disk, data_dir, known.directory, known.highest())?;
     let catalog = Catalog::scan(disk, data_dir, directory.tag())
         .map_err(JournalError::io("list", data_dir))?;
     let mut taken = catalog.numbers();
@@ -248,7 +248,7 @@ impl Recover<'_> {
     /// nothing ran, does not go on under the same one.
     fn retoken(&mut self) -> Result<(), JournalError> {
         self.directory = self.directory.next(self.directory.number);
-        self.directory.write(self.disk, self.data_dir)
+        Ok(self.directory.write(self.disk, self.data_dir)?)
     }
 
     /// Whether the stored segment, which has not started, cannot be used: its number is known from
@@ -259,7 +259,7 @@ impl Recover<'_> {
     }
 
     fn is_other_sealed(&self, label: Label) -> bool {
-        let id = crate::segment::SegmentId::Ours(label.number);
+        let id = crate::data_dir::segment::SegmentId::Ours(label.number);
         let mut found = self.catalog.sealed.get(&id).into_iter().flatten();
         found.any(|found| found.tag != Some(label.tag))
     }
@@ -448,7 +448,7 @@ fn write_lost_note(
         label.number,
         sealed_file_name(label, SystemTime::now()),
     );
-    match fs::write_new(disk, &note, |file| file.write_all_at(text.as_bytes(), 0)) {
+    match disk::write_new(disk, &note, |file| file.write_all_at(text.as_bytes(), 0)) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         written => written.map_err(JournalError::io("write", &note)),
     }
@@ -524,7 +524,7 @@ fn keep_torn_tail(
         copies += 1;
         path = quarantine.join(format!("{name}.{copies}"));
     }
-    fs::write_new(disk, &path, |copy| {
+    disk::write_new(disk, &path, |copy| {
         let mut block = vec![0; 1 << 20];
         let mut at = from;
         while at < to {

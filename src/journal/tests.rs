@@ -6,10 +6,11 @@ use std::sync::mpsc;
 
 use tempfile::TempDir;
 
-use super::testing::{tag_of, write_active, write_sealed};
 use super::*;
-use crate::fs::{DiskDir, FileStat, Identity, RealDisk};
-use crate::segment::ACTIVE_FILE;
+use crate::data_dir::Catalog;
+use crate::data_dir::disk::{DiskDir, FileStat, Identity, RealDisk};
+use crate::data_dir::segment::ACTIVE_FILE;
+use crate::data_dir::testing::{tag_of, write_active, write_sealed};
 
 fn config() -> JournalConfig {
     JournalConfig {
@@ -83,7 +84,7 @@ fn sealed(dir: &Path) -> Vec<u64> {
     catalog
         .sealed
         .keys()
-        .filter_map(crate::segment::SegmentId::number)
+        .filter_map(crate::data_dir::segment::SegmentId::number)
         .collect()
 }
 

@@ -21,7 +21,7 @@ use rusqlite::{Connection, Transaction, params};
 use self::overflow::OneByOne;
 use super::segments::{self, SegmentRow};
 use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, Sums, UserLine};
-use crate::segment::{SegmentId, Tag};
+use crate::data_dir::segment::{SegmentId, Tag};
 
 const CLAIM_SEGMENT: &str = include_str!("../../sql/query/claim_segment.sql");
 const INSERT_SEGMENT: &str = include_str!("../../sql/query/insert_segment.sql");

@@ -18,7 +18,7 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
 use super::StoreError;
-use crate::fs::{Disk, Guard, Identity, RealDisk, with_suffix};
+use crate::data_dir::disk::{Disk, Guard, Identity, RealDisk, with_suffix};
 
 /// How long opening waits for retired connections to be closed.
 const RETIRED_MAX: Duration = Duration::from_secs(5);

@@ -23,14 +23,13 @@
 mod alone;
 mod apply;
 mod copy;
-mod delta;
 mod family;
+mod ledger;
 mod open;
-mod progress;
-mod proof;
 mod readers;
 mod retention;
 mod segments;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -40,21 +39,18 @@ use std::path::{Path, PathBuf};
 pub use self::alone::is_in_use;
 pub use self::apply::{Applied, Delta, Outcome, Range, RangeEnd, Source};
 pub use self::copy::{Copied, copy_database};
-pub use self::delta::{IdEvent, IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, Sums, UserLine};
+pub use self::ledger::Ledger;
 pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
-pub use self::progress::{Applies, Ledger, Lost, Progress, Run, Settled, Waited};
-pub use self::proof::{IdFate, Proof, UserSum};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 pub use self::segments::{
     AppliedSum, Checks, Counts, Numbers, Pruned, RejectedFilter, RejectedLine, SegmentRow,
     SegmentState, read_checks, read_directory, read_kept, read_segments,
 };
+pub use self::snapshot::{IdFate, Proof, UserSum};
 pub use self::writer::{Mark, Writer};
-pub use crate::fs::with_suffix as sibling;
-
-/// The most rejected lines of a segment that are kept; all are counted.
-pub const REJECTED_LINES_MAX: u64 = 10_000;
+use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
+pub use crate::data_dir::disk::with_suffix as sibling;
 
 /// Why the database did not do what was asked. Nothing was changed, but for a commit that failed:
 /// then the rows tell.

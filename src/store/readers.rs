@@ -17,9 +17,9 @@ use scheduled_thread_pool::ScheduledThreadPool;
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
 use super::{Ledger, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, segments};
+use crate::data_dir::disk::{Disk, Identity, RealDisk};
+use crate::data_dir::segment::{SegmentId, Tag};
 use crate::event::Micros;
-use crate::fs::{Disk, Identity, RealDisk};
-use crate::segment::{SegmentId, Tag};
 
 const SELECT_USER: &str = include_str!("../../sql/query/select_user.sql");
 const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::open::{self, Contents};
 use super::{Ledger, StoreError};
-use crate::segment::{Position, SegmentId, Tag};
+use crate::data_dir::segment::{Position, SegmentId, Tag};
 use uuid::Uuid;
 
 const SELECT_SEGMENT: &str = include_str!("../../sql/query/select_segment.sql");

@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
+use crate::data_dir::segment::SegmentId;
 use crate::event::{Event, Kind};
-use crate::segment::{Position, SegmentId};
 
 /// Lines of one segment, one byte of offset each, and how ranges of them are applied.
 struct Lines(Vec<Event<'static>>);
@@ -514,97 +513,4 @@ fn pages_cover_every_user_once_in_order() {
             "{bad}"
         );
     }
-}
-
-#[test]
-fn waiters_are_told_applied_lost_or_timed_out() {
-    let progress = Progress::new(Applies::Here);
-    let at = |segment, offset| Position { segment, offset };
-    let (sender, told) = std::sync::mpsc::channel();
-    let wait = |position| {
-        let sender = sender.clone();
-        let later = Instant::now() + Duration::from_hours(1);
-        progress.when_applied(
-            position,
-            later,
-            Box::new(move |waited| {
-                sender.send((position, waited)).expect("the test listens");
-            }),
-        );
-    };
-    wait(at(1, 10));
-    wait(at(2, 10));
-    wait(at(3, 10));
-    assert!(told.try_recv().is_err());
-    let lost = [Lost {
-        number: 2,
-        applied_bytes: 5,
-    }];
-    progress.publish(at(1, 10), &lost, Settled::default());
-    assert_eq!(told.try_recv(), Ok((at(1, 10), Waited::Applied)));
-    assert_eq!(told.try_recv(), Ok((at(2, 10), Waited::Lost)));
-    assert!(told.try_recv().is_err());
-    wait(at(2, 5));
-    assert_eq!(told.try_recv(), Ok((at(2, 5), Waited::Applied)));
-    progress.finish();
-    assert_eq!(told.try_recv(), Ok((at(3, 10), Waited::TimedOut)));
-    let off = Progress::new(Applies::Elsewhere);
-    assert_eq!(
-        off.wait_applied(at(1, 1), Instant::now()),
-        Waited::NotWaiting
-    );
-}
-
-#[test]
-fn the_ledger_balances_between_commits() {
-    let progress = Progress::new(Applies::Here);
-    let ledger = Ledger {
-        applied: 5,
-        duplicates: 1,
-        rejected: 2,
-        untrusted: 3,
-        ..Ledger::default()
-    };
-    let mut settled = Settled {
-        ledger,
-        lines: 7,
-        tail_lines: 10,
-        settled_before: 2,
-    };
-    progress.publish(
-        Position {
-            segment: 1,
-            offset: 0,
-        },
-        &[],
-        settled,
-    );
-    let seen = |tail_lines| {
-        let (seen, run) = progress.ledger(|| tail_lines);
-        assert_eq!(
-            seen.lines.cast_signed(),
-            seen.settled().cast_signed() + seen.pending.cast_signed() + seen.unaccounted
-        );
-        assert_eq!(
-            run.found + run.appended.cast_signed(),
-            run.settled + seen.pending.cast_signed() + seen.unaccounted
-        );
-        (seen.lines, seen.pending, seen.unaccounted)
-    };
-    // 11 are settled, of 7 lines at 10.
-    assert_eq!(seen(20), (17, 6, 0));
-    assert_eq!(seen(14), (11, 0, 0));
-    assert_eq!(seen(13), (10, 0, -1), "a fate without a line is not hidden");
-    let (_, run) = progress.ledger(|| 20);
-    assert_eq!((run.found, run.settled), (-5, 9));
-    settled.ledger.unaccounted = 2;
-    progress.publish(
-        Position {
-            segment: 1,
-            offset: 0,
-        },
-        &[],
-        settled,
-    );
-    assert_eq!(seen(20), (17, 4, 2));
 }

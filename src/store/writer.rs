@@ -16,7 +16,7 @@ use super::segments;
 use super::{
     Ledger, Numbers, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError,
 };
-use crate::segment::{SegmentId, Tag};
+use crate::data_dir::segment::{SegmentId, Tag};
 
 const SET_DIRECTORY: &str = include_str!("../../sql/query/set_directory.sql");
 const MARK_SEGMENT: &str = include_str!("../../sql/query/mark_segment.sql");

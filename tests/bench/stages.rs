@@ -15,14 +15,14 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use tallyline::cli::config::{SendConfig, ServeConfig};
 use tallyline::client;
-use tallyline::config::{SendConfig, ServeConfig};
+use tallyline::data_dir::disk::{Disk, RealDisk};
 use tallyline::event::Event;
-use tallyline::fs::{Disk, RealDisk};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
-use tallyline::process::{self, ProcessConfig};
-use tallyline::serve::Server;
+use tallyline::processor::{self, ProcessConfig};
+use tallyline::server::Server;
 use tallyline::stop::Stop;
 
 const RUNS: usize = 5;
@@ -156,7 +156,7 @@ fn apply(table: &mut Table) {
         std::fs::write(dir.path().join("events_1.jsonl"), &text).unwrap();
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let config = ProcessConfig::new(dir.path());
-        let summary = process::run_once(&config, &disk, &[], &mut |_| {}).unwrap();
+        let summary = processor::run_once(&config, &disk, &[], &mut |_| {}).unwrap();
         assert_eq!(summary.counts.events, LINES);
     });
 }

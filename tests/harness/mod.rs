@@ -13,9 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tallyline::fs::RealDisk;
-use tallyline::journal::Directory;
-use tallyline::segment::ACTIVE_FILE;
+use tallyline::data_dir::Directory;
+use tallyline::data_dir::disk::RealDisk;
+use tallyline::data_dir::segment::ACTIVE_FILE;
 
 pub(crate) use recount::{Totals, database, recount, recount_files};
 pub(crate) use server::Server;

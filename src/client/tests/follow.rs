@@ -1,6 +1,7 @@
 //! `--follow`: a file that grows, is renamed away, or is cut short.
 
 use super::*;
+use crate::cli::exit::Exit;
 
 /// A server that tells how many events came; and a wait for exactly so many.
 fn counting() -> (FakeServer, impl Fn(usize)) {

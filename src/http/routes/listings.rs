@@ -11,12 +11,14 @@ use serde_json::{Value, json};
 use super::params::Params;
 use super::users::{WAIT_DEFAULT, WAIT_MAX, not_applied, unreadable};
 use super::{Files, Inner};
+use crate::data_dir::APPLIED_DIR;
+use crate::data_dir::segment::{ACTIVE_FILE, Position, SegmentId, sealed_at};
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
-use crate::journal::{APPLIED_DIR, Tail};
-use crate::segment::{ACTIVE_FILE, Position, SegmentId, sealed_at};
-use crate::store::{RejectedFilter, SegmentRow, SegmentState, Waited};
+use crate::journal::Tail;
+use crate::progress::Waited;
+use crate::store::{RejectedFilter, SegmentRow, SegmentState};
 use crate::timestamp;
 
 const LIMIT_DEFAULT: u32 = 20;

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use super::Inner;
 use super::params::Params;
+use crate::data_dir::segment::Position;
 use crate::http::cloudevents;
 use crate::http::counters::Route;
 use crate::http::engine::{Lane, Reply, Request, reserve};
 use crate::http::intake::{self, Intake, IntakeError, Invalid};
 use crate::http::problem::{self, Problem};
 use crate::journal::{AppendError, Batch};
-use crate::segment::Position;
-use crate::store::Waited;
+use crate::progress::Waited;
 
 /// What a sender waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

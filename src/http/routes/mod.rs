@@ -26,10 +26,11 @@ use super::engine::{
     Admission, Blocking, Handler, Lane, MayBlock, Method, Refusal, Reply, Request,
 };
 use super::problem::Problem;
-use crate::fs::Disk;
+use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
-use crate::store::{Progress, Readers};
+use crate::progress::Progress;
+use crate::store::Readers;
 
 /// What every route may use.
 pub(super) struct Inner {

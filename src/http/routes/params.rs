@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode;
 
+use crate::data_dir::segment::Position;
 use crate::http::problem::Problem;
-use crate::segment::Position;
 
 /// The parameters of one request.
 #[derive(Debug)]

@@ -8,11 +8,12 @@ use serde_json::json;
 
 use super::Inner;
 use super::params::Params;
+use crate::data_dir::segment::Position;
 use crate::http::counters::{Events, Route};
 use crate::http::engine::{Reply, Request};
 use crate::http::problem::Problem;
-use crate::segment::Position;
-use crate::store::{Ledger, Run, Waited};
+use crate::progress::{Run, Waited};
+use crate::store::Ledger;
 
 const FLUSH_WAIT_DEFAULT: Duration = Duration::from_mins(1);
 const FLUSH_WAIT_MAX: Duration = Duration::from_mins(10);

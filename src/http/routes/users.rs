@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::Inner;
 use super::params::{self, Params};
+use crate::data_dir::segment::Position;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
-use crate::segment::Position;
-use crate::store::{Order, StoreError, UserTotal, Waited};
+use crate::progress::Waited;
+use crate::store::{Order, StoreError, UserTotal};
 use crate::timestamp;
 
 pub(super) const WAIT_DEFAULT: Duration = Duration::from_secs(5);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
-use super::super::directory::first_free;
 use super::super::{AppendError, Tail};
 use super::{JOURNAL, RETRY_AFTER, ROTATION, State, Writer, is_full};
-use crate::segment::sealed_file_name;
+use crate::data_dir::first_free;
+use crate::data_dir::segment::sealed_file_name;
 
 impl Writer {
     /// When the active segment is to be sealed for its age, or what failed is to be tried again.

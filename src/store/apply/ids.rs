@@ -3,9 +3,9 @@
 use rusqlite::{CachedStatement, Connection, Transaction};
 
 use super::super::IdEvent;
-use super::super::delta::signed;
 use super::overflow::{OneByOne, count_line, refuse};
 use super::{Failure, ROWS, Range, Tally, many_rows};
+use crate::aggregate::delta::signed;
 
 const INSERT_EVENT_ID: &str = include_str!("../../../sql/query/insert_event_id.sql");
 const SELECT_EVENT_ID: &str = include_str!("../../../sql/query/select_event_id.sql");

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashSet};
 use rusqlite::{OptionalExtension, Transaction};
 
 use super::super::UserLine;
-use super::super::delta::signed;
 use super::{Failure, Source, Tally};
+use crate::aggregate::delta::signed;
 
 pub(super) const SELECT_REVENUE: &str = include_str!("../../../sql/query/select_revenue.sql");
 

@@ -16,8 +16,8 @@ use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use tallyline::config::ServeConfig;
-use tallyline::serve::Server;
+use tallyline::cli::config::ServeConfig;
+use tallyline::server::Server;
 
 /// A server that lives as long as the fuzzer, and the directory it writes to.
 fn server() -> SocketAddr {

@@ -5,7 +5,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use libfuzzer_sys::fuzz_target;
-use tallyline::segment::{Position, SegmentId, label_in_name, sealed_at, sealed_file_name};
+use tallyline::data_dir::segment::{Position, SegmentId, label_in_name, sealed_at, sealed_file_name};
 
 fuzz_target!(|text: &str| {
     if let Ok(position) = text.parse::<Position>() {

@@ -1,0 +1,300 @@
+//! What a range of lines adds up to, as the store takes it. Pure.
+
+use std::ops::Range;
+
+use crate::event::{Event, Kind};
+
+/// The most of a rejected line that is kept, in bytes.
+pub const REJECTED_LINE_BYTES_MAX: usize = 1024;
+
+/// What a user's events add up to. Added and subtracted apart, in 128 bits: neither can overflow
+/// within 2^60 events, and together they bound every intermediate total. 40 bytes, so that it fits
+/// a cache line together with a user id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    added: Wide,
+    subtracted: Wide,
+    events: u64,
+}
+
+/// 128 bits that need no more than 8 bytes' alignment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wide {
+    low: u64,
+    high: u64,
+}
+
+impl Wide {
+    #[inline]
+    fn add(&mut self, amount: u64) {
+        let (low, carry) = self.low.overflowing_add(amount);
+        self.low = low;
+        self.high += u64::from(carry);
+    }
+
+    fn value(self) -> u128 {
+        u128::from(self.high) << 64 | u128::from(self.low)
+    }
+}
+
+impl Sums {
+    /// Counts one event in.
+    #[inline]
+    pub fn add_event(&mut self, kind: Kind, amount_micros: u64) {
+        match kind {
+            Kind::Add => self.added.add(amount_micros),
+            Kind::Subtract => self.subtracted.add(amount_micros),
+        }
+        self.events += 1;
+    }
+
+    /// Counts one event in, whose micros are negative if they are subtracted.
+    #[inline]
+    pub fn add_signed(&mut self, micros: i64) {
+        if micros < 0 {
+            self.subtracted.add(micros.unsigned_abs());
+        } else {
+            self.added.add(micros.unsigned_abs());
+        }
+        self.events += 1;
+    }
+
+    /// Counts other events in.
+    pub fn add(&mut self, other: &Self) {
+        self.added.add(other.added.low);
+        self.added.high += other.added.high;
+        self.subtracted.add(other.subtracted.low);
+        self.subtracted.high += other.subtracted.high;
+        self.events += other.events;
+    }
+
+    /// Micros added.
+    pub fn added(&self) -> u128 {
+        self.added.value()
+    }
+
+    /// Micros subtracted.
+    pub fn subtracted(&self) -> u128 {
+        self.subtracted.value()
+    }
+
+    /// Events.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Added minus subtracted modulo 2^64: the check figure, and the exact net where it fits.
+    pub fn net_wrapping(&self) -> i64 {
+        self.added
+            .low
+            .wrapping_sub(self.subtracted.low)
+            .cast_signed()
+    }
+}
+
+/// Micros of one event with its sign. An amount is at most 10^18, so it fits.
+pub(crate) fn signed(kind: Kind, amount_micros: u64) -> i64 {
+    let amount = i64::try_from(amount_micros).unwrap_or(i64::MAX);
+    match kind {
+        Kind::Add => amount,
+        Kind::Subtract => -amount,
+    }
+}
+
+/// An event that has an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdEvent<'a> {
+    /// Bytes from the start of the segment to the start of its line.
+    pub offset: u64,
+    /// The sender's id.
+    pub id: &'a str,
+    /// Whose revenue.
+    pub user_id: &'a str,
+    /// Added or subtracted.
+    pub kind: Kind,
+    /// How much.
+    pub amount_micros: u64,
+}
+
+impl IdEvent<'_> {
+    /// 48 bits of a hash of user, name and amount, as a signed number. Kept in the database, so it
+    /// must never change; hence the portable variant of the hash. Two payloads of one hash are
+    /// taken for one: then a conflict is called a duplicate, and neither is counted.
+    pub(crate) fn payload(&self) -> i64 {
+        let secrets = &rapidhash::v3::DEFAULT_RAPID_SECRETS;
+        let user = rapidhash::v3::rapidhash_v3_seeded(self.user_id.as_bytes(), secrets);
+        let mut bytes = [0; 17];
+        bytes[..8].copy_from_slice(&user.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.amount_micros.to_le_bytes());
+        bytes[16] = u8::from(self.kind == Kind::Add);
+        let hash = rapidhash::v3::rapidhash_v3_seeded(&bytes, secrets);
+        // 47 bits and a sign: SQLite keeps that in 6 bytes.
+        let high = i64::try_from(hash >> 16).unwrap_or_default();
+        high - (1 << 47)
+    }
+}
+
+/// Events with an id, in file order; their text lies in one piece of memory.
+#[derive(Debug, Default)]
+pub struct IdEvents {
+    text: String,
+    events: Vec<Packed>,
+}
+
+#[derive(Debug)]
+struct Packed {
+    offset: u64,
+    amount_micros: u64,
+    text_start: usize,
+    id_length: u16,
+    user_length: u16,
+    kind: Kind,
+}
+
+impl IdEvents {
+    /// Takes an event that has an id, of the line at `offset`.
+    pub fn push(&mut self, offset: u64, id: &str, event: &Event<'_>) {
+        let length = |text: &str| u16::try_from(text.len()).unwrap_or(u16::MAX);
+        self.events.push(Packed {
+            offset,
+            amount_micros: event.amount_micros,
+            text_start: self.text.len(),
+            id_length: length(id),
+            user_length: length(&event.user_id),
+            kind: event.kind,
+        });
+        self.text.push_str(id);
+        self.text.push_str(&event.user_id);
+    }
+
+    /// Takes all of `other`, which come after.
+    pub fn append(&mut self, other: &Self) {
+        let shift = self.text.len();
+        self.text.push_str(&other.text);
+        self.events.extend(other.events.iter().map(|event| Packed {
+            text_start: event.text_start + shift,
+            ..*event
+        }));
+    }
+
+    /// The most bytes of memory that they need until they are applied: themselves, sorted by id,
+    /// and those that count sorted by user.
+    pub fn memory_bytes(&self) -> usize {
+        let event = size_of::<Packed>() + size_of::<IdEvent<'_>>() + size_of::<(&str, i64)>();
+        self.text.len() + self.events.len() * event
+    }
+
+    /// In file order.
+    pub fn iter(&self) -> impl Iterator<Item = IdEvent<'_>> {
+        self.events.iter().map(|event| {
+            let user_start = event.text_start + usize::from(event.id_length);
+            let part = |range: Range<usize>| self.text.get(range).unwrap_or_default();
+            IdEvent {
+                offset: event.offset,
+                id: part(event.text_start..user_start),
+                user_id: part(user_start..user_start + usize::from(event.user_length)),
+                kind: event.kind,
+                amount_micros: event.amount_micros,
+            }
+        })
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+}
+
+/// A line that is not counted, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Bytes from the start of the segment to the start of the line.
+    pub offset: u64,
+    /// For programs.
+    pub code: &'static str,
+    /// For people.
+    pub reason: String,
+    /// The line's first [`REJECTED_LINE_BYTES_MAX`] bytes, as text.
+    pub line: String,
+}
+
+impl Rejected {
+    /// Cuts the line to what is kept.
+    pub fn new(offset: u64, code: &'static str, reason: String, line: &[u8]) -> Self {
+        let kept = &line[..line.len().min(REJECTED_LINE_BYTES_MAX)];
+        let line = String::from_utf8_lossy(kept).into_owned();
+        Self {
+            offset,
+            code,
+            reason,
+            line,
+        }
+    }
+}
+
+/// A counted line of one user, read again because the user's total may overflow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserLine {
+    /// Bytes from the start of the segment to the start of the line.
+    pub offset: u64,
+    /// Whose.
+    pub user_id: String,
+    /// Added or subtracted.
+    pub kind: Kind,
+    /// How much.
+    pub amount_micros: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_hash_never_changes() {
+        let mut event = IdEvent {
+            offset: 7,
+            id: "a",
+            user_id: "user1",
+            kind: Kind::Add,
+            amount_micros: 100,
+        };
+        let first = event.payload();
+        assert_eq!(
+            first, PAYLOAD_OF_USER1_ADD_100,
+            "kept in databases: must not change"
+        );
+        assert!((-(1 << 47)..1 << 47).contains(&first));
+        event.offset = 8;
+        event.id = "b";
+        assert_eq!(
+            event.payload(),
+            first,
+            "neither the place nor the id is payload"
+        );
+        event.kind = Kind::Subtract;
+        assert_ne!(event.payload(), first);
+    }
+
+    const PAYLOAD_OF_USER1_ADD_100: i64 = -89_014_658_269_851;
+
+    #[test]
+    fn the_net_wraps_and_is_exact_where_it_fits() {
+        let mut sums = Sums::default();
+        for _ in 0..20 {
+            sums.add_event(Kind::Add, 1_000_000_000_000_000_000);
+        }
+        for _ in 0..21 {
+            sums.add_event(Kind::Subtract, 1_000_000_000_000_000_000);
+        }
+        assert_eq!(sums.net_wrapping(), -1_000_000_000_000_000_000);
+        assert_eq!(
+            (sums.events(), sums.added() > u128::from(u64::MAX)),
+            (41, true)
+        );
+    }
+}

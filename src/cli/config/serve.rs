@@ -1,0 +1,503 @@
+//! `tallyline serve`: flags over environment over config file over default.
+
+use std::fmt::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{Size, Span, UsageError, address, at_least, between, host_name, is_loopback, within};
+use uuid::Uuid;
+
+use crate::cli::args::ServeArgs;
+
+/// The shortest period of rotation and of flushing: below it a disk does nothing else.
+const PERIOD_MIN: Duration = Duration::from_millis(10);
+/// The longest period of flushing. Whoever wants no totals at all says `--no-process`.
+const FLUSH_EVERY_MAX: Duration = Duration::from_hours(24);
+/// nginx and AWS's load balancers keep their connections for 60 s.
+const KEEP_ALIVE_DEFAULT: Duration = Duration::from_secs(75);
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+/// What the server is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// Where to listen; port 0 picks a free one. Default `127.0.0.1:8000`. Beyond loopback only
+    /// with tokens, or [`Access::OpenBeyondLoopback`].
+    pub listen: SocketAddr,
+    /// The host name that stands for it, if one was asked for: allowed in `Host`. Default none.
+    pub listen_name: Option<String>,
+    /// Who may come in. Default: anybody on this machine.
+    pub access: Access,
+    /// Gets the port number once the port answers. Default none.
+    pub port_file: Option<PathBuf>,
+    /// The largest request body in bytes, raw and decompressed. Default 8 MiB, 1 KiB to 1 GiB.
+    pub max_body_bytes: u64,
+    /// How long an idle connection is kept. Default 75 s, 1 s to 1 h. More than a proxy in front
+    /// keeps its own: otherwise it may send a request into a connection that is being closed.
+    pub keep_alive: Duration,
+    /// Where events and totals are kept; created if missing. Default `data`.
+    pub data_dir: PathBuf,
+    /// The UUID that `directory.json` must name, or the server does not start. Default: any.
+    pub expect_id: Option<Uuid>,
+    /// Seal the active file this long after its first line; `None`: never by age. Default 1 min,
+    /// minimum 10 ms.
+    pub rotate_every: Option<Duration>,
+    /// Seal the active file at this size in bytes. Default 256 MiB, 1 KiB to 1 TiB.
+    pub rotate_bytes: u64,
+    /// The data directory's bound in bytes: appends get 507 before it is passed. Default none,
+    /// minimum 64 KiB.
+    pub max_disk_bytes: Option<u64>,
+    /// Bytes of disk kept free for applying and pruning. Default 64 MiB, 0 to 1 TiB.
+    pub disk_reserve_bytes: u64,
+    /// Remove whole segments this long after they were applied; `None`: never. Default never,
+    /// minimum 0.
+    pub retain_for: Option<Duration>,
+    /// The most time until committed events are applied; `None`: as by default. Default 1 s, from
+    /// 10 ms to 24 h.
+    pub flush_every: Option<Duration>,
+    /// How long ids of applied events are remembered, by the time of applying; `None`: for ever.
+    /// Default for ever, minimum 0.
+    pub keep_ids: Option<Duration>,
+    /// Bytes for totals on their way to the database; past them they are flushed early. Default
+    /// 256 MiB, 16 MiB to 1 TiB.
+    pub memory_bytes: u64,
+    /// Who applies. Default this process.
+    pub processing: Processing,
+}
+
+/// Who may post and read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Whoever reaches the loopback address.
+    OpenOnLoopback,
+    /// `--no-auth`: whoever reaches the address, wherever from.
+    OpenBeyondLoopback,
+    /// Bearers of a token of this file, one a line.
+    Tokens(PathBuf),
+}
+
+/// Who applies events to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processing {
+    /// This process, as events come.
+    Here,
+    /// `--no-process`: `tallyline process`, some time.
+    Elsewhere,
+}
+
+/// The configuration with where each setting came from; shown as TOML that `--config` reads.
+#[derive(Clone, Debug)]
+pub struct Effective {
+    /// What is in force.
+    pub config: ServeConfig,
+    text: String,
+}
+
+impl fmt::Display for Effective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The config file: the flags' names as TOML keys.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[expect(clippy::struct_field_names, reason = "the names are the flags'")]
+struct File {
+    listen: Option<String>,
+    token_file: Option<PathBuf>,
+    no_auth: Option<bool>,
+    port_file: Option<PathBuf>,
+    max_body: Option<Size>,
+    keep_alive: Option<Span>,
+    data_dir: Option<PathBuf>,
+    expect_id: Option<Uuid>,
+    rotate_every: Option<Span>,
+    rotate_bytes: Option<Size>,
+    max_disk: Option<Size>,
+    disk_reserve: Option<Size>,
+    retain_for: Option<Span>,
+    flush_every: Option<Span>,
+    keep_ids: Option<Span>,
+    memory: Option<Size>,
+    no_process: Option<bool>,
+}
+
+impl ServeConfig {
+    /// A server of one's own, as a test wants it: this directory, a free port of 127.0.0.1, no
+    /// tokens, and every other setting at its default. Change fields for more.
+    ///
+    /// No environment variable and no file is read.
+    pub fn at(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen_name: None,
+            access: Access::OpenOnLoopback,
+            port_file: None,
+            max_body_bytes: 8 * MIB,
+            keep_alive: KEEP_ALIVE_DEFAULT,
+            data_dir: data_dir.into(),
+            expect_id: None,
+            rotate_every: Some(Duration::from_mins(1)),
+            rotate_bytes: 256 * MIB,
+            max_disk_bytes: None,
+            disk_reserve_bytes: 64 * MIB,
+            retain_for: None,
+            flush_every: Some(Duration::from_secs(1)),
+            keep_ids: None,
+            memory_bytes: 384 * MIB,
+            processing: Processing::Here,
+        }
+    }
+
+    /// Flags (with their variables) over the config file `--config` names over defaults.
+    pub fn from_args(args: ServeArgs) -> Result<Effective, UsageError> {
+        match args.config.clone() {
+            None => Self::effective(args, None),
+            Some(path) => {
+                let text = crate::data_dir::disk::read_to_string(&path).map_err(|error| {
+                    UsageError::new(format!("--config {}: {error}", path.display()))
+                })?;
+                Self::effective(args, Some((&path, &text)))
+            }
+        }
+    }
+
+    /// As [`Self::from_args`], with the path and text of the config file at hand.
+    pub(super) fn effective(
+        args: ServeArgs,
+        file: Option<(&Path, &str)>,
+    ) -> Result<Effective, UsageError> {
+        let file = match file {
+            None => File::default(),
+            Some((path, text)) => toml::from_str(text).map_err(|error| {
+                UsageError::new(format!("--config {}: {error}", path.display()))
+            })?,
+        };
+        let second = Duration::from_secs(1);
+        let mut s = Settings::default();
+        let listen = s.pick("listen", args.listen, file.listen, "127.0.0.1:8000".into());
+        let token_file = s.pick_optional("token-file", args.token_file, file.token_file);
+        let no_auth = s.pick("no-auth", args.no_auth, file.no_auth, false);
+        let port_file = s.pick_optional("port-file", args.port_file, file.port_file);
+        let max_body = s.pick("max-body", args.max_body, file.max_body, Size(8 * MIB));
+        let keep_alive = s.pick(
+            "keep-alive",
+            args.keep_alive,
+            file.keep_alive,
+            Span(Some(KEEP_ALIVE_DEFAULT)),
+        );
+        let data_dir = s.pick("data-dir", args.data_dir, file.data_dir, "data".into());
+        let expect_id = s.pick_optional("expect-id", args.expect_id, file.expect_id);
+        let rotate_every = s.pick(
+            "rotate-every",
+            args.rotate_every,
+            file.rotate_every,
+            Span(Some(60 * second)),
+        );
+        let rotate_bytes = s.pick(
+            "rotate-bytes",
+            args.rotate_bytes,
+            file.rotate_bytes,
+            Size(256 * MIB),
+        );
+        let max_disk = s.pick_optional("max-disk", args.max_disk, file.max_disk);
+        let disk_reserve = s.pick(
+            "disk-reserve",
+            args.disk_reserve,
+            file.disk_reserve,
+            Size(64 * MIB),
+        );
+        let retain_for = s.pick("retain-for", args.retain_for, file.retain_for, Span(None));
+        let flush_every = s.pick(
+            "flush-every",
+            args.flush_every,
+            file.flush_every,
+            Span(Some(second)),
+        );
+        let keep_ids = s.pick("keep-ids", args.keep_ids, file.keep_ids, Span(None));
+        let memory = s.pick("memory", args.memory, file.memory, Size(384 * MIB));
+        let no_process = s.pick("no-process", args.no_process, file.no_process, false);
+
+        let listen_name = host_name(&listen);
+        let listen = address("--listen", &listen)?;
+        let config = Self {
+            listen,
+            listen_name,
+            access: access(listen, token_file, no_auth)?,
+            port_file,
+            max_body_bytes: within("--max-body", max_body, KIB, GIB)?,
+            keep_alive: keep_alive_time(keep_alive)?,
+            data_dir,
+            expect_id,
+            rotate_every: at_least("--rotate-every", rotate_every, PERIOD_MIN)?,
+            rotate_bytes: within("--rotate-bytes", rotate_bytes, KIB, TIB)?,
+            max_disk_bytes: max_disk
+                .map(|size| within("--max-disk", size, 64 * KIB, u64::MAX))
+                .transpose()?,
+            disk_reserve_bytes: within("--disk-reserve", disk_reserve, 0, TIB)?,
+            retain_for: retain_for.0,
+            flush_every: Some(between(
+                "--flush-every",
+                flush_every,
+                PERIOD_MIN,
+                FLUSH_EVERY_MAX,
+            )?),
+            keep_ids: keep_ids.0,
+            memory_bytes: memory_bytes(memory)?,
+            processing: if no_process {
+                Processing::Elsewhere
+            } else {
+                Processing::Here
+            },
+        };
+        Ok(Effective {
+            config,
+            text: s.text,
+        })
+    }
+}
+
+/// `--memory` within its bounds.
+pub(super) fn memory_bytes(size: Size) -> Result<u64, UsageError> {
+    within("--memory", size, 32 * MIB, TIB)
+}
+
+/// `--keep-alive` within its bounds.
+fn keep_alive_time(span: Span) -> Result<Duration, UsageError> {
+    let (min, max) = (Duration::from_secs(1), Duration::from_hours(1));
+    span.0
+        .filter(|time| (min..=max).contains(time))
+        .ok_or_else(|| UsageError::new("--keep-alive is a duration from 1s to 1h"))
+}
+
+/// Beyond loopback, tokens or an explicit word are needed: nobody opens a port to the world by
+/// accident.
+fn access(
+    listen: SocketAddr,
+    token_file: Option<PathBuf>,
+    no_auth: bool,
+) -> Result<Access, UsageError> {
+    match (token_file, no_auth) {
+        (Some(_), true) => Err(UsageError::new(
+            "--token-file and --no-auth contradict each other; give one of them",
+        )),
+        (Some(path), false) => match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => Err(UsageError::new(format!(
+                "--token-file {} is a directory; name a file of tokens, one a line",
+                path.display()
+            ))),
+            Ok(_) => Ok(Access::Tokens(path)),
+            Err(error) => Err(UsageError::new(format!(
+                "--token-file {}: {error}",
+                path.display()
+            ))),
+        },
+        (None, true) => Ok(Access::OpenBeyondLoopback),
+        (None, false) if is_loopback(listen) => Ok(Access::OpenOnLoopback),
+        (None, false) => Err(UsageError::new(format!(
+            "--listen {listen} can be reached from other machines, and anybody there could post and read; \
+             give --token-file FILE (Bearer tokens, one a line), or --no-auth if the network is trusted, \
+             or listen on 127.0.0.1"
+        ))),
+    }
+}
+
+/// Picks each setting and writes down, as TOML, what it is and where it came from.
+#[derive(Default)]
+struct Settings {
+    text: String,
+}
+
+impl Settings {
+    fn pick<T: TomlText>(&mut self, name: &str, flag: Option<T>, file: Option<T>, default: T) -> T {
+        let (value, from) = match (flag, file) {
+            (Some(value), _) => (value, "flag or environment"),
+            (None, Some(value)) => (value, "config file"),
+            (None, None) => (default, "default"),
+        };
+        self.line(format_args!("{name} = {}", value.toml_text()), from);
+        value
+    }
+
+    fn pick_optional<T: TomlText>(
+        &mut self,
+        name: &str,
+        flag: Option<T>,
+        file: Option<T>,
+    ) -> Option<T> {
+        let (value, from) = match (flag, file) {
+            (Some(value), _) => (value, "flag or environment"),
+            (None, Some(value)) => (value, "config file"),
+            (None, None) => {
+                self.line(format_args!("# {name} ="), "default: none");
+                return None;
+            }
+        };
+        self.line(format_args!("{name} = {}", value.toml_text()), from);
+        Some(value)
+    }
+
+    fn line(&mut self, setting: fmt::Arguments<'_>, from: &str) {
+        let setting = setting.to_string();
+        let _infallible = writeln!(self.text, "{setting:<36} # {from}");
+    }
+}
+
+/// A value as TOML writes it.
+trait TomlText {
+    fn toml_text(&self) -> String;
+}
+
+impl TomlText for bool {
+    fn toml_text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl TomlText for String {
+    fn toml_text(&self) -> String {
+        toml::Value::String(self.clone()).to_string()
+    }
+}
+
+impl TomlText for Uuid {
+    fn toml_text(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl TomlText for PathBuf {
+    fn toml_text(&self) -> String {
+        self.to_string_lossy().into_owned().toml_text()
+    }
+}
+
+impl TomlText for Span {
+    fn toml_text(&self) -> String {
+        self.to_string().toml_text()
+    }
+}
+
+impl TomlText for Size {
+    fn toml_text(&self) -> String {
+        self.to_string().toml_text()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+    use clap::Parser as _;
+
+    fn args(flags: &[&str]) -> ServeArgs {
+        let all = ["tallyline", "serve"].iter().chain(flags);
+        match Cli::try_parse_from(all).expect("flags").command {
+            Command::Serve(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn with_file(flags: &[&str], text: &str) -> Result<Effective, UsageError> {
+        ServeConfig::effective(args(flags), Some((Path::new("t.toml"), text)))
+    }
+
+    fn config(flags: &[&str]) -> Result<ServeConfig, UsageError> {
+        ServeConfig::effective(args(flags), None).map(|effective| effective.config)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file = "rotate-every = \"10s\"\nrotate-bytes = 4096\nno-process = true\n";
+        let effective = with_file(&["--rotate-every", "2s"], file).expect("good");
+        let config = &effective.config;
+        assert_eq!(config.rotate_every, Some(Duration::from_secs(2)));
+        assert_eq!(config.rotate_bytes, 4096);
+        assert_eq!(config.processing, Processing::Elsewhere);
+        assert_eq!(config.flush_every, Some(Duration::from_secs(1)));
+        let off = with_file(&["--no-process=false"], file).expect("good");
+        assert_eq!(off.config.processing, Processing::Here);
+    }
+
+    #[test]
+    fn a_config_for_tests_differs_from_no_flags_by_the_port_only() {
+        let flags = ["--listen", "127.0.0.1:0", "--data-dir", "here"];
+        assert_eq!(config(&flags).expect("good"), ServeConfig::at("here"));
+    }
+
+    #[test]
+    fn what_check_prints_is_a_config_file_of_the_same_meaning() {
+        let flags = [
+            "--rotate-bytes",
+            "5000",
+            "--keep-ids",
+            "30days",
+            "--data-dir",
+            "a \"b\"",
+        ];
+        let effective = ServeConfig::effective(args(&flags), None).expect("good");
+        let again = with_file(&[], &effective.to_string()).expect("own words");
+        assert_eq!(again.config, effective.config);
+    }
+
+    #[test]
+    fn beyond_loopback_needs_tokens_or_a_word() {
+        for open in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
+            let error = config(&["--listen", open]).expect_err(open).to_string();
+            assert!(
+                error.contains("--token-file") && error.contains("--no-auth"),
+                "{error}"
+            );
+            let config = config(&["--listen", open, "--no-auth"]).expect(open);
+            assert_eq!(config.access, Access::OpenBeyondLoopback);
+        }
+        for closed in [
+            "127.0.0.1:0",
+            "127.9.9.9:0",
+            "[::1]:0",
+            "[::ffff:127.0.0.1]:0",
+        ] {
+            let config = config(&["--listen", closed]).expect(closed);
+            assert_eq!(config.access, Access::OpenOnLoopback);
+        }
+    }
+
+    #[test]
+    fn out_of_range_is_refused_with_the_range() {
+        for (flags, word) in [
+            (["--rotate-every", "9ms"], "10ms"),
+            (["--flush-every", "1ms"], "10ms"),
+            (["--flush-every", "forever"], "1day"),
+            (["--flush-every", "1000years"], "1day"),
+            (["--max-body", "1"], "1KiB"),
+            (["--keep-alive", "999ms"], "1s to 1h"),
+            (["--keep-alive", "forever"], "1s to 1h"),
+            (["--memory", "16MiB"], "32MiB"),
+            (["--listen", "here"], "127.0.0.1:8000"),
+            (
+                ["--token-file", "/nonexistent/tokens"],
+                "/nonexistent/tokens",
+            ),
+        ] {
+            let error = config(&flags).expect_err(flags[1]).to_string();
+            assert!(error.contains(flags[0]) && error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_in_the_file_is_named() {
+        let error = with_file(&[], "rotate-evry = \"1s\"")
+            .expect_err("unknown")
+            .to_string();
+        assert!(
+            error.contains("rotate-evry") && error.contains("t.toml"),
+            "{error}"
+        );
+    }
+}

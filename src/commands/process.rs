@@ -1,0 +1,136 @@
+//! `tallyline process`: applies every sealed file there is, or the files named, then exits.
+//!
+//! Without a running server it seals `events.jsonl` first, so that nothing is left uncounted. With
+//! `--rebuild` the database is made anew from all kept files; then no server may run.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use indicatif::HumanCount;
+
+use crate::backup;
+use crate::cli::config::{DatabaseMode, ProcessConfig, Say};
+use crate::cli::exit::Exit;
+use crate::cli::output::{bar, counted, print};
+use crate::data_dir::Directory;
+use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
+use crate::data_dir::segment::ACTIVE_FILE;
+use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
+use crate::processor::{self, RunProgress, Step, Summary};
+
+use crate::store::DATABASE_FILE;
+
+/// Applies, prints what became of it.
+pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
+    let dir = &config.data_dir;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let _lock = Lock::take(&dir.join(PROCESS_LOCK))?;
+    backup::refuse_unfinished(dir)?;
+    backup::refuse_backup(dir)?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    // Held to the end by a rebuild: nobody may open the database meanwhile.
+    let serve_lock = match (config.database, Lock::take(&dir.join(SERVE_LOCK))) {
+        (DatabaseMode::Keep, Err(LockError::Held { holder, .. })) => {
+            tracing::info!("{ACTIVE_FILE} is left to the server ({holder})");
+            None
+        }
+        (_, lock) => Some(lock?),
+    };
+    // A segment that holds events but has no file is lost, and recovery says so.
+    let started =
+        Directory::read(&*disk, dir).is_ok_and(|found| found.is_some_and(|it| it.started));
+    if serve_lock.is_some() && (started || dir.join(ACTIVE_FILE).exists()) {
+        processor::seal(dir, &disk)?;
+    }
+    let mut process = processor::ProcessConfig::new(dir);
+    process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
+    let bar = bar();
+    let mut show = |progress: RunProgress<'_>| {
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
+        bar.set_message(match progress.step {
+            Step::Import => format!("converting {}", progress.segment),
+            Step::Apply => progress.segment.to_owned(),
+        });
+    };
+    let (summary, notes) = match config.database {
+        DatabaseMode::Keep => {
+            drop(serve_lock);
+            let summary = processor::run_once(&process, &disk, &config.files, &mut show)?;
+            (summary, Vec::new())
+        }
+        DatabaseMode::Rebuild => {
+            let rebuilt = processor::rebuild(&process, &disk, &mut show)?;
+            (rebuilt.summary, rebuilt.notes)
+        }
+    };
+    bar.finish_and_clear();
+    for refused in &summary.refused {
+        tracing::error!("refused {}: {}", refused.path.display(), refused.reason);
+    }
+    for unusable in &summary.unusable {
+        tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
+    }
+    let mut words = in_words(&summary, dir);
+    for note in notes {
+        let _infallible = writeln!(words, "{note}");
+    }
+    if summary.counts.rejected > 0 {
+        let database = dir.join(DATABASE_FILE);
+        let _infallible = writeln!(
+            words,
+            "why they were rejected: sqlite3 {} 'SELECT segment, offset, reason, line FROM rejected_line'",
+            database.display()
+        );
+    }
+    let exit = if !summary.refused.is_empty() {
+        Exit::Failed
+    } else if summary.counts.rejected > 0 || !summary.unusable.is_empty() {
+        Exit::Refused
+    } else {
+        Exit::Done
+    };
+    if config.say == Say::All || exit != Exit::Done {
+        print(words.as_bytes())?;
+    }
+    Ok(exit)
+}
+
+fn in_words(summary: &Summary, dir: &Path) -> String {
+    let mut text = String::new();
+    let counts = &summary.counts;
+    let mut line = |words: String| {
+        let _infallible = writeln!(text, "{words}");
+    };
+    if !summary.skipped.is_empty() {
+        line(format!(
+            "skipped, applied before: {}",
+            summary.skipped.join(", ")
+        ));
+    }
+    if !summary.missing.is_empty() {
+        let numbers: Vec<String> = summary.missing.iter().map(u64::to_string).collect();
+        line(format!(
+            "missing, neither file nor row: segments {}",
+            numbers.join(", ")
+        ));
+    }
+    if summary.applied.is_empty() && summary.refused.is_empty() {
+        let dir = dir.display();
+        line(format!(
+            "nothing to do: no file in {dir} waits to be applied"
+        ));
+    } else {
+        line(format!(
+            "{}: {} applied, {}, {} rejected",
+            counted(summary.applied.len() as u64, "file"),
+            counted(counts.events, "event"),
+            counted(counts.duplicates, "duplicate"),
+            HumanCount(counts.rejected)
+        ));
+    }
+    text
+}

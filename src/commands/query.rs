@@ -1,0 +1,407 @@
+//! `query`: totals out of the database, for people and programs. The server need not run.
+//!
+//! Reads through the store's [`Readers`] and changes nothing; the last connection to close leaves
+//! no `-wal` behind. Amounts are shown exactly, as the micros say.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::cli::config::{QueryConfig, QueryFormat};
+use crate::cli::exit::Exit;
+use crate::cli::output::counted;
+use crate::data_dir::directory_tag;
+use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
+use crate::event::{MICROS_PER_UNIT, Micros};
+use crate::store::{
+    DATABASE_FILE, Ledger, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
+    read_directory,
+};
+use crate::timestamp;
+
+/// Prints what was asked for. A user without events is named on stderr: exit code 1.
+pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
+    let path = config.data_dir.join(DATABASE_FILE);
+    let readers = Readers::new(&path, 1);
+    if !path.exists() {
+        let pending = Pending::of(&config.data_dir, &readers)?;
+        if pending.bytes > 0 {
+            bail!(
+                "there is no database {}: {pending}; `tallyline process` applies them",
+                path.display()
+            );
+        }
+        bail!(
+            "there is no database {}; `tallyline serve` or `tallyline process` makes it, --data-dir says where",
+            path.display()
+        );
+    }
+    let exit = if config.users.is_empty() {
+        all_in_all(&readers, config)
+    } else {
+        some_users(&readers, config)
+    };
+    readers.close();
+    exit
+}
+
+fn all_in_all(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
+    // A page always has one at least; none are asked for with --top 0.
+    let page = readers.users(Order::RevenueDescending, config.top.max(1), None)?;
+    let mut users = page.map(|page| page.users).unwrap_or_default();
+    users.truncate(config.top as usize);
+    let text = match config.format {
+        QueryFormat::Csv => csv(&users)?,
+        QueryFormat::Json => {
+            let pending = Pending::of(&config.data_dir, readers)?;
+            json_overall(&readers.overall()?, readers.ledger()?, &pending, &users)?
+        }
+        QueryFormat::Table => {
+            let pending = Pending::of(&config.data_dir, readers)?;
+            table_overall(&readers.overall()?, readers.ledger()?, &pending, &users)
+        }
+    };
+    crate::cli::output::print(text.as_bytes())
+}
+
+fn some_users(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
+    let mut users = Vec::new();
+    let mut unknown = Vec::new();
+    for user_id in &config.users {
+        match readers.user(user_id)? {
+            Some(user) => users.push(user),
+            None => unknown.push(format!("{user_id:?}")),
+        }
+    }
+    if !users.is_empty() || config.format != QueryFormat::Table {
+        let text = match config.format {
+            QueryFormat::Csv => csv(&users)?,
+            QueryFormat::Json => json(&users.iter().map(Shown::of).collect::<Vec<_>>())?,
+            QueryFormat::Table => table(&users),
+        };
+        crate::cli::output::print(text.as_bytes())?;
+    }
+    if !unknown.is_empty() {
+        let unknown = unknown.join(", ");
+        let pending = Pending::of(&config.data_dir, readers)?;
+        if pending.bytes > 0 {
+            bail!("no events were applied of {unknown}; {pending}");
+        }
+        bail!("no events were applied of {unknown}");
+    }
+    Ok(Exit::Done)
+}
+
+/// What lies in the files of the data directory and is not in the database yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pending {
+    files: u64,
+    bytes: u64,
+}
+
+impl Pending {
+    /// By the files' lengths: none is opened. Segments in the archive have been applied.
+    fn of(data_dir: &Path, readers: &Readers) -> anyhow::Result<Self> {
+        let cannot_list = || format!("cannot list {}", data_dir.display());
+        let entries = match fs::read_dir(data_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            entries => entries.with_context(cannot_list)?,
+        };
+        let unfinished = readers.unfinished_segments()?;
+        let directory = read_directory(&data_dir.join(DATABASE_FILE))?.map_or(0, directory_tag);
+        // The row of `events.jsonl` may be that of a segment sealed since.
+        let mut active = unfinished.iter().find(|row| row.file_name == ACTIVE_FILE);
+        let mut pending = Self::default();
+        let mut active_bytes = None;
+        for entry in entries {
+            let entry = entry.with_context(cannot_list)?;
+            let name = entry.file_name();
+            // Renamed or removed meanwhile: applied, or seen under its new name next time.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            let Some(name) = name.to_str().filter(|_| metadata.is_file()) else {
+                continue;
+            };
+            if name == ACTIVE_FILE {
+                active_bytes = Some(metadata.len());
+            } else if let Some((id, _)) = SegmentId::of_file(name, directory) {
+                active = active.filter(|row| row.id != id);
+                let row = readers.segment(&id)?;
+                pending.add(metadata.len(), row.as_ref());
+            }
+        }
+        if let Some(bytes) = active_bytes {
+            pending.add(bytes, active);
+        }
+        Ok(pending)
+    }
+
+    fn add(&mut self, file_bytes: u64, row: Option<&SegmentRow>) {
+        let applied = row.map_or(0, |row| match row.state {
+            SegmentState::Active | SegmentState::Sealed => row.applied_bytes,
+            // Nothing more of it will be applied.
+            SegmentState::Whole | SegmentState::Untrusted | SegmentState::Lost => file_bytes,
+        });
+        let bytes = file_bytes.saturating_sub(applied);
+        self.bytes += bytes;
+        self.files += u64::from(bytes > 0);
+    }
+}
+
+impl fmt::Display for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (bytes, files) = (counted(self.bytes, "byte"), counted(self.files, "file"));
+        write!(f, "{bytes} in {files} are not applied yet")
+    }
+}
+
+/// A user as `GET /userEvents/{userId}` shows one.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown<'a> {
+    user_id: &'a str,
+    revenue: Option<Box<RawValue>>,
+    events: u64,
+    updated_at: String,
+}
+
+impl<'a> Shown<'a> {
+    fn of(user: &'a UserTotal) -> Self {
+        Self {
+            user_id: &user.user_id,
+            revenue: number(user.revenue.to_string()),
+            events: user.events,
+            updated_at: time(user.updated_at_ms),
+        }
+    }
+}
+
+/// An amount as a JSON number with its own digits.
+fn number(digits: String) -> Option<Box<RawValue>> {
+    RawValue::from_string(digits).ok()
+}
+
+fn json(value: &impl Serialize) -> anyhow::Result<String> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn json_overall(
+    overall: &Overall,
+    ledger: Ledger,
+    pending: &Pending,
+    users: &[UserTotal],
+) -> anyhow::Result<String> {
+    #[derive(Serialize)]
+    struct Fates {
+        lines: u64,
+        applied: u64,
+        duplicates: u64,
+        rejected: u64,
+        untrusted: u64,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct All<'a> {
+        users: u64,
+        events: u64,
+        revenue: Option<Box<RawValue>>,
+        updated_at: Option<String>,
+        ledger: Fates,
+        pending_bytes: u64,
+        top: Vec<Shown<'a>>,
+    }
+    json(&All {
+        users: overall.users,
+        events: overall.events,
+        revenue: number(amount(overall.revenue_micros)),
+        updated_at: overall.updated_at_ms.map(time),
+        ledger: Fates {
+            lines: ledger.lines,
+            applied: ledger.applied,
+            duplicates: ledger.duplicates,
+            rejected: ledger.rejected,
+            untrusted: ledger.untrusted,
+        },
+        pending_bytes: pending.bytes,
+        top: users.iter().map(Shown::of).collect(),
+    })
+}
+
+fn csv(users: &[UserTotal]) -> anyhow::Result<String> {
+    let mut out = csv::Writer::from_writer(Vec::new());
+    out.write_record(["userId", "revenue", "events", "updatedAt"])?;
+    for user in users {
+        let revenue = user.revenue.to_string();
+        let events = user.events.to_string();
+        out.write_record([&user.user_id, &revenue, &events, &time(user.updated_at_ms)])?;
+    }
+    Ok(String::from_utf8(out.into_inner()?)?)
+}
+
+fn table_overall(
+    overall: &Overall,
+    ledger: Ledger,
+    pending: &Pending,
+    users: &[UserTotal],
+) -> String {
+    let facts = [
+        ("users", overall.users.to_string()),
+        ("events counted", overall.events.to_string()),
+        ("revenue", amount(overall.revenue_micros)),
+        (
+            "last updated",
+            overall.updated_at_ms.map_or("never".to_owned(), time),
+        ),
+        ("lines read", ledger.lines.to_string()),
+        ("duplicates", ledger.duplicates.to_string()),
+        ("rejected", ledger.rejected.to_string()),
+        ("untrusted", ledger.untrusted.to_string()),
+        ("bytes pending", pending.bytes.to_string()),
+    ];
+    let rows = facts.map(|(name, value)| vec![name.to_owned(), value]);
+    let mut text = aligned(&rows, &[Align::Left, Align::Right]);
+    if !users.is_empty() {
+        text.push('\n');
+        text.push_str(&table(users));
+    }
+    text
+}
+
+fn table(users: &[UserTotal]) -> String {
+    let heading = ["USER", "REVENUE", "EVENTS", "UPDATED"].map(str::to_owned);
+    let mut rows = vec![heading.to_vec()];
+    rows.extend(users.iter().map(|user| {
+        vec![
+            user.user_id.clone(),
+            user.revenue.to_string(),
+            user.events.to_string(),
+            time(user.updated_at_ms),
+        ]
+    }));
+    aligned(
+        &rows,
+        &[Align::Left, Align::Right, Align::Right, Align::Left],
+    )
+}
+
+#[derive(Clone, Copy)]
+enum Align {
+    Left,
+    Right,
+}
+
+/// Columns two spaces apart.
+fn aligned(rows: &[Vec<String>], columns: &[Align]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for ((cell, align), width) in row.iter().zip(columns).zip(&widths) {
+            let room = " ".repeat(width - cell.chars().count());
+            match align {
+                Align::Left => line.extend([cell.as_str(), &room, "  "]),
+                Align::Right => line.extend([room.as_str(), cell, "  "]),
+            }
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Micros as an exact decimal, as [`Micros`] shows them: a sum over users can be past 64 bits.
+fn amount(micros: i128) -> String {
+    if let Ok(micros) = i64::try_from(micros) {
+        return Micros(micros).to_string();
+    }
+    let sign = if micros < 0 { "-" } else { "" };
+    let per_unit = u128::from(MICROS_PER_UNIT);
+    let (units, rest) = (
+        micros.unsigned_abs() / per_unit,
+        micros.unsigned_abs() % per_unit,
+    );
+    let digits = format!("{sign}{units}.{rest:06}");
+    digits
+        .trim_end_matches('0')
+        .trim_end_matches('.')
+        .to_owned()
+}
+
+fn time(at_ms: i64) -> String {
+    timestamp::rfc3339_millis(timestamp::of_ms(at_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(user_id: &str, micros: i64) -> UserTotal {
+        UserTotal {
+            user_id: user_id.to_owned(),
+            revenue: Micros(micros),
+            events: 2,
+            updated_at_ms: 1_795_329_660_123,
+        }
+    }
+
+    #[test]
+    fn a_table_is_aligned() {
+        let text = table(&[user("café", 50_000_000), user("b", -1_500_000)]);
+        assert_eq!(
+            text,
+            "USER  REVENUE  EVENTS  UPDATED\n\
+             café       50       2  2026-11-22T06:41:00.123Z\n\
+             b        -1.5       2  2026-11-22T06:41:00.123Z\n"
+        );
+    }
+
+    #[test]
+    fn json_has_the_amounts_own_digits() {
+        let users = [user("u", 9_007_199_254_740_993)];
+        let overall = Overall {
+            users: 1,
+            events: 2,
+            revenue_micros: 9_007_199_254_740_993,
+            updated_at_ms: Some(1_795_329_660_123),
+        };
+        let text =
+            json_overall(&overall, Ledger::default(), &Pending::default(), &users).expect("json");
+        assert_eq!(text.matches(": 9007199254.740993").count(), 2, "{text}");
+        let updated = "\"updatedAt\": \"2026-11-22T06:41:00.123Z\"";
+        assert_eq!(text.matches(updated).count(), 2, "{text}");
+    }
+
+    #[test]
+    fn csv_quotes_what_must_be() {
+        let text = csv(&[user("a,\"b\"", 0)]).expect("csv");
+        assert!(
+            text.starts_with("userId,revenue,events,updatedAt\n\"a,\"\"b\"\"\",0,2,"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn sums_past_64_bits_are_exact() {
+        for (micros, shown) in [
+            (0, "0"),
+            (-1_500_000, "-1.5"),
+            (i128::from(i64::MAX) * 100, "922337203685477.5807"),
+            (i128::from(i64::MIN) * 1_000_000, "-9223372036854775808"),
+            (i128::from(i64::MAX) + 1, "9223372036854.775808"),
+        ] {
+            assert_eq!(amount(micros), shown);
+        }
+    }
+}

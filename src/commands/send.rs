@@ -1,0 +1,36 @@
+//! `tallyline send`: sends a file or stdin to a server and prints what became of it.
+
+use anyhow::Context as _;
+
+use crate::cli::config::{Report, SendConfig, UsageError};
+use crate::cli::exit::Exit;
+use crate::cli::output::{counted, print};
+use crate::client::{SendError, Verdict, send};
+use crate::stop::Stop;
+
+/// Sends, prints the summary; a failure is the error as well.
+pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
+    let stop = Stop::on_signals().context("cannot catch SIGINT and SIGTERM")?;
+    let summary = send(config, &stop);
+    let text = match config.report {
+        Report::Json => format!("{}\n", summary.to_json()),
+        Report::Quiet if summary.exit() == Exit::Done => String::new(),
+        Report::Text | Report::Quiet => format!("{summary}\n"),
+    };
+    let printed = print(text.as_bytes());
+    let exit = summary.exit();
+    match summary.verdict {
+        Verdict::Failed(error @ SendError::SentBefore(_)) => {
+            Err(UsageError::new(error.to_string()).into())
+        }
+        Verdict::Failed(error) => Err(error.into()),
+        Verdict::Complete => {
+            let lines = counted(summary.lines, "line");
+            printed.with_context(|| {
+                format!("{lines} were sent and acknowledged, do not send them again; but")
+            })?;
+            Ok(exit)
+        }
+        Verdict::Stopped | Verdict::Followed => printed.map(|_| exit),
+    }
+}

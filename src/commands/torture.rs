@@ -1,0 +1,607 @@
+//! `tallyline torture`: kill -9 at random moments, then prove that nothing was lost or doubled.
+//!
+//! The real server and real senders run as processes of their own in a directory of the user's
+//! choice, so that it is the user's disk that is put to the proof. Every event has an id (the
+//! sender's `--source` and its line), so whatever is sent again after a kill must count once. What
+//! the totals must be is summed up here, from the lines as they were made, by nobody else's code.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the servers are processes of their own"
+)]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cli::config::TortureConfig;
+use crate::cli::exit::Exit;
+use crate::cli::output::print;
+use crate::event::{MICROS_PER_UNIT, Micros};
+use crate::store::{Order, Readers};
+
+/// Senders that run beside each other.
+const SENDERS: usize = 3;
+/// Users the events are for: few, so that every total is touched in every round.
+const USERS: u64 = 40;
+/// The longest a round lets everything run before it kills.
+const ROUND_MICROS_MAX: u64 = 250_000;
+/// In every so many rounds a backup is made beside the running server, and restored over the data
+/// directory once the server was killed.
+const BACKUP_EVERY: u64 = 10;
+/// How long anything may take to come up or to finish before the run has failed.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Runs the rounds and prints the table; [`Exit::Failed`] if anything is off by one event.
+pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
+    let (dir, temporary) = directory(config.dir.as_deref())?;
+    let seed = config.seed.unwrap_or_else(seed_of_now);
+    let rounds = config.rounds.get();
+    let words = format!(
+        "torture: {rounds} rounds in {} with seed {seed}
+",
+        dir.display()
+    );
+    print(words.as_bytes())?;
+    let mut torture = Torture {
+        exe: std::env::current_exe().context("cannot tell where this program is")?,
+        random: Random(seed),
+        server: None,
+        reader: None,
+        rounds: 0,
+        senders: (0..SENDERS).map(Sender::new).collect(),
+        expected: BTreeMap::new(),
+        tally: Tally::default(),
+        dir,
+    };
+    let bar = crate::cli::logging::bars()
+        .add(ProgressBar::new(u64::from(rounds)))
+        .with_style(
+            ProgressStyle::with_template(
+                "{bar:40} {pos}/{len} rounds, {elapsed} gone, {eta} left  {msg}",
+            )
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+    for _ in 0..rounds {
+        torture.round()?;
+        bar.set_message(torture.tally.in_short());
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let began = Instant::now();
+    let verdict = torture.prove()?;
+    let table = torture.tally.table(seed, rounds, began.elapsed(), &verdict);
+    print(table.as_bytes())?;
+    if verdict.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let kept = temporary.map(tempfile::TempDir::keep);
+    tracing::error!(
+        "what was found is in {}",
+        kept.as_deref().unwrap_or(&torture.dir).display()
+    );
+    Ok(Exit::Failed)
+}
+
+/// The directory, which must be new or empty: everything in it is ours to break.
+fn directory(named: Option<&Path>) -> anyhow::Result<(PathBuf, Option<tempfile::TempDir>)> {
+    let Some(dir) = named else {
+        let temporary = tempfile::TempDir::with_prefix("tallyline-torture-")
+            .context("cannot make a directory")?;
+        return Ok((temporary.path().to_owned(), Some(temporary)));
+    };
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let mut entries =
+        fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    if entries.next().is_some() {
+        let dir = dir.display();
+        return Err(crate::cli::config::UsageError::new(format!(
+            "--dir {dir} is not empty; name a new directory"
+        ))
+        .into());
+    }
+    Ok((fs::canonicalize(dir)?, None))
+}
+
+fn seed_of_now() -> u64 {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::from(now.subsec_nanos()) ^ now.as_secs().rotate_left(32)
+}
+
+struct Torture {
+    exe: PathBuf,
+    dir: PathBuf,
+    random: Random,
+    server: Option<Server>,
+    /// Another process that opens the database, reads and closes it, all the time.
+    reader: Option<Child>,
+    rounds: u64,
+    senders: Vec<Sender>,
+    /// What each user's total must be in the end: micros and events.
+    expected: BTreeMap<String, (i64, u64)>,
+    tally: Tally,
+}
+
+struct Server {
+    child: Child,
+    port: u16,
+}
+
+/// One file at a time is sent until `send` says that all of it was acknowledged; then the next.
+struct Sender {
+    name: String,
+    files: u64,
+    lines: u64,
+    running: Option<Child>,
+    /// The file was sent completely.
+    done: bool,
+}
+
+impl Sender {
+    fn new(index: usize) -> Self {
+        Self {
+            name: format!("sender-{}", index + 1),
+            files: 0,
+            lines: 0,
+            running: None,
+            done: true,
+        }
+    }
+
+    fn file(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{}-{}.jsonl", self.name, self.files))
+    }
+}
+
+/// What happened, for the table.
+#[derive(Default)]
+struct Tally {
+    server_kills: u64,
+    sender_kills: u64,
+    files: u64,
+    events: u64,
+    starts: u64,
+    slowest_start: Duration,
+    torn_tails: u64,
+    reads: u64,
+    restores: u64,
+}
+
+impl Torture {
+    fn round(&mut self) -> anyhow::Result<()> {
+        self.rounds += 1;
+        let port = self.serving()?;
+        self.keep_reading()?;
+        for index in 0..self.senders.len() {
+            self.keep_sending(index, port)?;
+        }
+        let wait = Duration::from_micros(self.random.below(ROUND_MICROS_MAX));
+        std::thread::sleep(wait);
+        self.keep_reading()?;
+        if self.rounds.is_multiple_of(BACKUP_EVERY) {
+            return self.back_up_and_restore();
+        }
+        // Half the rounds kill the server, a quarter one sender, a quarter everything.
+        let victim = self.random.below(4);
+        if victim != 0 {
+            self.kill_server()?;
+        }
+        let one = usize::try_from(self.random.below(SENDERS as u64)).unwrap_or_default();
+        for index in 0..self.senders.len() {
+            if victim == 1 || (victim == 0 && index == one) {
+                self.kill_sender(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The server's port, started if it does not run.
+    fn serving(&mut self) -> anyhow::Result<u16> {
+        if let Some(server) = &mut self.server {
+            match server.child.try_wait()? {
+                None => return Ok(server.port),
+                Some(status) => bail!(
+                    "the server ended by itself ({status}); see {}",
+                    self.log("server").display()
+                ),
+            }
+        }
+        let port_file = self.dir.join("port");
+        drop(fs::remove_file(&port_file));
+        let began = Instant::now();
+        let mut child = self
+            .command("server")?
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--rotate-bytes",
+                "256KiB",
+                "--flush-every",
+                "50ms",
+            ])
+            .args(["--rotate-every", "1s", "--data-dir"])
+            .arg(self.data_dir())
+            .arg("--port-file")
+            .arg(&port_file)
+            .spawn()
+            .context("cannot start the server")?;
+        let port = loop {
+            if let Some(port) = fs::read_to_string(&port_file)
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+            {
+                break port;
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!(
+                    "the server did not start ({status}); see {}",
+                    self.log("server").display()
+                );
+            }
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "the server did not come up; see {}",
+                self.log("server").display()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        self.tally.starts += 1;
+        self.tally.slowest_start = self.tally.slowest_start.max(began.elapsed());
+        self.server = Some(Server { child, port });
+        Ok(port)
+    }
+
+    /// Lets the sender go on with its file, or with a new one once all of it was acknowledged.
+    fn keep_sending(&mut self, index: usize, port: u16) -> anyhow::Result<()> {
+        if let Some(child) = &mut self.senders[index].running {
+            let Some(status) = child.try_wait()? else {
+                return Ok(());
+            };
+            self.sender_ended(index, status)?;
+        }
+        if self.senders[index].done {
+            self.new_file(index)?;
+        }
+        self.send(index, port)
+    }
+
+    /// One reader after another: each opens the database, adds up all users and closes it, as an
+    /// `sqlite3` beside the server does.
+    fn keep_reading(&mut self) -> anyhow::Result<()> {
+        if let Some(reader) = &mut self.reader {
+            let Some(status) = reader.try_wait()? else {
+                return Ok(());
+            };
+            self.reader = None;
+            // Before the first event there is no database.
+            self.tally.reads += u64::from(status.success());
+        }
+        let child = self
+            .command("reader")?
+            .args(["query", "--json", "--data-dir"])
+            .arg(self.data_dir())
+            .spawn()
+            .context("cannot start a reader")?;
+        self.reader = Some(child);
+        Ok(())
+    }
+
+    /// Makes a backup while everything runs, kills the server and restores the backup over the data
+    /// directory: what is newer there stays, so that nothing acknowledged is lost.
+    fn back_up_and_restore(&mut self) -> anyhow::Result<()> {
+        let backup = self.dir.join("backup");
+        let data_dir = self.data_dir();
+        for (what, killed) in [("backup", false), ("restore", true)] {
+            if killed {
+                self.kill_server()?;
+            }
+            let status = self
+                .command(what)?
+                .arg(what)
+                .arg(&backup)
+                .arg("--data-dir")
+                .arg(&data_dir)
+                .status()?;
+            ensure!(
+                status.success(),
+                "{what} ended with {status}; see {}",
+                self.log(what).display()
+            );
+        }
+        self.tally.restores += 1;
+        fs::remove_dir_all(&backup).with_context(|| format!("cannot remove {}", backup.display()))
+    }
+
+    fn send(&mut self, index: usize, port: u16) -> anyhow::Result<()> {
+        let sender = &self.senders[index];
+        let batch = 1 + self.random.below(200);
+        let child = self
+            .command(&sender.name)?
+            .arg("send")
+            .arg(sender.file(&self.dir))
+            .args([
+                "--to",
+                &format!("http://127.0.0.1:{port}"),
+                "--batch",
+                &batch.to_string(),
+                "--retry-for",
+                "200ms",
+            ])
+            // The name and the line make the ids: whatever is sent again counts once.
+            .args(["--source", &format!("{}-{}", sender.name, sender.files)])
+            .spawn()
+            .context("cannot start a sender")?;
+        self.senders[index].running = Some(child);
+        Ok(())
+    }
+
+    /// 0: all acknowledged. Anything else, the server gone for one, is to be gone on with.
+    fn sender_ended(&mut self, index: usize, status: ExitStatus) -> anyhow::Result<()> {
+        let sender = &mut self.senders[index];
+        sender.running = None;
+        ensure!(
+            status.code() != Some(3),
+            "{} says that good events were refused; see its log",
+            sender.name
+        );
+        if status.success() {
+            sender.done = true;
+            fs::remove_file(sender.file(&self.dir))
+                .context("cannot remove a file that was sent")?;
+        }
+        Ok(())
+    }
+
+    fn new_file(&mut self, index: usize) -> anyhow::Result<()> {
+        let lines = 100 + self.random.below(8000);
+        let sender = &mut self.senders[index];
+        sender.files += 1;
+        sender.lines += lines;
+        sender.done = false;
+        let mut text = String::new();
+        for _ in 0..lines {
+            let user = format!("user{}", self.random.below(USERS));
+            let micros = self.random.below(1000 * MICROS_PER_UNIT);
+            let add = self.random.below(10) < 7;
+            let name = if add {
+                "add_revenue"
+            } else {
+                "subtract_revenue"
+            };
+            let amount = i64::try_from(micros).unwrap_or_default();
+            let value = Micros(amount);
+            writeln!(
+                text,
+                r#"{{"userId": "{user}", "name": "{name}", "value": {value}}}"#
+            )?;
+            let total = self.expected.entry(user).or_default();
+            total.0 += if add { amount } else { -amount };
+            total.1 += 1;
+        }
+        self.tally.files += 1;
+        self.tally.events += lines;
+        let path = sender.file(&self.dir);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn kill_server(&mut self) -> anyhow::Result<()> {
+        if let Some(mut server) = self.server.take() {
+            server.child.kill()?;
+            server.child.wait()?;
+            self.tally.server_kills += 1;
+        }
+        Ok(())
+    }
+
+    fn kill_sender(&mut self, index: usize) -> anyhow::Result<()> {
+        let Some(child) = &mut self.senders[index].running else {
+            return Ok(());
+        };
+        let ended = child.try_wait()?;
+        if ended.is_none() {
+            child.kill()?;
+            self.tally.sender_kills += 1;
+        }
+        let status = child.wait()?;
+        self.sender_ended(index, status)
+    }
+
+    /// Sends what is left, stops the server in order and compares: the faults found, in words.
+    fn prove(&mut self) -> anyhow::Result<Vec<String>> {
+        let port = self.serving()?;
+        let deadline = Instant::now() + PATIENCE;
+        for index in 0..self.senders.len() {
+            loop {
+                if let Some(mut child) = self.senders[index].running.take() {
+                    let status = child.wait()?;
+                    self.sender_ended(index, status)?;
+                }
+                if self.senders[index].done {
+                    break;
+                }
+                ensure!(
+                    Instant::now() < deadline,
+                    "{} does not get its file acknowledged",
+                    self.senders[index].name
+                );
+                self.send(index, port)?;
+            }
+        }
+        if let Some(mut reader) = self.reader.take() {
+            reader.wait()?;
+        }
+        self.stop_server()?;
+        let mut faults = self.compare()?;
+        let verify = self
+            .command("verify")?
+            .arg("verify")
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .status()?;
+        if !verify.success() {
+            faults.push(format!(
+                "verify ends with {verify}; see {}",
+                self.log("verify").display()
+            ));
+        }
+        self.tally.torn_tails =
+            fs::read_dir(self.data_dir().join(crate::data_dir::QUARANTINE_DIR))?.count() as u64;
+        Ok(faults)
+    }
+
+    fn stop_server(&mut self) -> anyhow::Result<()> {
+        let Some(mut server) = self.server.take() else {
+            return Ok(());
+        };
+        let pid = rustix::process::Pid::from_child(&server.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = server.child.wait()?;
+        ensure!(
+            status.success(),
+            "the server ended with {status} after SIGTERM; see {}",
+            self.log("server").display()
+        );
+        Ok(())
+    }
+
+    /// Every user's total against what was made.
+    fn compare(&mut self) -> anyhow::Result<Vec<String>> {
+        let readers = Readers::new(&self.data_dir().join(crate::store::DATABASE_FILE), 1);
+        let mut faults = Vec::new();
+        let mut left = self.expected.clone();
+        let mut cursor = None;
+        loop {
+            let page = readers
+                .users(Order::UserId, 1000, cursor.as_deref())?
+                .context("our own cursor")?;
+            for user in page.users {
+                let (micros, events) = left.remove(&user.user_id).unwrap_or_default();
+                if (user.revenue, user.events) != (Micros(micros), events) {
+                    faults.push(format!(
+                        "{}: {} from {} events, should be {} from {events}",
+                        user.user_id,
+                        user.revenue,
+                        user.events,
+                        Micros(micros)
+                    ));
+                }
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        faults.extend(
+            left.into_keys()
+                .map(|user| format!("{user}: not there at all")),
+        );
+        Ok(faults)
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
+    /// This very program, its words appended to a log of `name`'s own.
+    fn command(&self, name: &str) -> anyhow::Result<Command> {
+        let path = self.log(name);
+        let log = fs::OpenOptions::new().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("cannot write {}", path.display()))?;
+        let mut command = Command::new(&self.exe);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        Ok(command)
+    }
+}
+
+/// Nothing of ours outlives the run, however it ends.
+impl Drop for Torture {
+    fn drop(&mut self) {
+        let senders = self
+            .senders
+            .iter_mut()
+            .filter_map(|sender| sender.running.as_mut());
+        for child in self
+            .server
+            .iter_mut()
+            .map(|server| &mut server.child)
+            .chain(self.reader.as_mut())
+            .chain(senders)
+        {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+impl Tally {
+    fn in_short(&self) -> String {
+        format!(
+            "{} kills, {} events",
+            self.server_kills + self.sender_kills,
+            self.events
+        )
+    }
+
+    fn table(&self, seed: u64, rounds: u32, proof: Duration, faults: &[String]) -> String {
+        let rows = [
+            ("seed", seed.to_string()),
+            ("rounds", rounds.to_string()),
+            ("kill -9 of the server", self.server_kills.to_string()),
+            ("kill -9 of a sender", self.sender_kills.to_string()),
+            ("starts of the server", self.starts.to_string()),
+            (
+                "slowest start",
+                format!("{} ms", self.slowest_start.as_millis()),
+            ),
+            ("torn tails kept", self.torn_tails.to_string()),
+            ("reads from outside", self.reads.to_string()),
+            ("backups restored", self.restores.to_string()),
+            ("files sent", self.files.to_string()),
+            ("events, each to count once", self.events.to_string()),
+            ("proof took", format!("{:.1} s", proof.as_secs_f64())),
+            ("faults", faults.len().to_string()),
+        ];
+        let mut table = String::new();
+        for (name, value) in rows {
+            let _infallible = writeln!(table, "{name:<28}{value:>16}");
+        }
+        for fault in faults.iter().take(20) {
+            let _infallible = writeln!(table, "FAULT {fault}");
+        }
+        table.push_str(if faults.is_empty() {
+            "Every acknowledged event is counted once, and the files prove it.\n"
+        } else {
+            "FAILED: totals and events differ; keep the directory and report it.\n"
+        });
+        table
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, good enough to choose moments.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound.max(1)
+    }
+}

@@ -1,0 +1,61 @@
+//! The data directory: its files, their names and what they are, below everything that writes them.
+//!
+//! ```text
+//! events.jsonl                                       the active segment
+//! events-<UTC time>-<number>-<tag>.jsonl             sealed segments that are not archived yet
+//! applied/YYYY-MM/                                   sealed segments that were applied
+//! quarantine/                                        torn tails, and notes with a reason each
+//! directory.json                                     the directory's UUID, the active segment
+//! revenue.db                                         the database: see `store`
+//! serve.lock, process.lock                           one writer, one processor
+//! ```
+//!
+//! [`segment`] has the names, labels and positions; [`Directory`] is `directory.json`; [`Catalog`]
+//! lists the segments by name; [`disk`] is the seam to the file system through which every file is
+//! opened. Nothing here knows the database or HTTP.
+
+mod catalog;
+mod directory;
+pub mod disk;
+pub(crate) mod numbers;
+pub mod segment;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use self::catalog::{
+    APPLIED_DIR, Catalog, Claims, Found, Place, QUARANTINE_DIR, rivals_in_words,
+};
+pub(crate) use self::catalog::{SegmentFile, lost_note};
+pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
+pub(crate) use self::directory::{active_label, first_free, given_out, is_sealed};
+
+/// Locked by the process that appends to the active segment.
+pub const SERVE_LOCK: &str = "serve.lock";
+/// Locked by the process that applies segments to the database.
+pub const PROCESS_LOCK: &str = "process.lock";
+
+/// A file or directory of the data directory could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", path.display())]
+pub struct DataDirError {
+    /// What was tried, as a verb.
+    pub action: &'static str,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// The system's error.
+    pub source: io::Error,
+}
+
+impl DataDirError {
+    /// For `map_err`: `action` failed on `path`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

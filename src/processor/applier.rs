@@ -1,0 +1,488 @@
+//! One segment's bytes into the database: confirm the prefix, fold a range, apply it, again.
+//!
+//! Used by the coordinator thread and by the one-shot run. What it holds in memory of a segment
+//! ([`Follow`]) is what the last commit said; after any error it is forgotten and read anew.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crc32fast::Hasher;
+
+use super::clock::Clock;
+use super::import::{self, Looks, Part};
+use super::{ProcessConfig, ProcessError};
+use crate::aggregate::UserLine;
+use crate::aggregate::pool::{Folded, Pool};
+use crate::aggregate::{lines, scan};
+use crate::data_dir::SegmentFile;
+use crate::data_dir::disk::{DiskFile, Identity};
+use crate::data_dir::read_label;
+use crate::data_dir::segment::{DirectoryTag, Label, SegmentId, Tag};
+use crate::event::Event;
+use crate::store::{
+    Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
+    StoreError, Writer,
+};
+
+/// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
+const LET_GO_BYTES: u64 = 4 << 20;
+
+/// Told of every commit, and asked whether to wait when the database is locked.
+pub(super) trait Watch {
+    /// `segment` is applied up to `to`, which took so long.
+    fn committed(&mut self, segment: &SegmentId, to: u64, applied: &Applied, took: Duration);
+    /// Somebody holds the database's lock: whether to go on trying.
+    fn locked(&mut self, error: &StoreError) -> bool;
+    /// The lock was had.
+    fn unlocked(&mut self);
+}
+
+/// How far a segment is applied, and that the file's prefix is what was applied.
+struct Follow {
+    /// CRC-32 of the applied bytes; its length is how many.
+    applied: Hasher,
+    confirmed: Identity,
+}
+
+/// Whether work can go on from what is applied.
+pub(super) enum Confirmed {
+    /// The prefix is what was applied: this many bytes.
+    At(u64),
+    /// It is wholly applied already.
+    Whole(SegmentRow),
+    /// Another segment of that number was applied, or the file is not what its name says: not that
+    /// segment, or no JSON Lines. None of it is applied, and why.
+    Rival(String),
+    /// The file is not what was applied.
+    Untrusted(Untrusted),
+    /// It was untrusted, and is what was applied again.
+    Restored(SegmentRow),
+}
+
+/// A file that is not what was applied under its name.
+pub(super) struct Untrusted {
+    pub(super) applied_bytes: u64,
+    pub(super) size: u64,
+    pub(super) reason: String,
+    /// Whether the database says so already.
+    pub(super) known: bool,
+}
+
+/// What was applied, and what that cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Work {
+    pub(super) bytes: u64,
+    /// Of the time, what the database took.
+    pub(super) committing: Duration,
+}
+
+pub(super) struct Applier<'p> {
+    pub(super) writer: Writer,
+    /// All that it did.
+    pub(super) work: Work,
+    pool: &'p mut Pool,
+    clock: Arc<Clock>,
+    follows: HashMap<SegmentId, Follow>,
+    /// The data directory, as labels name it.
+    directory: DirectoryTag,
+}
+
+impl<'p> Applier<'p> {
+    /// Opens the database.
+    pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
+        let mut writer = Writer::open(&config.database(), Existing::OrCreate)?;
+        writer.belong_to(config.directory)?;
+        Self::new(config, pool, writer)
+    }
+
+    /// Opens it for a run that applies all there is, and then closes it.
+    pub(super) fn open_to_load(
+        config: &ProcessConfig,
+        pool: &'p mut Pool,
+    ) -> Result<Self, StoreError> {
+        let mut writer = Writer::open_to_load(&config.database())?;
+        writer.belong_to(config.directory)?;
+        Self::new(config, pool, writer)
+    }
+
+    fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Result<Self, StoreError> {
+        writer.cache(config.shares().cache_bytes)?;
+        config.clock.look(writer.clock()?);
+        Ok(Self {
+            writer,
+            work: Work::default(),
+            pool,
+            clock: Arc::clone(&config.clock),
+            follows: HashMap::new(),
+            directory: config.directory_tag(),
+        })
+    }
+
+    /// Drops the database, after an error; without a checkpoint if one of its files was replaced.
+    pub(super) fn release(self) {
+        if self.writer.replaced().is_some() {
+            self.writer.abandon();
+        }
+    }
+
+    /// Confirms by its checksum that the file begins with what was applied of it. Done once for a
+    /// file as long as nothing fails.
+    pub(super) fn confirm(&mut self, segment: &SegmentFile) -> Result<Confirmed, ProcessError> {
+        let stat = segment
+            .file
+            .stat()
+            .map_err(ProcessError::io("look at", &segment.path))?;
+        if let Some(follow) = self.follows.get(&segment.id)
+            && follow.confirmed == stat.identity
+            && follow.applied.total_len() <= stat.size
+            // Until the first line is applied, there may have been too little of it to tell.
+            && (follow.applied.total_len() > 0 || segment.tag.is_some())
+        {
+            return Ok(Confirmed::At(follow.applied.total_len()));
+        }
+        let row = self.writer.segment(&segment.id)?;
+        if let Some(rival) = self.rival(segment, row.as_ref())? {
+            return Ok(Confirmed::Rival(rival));
+        }
+        let (applied_bytes, expected) = match &row {
+            Some(row) if row.state == SegmentState::Whole => {
+                return Ok(Confirmed::Whole(row.clone()));
+            }
+            Some(row) => (row.applied_bytes, row.checksum),
+            None => (0, Hasher::new().finalize()),
+        };
+        let known = row
+            .as_ref()
+            .is_some_and(|row| row.state == SegmentState::Untrusted);
+        let name = format!("segment {} ({})", segment.id, segment.path.display());
+        let untrusted = |reason: String| {
+            let size = stat.size;
+            Ok(Confirmed::Untrusted(Untrusted {
+                applied_bytes,
+                size,
+                reason,
+                known,
+            }))
+        };
+        if stat.size < applied_bytes {
+            return untrusted(format!(
+                "{name}: {applied_bytes} bytes of it were applied, but it has only {}; the totals keep what was applied. Restore the file, or move it to quarantine/",
+                stat.size
+            ));
+        }
+        let found = lines::checksum(&*segment.file, applied_bytes)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        if found != expected {
+            return untrusted(format!(
+                "{name}: {applied_bytes} bytes were applied under another content; the totals keep what was applied, the other {} bytes are not applied. Restore the file, or move it to quarantine/",
+                stat.size - applied_bytes
+            ));
+        }
+        if let Some(row) = row.filter(|_| known) {
+            return Ok(Confirmed::Restored(row));
+        }
+        let applied = Hasher::new_with_initial_len(expected, applied_bytes);
+        let follow = Follow {
+            applied,
+            confirmed: stat.identity,
+        };
+        self.follows.insert(segment.id.clone(), follow);
+        Ok(Confirmed::At(applied_bytes))
+    }
+
+    /// Why a file is not the segment that its name says, or not the one that the database knows under
+    /// that number.
+    fn rival(
+        &self,
+        segment: &SegmentFile,
+        row: Option<&SegmentRow>,
+    ) -> Result<Option<String>, ProcessError> {
+        let path = segment.path.display();
+        let cure = "If its events are to count, move it out of the data directory and run `tallyline process FILE` with it, which imports what is not counted yet; else move it to quarantine/";
+        if let Some(row) = row
+            && row.tag != segment.tag
+        {
+            return Ok(Some(format!(
+                "segment {}: {path} is not the segment of that number that was applied ({}), so it is not applied. {cure}",
+                row.id, row.file_name
+            )));
+        }
+        if row.is_some_and(|row| row.applied_bytes > 0) {
+            return Ok(None); // Its prefix says so, by checksum.
+        }
+        let io = || ProcessError::io("read", &segment.path);
+        let label = read_label(&*segment.file).map_err(io())?;
+        let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
+            let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
+            if let Some(refusal) = looks.refusal() {
+                return Ok(Some(format!("{path}: {refusal}")));
+            }
+            let part = Part::of_name(&segment.name());
+            let ours = label.filter(|label| label.tag.directory == self.directory);
+            return Ok(ours.filter(|ours| part.is_none_or(|part| part.label != *ours)).map(|ours| {
+                format!(
+                    "{path}: its first line says that it is segment {} of this data directory under another name, so it is not applied. {cure}",
+                    ours.number
+                )
+            }));
+        };
+        if label == Some(Label { number, tag }) {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "segment {}: {path} does not say in its first line that it is this segment, so it was renamed, edited or emptied and is not applied. {cure}",
+            segment.id
+        )))
+    }
+
+    /// Whether every applied byte of the segment was read by this process from this file.
+    pub(super) fn has_read(&self, id: &SegmentId, identity: Identity, size: u64) -> bool {
+        self.follows
+            .get(id)
+            .is_some_and(|f| f.confirmed == identity && f.applied.total_len() == size)
+    }
+
+    /// Forgets a segment that is done with.
+    pub(super) fn forget(&mut self, id: &SegmentId) {
+        self.follows.remove(id);
+    }
+
+    /// Applies all that is left of a confirmed sealed file of `size` bytes. A last line without its
+    /// end counts only once the rest is applied and the file has not grown meanwhile.
+    pub(super) fn apply_sealed(
+        &mut self,
+        segment: &SegmentFile,
+        applied: u64,
+        size: u64,
+        watch: &mut dyn Watch,
+    ) -> Result<(), ProcessError> {
+        let lines_end = lines::last_line_end(&*segment.file, size)
+            .map_err(ProcessError::io("read", &segment.path))?
+            .max(applied);
+        if lines_end < size {
+            self.apply(segment, lines_end, RangeEnd::Sealed, watch)?;
+        }
+        self.apply(segment, size, RangeEnd::Whole, watch)
+    }
+
+    /// Applies a confirmed segment up to `to`, in as many transactions as memory asks for. The last
+    /// one makes it what `end` says; nothing is left out if nothing is left but that.
+    pub(super) fn apply(
+        &mut self,
+        segment: &SegmentFile,
+        to: u64,
+        end: RangeEnd,
+        watch: &mut dyn Watch,
+    ) -> Result<(), ProcessError> {
+        let mut first = true;
+        loop {
+            let Some(follow) = self.follows.get(&segment.id) else {
+                return Err(ProcessError::Raced {
+                    segment: segment.id.to_string(),
+                });
+            };
+            let from = follow.applied.total_len();
+            let mut checksum = follow.applied.clone();
+            if from >= to && !(first && end == RangeEnd::Whole) {
+                return Ok(());
+            }
+            first = false;
+            let began = Instant::now();
+            let folded = self
+                .pool
+                .fold(&segment.file, from, to)
+                .map_err(ProcessError::io("read", &segment.path))?;
+            checksum.combine(&folded.piece.checksum);
+            let end = match end {
+                RangeEnd::Whole if folded.to < to => RangeEnd::Sealed,
+                end => end,
+            };
+            let folded_at = Instant::now();
+            let applied = self.commit(
+                segment,
+                from,
+                &folded,
+                checksum.clone().finalize(),
+                end,
+                watch,
+            )?;
+            self.work.bytes += folded.to - from;
+            self.work.committing += folded_at.elapsed();
+            // Only now: it is committed.
+            if let Some(follow) = self.follows.get_mut(&segment.id) {
+                follow.applied = checksum;
+            }
+            watch.committed(&segment.id, folded.to, &applied, began.elapsed());
+            if from > 0 && from / LET_GO_BYTES != folded.to / LET_GO_BYTES {
+                segment.file.let_go(folded.to);
+            }
+        }
+    }
+
+    fn commit(
+        &mut self,
+        segment: &SegmentFile,
+        from: u64,
+        folded: &Folded,
+        checksum: u32,
+        end: RangeEnd,
+        watch: &mut dyn Watch,
+    ) -> Result<Applied, ProcessError> {
+        let size = || {
+            segment
+                .file
+                .size()
+                .map_err(ProcessError::io("look at", &segment.path))
+        };
+        if end == RangeEnd::Whole && size()? != folded.to {
+            return Err(ProcessError::Changed {
+                path: segment.path.clone(),
+            });
+        }
+        let frozen = folded.users.freeze();
+        let users = frozen.sorted();
+        let range = Range {
+            segment: &segment.id,
+            tag: segment.tag,
+            file_name: &segment.name(),
+            from,
+            to: folded.to,
+            checksum,
+            end,
+            now_ms: self.clock.now_ms(),
+            delta: Delta {
+                users: &users,
+                with_id: &folded.piece.with_id,
+                rejected: &folded.piece.rejected,
+                rejected_count: folded.piece.rejected_count,
+                lines: folded.piece.lines,
+            },
+        };
+        let mut source = FileSource {
+            file: &*segment.file,
+            from,
+            to: folded.to,
+        };
+        loop {
+            match self.writer.apply(&range, &mut source) {
+                Ok(Outcome::Applied(applied)) => {
+                    watch.unlocked();
+                    return Ok(applied);
+                }
+                Ok(Outcome::Raced) => {
+                    self.forget(&segment.id);
+                    return Err(ProcessError::Raced {
+                        segment: segment.id.to_string(),
+                    });
+                }
+                Err(error) if error.is_locked() => {
+                    if !watch.locked(&error) {
+                        return Err(ProcessError::Stopped);
+                    }
+                    if self.writer.replaced().is_some() {
+                        return Err(error.into());
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Records a file as untrusted: no more of it is applied. Returns the lines that are not.
+    pub(super) fn distrust(
+        &mut self,
+        segment: &SegmentFile,
+        untrusted: &Untrusted,
+    ) -> Result<u64, ProcessError> {
+        let from = untrusted.applied_bytes.min(untrusted.size);
+        let untrusted_lines = lines::count(&*segment.file, from, untrusted.size)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        self.forget(&segment.id);
+        self.writer.mark(&Mark {
+            segment: &segment.id,
+            tag: segment.tag,
+            file_name: &segment.name(),
+            applied_bytes: untrusted.applied_bytes,
+            state: SegmentState::Untrusted,
+            reason: Some(&untrusted.reason),
+            untrusted_bytes: untrusted.size - from,
+            untrusted_lines,
+            now_ms: self.clock.now_ms(),
+        })?;
+        Ok(untrusted_lines)
+    }
+
+    /// Records that a segment's file is gone, or back.
+    pub(super) fn note(
+        &mut self,
+        row: &SegmentRow,
+        state: SegmentState,
+        reason: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.writer.mark(&Mark {
+            segment: &row.id,
+            tag: row.tag,
+            file_name: &row.file_name,
+            applied_bytes: row.applied_bytes,
+            state,
+            reason,
+            untrusted_bytes: 0,
+            untrusted_lines: 0,
+            now_ms: self.clock.now_ms(),
+        })?;
+        Ok(())
+    }
+}
+
+/// Lines of the range, read again.
+struct FileSource<'a> {
+    file: &'a dyn DiskFile,
+    from: u64,
+    to: u64,
+}
+
+impl Source for FileSource<'_> {
+    fn lines_of(&mut self, users: &HashSet<String>) -> io::Result<Vec<UserLine>> {
+        let mut found = Vec::new();
+        lines::each(self.file, self.from, self.to, |offset, line| {
+            if let Ok(event) = Event::parse(line)
+                && event.id.is_none()
+                && users.contains(&*event.user_id)
+            {
+                found.push(UserLine {
+                    offset,
+                    user_id: event.user_id.into_owned(),
+                    kind: event.kind,
+                    amount_micros: event.amount_micros,
+                });
+            }
+        })?;
+        Ok(found)
+    }
+
+    fn line_at(&mut self, offset: u64) -> io::Result<Vec<u8>> {
+        scan::line_start(self.file, offset)
+    }
+}
+
+/// Opens a sealed file and makes what is seen of it durable.
+pub(super) fn open_sealed(
+    disk: &dyn crate::data_dir::disk::Disk,
+    id: &SegmentId,
+    tag: Option<Tag>,
+    path: &Path,
+) -> Result<SegmentFile, ProcessError> {
+    let file = disk
+        .open_read(path)
+        .map_err(ProcessError::io("open", path))?;
+    file.sync_data().map_err(ProcessError::io("sync", path))?;
+    Ok(SegmentFile {
+        id: id.clone(),
+        tag,
+        path: path.to_owned(),
+        file,
+    })
+}

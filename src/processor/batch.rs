@@ -1,0 +1,401 @@
+//! The one-shot run behind `process`: every sealed file in the directory, or the files named.
+//!
+//! The caller holds `process.lock` and has sealed the active segment if no server runs. A file from
+//! elsewhere is first copied in (see [`import`](super::import)), so that it stays among the files
+//! that are the truth.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::applier::{Applier, Confirmed, Watch, open_sealed};
+use super::archive::{self, Archived};
+use super::import::{Brought, Importer};
+use super::{ProcessConfig, ProcessError, in_words, rebuild, retention};
+use crate::aggregate::pool::Pool;
+use crate::data_dir::DataDirError;
+use crate::data_dir::SegmentFile;
+use crate::data_dir::disk::{Disk, Unusable};
+use crate::data_dir::numbers::{MISSING_MAX, gaps};
+use crate::data_dir::segment::SegmentId;
+use crate::data_dir::{Catalog, Found, Place};
+use crate::data_dir::{active_label, given_out};
+use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
+use crate::verify::contents::{rivals_in_words, settle};
+use crate::verify::sums;
+
+/// How long a database that somebody else has locked is waited for.
+const LOCKED_MAX: Duration = Duration::from_mins(1);
+
+/// What a run did.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Files that were applied to their end, by name.
+    pub applied: Vec<String>,
+    /// Files that had been applied before, by name.
+    pub skipped: Vec<String>,
+    /// Files that were not applied, and why. Exit code 1 if there are any.
+    pub refused: Vec<Refused>,
+    /// What is called like a segment in the data directory but cannot be opened, and why. Exit
+    /// code 3 if there is any; what was named on the command line is among the refused instead.
+    pub unusable: Vec<Refused>,
+    /// Numbers of ours that have neither a file nor a whole row.
+    pub missing: Vec<u64>,
+    /// What became of the lines applied in this run. Exit code 3 if any was rejected.
+    pub counts: Counts,
+    /// Bytes applied in this run.
+    pub bytes: u64,
+}
+
+/// A file that was not applied.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Where it lies, untouched.
+    pub path: PathBuf,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
+/// What a run does just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Converts a file that was named.
+    Import,
+    /// Applies a segment.
+    Apply,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug)]
+pub struct RunProgress<'a> {
+    /// What it does.
+    pub step: Step,
+    /// The file being converted or the segment being applied.
+    pub segment: &'a str,
+    /// Bytes of the file converted, or bytes applied so far in this run.
+    pub bytes: u64,
+    /// Bytes of the file, or bytes there were to apply at the start of the run.
+    pub bytes_total: u64,
+}
+
+/// Applies every sealed file in the data directory, or only `files`. `on_progress` is called after
+/// each commit.
+pub fn run_once(
+    config: &ProcessConfig,
+    disk: &Arc<dyn Disk>,
+    files: &[PathBuf],
+    on_progress: &mut dyn FnMut(RunProgress<'_>),
+) -> Result<Summary, ProcessError> {
+    let config = &config.established(&**disk)?;
+    let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
+    if config.database == config.data_dir.join(DATABASE_FILE) {
+        rebuild::remove_unfinished(&config.data_dir)?;
+    }
+    let was_unclean = sums::was_left_open(&config.database());
+    let applier = Applier::open_to_load(config, &mut pool)?;
+    let mut run = Run {
+        config,
+        disk: &**disk,
+        applier,
+        summary: Summary::default(),
+        on_progress,
+        bytes_total: 0,
+    };
+    let todo = if files.is_empty() {
+        run.all()?
+    } else {
+        run.named(files)?
+    };
+    for file in &todo {
+        run.bytes_total += run.disk.size_at(&file.path).unwrap_or(0);
+    }
+    for file in todo {
+        match run.file(&file) {
+            Err(error @ ProcessError::Io(_)) => {
+                run.failed(&file.path, &error, !files.is_empty());
+            }
+            done => done?,
+        }
+    }
+    let Run {
+        applier,
+        mut summary,
+        ..
+    } = run;
+    applier.writer.close()?;
+    if was_unclean && let Some(reason) = sums::difference(&config.database())? {
+        summary.refused.push(Refused {
+            path: config.database(),
+            reason,
+        });
+    }
+    Ok(summary)
+}
+
+struct Run<'r> {
+    config: &'r ProcessConfig,
+    disk: &'r dyn Disk,
+    applier: Applier<'r>,
+    summary: Summary,
+    on_progress: &'r mut dyn FnMut(RunProgress<'_>),
+    bytes_total: u64,
+}
+
+impl Run<'_> {
+    /// What is in the directory and not wholly applied, or not in the archive yet.
+    fn all(&mut self) -> Result<Vec<Found>, ProcessError> {
+        let data_dir = &self.config.data_dir;
+        let pruned = self.applier.writer.pruned()?;
+        if let Err(error) = retention::finish_at_start(self.disk, self.config, &self.applier.writer)
+        {
+            tracing::warn!("{}", in_words(&error));
+        }
+        // Before the listing: what is sealed by then is in it.
+        let given_out = given_out(self.disk, data_dir)?;
+        let active = active_label(self.disk, data_dir, self.config.directory_tag())?;
+        let catalog = Catalog::scan(self.disk, data_dir, self.config.directory_tag())
+            .map_err(ProcessError::io("list", data_dir))?;
+        for dir in &catalog.dirs {
+            self.disk
+                .sync_dir(dir)
+                .map_err(ProcessError::io("sync", dir))?;
+        }
+        for (name, is_dir) in self.disk.list(data_dir).unwrap_or_default() {
+            if is_dir && SegmentId::of_file(&name, self.config.directory_tag()).is_some() {
+                self.summary.unusable.push(Refused {
+                    path: data_dir.join(name),
+                    reason: Unusable::NotRegular("directory").to_string(),
+                });
+            }
+        }
+        let whole = self.applier.writer.whole()?;
+        let pruned = pruned.number;
+        let mut todo = Vec::new();
+        for (id, found) in &catalog.sealed {
+            let is_whole = whole.contains_key(id);
+            let row = match found[..] {
+                [_] if is_whole => None,
+                _ => self.applier.writer.segment(id)?,
+            };
+            // In the archive, what was let go is nobody's business but the owner's.
+            let let_go =
+                !is_whole && row.is_none() && id.number().is_some_and(|number| number <= pruned);
+            let claims = settle(self.disk, found, row.as_ref());
+            if !(claims.rivals.is_empty() || let_go) {
+                let reason = rivals_in_words(self.disk, id, &claims.rivals, row.as_ref());
+                self.refuse(&claims.rivals[0].path, reason);
+            }
+            if let Some(found) = claims.usable
+                && (found.place == Place::Incoming || !(let_go || is_whole))
+            {
+                todo.push(found.clone());
+            }
+        }
+        let there: BTreeSet<u64> = whole
+            .keys()
+            .chain(catalog.sealed.keys())
+            .filter_map(SegmentId::number)
+            .chain(active.map(|label| label.number))
+            .collect();
+        let highest = there.last().copied().unwrap_or(0);
+        let highest = highest.max(given_out);
+        let there = there.into_iter().map(|number| number..=number);
+        self.summary.missing = gaps(pruned + 1, highest + 1, there)
+            .take(MISSING_MAX)
+            .collect();
+        Ok(todo)
+    }
+
+    /// The files named, brought in where they lie elsewhere.
+    fn named(&mut self, files: &[PathBuf]) -> Result<Vec<Found>, ProcessError> {
+        let mut importer = Importer::new(self.config, self.disk)?;
+        let mut todo = Vec::new();
+        let mut paths = HashSet::new();
+        for file in files {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let on_progress = &mut *self.on_progress;
+            let mut on_read = |bytes, bytes_total| {
+                on_progress(RunProgress {
+                    step: Step::Import,
+                    segment: &name,
+                    bytes,
+                    bytes_total,
+                });
+            };
+            let brought = match importer.bring_in(&self.applier.writer, file, &mut on_read) {
+                Err(error @ ProcessError::Io(_)) => Brought::Refused(in_words(&error)),
+                brought => brought?,
+            };
+            match brought {
+                Brought::In(found) => {
+                    if paths.insert(found.path.clone()) {
+                        todo.push(found);
+                    }
+                }
+                Brought::Before(name) => self.summary.skipped.push(name),
+                Brought::Again => {}
+                Brought::Refused(reason) => self.refuse(file, reason),
+            }
+        }
+        Ok(todo)
+    }
+
+    /// Applies one file to its end and archives it.
+    fn file(&mut self, file: &Found) -> Result<(), ProcessError> {
+        let (id, path, place) = (&file.id, file.path.as_path(), file.place);
+        let segment = open_sealed(self.disk, id, file.tag, path)?;
+        let name = segment.name();
+        let pruned = self.applier.writer.pruned()?.number;
+        if id.number().is_some_and(|number| number <= pruned)
+            && self.applier.writer.segment(id)?.is_none()
+        {
+            self.refuse(path, retention::was_let_go(path, pruned));
+            return Ok(());
+        }
+        let applied = match self.confirm(&segment)? {
+            Confirmed::At(applied) => applied,
+            Confirmed::Whole(row) => return self.archive(&segment, place, &row, false),
+            Confirmed::Restored(_) => return Ok(()), // confirm() leaves none
+            Confirmed::Rival(reason) => {
+                self.refuse(path, reason);
+                return Ok(());
+            }
+            Confirmed::Untrusted(untrusted) => {
+                if !untrusted.known {
+                    self.applier.distrust(&segment, &untrusted)?;
+                }
+                self.refuse(path, untrusted.reason);
+                return Ok(());
+            }
+        };
+        let size = segment
+            .file
+            .size()
+            .map_err(ProcessError::io("look at", path))?;
+        let mut told = Told {
+            summary: &mut self.summary,
+            on_progress: self.on_progress,
+            name: &name,
+            bytes_total: self.bytes_total,
+            at: applied,
+            locked_since: None,
+        };
+        match self
+            .applier
+            .apply_sealed(&segment, applied, size, &mut told)
+        {
+            Err(error @ ProcessError::Changed { .. }) => {
+                self.refuse(path, error.to_string());
+                return Ok(());
+            }
+            done => done?,
+        }
+        self.summary.applied.push(name);
+        match self.applier.writer.segment(id)? {
+            Some(row) => self.archive(&segment, place, &row, true),
+            None => Ok(()),
+        }
+    }
+
+    fn confirm(&mut self, segment: &SegmentFile) -> Result<Confirmed, ProcessError> {
+        match self.applier.confirm(segment)? {
+            Confirmed::Restored(row) => {
+                self.applier.note(&row, SegmentState::Sealed, None)?;
+                self.applier.confirm(segment)
+            }
+            confirmed => Ok(confirmed),
+        }
+    }
+
+    fn archive(
+        &mut self,
+        segment: &SegmentFile,
+        place: Place,
+        row: &SegmentRow,
+        applied_now: bool,
+    ) -> Result<(), ProcessError> {
+        let archived = if place == Place::Incoming {
+            let stat = segment
+                .file
+                .stat()
+                .map_err(ProcessError::io("look at", &segment.path))?;
+            let has_read = self.applier.has_read(&segment.id, stat.identity, stat.size);
+            archive::archive(self.disk, &self.config.data_dir, segment, row, has_read)?
+        } else {
+            Archived::Moved
+        };
+        self.applier.forget(&segment.id);
+        match (archived, applied_now) {
+            (Archived::OtherContent(words), _) => {
+                self.refuse(&segment.path, format!("{words}. Then move this one away"));
+            }
+            // The same content once more: in the archive already.
+            (Archived::Moved | Archived::NameTaken, false) => {
+                self.summary.skipped.push(segment.name());
+            }
+            (Archived::NameTaken, true) => {
+                tracing::warn!(path = %segment.path.display(), "applied, but it stays where it is: a file of that name is in the archive already");
+            }
+            (Archived::Moved, true) => {}
+        }
+        Ok(())
+    }
+
+    /// A file that can't be opened or read: the others go on.
+    fn failed(&mut self, path: &Path, error: &ProcessError, named: bool) {
+        let not_opened = matches!(error, ProcessError::Io(DataDirError { action: "open", .. }));
+        let refused = Refused {
+            path: path.to_owned(),
+            reason: in_words(error),
+        };
+        if not_opened && !named {
+            self.summary.unusable.push(refused);
+        } else {
+            self.summary.refused.push(refused);
+        }
+    }
+
+    fn refuse(&mut self, path: &Path, reason: String) {
+        self.summary.refused.push(Refused {
+            path: path.to_owned(),
+            reason,
+        });
+    }
+}
+
+/// Counts what is committed, and tells.
+struct Told<'t> {
+    summary: &'t mut Summary,
+    on_progress: &'t mut dyn FnMut(RunProgress<'_>),
+    name: &'t str,
+    bytes_total: u64,
+    at: u64,
+    locked_since: Option<Instant>,
+}
+
+impl Watch for Told<'_> {
+    fn committed(&mut self, _segment: &SegmentId, to: u64, applied: &Applied, _took: Duration) {
+        self.summary.counts.add(&applied.counts);
+        self.summary.bytes += to - self.at;
+        self.at = to;
+        (self.on_progress)(RunProgress {
+            step: Step::Apply,
+            segment: self.name,
+            bytes: self.summary.bytes,
+            bytes_total: self.bytes_total,
+        });
+    }
+
+    fn locked(&mut self, error: &StoreError) -> bool {
+        let since = *self.locked_since.get_or_insert_with(|| {
+            tracing::warn!(%error, "waiting");
+            Instant::now()
+        });
+        since.elapsed() < LOCKED_MAX
+    }
+
+    fn unlocked(&mut self) {
+        self.locked_since = None;
+    }
+}

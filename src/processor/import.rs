@@ -1,0 +1,420 @@
+//! `process FILE`: how a file that was named becomes a segment of the data directory.
+//!
+//! 1. **Recognise** what it is: a file that lies here already; JSON Lines; gzip, JSON arrays or
+//!    objects over several lines; a native segment, by the label in its first line; or something
+//!    that is refused before anything is stored ([`looks`]).
+//! 2. **Convert** it to JSON Lines, if it is not that ([`convert`]).
+//! 3. **Compare** it with what is here. A native segment is known by its label, and of it only the
+//!    lines are imported that were not counted ([`native`], [`part`]). Any other file is known by its name: the
+//!    same name with the same content was imported before, with another content it is refused.
+//! 4. **Copy in** under a temporary name (`.part`, which no scan takes for a segment), fsync, rename,
+//!    fsync of the directory. Whatever fails or is refused before the rename leaves nothing behind;
+//!    an interrupted run leaves the `.part`, which the next one with that name replaces.
+//!
+//! All that is needed to recognise a file again is in the imported files and their names, so that it
+//! holds after a rebuild, too. Runs on the caller's thread, which holds `process.lock`.
+
+mod convert;
+mod looks;
+mod native;
+mod part;
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub(super) use self::convert::head;
+use self::convert::{ConvertError, convert};
+pub(super) use self::looks::Looks;
+pub(super) use self::part::Part;
+use self::part::{further_label, in_common};
+use super::{ProcessConfig, ProcessError};
+use crate::aggregate::scan;
+use crate::data_dir::SegmentFile;
+use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
+use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
+use crate::data_dir::{Catalog, Directory, Found, Place, read_label};
+use crate::store::{SegmentState, Writer};
+use crate::verify::contents;
+use crate::verify::contents::settle;
+
+const COPY_BLOCK: u64 = 1 << 20;
+
+/// What became of a file that was named.
+#[derive(Debug)]
+pub(super) enum Brought {
+    /// It is here now, and is to be applied.
+    In(Found),
+    /// All of it was applied before: what it is called.
+    Before(String),
+    /// It was named before in the same run.
+    Again,
+    /// Nothing of it was stored: why, and what to do.
+    Refused(String),
+}
+
+/// Brings files into one data directory.
+pub(super) struct Importer<'i> {
+    config: &'i ProcessConfig,
+    disk: &'i dyn Disk,
+    /// The data directory without links.
+    home: PathBuf,
+    /// What is here, and what was brought in since.
+    catalog: Catalog,
+    directory: Option<Directory>,
+    /// The files that were named so far.
+    named: HashSet<Identity>,
+}
+
+/// A file that was named, as JSON Lines.
+#[derive(Clone)]
+struct Content {
+    /// What people know it by.
+    path: PathBuf,
+    /// The file itself, and its size when it was opened.
+    source: Arc<dyn DiskFile>,
+    stat: FileStat,
+    /// The name under which it is imported.
+    name: String,
+    /// Its lines: the source's own, or what that was converted to.
+    file: Arc<dyn DiskFile>,
+    size: u64,
+    /// Where it was converted to, if it was.
+    staged: Option<PathBuf>,
+}
+
+impl<'i> Importer<'i> {
+    pub(super) fn new(config: &'i ProcessConfig, disk: &'i dyn Disk) -> Result<Self, ProcessError> {
+        let data_dir = &config.data_dir;
+        let home = data_dir
+            .canonicalize()
+            .map_err(ProcessError::io("find", data_dir))?;
+        let catalog = Catalog::scan(disk, data_dir, config.directory_tag())
+            .map_err(ProcessError::io("list", data_dir))?;
+        for dir in &catalog.dirs {
+            disk.sync_dir(dir).map_err(ProcessError::io("sync", dir))?;
+        }
+        let directory = Directory::read(disk, data_dir)
+            .map_err(ProcessError::io("read the identity of", data_dir))?;
+        Ok(Self {
+            config,
+            disk,
+            home,
+            catalog,
+            directory,
+            named: HashSet::new(),
+        })
+    }
+
+    /// Brings one file in. `on_read` is called with the bytes read of the source so far, and its
+    /// size.
+    pub(super) fn bring_in(
+        &mut self,
+        writer: &Writer,
+        path: &Path,
+        on_read: &mut dyn FnMut(u64, u64),
+    ) -> Result<Brought, ProcessError> {
+        let source = match self.disk.open_read(path) {
+            Err(error) if Unusable::is_reason_of(&error) => {
+                return Ok(Brought::Refused(not_opened(path, &error)));
+            }
+            opened => opened.map_err(ProcessError::io("open", path))?,
+        };
+        let stat = source.stat().map_err(ProcessError::io("look at", path))?;
+        if !self.named.insert(stat.identity) {
+            return Ok(Brought::Again);
+        }
+        let real = path
+            .canonicalize()
+            .map_err(ProcessError::io("find", path))?;
+        let name = real.file_name().unwrap_or_default().to_string_lossy();
+        if real.parent() == Some(&self.home) {
+            return Ok(self.at_home(&name));
+        }
+        let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
+        if let Looks::Other(other) = looks {
+            return Ok(Brought::Refused(format!(
+                "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
+                other.what, other.cure
+            )));
+        }
+        let unpacked = match looks {
+            Looks::Gzip => name.strip_suffix(".gz").unwrap_or(&name),
+            _ => &name,
+        };
+        let mut content = Content {
+            path: path.to_owned(),
+            name: name_from_elsewhere(unpacked),
+            file: Arc::clone(&source),
+            size: stat.size,
+            staged: None,
+            source,
+            stat,
+        };
+        if looks != Looks::Lines
+            && let Err(error) = self.stage(&mut content, looks, on_read)
+        {
+            self.discard(&content);
+            return Ok(Brought::Refused(error.to_string()));
+        }
+        let brought = self.compare(writer, &content);
+        self.discard(&content);
+        brought
+    }
+
+    /// A file in the data directory itself needs no import.
+    fn at_home(&self, name: &str) -> Brought {
+        let data_dir = &self.config.data_dir;
+        match SegmentId::of_file(name, self.config.directory_tag()) {
+            Some((id, tag)) => Brought::In(Found {
+                id,
+                tag,
+                place: Place::Incoming,
+                path: data_dir.join(name),
+            }),
+            None if name == ACTIVE_FILE => Brought::Refused(
+                "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
+            ),
+            None => Brought::Refused(format!(
+                "it lies in the data directory under a name that is not a segment's; move it elsewhere, or rename it to events_{name}"
+            )),
+        }
+    }
+
+    /// Converts the content to a `.part` file.
+    fn stage(
+        &self,
+        content: &mut Content,
+        looks: Looks,
+        on_read: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), ConvertError> {
+        let part = with_suffix(&self.config.data_dir.join(&content.name), ".part");
+        let file = self.create_part(&part).map_err(ConvertError::Write)?;
+        content.staged = Some(part);
+        let size = content.size;
+        convert(&*content.file, looks, &*file, &mut |at| on_read(at, size))?;
+        content.size = file.size().map_err(ConvertError::Write)?;
+        content.file = file;
+        Ok(())
+    }
+
+    fn create_part(&self, part: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        match self.disk.remove(part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.disk.create_new(part),
+        }
+    }
+
+    /// Removes what was staged and not put in place.
+    fn discard(&self, content: &Content) {
+        if let Some(part) = &content.staged {
+            self.remove_part(part);
+        }
+    }
+
+    fn remove_part(&self, part: &Path) {
+        match self.disk.remove(part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove {}: {error}", part.display());
+            }
+            _ => {}
+        }
+    }
+
+    fn compare(&mut self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
+        let io = || ProcessError::io("read", &content.path);
+        let label = read_label(&*content.file).map_err(io())?;
+        if let Some((at, further)) = further_label(&*content.file, content.size).map_err(io())? {
+            return Ok(Brought::Refused(format!(
+                "the line that ends at byte {at} is the first of segment {}, so this is several files put together, and what was counted of them cannot be told; nothing was stored. Name the segments' own files instead",
+                further.number
+            )));
+        }
+        let brought = match label {
+            Some(label) => self.labelled(writer, content, label)?,
+            None => self.by_name(writer, content)?,
+        };
+        if let Brought::In(found) = &brought
+            && found.place == Place::Incoming
+        {
+            let known = self.catalog.sealed.entry(found.id.clone()).or_default();
+            if !known.contains(found) {
+                known.push(found.clone());
+            }
+        }
+        Ok(brought)
+    }
+
+    /// A file that is known by its name.
+    fn by_name(&self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
+        let io = || ProcessError::io("read", &content.path);
+        let id = SegmentId::Elsewhere(content.name.clone());
+        let row = writer.segment(&id)?;
+        if let Some(row) = row.as_ref().filter(|row| row.state == SegmentState::Whole) {
+            let segment = SegmentFile {
+                id: id.clone(),
+                tag: None,
+                path: content.path.clone(),
+                file: Arc::clone(&content.file),
+            };
+            return Ok(if contents::is_what_was_applied(&segment, row)? {
+                Brought::Before(content.name.clone())
+            } else {
+                let path = content.staged.is_none().then_some(&*content.path);
+                let words = contents::other_content(&*content.file, path, row).map_err(io())?;
+                Brought::Refused(words)
+            });
+        }
+        let found = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
+        if let Some(found) = settle(self.disk, found, row.as_ref()).usable {
+            let there = self
+                .disk
+                .open_read(&found.path)
+                .map_err(ProcessError::io("open", &found.path))?;
+            let same = there.size().map_err(io())? == content.size
+                && in_common(&*content.file, 0, &*there).map_err(io())? == content.size;
+            return Ok(if same {
+                Brought::In(found.clone())
+            } else {
+                Brought::Refused(format!(
+                    "{} has the name under which it is imported, with another content, and is not applied yet; nothing was stored. Give it another name only if none of its events is in that file",
+                    found.path.display()
+                ))
+            });
+        }
+        self.copy_in(content, (0, content.size), id, None)
+    }
+
+    /// Puts the range of the content into the data directory under its name.
+    fn copy_in(
+        &self,
+        content: &Content,
+        (from, to): (u64, u64),
+        id: SegmentId,
+        tag: Option<Tag>,
+    ) -> Result<Brought, ProcessError> {
+        let io = || ProcessError::io("copy in", &content.path);
+        let data_dir = &self.config.data_dir;
+        let path = data_dir.join(&content.name);
+        let staged = content.staged.as_ref();
+        let whole = (from, to) == (0, content.size);
+        let part = if let Some(staged) = staged.filter(|_| whole) {
+            staged.clone()
+        } else {
+            let part = with_suffix(&path, ".part");
+            let file = self.create_part(&part).map_err(io())?;
+            if let Err(error) = copy(&*content.file, from, to, &*file) {
+                self.remove_part(&part);
+                return Err(io()(error));
+            }
+            part
+        };
+        let put = || -> io::Result<bool> {
+            if content.source.size()? != content.stat.size {
+                return Ok(false);
+            }
+            self.disk.open(&part)?.sync_data()?;
+            self.disk.rename_new(&part, &path)?;
+            self.disk.sync_dir(data_dir)?;
+            Ok(true)
+        };
+        let done = put();
+        if !matches!(done, Ok(true)) {
+            self.remove_part(&part);
+        }
+        Ok(if done.map_err(io())? {
+            Brought::In(Found {
+                id,
+                tag,
+                place: Place::Incoming,
+                path,
+            })
+        } else {
+            Brought::Refused(
+                "its length changed while it was read; nothing was stored. Name it again once no program writes to it".to_owned(),
+            )
+        })
+    }
+}
+
+impl Content {
+    /// What the source is called.
+    fn file_name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// The same to be imported under another name.
+    fn named(&self, name: String) -> Self {
+        Self {
+            name,
+            ..self.clone()
+        }
+    }
+}
+
+fn copy(from: &dyn DiskFile, start: u64, end: u64, to: &dyn DiskFile) -> io::Result<()> {
+    let mut block = Vec::new();
+    let mut at = start;
+    while at < end {
+        let next = end.min(at + COPY_BLOCK);
+        scan::read_range(from, at, next, &mut block)?;
+        to.write_all_at(&block, at - start)?;
+        at = next;
+    }
+    Ok(())
+}
+
+/// Why a path that was named is not opened, and what to do.
+fn not_opened(path: &Path, error: &io::Error) -> String {
+    let unusable = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Unusable>());
+    let path = path.display();
+    match unusable {
+        Some(Unusable::NotRegular("directory")) => {
+            format!("it is a directory; name the files in it, such as {path}/*.jsonl")
+        }
+        Some(Unusable::NotRegular(what)) => format!(
+            "it is a {what}, not a regular file, so nothing was read from it. Write what comes out of it to a file, such as with `cat {path} > FILE.jsonl`, and name that; or pass it to `tallyline send -`"
+        ),
+        _ => error.to_string(),
+    }
+}
+
+/// The name in the data directory of a file without a label.
+fn name_from_elsewhere(name: &str) -> String {
+    // What is called like a native segment and has no label is none.
+    if label_in_name(name).is_none() && SegmentId::of_file(name, 0).is_some() {
+        return name.to_owned();
+    }
+    let ending = if Path::new(name)
+        .extension()
+        .is_some_and(|ending| ending == "jsonl")
+    {
+        ""
+    } else {
+        ".jsonl"
+    };
+    format!("events_{name}{ending}")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_from_elsewhere_are_never_ours() {
+        for (name, here) in [
+            ("foo.jsonl", "events_foo.jsonl"),
+            ("foo.json", "events_foo.json.jsonl"),
+            ("events.jsonl", "events_events.jsonl"),
+            ("events_1700000000000.jsonl", "events_1700000000000.jsonl"),
+            (
+                "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl",
+                "events_events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl",
+            ),
+        ] {
+            assert_eq!(super::name_from_elsewhere(name), here);
+        }
+    }
+}

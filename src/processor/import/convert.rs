@@ -1,0 +1,361 @@
+//! Conversion to JSON Lines: gzip is unpacked, JSON arrays and objects over several lines are cut
+//! into one line each. In one pass and in bounded memory: a buffer, and one value.
+//!
+//! The same source always comes to the same bytes. That is how a source is recognised when it is
+//! named again, also after a rebuild: what it is converted to is compared with what was imported.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use crc32fast::Hasher;
+use flate2::bufread::MultiGzDecoder;
+use serde::de::IgnoredAny;
+
+use super::looks::{HEAD_BYTES, Looks, Other};
+use crate::data_dir::disk::DiskFile;
+use crate::event::{LINE_BYTES_MAX, without_bom};
+
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// Why a file was not converted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConvertError {
+    /// The source could not be read.
+    #[error("cannot read it: {0}")]
+    Read(io::Error),
+    /// What it was converted to could not be written.
+    #[error("cannot write what it is converted to: {0}")]
+    Write(io::Error),
+    /// It is not what it looks like, or something that is not converted. What, and what to do.
+    #[error("{0}")]
+    Content(String),
+}
+
+/// The first bytes of a file.
+pub(in crate::processor) fn head(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
+    let mut reading = Reading {
+        file,
+        at: 0,
+        on_read: &mut |_| {},
+    };
+    let mut head = Vec::new();
+    reading
+        .by_ref()
+        .take(HEAD_BYTES as u64)
+        .read_to_end(&mut head)?;
+    Ok(head)
+}
+
+/// Reads a file from its start; `on_read` is called with how far that is.
+struct Reading<'r> {
+    file: &'r dyn DiskFile,
+    at: u64,
+    on_read: &'r mut dyn FnMut(u64),
+}
+
+impl Read for Reading<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        (self.on_read)(self.at);
+        Ok(count)
+    }
+}
+
+/// Writes to a file from its start.
+pub(super) struct Writing<'w> {
+    file: &'w dyn DiskFile,
+    at: u64,
+    buffer: Vec<u8>,
+    hasher: Hasher,
+}
+
+impl<'w> Writing<'w> {
+    pub(super) fn to(file: &'w dyn DiskFile) -> Self {
+        Self {
+            file,
+            at: 0,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+            hasher: Hasher::new(),
+        }
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        if self.buffer.len() + bytes.len() > BUFFER_BYTES {
+            self.flush()?;
+        }
+        if bytes.len() >= BUFFER_BYTES {
+            self.file.write_all_at(bytes, self.at)?;
+            self.at += bytes.len() as u64;
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.buffer, self.at)?;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// Converts `from`, which is no JSON Lines, to `to`.
+pub(super) fn convert(
+    from: &dyn DiskFile,
+    looks: Looks,
+    to: &dyn DiskFile,
+    on_read: &mut dyn FnMut(u64),
+) -> Result<(), ConvertError> {
+    let reading = Reading {
+        file: from,
+        at: 0,
+        on_read,
+    };
+    let mut input = BufReader::with_capacity(BUFFER_BYTES, reading);
+    let mut out = Writing::to(to);
+    if looks == Looks::Gzip {
+        let mut unpacked = MultiGzDecoder::new(input);
+        let mut head = Vec::new();
+        let mut first = unpacked.by_ref().take(HEAD_BYTES as u64);
+        first.read_to_end(&mut head).map_err(ConvertError::Read)?;
+        let looks = Looks::of(&head);
+        let rest = io::Cursor::new(head).chain(unpacked);
+        text(
+            BufReader::with_capacity(BUFFER_BYTES, rest),
+            looks,
+            &mut out,
+        )?;
+    } else {
+        text(&mut input, looks, &mut out)?;
+    }
+    out.flush().map_err(ConvertError::Write)
+}
+
+fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<(), ConvertError> {
+    match looks {
+        Looks::Lines => loop {
+            let block = input.fill_buf().map_err(ConvertError::Read)?;
+            let length = block.len();
+            if length == 0 {
+                return Ok(());
+            }
+            out.write(block).map_err(ConvertError::Write)?;
+            input.consume(length);
+        },
+        Looks::Array | Looks::Objects => values(input, looks == Looks::Array, out),
+        Looks::Gzip => Err(ConvertError::Content(
+            "it is compressed with gzip twice; nothing was stored. Unpack it once".to_owned(),
+        )),
+        Looks::Other(Other { what, cure }) => Err(ConvertError::Content(format!(
+            "what is compressed in it looks like {what}, not JSON Lines; nothing was stored. Unpack it; {cure}"
+        ))),
+    }
+}
+
+/// What may come next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// An array's `[`, or an object outside of one.
+    Start,
+    /// The first value of an array or its end.
+    FirstOrEnd,
+    /// A value of an array.
+    Value,
+    /// A comma or the end of the array.
+    CommaOrEnd,
+}
+
+/// Each value of the arrays, or each object, to a line.
+fn values(
+    mut input: impl BufRead,
+    arrays: bool,
+    out: &mut Writing<'_>,
+) -> Result<(), ConvertError> {
+    let mut next = Next::Start;
+    let mut value = Value::default();
+    let (mut at, mut count) = (0u64, 0u64);
+    loop {
+        let block = input.fill_buf().map_err(ConvertError::Read)?;
+        if block.is_empty() {
+            break;
+        }
+        let length = block.len();
+        // A byte order mark is at the very start, and no block is that short.
+        let bytes = if at == 0 { without_bom(block) } else { block };
+        at += (length - bytes.len()) as u64;
+        for &byte in bytes {
+            at += 1;
+            if value.depth > 0 {
+                value
+                    .push(byte)
+                    .map_err(|reason| refused(count + 1, at, reason))?;
+                if value.depth == 0 {
+                    count += 1;
+                    let line = value
+                        .line()
+                        .map_err(|error| refused(count, at, &format!("is not JSON ({error})")))?;
+                    out.write(line).map_err(ConvertError::Write)?;
+                    next = if arrays {
+                        Next::CommaOrEnd
+                    } else {
+                        Next::Start
+                    };
+                }
+                continue;
+            }
+            next = match (byte, next) {
+                (b' ' | b'\t' | b'\r' | b'\n', _) => next,
+                (b'[', Next::Start) if arrays => Next::FirstOrEnd,
+                (b']', Next::FirstOrEnd | Next::CommaOrEnd) => Next::Start,
+                (b',', Next::CommaOrEnd) => Next::Value,
+                (b'{', Next::FirstOrEnd | Next::Value) => value.begin(next),
+                (b'{', Next::Start) if !arrays => value.begin(next),
+                (_, Next::FirstOrEnd | Next::Value) => {
+                    return Err(refused(count + 1, at, "is not an object"));
+                }
+                (_, Next::CommaOrEnd) => {
+                    return Err(refused(count, at, "is not followed by a comma or `]`"));
+                }
+                (_, Next::Start) => {
+                    return Err(refused(count, at, "is followed by something else"));
+                }
+            };
+        }
+        input.consume(length);
+    }
+    if value.depth > 0 || next != Next::Start {
+        return Err(refused(
+            count,
+            at,
+            "is the last one: the file ends before the array or object does, so it is incomplete",
+        ));
+    }
+    Ok(())
+}
+
+fn refused(value: u64, at: u64, what: &str) -> ConvertError {
+    ConvertError::Content(format!(
+        "it looks like JSON values, but value {value} (at byte {at}) {what}; nothing was stored. Correct the file, then name it again"
+    ))
+}
+
+/// A value while it is read. White space between its tokens becomes one space.
+#[derive(Default)]
+struct Value {
+    bytes: Vec<u8>,
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl Value {
+    fn begin(&mut self, next: Next) -> Next {
+        self.bytes.clear();
+        self.bytes.push(b'{');
+        self.depth = 1;
+        next
+    }
+
+    fn push(&mut self, byte: u8) -> Result<(), &'static str> {
+        if self.bytes.len() >= LINE_BYTES_MAX {
+            return Err("is longer than a line may be (8 MiB)");
+        }
+        if self.in_string {
+            if self.escaped {
+                self.escaped = false;
+            } else if byte == b'\\' {
+                self.escaped = true;
+            } else if byte == b'"' {
+                self.in_string = false;
+            } else if byte == b'\n' {
+                return Err("has a line end within a string");
+            }
+        } else {
+            match byte {
+                b'"' => self.in_string = true,
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' => self.depth -= 1,
+                b' ' | b'\t' | b'\r' | b'\n' => {
+                    if self.bytes.last() != Some(&b' ') {
+                        self.bytes.push(b' ');
+                    }
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+        self.bytes.push(byte);
+        Ok(())
+    }
+
+    /// The value and `\n`, if it is JSON.
+    fn line(&mut self) -> Result<&[u8], serde_json::Error> {
+        serde_json::from_slice::<IgnoredAny>(&self.bytes)?;
+        self.bytes.push(b'\n');
+        Ok(&self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn converted(source: &[u8]) -> Result<String, String> {
+        let io = |error: io::Error| error.to_string();
+        let mut from = tempfile::tempfile().map_err(io)?;
+        from.write_all(source).map_err(io)?;
+        let to = tempfile::tempfile().map_err(io)?;
+        let looks = Looks::of(&head(&from).map_err(io)?);
+        convert(&from, looks, &to, &mut |_| {}).map_err(|error| error.to_string())?;
+        String::from_utf8(head(&to).map_err(io)?).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn values_become_lines_however_they_are_laid_out() {
+        for source in [
+            r#"[{"a":1},{"b":"]},{\"\\"}]"#,
+            "\u{feff} [\n{\"a\":1}\n, {\"b\":\"]},{\\\"\\\\\"}\n]\n",
+            "[{\"a\":1}]\n[]\n[{\"b\":\"]},{\\\"\\\\\"}]",
+        ] {
+            let lines = converted(source.as_bytes());
+            assert_eq!(
+                lines.as_deref(),
+                Ok("{\"a\":1}\n{\"b\":\"]},{\\\"\\\\\"}\n"),
+                "{source}"
+            );
+        }
+        let pretty = "{\n  \"a\": [\r\n    1,\t2 ]\n}\n{\n\"b\": 1}";
+        assert_eq!(
+            converted(pretty.as_bytes()).as_deref(),
+            Ok("{ \"a\": [ 1, 2 ] }\n{ \"b\": 1}\n")
+        );
+        assert_eq!(converted(b"[]").as_deref(), Ok(""));
+    }
+
+    #[test]
+    fn what_is_no_whole_array_of_objects_is_refused() {
+        for (source, words) in [
+            (r#"[{"a":1},{"b":2}"#, "incomplete"),
+            (r#"[{"a":1},"#, "incomplete"),
+            (
+                r#"[{"a":1} {"b":2}]"#,
+                "value 1 (at byte 10) is not followed by",
+            ),
+            (r#"[{"a":1},]"#, "value 2 (at byte 10) is not an object"),
+            (r#"[{"a":1},7]"#, "value 2 (at byte 10) is not an object"),
+            (r#"[{"a":1 2}]"#, "value 1 (at byte 10) is not JSON"),
+            (r#"[{"a":1]]"#, "value 1 (at byte 8) is not JSON"),
+            (r#"[{"a":1}] x"#, "followed by something else"),
+            ("[{\"a\":\"\n\"}]", "line end within a string"),
+        ] {
+            let refused = converted(source.as_bytes()).expect_err(source);
+            assert!(refused.contains(words), "{source}: {refused}");
+        }
+        let long = format!("[{{\"a\":\"{}\"}}]", "x".repeat(LINE_BYTES_MAX));
+        let refused = converted(long.as_bytes()).expect_err("too long");
+        assert!(refused.contains("longer than a line"), "{refused}");
+    }
+}

@@ -1,0 +1,195 @@
+//! What the first bytes of a file say that it is. Pure.
+//!
+//! Only what is certain is recognised: everything else is JSON Lines, of which each line that is no
+//! event is recorded as rejected.
+
+use crate::event::without_bom;
+
+/// Bytes that are looked at.
+pub(in crate::processor) const HEAD_BYTES: usize = 64 << 10;
+
+/// What a file looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::processor) enum Looks {
+    /// JSON Lines, or nothing that is known.
+    Lines,
+    /// Compressed with gzip.
+    Gzip,
+    /// JSON arrays.
+    Array,
+    /// JSON objects one after another, each over several lines.
+    Objects,
+    /// Something that is not converted.
+    Other(Other),
+}
+
+/// What is not converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::processor) struct Other {
+    /// What it is.
+    pub(in crate::processor) what: &'static str,
+    /// What to do.
+    pub(in crate::processor) cure: &'static str,
+}
+
+const UNPACK: &str = "unpack it, then name what was in it";
+const UTF_16: Other = Other {
+    what: "UTF-16 or UTF-32 text",
+    cure: "convert it to UTF-8, such as with `iconv -f UTF-16 -t UTF-8 FILE > NEW.jsonl`, then name that file",
+};
+const CSV: Other = Other {
+    what: "CSV",
+    cure: "write each record as a JSON object in a line of its own, such as {\"userId\": \"user1\", \"name\": \"add_revenue\", \"value\": 100}",
+};
+const EXPORT: &str = "export its events as JSON Lines, then name that file";
+
+/// The first bytes of formats that are no text.
+const MAGIC: [(&[u8], &str, &str); 12] = [
+    (b"PK\x03\x04", "a zip archive", UNPACK),
+    (b"PK\x05\x06", "an empty zip archive", UNPACK),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
+    (b"BZh", "compressed with bzip2", UNPACK),
+    (b"\xfd7zXZ\0", "compressed with xz", UNPACK),
+    (b"\x04\x22\x4d\x18", "compressed with lz4", UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (b"SQLite format 3\0", "an SQLite database", EXPORT),
+    (b"PAR1", "a Parquet file", EXPORT),
+    (b"ARROW1", "an Arrow file", EXPORT),
+    (b"Obj\x01", "an Avro file", EXPORT),
+    (b"%PDF-", "a PDF document", EXPORT),
+];
+const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
+
+impl Looks {
+    /// Of the first [`HEAD_BYTES`], or of all there are.
+    pub(in crate::processor) fn of(head: &[u8]) -> Self {
+        if head.starts_with(&[0x1f, 0x8b]) {
+            return Self::Gzip;
+        }
+        if is_utf_16(head) {
+            return Self::Other(UTF_16);
+        }
+        let magic = MAGIC.iter().find(|(magic, ..)| head.starts_with(magic));
+        if let Some(&(_, what, cure)) = magic {
+            return Self::Other(Other { what, cure });
+        }
+        if head
+            .get(TAR_MAGIC.0..)
+            .is_some_and(|at| at.starts_with(TAR_MAGIC.1))
+        {
+            let (what, cure) = ("a tar archive", UNPACK);
+            return Self::Other(Other { what, cure });
+        }
+        let text = without_bom(head).trim_ascii_start();
+        let mut lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        let first = lines.next().unwrap_or_default();
+        match text.first() {
+            Some(b'[') => Self::Array,
+            // With its end: of a file that is still written there may be no more yet.
+            Some(b'{') if first == b"{" && text.contains(&b'\n') => Self::Objects,
+            Some(b'<') => Self::Other(Other {
+                what: "XML or HTML",
+                cure: EXPORT,
+            }),
+            Some(b'{') | None => Self::Lines,
+            Some(_) if is_csv(first, lines.find(|line| !line.is_empty())) => Self::Other(CSV),
+            Some(_) => Self::Lines,
+        }
+    }
+
+    /// Why such a file in the data directory is not applied, and what to do; `None` for JSON Lines.
+    pub(in crate::processor) fn refusal(self) -> Option<String> {
+        let what = match self {
+            Self::Lines => return None,
+            Self::Other(Other { what, cure }) => {
+                return Some(format!(
+                    "it is not JSON Lines but looks like {what}, so nothing of it is applied. Move it out of the data directory and {cure}"
+                ));
+            }
+            Self::Gzip => "compressed with gzip",
+            Self::Array => "a JSON array",
+            Self::Objects => "JSON objects over several lines",
+        };
+        Some(format!(
+            "it is not JSON Lines but looks like {what}, so nothing of it is applied. Move it out of the data directory and name it to `tallyline process FILE` (while no server applies there) or `tallyline send FILE`: both convert it"
+        ))
+    }
+}
+
+/// A byte order mark, or ASCII of which every other byte is 0.
+fn is_utf_16(head: &[u8]) -> bool {
+    let alternating = |zero: usize| {
+        head.len() >= 4
+            && head[..4]
+                .iter()
+                .enumerate()
+                .all(|(at, byte)| (*byte == 0) == (at % 2 == zero))
+    };
+    head.starts_with(&[0xff, 0xfe])
+        || head.starts_with(&[0xfe, 0xff])
+        || alternating(0)
+        || alternating(1)
+}
+
+/// Two records of the same number of fields, or a header with a field of ours. A line with a brace
+/// is JSON, though perhaps damaged.
+fn is_csv(first: &[u8], second: Option<&[u8]>) -> bool {
+    if first.contains(&b'{') || !first.is_ascii() {
+        return false;
+    }
+    let header = first.to_ascii_lowercase();
+    let named = [&b"userid"[..], b"user_id"]
+        .iter()
+        .any(|field| memchr::memmem::find(&header, field).is_some());
+    [b',', b';', b'\t'].iter().any(|separator| {
+        let fields = |line: &[u8]| memchr::memchr_iter(*separator, line).count();
+        let count = fields(first);
+        count > 0 && (named || count > 1 && second.is_some_and(|line| fields(line) == count))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn what(head: &[u8]) -> &'static str {
+        match Looks::of(head) {
+            Looks::Lines => "lines",
+            Looks::Gzip => "gzip",
+            Looks::Array => "array",
+            Looks::Objects => "objects",
+            Looks::Other(other) => other.what,
+        }
+    }
+
+    #[test]
+    fn what_is_certain_is_recognised_and_the_rest_is_lines() {
+        for (head, expected) in [
+            (&b""[..], "lines"),
+            (b"{\"userId\":\"u\"}\n", "lines"),
+            (b"\xef\xbb\xbf{\"userId\":\"u\"}\n", "lines"),
+            (b"nonsense\n{\"userId\":\"u\"}\n", "lines"),
+            (b"one, two\n{\"userId\":\"u\",\"name\":\"n\"}\n", "lines"),
+            (b"\0\0\0\0\0", "lines"),
+            (b"\n{\"userId\":\"u\",\"na\n", "lines"),
+            (b"\xef\xbb\xbf \n [{", "array"),
+            (b"[]", "array"),
+            (b"{\n  \"userId\"", "objects"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b"\xff\xfe{\0", UTF_16.what),
+            (b"{\0\"\0u\0", UTF_16.what),
+            (b"\0{\0\"\0u", UTF_16.what),
+            (b"PK\x03\x04", "a zip archive"),
+            (b"userId,name,value\nu,add_revenue,1\n", "CSV"),
+            (b"\xef\xbb\xbfuserId;value\r\n", "CSV"),
+            (b"u,add_revenue,1\nv,add_revenue,2\n", "CSV"),
+            (b"<?xml version", "XML or HTML"),
+        ] {
+            assert_eq!(what(head), expected, "{:?}", String::from_utf8_lossy(head));
+        }
+        let mut tar = vec![0; 300];
+        tar[0] = b'e';
+        tar[257..262].copy_from_slice(b"ustar");
+        assert_eq!(what(&tar), "a tar archive");
+    }
+}

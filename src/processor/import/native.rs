@@ -1,0 +1,228 @@
+//! The import of a native segment: which lines of it are not counted yet, and where they go.
+//!
+//! Known are the lines that it has in common with our own file of that segment, if it is one of this
+//! data directory, and with what was imported of it before. Where our own file is gone, the applied
+//! bytes are known by their checksum.
+
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::super::{ProcessError, retention};
+use super::part::{Part, Prefix, in_common};
+use super::{Brought, Content, Importer};
+use crate::aggregate::lines;
+use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId, label_in_name, sealed_file_name};
+use crate::data_dir::{Found, Place};
+use crate::store::{SegmentRow, SegmentState, Writer};
+use crate::verify::contents::settle;
+
+/// What a data directory has of one of its own segments.
+enum Own {
+    /// What becomes of the file is decided.
+    Decided(Brought),
+    /// No file and no row: the file is that segment, and comes in under this name.
+    Native(String),
+    /// So many bytes of the file are in our own, or in the totals; `found` is our own file, if it is
+    /// not applied yet.
+    Known { bytes: u64, found: Option<Found> },
+    /// Another segment has the number.
+    Unknown,
+}
+
+impl Importer<'_> {
+    /// A native segment, of this data directory or of another.
+    pub(super) fn labelled(
+        &self,
+        writer: &Writer,
+        content: &Content,
+        label: Label,
+    ) -> Result<Brought, ProcessError> {
+        let io = || ProcessError::io("read", &content.path);
+        let file = &*content.file;
+        // A line without its end was never acknowledged, or the copy was taken in the middle of it.
+        let end = lines::last_line_end(file, content.size).map_err(io())?;
+        if end < content.size {
+            tracing::warn!(
+                "{}: its last line has no end, so it is left out",
+                content.path.display()
+            );
+        }
+        let mut known = 0;
+        let mut own = None;
+        if label.tag.directory == self.config.directory_tag() {
+            match self.own(writer, content, label)? {
+                Own::Decided(brought) => return Ok(brought),
+                Own::Native(name) => {
+                    let id = SegmentId::Ours(label.number);
+                    let named = content.named(name);
+                    return self.copy_in(&named, (0, end), id, Some(label.tag));
+                }
+                Own::Known { bytes, found } => (known, own) = (bytes, found),
+                Own::Unknown => {}
+            }
+        }
+        known = known.max(self.imported_before(writer, content, label)?);
+        let start = lines::last_line_end(file, known).map_err(io())?;
+        if start >= end {
+            return Ok(own.map_or_else(|| Brought::Before(content.file_name()), Brought::In));
+        }
+        let part = Part {
+            label,
+            from: Prefix::of(file, start).map_err(io())?,
+            to: Prefix::of(file, end).map_err(io())?,
+        };
+        if start > 0 {
+            tracing::info!(
+                "{}: its first {start} bytes are those of segment {} that are counted already; only the rest is imported",
+                content.path.display(),
+                label.number
+            );
+        }
+        let id = SegmentId::Elsewhere(part.to_string());
+        self.copy_in(&content.named(part.to_string()), (start, end), id, None)
+    }
+
+    /// What this data directory has of a segment of its own.
+    fn own(&self, writer: &Writer, content: &Content, label: Label) -> Result<Own, ProcessError> {
+        let io = || ProcessError::io("read", &content.path);
+        let refused = |words| Own::Decided(Brought::Refused(words));
+        let file = &*content.file;
+        let id = SegmentId::Ours(label.number);
+        let row = writer.segment(&id)?;
+        let pruned = writer.pruned()?.number;
+        if row.is_none() && label.number <= pruned {
+            return Ok(refused(retention::was_let_go(&content.path, pruned)));
+        }
+        let sealed = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
+        let usable = settle(self.disk, sealed, row.as_ref())
+            .usable
+            .filter(|found| found.tag == Some(label.tag));
+        let is_active = self
+            .directory
+            .is_some_and(|directory| directory.label() == label);
+        let path = match usable {
+            Some(found) => Some(found.path.clone()),
+            None => is_active.then(|| self.config.data_dir.join(ACTIVE_FILE)),
+        };
+        let kept = match path.as_deref().map(|path| self.disk.open_read(path)) {
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            Some(opened) => Some(opened.map_err(io())?),
+            None => None,
+        };
+        let is_free = row.is_none() && self.is_free(label, sealed);
+        let row = row.filter(|row| row.tag == Some(label.tag));
+        let applied = row.as_ref().map(|row| Prefix {
+            length: row.applied_bytes,
+            checksum: row.checksum,
+        });
+        let whole = row
+            .as_ref()
+            .is_some_and(|row| row.state == SegmentState::Whole);
+        let waits = usable.filter(|_| !whole).cloned();
+        if let Some(kept) = kept {
+            let stat = kept.stat().map_err(io())?;
+            if stat.identity == content.stat.identity {
+                return Ok(Own::Decided(waits.map_or_else(
+                    || Brought::Before(content.file_name()),
+                    Brought::In,
+                )));
+            }
+            // What is in our file counts, or will, only where that is still what was applied.
+            if applied.is_none_or(|applied| applied.begins(&*kept, stat.size).unwrap_or(false)) {
+                let bytes = in_common(file, 0, &*kept).map_err(io())?;
+                return Ok(Own::Known {
+                    bytes,
+                    found: waits,
+                });
+            }
+        }
+        match (applied, row) {
+            (Some(applied), Some(_))
+                if whole && applied.begins(file, content.size).map_err(io())? =>
+            {
+                Ok(Own::Known {
+                    bytes: applied.length,
+                    found: None,
+                })
+            }
+            (_, Some(row)) => Ok(refused(self.not_to_compare(&row, label))),
+            (_, None) if is_free => Ok(Own::Native(native_name(&content.path, label))),
+            (_, None) => Ok(Own::Unknown),
+        }
+    }
+
+    /// Whether the segment's number was given out here and no file or row has it: then the file can
+    /// only be that segment.
+    fn is_free(&self, label: Label, sealed: &[Found]) -> bool {
+        sealed.is_empty()
+            && !self.catalog.lost.contains(&label.number)
+            && self
+                .directory
+                .is_some_and(|directory| label.number < directory.number)
+    }
+
+    fn not_to_compare(&self, row: &SegmentRow, label: Label) -> String {
+        let name = match label_in_name(&row.file_name) {
+            Some(_) => row.file_name.clone(),
+            None => sealed_file_name(label, SystemTime::now()),
+        };
+        format!(
+            "it says that it is segment {} of this data directory, of which {} bytes were applied, but that segment's own file {} is not there, or is not what was applied, to compare it with; nothing was stored. If it is that file, put it at {} and run `tallyline process`; else restore that file from a backup first",
+            row.id,
+            row.applied_bytes,
+            row.file_name,
+            self.config.data_dir.join(name).display()
+        )
+    }
+
+    /// How many bytes of the file were imported before, under whatever name the file had then.
+    fn imported_before(
+        &self,
+        writer: &Writer,
+        content: &Content,
+        label: Label,
+    ) -> Result<u64, ProcessError> {
+        let io = || ProcessError::io("read", &content.path);
+        let file = &*content.file;
+        let mut known = 0;
+        for id in writer.whole()?.into_keys() {
+            if let SegmentId::Elsewhere(name) = &id
+                && let Some(part) = Part::of_name(name).filter(|part| part.label == label)
+                && part.to.begins(file, content.size).map_err(io())?
+            {
+                known = known.max(part.to.length);
+            }
+        }
+        for (id, found) in &self.catalog.sealed {
+            let SegmentId::Elsewhere(name) = id else {
+                continue;
+            };
+            let Some((_, from)) = Part::imported(name).filter(|part| part.0 == label) else {
+                continue;
+            };
+            let kept = found.iter().find(|found| found.place != Place::Quarantine);
+            if let Some(kept) = kept
+                && from.begins(file, content.size).map_err(io())?
+            {
+                let kept = self
+                    .disk
+                    .open_read(&kept.path)
+                    .map_err(ProcessError::io("open", &kept.path))?;
+                let common = in_common(file, from.length, &*kept).map_err(io())?;
+                known = known.max(from.length + common);
+            }
+        }
+        Ok(known)
+    }
+}
+
+/// The name of a native segment that comes back: the file's own, if it is one.
+fn native_name(path: &Path, label: Label) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if label_in_name(&name) == Some(label) {
+        name.into_owned()
+    } else {
+        sealed_file_name(label, SystemTime::now())
+    }
+}

@@ -1,0 +1,232 @@
+//! Native segments that are imported: what of them was counted already.
+//!
+//! A native segment says in its first line which segment it is, under whatever name it comes. Two
+//! copies of a data directory that both went on have one segment with two different ends, and a
+//! copy of a running directory has a segment that is shorter. So of a segment that is known here,
+//! only the lines after those that are known are imported. The file that they go to is named after
+//! the segment, and not after the source: [`Part`].
+
+use std::fmt;
+use std::io;
+
+use memchr::memchr_iter;
+
+use crate::aggregate::lines;
+use crate::aggregate::scan::read_range;
+use crate::data_dir::disk::DiskFile;
+use crate::data_dir::segment::{Label, label_in_name};
+
+const BLOCK: u64 = 256 << 10;
+const PREFIX: &str = "events_segment-";
+
+/// The first bytes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::processor) struct Prefix {
+    /// How many.
+    pub(super) length: u64,
+    /// Their CRC-32.
+    pub(super) checksum: u32,
+}
+
+impl Prefix {
+    /// Reads them.
+    pub(super) fn of(file: &dyn DiskFile, length: u64) -> io::Result<Self> {
+        Ok(Self {
+            length,
+            checksum: lines::checksum(file, length)?,
+        })
+    }
+
+    /// Whether a file of `size` bytes begins with these.
+    pub(super) fn begins(self, file: &dyn DiskFile, size: u64) -> io::Result<bool> {
+        Ok(self.length <= size && Self::of(file, self.length)? == self)
+    }
+}
+
+/// What an imported file holds of a native segment: the lines between two prefixes of it. Its name
+/// says so, so that it is known from the files alone:
+/// `events_segment-000002-5e3fa1c29b77d0e4_from-1834-9ae0daaf_to-2310-1c291ca3.jsonl`, lengths and
+/// checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::processor) struct Part {
+    pub(in crate::processor) label: Label,
+    pub(super) from: Prefix,
+    pub(super) to: Prefix,
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:08x}", self.length, self.checksum)
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Label { number, tag } = self.label;
+        let (from, to) = (self.from, self.to);
+        write!(f, "{PREFIX}{number:06}-{tag}_from-{from}_to-{to}.jsonl")
+    }
+}
+
+impl Part {
+    /// Reads a file name.
+    pub(in crate::processor) fn of_name(name: &str) -> Option<Self> {
+        let rest = name.strip_prefix(PREFIX)?.strip_suffix(".jsonl")?;
+        let (label, rest) = rest.split_once("_from-")?;
+        let (from, to) = rest.split_once("_to-")?;
+        let (number, tag) = label.split_once('-')?;
+        let prefix = |text: &str| {
+            let (length, checksum) = text.split_once('-')?;
+            Some(Prefix {
+                length: length.parse().ok()?,
+                checksum: u32::from_str_radix(checksum, 16).ok()?,
+            })
+        };
+        let label = Label {
+            number: number.parse().ok()?,
+            tag: tag.parse().ok()?,
+        };
+        let part = Self {
+            label,
+            from: prefix(from)?,
+            to: prefix(to)?,
+        };
+        // One part has one spelling.
+        (part.to_string() == name).then_some(part)
+    }
+
+    /// The label of the native segment that an imported file holds, wholly or in part, by its name,
+    /// and the prefix of the segment that is not in it.
+    pub(super) fn imported(name: &str) -> Option<(Label, Prefix)> {
+        if let Some(part) = Self::of_name(name) {
+            return Some((part.label, part.from));
+        }
+        let nothing = Prefix {
+            length: 0,
+            checksum: 0,
+        };
+        label_in_name(name).map(|label| (label, nothing))
+    }
+}
+
+/// How many bytes from `start` on `file` has in common with `other` from its start.
+pub(super) fn in_common(file: &dyn DiskFile, start: u64, other: &dyn DiskFile) -> io::Result<u64> {
+    let length = file.size()?.saturating_sub(start).min(other.size()?);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    while at < length {
+        let end = length.min(at + BLOCK);
+        read_range(file, start + at, start + end, &mut ours)?;
+        read_range(other, at, end, &mut theirs)?;
+        let same = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
+        at += same as u64;
+        if same < ours.len() {
+            break;
+        }
+    }
+    Ok(at)
+}
+
+/// The first label after the first line of the file that ends at or before `end`, and where its
+/// line ends.
+pub(super) fn further_label(file: &dyn DiskFile, end: u64) -> io::Result<Option<(u64, Label)>> {
+    // The end of the block before, for a label that begins there.
+    let mut bytes: Vec<u8> = Vec::new();
+    let mut block = Vec::new();
+    let (mut at, mut first) = (0, true);
+    while at < end {
+        let to = end.min(at + BLOCK);
+        read_range(file, at, to, &mut block)?;
+        let kept = bytes.len();
+        bytes.extend_from_slice(&block);
+        for newline in memchr_iter(b'\n', &bytes[kept..]).map(|newline| kept + newline) {
+            let line = &bytes[..newline];
+            let is_first = std::mem::replace(&mut first, false);
+            if matches!(line.last(), Some(b' ' | b'\t'))
+                && !is_first
+                && let Some(label) = Label::of_line(line)
+            {
+                return Ok(Some((at + (newline - kept) as u64, label)));
+            }
+        }
+        let excess = bytes.len().saturating_sub(Label::BYTES);
+        bytes.drain(..excess);
+        at = to;
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data_dir::segment::Tag;
+
+    fn label(number: u64) -> Label {
+        let tag = Tag {
+            directory: 0x5e3f_a1c2,
+            token: 0x9b77_d0e4,
+        };
+        Label { number, tag }
+    }
+
+    #[test]
+    fn a_part_is_read_back_from_its_name_and_nothing_else_is() {
+        let part = Part {
+            label: label(2),
+            from: Prefix {
+                length: 1834,
+                checksum: 0x9ae0_daaf,
+            },
+            to: Prefix {
+                length: 2310,
+                checksum: 0x1c,
+            },
+        };
+        let name =
+            "events_segment-000002-5e3fa1c29b77d0e4_from-1834-9ae0daaf_to-2310-0000001c.jsonl";
+        assert_eq!(part.to_string(), name);
+        assert_eq!(Part::of_name(name), Some(part));
+        for other in [
+            name.replace("000002", "2"),
+            name.replace("0000001c", "1c"),
+            name.replace("1834", "+1834"),
+            name.replace("_to", ""),
+            "events_march.jsonl".to_owned(),
+        ] {
+            assert_eq!(Part::of_name(&other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn labels_are_found_wherever_blocks_end() -> io::Result<()> {
+        let first = [b"{}", &label(1).encode()[..], b"\n"].concat();
+        let second = [b"{}", &label(2).encode()[..], b"\n"].concat();
+        for gap in [0, 1, 50, 95, 96, 97, 98, 99] {
+            let file = tempfile::tempfile()?;
+            let before = usize::try_from(BLOCK).unwrap_or(0) - first.len() - gap;
+            let filler = [&vec![b'x'; before - 1][..], b"\n"].concat();
+            file.write_all_at(&[&first[..], &filler, &second].concat(), 0)?;
+            let size = file.size()?;
+            assert_eq!(
+                further_label(&file, size)?,
+                Some((size - 1, label(2))),
+                "{gap}"
+            );
+            assert_eq!(further_label(&file, size - 1)?, None);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn bytes_in_common_are_counted_across_blocks() -> io::Result<()> {
+        let (file, other) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let long = vec![b'x'; usize::try_from(BLOCK).unwrap_or(0) + 7];
+        file.write_all_at(&[b"ab", &long[..], b"y"].concat(), 0)?;
+        other.write_all_at(&[&long[..], b"z"].concat(), 0)?;
+        assert_eq!(in_common(&file, 2, &other)?, long.len() as u64);
+        assert_eq!(in_common(&file, 0, &other)?, 0);
+        other.set_len(5)?;
+        assert_eq!(in_common(&file, 2, &other)?, 5);
+        Ok(())
+    }
+}

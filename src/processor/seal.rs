@@ -1,0 +1,107 @@
+//! Opening the journal with what the database knows of its segments, and sealing the active segment.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use crate::data_dir::Directory;
+use crate::data_dir::disk::Disk;
+use crate::data_dir::segment::ACTIVE_FILE;
+use crate::health::Health;
+use crate::journal::{Committer, Journal, JournalConfig, KnownSegment, KnownSegments, Recovery};
+use crate::store::{self, DATABASE_FILE, SegmentState};
+
+/// Seals the active segment; the caller holds `serve.lock`.
+pub fn seal(dir: &Path, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
+    let health = Arc::new(Health::default());
+    let (journal, committer) = open_journal(dir, disk, JournalConfig::default(), &health)?;
+    let (sender, sealed) = crossbeam_channel::bounded(1);
+    journal.rotate(Box::new(move |result| {
+        let _received = sender.send(result.map(|_| ()));
+    }));
+    let sealed = sealed.recv();
+    committer.stop();
+    // Not sealed it would not be applied, and exit code 0 would say that it was.
+    sealed
+        .context("the committer thread ended")?
+        .with_context(|| format!("cannot seal {}", dir.join(ACTIVE_FILE).display()))
+}
+
+/// Recovers the directory and opens the journal; the caller holds `serve.lock`.
+pub fn open_journal(
+    dir: &Path,
+    disk: &Arc<dyn Disk>,
+    config: JournalConfig,
+    health: &Arc<Health>,
+) -> anyhow::Result<(Journal, Committer)> {
+    let known = known(dir, &**disk);
+    let (journal, committer, recovery) =
+        Journal::open(Arc::clone(disk), dir, config, &known, Arc::clone(health))?;
+    report(&recovery);
+    Ok((journal, committer))
+}
+
+/// What the database knows of native segments. Appending does not wait for a database that cannot be
+/// read, and one that belongs to another data directory knows nothing about this one.
+fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
+    let database = dir.join(DATABASE_FILE);
+    let read = || -> anyhow::Result<KnownSegments> {
+        let belongs_to = store::read_directory(&database)?;
+        let named = Directory::read(disk, dir).ok().flatten();
+        if let (Some(found), Some(named)) = (belongs_to, named)
+            && found != named.id
+        {
+            anyhow::bail!(
+                "it belongs to the data directory {found}, not to {}",
+                named.id
+            );
+        }
+        let (rows, pruned) = store::read_kept(&database)?;
+        let known = |row: store::SegmentRow| {
+            Some(KnownSegment {
+                number: row.id.number()?,
+                tag: row.tag,
+                applied_bytes: row.applied_bytes,
+                sealed: row.state != SegmentState::Active,
+            })
+        };
+        Ok(KnownSegments {
+            directory: belongs_to,
+            segments: rows.into_iter().filter_map(known).collect(),
+            pruned: pruned.number,
+        })
+    };
+    read().unwrap_or_else(|error| {
+        tracing::warn!("starting without the database: {error:#}");
+        KnownSegments::default()
+    })
+}
+
+fn report(recovery: &Recovery) {
+    if let Some((bytes, path)) = &recovery.torn {
+        tracing::warn!(
+            "{bytes} bytes of a torn, never acknowledged write are kept in {}",
+            path.display()
+        );
+    }
+    if let Some(number) = recovery.lost {
+        tracing::error!(
+            "segment {number} is lost: events.jsonl was gone or empty; see quarantine/"
+        );
+    }
+    if let Some(contradiction) = &recovery.contradiction {
+        tracing::error!("{contradiction}");
+    }
+    if let Some(path) = &recovery.imported {
+        tracing::warn!(
+            "events.jsonl was written by another program; it is imported as {}",
+            path.display()
+        );
+    }
+    if let Some(number) = recovery.untrusted {
+        tracing::error!(
+            "segment {number} is shorter than what was applied of it; it is set aside as untrusted"
+        );
+    }
+}

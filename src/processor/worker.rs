@@ -1,0 +1,399 @@
+//! The coordinator thread: what is to be applied, in which order, and what to do when it fails.
+//!
+//! It alone owns the writer. Each round it looks at the journal's durable end and at the directory,
+//! applies what is new, and publishes. Everything it knows of the database is read from the rows
+//! when it starts over: at the start, after any error, when the database file was replaced.
+
+mod segments;
+mod startup_scan;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::applier::{Applier, Confirmed, Untrusted, Watch, Work, open_sealed};
+use super::retention::{self, Retention};
+use super::{ProcessConfig, ProcessError, archive, in_words, rebuild};
+use crate::aggregate::pool::Pool;
+use crate::data_dir::SegmentFile;
+use crate::data_dir::disk::{Disk, Identity};
+use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
+use crate::data_dir::{Catalog, Claims, Found, Place};
+use crate::health::Health;
+use crate::journal::{Journal, Tail};
+use crate::progress::{Lost, Progress, Settled};
+use crate::store::{Applied, RangeEnd, SegmentRow, SegmentState, StoreError};
+use crate::verify::contents::{rivals_in_words, settle};
+use crate::verify::sums;
+
+const DATABASE: &str = "database";
+const SUMS: &str = "database sums";
+const MISSING: &str = "missing segments";
+/// How the topic of each segment begins.
+const SEGMENT: &str = "segment ";
+/// Pauses after a failure grow up to this.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// How often the database's path is looked at between rounds.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Stands for a period that no clock can measure.
+const PERIOD_MAX: Duration = Duration::from_hours(24);
+/// A file that failed is tried again after this.
+const FILE_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// When more than this comes in a flush interval, a round begins as soon as so much has come: what is
+/// read soon after it was written takes few pages of memory, and those again and again.
+const ROUND_BYTES: u64 = 32 << 20;
+/// ... but the database gets no more than one part in so many of the time.
+const COMMITTING: u32 = 5;
+/// How long the last flush waits for a locked database.
+const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
+/// How long a rotation may take before it is asked for again.
+const ROTATE_MAX: Duration = Duration::from_secs(10);
+
+/// A sealed file that is not wholly applied yet.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that do not depend on each other"
+)]
+struct Sealed {
+    path: PathBuf,
+    tag: Option<Tag>,
+    place: Place,
+    /// Its size at the last look, for files from elsewhere: those still being copied here wait.
+    size: Option<u64>,
+    retry_at: Option<Instant>,
+    /// Whether its lines are in `pending`.
+    counted: bool,
+    /// Whether its number is past the active segment's: another copy of the directory made it.
+    ahead: bool,
+    /// Whether only its move to the archive is left.
+    whole: bool,
+    /// Whether it was no regular file at the last look.
+    unusable: bool,
+}
+
+/// What is known of the outside, and what is published. Apart from the applier, so that a commit
+/// can be told here.
+struct Board {
+    progress: Arc<Progress>,
+    health: Arc<Health>,
+    sealed: BTreeMap<SegmentId, Sealed>,
+    lost: BTreeMap<u64, Lost>,
+    /// Applied bytes of the segments of ours that are not whole.
+    applied: BTreeMap<u64, u64>,
+    active: u64,
+    /// Retention has let go the segments up to this number; a file of theirs is not applied.
+    pruned: u64,
+    settled: Settled,
+    /// Lines that were settled when this process first read the database.
+    settled_before: Option<u64>,
+    /// The end of the last range of ours that was committed.
+    committed: Position,
+    locked_since: Option<Instant>,
+}
+
+/// What outlives starting over.
+struct Coordinator {
+    config: ProcessConfig,
+    disk: Arc<dyn Disk>,
+    journal: Journal,
+    board: Board,
+    /// Files that were left alone, and why: not looked at again unless they change.
+    left_alone: BTreeMap<PathBuf, Identity>,
+    /// Numbers below the active one with neither file nor whole row.
+    missing: BTreeSet<u64>,
+    /// The active segment when the coordinator last started over: the lines of later ones are among
+    /// those that the journal counts.
+    since: u64,
+    /// Whether the sums of the database are to be checked, and the thread that does.
+    to_check: bool,
+    check: Option<JoinHandle<()>>,
+    retention: Retention,
+}
+
+/// Runs until told to stop, then applies what is left and closes the database.
+pub(super) fn run(
+    config: ProcessConfig,
+    disk: Arc<dyn Disk>,
+    journal: Journal,
+    progress: &Arc<Progress>,
+    health: &Arc<Health>,
+    mut pool: Pool,
+) {
+    if let Err(error) = rebuild::remove_unfinished(&config.data_dir) {
+        tracing::warn!("{}", in_words(&error));
+    }
+    let mut coordinator = Coordinator {
+        to_check: sums::was_left_open(&config.database()),
+        check: None,
+        retention: Retention::new(&config),
+        board: Board::new(Arc::clone(progress), Arc::clone(health)),
+        config,
+        disk,
+        journal,
+        left_alone: BTreeMap::new(),
+        missing: BTreeSet::new(),
+        since: 1,
+    };
+    let mut pause = PAUSE_MIN;
+    loop {
+        // Once told to stop, one last try.
+        let last = progress.is_stopping();
+        let failed = match Applier::open(&coordinator.config, &mut pool) {
+            Err(error) => error.into(),
+            Ok(mut applier) => match coordinator.follow(&mut applier) {
+                Ok(()) => {
+                    coordinator.finish_check();
+                    close(applier);
+                    break;
+                }
+                Err(error) => {
+                    applier.release();
+                    error
+                }
+            },
+        };
+        if last || matches!(failed, ProcessError::Stopped) {
+            coordinator.finish_check();
+            break;
+        }
+        match failed {
+            ProcessError::Replaced { .. } => pause = PAUSE_MIN,
+            // Nothing is wrong yet; what is found then will tell.
+            ProcessError::ChangedByOthers { .. } => {
+                tracing::warn!("{}", in_words(&failed));
+                continue;
+            }
+            _ => {}
+        }
+        health.set(DATABASE, in_words(&failed));
+        progress.wait_until(Instant::now() + pause);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+    progress.finish();
+}
+
+/// From the beginning of a round to that of the next, when its work came in the time `since` the one
+/// before.
+fn pause(since: Duration, work: Work, flush_every: Duration) -> Duration {
+    let until_full = since.as_nanos() * u128::from(ROUND_BYTES) / u128::from(work.bytes.max(1));
+    Duration::from_nanos_u128(until_full)
+        .max(work.committing * COMMITTING)
+        .min(flush_every)
+}
+
+fn close(applier: Applier<'_>) {
+    if let Err(error) = applier.writer.close() {
+        let error = in_words(&error);
+        tracing::warn!(
+            error,
+            "the database was not closed cleanly; nothing is lost"
+        );
+    }
+}
+
+impl Coordinator {
+    /// Reads the rows, then applies round by round; `Ok` once told to stop and all is applied.
+    fn follow(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+        self.start_over(applier)?;
+        let mut last = Instant::now();
+        loop {
+            let began = Instant::now();
+            let going_on = !self.board.progress.is_stopping();
+            applier.work = Work::default();
+            self.round(applier)?;
+            self.board.health.clear(DATABASE);
+            if !going_on {
+                return Ok(());
+            }
+            let pause = pause(began - last, applier.work, self.config.flush_every);
+            // Without an end, whoever waits demands a round.
+            let due = began.checked_add(pause).unwrap_or(began + PERIOD_MAX);
+            last = began;
+            while !self
+                .board
+                .progress
+                .wait_for_demand(due.min(Instant::now() + LOOK_EVERY))
+                && Instant::now() < due
+            {
+                self.look_at_database(applier)?;
+            }
+        }
+    }
+
+    /// Whether the database's paths still lead to what is open, and whether another program wrote
+    /// into it. Either way the rows are read anew, and the sums are checked.
+    fn look_at_database(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+        let path = self.config.database();
+        if let Some(what) = applier.writer.replaced() {
+            self.to_check = true;
+            return Err(ProcessError::Replaced { path, what });
+        }
+        match applier.writer.is_changed_by_others() {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.to_check = true;
+                Err(ProcessError::ChangedByOthers { path })
+            }
+            // The next look will tell.
+            Err(error) if error.is_locked() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the time is still to be believed; stores it now and then.
+    fn look_at_clock(&self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+        let clock = &self.config.clock;
+        let Some(at_ms) = clock.look(None) else {
+            return Ok(());
+        };
+        match applier.writer.set_clock(at_ms) {
+            Ok(()) => clock.stored(at_ms),
+            Err(error) if error.is_locked() => {} // Another time.
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Applies what is there now.
+    fn round(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+        self.look_at_database(applier)?;
+        self.look_at_clock(applier)?;
+        // Before the listing: what this tail says is sealed is in it then.
+        let tail = self.journal.tail();
+        self.board.active = tail.number;
+        self.look_for_files(applier)?;
+        let ids: Vec<SegmentId> = self.board.sealed.keys().cloned().collect();
+        for id in ids {
+            if self.board.progress.is_stopping() && id.number().is_none() {
+                break; // Files from elsewhere have time until the next start.
+            }
+            self.sealed_file(applier, &id)?;
+        }
+        self.active_file(applier, &tail)?;
+        self.board.account(&tail);
+        self.board.publish();
+        self.let_go(applier)
+    }
+
+    /// Retention, unless the database's sums are wrong or not yet known to be right.
+    fn let_go(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+        let checking = self
+            .check
+            .as_ref()
+            .is_some_and(|check| !check.is_finished());
+        if checking || self.board.health.is_set(SUMS) || self.board.progress.is_stopping() {
+            return Ok(());
+        }
+        let (board, writer) = (&mut self.board, &mut applier.writer);
+        if writer.replaced().is_some() {
+            return Ok(()); // The next round says so.
+        }
+        let waiting = board.sealed.iter().filter(|(_, sealed)| !sealed.whole);
+        let end = waiting
+            .filter_map(|(id, _)| id.number())
+            .min()
+            .unwrap_or(board.active);
+        let pruned = self
+            .retention
+            .round(writer, &*self.disk, end, &board.health)?;
+        board.pruned = pruned.unwrap_or(board.pruned);
+        Ok(())
+    }
+
+    /// What is durable of the active segment.
+    fn active_file(&mut self, applier: &mut Applier<'_>, tail: &Tail) -> Result<(), ProcessError> {
+        let id = SegmentId::Ours(tail.number);
+        let path = self.config.data_dir.join(ACTIVE_FILE);
+        let segment = SegmentFile {
+            id,
+            tag: Some(tail.tag),
+            path,
+            file: Arc::clone(&tail.file),
+        };
+        if tail.durable_end == 0 && !self.board.applied.contains_key(&tail.number) {
+            return Ok(());
+        }
+        match applier.confirm(&segment)? {
+            Confirmed::At(bytes) if bytes <= tail.durable_end => {
+                self.board.applied.insert(tail.number, bytes);
+                applier.apply(
+                    &segment,
+                    tail.durable_end,
+                    RangeEnd::Active,
+                    &mut self.board,
+                )
+            }
+            // Sealed, and perhaps applied, between the look at the tail and now.
+            Confirmed::At(_) | Confirmed::Whole(_) => Ok(()),
+            Confirmed::Restored(row) => Ok(applier.note(&row, SegmentState::Active, None)?),
+            Confirmed::Untrusted(Untrusted { reason, .. }) | Confirmed::Rival(reason) => {
+                self.board.health.set(&topic(&segment.id), reason);
+                self.seal_untrusted();
+                Ok(())
+            }
+        }
+    }
+
+    /// The active segment is not what was applied of it: taking goes on in the next one. The
+    /// sealed file is then found and marked.
+    fn seal_untrusted(&self) {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        self.journal.rotate(Box::new(move |rotated| {
+            let _given_up = sender.send(rotated.map(|_| ()));
+        }));
+        match receiver.recv_timeout(ROTATE_MAX) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the untrusted segment could not be sealed yet");
+            }
+            Err(error) => tracing::warn!(%error, "the untrusted segment was not sealed in time"),
+        }
+    }
+}
+
+impl Sealed {
+    fn new(found: &Found) -> Self {
+        Self {
+            path: found.path.clone(),
+            tag: found.tag,
+            place: found.place,
+            size: None,
+            retry_at: None,
+            counted: false,
+            ahead: false,
+            whole: false,
+            unusable: false,
+        }
+    }
+}
+
+pub(super) fn topic(id: &SegmentId) -> String {
+    format!("{SEGMENT}{id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_follow_sooner_where_much_comes_and_the_database_keeps_up() {
+        let second = Duration::from_secs(1);
+        let work = |mib: u64, ms| Work {
+            bytes: mib << 20,
+            committing: Duration::from_millis(ms),
+        };
+        assert_eq!(pause(second, work(0, 0), second), second);
+        assert_eq!(pause(second, work(16, 1), second), second);
+        assert_eq!(pause(second, work(320, 1), second), second / 10);
+        assert_eq!(pause(second / 10, work(32, 1), second), second / 10);
+        let slow = pause(second, work(320, 60), second);
+        assert_eq!(slow, Duration::from_millis(300), "many users");
+        assert_eq!(pause(second, work(320, 600), second), second);
+        let (year, least) = (Duration::from_hours(8766), Duration::from_millis(10));
+        assert_eq!(pause(year, work(0, 0), least), least);
+    }
+}

@@ -1,0 +1,401 @@
+//! Sealed files: found by listing, applied to their end, archived or distrusted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::Instant;
+
+use super::{
+    Applier, Claims, Confirmed, Coordinator, FILE_RETRY_AFTER, Found, Place, ProcessError, Sealed,
+    SegmentFile, SegmentId, SegmentRow, SegmentState, Tag, Untrusted, archive, in_words,
+    open_sealed, retention, rivals_in_words, settle, topic,
+};
+use crate::aggregate::lines;
+use crate::data_dir::DataDirError;
+use crate::data_dir::disk::Unusable;
+
+impl Coordinator {
+    /// New sealed files in the directory itself.
+    pub(super) fn look_for_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
+        let data_dir = self.config.data_dir.clone();
+        let names = self
+            .disk
+            .list(&data_dir)
+            .map_err(ProcessError::io("list", &data_dir))?;
+        let mut new = BTreeMap::<SegmentId, Vec<Found>>::new();
+        let mut left_alone = BTreeMap::new();
+        // A directory of such a name is no segment, and is named in readiness when it is opened.
+        for (name, _) in names {
+            let Some((id, tag)) = SegmentId::of_file(&name, self.config.directory_tag()) else {
+                continue;
+            };
+            let path = data_dir.join(&name);
+            if let Some(&identity) = self.left_alone.get(&path)
+                && self.disk.identity(&path).ok().flatten() == Some(identity)
+            {
+                left_alone.insert(path, identity);
+            } else if !self.board.sealed.contains_key(&id) {
+                let place = Place::Incoming;
+                let found = Found {
+                    id,
+                    tag,
+                    place,
+                    path,
+                };
+                new.entry(found.id.clone()).or_default().push(found);
+            }
+        }
+        let mut released = BTreeSet::new();
+        let before = std::mem::replace(&mut self.left_alone, left_alone);
+        for gone in before
+            .keys()
+            .filter(|path| !self.left_alone.contains_key(*path))
+        {
+            let name = gone.file_name().unwrap_or_default().to_string_lossy();
+            if let Some((id, _)) = SegmentId::of_file(&name, self.config.directory_tag()) {
+                self.board.health.clear(&topic(&id));
+                released.insert(id);
+            }
+        }
+        // What contradicted a file that is gone is looked at again in the next round.
+        let directory = self.config.directory_tag();
+        self.left_alone.retain(|path, _| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let id = SegmentId::of_file(&name, directory).map(|(id, _)| id);
+            id.is_none_or(|id| !released.contains(&id))
+        });
+        if new.is_empty() {
+            return Ok(());
+        }
+        for (id, found) in &new {
+            self.new_files(applier, id, found)?;
+        }
+        self.tell_missing();
+        self.disk
+            .sync_dir(&data_dir)
+            .map_err(ProcessError::io("sync", &data_dir))
+    }
+
+    /// Files that came under one identity; where they contradict each other, or what was applied,
+    /// those that do are left alone.
+    fn new_files(
+        &mut self,
+        applier: &Applier<'_>,
+        id: &SegmentId,
+        found: &[Found],
+    ) -> Result<(), ProcessError> {
+        let row = match found {
+            [_] => None,
+            _ => applier.writer.segment(id)?,
+        };
+        let mut claims = settle(&*self.disk, found, row.as_ref());
+        self.against_active(id, &mut claims);
+        self.leave_rivals(id, &claims, row.as_ref())?;
+        if let Some(found) = claims.usable {
+            self.new_file(found);
+        }
+        Ok(())
+    }
+
+    /// A file that bears the active segment's number, and is not that segment sealed since, is its rival.
+    pub(super) fn against_active(&self, id: &SegmentId, claims: &mut Claims<'_>) {
+        let tail = self.journal.tail();
+        if id.number() == Some(tail.number)
+            && let Some(found) = claims.usable.filter(|found| found.tag != Some(tail.tag))
+        {
+            claims.usable = None;
+            claims.rivals.push(found);
+        }
+    }
+
+    /// Names the files that claim a number and are not its segment; their lines will not be applied.
+    pub(super) fn leave_rivals(
+        &mut self,
+        id: &SegmentId,
+        claims: &Claims<'_>,
+        row: Option<&SegmentRow>,
+    ) -> Result<(), ProcessError> {
+        if claims.rivals.is_empty() {
+            return Ok(());
+        }
+        for rival in &claims.rivals {
+            let path = &rival.path;
+            let look = self.disk.identity(path);
+            if let Some(identity) = look.map_err(ProcessError::io("look at", path))? {
+                self.left_alone.insert(path.clone(), identity);
+            }
+        }
+        let words = rivals_in_words(&*self.disk, id, &claims.rivals, row);
+        self.board.health.set(&topic(id), words);
+        Ok(())
+    }
+
+    fn new_file(&mut self, found: &Found) {
+        let number = found.id.number();
+        if let Some(number) = number {
+            self.board.lost.remove(&number);
+            self.missing.remove(&number);
+        }
+        // Looked at after the listing: what this journal has sealed by now is below it.
+        let ahead = number.filter(|&number| number > self.journal.tail().number);
+        if let Some(number) = ahead {
+            self.journal.reserve(number);
+            tracing::warn!(
+                "{} is ahead of the active segment; no new segment gets its number",
+                found.path.display()
+            );
+        }
+        // What this journal sealed is counted by it.
+        let counted = number.is_some_and(|number| number >= self.since) && ahead.is_none();
+        self.board.sealed.insert(
+            found.id.clone(),
+            Sealed {
+                counted,
+                ahead: ahead.is_some(),
+                ..Sealed::new(found)
+            },
+        );
+    }
+
+    /// A file that fails is named in readiness and tried again later; the others go on.
+    pub(super) fn sealed_file(
+        &mut self,
+        applier: &mut Applier<'_>,
+        id: &SegmentId,
+    ) -> Result<(), ProcessError> {
+        let Some(sealed) = self.board.sealed.get_mut(id) else {
+            return Ok(());
+        };
+        if sealed.retry_at.is_some_and(|at| at > Instant::now()) {
+            return Ok(());
+        }
+        let (path, tag, place) = (sealed.path.clone(), sealed.tag, sealed.place);
+        let done = match self.apply_sealed(applier, id, tag, &path, place) {
+            Err(
+                error @ (ProcessError::Store(_)
+                | ProcessError::Stopped
+                | ProcessError::Raced { .. }),
+            ) => {
+                return Err(error);
+            }
+            Err(error) => {
+                self.failed(id, &error);
+                return Ok(());
+            }
+            Ok(done) => done,
+        };
+        if done {
+            // What contradicts it stays named.
+            let directory = self.config.directory_tag();
+            let named = self.left_alone.keys().any(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                SegmentId::of_file(&name, directory).is_some_and(|(other, _)| other == *id)
+            });
+            if !named {
+                self.board.health.clear(&topic(id));
+            }
+            self.board.sealed.remove(id);
+            if let Some(number) = id.number() {
+                self.board.applied.remove(&number);
+            }
+            applier.forget(id);
+            self.board.publish();
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, id: &SegmentId, error: &ProcessError) {
+        let (unusable, gone) = match error {
+            ProcessError::Io(DataDirError { source, .. }) => (
+                Unusable::is_reason_of(source),
+                source.kind() == io::ErrorKind::NotFound,
+            ),
+            _ => (false, false),
+        };
+        let Some(sealed) = self.board.sealed.get_mut(id) else {
+            return;
+        };
+        if gone && sealed.unusable {
+            // It never was a segment's file, and it was moved away.
+            self.board.sealed.remove(id);
+            self.board.health.clear(&topic(id));
+            return;
+        }
+        if unusable {
+            sealed.unusable = true;
+            sealed.counted = false;
+        }
+        sealed.retry_at = Some(Instant::now() + FILE_RETRY_AFTER);
+        self.board.health.set(&topic(id), in_words(error));
+    }
+
+    /// Whether nothing is left to be done with the file.
+    pub(super) fn apply_sealed(
+        &mut self,
+        applier: &mut Applier<'_>,
+        id: &SegmentId,
+        tag: Option<Tag>,
+        path: &std::path::Path,
+        place: Place,
+    ) -> Result<bool, ProcessError> {
+        let segment = match open_sealed(&*self.disk, id, tag, path) {
+            // In the archive: somebody put it there, or the sync after our rename failed.
+            Err(ProcessError::Io(DataDirError { source, .. }))
+                if source.kind() == io::ErrorKind::NotFound && self.is_whole(id) =>
+            {
+                return Ok(true);
+            }
+            opened => opened?,
+        };
+        let pruned = self.board.pruned;
+        if id.number().is_some_and(|number| number <= pruned)
+            && applier.writer.segment(id)?.is_none()
+        {
+            let stat = segment
+                .file
+                .stat()
+                .map_err(ProcessError::io("look at", path))?;
+            self.left_alone.insert(path.to_owned(), stat.identity);
+            self.board
+                .health
+                .set(&topic(id), retention::was_let_go(path, pruned));
+            return Ok(true);
+        }
+        let start = match applier.confirm(&segment)? {
+            Confirmed::At(bytes) => bytes,
+            Confirmed::Whole(row) => {
+                return self.archive(applier, &segment, place, &row).map(|()| true);
+            }
+            Confirmed::Rival(reason) => {
+                return self.leave_rival(&segment, reason).map(|()| true);
+            }
+            Confirmed::Untrusted(untrusted) => {
+                return self.distrust(applier, &segment, &untrusted).map(|()| true);
+            }
+            Confirmed::Restored(row) => {
+                applier.note(&row, SegmentState::Sealed, None)?;
+                self.board.restored(id, row.untrusted_lines);
+                return Ok(false);
+            }
+        };
+        let size = segment
+            .file
+            .size()
+            .map_err(ProcessError::io("look at", path))?;
+        if !self.is_complete(id, size) {
+            return Ok(false);
+        }
+        self.count_once(id, &segment, start, size)?;
+        applier.apply_sealed(&segment, start, size, &mut self.board)?;
+        if let Some(sealed) = self.board.sealed.get_mut(id) {
+            sealed.whole = true;
+        }
+        // Before the archive's syncs: it does not lag behind.
+        self.board.publish();
+        if let Some(row) = applier.writer.segment(id)? {
+            self.archive(applier, &segment, place, &row)?;
+        }
+        Ok(true)
+    }
+
+    fn is_whole(&self, id: &SegmentId) -> bool {
+        let sealed = self.board.sealed.get(id);
+        sealed.is_some_and(|sealed| sealed.whole)
+    }
+
+    pub(super) fn distrust(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        untrusted: &Untrusted,
+    ) -> Result<(), ProcessError> {
+        let stat = segment
+            .file
+            .stat()
+            .map_err(ProcessError::io("look at", &segment.path))?;
+        if untrusted.known {
+            applier.forget(&segment.id);
+        } else {
+            let lines = applier.distrust(segment, untrusted)?;
+            self.board
+                .distrusted(&segment.id, untrusted.applied_bytes, lines);
+        }
+        self.left_alone.insert(segment.path.clone(), stat.identity);
+        self.board
+            .health
+            .set(&topic(&segment.id), untrusted.reason.clone());
+        Ok(())
+    }
+
+    /// A file that is not the segment of its number: nothing of it is applied, and whoever waits for a
+    /// position in it is answered so.
+    fn leave_rival(&mut self, segment: &SegmentFile, reason: String) -> Result<(), ProcessError> {
+        let io = || ProcessError::io("look at", &segment.path);
+        let stat = segment.file.stat().map_err(io())?;
+        let counted = self
+            .board
+            .sealed
+            .get(&segment.id)
+            .is_some_and(|sealed| sealed.counted);
+        let lines = lines::count(&*segment.file, 0, stat.size).map_err(io())?;
+        if !counted {
+            self.board.found(lines);
+        }
+        self.board.distrusted(&segment.id, 0, lines);
+        self.left_alone.insert(segment.path.clone(), stat.identity);
+        self.board.health.set(&topic(&segment.id), reason);
+        Ok(())
+    }
+
+    /// Ours are complete when sealed; one from elsewhere once its size stands still for a round.
+    pub(super) fn is_complete(&mut self, id: &SegmentId, size: u64) -> bool {
+        let Some(sealed) = self.board.sealed.get_mut(id) else {
+            return true;
+        };
+        id.number().is_some() || sealed.size.replace(size) == Some(size)
+    }
+
+    /// Adds a file's lines to those that wait, unless they are among them.
+    pub(super) fn count_once(
+        &mut self,
+        id: &SegmentId,
+        segment: &SegmentFile,
+        from: u64,
+        size: u64,
+    ) -> Result<(), ProcessError> {
+        let Some(sealed) = self.board.sealed.get_mut(id) else {
+            return Ok(());
+        };
+        if !std::mem::replace(&mut sealed.counted, true) {
+            let lines = lines::count(&*segment.file, from, size)
+                .map_err(ProcessError::io("read", &segment.path))?;
+            self.board.found(lines);
+        }
+        Ok(())
+    }
+
+    /// Moves a whole file away; what can't be moved stays and is named.
+    pub(super) fn archive(
+        &mut self,
+        applier: &Applier<'_>,
+        segment: &SegmentFile,
+        place: Place,
+        row: &SegmentRow,
+    ) -> Result<(), ProcessError> {
+        if place != Place::Incoming {
+            return Ok(());
+        }
+        let stat = segment
+            .file
+            .stat()
+            .map_err(ProcessError::io("look at", &segment.path))?;
+        let has_read = applier.has_read(&row.id, stat.identity, stat.size);
+        let data_dir = &self.config.data_dir;
+        let archived = archive::archive(&*self.disk, data_dir, segment, row, has_read)?;
+        if let Some(refusal) = archived.refusal() {
+            self.left_alone.insert(segment.path.clone(), stat.identity);
+            let words = format!("{}: {refusal}. Move this one away", segment.path.display());
+            self.board.health.set(&topic(&row.id), words);
+        }
+        Ok(())
+    }
+}

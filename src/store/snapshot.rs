@@ -1,0 +1,304 @@
+//! What `verify` needs of a database: its rows and totals as of one moment, the fate of ids, and a
+//! private table in which a recount of the files is held against the totals.
+//!
+//! Owned by the one who verifies. The rows and totals are copied in one read transaction, so that
+//! a running server can go on checkpointing its WAL. Ids and rejected lines are looked up
+//! afterwards: of events before the copied `applied_bytes` they change only when segments or ids
+//! are let go, which waits meanwhile. The copy lies in a temporary database that SQLite keeps in
+//! memory while it is small and on disk (`SQLITE_TMPDIR`, else `/var/tmp`) beyond.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::family::Reading;
+use super::open::{self, Contents};
+use super::segments;
+use super::{AppliedSum, IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
+use crate::data_dir::segment::SegmentId;
+
+const SCRATCH: &str = include_str!("../../sql/verify/scratch.sql");
+const INSERT_DATABASE_TOTAL: &str = include_str!("../../sql/verify/insert_database_total.sql");
+const ADD_FILES_TOTAL: &str = include_str!("../../sql/verify/add_files_total.sql");
+const SELECT_FILES_MICROS: &str = include_str!("../../sql/verify/select_files_micros.sql");
+const SET_FILES_TOTAL: &str = include_str!("../../sql/verify/set_files_total.sql");
+const SELECT_DIFFERENCES: &str = include_str!("../../sql/verify/select_differences.sql");
+const SELECT_USER_TOTALS: &str = include_str!("../../sql/query/select_user_totals.sql");
+const SELECT_EVENT_ID: &str = include_str!("../../sql/query/select_event_id.sql");
+const SELECT_IDS_OF_PRUNED: &str = include_str!("../../sql/query/select_ids_of_pruned.sql");
+const SELECT_ID_PLACES: &str = include_str!("../../sql/query/select_id_places.sql");
+const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sql");
+
+/// Memory for the private table before SQLite puts it on disk.
+const SCRATCH_CACHE_KIB: i64 = 64 << 10;
+/// The most users that are named for having two totals.
+const TWICE_MAX: usize = 100;
+/// Sums this far from the ends of 64 bits can be added in SQL.
+const SAFE: i64 = 1 << 62;
+
+/// What became of an event that has an id, as the table of ids says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdFate {
+    /// It is the one that counted.
+    Counted,
+    /// An event of the same payload counted elsewhere.
+    Duplicate,
+    /// An event of another payload counted elsewhere.
+    Contradicted,
+    /// The id is not in the table: it was let go, or the event was not counted.
+    Unknown,
+}
+
+/// A user's total, or what files come to of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UserSum {
+    /// Added minus subtracted, modulo 2^64.
+    pub micros: i64,
+    /// Events; negative where some are taken back.
+    pub events: i64,
+}
+
+/// A database as of one moment, and what was recounted of the files.
+pub struct Proof {
+    path: PathBuf,
+    database: Reading,
+    scratch: Connection,
+    /// The rows of all segments, in key order.
+    pub rows: Vec<SegmentRow>,
+    /// What retention let go.
+    pub pruned: Pruned,
+    /// The kept sum of whole segments.
+    pub applied_sum: AppliedSum,
+    /// Users that have more than one total, as only a corrupt file can say; some of them.
+    pub twice: Vec<String>,
+    /// Users that have a total.
+    pub users: u64,
+    /// Sum of all users' events.
+    pub events: u64,
+    /// Sum of all users' micros modulo 2^64.
+    pub net: i64,
+}
+
+impl Proof {
+    /// Copies rows and totals; `None` where there is no database, or an empty one.
+    pub fn open(path: &Path) -> Result<Option<Self>, StoreError> {
+        let Some(database) = open::open_reader(path)? else {
+            return Ok(None);
+        };
+        if open::inspect(&database, path)? == Contents::Empty {
+            return Ok(None);
+        }
+        let scratch =
+            open_scratch().map_err(StoreError::sqlite(path, "open a temporary one beside it"))?;
+        let mut proof = Self {
+            path: path.to_owned(),
+            database,
+            scratch,
+            rows: Vec::new(),
+            pruned: Pruned::default(),
+            applied_sum: AppliedSum::default(),
+            twice: Vec::new(),
+            users: 0,
+            events: 0,
+            net: 0,
+        };
+        proof
+            .copy()
+            .map_err(StoreError::sqlite(path, "copy its totals"))?;
+        Ok(Some(proof))
+    }
+
+    fn copy(&mut self) -> rusqlite::Result<()> {
+        let snapshot = self.database.unchecked_transaction()?;
+        let writing = self.scratch.unchecked_transaction()?;
+        self.rows = segments::all(&snapshot)?;
+        self.pruned = segments::pruned(&snapshot)?;
+        self.applied_sum = segments::applied_sum(&snapshot)?;
+        {
+            let mut select = snapshot.prepare(SELECT_USER_TOTALS)?;
+            let mut insert = writing.prepare(INSERT_DATABASE_TOTAL)?;
+            let mut rows = select.query([])?;
+            while let Some(row) = rows.next()? {
+                let (micros, events): (i64, u64) = (row.get(1)?, row.get(2)?);
+                let user: String = row.get(0)?;
+                if insert.execute(params![user, micros, events])? == 0
+                    && self.twice.len() < TWICE_MAX
+                {
+                    self.twice.push(user);
+                }
+                self.users += 1;
+                self.events += events;
+                self.net = self.net.wrapping_add(micros);
+            }
+        }
+        writing.commit()
+    }
+
+    /// Offsets before `end` of lines of the segment that are events but overflowed a total, as far
+    /// as rejected lines are kept.
+    pub fn overflows(&self, id: &SegmentId, end: u64) -> Result<HashSet<u64>, StoreError> {
+        let read = || -> rusqlite::Result<HashSet<u64>> {
+            self.database
+                .prepare_cached(SELECT_OVERFLOWS)?
+                .query_map(params![id.to_string(), end], |row| row.get(0))?
+                .collect()
+        };
+        read().map_err(StoreError::sqlite(&self.path, "read the rejected lines"))
+    }
+
+    /// Tells `each` what became of these events of the segment with this key.
+    pub fn fates<'e>(
+        &self,
+        key: i64,
+        events: &'e IdEvents,
+        each: &mut dyn FnMut(&IdEvent<'e>, IdFate),
+    ) -> Result<(), StoreError> {
+        // The table is fast in the order of its ids.
+        let mut events: Vec<IdEvent<'e>> = events.iter().collect();
+        events.sort_unstable_by(|a, b| a.id.cmp(b.id).then(a.offset.cmp(&b.offset)));
+        let mut read = || -> rusqlite::Result<()> {
+            let reading = self.database.unchecked_transaction()?;
+            let mut select = reading.prepare_cached(SELECT_EVENT_ID)?;
+            for event in &events {
+                let row = select.query_row([event.id], |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?))
+                });
+                let fate = match row.optional()? {
+                    None => IdFate::Unknown,
+                    Some((payload, ..)) if payload != event.payload() => IdFate::Contradicted,
+                    Some((_, segment, offset)) if (segment, offset) == (key, event.offset) => {
+                        IdFate::Counted
+                    }
+                    Some(_) => IdFate::Duplicate,
+                };
+                each(event, fate);
+            }
+            Ok(())
+        };
+        read().map_err(StoreError::sqlite(&self.path, "look ids up"))
+    }
+
+    /// How many ids the table holds of each segment, by its key, as of the copied rows: of lines that
+    /// were applied by then. Under `None`: those of segments that have no row and were not pruned.
+    pub fn id_rows(&self) -> Result<HashMap<Option<i64>, u64>, StoreError> {
+        let applied: HashMap<i64, u64> = self
+            .rows
+            .iter()
+            .map(|row| (row.key, row.applied_bytes))
+            .collect();
+        let pruned = i64::try_from(self.pruned.number).unwrap_or(i64::MAX);
+        let highest = applied.keys().copied().max().unwrap_or(0).max(pruned);
+        let lowest = applied.keys().copied().min().unwrap_or(0);
+        let read = || -> rusqlite::Result<HashMap<Option<i64>, u64>> {
+            let mut found = HashMap::new();
+            let mut select = self.database.prepare(SELECT_ID_PLACES)?;
+            let mut rows = select.query([])?;
+            while let Some(row) = rows.next()? {
+                let (key, offset): (i64, u64) = (row.get(0)?, row.get(1)?);
+                let of = match applied.get(&key) {
+                    Some(applied) if offset < *applied => Some(key),
+                    // Applied since the rows were copied.
+                    Some(_) => continue,
+                    None if key > highest || key < lowest => continue,
+                    None if (1..=pruned).contains(&key) => continue,
+                    None => None,
+                };
+                *found.entry(of).or_default() += 1;
+            }
+            Ok(found)
+        };
+        read().map_err(StoreError::sqlite(&self.path, "count its ids"))
+    }
+
+    /// Adds to what the files come to.
+    pub fn add_users<'u>(
+        &self,
+        users: impl Iterator<Item = (&'u str, UserSum)>,
+    ) -> Result<(), StoreError> {
+        let write = || -> rusqlite::Result<()> {
+            let writing = self.scratch.unchecked_transaction()?;
+            {
+                let mut add = writing.prepare_cached(ADD_FILES_TOTAL)?;
+                for (user, UserSum { micros, events }) in users {
+                    let safe = (-SAFE..=SAFE).contains(&micros);
+                    if !safe || add.execute(params![user, micros, events, -SAFE, SAFE])? != 1 {
+                        add_wrapping(&writing, user, micros, events)?;
+                    }
+                }
+            }
+            writing.commit()
+        };
+        write().map_err(StoreError::sqlite(&self.path, "add up a recount beside it"))
+    }
+
+    /// Calls `each` for every user whose total is not what the files come to: the user, what the
+    /// database says, what the files come to.
+    pub fn differences(
+        &self,
+        each: &mut dyn FnMut(&str, UserSum, UserSum),
+    ) -> Result<(), StoreError> {
+        let mut read = || -> rusqlite::Result<()> {
+            let mut select = self.scratch.prepare(SELECT_DIFFERENCES)?;
+            let mut rows = select.query([])?;
+            while let Some(row) = rows.next()? {
+                let user: String = row.get(0)?;
+                let sum = |at| -> rusqlite::Result<UserSum> {
+                    Ok(UserSum {
+                        micros: row.get(at)?,
+                        events: row.get(at + 1)?,
+                    })
+                };
+                each(&user, sum(1)?, sum(3)?);
+            }
+            Ok(())
+        };
+        read().map_err(StoreError::sqlite(&self.path, "compare its totals"))
+    }
+}
+
+impl Proof {
+    /// Calls `each` for every id that was counted in a segment that retention has let go.
+    pub(super) fn ids_of_pruned(
+        &self,
+        each: &mut dyn FnMut(&Row<'_>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        let mut select = self.database.prepare(SELECT_IDS_OF_PRUNED)?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            each(row)?;
+        }
+        Ok(())
+    }
+}
+
+fn add_wrapping(
+    scratch: &Connection,
+    user: &str,
+    micros: i64,
+    events: i64,
+) -> rusqlite::Result<()> {
+    let before: Option<i64> = scratch
+        .prepare_cached(SELECT_FILES_MICROS)?
+        .query_row([user], |row| row.get(0))
+        .optional()?;
+    let sum = before.unwrap_or(0).wrapping_add(micros);
+    scratch
+        .prepare_cached(SET_FILES_TOTAL)?
+        .execute(params![user, sum, events])
+        .map(|_| ())
+}
+
+/// A database without a name: SQLite deletes it when it is closed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a temporary one: no file has a name"
+)]
+fn open_scratch() -> rusqlite::Result<Connection> {
+    let scratch = Connection::open("")?;
+    scratch.pragma_update(None, "cache_size", -SCRATCH_CACHE_KIB)?;
+    scratch.pragma_update_and_check(None, "journal_mode", "OFF", |_| Ok(()))?;
+    scratch.pragma_update(None, "synchronous", "OFF")?;
+    scratch.execute_batch(SCRATCH)?;
+    Ok(scratch)
+}
