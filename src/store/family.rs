@@ -137,18 +137,25 @@ impl Family {
 
     /// What happened to the files that are open, in words; `None` if they are where they were.
     pub(super) fn change(&self) -> Option<String> {
-        let state = lock(&self.state);
-        if state.open == 0 {
-            return None;
-        }
-        change(&self.path, &state.files)
+        let (_, files) = self.open_files()?;
+        change(&self.path, &files)
     }
 
     /// Retires all connections if another file lies at a path than they have open.
     pub(super) fn retire_if_changed(&self) {
-        if self.change().is_some() {
+        let Some((generation, files)) = self.open_files() else {
+            return;
+        };
+        // The lock is not held meanwhile: every read looks at the files first.
+        if change(&self.path, &files).is_some() && self.generation() == generation {
             self.retire();
         }
+    }
+
+    /// The generation, and which files its connections have open; `None` where there are none.
+    fn open_files(&self) -> Option<(u64, Files)> {
+        let state = lock(&self.state);
+        (state.open > 0).then_some((state.generation, state.files))
     }
 
     /// No connection that is open now is used again.

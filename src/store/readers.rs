@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
@@ -356,6 +357,7 @@ impl Readers {
             .max_size(self.shared.connections_max)
             .min_idle(Some(0))
             .test_on_check_out(false)
+            .thread_pool(Arc::new(ScheduledThreadPool::new(1)))
             .connection_timeout(CHECKOUT_TIMEOUT)
             .build(manager)
             .map_err(|source| StoreError::Pool {
