@@ -28,6 +28,7 @@ mod http; // the HTTP contract, row by row
 mod identity; // which segment a file is: copies, merged directories, files put back, a second server
 mod listings; // /segments and /rejected; waiting while the server stops
 mod odd_files; // FIFOs, sockets, devices, directories, links to nothing called like segments
+mod offline; // process, verify, query: odd files, directories and databases, without a server
 mod other_programs; // the database opened, removed, replaced and written by others
 mod process; // files without a server: from elsewhere, damaged, given twice
 mod provable; // verify, rebuild, retention, ids let go, a database put together from two

@@ -72,7 +72,7 @@ pub enum SendError {
         source: io::Error,
     },
     /// The state file is not one of ours.
-    #[error("{} does not read as a state of `tallyline send` ({reason}); remove it to send everything as a new run", path.display())]
+    #[error("{} does not read as a state of `tallyline send` ({reason}); restore it, or name another with --state: that sends everything as a new run, and events that were sent before count twice unless they carry ids or were sent with --source", path.display())]
     StateUnreadable {
         /// The state file.
         path: PathBuf,

@@ -41,6 +41,7 @@ pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
             path.display()
         );
     }
+    readers.check()?;
     let exit = if config.users.is_empty() {
         all_in_all(&readers, config)
     } else {

@@ -175,7 +175,11 @@ impl Catalog {
         dir: &Path,
         place: Place,
     ) -> io::Result<Vec<(String, bool)>> {
-        let entries = disk.list(dir)?;
+        let entries = disk.list(dir).map_err(|error| match place {
+            Place::Incoming => error,
+            // The caller names the data directory only.
+            _ => io::Error::new(error.kind(), format!("{}: {error}", dir.display())),
+        })?;
         if disk.identity(dir)?.is_some() {
             self.dirs.push(dir.to_owned());
         }

@@ -18,7 +18,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{Advice, fadvise};
 
 pub use self::kind::unsafe_for_wal;
-pub use self::open::{Access, Guard, Unusable, open_file, read, read_to_string, with_suffix};
+pub use self::open::{
+    Access, Guard, Unusable, is_relative_link, open_file, read, read_to_string, unusable,
+    with_suffix,
+};
 pub use self::usage::{MeteredDisk, UsageThread};
 
 /// An open file. Reads and writes say where; there is no cursor to lose.

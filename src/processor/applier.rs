@@ -98,12 +98,12 @@ impl<'p> Applier<'p> {
         Self::new(config, pool, writer)
     }
 
-    /// Opens it for a run that applies all there is, and then closes it.
-    pub(super) fn open_to_load(
+    /// For a run that applies all there is, and then closes the database.
+    pub(super) fn of(
         config: &ProcessConfig,
         pool: &'p mut Pool,
+        mut writer: Writer,
     ) -> Result<Self, StoreError> {
-        let mut writer = Writer::open_to_load(&config.database())?;
         writer.belong_to(config.directory)?;
         Self::new(config, pool, writer)
     }

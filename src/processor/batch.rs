@@ -21,7 +21,7 @@ use crate::data_dir::numbers::{MISSING_MAX, gaps};
 use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
-use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
+use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, Writer};
 use crate::verify::contents::{rivals_in_words, settle};
 use crate::verify::sums;
 
@@ -87,13 +87,14 @@ pub fn run_once(
     files: &[PathBuf],
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Summary, ProcessError> {
-    let config = &config.established(&**disk)?;
+    let config = &when_unlocked(|| config.established(&**disk))?;
     let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
     if config.database == config.data_dir.join(DATABASE_FILE) {
         rebuild::remove_unfinished(&config.data_dir)?;
     }
     let was_unclean = sums::was_left_open(&config.database());
-    let applier = Applier::open_to_load(config, &mut pool)?;
+    let writer = when_unlocked(|| Ok(Writer::open_to_load(&config.database())?))?;
+    let applier = Applier::of(config, &mut pool, writer)?;
     let mut run = Run {
         config,
         disk: &**disk,
@@ -112,7 +113,7 @@ pub fn run_once(
     }
     for file in todo {
         match run.file(&file) {
-            Err(error @ ProcessError::Io(_)) => {
+            Err(error @ (ProcessError::Io(_) | ProcessError::NotArchived { .. })) => {
                 run.failed(&file.path, &error, !files.is_empty());
             }
             done => done?,
@@ -131,6 +132,27 @@ pub fn run_once(
         });
     }
     Ok(summary)
+}
+
+/// Tries again while another program has the database locked, as long as a commit would.
+fn when_unlocked<T>(
+    mut attempt: impl FnMut() -> Result<T, ProcessError>,
+) -> Result<T, ProcessError> {
+    let mut since = None;
+    loop {
+        match attempt() {
+            Err(ProcessError::Store(error)) if error.is_locked() => {
+                let since = *since.get_or_insert_with(|| {
+                    tracing::warn!(%error, "waiting");
+                    Instant::now()
+                });
+                if since.elapsed() >= LOCKED_MAX {
+                    return Err(error.into());
+                }
+            }
+            done => return done,
+        }
+    }
 }
 
 struct Run<'r> {
@@ -331,13 +353,13 @@ impl Run<'_> {
                 self.refuse(&segment.path, format!("{words}. Then move this one away"));
             }
             // The same content once more: in the archive already.
-            (Archived::Moved | Archived::NameTaken, false) => {
+            (Archived::Moved | Archived::NameTaken | Archived::RelativeLink, false) => {
                 self.summary.skipped.push(segment.name());
             }
             (Archived::NameTaken, true) => {
                 tracing::warn!(path = %segment.path.display(), "applied, but it stays where it is: a file of that name is in the archive already");
             }
-            (Archived::Moved, true) => {}
+            (Archived::Moved | Archived::RelativeLink, true) => {}
         }
         Ok(())
     }

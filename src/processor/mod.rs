@@ -145,6 +145,20 @@ pub enum ProcessError {
     /// A file or directory could not be read or written.
     #[error(transparent)]
     Io(#[from] DataDirError),
+    /// A file that is wholly applied could not be moved to the archive.
+    #[error(
+        "{}: its events are counted, but the file cannot be moved to {}: {cause}. It is moved once that directory can be written and is on the same file system; do not import it under another name, which would count its events twice",
+        path.display(),
+        archive.display()
+    )]
+    NotArchived {
+        /// The file.
+        path: PathBuf,
+        /// The directory of the archive.
+        archive: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
     /// Somebody else applied the same segment at the same time.
     #[error(
         "segment {segment}: another processor applied it at the same time; only one may run in a data directory"

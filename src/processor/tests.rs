@@ -645,3 +645,45 @@ fn a_second_writer_that_was_quicker_is_noticed() {
         "it would be played into the next one"
     );
 }
+
+#[test]
+fn a_file_that_grows_before_its_last_line_is_applied_is_not_done() {
+    // Red if it is marked as applied to its end, so that what is appended never counts.
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("events_x.jsonl");
+    let begun = format!("{}{}", line("u", 1), line("u", 2).trim_end());
+    let complete = format!("{begun}\n{}", line("u", 4));
+    fs::write(&path, &begun).expect("written");
+    let config = ProcessConfig::new(dir.path());
+    let summary = run_once(&config, &disk(), &[], &mut |_| {
+        // After the lines that have an end, before the one that has none.
+        fs::write(&path, &complete).expect("written");
+    });
+    let refused = summary.expect("it runs").refused;
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].reason.contains("changed while it was read"));
+    assert_eq!(totals(&dir), [total("u", 1, 1)]);
+    let summary = run_once(&config, &disk(), &[], &mut |_| {}).expect("it runs");
+    assert_eq!(summary.refused.len(), 0);
+    assert_eq!(totals(&dir), [total("u", 7, 3)]);
+}
+
+#[test]
+fn a_file_that_grows_before_it_is_archived_stays_where_it_is() {
+    // Red if the archive gets a file that is not what was applied, which nothing looks at again.
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("events_x.jsonl");
+    fs::write(&path, line("u", 1)).expect("written");
+    let grown = line("u", 1).repeat(2);
+    let config = ProcessConfig::new(dir.path());
+    for _ in 0..2 {
+        let summary = run_once(&config, &disk(), &[], &mut |_| {
+            fs::write(&path, &grown).expect("written");
+        });
+        let refused = summary.expect("it runs").refused;
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].reason.contains("has grown since"));
+        assert_eq!(archived(&dir), [""; 0]);
+        assert_eq!(totals(&dir), [total("u", 1, 1)]);
+    }
+}

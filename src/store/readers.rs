@@ -149,6 +149,16 @@ impl Readers {
         Self { shared }
     }
 
+    /// Refuses what is no database of this version, which the pool would try to open until a
+    /// checkout times out, or read as if it were one. For a command that reads once.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let path = &self.shared.path;
+        match open::open_reader(path)? {
+            Some(connection) => open::inspect(&connection, path).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
     /// One user's total.
     pub fn user(&self, user_id: &str) -> Result<Option<UserTotal>, StoreError> {
         let user = self.read("read a user's total", |connection| {

@@ -28,6 +28,7 @@ const SELECT_USER_TOTALS: &str = include_str!("../../sql/query/select_user_total
 const SELECT_EVENT_ID: &str = include_str!("../../sql/query/select_event_id.sql");
 const SELECT_IDS_OF_PRUNED: &str = include_str!("../../sql/query/select_ids_of_pruned.sql");
 const SELECT_ID_PLACES: &str = include_str!("../../sql/query/select_id_places.sql");
+const QUICK_CHECK: &str = include_str!("../../sql/verify/quick_check.sql");
 const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sql");
 
 /// Memory for the private table before SQLite puts it on disk.
@@ -230,6 +231,19 @@ impl Proof {
             writing.commit()
         };
         write().map_err(StoreError::sqlite(&self.path, "add up a recount beside it"))
+    }
+
+    /// The first damages that SQLite finds in the database file; empty if it is sound. Reads all of
+    /// it, also what no row or total is compared of.
+    pub fn damages(&self) -> Result<Vec<String>, StoreError> {
+        let read = || -> rusqlite::Result<Vec<String>> {
+            let mut check = self.database.prepare(QUICK_CHECK)?;
+            let found = check.query_map([], |row| row.get(0))?;
+            found.collect()
+        };
+        let mut found = read().map_err(StoreError::sqlite(&self.path, "check its pages"))?;
+        found.retain(|words| words != "ok");
+        Ok(found)
     }
 
     /// Calls `each` for every user whose total is not what the files come to: the user, what the

@@ -81,7 +81,16 @@ pub fn verify(
     let Some(proof) = Proof::open(&config.database)? else {
         return Ok(None);
     };
-    recount(&proof, config, disk, on_finding, on_progress).map(Some)
+    let mut verdict = recount(&proof, config, disk, on_finding, on_progress)?;
+    for damage in proof.damages()? {
+        verdict.differences += 1;
+        on_finding(&Finding::Differs(format!(
+            "database {}: the file is damaged: {}; `tallyline process --rebuild` makes a new one from the files",
+            config.database.display(),
+            damage.replace('\n', " ")
+        )));
+    }
+    Ok(Some(verdict))
 }
 
 /// The same for whoever holds the directory and has copied the database. Afterwards the proof has
@@ -122,6 +131,24 @@ pub(crate) fn recount(
     recount.sums();
     recount.users()?;
     Ok(recount.verdict)
+}
+
+fn not_recounted(row: &SegmentRow) -> String {
+    format!(
+        "the {} events counted of it ({}) can't be recounted",
+        row.counts.events,
+        Micros(row.net_check)
+    )
+}
+
+/// Where the applied bytes of a segment were looked for.
+enum Looked {
+    /// The file that begins with them, and its size.
+    Found(SegmentFile, u64),
+    /// The only file of its name cannot be opened, which is a finding already.
+    Unopened,
+    /// In no file; these bear its name and hold something else.
+    Nowhere(Vec<PathBuf>),
 }
 
 struct Recount<'r> {
@@ -186,13 +213,17 @@ impl Recount<'_> {
     }
 
     fn segment(&mut self, row: &SegmentRow) -> Result<(), VerifyError> {
-        let (file, seen) = self.look_for(row)?;
-        let Some((file, size)) = file else {
-            if row.applied_bytes > 0 || row.state == SegmentState::Lost {
-                self.exact &= row.counts.events == 0;
-                self.not_there(row, &seen);
+        let (file, size) = match self.look_for(row)? {
+            Looked::Found(file, size) => (file, size),
+            without => {
+                if row.applied_bytes > 0 || row.state == SegmentState::Lost {
+                    self.exact &= row.counts.events == 0;
+                    if let Looked::Nowhere(seen) = without {
+                        self.not_there(row, &seen);
+                    }
+                }
+                return Ok(());
             }
-            return Ok(());
         };
         if size != row.applied_bytes {
             match row.state {
@@ -226,11 +257,7 @@ impl Recount<'_> {
     }
 
     fn not_there(&mut self, row: &SegmentRow, seen: &[PathBuf]) {
-        let counted = format!(
-            "the {} events counted of it ({}) can't be recounted",
-            row.counts.events,
-            Micros(row.net_check)
-        );
+        let counted = not_recounted(row);
         self.find(&match seen.first() {
             None => Finding::Untold(format!(
                 "segment {}: its file {} is not there; {counted}",
@@ -247,14 +274,7 @@ impl Recount<'_> {
 
     /// The file that begins with what was applied of the segment, and its size; else all files that
     /// bear its name.
-    #[expect(
-        clippy::type_complexity,
-        reason = "the file, or what was found instead"
-    )]
-    fn look_for(
-        &mut self,
-        row: &SegmentRow,
-    ) -> Result<(Option<(SegmentFile, u64)>, Vec<PathBuf>), VerifyError> {
+    fn look_for(&mut self, row: &SegmentRow) -> Result<Looked, VerifyError> {
         let dir = &self.config.data_dir;
         let mut seen = Vec::new();
         let mut unopened = None;
@@ -284,7 +304,7 @@ impl Recount<'_> {
                         path: path.clone(),
                         file,
                     };
-                    return Ok((Some((file, size)), candidates));
+                    return Ok(Looked::Found(file, size));
                 }
             }
             seen = candidates;
@@ -294,13 +314,17 @@ impl Recount<'_> {
         }
         if let Some((path, error)) = unopened {
             self.find(&Finding::Untold(format!(
-                "segment {}: cannot open {}: {error}",
+                "segment {}: cannot open {}: {error}; {}",
                 row.id,
-                path.display()
+                path.display(),
+                not_recounted(row)
             )));
             seen.retain(|seen| *seen != path);
+            if seen.is_empty() {
+                return Ok(Looked::Unopened);
+            }
         }
-        Ok((None, seen))
+        Ok(Looked::Nowhere(seen))
     }
 
     /// Where the segment's bytes may be: files of its name, and the active one if it is that.

@@ -1,11 +1,9 @@
 //! What a connection has of the loop while it is its turn, and what becomes of it afterwards.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::connection::Key;
 use super::request::Request;
 use super::room::Room;
 use super::{Admission, HELD_UP_MIN, Shared};
@@ -15,9 +13,7 @@ pub(super) struct Turn<'a> {
     pub(super) now: Instant,
     pub(super) scratch: &'a mut [u8],
     pub(super) shared: &'a Arc<Shared>,
-    pub(super) room: &'a Arc<Room>,
-    /// Uploads that wait for room, in order.
-    pub(super) waiting: &'a mut VecDeque<Key>,
+    pub(super) room: &'a mut Room,
     pub(super) stopping: bool,
     /// Bytes that this connection may still read.
     pub(super) budget: usize,

@@ -391,6 +391,9 @@ impl Coordinator {
         let has_read = applier.has_read(&row.id, stat.identity, stat.size);
         let data_dir = &self.config.data_dir;
         let archived = archive::archive(&*self.disk, data_dir, segment, row, has_read)?;
+        if archived == archive::Archived::RelativeLink {
+            self.left_alone.insert(segment.path.clone(), stat.identity);
+        }
         if let Some(refusal) = archived.refusal() {
             self.left_alone.insert(segment.path.clone(), stat.identity);
             let words = format!("{}: {refusal}. Move this one away", segment.path.display());
