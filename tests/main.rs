@@ -42,7 +42,8 @@ mod machine; // stderr that fails, file size limits, loopback by any name, start
 mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
 
 mod layering; // who may know whom, read from src/
-mod readme; // what the README shows exists and answers as shown
+mod prose; // the wording of documentation, messages and comments
+mod readme; // what the README and its pages show exists and answers as shown
 
 mod crash_points; // power cut off after each call of apply, archive, prune, rebuild (`--ignored`)
 mod damage; // each kind of file damaged in each way: somebody is told, or the totals are right

@@ -1,4 +1,4 @@
--- Adds (?2 = 1) or takes off (?2 = -1) a whole segment.
+-- Adds (?2 = 1) or subtracts (?2 = -1) a fully applied segment.
 UPDATE applied_sum
 SET segments = segments + ?2, native = native + ?2 * (s.key > 0), lines = applied_sum.lines + ?2 * s.lines,
     events = applied_sum.events + ?2 * s.events, duplicates = applied_sum.duplicates + ?2 * s.duplicates,

@@ -1,4 +1,4 @@
--- Compare-and-set: progress moves from ?2 to ?3, or nothing changes.
+-- Compare-and-set: applied_bytes changes from ?2 to ?3, or nothing changes.
 UPDATE segment
 SET applied_bytes = ?3, checksum = ?4, file_name = ?5, state = ?6, applied_at_ms = ?7,
     whole_at_ms = iif(?6 = 'whole', ?7, NULL), reason = NULL

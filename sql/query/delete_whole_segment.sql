@@ -1,3 +1,3 @@
--- Only if it still is what was seen.
+-- Only if the row is unchanged since it was read.
 DELETE FROM segment
 WHERE key = ?1 AND state = 'whole' AND applied_bytes = ?2 AND checksum = ?3

@@ -171,7 +171,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "TALLYLINE_TOKEN_FILE")]
     #[arg(help_heading = "Network and access")]
     pub token_file: Option<PathBuf>,
-    /// Listen beyond loopback without any token: whoever reaches the port may post and read
+    /// Listen beyond loopback without any token: every client that reaches the port may post and read
     #[arg(long, env = "TALLYLINE_NO_AUTH", value_name = "true|false")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(help_heading = "Network and access", hide_possible_values = true)]
@@ -254,9 +254,9 @@ Examples:
   tallyline send day.jsonl.gz --rejects bad.jsonl
   producer | tallyline send - --to https://events.example.com
   tallyline send app.jsonl --follow             a growing file, across its rotation
-  tallyline send invoices.jsonl --source invoices-2026     never counted twice, whoever sends it
+  tallyline send invoices.jsonl --source invoices-2026     never counted twice, from any machine
 
-Interrupted (Ctrl-C, kill -9, a crash of either side)? Run the same command again: it goes on
+Interrupted (Ctrl-C, kill -9, a crash of either side)? Run the same command again: it continues
 where it stopped and counts nothing twice. A file that was sent in full is not sent to the same
 server again (exit code 2) unless --again; lines added to it since are.
 Token, if the server wants one: TALLYLINE_TOKEN in the environment, or --token-file.
@@ -297,7 +297,7 @@ pub struct SendArgs {
     #[arg(help_heading = "Speed")]
     pub rate: Option<NonZeroU64>,
 
-    /// Make ids of NAME and the line's number: counted once, whoever sends the file from where
+    /// Make ids of NAME and the line's number: counted once, from any machine
     #[arg(long, value_name = "NAME", env = "TALLYLINE_SOURCE")]
     #[arg(conflicts_with_all = ["no_ids", "follow"], help_heading = "Counting once")]
     pub source: Option<String>,
@@ -376,7 +376,7 @@ Examples:
   tallyline verify
   tallyline verify --data-dir /var/lib/tallyline     also beside a running server
 
-Exit codes: 0 files and database agree; 1 they differ, or it could not be told.")]
+Exit codes: 0 files and database agree; 1 they differ, or some files could not be checked.")]
 pub struct VerifyArgs {
     /// Where events and totals are kept
     #[arg(long, value_name = "DIR", default_value = "data")]

@@ -222,7 +222,7 @@ check("figures and plots follow the events, and the ledger balances", async () =
   await until("the verdict", async () => (await tab.text("#verdict")) === "balances");
   assert.match(await tab.page.locator("#files-bars").getAttribute("aria-label"), /^Lines in the files [\d,]+: applied [\d,]+, duplicates \d+/);
   await until("a segment is applied", async () => (await tab.text("#segments")).includes("applied"));
-  await until("the segments", async () => (await tab.text("#segments")).includes("taking events"));
+  await until("the segments", async () => (await tab.text("#segments")).includes("active"));
   await until("refused events are counted", async () => (await tab.number("#n-refused")) > 0);
   await until("duplicates are counted", async () => (await tab.number("#n-duplicates")) > 0);
   assert.match(await tab.page.title(), /^[\d,.]+\/s · tallyline$/);
@@ -230,9 +230,9 @@ check("figures and plots follow the events, and the ledger balances", async () =
   await tab.page.locator("#rate-plot").focus();
   await tab.page.keyboard.press("End");
   const now = await tab.page.locator("#rate-plot").getAttribute("aria-valuetext");
-  assert.match(now, /taken [\d,.]+K?, applied [\d,.]+K?$/);
+  assert.match(now, /accepted [\d,.]+K?, applied [\d,.]+K?$/);
   await tab.page.keyboard.press("Home");
-  assert.match(await tab.page.locator("#rate-plot").getAttribute("aria-valuetext"), /^\d+ seconds ago: taken/);
+  assert.match(await tab.page.locator("#rate-plot").getAttribute("aria-valuetext"), /^\d+ seconds ago: accepted/);
   assert.ok(await tab.seen("#rate-plot .tip"));
   await stop();
   await tab.close();
@@ -324,9 +324,9 @@ check("it says when nothing answers, and goes on when the server is back", async
   const tab = await open(server);
   await until("the figures", async () => (await tab.number("#n-applied")) === 1);
   await server.stop();
-  await until("disconnected", async () => (await tab.seen("#gone")) && (await tab.text("#gone-title")).startsWith("No answer"));
+  await until("disconnected", async () => (await tab.seen("#gone")) && (await tab.text("#gone-title")).startsWith("No response"));
   assert.equal(await tab.text("#pill"), "Disconnected");
-  assert.match(await tab.text("#gone"), /No answer from the server[^]*figures below are those of \d\d:\d\d:\d\d/);
+  assert.match(await tab.text("#gone"), /No response from the server[^]*figures below are from \d\d:\d\d:\d\d/);
   assert.equal(await tab.page.title(), "Disconnected · tallyline");
   assert.ok(await tab.seen("#again"));
   server = await Server.start("gone", ["--flush-every", "100ms"], server.port);

@@ -12,8 +12,8 @@ printf '%s\n' 'no event' '{"userId":"x","name":"add_revenue","value":-1}' >"$tmp
 rejected() { [[ $(curl -fsS "$url/status" | jq .rejected) == 2 ]]; }
 until_true "two rejected lines" rejected
 
-# The README's command as it stands, but for the port.
-command=$(grep -m 1 '^datasette data/revenue.db ' "$repo/README.md")
+# The command that the documentation shows, but for the port.
+command=$(grep -m 1 '^datasette data/revenue.db ' "$repo/data/docs/format.md")
 datasette_port=$(free_port)
 ln -s "$repo/data/deploy" "$tmp/data/deploy"
 (cd "$tmp" && PATH=$tools/venv-datasette/bin:$PATH exec $command --port "$datasette_port") >"$tmp/datasette.log" 2>&1 &

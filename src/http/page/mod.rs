@@ -63,7 +63,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     (
         "Content-Security-Policy",
         "default-src 'none'; \
-         script-src 'sha256-w580W0BXFOdJ8ybNxzqAG6J+Hf//WQdVnPjYZznSFoY='; \
+         script-src 'sha256-G7tAhFQd/IOOpts2dF04gffEqQVP1V1iV0qgrMX36NA='; \
          style-src 'sha256-P/WtgzeFNExIIl7oVuouYttmQvUSXgdTierAxxN8OD0='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
