@@ -278,7 +278,7 @@ fn each_package_is_known_to_one_module() {
         ("clap_complete", &["cli", "commands/manual"]),
         ("clap_mangen", &["commands/manual"]),
         ("toml::", &["cli/config"]),
-        ("signal_hook", &["stop.rs"]),
+        ("signal_hook", &["shutdown.rs"]),
     ]);
 }
 

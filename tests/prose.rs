@@ -40,8 +40,8 @@ const PHRASES: &[(&str, &str)] = &[
     ("let go", "prune, expire, release"),
     ("lets go", "prunes, expires, releases"),
     ("letting go", "pruning, expiring, releasing"),
-    ("untrusted", "corrupt"),
-    ("distrust", "mark as corrupt"),
+    ("corrupt", "corrupt"),
+    ("mark_corrupt", "mark as corrupt"),
     ("untold", "inconclusive"),
     ("wholly applied", "fully applied"),
     ("from elsewhere", "imported"),
@@ -428,10 +428,10 @@ fn every_kind_of_prose_is_read_and_code_is_not() {
         assert_eq!(found(name, text), 1, "{name}: {text}");
     }
     for (name, text) in [
-        ("a.md", "the state `untrusted`, ids_let_go, outlet go"),
-        ("a.rs", "let untrusted = \"untrusted\"; // `untrusted`"),
-        ("a.sql", "SELECT untrusted -- another comment"),
-        ("a.json", r#"{"untrusted": {"pattern": "let go"}}"#),
+        ("a.md", "the state `corrupt`, ids_expired, outlet go"),
+        ("a.rs", "let corrupt = \"corrupt\"; // `corrupt`"),
+        ("a.sql", "SELECT corrupt -- another comment"),
+        ("a.json", r#"{"corrupt": {"pattern": "let go"}}"#),
         ("a.html", "<style>.let go {}</style><p class=\"let go\">x"),
     ] {
         assert_eq!(found(name, text), 0, "{name}: {text}");

@@ -679,7 +679,7 @@ impl DiskDir for SimDir {
 }
 
 impl DiskFile for SimFile {
-    fn let_go(&self, _to: u64) {}
+    fn release_cache(&self, _to: u64) {}
 
     /// There is one process.
     fn try_lock(&self) -> io::Result<bool> {

@@ -154,14 +154,14 @@ pub struct DemoArgs {
 #[command(after_help = "\
 Examples:
   tallyline serve                                      on http://127.0.0.1:8000, files in data/
-  tallyline serve --rotate-every 10s --flush-every 100ms
+  tallyline serve --rotate-interval 10s --flush-interval 100ms
   tallyline serve --listen 0.0.0.0:8000 --token-file /etc/tallyline/tokens
   tallyline serve --listen 127.0.0.1:0 --port-file port     in CI: any free port
   tallyline serve --config tallyline.toml --check      what would be in force, and exit
 
 Durations: 10ms, 1s, 5m, 30days, or forever. Sizes: 4096, 64KiB, 256MiB, 1GB.
-The config file is TOML with the flags' names: rotate-every = \"1m\", no-process = true.
-Flags win over the environment (TALLYLINE_ROTATE_EVERY), that over the config file.")]
+The config file is TOML with the flags' names: rotate-interval = \"1m\", no-process = true.
+Flags win over the environment (TALLYLINE_ROTATE_INTERVAL), that over the config file.")]
 pub struct ServeArgs {
     /// Address and port to listen on; port 0 picks a free one [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR", env = "TALLYLINE_LISTEN")]
@@ -199,13 +199,13 @@ pub struct ServeArgs {
     #[arg(help_heading = "Files and disk")]
     pub expect_id: Option<Uuid>,
     /// Seal the active file this long after its first line [default: 1m]
-    #[arg(long, value_name = "DURATION", env = "TALLYLINE_ROTATE_EVERY")]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_ROTATE_INTERVAL")]
     #[arg(help_heading = "Files and disk")]
-    pub rotate_every: Option<Span>,
+    pub rotate_interval: Option<Span>,
     /// Seal the active file at this size [default: 256MiB]
-    #[arg(long, value_name = "SIZE", env = "TALLYLINE_ROTATE_BYTES")]
+    #[arg(long, value_name = "SIZE", env = "TALLYLINE_ROTATE_SIZE")]
     #[arg(help_heading = "Files and disk")]
-    pub rotate_bytes: Option<Size>,
+    pub rotate_size: Option<Size>,
     /// Answer 507 before the data directory grows past this [default: no bound but the disk]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MAX_DISK")]
     #[arg(help_heading = "Files and disk")]
@@ -215,18 +215,18 @@ pub struct ServeArgs {
     #[arg(help_heading = "Files and disk")]
     pub disk_reserve: Option<Size>,
     /// Remove whole files this long after they were applied [default: forever]
-    #[arg(long, value_name = "DURATION", env = "TALLYLINE_RETAIN_FOR")]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_RETENTION")]
     #[arg(help_heading = "Files and disk")]
-    pub retain_for: Option<Span>,
+    pub retention: Option<Span>,
 
     /// How often new events reach the database, at most 1day; where many come, sooner [default: 1s]
-    #[arg(long, value_name = "DURATION", env = "TALLYLINE_FLUSH_EVERY")]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_FLUSH_INTERVAL")]
     #[arg(help_heading = "Processing")]
-    pub flush_every: Option<Span>,
+    pub flush_interval: Option<Span>,
     /// How long ids of applied events are remembered [default: forever]
-    #[arg(long, value_name = "DURATION", env = "TALLYLINE_KEEP_IDS")]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_DEDUP_WINDOW")]
     #[arg(help_heading = "Processing")]
-    pub keep_ids: Option<Span>,
+    pub dedup_window: Option<Span>,
     /// Memory the processor may hold, all in all [default: 384MiB]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MEMORY")]
     #[arg(help_heading = "Processing")]
@@ -537,7 +537,7 @@ mod tests {
         let error = Cli::try_parse_from(["tallyline", "serve", "--rotate-evry", "1m"])
             .expect_err("no such flag");
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("--rotate-every"), "{error}");
+        assert!(error.to_string().contains("--rotate-interval"), "{error}");
     }
 
     #[test]

@@ -223,12 +223,12 @@ impl Torture {
                 "serve",
                 "--listen",
                 "127.0.0.1:0",
-                "--rotate-bytes",
+                "--rotate-size",
                 "256KiB",
-                "--flush-every",
+                "--flush-interval",
                 "50ms",
             ])
-            .args(["--rotate-every", "1s", "--data-dir"])
+            .args(["--rotate-interval", "1s", "--data-dir"])
             .arg(self.data_dir())
             .arg("--port-file")
             .arg(&port_file)
