@@ -425,3 +425,17 @@ fn verify_agrees_and_then_tells_a_forged_total() {
         "the difference is named: {ran}"
     );
 }
+
+#[test]
+fn a_variable_of_an_earlier_version_is_refused_by_name() {
+    // Red if `TALLYLINE_RETAIN_FOR` in a unit file of an earlier version is ignored, so that nothing is
+    // pruned any more.
+    let mut command = tallyline(&["serve", "--check"]);
+    command.env("TALLYLINE_RETAIN_FOR", "1day");
+    let ran = Process::start(&mut command).finish().expect(2);
+    assert!(
+        ran.stderr
+            .contains("TALLYLINE_RETAIN_FOR; did you mean TALLYLINE_RETENTION?"),
+        "{ran}"
+    );
+}

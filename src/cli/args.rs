@@ -7,7 +7,7 @@
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use uuid::Uuid;
@@ -42,12 +42,50 @@ impl Cli {
     /// The command line of this process. Where it can't be understood, or asks for help, the words
     /// are shown and the process ends.
     pub fn of_this_process() -> Self {
-        Self::try_parse().unwrap_or_else(|error| with_names_for_aliases(error).exit())
+        for (old, name) in RENAMED {
+            let [old, name] = [old, name].map(variable_of);
+            if std::env::var_os(&old).is_some() {
+                let text = format!("unknown environment variable {old}; did you mean {name}?");
+                Self::command()
+                    .error(ErrorKind::UnknownArgument, text)
+                    .exit();
+            }
+        }
+        Self::try_parse().unwrap_or_else(|error| with_todays_names(error).exit())
     }
 }
 
-/// "Did you mean" names a command by its name, whichever of its aliases came nearest.
-fn with_names_for_aliases(mut error: clap::Error) -> clap::Error {
+/// Flags of earlier versions and their names today.
+const RENAMED: [(&str, &str); 5] = [
+    ("--flush-every", "--flush-interval"),
+    ("--keep-ids", "--dedup-window"),
+    ("--retain-for", "--retention"),
+    ("--rotate-bytes", "--rotate-size"),
+    ("--rotate-every", "--rotate-interval"),
+];
+
+/// The variable of a flag: `TALLYLINE_DATA_DIR` of `--data-dir`.
+fn variable_of(flag: &str) -> String {
+    format!("TALLYLINE{}", &flag[1..].replace('-', "_").to_uppercase())
+}
+
+/// Today's name of a flag or config key of an earlier version, which is written without dashes.
+pub(crate) fn renamed(key: &str) -> Option<&'static str> {
+    let (_, name) = RENAMED.iter().find(|(old, _)| &old[2..] == key)?;
+    Some(&name[2..])
+}
+
+/// "Did you mean" names a renamed flag by its new name, and a command by its name, whichever of its
+/// aliases came nearest.
+fn with_todays_names(mut error: clap::Error) -> clap::Error {
+    let renamed = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(given)) => RENAMED.iter().find(|(old, _)| old == given),
+        _ => None,
+    };
+    if let Some((_, name)) = renamed {
+        let name = ContextValue::String((*name).to_owned());
+        error.insert(ContextKind::SuggestedArg, name);
+    }
     if let Some(ContextValue::Strings(nearest)) = error.get(ContextKind::SuggestedSubcommand) {
         let command = Cli::command();
         let mut names: Vec<String> = Vec::new();
@@ -541,10 +579,24 @@ mod tests {
     }
 
     #[test]
+    fn a_renamed_flag_is_a_usage_error_with_its_new_name() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("it is there");
+        for (old, name) in RENAMED {
+            let error = Cli::try_parse_from(["tallyline", "serve", old, "1"]).expect_err("unknown");
+            let text = with_todays_names(error).to_string();
+            assert!(text.contains(&format!("'{name}'")), "{text}");
+            let mut flags = serve.get_arguments().filter_map(clap::Arg::get_long);
+            assert!(flags.any(|flag| flag == &name[2..]), "{name} is a flag");
+        }
+        assert_eq!(variable_of("--data-dir"), "TALLYLINE_DATA_DIR");
+    }
+
+    #[test]
     fn a_misspelt_command_is_hinted_at_by_name_and_once() {
         for (word, name) in [("servr", "serve"), ("sennd", "send"), ("clint", "send")] {
             let error = Cli::try_parse_from(["tallyline", word]).expect_err("no such command");
-            let error = with_names_for_aliases(error);
+            let error = with_todays_names(error);
             assert_eq!(error.exit_code(), 2);
             let words = error.to_string();
             let hint = words

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Size, Span, UsageError, address, at_least, between, host_name, is_loopback, within};
 use uuid::Uuid;
 
-use crate::cli::args::ServeArgs;
+use crate::cli::args::{ServeArgs, renamed};
 
 /// The shortest period of rotation and of flushing: below it a disk does nothing else.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -186,8 +186,10 @@ impl ServeConfig {
     ) -> Result<Effective, UsageError> {
         let file = match file {
             None => File::default(),
-            Some((path, text)) => toml::from_str(text).map_err(|error| {
-                UsageError::new(format!("--config {}: {error}", path.display()))
+            Some((path, text)) => toml::from_str(text).map_err(|error: toml::de::Error| {
+                let key = error.span().and_then(|span| renamed(text.get(span)?));
+                let hint = key.map_or(String::new(), |key| format!("did you mean `{key}`?\n"));
+                UsageError::new(format!("--config {}: {error}{hint}", path.display()))
             })?,
         };
         let second = Duration::from_secs(1);
@@ -514,6 +516,12 @@ mod tests {
         assert!(
             error.contains("rotate-evry") && error.contains("t.toml"),
             "{error}"
+        );
+        let renamed = with_file(&[], "keep-ids = \"1s\"").expect_err("unknown");
+        let renamed = renamed.to_string();
+        assert!(
+            renamed.contains("did you mean `dedup-window`?"),
+            "{renamed}"
         );
     }
 }
