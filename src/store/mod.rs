@@ -50,10 +50,11 @@ pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 pub use self::segments::{
-    AppliedSum, Checks, Counts, Numbers, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, read_checks, read_directory, read_kept, read_segments,
+    AppliedSegments, AppliedSum, Checks, Counts, Pruned, RecoveryRows, RejectedFilter,
+    RejectedLine, SegmentRow, SegmentState, discard_wal, is_consistent, read_checks,
+    read_directory, read_for_recovery, read_kept, read_segments,
 };
-pub use self::snapshot::{IdBlockCounts, IdFate, Proof, UserSum};
+pub use self::snapshot::{IdBlockCounts, IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;
@@ -185,7 +186,7 @@ fn advice(error: &rusqlite::Error) -> &'static str {
             "; check its disk, the space on it, and the limit on file sizes (`ulimit -f`)"
         }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            "; the file is damaged. Stop the server, move it and its -wal and -shm away, and run `tallyline process`, which makes a new one from the kept files; if segments were pruned, only a backup has their totals (`tallyline restore`)"
+            "; the file is damaged. Shutdown the server, move it and its -wal and -shm away, and run `tallyline process`, which makes a new one from the kept files; if segments were pruned, only a backup has their totals (`tallyline restore`)"
         }
         _ => "",
     }

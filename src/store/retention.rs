@@ -10,18 +10,18 @@ use rusqlite::{Connection, Row, TransactionBehavior, params};
 
 use super::id_blocks::{self, Block, INSERT_ID_BLOCK};
 use super::segments::{self, SegmentRow};
-use super::{Proof, Pruned, StoreError, Writer};
+use super::{Pruned, Snapshot, StoreError, Writer};
 
 const SELECT_CLOCK: &str = include_str!("../../sql/query/select_clock.sql");
 const SET_CLOCK: &str = include_str!("../../sql/query/set_clock.sql");
 const RESTAMP_SEGMENTS: &str = include_str!("../../sql/query/restamp_segments.sql");
 const RESTAMP_EVENT_ID: &str = include_str!("../../sql/query/restamp_event_id.sql");
-const DELETE_WHOLE_SEGMENT: &str = include_str!("../../sql/query/delete_whole_segment.sql");
+const DELETE_WHOLE_SEGMENT: &str = include_str!("../../sql/query/delete_applied_segment.sql");
 const DELETE_REJECTED: &str = include_str!("../../sql/query/delete_rejected_lines.sql");
 const SET_PRUNED: &str = include_str!("../../sql/query/set_pruned.sql");
 const SELECT_IDS_AFTER: &str = include_str!("../../sql/query/select_ids_after.sql");
 const DELETE_EVENT_ID: &str = include_str!("../../sql/query/delete_event_id.sql");
-const ADD_IDS_LET_GO: &str = include_str!("../../sql/query/add_ids_let_go.sql");
+const ADD_IDS_LET_GO: &str = include_str!("../../sql/query/add_ids_expired.sql");
 const INSERT_EVENT_ID: &str = include_str!("../../sql/query/insert_event_id.sql");
 const SELECT_ID_BLOCKS_AFTER: &str = include_str!("../../sql/query/select_id_blocks_after.sql");
 const DELETE_ID_BLOCK: &str = include_str!("../../sql/query/delete_id_block.sql");
@@ -33,7 +33,7 @@ const INSERT_CARRIED_TOTAL: &str = include_str!("../../sql/query/insert_carried_
 pub struct IdsWalk {
     after: After,
     /// Ids let go by the last step.
-    pub let_go: u64,
+    pub expired: u64,
 }
 
 /// The walk goes on after this row: first `event_id`, then `id_block`.
@@ -107,8 +107,8 @@ impl Writer {
     }
 
     /// The whole segment of ours with the lowest number.
-    pub fn oldest_whole(&self) -> Result<Option<SegmentRow>, StoreError> {
-        segments::oldest_whole(&self.connection).map_err(self.reading())
+    pub fn oldest_applied(&self) -> Result<Option<SegmentRow>, StoreError> {
+        segments::oldest_applied(&self.connection).map_err(self.reading())
     }
 
     /// The highest number of ours that is no longer appended to; 0 if there is none.
@@ -154,11 +154,11 @@ impl Writer {
         Ok(pruned)
     }
 
-    /// One step of a walk over all ids: looks at up to `count` rows and lets go those applied before
+    /// One step of a walk over all ids: looks at up to `count` rows and expires those applied before
     /// `before_s` (seconds since 1970 UTC); those whose date cannot be are dated anew. A block of
-    /// sequential ids goes as a whole, by its newest time. At the end the walk starts over. Only a step
+    /// sequential ids expires as a whole, by its newest time. At the end the walk starts over. Only a step
     /// that finds some is a transaction.
-    pub fn let_ids_go(
+    pub fn expire_ids(
         &mut self,
         walk: &IdsWalk,
         before_s: i64,
@@ -185,13 +185,13 @@ impl Writer {
             }
         };
         if !found.is_anything() {
-            return Ok(IdsWalk { after, let_go: 0 });
+            return Ok(IdsWalk { after, expired: 0 });
         }
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(&doing)?;
-        let let_go = match found {
+        let expired = match found {
             Found::Ids(looked) => restamp_ids(&transaction, &looked.undated, stamps)
                 .and_then(|()| delete_ids(&transaction, &looked.old)),
             Found::Blocks(looked) => restamp_blocks(&transaction, &looked.undated, stamps)
@@ -199,13 +199,13 @@ impl Writer {
         }
         .map_err(&doing)?;
         transaction.commit().map_err(&doing)?;
-        Ok(IdsWalk { after, let_go })
+        Ok(IdsWalk { after, expired })
     }
 
     /// Gives a new database what a proof says of segments that retention let go: their sums, of
     /// each user's total what the kept files don't come to, and the ids that counted in them, which
     /// go on guarding. The database must have no totals yet.
-    pub fn carry(&mut self, proof: &Proof, now_ms: i64) -> Result<(), StoreError> {
+    pub fn carry(&mut self, proof: &Snapshot, now_ms: i64) -> Result<(), StoreError> {
         let doing = StoreError::sqlite(&self.path, "carry the sums of pruned segments over");
         let transaction = self
             .connection
@@ -230,7 +230,7 @@ impl Writer {
     }
 }
 
-fn carry_ids(connection: &Connection, proof: &Proof) -> rusqlite::Result<()> {
+fn carry_ids(connection: &Connection, proof: &Snapshot) -> rusqlite::Result<()> {
     let mut insert = connection.prepare_cached(INSERT_EVENT_ID)?;
     proof.ids_of_pruned(&mut |row| {
         let segment: i64 = row.get(0)?;
@@ -243,7 +243,7 @@ fn carry_ids(connection: &Connection, proof: &Proof) -> rusqlite::Result<()> {
 }
 
 /// Of each block the runs of pruned segments: those of kept ones are counted again from the files.
-fn carry_blocks(connection: &Connection, proof: &Proof) -> rusqlite::Result<()> {
+fn carry_blocks(connection: &Connection, proof: &Snapshot) -> rusqlite::Result<()> {
     let kept: HashSet<i64> = proof.rows.iter().map(|row| row.key).collect();
     let mut insert = connection.prepare_cached(INSERT_ID_BLOCK)?;
     let mut bytes = Vec::new();
@@ -404,7 +404,7 @@ fn delete_ids(connection: &Connection, ids: &[(String, i64)]) -> rusqlite::Resul
     for (id, _) in ids {
         delete.execute([id])?;
     }
-    note_let_go(connection, ids.iter().map(|&(_, segment)| (segment, 1)))
+    note_expired(connection, ids.iter().map(|&(_, segment)| (segment, 1)))
 }
 
 fn delete_blocks(
@@ -416,11 +416,11 @@ fn delete_blocks(
         delete.execute(params![prefix, width, number])?;
     }
     let counts = blocks.iter().flat_map(|(_, counts)| counts);
-    note_let_go(connection, counts.copied())
+    note_expired(connection, counts.copied())
 }
 
 /// Notes in the rows of segments how many of their ids are gone; how many that are in all.
-fn note_let_go(
+fn note_expired(
     connection: &Connection,
     counts: impl Iterator<Item = (i64, u64)>,
 ) -> rusqlite::Result<u64> {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::family::Reading;
-use super::id_blocks::{self, Block, Grouped, IdStatus, SELECT_ID_BLOCK, Span};
+use super::id_blocks::{self, Block, Grouped, NumberStatus, SELECT_ID_BLOCK, Span};
 use super::open::{self, Contents};
 use super::segments;
 use super::{AppliedSum, IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
@@ -46,7 +46,7 @@ const SAFE: i64 = 1 << 62;
 
 /// What became of an event that has an id, as the table of ids says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IdFate {
+pub enum IdStatus {
     /// It is the one that counted.
     Counted,
     /// An event of the same payload counted elsewhere.
@@ -67,7 +67,7 @@ pub struct UserSum {
 }
 
 /// A database as of one moment, and what was recounted of the files.
-pub struct Proof {
+pub struct Snapshot {
     path: PathBuf,
     database: Reading,
     scratch: Connection,
@@ -101,7 +101,7 @@ pub struct IdBlockCounts {
     pub fault_count: u64,
 }
 
-impl Proof {
+impl Snapshot {
     /// Copies rows and totals; `None` where there is no database, or an empty one.
     pub fn open(path: &Path) -> Result<Option<Self>, StoreError> {
         let Some(database) = open::open_reader(path)? else {
@@ -176,7 +176,7 @@ impl Proof {
         &self,
         key: i64,
         events: &'e IdEvents,
-        each: &mut dyn FnMut(&IdEvent<'e>, IdFate),
+        each: &mut dyn FnMut(&IdEvent<'e>, IdStatus),
     ) -> Result<(), StoreError> {
         // Both tables are fast in their own order.
         let grouped = Grouped::of(events);
@@ -192,12 +192,12 @@ impl Proof {
                     Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?))
                 });
                 let fate = match row.optional()? {
-                    None => IdFate::Unknown,
-                    Some((payload, ..)) if payload != event.payload() => IdFate::Contradicted,
+                    None => IdStatus::Unknown,
+                    Some((payload, ..)) if payload != event.payload() => IdStatus::Contradicted,
                     Some((_, segment, offset)) if (segment, offset) == (key, event.offset) => {
-                        IdFate::Counted
+                        IdStatus::Counted
                     }
-                    Some(_) => IdFate::Duplicate,
+                    Some(_) => IdStatus::Duplicate,
                 };
                 each(&event, fate);
             }
@@ -322,7 +322,7 @@ impl Proof {
     }
 }
 
-impl Proof {
+impl Snapshot {
     /// Calls `each` for every row of an id that was counted in a segment that retention has let go.
     pub(super) fn ids_of_pruned(
         &self,
@@ -358,13 +358,13 @@ fn each_row(
 }
 
 /// What became of an event, as its block says.
-fn fate_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdFate {
+fn fate_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdStatus {
     match block.status(number, event.payload_hash()) {
-        IdStatus::New => IdFate::Unknown,
-        IdStatus::Conflict => IdFate::Contradicted,
-        IdStatus::Duplicate => match block.run_of(number) {
-            Some(run) if run.is_at(key, event.offset) => IdFate::Counted,
-            _ => IdFate::Duplicate,
+        NumberStatus::New => IdStatus::Unknown,
+        NumberStatus::Conflict => IdStatus::Contradicted,
+        NumberStatus::Duplicate => match block.run_of(number) {
+            Some(run) if run.is_at(key, event.offset) => IdStatus::Counted,
+            _ => IdStatus::Duplicate,
         },
     }
 }

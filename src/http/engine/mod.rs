@@ -150,7 +150,7 @@ pub enum Lane {
     Worker,
 }
 
-/// Proof that this thread may block; [`Request::on_blocking_thread`] gives it, and it cannot leave
+/// Snapshot that this thread may block; [`Request::on_blocking_thread`] gives it, and it cannot leave
 /// that thread.
 #[derive(Debug)]
 pub struct MayBlock(PhantomData<*const ()>);
@@ -278,7 +278,7 @@ pub struct Figures {
 /// A step on the I/O thread that takes so long is logged and counted.
 pub const HELD_UP_MIN: Duration = Duration::from_millis(100);
 /// Threads that may block. More would wait for the same database and the same cores.
-const BLOCKING_THREADS: usize = 4;
+const BLOCKING_THREADS: usize = 2;
 /// Requests that may wait for them.
 const BLOCKING_QUEUE_MAX: usize = 4096;
 /// Threads for large bodies, and bodies that may wait for them.
@@ -384,7 +384,7 @@ impl Engine {
     /// Stops accepting, answers what was accepted, closes all connections, waits for the threads.
     /// Takes at most [`Limits::drain_time`] and a second and a half.
     pub fn stop(self) {
-        self.shared.mailbox.post(Message::Stop);
+        self.shared.mailbox.post(Message::Shutdown);
         let drain_time = self.shared.limits.drain_time;
         let (most, rest) = (drain_time / 4 * 3, drain_time / 4);
         if self.running.recv_timeout(most) == Err(RecvTimeoutError::Timeout) {

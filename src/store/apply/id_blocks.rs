@@ -11,7 +11,8 @@ use super::ids::Seen;
 use super::{ROWS, many_rows};
 use crate::aggregate::{IdEvent, IdEvents};
 use crate::store::id_blocks::{
-    self, Block, BlockKey, Grouped, INSERT_ID_BLOCK, IdStatus, SELECT_ID_BLOCK, SequentialId, Span,
+    self, Block, BlockKey, Grouped, INSERT_ID_BLOCK, NumberStatus, SELECT_ID_BLOCK, SequentialId,
+    Span,
 };
 
 const UPDATE_ID_BLOCK: &str = include_str!("../../../sql/query/update_id_block.sql");
@@ -35,7 +36,7 @@ struct Work {
     block: Block,
     bytes: Vec<u8>,
     /// Of its events, in file order.
-    statuses: Vec<IdStatus>,
+    statuses: Vec<NumberStatus>,
 }
 
 /// What events changed of a block.
@@ -115,7 +116,7 @@ impl<'t> IdBlocks<'t> {
             };
             let hash = event.payload_hash();
             let status = work.block.status(number, hash);
-            if status == IdStatus::New {
+            if status == NumberStatus::New {
                 work.block.count(number, hash, self.segment, event.offset);
                 change = Change::Counted;
             } else if work.block.pass(self.segment) && change == Change::Nothing {
@@ -225,10 +226,10 @@ pub(super) enum Counts {
     No,
 }
 
-fn seen(status: IdStatus, block: &Block, number: u8) -> Seen {
+fn seen(status: NumberStatus, block: &Block, number: u8) -> Seen {
     match (status, block.run_of(number)) {
-        (IdStatus::New, _) => Seen::Never,
-        (IdStatus::Conflict, Some(run)) => Seen::Other {
+        (NumberStatus::New, _) => Seen::Never,
+        (NumberStatus::Conflict, Some(run)) => Seen::Other {
             segment: run.segment,
             offsets: run.first_offset..=run.last_offset,
         },

@@ -10,7 +10,7 @@ use rusqlite::Transaction;
 use super::super::IdEvent;
 use super::id_blocks::{Counts, IdBlocks};
 use super::id_rows::IdRows;
-use super::overflow::{OneByOne, count_line, refuse};
+use super::overflow::{OverflowReplay, count_line, refuse};
 use super::{Failure, ROWS, Range, Tally};
 use crate::aggregate::delta::signed;
 use crate::store::id_blocks::{Grouped, SequentialId};
@@ -35,7 +35,7 @@ pub(super) fn count<'a>(
     transaction: &Transaction<'_>,
     range: &Range<'a>,
     key: i64,
-    one_by_one: &mut OneByOne,
+    one_by_one: &mut OverflowReplay,
     tally: &mut Tally<'a>,
 ) -> Result<(), Failure> {
     let now_s = range.now_ms.div_euclid(1000);
@@ -111,7 +111,7 @@ fn settle<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &Seen) {
 
 /// An event where some user is a suspect: in file order.
 fn decide<'a>(
-    one_by_one: &mut OneByOne,
+    one_by_one: &mut OverflowReplay,
     tally: &mut Tally<'a>,
     event: &IdEvent<'a>,
     seen: &Seen,

@@ -11,7 +11,7 @@ const HASH_BYTES: usize = 4;
 
 /// Whether an event of an id counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum IdStatus {
+pub(in crate::store) enum NumberStatus {
     /// No event of that id was counted.
     New,
     /// One of the same payload was.
@@ -103,13 +103,13 @@ impl Block {
 
     /// What an event of that number and payload hash is.
     #[inline]
-    pub(in crate::store) fn status(&self, number: u8, hash: u32) -> IdStatus {
+    pub(in crate::store) fn status(&self, number: u8, hash: u32) -> NumberStatus {
         if !self.has(number) {
-            IdStatus::New
+            NumberStatus::New
         } else if self.hashes.get(self.rank(number)) == Some(&hash) {
-            IdStatus::Duplicate
+            NumberStatus::Duplicate
         } else {
-            IdStatus::Conflict
+            NumberStatus::Conflict
         }
     }
 
@@ -387,12 +387,12 @@ mod tests {
                 *end += line.step;
                 all.push((line.number, segment, offset));
                 let expected = match map.get(&line.number) {
-                    None => IdStatus::New,
-                    Some(&(payload, ..)) if payload == line.payload => IdStatus::Duplicate,
-                    Some(_) => IdStatus::Conflict,
+                    None => NumberStatus::New,
+                    Some(&(payload, ..)) if payload == line.payload => NumberStatus::Duplicate,
+                    Some(_) => NumberStatus::Conflict,
                 };
                 prop_assert_eq!(block.status(line.number, line.payload), expected);
-                if expected == IdStatus::New && !line.refused {
+                if expected == NumberStatus::New && !line.refused {
                     map.insert(line.number, (line.payload, segment, offset));
                     block.count(line.number, line.payload, segment, offset);
                 } else {
@@ -418,7 +418,7 @@ mod tests {
             let segment_kept = SEGMENTS[kept];
             for (at, line) in lines.iter().enumerate() {
                 let segment = SEGMENTS[line.segment];
-                if block.status(line.number, line.payload) == IdStatus::New {
+                if block.status(line.number, line.payload) == NumberStatus::New {
                     block.count(line.number, line.payload, segment, at as u64);
                     if segment == segment_kept {
                         part.insert(line.number, line.payload);
@@ -431,9 +431,9 @@ mod tests {
             prop_assert!(block.is_empty() || decoded(&bytes_of(&block)) == Ok(block.clone()));
             for number in 0..NUMBERS {
                 let expected = match part.get(&number) {
-                    None => IdStatus::New,
-                    Some(0) => IdStatus::Duplicate,
-                    Some(_) => IdStatus::Conflict,
+                    None => NumberStatus::New,
+                    Some(0) => NumberStatus::Duplicate,
+                    Some(_) => NumberStatus::Conflict,
                 };
                 prop_assert_eq!(block.status(number, 0), expected);
             }
@@ -449,7 +449,7 @@ mod tests {
         ) {
             let mut block = Block::default();
             for (at, line) in lines.iter().enumerate() {
-                if block.status(line.number, 0) == IdStatus::New {
+                if block.status(line.number, 0) == NumberStatus::New {
                     block.count(line.number, line.payload, 3, at as u64);
                 }
             }

@@ -12,8 +12,8 @@ const SEGMENTS: usize = 3;
 
 fn segment_of(index: usize) -> SegmentId {
     match index {
-        0 => SegmentId::Elsewhere("s".to_owned()),
-        native => SegmentId::Ours(native as u64),
+        0 => SegmentId::Imported("s".to_owned()),
+        native => SegmentId::Native(native as u64),
     }
 }
 
@@ -99,7 +99,7 @@ struct Counted {
 struct Figures {
     counts: Counts,
     id_events: u64,
-    ids_let_go: u64,
+    ids_expired: u64,
 }
 
 /// What the store must be, in the plainest way.
@@ -168,20 +168,20 @@ impl Model {
         self.ids.retain(|id, counted| {
             let stays = newest[&block(id)] >= before_s;
             if !stays {
-                self.segments[counted.segment].ids_let_go += 1;
+                self.segments[counted.segment].ids_expired += 1;
             }
             stays
         });
     }
 
-    fn fate(&self, segment: usize, offset: usize, event: &Event<'_>) -> Option<IdFate> {
+    fn fate(&self, segment: usize, offset: usize, event: &Event<'_>) -> Option<IdStatus> {
         Some(match self.ids.get(event.id.as_deref()?) {
-            None => IdFate::Unknown,
-            Some(counted) if counted.payload != payload(event) => IdFate::Contradicted,
+            None => IdStatus::Unknown,
+            Some(counted) if counted.payload != payload(event) => IdStatus::Contradicted,
             Some(counted) if (counted.segment, counted.offset) == (segment, offset) => {
-                IdFate::Counted
+                IdStatus::Counted
             }
-            Some(_) => IdFate::Duplicate,
+            Some(_) => IdStatus::Duplicate,
         })
     }
 }
@@ -196,8 +196,8 @@ fn expire(writer: &mut Writer, before_s: i64) -> u64 {
     let mut walk = IdsWalk::default();
     let mut gone = 0;
     loop {
-        walk = writer.let_ids_go(&walk, before_s, &any, 3).expect("a step");
-        gone += walk.let_go;
+        walk = writer.expire_ids(&walk, before_s, &any, 3).expect("a step");
+        gone += walk.expired;
         if walk.is_at_start() {
             return gone;
         }
@@ -205,7 +205,7 @@ fn expire(writer: &mut Writer, before_s: i64) -> u64 {
 }
 
 /// Every line's fate as the tables of ids have it, by its offset.
-fn fates(proof: &Proof, key: i64, lines: &[Event<'static>]) -> BTreeMap<usize, IdFate> {
+fn fates(proof: &Snapshot, key: i64, lines: &[Event<'static>]) -> BTreeMap<usize, IdStatus> {
     let mut events = IdEvents::default();
     for (offset, event) in lines.iter().enumerate() {
         if let Some(id) = &event.id {
@@ -224,7 +224,7 @@ fn fates(proof: &Proof, key: i64, lines: &[Event<'static>]) -> BTreeMap<usize, I
 
 fn agrees(dir: &TempDir, writer: &Writer, model: &Model, applied: &[&[Event<'static>]; SEGMENTS]) {
     let path = dir.path().join(DATABASE_FILE);
-    let proof = Proof::open(&path).expect("a read").expect("a database");
+    let proof = Snapshot::open(&path).expect("a read").expect("a database");
     assert_eq!(proof.blocks.faults, Vec::<String>::new());
     let ids = proof.ids_by_segment().expect("a read");
     let mut ids_expected = HashMap::new();
@@ -235,14 +235,14 @@ fn agrees(dir: &TempDir, writer: &Writer, model: &Model, applied: &[&[Event<'sta
         let found = Figures {
             counts: row.counts,
             id_events: row.id_events,
-            ids_let_go: row.ids_let_go,
+            ids_expired: row.ids_expired,
         };
         assert_eq!(found, model.segments[index], "segment {index}");
-        let kept = row.id_events - row.ids_let_go;
+        let kept = row.id_events - row.ids_expired;
         if kept > 0 {
             ids_expected.insert(Some(row.key), kept);
         }
-        let expected: BTreeMap<usize, IdFate> = lines
+        let expected: BTreeMap<usize, IdStatus> = lines
             .iter()
             .enumerate()
             .filter_map(|(offset, event)| Some((offset, model.fate(index, offset, event)?)))
@@ -317,14 +317,14 @@ proptest! {
             .map(|events| Lines(events.into_iter().map(small).collect()))
             .collect();
         let pruned = pruned.min(parts.len() - 1);
-        let segment = |index: usize| SegmentId::Ours(index as u64 + 1);
+        let segment = |index: usize| SegmentId::Native(index as u64 + 1);
         for (index, lines) in parts.iter().enumerate() {
             let count = lines.0.len();
-            lines.apply_as(&mut writer, &segment(index), 0, count, RangeEnd::Whole);
+            lines.apply_as(&mut writer, &segment(index), 0, count, RangeEnd::Complete);
         }
         let path = dir.path().join(DATABASE_FILE);
         let state = |path: &Path, writer: &Writer| {
-            let proof = Proof::open(path).expect("a read").expect("a database");
+            let proof = Snapshot::open(path).expect("a read").expect("a database");
             let of = |index: usize| {
                 let row = writer.segment(&segment(index)).expect("a read");
                 let fates = fates(&proof, i64::try_from(index + 1).expect("small"), &parts[index].0);
@@ -344,7 +344,7 @@ proptest! {
         rebuilt.carry(&proof, 3).expect("it is carried over");
         for (index, lines) in parts.iter().enumerate().skip(pruned) {
             let count = lines.0.len();
-            lines.apply_as(&mut rebuilt, &segment(index), 0, count, RangeEnd::Whole);
+            lines.apply_as(&mut rebuilt, &segment(index), 0, count, RangeEnd::Complete);
         }
         let (after, ids_after, _) = state(&new, &rebuilt);
         prop_assert_eq!(before, after);
@@ -451,12 +451,12 @@ fn what_is_applied_after_a_copy_is_not_in_it() {
     let lines = Lines((0..300).map(event).collect());
     lines.apply(&mut writer, "s", 0, 60);
     let path = dir.path().join(DATABASE_FILE);
-    let proof = Proof::open(&path).expect("a read").expect("a database");
+    let proof = Snapshot::open(&path).expect("a read").expect("a database");
     lines.apply(&mut writer, "s", 60, 300);
     let ids = proof.ids_by_segment().expect("a read");
     assert_eq!(ids, HashMap::from([(Some(-1), 60)]));
     let fates = fates(&proof, -1, &lines.0[..60]);
-    assert!(fates.values().all(|fate| *fate == IdFate::Counted));
+    assert!(fates.values().all(|fate| *fate == IdStatus::Counted));
     assert_eq!(fates.len(), 60);
 }
 
@@ -471,7 +471,7 @@ fn a_damaged_block_is_an_error_that_says_what_to_do() {
         connection
             .execute(&format!("UPDATE id_block SET numbers = {numbers}"), [])
             .expect("it changes");
-        let segment = SegmentId::Elsewhere("s".to_owned());
+        let segment = SegmentId::Imported("s".to_owned());
         let words = lines
             .try_apply(&mut writer, &segment, 1, 2, RangeEnd::Active, 1)
             .expect_err("damaged")
@@ -499,9 +499,9 @@ fn ids_whose_date_cannot_be_are_dated_anew_in_both_tables() {
     let mut walk = IdsWalk::default();
     loop {
         walk = writer
-            .let_ids_go(&walk, 8_000, &stamps, 10)
+            .expire_ids(&walk, 8_000, &stamps, 10)
             .expect("a step");
-        assert_eq!(walk.let_go, 0);
+        assert_eq!(walk.expired, 0);
         if walk.is_at_start() {
             break;
         }
