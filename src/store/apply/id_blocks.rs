@@ -30,7 +30,7 @@ pub(super) struct IdBlocks<'t> {
     now_s: i64,
 }
 
-/// A block of the range in hand; its memory is used again.
+/// A block of the range; its memory is used again.
 #[derive(Default)]
 struct Work {
     block: Block,
