@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, select};
 use crate::backup;
 use crate::cli::config::{Access, Processing, ServeConfig};
 use crate::cli::logging;
-use crate::data_dir::disk::{self, Disk, Lock, MeteredDisk, UsageThread};
+use crate::data_dir::disk::{self, Disk, DiskFile, Lock, MeteredDisk, UsageThread};
 use crate::data_dir::{DIRECTORY_FILE, Directory, PROCESS_LOCK, SERVE_LOCK};
 use crate::health::Health;
 use crate::http;
@@ -60,7 +60,7 @@ struct Parts {
     committer: Option<Committer>,
     processor: Option<Processor>,
     readers: Option<Readers>,
-    port_file: Option<PathBuf>,
+    port_file: Option<PortFile>,
     usage: Option<UsageThread>,
 }
 
@@ -177,8 +177,7 @@ impl Parts {
             .insert(http::Server::start(http_config(config), app)?);
         let address = http.local_addr();
         if let Some(path) = &config.port_file {
-            self.port_file = Some(path.clone());
-            write_port_file(path, address)?;
+            self.port_file = Some(PortFile::write(path, address)?);
         }
         notify::ready();
         Ok(address)
@@ -199,10 +198,8 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        if let Some(path) = self.port_file.take() {
-            // Nobody is to find a port that does not answer.
-            drop(fs::remove_file(path));
-        }
+        // Before the port is closed: no one is to find a port that does not answer.
+        drop(self.port_file.take());
         if let Some(http) = self.http.take() {
             http.stop();
         }
@@ -219,8 +216,13 @@ impl Drop for Parts {
     }
 }
 
-/// Removes the port file of a server that is gone: until the port answers there is no file.
+/// Removes the port file of a server that is gone: until the port answers there is no file. That of a
+/// server that runs is left alone.
 pub fn remove_port_file(path: &Path) -> anyhow::Result<()> {
+    // What cannot be opened is no file that a server holds.
+    if disk::is_held(path).unwrap_or(false) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
             .with_context(|| format!("cannot remove the old --port-file {}", path.display())),
@@ -228,10 +230,39 @@ pub fn remove_port_file(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The port number, written whole: a reader sees all of it or no file.
-fn write_port_file(path: &Path, address: SocketAddr) -> anyhow::Result<()> {
-    disk::put(path, format!("{}\n", address.port()).as_bytes())
-        .with_context(|| format!("cannot write --port-file {}", path.display()))
+/// The port number, in a file that is locked (flock) as long as the port answers; dropping this removes
+/// it, unless another file lies there by now.
+struct PortFile {
+    path: PathBuf,
+    held: Arc<dyn DiskFile>,
+}
+
+impl PortFile {
+    /// Written whole: a reader sees all of it or no file.
+    fn write(path: &Path, address: SocketAddr) -> anyhow::Result<Self> {
+        let written = if disk::is_held(path).unwrap_or(false) {
+            Err(io::Error::other(
+                "it belongs to another server that runs; give each a file of its own",
+            ))
+        } else {
+            disk::put_held(path, format!("{}\n", address.port()).as_bytes())
+        };
+        let held =
+            written.with_context(|| format!("cannot write --port-file {}", path.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            held,
+        })
+    }
+}
+
+impl Drop for PortFile {
+    fn drop(&mut self) {
+        let ours = self.held.stat().ok().map(|stat| stat.identity);
+        if ours.is_some() && disk::RealDisk.identity(&self.path).ok().flatten() == ours {
+            drop(fs::remove_file(&self.path));
+        }
+    }
 }
 
 /// A database on some file systems may lose what was committed.

@@ -247,6 +247,7 @@ fn open_journal(dir: &Path) -> anyhow::Result<Opened> {
             number: row.id.number()?,
             tag: row.tag,
             applied_bytes: row.applied_bytes,
+            checksum: Some(row.checksum),
             sealed: row.state != SegmentState::Active,
         })
     };

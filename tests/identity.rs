@@ -294,7 +294,7 @@ fn two_contents_under_one_number(end: End) {
     // The cure that the words give.
     let aside = scratch.path().join("aside.jsonl");
     fs::rename(&put, &aside).unwrap();
-    run(&[
+    let ran = run(&[
         "process",
         "--data-dir",
         a.to_str().unwrap(),
@@ -302,7 +302,10 @@ fn two_contents_under_one_number(end: End) {
     ])
     .expect(0);
     // Of the segment that both went on with, the lines after those that both have; here all lines
-    // are the same, so that three of the seven cannot be told from the three that were applied.
+    // are the same, so that three of the seven cannot be told from the three that were applied. Who
+    // runs it reads so.
+    let warned = ran.stderr.contains("too few may be counted");
+    assert_eq!(warned, end == End::Killed, "{ran}");
     assert_eq!(revenue(&a), if end == End::Stopped { 12 } else { 9 });
     verify(&a).expect(0);
 

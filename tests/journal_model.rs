@@ -93,6 +93,7 @@ impl Model {
                 } else {
                     1
                 },
+                checksum: None,
                 sealed: number < applied.segment,
             })
             .collect();

@@ -271,6 +271,7 @@ fn each_package_is_known_to_one_module() {
         ("subtle", &["http"]),
         ("rusqlite", &["store"]),
         ("r2d2", &["store"]),
+        ("scheduled_thread_pool", &["store"]),
         ("r2d2_sqlite", &["store"]),
         ("ureq", &["client"]),
         ("clap", &["cli", "commands/manual"]),

@@ -3,6 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 
 use tallyline::cli::config::ServeConfig;
@@ -207,6 +208,56 @@ fn a_port_file_of_a_dead_server_is_gone_when_the_next_start_fails() {
     let port_file = scratch.file("port", "1\n");
     run(&["serve", "--check", "--port-file", arg(&port_file)]).expect(0);
     assert!(port_file.exists(), "a check changes nothing");
+}
+
+#[test]
+fn a_port_file_named_in_the_config_file_is_gone_when_the_next_start_fails() {
+    // Red if only the flag's port file is removed before the settings are checked.
+    let scratch = Scratch::new();
+    for wrong in [
+        "listen = \"nonsense\"",
+        "rotate-every = \"1ms\"",
+        "rotate-every = 7",
+        "no-such-setting = 1",
+    ] {
+        let port_file = scratch.file("port", "1\n");
+        let text = format!("port-file = \"{}\"\n{wrong}\n", port_file.display());
+        let config = scratch.file("config.toml", &text);
+        run(&["serve", "--config", arg(&config)]).expect(2);
+        assert!(!port_file.exists(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_port_file_of_the_server_that_runs() {
+    // Red if the file is removed, or replaced, by a server that did not write it.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let port_file = server.data.with_extension("port");
+    let port = fs::read_to_string(&port_file).unwrap();
+    let second = |data: &Path| {
+        run(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            arg(data),
+            "--port-file",
+            arg(&port_file),
+        ])
+    };
+    let same = second(&server.data).expect(1);
+    assert!(same.stderr.contains("serve.lock"), "{same}");
+    let other = second(&scratch.path().join("other")).expect(1);
+    assert!(other.stderr.contains("another server"), "{other}");
+    assert_eq!(fs::read_to_string(&port_file).unwrap(), port);
+    let data = server.data.clone();
+    server.kill();
+    assert!(port_file.exists(), "nothing removed it");
+    let again = Server::start(&data);
+    assert_ne!(fs::read_to_string(&port_file).unwrap(), "");
+    again.stop();
+    assert!(!port_file.exists(), "a clean stop removes it");
 }
 
 /// Names of this process's threads.

@@ -32,6 +32,7 @@ mod offline; // process, verify, query: odd files, directories and databases, wi
 mod other_programs; // the database opened, removed, replaced and written by others
 mod process; // files without a server: from elsewhere, damaged, given twice
 mod provable; // verify, rebuild, retention, ids let go, a database put together from two
+mod sealed; // sealed files changed, moved or doubled before they are applied
 mod send; // odd inputs, files sent before, rejected lines, waiting until it is applied
 mod torture; // the shipped torture, a few rounds of it
 mod trouble; // a database locked, deleted, replaced, restored; files changed under us

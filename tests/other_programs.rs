@@ -360,6 +360,64 @@ fn a_backup_restored_into_the_idle_database_is_caught_up() {
 }
 
 #[test]
+fn a_database_written_over_in_place_under_an_idle_server_is_caught_up() {
+    // Red if only names and SQLite's own counters say whether the file is still the same: `cat`, `cp`
+    // and `rsync --inplace` change neither.
+    for checkpointed in [false, true] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let server = Server::start(&data);
+        applied(&server, event("u", 1).repeat(3));
+        let old = scratch.path().join("old.db");
+        {
+            let db = Connection::open(data.join("revenue.db")).unwrap();
+            db.execute("VACUUM INTO ?1", [arg(&old)]).unwrap();
+        }
+        applied(&server, event("u", 1).repeat(6));
+        applied(&server, event("v", 1));
+        if checkpointed {
+            let db = Connection::open(data.join("revenue.db")).unwrap();
+            db.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))
+                .unwrap();
+            // What the -wal has is less than what the file had.
+            applied(&server, event("w", 1));
+        }
+        fs::write(data.join("revenue.db"), fs::read(&old).unwrap()).unwrap();
+        until_logged(&server, "wrote over the file in place");
+        until_events(&server, "u", 9);
+        until_events(&server, "v", 1);
+        until_ready(&server);
+        assert_eq!(look_in(&data), if checkpointed { 11 } else { 10 });
+        applied(&server, event("u", 1));
+        server.stop().expect(0);
+        run(&["verify", "--data-dir", arg(&data)]).expect(0);
+        assert_eq!(database(&data)["u"].1, 10);
+    }
+}
+
+#[test]
+fn a_database_that_was_only_touched_keeps_its_wal() {
+    // Red if a new time of the file alone throws away what is committed in the -wal.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    applied(&server, event("u", 1).repeat(3));
+    let size = fs::metadata(wal(&data)).unwrap().len();
+    let file = fs::OpenOptions::new()
+        .append(true)
+        .open(data.join("revenue.db"))
+        .unwrap();
+    file.set_modified(std::time::SystemTime::now()).unwrap();
+    until_logged(&server, "wrote over the file in place");
+    until_ready(&server);
+    assert!(fs::metadata(wal(&data)).unwrap().len() >= size);
+    applied(&server, event("u", 1));
+    assert_eq!(look_in(&data), 4);
+    server.stop().expect(0);
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
+}
+
+#[test]
 fn triggers_on_our_tables_stop_the_applying_until_they_are_gone() {
     // Red if another program's trigger runs in the transaction that counts. Tables of its own are fine.
     let scratch = Scratch::new();

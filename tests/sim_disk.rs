@@ -526,6 +526,12 @@ impl SimDisk {
 }
 
 impl Disk for SimDisk {
+    fn free_files(&self, _dir: &Path) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn count_again(&self) {}
+
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.lock();
         state.step(Call::Create, || path.display().to_string())?;
@@ -673,6 +679,15 @@ impl DiskDir for SimDir {
 }
 
 impl DiskFile for SimFile {
+    fn let_go(&self, _to: u64) {}
+
+    /// There is one process.
+    fn try_lock(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn unlock(&self) {}
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.lock();
         state.step(Call::Look, || format!("read {}", self.inode))?;

@@ -27,10 +27,11 @@ use anyhow::{Context as _, bail};
 
 use super::manifest::{Entry, Manifest};
 use super::{
-    BLOCK, UNFINISHED_FILE, checksum, exists, last_line_end, manifest, parent, refuse_backup,
-    refuse_unfinished, sync_parent,
+    BLOCK, UNFINISHED_FILE, checksum, exists, manifest, parent, refuse_backup, refuse_unfinished,
+    sync_parent,
 };
 use crate::cli::config::UsageError;
+use crate::data_dir::disk::last_line_end;
 use crate::data_dir::disk::{DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, sealed_file_name};
 use crate::data_dir::{

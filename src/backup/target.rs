@@ -10,8 +10,8 @@ use anyhow::{Context as _, bail};
 use uuid::Uuid;
 
 use super::checksum;
-use super::last_line_end;
 use super::manifest::{Entry, Manifest};
+use crate::data_dir::disk::last_line_end;
 use crate::data_dir::disk::{Disk, DiskFile, RealDisk};
 use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, Label, SegmentId, Tag};
 use crate::data_dir::{

@@ -18,6 +18,7 @@ use super::ids::{IdMaker, Shape, random};
 use super::lines::{Batch, Fault};
 use super::post::{Answer, LineError, Outcome, Poster};
 use super::rejects::Refusal;
+use super::settle::own_key;
 use super::tally::{Done, Tally};
 use crate::cli::Span;
 use crate::cli::config::SendConfig;
@@ -74,6 +75,7 @@ impl Deliverer<'_> {
         let mut outcomes = Outcomes::default();
         let mut body = Vec::with_capacity(batch.text.len() + 64 * batch.lines.len());
         let mut lines: Vec<Ready<'_>> = Vec::with_capacity(batch.lines.len());
+        let mut own = Vec::new();
         for line in &batch.lines {
             let text = &batch.text[line.range.clone()];
             if let Some(fault) = line.fault {
@@ -83,6 +85,9 @@ impl Deliverer<'_> {
                 continue;
             }
             let shape = Shape::of(text);
+            if matches!(shape, Shape::Object { id: true, .. }) {
+                own.push((own_key(text), line.number));
+            }
             let start = body.len();
             self.ids.write(text, shape, line.number, &mut body);
             lines.push(Ready {
@@ -102,6 +107,7 @@ impl Deliverer<'_> {
             accepted: outcomes.accepted,
             refused: outcomes.refusals.len() as u64,
             last: outcomes.last,
+            own,
         };
         self.tally
             .done(batch.sequence, done, &outcomes.refusals)

@@ -244,8 +244,8 @@ impl Source {
         let head = &head[..head.len().min(format::HEAD_BYTES)];
         let format = format::of(head).map_err(|unfit| SendError::NotEvents {
             path: self.path.clone(),
-            looks_like: unfit.looks_like,
-            cure: unfit.cure,
+            looks_like: unfit.what,
+            cure: unfit.cure(&self.path),
         })?;
         if self.grows() && format == Format::Arrays {
             return Err(SendError::NotFollowed {

@@ -115,14 +115,18 @@ fn whole(
         None => None,
         Some(record) if record.complete => added(config, &mut source, record, summary)?,
         Some(record) => {
-            let cover =
-                resume(config, &mut source, &record)?.ok_or_else(|| SendError::Changed {
+            let cover = resume(config, &mut source, &record)?;
+            if cover.is_none() && config.repeat == Repeat::Again && source.open_file().is_some() {
+                source.rewind()?;
+            } else if cover.is_none() {
+                return Err(SendError::Changed {
                     input: source.path().to_owned(),
                     state: config.state.clone().unwrap_or_default(),
                     bytes: record.checked_bytes,
                     lines: record.lines,
-                })?;
-            Some((record, cover))
+                });
+            }
+            cover.map(|cover| (record, cover))
         }
     };
     let run = Run::new(config, source, stop, state, about, begun, Keep::Nothing)?;
@@ -130,9 +134,10 @@ fn whole(
         verdict,
         record,
         mut rejects,
+        own,
     } = run.go(summary)?;
     if matches!(verdict, Verdict::Complete) {
-        let settled = settle(config, stop, &record);
+        let settled = settle(config, stop, &record, own);
         summary.applied = settled.applied;
         summary.rejected = settled.rejected.len() as u64;
         rejects.write(&settled.rejected, "rejected")?;
@@ -140,8 +145,9 @@ fn whole(
     Ok(verdict)
 }
 
-/// What was added to a file since its run was complete goes on with that run. Another content is
-/// another matter: `None`. The same content is refused, unless it is to be sent again.
+/// What was added to a file since its run was complete goes on with that run. The same content, and a
+/// file of which something was changed that was sent, are refused, unless it is to be sent again
+/// (`None`): nothing tells which of its lines were counted.
 fn added(
     config: &SendConfig,
     source: &mut Source,
@@ -152,14 +158,14 @@ fn added(
         return Ok(None);
     }
     if resume(config, source, &record)?.is_none() {
-        tracing::warn!(
-            "{} is not what was sent from it before (run {}, {}): all of it is sent as a new run",
-            source.path().display(),
-            record.run,
-            counted(record.lines, "line")
-        );
-        source.rewind()?;
-        return Ok(None);
+        summary.state.clone_from(&config.state);
+        return Err(SendError::Edited {
+            path: source.path().to_owned(),
+            lines: counted(record.lines, "line"),
+            to: record.to,
+            run: record.run,
+            state: config.state.clone().unwrap_or_default(),
+        });
     }
     let more = source.has_more()?;
     source.rewind()?;

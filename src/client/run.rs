@@ -19,6 +19,7 @@ use super::input::{Source, identity};
 use super::lines::{Batch, Batches, Checksum, Place};
 use super::post::{About, Poster};
 use super::rejects::{Keep, Rejects};
+use super::settle::OwnLines;
 use super::state::{Cover, Record, StateFile};
 use super::summary::{Summary, Verdict};
 use super::tally::{Ended, Tally};
@@ -154,6 +155,7 @@ pub(super) struct Finished {
     pub(super) verdict: Verdict,
     pub(super) record: Record,
     pub(super) rejects: Rejects,
+    pub(super) own: OwnLines,
 }
 
 /// Hands all batches to the senders. Gives how many they were if the input came to its end.
@@ -224,6 +226,7 @@ fn conclude(
         failure,
         state,
         rejects,
+        own,
         batches,
     } = ended;
     summary.counts += counts;
@@ -256,6 +259,7 @@ fn conclude(
             },
             record,
             rejects,
+            own,
         }),
     }
 }

@@ -60,7 +60,7 @@ impl Summary {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self.verdict {
-            Verdict::Failed(SendError::SentBefore(_)) => Exit::Usage,
+            Verdict::Failed(SendError::SentBefore(_) | SendError::Edited { .. }) => Exit::Usage,
             Verdict::Failed(_) | Verdict::Stopped => Exit::Failed,
             _ if self.applied == Applied::Lost => Exit::Failed,
             _ if self.refused() > 0 || self.rejected > 0 => Exit::Refused,
@@ -81,6 +81,7 @@ impl Summary {
         };
         let outcome = match (&self.verdict, self.exit()) {
             (Verdict::Failed(SendError::SentBefore(_)), _) => "sentBefore",
+            (Verdict::Failed(SendError::Edited { .. }), _) => "edited",
             (Verdict::Failed(_), _) => "failed",
             (Verdict::Stopped, _) => "stopped",
             (_, Exit::Refused) => "refused",
@@ -180,6 +181,9 @@ impl fmt::Display for Summary {
         let seconds = self.elapsed.as_secs_f64();
         if let Verdict::Failed(SendError::SentBefore(_)) = &self.verdict {
             return write!(f, "NOT SENT: all of it was sent before");
+        }
+        if let Verdict::Failed(SendError::Edited { .. }) = &self.verdict {
+            return write!(f, "NOT SENT: it was changed since it was sent before");
         }
         if !self.began() {
             return write!(f, "FAILED: nothing was sent");

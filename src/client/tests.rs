@@ -364,6 +364,7 @@ fn another_content_is_not_taken_for_the_same_run() {
         failure(&refused)
     );
     assert_eq!(server.seen().bodies.len(), 0);
+    assert!(failure(&refused).contains("--again"), "{refused}");
     // Grown is fine: what may have been sent is still there.
     fs::write(bench.file(), events(60)).expect("write");
     assert_eq!(bench.send(&server, &[]).exit(), Exit::Done);
@@ -492,8 +493,8 @@ fn the_token_goes_along_and_an_empty_file_is_fine() {
     let summary = bench.send(&server, &flags);
     assert_eq!(server.seen().headers["authorization"], "Bearer s3cret");
     assert!(!format!("{summary:?}{}", summary.to_json()).contains("s3cret"));
-    fs::write(bench.file(), "\n\n").expect("write");
-    let summary = bench.send(&server, &flags);
+    let empty = Bench::new("\n\n");
+    let summary = empty.send(&server, &flags);
     assert_eq!(
         (summary.exit(), server.seen().bodies.len()),
         (Exit::Done, 1)
@@ -538,9 +539,11 @@ fn a_file_that_has_grown_goes_on_where_it_ended() {
         fs::write(bench.file(), events(5) + &events(2) + blank).expect("write");
         assert_eq!(bench.send(&server, &[]).exit(), Exit::Usage, "{blank:?}");
     }
-    // Another content is another matter.
+    // Another content is sent only if that is asked for: nothing tells it from an edited file.
     fs::write(bench.file(), numbered(50..=51)).expect("write");
     let other = bench.send(&server, &[]);
+    assert_eq!((other.exit(), other.counts.accepted), (Exit::Usage, 0));
+    let other = bench.send(&server, &["--again"]);
     assert_eq!((other.exit(), other.counts.accepted), (Exit::Done, 2));
     assert_ne!(other.run, first.run);
 }

@@ -20,7 +20,7 @@ pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
     let printed = print(text.as_bytes());
     let exit = summary.exit();
     match summary.verdict {
-        Verdict::Failed(error @ SendError::SentBefore(_)) => {
+        Verdict::Failed(error @ (SendError::SentBefore(_) | SendError::Edited { .. })) => {
             Err(UsageError::new(error.to_string()).into())
         }
         Verdict::Failed(error) => Err(error.into()),

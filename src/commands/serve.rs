@@ -12,9 +12,9 @@ use crate::stop::{self, Stop};
 /// Serves, or with `--check` prints the configuration in force.
 pub fn run(args: ServeArgs) -> anyhow::Result<Exit> {
     let check = args.check;
-    if let (false, Some(path)) = (check, &args.port_file) {
+    if let (false, Some(path)) = (check, ServeConfig::port_file_of(&args)) {
         // Before anything can fail: a program that waits for the file must not read an old port.
-        server::remove_port_file(path)?;
+        server::remove_port_file(&path)?;
     }
     let effective = ServeConfig::from_args(args)?;
     if check {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! events.jsonl                                       the active segment
-//! events-<UTC time>-<number>-<tag>.jsonl             sealed segments that are not archived yet
+//! events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl
+//!                                                    sealed segments that are not archived yet
 //! applied/YYYY-MM/                                   sealed segments that were applied
 //! quarantine/                                        torn tails, and notes with a reason each
 //! directory.json                                     the directory's UUID, the active segment

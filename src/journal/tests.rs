@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::data_dir::Catalog;
-use crate::data_dir::disk::{DiskDir, FileStat, Identity, RealDisk};
+use crate::data_dir::disk::{DiskDir, RealDisk};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::testing::{tag_of, write_active, write_sealed};
 
@@ -101,6 +101,7 @@ fn row(number: u64, applied_bytes: u64, sealed: bool) -> KnownSegment {
         number,
         tag: None,
         applied_bytes,
+        checksum: None,
         sealed,
     }
 }
@@ -380,7 +381,10 @@ struct FaultyDisk(Arc<Faults>);
 struct FaultyFile(Arc<dyn DiskFile>, Arc<Faults>);
 struct FaultyDir(Box<dyn DiskDir>, Arc<Faults>);
 
-impl Disk for FaultyDisk {
+impl crate::data_dir::disk::DiskLayer for FaultyDisk {
+    fn below(&self) -> &dyn Disk {
+        &RealDisk
+    }
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         fault(&self.0.create)?;
         Ok(Arc::new(FaultyFile(
@@ -394,35 +398,14 @@ impl Disk for FaultyDisk {
             Arc::clone(&self.0),
         )))
     }
-    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        RealDisk.open_read(path)
-    }
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         fault(&self.0.rename)?;
         RealDisk.rename_new(from, to)
-    }
-    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename_over(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove(path)
     }
     fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
         fault(&self.0.open_dir)?;
         let dir = RealDisk.open_dir(dir)?;
         Ok(Box::new(FaultyDir(dir, Arc::clone(&self.0))))
-    }
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        RealDisk.create_dir(dir)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>> {
-        RealDisk.list(dir)
-    }
-    fn identity(&self, path: &Path) -> io::Result<Option<Identity>> {
-        RealDisk.identity(path)
-    }
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        RealDisk.free_bytes(dir)
     }
 }
 
@@ -433,9 +416,9 @@ impl DiskDir for FaultyDir {
     }
 }
 
-impl DiskFile for FaultyFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+impl crate::data_dir::disk::FileLayer for FaultyFile {
+    fn below(&self) -> &dyn DiskFile {
+        &*self.0
     }
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if fault(&self.1.broken).is_err() {
@@ -455,9 +438,6 @@ impl DiskFile for FaultyFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         fault(&self.1.cut)?;
         self.0.set_len(len)
-    }
-    fn stat(&self) -> io::Result<FileStat> {
-        self.0.stat()
     }
 }
 

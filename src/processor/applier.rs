@@ -5,27 +5,29 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
 
 use super::clock::Clock;
-use super::import::{self, Looks, Part};
+use super::import::{self, Part};
 use super::{ProcessConfig, ProcessError};
 use crate::aggregate::UserLine;
 use crate::aggregate::pool::{Folded, Pool};
 use crate::aggregate::{lines, scan};
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::{DiskFile, Identity};
+use crate::data_dir::disk::{self as disk, DiskFile, Identity};
 use crate::data_dir::read_label;
-use crate::data_dir::segment::{DirectoryTag, Label, SegmentId, Tag};
-use crate::event::Event;
+use crate::data_dir::segment::{DirectoryTag, Label, Seal, SegmentId, Tag};
+use crate::event::{Event, Looks};
 use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, Writer,
 };
+
+use crate::verify::seal;
 
 /// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
 const LET_GO_BYTES: u64 = 4 << 20;
@@ -45,6 +47,8 @@ struct Follow {
     /// CRC-32 of the applied bytes; its length is how many.
     applied: Hasher,
     confirmed: Identity,
+    /// The sealed file that was compared with what its name says of it.
+    sealed: Option<PathBuf>,
 }
 
 /// Whether work can go on from what is applied.
@@ -140,6 +144,8 @@ impl<'p> Applier<'p> {
             && follow.applied.total_len() <= stat.size
             // Until the first line is applied, there may have been too little of it to tell.
             && (follow.applied.total_len() > 0 || segment.tag.is_some())
+            && (follow.sealed.as_ref() == Some(&segment.path)
+                || seal::of_path(&segment.path).is_none())
         {
             return Ok(Confirmed::At(follow.applied.total_len()));
         }
@@ -181,13 +187,19 @@ impl<'p> Applier<'p> {
                 stat.size - applied_bytes
             ));
         }
+        let applied = Hasher::new_with_initial_len(expected, applied_bytes);
+        let broken = seal::contradiction(&*segment.file, &segment.path, &applied)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        if let Some(broken) = broken {
+            return untrusted(format!("segment {}: {broken}", segment.id));
+        }
         if let Some(row) = row.filter(|_| known) {
             return Ok(Confirmed::Restored(row));
         }
-        let applied = Hasher::new_with_initial_len(expected, applied_bytes);
         let follow = Follow {
             applied,
             confirmed: stat.identity,
+            sealed: seal::of_path(&segment.path).map(|_| segment.path.clone()),
         };
         self.follows.insert(segment.id.clone(), follow);
         Ok(Confirmed::At(applied_bytes))
@@ -217,7 +229,7 @@ impl<'p> Applier<'p> {
         let label = read_label(&*segment.file).map_err(io())?;
         let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
             let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
-            if let Some(refusal) = looks.refusal() {
+            if let Some(refusal) = refusal(looks, &segment.path) {
                 return Ok(Some(format!("{path}: {refusal}")));
             }
             let part = Part::of_name(&segment.name());
@@ -259,7 +271,7 @@ impl<'p> Applier<'p> {
         size: u64,
         watch: &mut dyn Watch,
     ) -> Result<(), ProcessError> {
-        let lines_end = lines::last_line_end(&*segment.file, size)
+        let lines_end = disk::last_line_end(&*segment.file, size)
             .map_err(ProcessError::io("read", &segment.path))?
             .max(applied);
         if lines_end < size {
@@ -337,7 +349,13 @@ impl<'p> Applier<'p> {
                 .size()
                 .map_err(ProcessError::io("look at", &segment.path))
         };
-        if end == RangeEnd::Whole && size()? != folded.to {
+        let sealed = Seal {
+            bytes: folded.to,
+            checksum,
+        };
+        let is_sealed = |path| seal::of_path(path).is_none_or(|seal| seal == sealed);
+        if end == RangeEnd::Whole && (size()? != folded.to || !is_sealed(&segment.path)) {
+            self.forget(&segment.id);
             return Err(ProcessError::Changed {
                 path: segment.path.clone(),
             });
@@ -369,6 +387,9 @@ impl<'p> Applier<'p> {
         loop {
             match self.writer.apply(&range, &mut source) {
                 Ok(Outcome::Applied(applied)) => {
+                    // Before anybody learns of the commit: what is written to the file from here on is
+                    // not this writer's. Where the look fails, the next one tells.
+                    let _unknown = self.writer.note_written();
                     watch.unlocked();
                     return Ok(applied);
                 }
@@ -485,4 +506,24 @@ pub(super) fn open_sealed(
         path: path.to_owned(),
         file,
     })
+}
+
+/// Why such a file in the data directory is not applied, and what to do; `None` for JSON Lines.
+fn refusal(looks: Looks, path: &Path) -> Option<String> {
+    let what = match looks {
+        Looks::Lines => return None,
+        Looks::Unfit(unfit) => {
+            return Some(format!(
+                "it is not JSON Lines but looks like {}, so nothing of it is applied. Move it out of the data directory and {}",
+                unfit.what,
+                unfit.cure(path)
+            ));
+        }
+        Looks::Gzip => "compressed with gzip",
+        Looks::Array => "a JSON array",
+        Looks::Objects => "JSON objects over several lines",
+    };
+    Some(format!(
+        "it is not JSON Lines but looks like {what}, so nothing of it is applied. Move it out of the data directory and name it to `tallyline process FILE` (while no server applies there) or `tallyline send FILE`: both convert it"
+    ))
 }

@@ -22,7 +22,7 @@ use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
 use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, Writer};
-use crate::verify::contents::{rivals_in_words, settle};
+use crate::verify::contents::{rivals_in_words, settle, stand_for};
 use crate::verify::sums;
 
 /// How long a database that somebody else has locked is waited for.
@@ -40,8 +40,8 @@ pub struct Summary {
     /// What is called like a segment in the data directory but cannot be opened, and why. Exit
     /// code 3 if there is any; what was named on the command line is among the refused instead.
     pub unusable: Vec<Refused>,
-    /// Numbers of ours that have neither a file nor a whole row.
-    pub missing: Vec<u64>,
+    /// Numbers of ours that have neither a file nor a whole row. Exit code 1 if there are any.
+    pub missing: BTreeSet<u64>,
     /// What became of the lines applied in this run. Exit code 3 if any was rejected.
     pub counts: Counts,
     /// Bytes applied in this run.
@@ -169,15 +169,18 @@ impl Run<'_> {
     fn all(&mut self) -> Result<Vec<Found>, ProcessError> {
         let data_dir = &self.config.data_dir;
         let pruned = self.applier.writer.pruned()?;
-        if let Err(error) = retention::finish_at_start(self.disk, self.config, &self.applier.writer)
-        {
-            tracing::warn!("{}", in_words(&error));
-        }
         // Before the listing: what is sealed by then is in it.
         let given_out = given_out(self.disk, data_dir)?;
         let active = active_label(self.disk, data_dir, self.config.directory_tag())?;
-        let catalog = Catalog::scan(self.disk, data_dir, self.config.directory_tag())
+        let (applied, _) = self.applier.writer.applied()?;
+        let tag = self.config.directory_tag();
+        let mut catalog = Catalog::scan_unapplied(self.disk, data_dir, tag, &applied.native)
             .map_err(ProcessError::io("list", data_dir))?;
+        let writer = &self.applier.writer;
+        if let Err(error) = retention::finish_at_start(self.disk, self.config, &mut catalog, writer)
+        {
+            tracing::warn!("{}", in_words(&error));
+        }
         for dir in &catalog.dirs {
             self.disk
                 .sync_dir(dir)
@@ -191,11 +194,10 @@ impl Run<'_> {
                 });
             }
         }
-        let whole = self.applier.writer.whole()?;
         let pruned = pruned.number;
         let mut todo = Vec::new();
         for (id, found) in &catalog.sealed {
-            let is_whole = whole.contains_key(id);
+            let is_whole = applied.contains(id);
             let row = match found[..] {
                 [_] if is_whole => None,
                 _ => self.applier.writer.segment(id)?,
@@ -214,16 +216,20 @@ impl Run<'_> {
                 todo.push(found.clone());
             }
         }
-        let there: BTreeSet<u64> = whole
-            .keys()
-            .chain(catalog.sealed.keys())
-            .filter_map(SegmentId::number)
-            .chain(active.map(|label| label.number))
-            .collect();
-        let highest = there.last().copied().unwrap_or(0);
-        let highest = highest.max(given_out);
-        let there = there.into_iter().map(|number| number..=number);
-        self.summary.missing = gaps(pruned + 1, highest + 1, there)
+        let mut there = applied.native;
+        there.extend(active.map(|label| label.number));
+        for (id, found) in &catalog.sealed {
+            let Some(number) = id.number().filter(|number| !there.contains(*number)) else {
+                continue;
+            };
+            let row = self.applier.writer.segment(id)?;
+            if stand_for(self.disk, found, row.as_ref()) {
+                there.insert(number);
+            }
+        }
+        let highest = there.last().unwrap_or(0).max(given_out);
+        let highest = highest.max(catalog.highest_number());
+        self.summary.missing = gaps(pruned + 1, highest + 1, there.ranges())
             .take(MISSING_MAX)
             .collect();
         Ok(todo)

@@ -15,7 +15,6 @@
 //! holds after a rebuild, too. Runs on the caller's thread, which holds `process.lock`.
 
 mod convert;
-mod looks;
 mod native;
 mod part;
 
@@ -26,7 +25,6 @@ use std::sync::Arc;
 
 pub(super) use self::convert::head;
 use self::convert::{ConvertError, convert};
-pub(super) use self::looks::Looks;
 pub(super) use self::part::Part;
 use self::part::{further_label, in_common};
 use super::{ProcessConfig, ProcessError};
@@ -35,6 +33,7 @@ use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
 use crate::data_dir::{Catalog, Directory, Found, Place, read_label};
+use crate::event::Looks;
 use crate::store::{SegmentState, Writer};
 use crate::verify::contents;
 use crate::verify::contents::settle;
@@ -135,10 +134,11 @@ impl<'i> Importer<'i> {
             return Ok(self.at_home(&name));
         }
         let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
-        if let Looks::Other(other) = looks {
+        if let Looks::Unfit(unfit) = looks {
             return Ok(Brought::Refused(format!(
                 "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
-                other.what, other.cure
+                unfit.what,
+                unfit.cure(path)
             )));
         }
         let unpacked = match looks {

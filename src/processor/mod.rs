@@ -11,7 +11,10 @@
 //! - Never reads past the durable end: a power cut could otherwise leave totals for lines that are
 //!   gone. A file found by listing is fsynced, and its directory, before its first byte counts.
 //! - The prefix that the database says is applied is confirmed by its checksum before work goes on
-//!   from there. If it is another, the file is marked untrusted, loudly, and the rest goes on.
+//!   from there; what comes after it, by the length and checksum in a sealed file's name, before any of
+//!   it is applied. If either is another, the file is marked untrusted, loudly, and the rest goes on.
+//! - A number with neither a file, nor a row that is whole, nor a place in `pruned` is missing. A file in
+//!   the quarantine does not stand for it unless it is empty, which is how events are given up.
 //! - Totals do not depend on threads, chunks, or where ranges are cut.
 //! - Memory follows the commit, never precedes it; after any error it is read from the rows anew.
 //!
@@ -178,6 +181,12 @@ pub enum ProcessError {
     /// Another program wrote into the database.
     #[error("database {}: another program changed it; how far the files are applied is read from it anew", path.display())]
     ChangedByOthers {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// Another program wrote to the database file itself.
+    #[error("database {}: another program wrote over the file in place while the server had it open; it is read anew, and what the files of events hold beyond it is applied", path.display())]
+    Overwritten {
         /// The database file.
         path: PathBuf,
     },

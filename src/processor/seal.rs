@@ -57,19 +57,23 @@ fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
                 named.id
             );
         }
-        let (rows, pruned) = store::read_kept(&database)?;
+        // Not the rows of years: of fully applied segments, their numbers are enough.
+        let numbers = crate::journal::active_numbers(disk, dir);
+        let found = store::read_for_recovery(&database, &numbers)?;
         let known = |row: store::SegmentRow| {
             Some(KnownSegment {
                 number: row.id.number()?,
                 tag: row.tag,
                 applied_bytes: row.applied_bytes,
+                checksum: Some(row.checksum),
                 sealed: row.state != SegmentState::Active,
             })
         };
         Ok(KnownSegments {
             directory: belongs_to,
-            segments: rows.into_iter().filter_map(known).collect(),
-            pruned: pruned.number,
+            segments: found.rows.into_iter().filter_map(known).collect(),
+            applied: found.applied,
+            pruned: found.pruned.number,
         })
     };
     read().unwrap_or_else(|error| {

@@ -110,6 +110,7 @@ impl Running {
                     number: row.id.number()?,
                     tag: row.tag,
                     applied_bytes: row.applied_bytes,
+                    checksum: Some(row.checksum),
                     sealed: row.state != SegmentState::Active,
                 })
             })

@@ -9,29 +9,32 @@ mod startup_scan;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub(super) use self::startup_scan::missing_in_words;
 use super::applier::{Applier, Confirmed, Untrusted, Watch, Work, open_sealed};
 use super::retention::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, in_words, rebuild};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::{Disk, Identity};
+use crate::data_dir::disk::{self, Disk, Identity};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
 use crate::data_dir::{Catalog, Claims, Found, Place};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{Lost, Progress, Settled};
-use crate::store::{Applied, RangeEnd, SegmentRow, SegmentState, StoreError};
-use crate::verify::contents::{rivals_in_words, settle};
+use crate::store::{
+    Applied, RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent,
+};
+use crate::verify::contents::{rivals_in_words, settle, stand_for};
 use crate::verify::sums;
 
 const DATABASE: &str = "database";
 const SUMS: &str = "database sums";
-const MISSING: &str = "missing segments";
+pub(super) const MISSING: &str = "missing segments";
 /// How the topic of each segment begins.
 const SEGMENT: &str = "segment ";
 /// Pauses after a failure grow up to this.
@@ -39,6 +42,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How often the database's path is looked at between rounds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A file that was not written to for so long is complete.
+const STILL_FOR: Duration = Duration::from_millis(500);
 /// Stands for a period that no clock can measure.
 const PERIOD_MAX: Duration = Duration::from_hours(24);
 /// A file that failed is tried again after this.
@@ -150,12 +155,27 @@ pub(super) fn run(
                     close(applier);
                     break;
                 }
+                Err(error @ ProcessError::Overwritten { .. }) => {
+                    applier.writer.abandon();
+                    error
+                }
                 Err(error) => {
                     applier.release();
                     error
                 }
             },
         };
+        if let ProcessError::Overwritten { path } = &failed {
+            tracing::warn!("{}", in_words(&failed));
+            health.set(DATABASE, in_words(&failed));
+            wait_until_still(path, progress);
+            if !is_consistent(path).unwrap_or(false) {
+                discard_wal(path);
+            }
+            if !last {
+                continue;
+            }
+        }
         if last || matches!(failed, ProcessError::Stopped) {
             coordinator.finish_check();
             break;
@@ -183,6 +203,19 @@ fn pause(since: Duration, work: Work, flush_every: Duration) -> Duration {
     Duration::from_nanos_u128(until_full)
         .max(work.committing * COMMITTING)
         .min(flush_every)
+}
+
+/// Waits until another program that writes to the database file is done, as far as can be seen.
+fn wait_until_still(path: &Path, progress: &Progress) {
+    let mut before = None;
+    loop {
+        let now = disk::written(path);
+        if (before.is_some() && now == before) || progress.is_stopping() {
+            return;
+        }
+        before = now;
+        progress.wait_until(Instant::now() + STILL_FOR);
+    }
 }
 
 fn close(applier: Applier<'_>) {
@@ -233,7 +266,14 @@ impl Coordinator {
             return Err(ProcessError::Replaced { path, what });
         }
         match applier.writer.is_changed_by_others() {
-            Ok(false) => Ok(()),
+            Ok(false) => match applier.writer.is_overwritten() {
+                Ok(true) => {
+                    self.to_check = true;
+                    Err(ProcessError::Overwritten { path })
+                }
+                Err(error) if !error.is_locked() => Err(error.into()),
+                _ => Ok(()),
+            },
             Ok(true) => {
                 self.to_check = true;
                 Err(ProcessError::ChangedByOthers { path })

@@ -44,8 +44,9 @@ pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 pub use self::segments::{
-    AppliedSum, Checks, Counts, Numbers, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, read_checks, read_directory, read_kept, read_segments,
+    AppliedSegments, AppliedSum, Checks, Counts, Pruned, RecoveryRows, RejectedFilter,
+    RejectedLine, SegmentRow, SegmentState, discard_wal, is_consistent, read_checks,
+    read_directory, read_for_recovery, read_kept, read_segments,
 };
 pub use self::snapshot::{IdFate, Proof, UserSum};
 pub use self::writer::{Mark, Writer};

@@ -256,7 +256,7 @@ fn numbers_are_ranges_with_and_without_gaps() {
     ] {
         lines.apply_as(&mut writer, &SegmentId::Ours(number), 0, 1, end);
         let numbers = writer.numbers().expect("a read");
-        assert_eq!(numbers.ranges(), expected);
+        assert_eq!(numbers.ranges().collect::<Vec<_>>(), expected);
         for at in 1..12 {
             let is_in = expected.iter().any(|range| range.contains(&at));
             assert_eq!(numbers.contains(at), is_in, "{at} of {expected:?}");

@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::aggregate::lines;
 use crate::data_dir::disk::{Disk, DiskFile};
 use crate::data_dir::segment::SegmentId;
-use crate::data_dir::{self, Claims, Found};
+use crate::data_dir::{self, Claims, Found, Place};
 use crate::data_dir::{DataDirError, SegmentFile};
 use crate::store::{SegmentRow, SegmentState};
 
@@ -86,6 +86,19 @@ pub(crate) fn rivals_in_words(
             each.join(" and ")
         ),
     }
+}
+
+/// Whether the files of one identity stand for its events: one that can be applied, or was, or one in
+/// the quarantine by which somebody says that the events are not to count: an empty one, or that of a
+/// segment already known as changed. A file with events that was moved there before they were applied
+/// is missing.
+pub(crate) fn stand_for(disk: &dyn Disk, found: &[Found], row: Option<&SegmentRow>) -> bool {
+    let given_up = row.is_some_and(|row| row.state == SegmentState::Untrusted);
+    found.iter().any(|file| {
+        file.place != Place::Quarantine
+            || given_up
+            || disk.size_at(&file.path).is_ok_and(|size| size == 0)
+    })
 }
 
 /// Length and CRC-32.

@@ -6,6 +6,7 @@
 
 pub(crate) mod contents;
 pub(crate) mod recount;
+pub(crate) mod seal;
 pub(crate) mod sums;
 
 use std::path::{Path, PathBuf};

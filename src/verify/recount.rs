@@ -11,7 +11,9 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crc32fast::Hasher;
 
 use super::{Target, VerifyError, sums};
 use crate::aggregate::REJECTED_LINES_MAX;
@@ -26,6 +28,7 @@ use crate::data_dir::{active_label, given_out};
 use crate::event::{Event, Micros};
 use crate::store::{AppliedSum, Counts, IdFate, Proof, SegmentRow, SegmentState, UserSum};
 use crate::verify::contents::{rivals_in_words, settle};
+use crate::verify::seal;
 
 /// How often a file is looked for: it may be renamed between the listing and the opening.
 const LOOKS: u32 = 3;
@@ -202,6 +205,13 @@ impl Tally {
     }
 }
 
+fn set_aside(id: &SegmentId, path: &Path, bytes: u64) -> String {
+    format!(
+        "segment {id}: {bytes} bytes of {} were not applied before it was moved to the quarantine, so its events are not counted. Move it back to the data directory; or, to accept that they do not count, replace it by an empty file of that name",
+        path.display()
+    )
+}
+
 impl Recount<'_> {
     fn find(&mut self, finding: &Finding) {
         match finding {
@@ -225,7 +235,12 @@ impl Recount<'_> {
                 return Ok(());
             }
         };
-        if size != row.applied_bytes {
+        let broken = Self::broken_seal(row, &file)?;
+        if row.state != SegmentState::Untrusted
+            && let Some(broken) = &broken
+        {
+            self.find(&Finding::Differs(format!("segment {}: {broken}", row.id)));
+        } else if size != row.applied_bytes || broken.is_some() {
             match row.state {
                 SegmentState::Whole => self.find(&Finding::Differs(format!(
                     "segment {}: {} has {size} bytes, but was wholly applied at {}",
@@ -234,11 +249,16 @@ impl Recount<'_> {
                     row.applied_bytes
                 ))),
                 SegmentState::Untrusted => self.find(&Finding::Untold(format!(
-                    "segment {}: the last {} bytes of {} are not applied, because it is marked untrusted: {}",
+                    "segment {}: what {} has beyond the {} bytes that were applied is not applied, because it is marked untrusted: {}",
                     row.id,
-                    size - row.applied_bytes,
                     file.path.display(),
+                    row.applied_bytes,
                     row.reason.as_deref().unwrap_or("no reason noted")
+                ))),
+                _ if self.is_set_aside(row) => self.find(&Finding::Untold(set_aside(
+                    &row.id,
+                    &file.path,
+                    size - row.applied_bytes,
                 ))),
                 _ => {
                     self.pending.0 += 1;
@@ -254,6 +274,24 @@ impl Recount<'_> {
         self.verdict.net = self.verdict.net.wrapping_add(tally.net);
         self.compare(row, &file, &tally);
         Ok(())
+    }
+
+    /// Why the file of a segment that is not wholly applied is not what was sealed.
+    fn broken_seal(row: &SegmentRow, file: &SegmentFile) -> Result<Option<String>, VerifyError> {
+        if row.state == SegmentState::Whole {
+            return Ok(None); // Its row says all that its name does.
+        }
+        let applied = Hasher::new_with_initial_len(row.checksum, row.applied_bytes);
+        seal::contradiction(&*file.file, &file.path, &applied)
+            .map_err(VerifyError::io("read", &file.path))
+    }
+
+    /// Whether the segment's only files lie in the quarantine.
+    fn is_set_aside(&self, row: &SegmentRow) -> bool {
+        let found = self.catalog.sealed.get(&row.id);
+        let active = self.active.map(|label| label.number);
+        row.id.number() != active
+            && found.is_some_and(|found| found.iter().all(|file| file.place == Place::Quarantine))
     }
 
     fn not_there(&mut self, row: &SegmentRow, seen: &[PathBuf]) {
@@ -573,12 +611,25 @@ impl Recount<'_> {
                     "{}: not counted here; retention has let go everything up to segment {pruned}",
                     path.display()
                 )));
+            } else if place == Place::Quarantine
+                && id.number().is_some()
+                && !self.is_elsewhere(&id)
+                && let Some(size) = self.disk.size_at(&path).ok().filter(|size| *size > 0)
+            {
+                self.find(&Finding::Untold(set_aside(&id, &path, size)));
             } else if place == Place::Quarantine {
                 self.find(&Finding::Note(format!(
                     "{}: set aside, not counted",
                     path.display()
                 )));
             } else {
+                let opened = self.disk.open_read(&path);
+                let compared =
+                    opened.and_then(|file| seal::contradiction(&*file, &path, &Hasher::new()));
+                if let Ok(Some(broken)) = compared {
+                    self.find(&Finding::Differs(format!("segment {id}: {broken}")));
+                    continue;
+                }
                 let size = match self.disk.open_read(&path).and_then(|file| file.size()) {
                     // Moved on since the listing, or no active file.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -599,6 +650,14 @@ impl Recount<'_> {
                 "pending: {bytes} bytes in {files} files are not applied yet"
             )));
         }
+    }
+
+    /// Whether a file of the segment lies outside the quarantine.
+    fn is_elsewhere(&self, id: &SegmentId) -> bool {
+        let found = self.catalog.sealed.get(id).into_iter().flatten();
+        found
+            .into_iter()
+            .any(|file| file.place != Place::Quarantine)
     }
 
     /// Numbers without file and without row.

@@ -155,6 +155,17 @@ impl ServeConfig {
         }
     }
 
+    /// The port file that flags or config file name, though something else in them may be wrong; `None`
+    /// where the config file cannot be read or is not TOML.
+    pub fn port_file_of(args: &ServeArgs) -> Option<PathBuf> {
+        let in_file = || {
+            let text = crate::data_dir::disk::read_to_string(args.config.as_ref()?).ok()?;
+            let table: toml::Table = text.parse().ok()?;
+            Some(PathBuf::from(table.get("port-file")?.as_str()?))
+        };
+        args.port_file.clone().or_else(in_file)
+    }
+
     /// Flags (with their variables) over the config file `--config` names over defaults.
     pub fn from_args(args: ServeArgs) -> Result<Effective, UsageError> {
         match args.config.clone() {

@@ -391,7 +391,7 @@ mod tests {
         let at = fifo.clone();
         let writer = std::thread::spawn(move || {
             let mut file = std::fs::OpenOptions::new().write(true).open(at)?;
-            std::io::Write::write_all(&mut file, &[b'x'; 200_000])
+            std::io::Write::write_all(&mut file, &vec![b'x'; 200_000])
         });
         assert_eq!(read(&fifo, 60_000).expect("read").len(), 200_000);
         writer.join().expect("no panic").expect("written");

@@ -5,6 +5,7 @@
 //! are opaque (RFC 9110, 5.5). No I/O.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use httparse::{Error, Status};
 
@@ -39,6 +40,8 @@ pub(super) struct Head {
     /// Its lines, each ended by CRLF. What is not UTF-8 in them is U+FFFD, which equals nothing
     /// expected.
     text: String,
+    /// Where the target is in it.
+    target: Range<usize>,
     pub(super) method: Method,
     pub(super) is_http11: bool,
     pub(super) framing: Framing,
@@ -73,39 +76,46 @@ impl Head {
             return malformed("the request target has bytes that must be percent-encoded");
         }
         let is_http11 = request.version == Some(1);
-        let text = String::from_utf8_lossy(&lines[..length]).into_owned();
+        let fields = request.headers.iter();
+        let framing = framing::check(is_http11, fields.map(|field| (field.name, field.value)))?;
+        let method_name = request.method.unwrap_or_default();
+        let start = method_name.len() + 1;
         let head = Self {
-            method: method(request.method.unwrap_or_default()),
+            method: method(method_name),
+            target: start..start + target.len(),
             is_http11,
-            framing: framing::check(is_http11, fields_of(&text))?,
-            text,
+            framing,
+            text: String::from_utf8_lossy(&lines[..length]).into_owned(),
         };
         Ok(Some((head, length)))
     }
 
     /// Method and path as sent, for the log: the query may hold anything.
     pub(super) fn line(&self) -> &str {
-        let method_and_target = self.text.rsplit_once(" HTTP/1.");
-        let line = method_and_target.map_or("", |(line, _)| line);
+        let line = &self.text[..self.target.end];
         line.split('?').next().unwrap_or_default()
     }
 
     /// The request target as sent.
     pub(super) fn target(&self) -> &str {
-        self.text.split(' ').nth(1).unwrap_or_default()
+        &self.text[self.target.clone()]
     }
 
     /// The value of the first field of that name.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        let mut named = fields_of(&self.text).filter(|(field, _)| field.eq_ignore_ascii_case(name));
-        Some(named.next()?.1)
+        let mut start = 0;
+        let mut lines = memchr::memchr_iter(b'\n', self.text.as_bytes()).map(|end| {
+            let line = &self.text[start..end];
+            start = end + 1;
+            line
+        });
+        lines.next();
+        lines.find_map(|line| {
+            let (field, value) = line.split_at_checked(name.len())?;
+            let value = value.strip_prefix(':')?;
+            field.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+        })
     }
-}
-
-/// The fields of a valid head.
-fn fields_of(text: &str) -> impl Iterator<Item = (&str, &str)> {
-    let fields = text.lines().skip(1).filter_map(|line| line.split_once(':'));
-    fields.map(|(name, value)| (name, value.trim_matches([' ', '\t'])))
 }
 
 /// How many bytes of empty lines there are before a request line: they are ignored (RFC 9112, 2.2).

@@ -278,7 +278,7 @@ pub struct Figures {
 /// A step on the I/O thread that takes so long is logged and counted.
 pub const HELD_UP_MIN: Duration = Duration::from_millis(100);
 /// Threads that may block. More would wait for the same database and the same cores.
-const BLOCKING_THREADS: usize = 4;
+const BLOCKING_THREADS: usize = 2;
 /// Requests that may wait for them.
 const BLOCKING_QUEUE_MAX: usize = 4096;
 /// Threads for large bodies, and bodies that may wait for them.

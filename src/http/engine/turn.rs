@@ -36,19 +36,17 @@ impl Turn<'_> {
     /// Has the request handled on this thread.
     pub(super) fn handle(&mut self, request: Request) {
         let line = request.line();
-        let started = Instant::now();
         // Dropped by a panic, the request answers 500.
         let _panicked = catch_unwind(AssertUnwindSafe(|| request.handle()));
-        self.shared.stepped(started, &line);
+        self.shared.stepped(self.now, &line);
     }
 
     /// Has the request admitted or refused by its head; `None` where the handler panics.
     pub(super) fn admit(&mut self, request: &Request) -> Option<Admission> {
-        let started = Instant::now();
         let admit = || self.shared.handler.admit(request);
         let admission = catch_unwind(AssertUnwindSafe(admit));
-        if started.elapsed() >= HELD_UP_MIN {
-            self.shared.stepped(started, &request.line());
+        if self.now.elapsed() >= HELD_UP_MIN {
+            self.shared.stepped(self.now, &request.line());
         }
         admission.ok()
     }

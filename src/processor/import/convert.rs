@@ -10,9 +10,8 @@ use crc32fast::Hasher;
 use flate2::bufread::MultiGzDecoder;
 use serde::de::IgnoredAny;
 
-use super::looks::{HEAD_BYTES, Looks, Other};
 use crate::data_dir::disk::DiskFile;
-use crate::event::{LINE_BYTES_MAX, without_bom};
+use crate::event::{HEAD_BYTES, LINE_BYTES_MAX, Looks, without_bom};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -166,8 +165,10 @@ fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<
         Looks::Gzip => Err(ConvertError::Content(
             "it is compressed with gzip twice; nothing was stored. Unpack it once".to_owned(),
         )),
-        Looks::Other(Other { what, cure }) => Err(ConvertError::Content(format!(
-            "what is compressed in it looks like {what}, not JSON Lines; nothing was stored. Unpack it; {cure}"
+        Looks::Unfit(unfit) => Err(ConvertError::Content(format!(
+            "what is compressed in it looks like {}, not JSON Lines; nothing was stored. Unpack it; {}",
+            unfit.what,
+            unfit.cure(std::path::Path::new("NEW.jsonl"))
         ))),
     }
 }

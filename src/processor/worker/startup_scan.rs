@@ -6,9 +6,9 @@ use std::thread::Builder;
 use std::time::SystemTime;
 
 use super::{
-    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Label, Lost, MISSING, Place, ProcessError,
-    SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail, in_words,
-    retention, settle, topic,
+    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Label, Lost, MISSING, Place, ProcessConfig,
+    ProcessError, SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail,
+    in_words, retention, settle, stand_for, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::QUARANTINE_DIR;
@@ -25,20 +25,23 @@ impl Coordinator {
         let tail = self.journal.tail();
         self.since = tail.number;
         let pruned = applier.writer.pruned()?;
-        if let Err(error) = retention::finish_at_start(&*self.disk, &self.config, &applier.writer) {
+        let (settled, rows) = applier.writer.applied()?;
+        let tag = self.config.directory_tag();
+        let mut catalog = Catalog::scan_unapplied(&*self.disk, data_dir, tag, &settled.native)
+            .map_err(ProcessError::io("list", data_dir))?;
+        let writer = &applier.writer;
+        if let Err(error) =
+            retention::finish_at_start(&*self.disk, &self.config, &mut catalog, writer)
+        {
             self.board
                 .health
                 .set(retention::RETENTION, in_words(&error));
         }
-        let catalog = Catalog::scan(&*self.disk, data_dir, self.config.directory_tag())
-            .map_err(ProcessError::io("list", data_dir))?;
         for dir in &catalog.dirs {
             self.disk
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
-        let numbers = applier.writer.numbers()?;
-        let rows = applier.writer.unfinished()?;
         let board = &mut self.board;
         board.sealed.clear();
         board.lost.clear();
@@ -46,23 +49,13 @@ impl Coordinator {
         board.active = tail.number;
         board.pruned = pruned.number;
         self.journal.reserve_up_to(pruned.number);
-        for range in numbers.ranges() {
-            if *range.start() <= pruned.number + 1 {
-                self.journal.reserve_up_to(*range.end());
-            } else {
-                range
-                    .clone()
-                    .for_each(|number| self.journal.reserve(number));
-            }
-        }
+        self.journal.reserve_all(&settled.native);
+        self.journal.reserve_all(&catalog.numbers());
+        let unfinished = rows.iter().filter_map(|row| row.id.number());
+        self.journal.reserve_all(&unfinished.collect());
         for (id, found) in &catalog.sealed {
             let row = rows.iter().find(|row| row.id == *id);
-            // A row that is not among the unfinished ones is that of a whole segment.
-            let is_whole = row.is_none()
-                && match id {
-                    SegmentId::Ours(number) => numbers.contains(*number),
-                    SegmentId::Elsewhere(_) => applier.writer.segment(id)?.is_some(),
-                };
+            let is_whole = settled.contains(id);
             if !is_whole
                 && row.is_none()
                 && id.number().is_some_and(|number| number <= pruned.number)
@@ -78,9 +71,6 @@ impl Coordinator {
             let mut claims = settle(&*self.disk, found, row.as_ref());
             self.against_active(id, &mut claims);
             self.leave_rivals(id, &claims, row.as_ref())?;
-            if let Some(number) = id.number() {
-                self.journal.reserve(number);
-            }
             let Some(usable) = claims.usable else {
                 continue;
             };
@@ -117,11 +107,18 @@ impl Coordinator {
         rows: &[SegmentRow],
     ) -> Result<(), ProcessError> {
         let active = self.board.active;
-        let is_there = |id: &SegmentId| catalog.sealed.contains_key(id);
+        let is_there = |id: &SegmentId| {
+            let row = rows.iter().find(|row| row.id == *id);
+            let found = catalog.sealed.get(id);
+            found.is_some_and(|found| stand_for(&*self.disk, found, row))
+                || id
+                    .number()
+                    .is_some_and(|number| catalog.archived.contains(number))
+        };
         let numbers = applier.writer.numbers()?;
         let unfinished: BTreeSet<u64> = rows.iter().filter_map(|row| row.id.number()).collect();
         let pruned = applier.writer.pruned()?.number;
-        self.missing = gaps(pruned + 1, active, numbers.ranges().iter().cloned())
+        self.missing = gaps(pruned + 1, active, numbers.ranges())
             .filter(|&number| !is_there(&SegmentId::Ours(number)))
             .take(MISSING_MAX)
             .collect();
@@ -183,32 +180,10 @@ impl Coordinator {
     }
 
     pub(super) fn tell_missing(&self) {
-        let (health, missing) = (&self.board.health, &self.missing);
-        let Some(first) = missing.first() else {
-            return health.clear(MISSING);
-        };
-        let segments = if missing.len() == 1 {
-            "segment"
-        } else {
-            "segments"
-        };
-        let named = ranges(missing);
-        let data_dir = self.config.data_dir.display();
-        let tag = Tag {
-            directory: self.config.directory_tag(),
-            token: 0,
-        };
-        let label = Label {
-            number: *first,
-            tag,
-        };
-        let stand_in = sealed_file_name(label, SystemTime::now());
-        health.set(
-            MISSING,
-            format!(
-                "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {data_dir}. Or accept that it is gone: put an empty file {stand_in} (each under its number) into {data_dir}/{QUARANTINE_DIR} and restart"
-            ),
-        );
+        match missing_in_words(&self.missing, &self.config) {
+            Some(words) => self.board.health.set(MISSING, words),
+            None => self.board.health.clear(MISSING),
+        }
     }
 
     /// Counts the lines that wait, so that the ledger balances from the start.
@@ -294,4 +269,31 @@ pub(super) fn count_lines(
     let file = disk.open_read(path)?;
     let size = file.size()?;
     lines::count(&*file, from.min(size), size)
+}
+
+/// That segments are missing, and what to do; `None` if none is.
+pub(in crate::processor) fn missing_in_words(
+    missing: &BTreeSet<u64>,
+    config: &ProcessConfig,
+) -> Option<String> {
+    let first = missing.first()?;
+    let segments = if missing.len() == 1 {
+        "segment"
+    } else {
+        "segments"
+    };
+    let named = ranges(missing);
+    let data_dir = config.data_dir.display();
+    let tag = Tag {
+        directory: config.directory_tag(),
+        token: 0,
+    };
+    let label = Label {
+        number: *first,
+        tag,
+    };
+    let stand_in = sealed_file_name(label, SystemTime::now());
+    Some(format!(
+        "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {data_dir}, from a backup or from {QUARANTINE_DIR}/. Or accept that it is gone: put an empty file {stand_in} (each under its number, and in place of the one that lies there) into {data_dir}/{QUARANTINE_DIR} and restart"
+    ))
 }
