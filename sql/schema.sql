@@ -38,9 +38,9 @@ CREATE TABLE segment (
     state           TEXT    NOT NULL CHECK (state IN (
                         'active',                              -- the server appends to it
                         'sealed',                              -- complete, not fully applied yet
-                        'whole',                               -- fully applied
-                        'untrusted',                           -- the file was changed after it was applied; the rest is not applied
-                        'lost')),                              -- the file was deleted before it was fully applied
+                        'applied',                               -- fully applied
+                        'corrupt',                           -- the file was changed after it was applied; the rest is not applied
+                        'missing')),                              -- the file was deleted before it was fully applied
     applied_bytes   INTEGER NOT NULL CHECK (applied_bytes >= 0),   -- bytes from the start of the file that are applied
     checksum        INTEGER NOT NULL CHECK (checksum BETWEEN 0 AND 4294967295), -- CRC-32 (IEEE) of those bytes
     lines           INTEGER NOT NULL DEFAULT 0 CHECK (lines = events + duplicates + rejected), -- lines in those bytes, without empty lines
@@ -50,17 +50,17 @@ CREATE TABLE segment (
     net_check       INTEGER NOT NULL DEFAULT 0,                -- sum of the counted events' micros modulo 2^64, as a signed number; for verify
     id_events       INTEGER NOT NULL DEFAULT 0 CHECK (id_events BETWEEN 0 AND events), -- of the counted events, those with an id
     id_net_check    INTEGER NOT NULL DEFAULT 0,                -- the part of net_check from events with an id
-    ids_let_go      INTEGER NOT NULL DEFAULT 0 CHECK (ids_let_go BETWEEN 0 AND id_events), -- ids of this segment no longer in event_id
-    untrusted_bytes INTEGER NOT NULL DEFAULT 0 CHECK (untrusted_bytes >= 0), -- bytes that are not applied because the file is corrupt
-    untrusted_lines INTEGER NOT NULL DEFAULT 0 CHECK (untrusted_lines >= 0), -- lines in those bytes
+    ids_expired      INTEGER NOT NULL DEFAULT 0 CHECK (ids_expired BETWEEN 0 AND id_events), -- ids of this segment no longer in event_id
+    corrupt_bytes INTEGER NOT NULL DEFAULT 0 CHECK (corrupt_bytes >= 0), -- bytes that are not applied because the file is corrupt
+    corrupt_lines INTEGER NOT NULL DEFAULT 0 CHECK (corrupt_lines >= 0), -- lines in those bytes
     reason          TEXT,                                      -- why the segment is corrupt or missing
     created_at_ms   INTEGER NOT NULL,                          -- when this row was inserted
     applied_at_ms   INTEGER,                                   -- when bytes were last applied
-    whole_at_ms     INTEGER CHECK ((whole_at_ms IS NOT NULL) = (state = 'whole')) -- when the last byte was applied
+    completed_at_ms     INTEGER CHECK ((completed_at_ms IS NOT NULL) = (state = 'applied')) -- when the last byte was applied
 ) STRICT;
 
 -- Segments that are not fully applied, without reading all rows.
-CREATE INDEX segment_unfinished ON segment (key) WHERE state <> 'whole';
+CREATE INDEX segment_unfinished ON segment (key) WHERE state <> 'applied';
 
 CREATE TABLE rejected_line (
     -- Lines that were not counted: invalid, with the id of a different event, or overflowing a total.
@@ -109,7 +109,7 @@ CREATE TABLE applied_sum (
     events          INTEGER NOT NULL DEFAULT 0 CHECK (events >= 0),        -- their counted events
     duplicates      INTEGER NOT NULL DEFAULT 0 CHECK (duplicates >= 0),    -- their duplicates
     rejected        INTEGER NOT NULL DEFAULT 0 CHECK (rejected >= 0),      -- their rejected lines
-    untrusted_lines INTEGER NOT NULL DEFAULT 0 CHECK (untrusted_lines >= 0) -- their lines that are not applied because the file is corrupt
+    corrupt_lines INTEGER NOT NULL DEFAULT 0 CHECK (corrupt_lines >= 0) -- their lines that are not applied because the file is corrupt
 ) STRICT;
 INSERT INTO applied_sum (one) VALUES (1);
 
@@ -131,27 +131,27 @@ SELECT user_id,
        revenue_micros                                                     -- in millionths, exact
 FROM user_total;
 
-CREATE VIEW segment_progress (name, state, lines, events, duplicates, rejected, untrusted_lines, applied_bytes, applied_at, reason) AS
+CREATE VIEW segment_progress (name, state, lines, events, duplicates, rejected, corrupt_lines, applied_bytes, applied_at, reason) AS
 -- For people: the segments and their lines, the newest first.
 -- lines = events (counted) + duplicates (of an id that was counted before) + rejected (see rejected_line).
-SELECT name, state, lines, events, duplicates, rejected, untrusted_lines, applied_bytes,
+SELECT name, state, lines, events, duplicates, rejected, corrupt_lines, applied_bytes,
        strftime('%Y-%m-%dT%H:%M:%fZ', applied_at_ms / 1000.0, 'unixepoch'), -- when bytes were last applied
        reason                                                             -- why the segment is corrupt or missing
 FROM segment
 ORDER BY state = 'active' DESC, created_at_ms DESC, abs(key) DESC;
 
-CREATE VIEW ledger (lines, applied, duplicates, rejected, untrusted) AS
+CREATE VIEW ledger (lines, applied, duplicates, rejected, corrupt) AS
 -- For people: all lines that the processor has read, by what happened to them.
--- `lines = applied + duplicates + rejected + untrusted`.
-SELECT s.lines + s.untrusted + a.lines + a.untrusted_lines + p.lines,
+-- `lines = applied + duplicates + rejected + corrupt`.
+SELECT s.lines + s.corrupt + a.lines + a.corrupt_lines + p.lines,
        s.events + a.events + p.events,
        s.duplicates + a.duplicates + p.duplicates,
        s.rejected + a.rejected + p.rejected,
-       s.untrusted + a.untrusted_lines
+       s.corrupt + a.corrupt_lines
 FROM pruned AS p,
      applied_sum AS a,
      (SELECT coalesce(sum(lines), 0) AS lines, coalesce(sum(events), 0) AS events,
              coalesce(sum(duplicates), 0) AS duplicates, coalesce(sum(rejected), 0) AS rejected,
-             coalesce(sum(untrusted_lines), 0) AS untrusted
+             coalesce(sum(corrupt_lines), 0) AS corrupt
       FROM segment
-      WHERE state <> 'whole') AS s;
+      WHERE state <> 'applied') AS s;

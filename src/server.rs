@@ -24,11 +24,11 @@ use crate::data_dir::{DIRECTORY_FILE, Directory, PROCESS_LOCK, SERVE_LOCK};
 use crate::health::Health;
 use crate::http;
 use crate::journal::{Committer, JournalConfig};
-use crate::notify;
 use crate::processor::{self, ProcessConfig, Processor};
 use crate::progress::{Applies, Progress};
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 use crate::store::{self, DATABASE_FILE, Readers};
+use crate::systemd;
 
 /// Bytes that may wait for the disk; past them clients are asked to come again.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
@@ -96,14 +96,14 @@ impl Server {
     }
 
     /// Serves until somebody asks to stop; SIGHUP reads the tokens again meanwhile.
-    pub fn until(&self, stop: &Stop, reloads: &Receiver<()>) {
+    pub fn until(&self, stop: &Shutdown, reloads: &Receiver<()>) {
         loop {
             select! {
                 recv(stop.channel()) -> _ => break,
                 recv(reloads) -> _ => self.parts.reload_tokens(),
             }
         }
-        notify::stopping();
+        systemd::stopping();
         tracing::info!("stopping: answering what was accepted, sealing, applying");
     }
 
@@ -179,7 +179,7 @@ impl Parts {
         if let Some(path) = &config.port_file {
             self.port_file = Some(PortFile::write(path, address)?);
         }
-        notify::ready();
+        systemd::ready();
         Ok(address)
     }
 
@@ -336,17 +336,17 @@ fn http_config(config: &ServeConfig) -> http::HttpConfig {
 fn process_config(config: &ServeConfig) -> ProcessConfig {
     let mut process = ProcessConfig::new(&config.data_dir);
     process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
-    process.flush_every = config.flush_every.unwrap_or(process.flush_every);
-    process.retain_for = config.retain_for;
-    process.keep_ids = config.keep_ids;
+    process.flush_interval = config.flush_interval.unwrap_or(process.flush_interval);
+    process.retention = config.retention;
+    process.dedup_window = config.dedup_window;
     process
 }
 
 fn journal_config(config: &ServeConfig, locks: &Locks) -> JournalConfig {
     JournalConfig {
-        rotate_every: config.rotate_every,
-        rotate_bytes: config.rotate_bytes,
-        check_every: CHECK_EVERY.min(config.flush_every.unwrap_or(CHECK_EVERY)),
+        rotate_interval: config.rotate_interval,
+        rotate_size: config.rotate_size,
+        check_every: CHECK_EVERY.min(config.flush_interval.unwrap_or(CHECK_EVERY)),
         queue_bytes_max: QUEUE_BYTES_MAX,
         disk_reserve_bytes: config.disk_reserve_bytes,
         disk_bytes_max: config.max_disk_bytes,

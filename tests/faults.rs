@@ -112,7 +112,7 @@ fn a_disk_full_to_the_last_byte_is_507_and_over_by_itself() {
         let scratch = Scratch::new();
         let data = scratch.data();
         let disk = TinyDisk::mount(&data, "8m");
-        let flags = ["--disk-reserve", reserve, "--flush-every", "10ms"];
+        let flags = ["--disk-reserve", reserve, "--flush-interval", "10ms"];
         let server = Server::with(&data, &flags);
         let (mut acked, _) = post_until(&server, "before", |_, n| n == 10);
         assert_eq!(acked.len(), 10);
@@ -150,7 +150,7 @@ fn a_full_disk_under_the_database_stops_only_the_counting() {
     let disk = TinyDisk::mount(&scratch.path().join("tiny"), "1m");
     fs::create_dir(&data).unwrap();
     std::os::unix::fs::symlink(disk.at.join("revenue.db"), data.join("revenue.db")).unwrap();
-    let server = Server::with(&data, &["--flush-every", "10ms"]);
+    let server = Server::with(&data, &["--flush-interval", "10ms"]);
     let (mut acked, _) = post_until(&server, "before", |_, n| n == 10);
     server.flush();
     disk.fill_up(0);
@@ -197,7 +197,7 @@ fn a_database_whose_disk_fails_comes_to_the_same_totals() {
             let (mut acked, _) = post_until(&server, "before", |_, n| n == 5);
             server.stop().expect(0);
             let inject = format!("inject={calls}:error={error}:when=2..24+11");
-            let server = Server::by(&data, &["--flush-every", "10ms"], |args| {
+            let server = Server::by(&data, &["--flush-interval", "10ms"], |args| {
                 let mut command = Command::new("strace");
                 command.args(["-f", "-qq", "-o", arg(&log), "-P", arg(&at), "-e", &inject]);
                 command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
@@ -260,11 +260,11 @@ fn a_clock_that_jumps_an_hour_back_and_forth_changes_nothing() {
         fs::rename(next, &clock).unwrap();
     };
     let flags = [
-        "--rotate-every",
+        "--rotate-interval",
         "20ms",
-        "--retain-for",
+        "--retention",
         "2h",
-        "--keep-ids",
+        "--dedup-window",
         "2h",
     ];
     let server = Server::by(&data, &flags, |args| by_clock(&clock, args));
@@ -376,9 +376,9 @@ fn a_clock_that_is_set_after_the_start_prunes_and_expires_nothing() {
     // Red if files of seconds ago are pruned, or their ids forgotten so that they count again,
     // because a board without a clock began in 1970, or in 1970 again.
     let flags = [
-        ["--rotate-every", "20ms"],
-        ["--retain-for", "10days"],
-        ["--keep-ids", "10days"],
+        ["--rotate-interval", "20ms"],
+        ["--retention", "10days"],
+        ["--dedup-window", "10days"],
     ];
     let scratch = Scratch::new();
     let data = scratch.data();
@@ -466,7 +466,7 @@ fn a_disk_without_inodes_is_named_as_that() {
     let scratch = Scratch::new();
     let disk = TinyDisk::mount(&scratch.path().join("disk"), "16m,nr_inodes=64");
     let data = disk.at.join("data");
-    let flags = ["--flush-every", "10ms", "--disk-reserve", "64KiB"];
+    let flags = ["--flush-interval", "10ms", "--disk-reserve", "64KiB"];
     let server = Server::with(&data, &flags);
     server.accept(event("u", 1));
     server.flush();
@@ -546,7 +546,7 @@ fn a_file_system_that_turns_read_only_acknowledges_nothing_more() {
     let data = scratch.data();
     let (log, active) = (scratch.path().join("strace"), data.join("events.jsonl"));
     let inject = "inject=pwrite64,ftruncate,fdatasync:error=EROFS:when=4+";
-    let server = Server::by(&data, &["--flush-every", "10ms"], |args| {
+    let server = Server::by(&data, &["--flush-interval", "10ms"], |args| {
         let mut command = Command::new("strace");
         command.args([
             "-f",

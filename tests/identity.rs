@@ -710,7 +710,7 @@ fn a_number_far_ahead_does_not_make_verify_count_up_to_it() {
     let name = file.file_name().unwrap().to_str().unwrap();
     let ahead = name.replace("-000001-", "-4294967295-");
     fs::copy(&file, data.join(&ahead)).unwrap();
-    fs::write(data.join("quarantine/lost-18446744073709551615"), "").unwrap();
+    fs::write(data.join("quarantine/missing-18446744073709551615"), "").unwrap();
     let ran = verify(&data).expect(1);
     assert!(ran.stdout.contains("2 to 10001"), "{ran}");
     let ran = process(&data).expect(1);

@@ -46,7 +46,7 @@ fn a_server_names_what_is_no_file_and_applies_the_others() {
         fs::create_dir_all(&data).unwrap();
         let words = odd_things(&data);
         fs::write(data.join("events_zz.jsonl"), event("z", 1)).unwrap();
-        let server = Server::with(&data, &[&["--flush-every", "10ms"], more].concat());
+        let server = Server::with(&data, &[&["--flush-interval", "10ms"], more].concat());
         server.accept(event("u", 1));
         let applies = more.is_empty();
         if applies {

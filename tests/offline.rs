@@ -88,7 +88,7 @@ fn a_link_with_a_relative_target_still_leads_to_its_file_after_it_is_applied() {
         scratch.file("far.jsonl", event("far", 1));
         symlink("../far.jsonl", data.join("events_far.jsonl")).unwrap();
         if by_server {
-            let server = Server::with(&data, &["--flush-every", "10ms"]);
+            let server = Server::with(&data, &["--flush-interval", "10ms"]);
             until(PATIENCE, "it is applied", || {
                 (server.get("/userEvents/far").status == 200).then_some(())
             });

@@ -138,11 +138,11 @@ fn the_locks_on_the_database_are_the_same_whatever_the_server_does() {
     let flags = [
         "--max-disk",
         "3MiB",
-        "--rotate-every",
+        "--rotate-interval",
         "50ms",
-        "--retain-for",
+        "--retention",
         "100ms",
-        "--flush-every",
+        "--flush-interval",
         "10ms",
         "--token-file",
         arg(&tokens),
@@ -232,11 +232,11 @@ fn an_outside_reader_that_comes_and_goes_changes_nothing() {
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = [
-        "--rotate-every",
+        "--rotate-interval",
         "30ms",
-        "--retain-for",
+        "--retention",
         "60ms",
-        "--flush-every",
+        "--flush-interval",
         "10ms",
     ];
     let stop = AtomicBool::new(false);
@@ -275,8 +275,8 @@ fn a_wal_removed_or_replaced_is_noticed_and_nothing_is_lost() {
         for replaced in [false, true] {
             let scratch = Scratch::new();
             let data = scratch.data();
-            let mut flags = vec!["--flush-every", "10ms", "--rotate-every", "20ms"];
-            flags.extend(retain.iter().flat_map(|retain| ["--retain-for", retain]));
+            let mut flags = vec!["--flush-interval", "10ms", "--rotate-interval", "20ms"];
+            flags.extend(retain.iter().flat_map(|retain| ["--retention", retain]));
             let server = Server::with(&data, &flags);
             for _ in 0..6 {
                 applied(&server, event("u", 1));
@@ -482,7 +482,10 @@ fn the_size_of_the_data_directory_is_that_of_its_files() {
     // Red if what is appended, archived or pruned is not followed.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let server = Server::with(&data, &["--rotate-every", "30ms", "--flush-every", "10ms"]);
+    let server = Server::with(
+        &data,
+        &["--rotate-interval", "30ms", "--flush-interval", "10ms"],
+    );
     for _ in 0..5 {
         applied(&server, event("u", 1).repeat(1000));
     }
@@ -506,11 +509,11 @@ fn a_lock_on_the_directory_by_another_job_is_said() {
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = [
-        "--flush-every",
+        "--flush-interval",
         "10ms",
-        "--rotate-every",
+        "--rotate-interval",
         "20ms",
-        "--retain-for",
+        "--retention",
         "1ms",
     ];
     let server = Server::with(&data, &flags);

@@ -2,7 +2,7 @@
 //!
 //! The database lies on the machine's own disk and keeps every commit, as SQLite does with
 //! `synchronous=FULL`; the event files lie on the simulated one. After each end, power cut or kill,
-//! with a second one during the recovery: no segment is called lost or untrusted, which would mean
+//! with a second one during the recovery: no segment is called lost or corrupt, which would mean
 //! that totals hold lines which are gone; once all is applied, totals and ledger are those of an
 //! independent recount of the files, and everything acknowledged is in them once. In some lives
 //! retention is on: the recount then goes over what was removed, too, which must be just what the
@@ -20,7 +20,7 @@ use tallyline::data_dir::segment::{Position, label_in_name, seal_in_name};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Committer, Journal, JournalConfig, KnownSegment, KnownSegments};
 use tallyline::processor::{ProcessConfig, Processor, rebuild};
-use tallyline::progress::{Applies, Progress, Waited};
+use tallyline::progress::{Applies, Progress, WaitOutcome};
 use tallyline::store::{SegmentState, read_directory, read_kept, read_segments};
 
 use super::harness::recount::{Recount, database_at, recount_bytes};
@@ -110,7 +110,7 @@ impl World {
 
     fn processing(&self) -> ProcessConfig {
         let mut processing = ProcessConfig::new(self.dir.path());
-        processing.flush_every = Duration::from_millis(10);
+        processing.flush_interval = Duration::from_millis(10);
         processing.threads = 1;
         processing
     }
@@ -129,8 +129,8 @@ impl World {
         let health = Arc::new(Health::default());
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let config = JournalConfig {
-            rotate_every: None,
-            rotate_bytes: 700,
+            rotate_interval: None,
+            rotate_size: 700,
             check_every,
             queue_bytes_max: 1 << 20,
             disk_reserve_bytes: 0,
@@ -145,10 +145,10 @@ impl World {
             Arc::clone(&health),
         );
         let (journal, committer, recovery) = opened.ok()?;
-        assert_eq!((recovery.lost, recovery.untrusted), (None, None));
+        assert_eq!((recovery.missing, recovery.corrupt), (None, None));
         let progress = Arc::new(Progress::new(Applies::Here));
         let mut processing = self.processing();
-        processing.retain_for = (retention == Retention::On).then_some(Duration::ZERO);
+        processing.retention = (retention == Retention::On).then_some(Duration::ZERO);
         let processor = Processor::start(
             processing,
             shared,
@@ -206,7 +206,7 @@ impl World {
             offset: tail.durable_end,
         };
         let waited = life.progress.wait_applied(end, Instant::now() + PATIENCE);
-        assert_eq!(waited, Waited::Applied, "{:?}", life.health.reasons());
+        assert_eq!(waited, WaitOutcome::Applied, "{:?}", life.health.reasons());
         let (count, gone) = recount_disk(&life.disk);
         let pruned = read_kept(&self.database()).unwrap().1;
         assert!(
@@ -220,7 +220,7 @@ impl World {
         let found = (ledger.lines, ledger.applied, ledger.duplicates);
         assert_eq!(found, (count.lines, count.applied, count.duplicates));
         assert_eq!(ledger.rejected, count.rejected, "rejected");
-        assert_eq!((ledger.pending, ledger.untrusted), (0, 0));
+        assert_eq!((ledger.pending, ledger.corrupt), (0, 0));
         let mut ids = self.acknowledged.clone();
         ids.sort_unstable();
         ids.dedup();
@@ -426,7 +426,7 @@ impl World {
         let dir = self.dir.path();
         let rows = read_segments(&self.database()).unwrap();
         let whole = |number| {
-            let mut whole = rows.iter().filter(|row| row.state == SegmentState::Whole);
+            let mut whole = rows.iter().filter(|row| row.state == SegmentState::Applied);
             whole.any(|row| row.id.number() == Some(number))
         };
         let waits = |name: &str| {

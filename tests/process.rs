@@ -197,7 +197,7 @@ fn a_deleted_database_is_made_again_from_the_files() {
     // Red if the files are not the whole truth, the archive included.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let server = Server::with(&data, &["--rotate-bytes", "4KiB"]);
+    let server = Server::with(&data, &["--rotate-size", "4KiB"]);
     for value in 0..400 {
         server.accept(event(&format!("u{}", value % 13), value));
     }

@@ -181,7 +181,7 @@ fn rejected_lines_are_filtered_by_id_and_position() {
 fn what_was_sent_is_in_the_totals_when_send_ends() {
     // Red if `query` right after `send` shows nothing; here it is applied once an hour, or asked for.
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     let file = scratch.file("e.jsonl", event("u", 1));
     let ran = send(&server, &file, &["--json"]).expect(0);
     assert_eq!(summary(&ran)["applied"], true, "{ran}");
@@ -580,7 +580,7 @@ fn an_archived_file_that_is_gone_shows_as_missing() {
     let gone = first();
     assert_eq!(
         (&gone["state"], &gone["file"]),
-        (&json!("missing"), &Value::Null)
+        (&json!("file_missing"), &Value::Null)
     );
 }
 

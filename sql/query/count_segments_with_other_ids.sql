@@ -2,4 +2,4 @@
 SELECT count(*)
 FROM segment
 LEFT JOIN (SELECT segment AS of, count(*) AS ids FROM event_id GROUP BY segment) AS kept ON kept.of = segment.key
-WHERE coalesce(kept.ids, 0) <> segment.id_events - segment.ids_let_go
+WHERE coalesce(kept.ids, 0) <> segment.id_events - segment.ids_expired

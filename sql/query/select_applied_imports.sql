@@ -1,2 +1,2 @@
 -- The imported files that are fully applied.
-SELECT name FROM segment WHERE key < 0 AND state = 'whole'
+SELECT name FROM segment WHERE key < 0 AND state = 'applied'

@@ -24,7 +24,7 @@ use crate::cli::Span;
 use crate::cli::config::SendConfig;
 use crate::data_dir::segment::Position;
 use crate::event::Event;
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// The first pause before a request is sent again, and the longest.
 pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -44,7 +44,7 @@ pub(super) struct Deliverer<'a> {
     pub(super) config: &'a SendConfig,
     pub(super) ids: &'a IdMaker,
     pub(super) tally: &'a Tally,
-    pub(super) stop: &'a Stop,
+    pub(super) stop: &'a Shutdown,
     pub(super) poster: Poster,
 }
 

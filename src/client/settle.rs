@@ -17,7 +17,7 @@ use super::post::Poster;
 use super::rejects::Refusal;
 use super::state::Record;
 use crate::cli::config::SendConfig;
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// How much of a rejected line the server keeps.
 const REJECTED_LINE_BYTES_MAX: usize = 1024;
@@ -41,7 +41,7 @@ pub enum Applied {
     /// The server applies nothing itself (`--no-process`).
     Elsewhere,
     /// A segment of it is missing or corrupt: it will never be applied.
-    Lost,
+    Gone,
     /// The server did not say, for this reason.
     Unknown(String),
 }
@@ -136,7 +136,12 @@ struct Problem {
 }
 
 /// Waits as long as the configuration says.
-pub(super) fn settle(config: &SendConfig, stop: &Stop, record: &Record, own: OwnLines) -> Settled {
+pub(super) fn settle(
+    config: &SendConfig,
+    stop: &Shutdown,
+    record: &Record,
+    own: OwnLines,
+) -> Settled {
     let mut settled = Settled {
         applied: Applied::NotAsked,
         rejected: Vec::new(),
@@ -177,7 +182,7 @@ pub(super) fn settle(config: &SendConfig, stop: &Stop, record: &Record, own: Own
                 }
                 Err(_) => (Applied::Unknown("it is no tallyline server".into()), true),
             },
-            Ok((410, ..)) => (Applied::Lost, true),
+            Ok((410, ..)) => (Applied::Gone, true),
             Ok((503, body, _)) => {
                 let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
                 match problem.processing {

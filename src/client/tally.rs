@@ -16,7 +16,7 @@ use super::rejects::{Refusal, Rejects};
 use super::settle::OwnLines;
 use super::state::{Record, StateFile, Written};
 use crate::data_dir::segment::Position;
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// The state is written at most this often for the sake of progress.
 const STATE_EVERY: Duration = Duration::from_millis(500);
@@ -50,7 +50,7 @@ impl std::ops::AddAssign for Counts {
 /// The tally of one run.
 pub(super) struct Tally {
     inner: Mutex<Inner>,
-    stop: Stop,
+    stop: Shutdown,
     bar: ProgressBar,
     began: Instant,
 }
@@ -110,7 +110,7 @@ impl Tally {
         rejects: Rejects,
         checksum: Checksum,
         bar: ProgressBar,
-        stop: Stop,
+        stop: Shutdown,
     ) -> Self {
         let now = Instant::now();
         Self {

@@ -52,7 +52,7 @@ impl Bench {
     }
 
     fn send(&self, server: &FakeServer, flags: &[&str]) -> Summary {
-        send(&self.config(server, flags), &Stop::default())
+        send(&self.config(server, flags), &Shutdown::default())
     }
 }
 
@@ -73,7 +73,7 @@ fn numbered(numbers: impl Iterator<Item = u64>) -> String {
 
 fn failure(summary: &Summary) -> String {
     match &summary.verdict {
-        Verdict::Failed(error) => error.to_string(),
+        SendOutcome::Failed(error) => error.to_string(),
         other => panic!("{other:?}"),
     }
 }
@@ -300,7 +300,7 @@ fn refusals_of_an_earlier_attempt_are_not_forgotten() {
 
 /// Sends, asks it to stop at request `at`, and gives the summary.
 fn stopped_at(bench: &Bench, flags: &[&str], at: usize) -> (Summary, FakeServer) {
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     let asked = stop.clone();
     let server = FakeServer::with(move |number, _| {
         if number == at {
@@ -409,17 +409,17 @@ fn gzip_is_told_by_its_content_and_gone_on_with() {
 fn stdin_goes_on_where_its_state_says_if_it_is_the_same() {
     let bench = Bench::new(&events(100));
     let text = events(100);
-    let stream = |text: &str, server: &FakeServer, stop: &Stop| {
+    let stream = |text: &str, server: &FakeServer, stop: &Shutdown| {
         let mut config = bench.config(server, &["--batch", "10", "--connections", "1"]);
         config.state = Some(bench.path("state"));
         let source = Source::stream(std::io::Cursor::new(text.to_owned()), stop).expect("thread");
         let mut summary = bench.send(&FakeServer::new(), &[]);
         summary.counts = Counts::default();
         summary.verdict =
-            whole(&config, source, stop, &mut summary).unwrap_or_else(Verdict::Failed);
+            whole(&config, source, stop, &mut summary).unwrap_or_else(SendOutcome::Failed);
         summary
     };
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     let asked = stop.clone();
     let one = FakeServer::with(move |number, _| {
         if number == 4 {
@@ -429,13 +429,16 @@ fn stdin_goes_on_where_its_state_says_if_it_is_the_same() {
     });
     assert!(matches!(
         stream(&text, &one, &stop).verdict,
-        Verdict::Stopped
+        SendOutcome::Stopped
     ));
     let two = FakeServer::new();
-    let other = stream(&numbered(7..99), &two, &Stop::default());
+    let other = stream(&numbered(7..99), &two, &Shutdown::default());
     assert!(failure(&other).contains("is not what its unfinished run began with"));
-    let second = stream(&text, &two, &Stop::default());
-    assert!(matches!(second.verdict, Verdict::Complete), "{second:?}");
+    let second = stream(&text, &two, &Shutdown::default());
+    assert!(
+        matches!(second.verdict, SendOutcome::Complete),
+        "{second:?}"
+    );
     assert_eq!((one.seen().taken.len(), two.seen().taken.len()), (50, 50));
 }
 
@@ -468,14 +471,14 @@ fn nobody_there_and_no_file() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     config.to = format!("http://{}", free.local_addr().expect("bound"));
     drop(free);
-    let summary = send(&config, &Stop::default());
+    let summary = send(&config, &Shutdown::default());
     assert!(
         failure(&summary).contains("refused"),
         "{}",
         failure(&summary)
     );
     config.input = Input::File(bench.path("missing.jsonl"));
-    let summary = send(&config, &Stop::default());
+    let summary = send(&config, &Shutdown::default());
     assert!(
         failure(&summary).contains("missing.jsonl"),
         "{}",
@@ -632,7 +635,7 @@ fn what_is_no_file_of_events_is_refused_by_name_before_anything_is_sent() {
         let path = bench.path("stdin");
         fs::write(&path, bytes).expect("write");
         let stdin = fs::File::open(path).expect("open");
-        let stop = Stop::default();
+        let stop = Shutdown::default();
         let mut summary = bench.send(&server, &["--wait", "0s"]);
         let source = Source::stream(stdin, &stop).expect("thread");
         let mut config = bench.config(&server, &[]);

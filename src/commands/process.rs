@@ -75,7 +75,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     for unusable in &summary.unusable {
         tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
     }
-    let mut words = in_words(&summary, dir);
+    let mut words = describe(&summary, dir);
     for note in notes {
         let _infallible = writeln!(words, "{note}");
     }
@@ -100,7 +100,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-fn in_words(summary: &Summary, dir: &Path) -> String {
+fn describe(summary: &Summary, dir: &Path) -> String {
     let mut text = String::new();
     let counts = &summary.counts;
     let mut line = |words: String| {

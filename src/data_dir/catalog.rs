@@ -72,7 +72,7 @@ pub struct Catalog {
     /// was found: they are not in `sealed`. Empty unless the scan left them out.
     pub archived: Numbers,
     /// Numbers a note in `quarantine/` declares lost.
-    pub lost: BTreeSet<u64>,
+    pub missing: BTreeSet<u64>,
     /// Which data directory it is: segments of another are imported files here.
     directory: DirectoryTag,
     /// Every directory that was looked into: these are fsynced before what was seen is believed.
@@ -125,7 +125,7 @@ impl<'c> Claims<'c> {
 }
 
 /// Why files that claim one number are not applied, and what to do.
-pub fn rivals_in_words(id: &SegmentId, rivals: &[&Found]) -> String {
+pub fn describe_rivals(id: &SegmentId, rivals: &[&Found]) -> String {
     let paths: Vec<String> = rivals
         .iter()
         .map(|found| found.path.display().to_string())
@@ -197,7 +197,7 @@ impl Catalog {
             found.retain(|found| found.place == Place::Applied);
             !found.is_empty()
         });
-        self.lost.clear();
+        self.missing.clear();
         self.scan_beside_archive(disk, data_dir)
     }
 
@@ -221,8 +221,8 @@ impl Catalog {
                 }
             }
         }
-        self.lost.extend(names.iter().filter_map(|(name, _)| {
-            let number = name.strip_prefix(LOST_PREFIX)?.parse::<u64>().ok()?;
+        self.missing.extend(names.iter().filter_map(|(name, _)| {
+            let number = name.strip_prefix(MISSING_PREFIX)?.parse::<u64>().ok()?;
             (number <= SEGMENT_NUMBER_MAX).then_some(number)
         }));
         Ok(())
@@ -248,7 +248,7 @@ impl Catalog {
                 continue;
             };
             match id {
-                SegmentId::Ours(number) if applied.contains(number) => {
+                SegmentId::Native(number) if applied.contains(number) => {
                     if !self.archived.insert(number) || self.sealed.contains_key(&id) {
                         self.claimed_again.insert(number);
                     }
@@ -284,7 +284,7 @@ impl Catalog {
     pub fn numbers(&self) -> Numbers {
         let mut numbers = self.archived.clone();
         numbers.extend(self.sealed.keys().filter_map(SegmentId::number));
-        numbers.extend(self.lost.iter().copied());
+        numbers.extend(self.missing.iter().copied());
         numbers
     }
 }
@@ -295,11 +295,11 @@ fn list(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(String, bool)>> {
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))
 }
 
-const LOST_PREFIX: &str = "lost-";
+const MISSING_PREFIX: &str = "missing-";
 
 /// The note that declares segment `number` lost.
-pub(crate) fn lost_note(data_dir: &Path, number: u64) -> PathBuf {
+pub(crate) fn missing_note(data_dir: &Path, number: u64) -> PathBuf {
     data_dir
         .join(QUARANTINE_DIR)
-        .join(format!("{LOST_PREFIX}{number:06}"))
+        .join(format!("{MISSING_PREFIX}{number:06}"))
 }

@@ -261,7 +261,7 @@ pub(crate) fn given_out(disk: &dyn Disk, data_dir: &Path) -> Result<u64, DataDir
 pub(crate) fn is_sealed(catalog: &Catalog, label: Label) -> bool {
     let found = catalog
         .sealed
-        .get(&crate::data_dir::segment::SegmentId::Ours(label.number));
+        .get(&crate::data_dir::segment::SegmentId::Native(label.number));
     found
         .into_iter()
         .flatten()

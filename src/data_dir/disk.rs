@@ -40,7 +40,7 @@ pub trait DiskFile: Send + Sync + 'static {
     fn stat(&self) -> io::Result<FileStat>;
     /// Tells that the first `to` bytes, synced, will not be read again soon: the system need not
     /// keep them in memory. A hint.
-    fn let_go(&self, to: u64);
+    fn release_cache(&self, to: u64);
     /// The length in bytes now.
     fn size(&self) -> io::Result<u64> {
         Ok(self.stat()?.size)
@@ -292,7 +292,7 @@ impl DiskFile for File {
         File::set_len(self, len)
     }
 
-    fn let_go(&self, to: u64) {
+    fn release_cache(&self, to: u64) {
         if let Some(length) = NonZeroU64::new(to) {
             let _no_matter = fadvise(self, 0, Some(length), Advice::DontNeed);
         }

@@ -27,9 +27,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use self::catalog::{
-    APPLIED_DIR, Catalog, Claims, Found, Place, QUARANTINE_DIR, rivals_in_words,
+    APPLIED_DIR, Catalog, Claims, Found, Place, QUARANTINE_DIR, describe_rivals,
 };
-pub(crate) use self::catalog::{SegmentFile, lost_note};
+pub(crate) use self::catalog::{SegmentFile, missing_note};
 pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
 pub(crate) use self::directory::{active_label, first_free, given_out, is_sealed};
 

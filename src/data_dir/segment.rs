@@ -187,17 +187,17 @@ fn digits(text: &str) -> Option<u64> {
 pub enum SegmentId {
     /// A native segment of this data directory, by its number. That two files do not claim one
     /// number is what their tags are compared for.
-    Ours(u64),
+    Native(u64),
     /// An imported file, by its file name.
-    Elsewhere(String),
+    Imported(String),
 }
 
 impl SegmentId {
     /// The number, for one of ours.
     pub fn number(&self) -> Option<u64> {
         match self {
-            Self::Ours(number) => Some(*number),
-            Self::Elsewhere(_) => None,
+            Self::Native(number) => Some(*number),
+            Self::Imported(_) => None,
         }
     }
 
@@ -208,11 +208,11 @@ impl SegmentId {
         if let Some(label) = label_in_name(name)
             && label.tag.directory == directory
         {
-            return Some((Self::Ours(label.number), Some(label.tag)));
+            return Some((Self::Native(label.number), Some(label.tag)));
         }
         let rest = name.strip_suffix(".jsonl")?.strip_prefix("events")?;
         (rest.len() > 1 && rest.starts_with(['-', '_']))
-            .then(|| (Self::Elsewhere(name.to_owned()), None))
+            .then(|| (Self::Imported(name.to_owned()), None))
     }
 }
 
@@ -220,8 +220,8 @@ impl SegmentId {
 impl fmt::Display for SegmentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ours(number) => write!(f, "events-{number:06}"),
-            Self::Elsewhere(name) => f.write_str(name),
+            Self::Native(number) => write!(f, "events-{number:06}"),
+            Self::Imported(name) => f.write_str(name),
         }
     }
 }
@@ -324,9 +324,9 @@ mod tests {
         assert_eq!(time.as_deref(), Some("2026-11-22T06:41:00.123Z"));
         assert_eq!(sealed_at("events_1700000000000.jsonl"), None);
         assert_eq!(sealed_at(ACTIVE_FILE), None);
-        let native = (SegmentId::Ours(42), Some(label(42).tag));
+        let native = (SegmentId::Native(42), Some(label(42).tag));
         assert_eq!(SegmentId::of_file(&name, HERE), Some(native));
-        let imported = (SegmentId::Elsewhere(name.clone()), None);
+        let imported = (SegmentId::Imported(name.clone()), None);
         assert_eq!(SegmentId::of_file(&name, HERE + 1), Some(imported));
         assert_eq!(seal_in_name(&name), None);
         let big = sealed_file_name(label(12_345_678), at);
@@ -342,7 +342,7 @@ mod tests {
         );
         assert_eq!(seal_in_name(&name), Some(seal));
         assert_eq!(sealed_at(&name), time);
-        let native = (SegmentId::Ours(42), Some(label(42).tag));
+        let native = (SegmentId::Native(42), Some(label(42).tag));
         assert_eq!(SegmentId::of_file(&name, HERE), Some(native));
     }
 
@@ -367,7 +367,7 @@ mod tests {
         ] {
             assert_eq!(
                 SegmentId::of_file(name, HERE),
-                Some((SegmentId::Elsewhere(name.to_owned()), None)),
+                Some((SegmentId::Imported(name.to_owned()), None)),
                 "{name}"
             );
         }

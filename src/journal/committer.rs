@@ -187,7 +187,7 @@ impl Writer {
                 pending.answer(result);
                 true
             }
-            Some(Command::Stop) => {
+            Some(Command::Shutdown) => {
                 self.seal_at_stop();
                 false
             }
@@ -234,7 +234,7 @@ impl Writer {
                 }
             }
         }
-        if self.durable_end >= self.config.rotate_bytes && self.may_try() {
+        if self.durable_end >= self.config.rotate_size && self.may_try() {
             let _in_readiness = self.rotate();
         }
     }

@@ -143,9 +143,9 @@ pub type AppendDone = Box<dyn FnOnce(Result<Position, AppendError>) + Send>;
 #[derive(Clone, Debug)]
 pub struct JournalConfig {
     /// Seal the active segment this long after its first line; `None`: never by age.
-    pub rotate_every: Option<Duration>,
+    pub rotate_interval: Option<Duration>,
     /// Seal the active segment once it holds this many bytes.
-    pub rotate_bytes: u64,
+    pub rotate_size: u64,
     /// How often the path, the disk and the age are looked at when nothing else happens.
     pub check_every: Duration,
     /// Bytes that may wait to be written; past it appends are refused as busy.
@@ -163,8 +163,8 @@ impl Default for JournalConfig {
     /// Nothing by itself: no rotation, a look each second, a queue of 64 MiB, no bound on the disk.
     fn default() -> Self {
         Self {
-            rotate_every: None,
-            rotate_bytes: u64::MAX,
+            rotate_interval: None,
+            rotate_size: u64::MAX,
             check_every: Duration::from_secs(1),
             queue_bytes_max: 64 << 20,
             disk_reserve_bytes: 0,
@@ -290,7 +290,7 @@ struct Shared {
 enum Command {
     Append(Pending),
     Rotate(Pending),
-    Stop,
+    Shutdown,
 }
 
 /// A batch and who waits for it. Whatever happens to it, `done` is called exactly once.
@@ -452,7 +452,7 @@ impl Committer {
     /// Commits what waits, seals the active segment and ends the thread. Appends that come later
     /// are told that the server is stopping.
     pub fn stop(self) {
-        drop(self.commands.send(Command::Stop));
+        drop(self.commands.send(Command::Shutdown));
         if self.thread.join().is_err() {
             tracing::error!(
                 "the committer thread panicked; what it had not acknowledged may be lost"

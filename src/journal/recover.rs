@@ -18,7 +18,7 @@ use crc32fast::Hasher;
 use super::{JournalError, KnownSegment, KnownSegments};
 use crate::data_dir::disk::{self, Disk, DiskFile};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Numbers, sealed_file_name};
-use crate::data_dir::{Catalog, QUARANTINE_DIR, lost_note};
+use crate::data_dir::{Catalog, QUARANTINE_DIR, missing_note};
 use crate::data_dir::{Directory, first_free, is_sealed, read_label};
 use crate::timestamp;
 
@@ -28,9 +28,9 @@ pub struct Recovery {
     /// Bytes after the last line end, never acknowledged, and the file that keeps them now.
     pub torn: Option<(u64, PathBuf)>,
     /// The active segment's number whose file was gone though it held acknowledged events.
-    pub lost: Option<u64>,
+    pub missing: Option<u64>,
     /// The number of an active segment shorter than what was applied of it; it was sealed.
-    pub untrusted: Option<u64>,
+    pub corrupt: Option<u64>,
     /// An `events.jsonl` without a label, from another program: the name it is imported under.
     pub imported: Option<PathBuf>,
     /// What is wrong about the segment that `events.jsonl` is, and what was done about it.
@@ -213,7 +213,7 @@ impl Recover<'_> {
         }
         let known = row.is_some_and(|row| row.sealed || row.applied_bytes > durable_end);
         if row.is_some_and(|row| row.applied_bytes > durable_end) {
-            self.recovery.untrusted = Some(label.number);
+            self.recovery.corrupt = Some(label.number);
         }
         self.taken.insert(label.number);
         if passed || known || label.number <= self.known.pruned {
@@ -274,7 +274,7 @@ impl Recover<'_> {
     }
 
     fn is_other_sealed(&self, label: Label) -> bool {
-        let id = crate::data_dir::segment::SegmentId::Ours(label.number);
+        let id = crate::data_dir::segment::SegmentId::Native(label.number);
         let mut found = self.catalog.sealed.get(&id).into_iter().flatten();
         found.any(|found| found.tag != Some(label.tag))
     }
@@ -288,9 +288,9 @@ impl Recover<'_> {
     /// Declares a segment lost that held acknowledged events.
     fn lose(&mut self, label: Label) -> Result<(), JournalError> {
         let row = self.known.row(label.number);
-        write_lost_note(self.disk, self.data_dir, label, row)?;
+        write_missing_note(self.disk, self.data_dir, label, row)?;
         self.taken.insert(label.number);
-        self.recovery.lost = Some(label.number);
+        self.recovery.missing = Some(label.number);
         Ok(())
     }
 
@@ -456,13 +456,13 @@ impl Recover<'_> {
     }
 }
 
-fn write_lost_note(
+fn write_missing_note(
     disk: &dyn Disk,
     data_dir: &Path,
     label: Label,
     row: Option<KnownSegment>,
 ) -> Result<(), JournalError> {
-    let note = lost_note(data_dir, label.number);
+    let note = missing_note(data_dir, label.number);
     let applied_bytes = row.map_or(0, |row| row.applied_bytes);
     let text = format!(
         "Segment {} is lost: {ACTIVE_FILE} was gone or empty at start, though the segment held acknowledged events.\n\

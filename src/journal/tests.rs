@@ -14,8 +14,8 @@ use crate::data_dir::testing::{tag_of, write_active, write_sealed};
 
 fn config() -> JournalConfig {
     JournalConfig {
-        rotate_every: None,
-        rotate_bytes: u64::MAX,
+        rotate_interval: None,
+        rotate_size: u64::MAX,
         check_every: Duration::from_millis(10),
         queue_bytes_max: 1 << 20,
         disk_reserve_bytes: 0,
@@ -150,7 +150,7 @@ fn many_appenders_share_groups_and_every_line_is_there_once() {
         Arc::new(RealDisk),
         dir.path(),
         JournalConfig {
-            rotate_bytes: 500,
+            rotate_size: 500,
             ..config()
         },
         &[],
@@ -197,7 +197,7 @@ fn many_appenders_share_groups_and_every_line_is_there_once() {
 fn age_seals_a_segment_without_any_call() {
     let dir = TempDir::new().expect("a directory");
     let config = JournalConfig {
-        rotate_every: Some(Duration::from_millis(20)),
+        rotate_interval: Some(Duration::from_millis(20)),
         ..config()
     };
     let open = open_with(Arc::new(RealDisk), dir.path(), config, &[]);
@@ -269,7 +269,7 @@ fn an_active_file_that_is_gone_is_lost_and_its_number_not_used_again() {
                 std::fs::write(&path, left).expect("written");
             }
             let first = open(dir.path(), &database);
-            assert_eq!(first.recovery.lost, Some(1), "{left:?}");
+            assert_eq!(first.recovery.missing, Some(1), "{left:?}");
             assert_eq!(
                 append(&first.journal, "x\n").expect("appended"),
                 at(2, LABEL + 2)
@@ -277,7 +277,7 @@ fn an_active_file_that_is_gone_is_lost_and_its_number_not_used_again() {
             first.committer.stop();
             let second = open(dir.path(), &[]);
             assert_eq!(
-                (second.recovery.lost, second.journal.tail().number),
+                (second.recovery.missing, second.journal.tail().number),
                 (None, 3)
             );
         }
@@ -289,7 +289,7 @@ fn an_active_file_shorter_than_applied_is_sealed_and_named() {
     let dir = TempDir::new().expect("a directory");
     write_active(dir.path(), 1, "short\n");
     let open = open(dir.path(), &[row(1, 1000, false)]);
-    assert_eq!(open.recovery.untrusted, Some(1));
+    assert_eq!(open.recovery.corrupt, Some(1));
     assert_eq!(
         (open.journal.tail().number, sealed(dir.path())),
         (2, vec![1])

@@ -59,7 +59,7 @@ pub(super) fn archive(
         return Ok(Archived::RelativeLink);
     }
     let applied = data_dir.join(APPLIED_DIR);
-    let month = applied.join(month(row.whole_at_ms.unwrap_or_else(now_ms)));
+    let month = applied.join(month(row.completed_at_ms.unwrap_or_else(now_ms)));
     let target = month.join(path.file_name().unwrap_or_default());
     let moved = make_dir(disk, data_dir, &applied)
         .and_then(|()| make_dir(disk, &applied, &month))

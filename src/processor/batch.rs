@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::applier::{Applier, Confirmed, Watch, open_sealed};
 use super::archive::{self, Archived};
 use super::import::{Brought, Importer};
-use super::{ProcessConfig, ProcessError, in_words, rebuild, retention};
+use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::DataDirError;
 use crate::data_dir::SegmentFile;
@@ -22,7 +22,7 @@ use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
 use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, Writer};
-use crate::verify::contents::{rivals_in_words, settle, stand_for};
+use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::sums;
 
 /// How long a database that somebody else has locked is waited for.
@@ -179,7 +179,7 @@ impl Run<'_> {
         let writer = &self.applier.writer;
         if let Err(error) = retention::finish_at_start(self.disk, self.config, &mut catalog, writer)
         {
-            tracing::warn!("{}", in_words(&error));
+            tracing::warn!("{}", describe(&error));
         }
         for dir in &catalog.dirs {
             self.disk
@@ -197,21 +197,21 @@ impl Run<'_> {
         let pruned = pruned.number;
         let mut todo = Vec::new();
         for (id, found) in &catalog.sealed {
-            let is_whole = applied.contains(id);
+            let is_applied = applied.contains(id);
             let row = match found[..] {
-                [_] if is_whole => None,
+                [_] if is_applied => None,
                 _ => self.applier.writer.segment(id)?,
             };
             // In the archive, what was let go is nobody's business but the owner's.
-            let let_go =
-                !is_whole && row.is_none() && id.number().is_some_and(|number| number <= pruned);
+            let is_gone =
+                !is_applied && row.is_none() && id.number().is_some_and(|number| number <= pruned);
             let claims = settle(self.disk, found, row.as_ref());
-            if !(claims.rivals.is_empty() || let_go) {
-                let reason = rivals_in_words(self.disk, id, &claims.rivals, row.as_ref());
+            if !(claims.rivals.is_empty() || is_gone) {
+                let reason = describe_rivals(self.disk, id, &claims.rivals, row.as_ref());
                 self.refuse(&claims.rivals[0].path, reason);
             }
             if let Some(found) = claims.usable
-                && (found.place == Place::Incoming || !(let_go || is_whole))
+                && (found.place == Place::Incoming || !(is_gone || is_applied))
             {
                 todo.push(found.clone());
             }
@@ -252,7 +252,7 @@ impl Run<'_> {
                 });
             };
             let brought = match importer.bring_in(&self.applier.writer, file, &mut on_read) {
-                Err(error @ ProcessError::Io(_)) => Brought::Refused(in_words(&error)),
+                Err(error @ ProcessError::Io(_)) => Brought::Refused(describe(&error)),
                 brought => brought?,
             };
             match brought {
@@ -278,22 +278,22 @@ impl Run<'_> {
         if id.number().is_some_and(|number| number <= pruned)
             && self.applier.writer.segment(id)?.is_none()
         {
-            self.refuse(path, retention::was_let_go(path, pruned));
+            self.refuse(path, retention::was_pruned(path, pruned));
             return Ok(());
         }
         let applied = match self.confirm(&segment)? {
             Confirmed::At(applied) => applied,
-            Confirmed::Whole(row) => return self.archive(&segment, place, &row, false),
+            Confirmed::Applied(row) => return self.archive(&segment, place, &row, false),
             Confirmed::Restored(_) => return Ok(()), // confirm() leaves none
             Confirmed::Rival(reason) => {
                 self.refuse(path, reason);
                 return Ok(());
             }
-            Confirmed::Untrusted(untrusted) => {
-                if !untrusted.known {
-                    self.applier.distrust(&segment, &untrusted)?;
+            Confirmed::Corrupt(corrupt) => {
+                if !corrupt.known {
+                    self.applier.mark_corrupt(&segment, &corrupt)?;
                 }
-                self.refuse(path, untrusted.reason);
+                self.refuse(path, corrupt.reason);
                 return Ok(());
             }
         };
@@ -375,7 +375,7 @@ impl Run<'_> {
         let not_opened = matches!(error, ProcessError::Io(DataDirError { action: "open", .. }));
         let refused = Refused {
             path: path.to_owned(),
-            reason: in_words(error),
+            reason: describe(error),
         };
         if not_opened && !named {
             self.summary.unusable.push(refused);

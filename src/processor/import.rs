@@ -270,9 +270,12 @@ impl<'i> Importer<'i> {
     /// A file that is known by its name.
     fn by_name(&self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
-        let id = SegmentId::Elsewhere(content.name.clone());
+        let id = SegmentId::Imported(content.name.clone());
         let row = writer.segment(&id)?;
-        if let Some(row) = row.as_ref().filter(|row| row.state == SegmentState::Whole) {
+        if let Some(row) = row
+            .as_ref()
+            .filter(|row| row.state == SegmentState::Applied)
+        {
             let segment = SegmentFile {
                 id: id.clone(),
                 tag: None,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crc32fast::Hasher;
 
 use super::worker::{MISSING, missing_in_words, topic};
-use super::{ProcessConfig, accounting, in_words};
+use super::{ProcessConfig, accounting, describe};
 use crate::aggregate::lines;
 use crate::data_dir::disk::{Disk, Identity};
 use crate::data_dir::numbers::{MISSING_MAX, gaps};
@@ -23,9 +23,9 @@ use crate::data_dir::segment::{Numbers, Position, SegmentId};
 use crate::data_dir::{self, Catalog, Claims, Found};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
-use crate::progress::{Lost, Progress, Settled};
+use crate::progress::{DeadSegment, Progress, Settled};
 use crate::store::{Readers, SegmentRow, SegmentState, StoreError};
-use crate::verify::contents::{rivals_in_words, settle, stand_for};
+use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::seal;
 
 const DATABASE: &str = "database";
@@ -73,9 +73,9 @@ pub(super) fn run(
                 }
                 unreadable = failed.into_keys().collect();
             }
-            Err(error) => health.set(DATABASE, in_words(&error)),
+            Err(error) => health.set(DATABASE, describe(&error)),
         }
-        progress.wait_until(began + config.flush_every.min(EVERY_MAX));
+        progress.wait_until(began + config.flush_interval.min(EVERY_MAX));
     }
     progress.finish();
 }
@@ -116,7 +116,7 @@ fn round(
     let mut frontier = None;
     let mut failed = BTreeMap::new();
     for (id, found) in &listing.catalog.sealed {
-        let untrusted = row(id).is_some_and(|row| row.state == SegmentState::Untrusted);
+        let corrupt = row(id).is_some_and(|row| row.state == SegmentState::Corrupt);
         let is_applied = applied.contains(id);
         let known_row = if is_applied {
             // In the listing by name are the few that more than one file bears.
@@ -139,10 +139,10 @@ fn round(
             && id.number() == Some(tail.number)
             && found.tag != Some(tail.tag)
         {
-            failed.insert(topic(id), data_dir::rivals_in_words(id, &[found]));
+            failed.insert(topic(id), data_dir::describe_rivals(id, &[found]));
             continue;
         }
-        if let Some(found) = usable.filter(|_| !is_applied && !untrusted) {
+        if let Some(found) = usable.filter(|_| !is_applied && !corrupt) {
             let settled = row(id).map_or(0, |row| row.counts.lines);
             match lines.of_sealed(id, &found.path) {
                 Ok(Some(Sealed {
@@ -160,7 +160,7 @@ fn round(
                 // Named, and the others go on.
                 Err(error) => {
                     let error = ObserveError::Io(found.path.clone(), error);
-                    failed.insert(topic(id), in_words(&error));
+                    failed.insert(topic(id), describe(&error));
                 }
             }
             frontier = frontier.or(id.number());
@@ -181,7 +181,7 @@ fn round(
     lines.forget_applied(&listing);
     lines.listing = Some(listing);
     // What was sealed and applied since the look at the tail has more lines than that.
-    let settled = row(&SegmentId::Ours(tail.number))
+    let settled = row(&SegmentId::Native(tail.number))
         .filter(|row| row.state == SegmentState::Active)
         .map_or(0, |row| row.counts.lines);
     let counted = lines.of_active(&tail).map_err(io)?;
@@ -189,8 +189,8 @@ fn round(
     unaccounted -= settled.saturating_sub(counted).cast_signed();
     ledger.unaccounted = unaccounted;
     let number = frontier.unwrap_or(tail.number);
-    let offset = row(&SegmentId::Ours(number)).map_or(0, |row| row.applied_bytes);
-    let lost: Vec<Lost> = rows.iter().filter_map(lost).collect();
+    let offset = row(&SegmentId::Native(number)).map_or(0, |row| row.applied_bytes);
+    let lost: Vec<DeadSegment> = rows.iter().filter_map(lost).collect();
     let settled = Settled {
         ledger,
         lines: (ledger.settled() + pending).saturating_add_signed(unaccounted),
@@ -236,9 +236,9 @@ fn missing(
         .collect()
 }
 
-fn lost(row: &SegmentRow) -> Option<Lost> {
+fn lost(row: &SegmentRow) -> Option<DeadSegment> {
     let number = row.id.number()?;
-    matches!(row.state, SegmentState::Untrusted | SegmentState::Lost).then_some(Lost {
+    matches!(row.state, SegmentState::Corrupt | SegmentState::Missing).then_some(DeadSegment {
         number,
         applied_bytes: row.applied_bytes,
     })
@@ -352,7 +352,7 @@ impl Lines {
         }
         let claims = settle(&*self.disk, found, row);
         let words = (!claims.rivals.is_empty())
-            .then(|| rivals_in_words(&*self.disk, id, &claims.rivals, row));
+            .then(|| describe_rivals(&*self.disk, id, &claims.rivals, row));
         self.contradictions
             .insert(id.clone(), (looks, words.clone()));
         words

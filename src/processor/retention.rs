@@ -28,7 +28,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{ProcessConfig, ProcessError, in_words};
+use super::{ProcessConfig, ProcessError, describe};
 use crate::aggregate::lines;
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{self, DirHold, Disk};
@@ -100,7 +100,7 @@ impl Retention {
             Err(ProcessError::Store(error)) => return Err(error),
             Err(error) => {
                 self.not_before = Instant::now() + RETRY_AFTER;
-                health.set(RETENTION, in_words(&error));
+                health.set(RETENTION, describe(&error));
             }
         }
         Ok(self.pruned.take())
@@ -201,21 +201,21 @@ impl Retention {
         writer: &mut Writer,
         end: u64,
     ) -> Result<Option<(SegmentRow, u64)>, ProcessError> {
-        let Some(retain_for) = self.config.retain_for else {
+        let Some(retention) = self.config.retention else {
             return Ok(None);
         };
-        let Some(row) = writer.oldest_whole()? else {
+        let Some(row) = writer.oldest_applied()? else {
             return Ok(None);
         };
         let stamps = self.config.clock.stamps();
-        if row.whole_at_ms.is_some_and(|at| !stamps.can_be(at)) {
+        if row.completed_at_ms.is_some_and(|at| !stamps.can_be(at)) {
             // Of a clock that was not set, or set wrongly: its age counts from now.
             writer.restamp_segments(&stamps)?;
             return Ok(None);
         }
         let due_ms = row
-            .whole_at_ms
-            .and_then(|at| at.checked_add(i64::try_from(retain_for.as_millis()).ok()?));
+            .completed_at_ms
+            .and_then(|at| at.checked_add(i64::try_from(retention.as_millis()).ok()?));
         let due = due_ms.is_some_and(|due_ms| due_ms <= stamps.now_ms);
         match row.id.number() {
             Some(number) if due && number < end && number < writer.highest_sealed()? => {
@@ -227,7 +227,7 @@ impl Retention {
 
     /// A step of the walk over all ids.
     fn ids(&mut self, writer: &mut Writer) -> Result<(), ProcessError> {
-        let Some(keep_ids) = self.config.keep_ids else {
+        let Some(dedup_window) = self.config.dedup_window else {
             return Ok(());
         };
         let began = Instant::now();
@@ -239,11 +239,11 @@ impl Retention {
             return Ok(());
         };
         // Times are kept in whole seconds: rounded so that no id goes early.
-        let keep_s = i64::try_from(keep_ids.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
+        let keep_s = i64::try_from(dedup_window.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
         let stamps = self.config.clock.stamps();
         let before_s = stamps.now_ms.div_euclid(1000).saturating_sub(keep_s);
         while began.elapsed() < IDS_STEP_MAX {
-            self.ids = writer.let_ids_go(&self.ids, before_s, &stamps, IDS_AT_ONCE)?;
+            self.ids = writer.expire_ids(&self.ids, before_s, &stamps, IDS_AT_ONCE)?;
             if self.ids.after.is_empty() {
                 break;
             }
@@ -356,7 +356,7 @@ pub(super) fn finish(
     writer: &Writer,
 ) -> Result<Finished, ProcessError> {
     let pruned = writer.pruned()?;
-    for path in files(catalog, &SegmentId::Ours(pruned.number)) {
+    for path in files(catalog, &SegmentId::Native(pruned.number)) {
         let read = |source| ProcessError::io("read", path)(source);
         let file = match disk.open_read(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -390,7 +390,7 @@ pub(super) fn finish_at_start(
     let data_dir = &config.data_dir;
     if let Some(_held) = DirHold::alone(data_dir).map_err(ProcessError::io("hold", data_dir))? {
         finish(disk, catalog, writer)?;
-        if let Some(found) = catalog.sealed.get_mut(&SegmentId::Ours(pruned)) {
+        if let Some(found) = catalog.sealed.get_mut(&SegmentId::Native(pruned)) {
             found.retain(|found| disk.identity(&found.path).is_ok_and(|file| file.is_some()));
         }
     }
@@ -398,7 +398,7 @@ pub(super) fn finish_at_start(
 }
 
 /// Why a file of a number that was let go is not applied.
-pub(super) fn was_let_go(path: &Path, pruned: u64) -> String {
+pub(super) fn was_pruned(path: &Path, pruned: u64) -> String {
     format!(
         "{}: retention has let go everything up to segment {pruned}, and its events are in the totals still, so this file is not applied. Move it away",
         path.display()
@@ -463,7 +463,7 @@ mod tests {
             }
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
             let mut config = ProcessConfig::new(dir.path());
-            config.retain_for = Some(Duration::ZERO);
+            config.retention = Some(Duration::ZERO);
             let config = config.established(&RealDisk).expect("it is read");
             run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
 
@@ -544,7 +544,7 @@ mod tests {
             let fake = Fake::at(applied_at);
             let mut config = ProcessConfig::new(dir.path());
             config.clock = Arc::new(Clock::of(Box::new(fake.clone())));
-            (config.retain_for, config.keep_ids) = (Some(year), Some(year));
+            (config.retention, config.dedup_window) = (Some(year), Some(year));
             let config = config.established(&RealDisk).expect("it is read");
             run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
             let path = dir.path().join(DATABASE_FILE);
@@ -589,7 +589,7 @@ mod tests {
             }
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
             let mut config = ProcessConfig::new(dir.path());
-            config.retain_for = Some(Duration::ZERO);
+            config.retention = Some(Duration::ZERO);
             let config = config.established(&RealDisk).expect("it is read");
             run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
             let path = dir.path().join(DATABASE_FILE);
@@ -633,7 +633,7 @@ mod tests {
         let path = dir.path().join(DATABASE_FILE);
         let mut writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
         let mut config = ProcessConfig::new(dir.path());
-        config.retain_for = Some(Duration::ZERO);
+        config.retention = Some(Duration::ZERO);
         let retention = Retention::new(&config);
         assert!(
             retention
@@ -656,7 +656,7 @@ mod tests {
         };
         assert_eq!((due(2), due(3)), (None, Some(2)));
         let mut later = ProcessConfig::new(dir.path());
-        later.retain_for = Some(Duration::from_hours(1));
+        later.retention = Some(Duration::from_hours(1));
         let later = Retention::new(&later);
         assert!(
             later.due(&mut writer, 3).expect("a read").is_none(),

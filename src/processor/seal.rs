@@ -89,7 +89,7 @@ fn report(recovery: &Recovery) {
             path.display()
         );
     }
-    if let Some(number) = recovery.lost {
+    if let Some(number) = recovery.missing {
         tracing::error!(
             "segment {number} is lost: events.jsonl was gone or empty; see quarantine/"
         );
@@ -103,9 +103,9 @@ fn report(recovery: &Recovery) {
             path.display()
         );
     }
-    if let Some(number) = recovery.untrusted {
+    if let Some(number) = recovery.corrupt {
         tracing::error!(
-            "segment {number} is shorter than what was applied of it; it is set aside as untrusted"
+            "segment {number} is shorter than what was applied of it; it is set aside as corrupt"
         );
     }
 }

@@ -15,9 +15,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub(super) use self::startup_scan::missing_in_words;
-use super::applier::{Applier, Confirmed, Untrusted, Watch, Work, open_sealed};
+use super::applier::{Applier, Confirmed, Corrupt, Watch, Work, open_sealed};
 use super::retention::{self, Retention};
-use super::{ProcessConfig, ProcessError, archive, in_words, rebuild};
+use super::{ProcessConfig, ProcessError, archive, describe, rebuild};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{self, Disk, Identity};
@@ -25,11 +25,11 @@ use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
 use crate::data_dir::{Catalog, Claims, Found, Place};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
-use crate::progress::{Lost, Progress, Settled};
+use crate::progress::{DeadSegment, Progress, Settled};
 use crate::store::{
     Applied, RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent,
 };
-use crate::verify::contents::{rivals_in_words, settle, stand_for};
+use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::sums;
 
 const DATABASE: &str = "database";
@@ -82,11 +82,11 @@ struct Sealed {
 
 /// What is known of the outside, and what is published. Apart from the applier, so that a commit
 /// can be told here.
-struct Board {
+struct PublishedStatus {
     progress: Arc<Progress>,
     health: Arc<Health>,
     sealed: BTreeMap<SegmentId, Sealed>,
-    lost: BTreeMap<u64, Lost>,
+    lost: BTreeMap<u64, DeadSegment>,
     /// Applied bytes of the segments of ours that are not whole.
     applied: BTreeMap<u64, u64>,
     active: u64,
@@ -101,11 +101,11 @@ struct Board {
 }
 
 /// What outlives starting over.
-struct Coordinator {
+struct Worker {
     config: ProcessConfig,
     disk: Arc<dyn Disk>,
     journal: Journal,
-    board: Board,
+    board: PublishedStatus,
     /// Files that were left alone, and why: not looked at again unless they change.
     left_alone: BTreeMap<PathBuf, Identity>,
     /// Numbers below the active one with neither file nor whole row.
@@ -129,13 +129,13 @@ pub(super) fn run(
     mut pool: Pool,
 ) {
     if let Err(error) = rebuild::remove_unfinished(&config.data_dir) {
-        tracing::warn!("{}", in_words(&error));
+        tracing::warn!("{}", describe(&error));
     }
-    let mut coordinator = Coordinator {
+    let mut coordinator = Worker {
         to_check: sums::was_left_open(&config.database()),
         check: None,
         retention: Retention::new(&config),
-        board: Board::new(Arc::clone(progress), Arc::clone(health)),
+        board: PublishedStatus::new(Arc::clone(progress), Arc::clone(health)),
         config,
         disk,
         journal,
@@ -166,8 +166,8 @@ pub(super) fn run(
             },
         };
         if let ProcessError::Overwritten { path } = &failed {
-            tracing::warn!("{}", in_words(&failed));
-            health.set(DATABASE, in_words(&failed));
+            tracing::warn!("{}", describe(&failed));
+            health.set(DATABASE, describe(&failed));
             wait_until_still(path, progress);
             if !is_consistent(path).unwrap_or(false) {
                 discard_wal(path);
@@ -184,12 +184,12 @@ pub(super) fn run(
             ProcessError::Replaced { .. } => pause = PAUSE_MIN,
             // Nothing is wrong yet; what is found then will tell.
             ProcessError::ChangedByOthers { .. } => {
-                tracing::warn!("{}", in_words(&failed));
+                tracing::warn!("{}", describe(&failed));
                 continue;
             }
             _ => {}
         }
-        health.set(DATABASE, in_words(&failed));
+        health.set(DATABASE, describe(&failed));
         progress.wait_until(Instant::now() + pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
@@ -198,11 +198,11 @@ pub(super) fn run(
 
 /// From the beginning of a round to that of the next, when its work came in the time `since` the one
 /// before.
-fn pause(since: Duration, work: Work, flush_every: Duration) -> Duration {
+fn pause(since: Duration, work: Work, flush_interval: Duration) -> Duration {
     let until_full = since.as_nanos() * u128::from(ROUND_BYTES) / u128::from(work.bytes.max(1));
     Duration::from_nanos_u128(until_full)
         .max(work.committing * COMMITTING)
-        .min(flush_every)
+        .min(flush_interval)
 }
 
 /// Waits until another program that writes to the database file is done, as far as can be seen.
@@ -220,7 +220,7 @@ fn wait_until_still(path: &Path, progress: &Progress) {
 
 fn close(applier: Applier<'_>) {
     if let Err(error) = applier.writer.close() {
-        let error = in_words(&error);
+        let error = describe(&error);
         tracing::warn!(
             error,
             "the database was not closed cleanly; nothing is lost"
@@ -228,7 +228,7 @@ fn close(applier: Applier<'_>) {
     }
 }
 
-impl Coordinator {
+impl Worker {
     /// Reads the rows, then applies round by round; `Ok` once told to stop and all is applied.
     fn follow(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         self.start_over(applier)?;
@@ -242,7 +242,7 @@ impl Coordinator {
             if !going_on {
                 return Ok(());
             }
-            let pause = pause(began - last, applier.work, self.config.flush_every);
+            let pause = pause(began - last, applier.work, self.config.flush_interval);
             // Without an end, whoever waits demands a round.
             let due = began.checked_add(pause).unwrap_or(began + PERIOD_MAX);
             last = began;
@@ -316,11 +316,11 @@ impl Coordinator {
         self.active_file(applier, &tail)?;
         self.board.account(&tail);
         self.board.publish();
-        self.let_go(applier)
+        self.prune_and_expire(applier)
     }
 
     /// Retention, unless the database's sums are wrong or not yet known to be right.
-    fn let_go(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+    fn prune_and_expire(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let checking = self
             .check
             .as_ref()
@@ -346,7 +346,7 @@ impl Coordinator {
 
     /// What is durable of the active segment.
     fn active_file(&mut self, applier: &mut Applier<'_>, tail: &Tail) -> Result<(), ProcessError> {
-        let id = SegmentId::Ours(tail.number);
+        let id = SegmentId::Native(tail.number);
         let path = self.config.data_dir.join(ACTIVE_FILE);
         let segment = SegmentFile {
             id,
@@ -368,11 +368,11 @@ impl Coordinator {
                 )
             }
             // Sealed, and perhaps applied, between the look at the tail and now.
-            Confirmed::At(_) | Confirmed::Whole(_) => Ok(()),
+            Confirmed::At(_) | Confirmed::Applied(_) => Ok(()),
             Confirmed::Restored(row) => Ok(applier.note(&row, SegmentState::Active, None)?),
-            Confirmed::Untrusted(Untrusted { reason, .. }) | Confirmed::Rival(reason) => {
+            Confirmed::Corrupt(Corrupt { reason, .. }) | Confirmed::Rival(reason) => {
                 self.board.health.set(&topic(&segment.id), reason);
-                self.seal_untrusted();
+                self.seal_corrupt();
                 Ok(())
             }
         }
@@ -380,7 +380,7 @@ impl Coordinator {
 
     /// The active segment is not what was applied of it: taking goes on in the next one. The
     /// sealed file is then found and marked.
-    fn seal_untrusted(&self) {
+    fn seal_corrupt(&self) {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         self.journal.rotate(Box::new(move |rotated| {
             let _given_up = sender.send(rotated.map(|_| ()));
@@ -388,9 +388,9 @@ impl Coordinator {
         match receiver.recv_timeout(ROTATE_MAX) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the untrusted segment could not be sealed yet");
+                tracing::warn!(%error, "the corrupt segment could not be sealed yet");
             }
-            Err(error) => tracing::warn!(%error, "the untrusted segment was not sealed in time"),
+            Err(error) => tracing::warn!(%error, "the corrupt segment was not sealed in time"),
         }
     }
 }

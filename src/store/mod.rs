@@ -48,7 +48,7 @@ pub use self::segments::{
     RejectedLine, SegmentRow, SegmentState, discard_wal, is_consistent, read_checks,
     read_directory, read_for_recovery, read_kept, read_segments,
 };
-pub use self::snapshot::{IdFate, Proof, UserSum};
+pub use self::snapshot::{IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;
@@ -177,7 +177,7 @@ fn advice(error: &rusqlite::Error) -> &'static str {
             "; check its disk, the space on it, and the limit on file sizes (`ulimit -f`)"
         }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            "; the file is damaged. Stop the server, move it and its -wal and -shm away, and run `tallyline process`, which makes a new one from the kept files; if segments were pruned, only a backup has their totals (`tallyline restore`)"
+            "; the file is damaged. Shutdown the server, move it and its -wal and -shm away, and run `tallyline process`, which makes a new one from the kept files; if segments were pruned, only a backup has their totals (`tallyline restore`)"
         }
         _ => "",
     }

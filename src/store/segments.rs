@@ -20,7 +20,7 @@ const SELECT_DIRECTORY: &str = include_str!("../../sql/query/select_directory.sq
 const SELECT_NUMBERS: &str = include_str!("../../sql/query/select_numbers.sql");
 const SELECT_PRUNED: &str = include_str!("../../sql/query/select_pruned.sql");
 const SELECT_LEDGER: &str = include_str!("../../sql/query/select_ledger.sql");
-const SELECT_OLDEST_WHOLE: &str = include_str!("../../sql/query/select_oldest_whole_segment.sql");
+const SELECT_OLDEST_WHOLE: &str = include_str!("../../sql/query/select_oldest_applied_segment.sql");
 const SELECT_HIGHEST_SEALED: &str = include_str!("../../sql/query/select_highest_sealed.sql");
 const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
 const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
@@ -42,20 +42,20 @@ pub enum SegmentState {
     /// No longer appended to; not wholly applied yet.
     Sealed,
     /// Wholly applied.
-    Whole,
+    Applied,
     /// Its file changed after it was applied from; no more of it is applied.
-    Untrusted,
+    Corrupt,
     /// Its file is gone before it was wholly applied.
-    Lost,
+    Missing,
 }
 
 impl SegmentState {
     const ALL: [Self; 5] = [
         Self::Active,
         Self::Sealed,
-        Self::Whole,
-        Self::Untrusted,
-        Self::Lost,
+        Self::Applied,
+        Self::Corrupt,
+        Self::Missing,
     ];
 
     /// As the database has it.
@@ -63,9 +63,9 @@ impl SegmentState {
         match self {
             Self::Active => "active",
             Self::Sealed => "sealed",
-            Self::Whole => "whole",
-            Self::Untrusted => "untrusted",
-            Self::Lost => "lost",
+            Self::Applied => "applied",
+            Self::Corrupt => "corrupt",
+            Self::Missing => "missing",
         }
     }
 }
@@ -143,15 +143,15 @@ pub struct SegmentRow {
     /// Of the check figure, the part of events with an id.
     pub id_net_check: i64,
     /// Ids of this segment that are no longer kept.
-    pub ids_let_go: u64,
-    /// Bytes not applied because the file is untrusted.
-    pub untrusted_bytes: u64,
+    pub ids_expired: u64,
+    /// Bytes not applied because the file is corrupt.
+    pub corrupt_bytes: u64,
     /// Lines in those bytes.
-    pub untrusted_lines: u64,
-    /// Why it is untrusted or lost.
+    pub corrupt_lines: u64,
+    /// Why it is corrupt or lost.
     pub reason: Option<String>,
     /// When the last byte was applied, milliseconds since 1970 UTC.
-    pub whole_at_ms: Option<i64>,
+    pub completed_at_ms: Option<i64>,
 }
 
 /// The sum of what retention let go.
@@ -181,7 +181,7 @@ pub struct AppliedSum {
     /// Their lines.
     pub counts: Counts,
     /// Their lines that were not applied.
-    pub untrusted_lines: u64,
+    pub corrupt_lines: u64,
 }
 
 impl AppliedSum {
@@ -189,11 +189,11 @@ impl AppliedSum {
     pub fn of<'r>(rows: impl IntoIterator<Item = &'r SegmentRow>) -> Self {
         let mut sum = Self::default();
         for row in rows {
-            if row.state == SegmentState::Whole {
+            if row.state == SegmentState::Applied {
                 sum.segments += 1;
                 sum.native += u64::from(row.key > 0);
                 sum.counts.add(&row.counts);
-                sum.untrusted_lines += row.untrusted_lines;
+                sum.corrupt_lines += row.corrupt_lines;
             }
         }
         sum
@@ -213,8 +213,8 @@ impl AppliedSegments {
     /// Whether it is one of them.
     pub fn contains(&self, id: &SegmentId) -> bool {
         match id {
-            SegmentId::Ours(number) => self.native.contains(*number),
-            SegmentId::Elsewhere(name) => self.imported.contains(name),
+            SegmentId::Native(number) => self.native.contains(*number),
+            SegmentId::Imported(name) => self.imported.contains(name),
         }
     }
 }
@@ -285,7 +285,7 @@ pub fn read_for_recovery(path: &Path, numbers: &[u64]) -> Result<RecoveryRows, S
         let mut rows = unfinished(&snapshot)?;
         for &number in numbers {
             if rows.iter().all(|row| row.id.number() != Some(number)) {
-                rows.extend(one(&snapshot, &SegmentId::Ours(number))?);
+                rows.extend(one(&snapshot, &SegmentId::Native(number))?);
             }
         }
         let mut applied = numbers_in(&snapshot)?;
@@ -498,7 +498,7 @@ fn numbers_in(snapshot: &Connection) -> rusqlite::Result<Numbers> {
 }
 
 /// The whole one of ours with the lowest number.
-pub(super) fn oldest_whole(connection: &Connection) -> rusqlite::Result<Option<SegmentRow>> {
+pub(super) fn oldest_applied(connection: &Connection) -> rusqlite::Result<Option<SegmentRow>> {
     connection
         .prepare_cached(SELECT_OLDEST_WHOLE)?
         .query_row([], read_row)
@@ -547,7 +547,7 @@ fn read_applied_sum(row: &Row<'_>) -> rusqlite::Result<AppliedSum> {
             duplicates: row.get(4)?,
             rejected: row.get(5)?,
         },
-        untrusted_lines: row.get(6)?,
+        corrupt_lines: row.get(6)?,
     })
 }
 
@@ -577,7 +577,7 @@ pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
             duplicates: row.get(2)?,
             rejected: row.get(3)?,
             pending: 0,
-            untrusted: row.get(4)?,
+            corrupt: row.get(4)?,
             unaccounted: 0,
         })
     })
@@ -609,8 +609,8 @@ fn checks(connection: &Connection) -> rusqlite::Result<Checks> {
 
 fn id(key: i64, name: impl FnOnce() -> rusqlite::Result<String>) -> rusqlite::Result<SegmentId> {
     Ok(match u64::try_from(key) {
-        Ok(number) => SegmentId::Ours(number),
-        Err(_) => SegmentId::Elsewhere(name()?),
+        Ok(number) => SegmentId::Native(number),
+        Err(_) => SegmentId::Imported(name()?),
     })
 }
 
@@ -651,11 +651,11 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
         net_check: row.get(10)?,
         id_events: row.get(11)?,
         id_net_check: row.get(12)?,
-        ids_let_go: row.get(13)?,
-        untrusted_bytes: row.get(14)?,
-        untrusted_lines: row.get(15)?,
+        ids_expired: row.get(13)?,
+        corrupt_bytes: row.get(14)?,
+        corrupt_lines: row.get(15)?,
         reason: row.get(16)?,
-        whole_at_ms: row.get(17)?,
+        completed_at_ms: row.get(17)?,
         tag: tag(row, 18)?,
     })
 }

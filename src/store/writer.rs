@@ -67,12 +67,12 @@ pub struct Mark<'a> {
     pub applied_bytes: u64,
     /// The state from now on.
     pub state: SegmentState,
-    /// Why, for an untrusted or lost one.
+    /// Why, for an corrupt or lost one.
     pub reason: Option<&'a str>,
     /// Bytes that will not be applied.
-    pub untrusted_bytes: u64,
+    pub corrupt_bytes: u64,
     /// Lines in them.
-    pub untrusted_lines: u64,
+    pub corrupt_lines: u64,
     /// Now, milliseconds since 1970 UTC.
     pub now_ms: i64,
 }
@@ -299,11 +299,11 @@ impl Writer {
                 mark.state.name(),
                 mark.file_name,
                 mark.reason,
-                mark.untrusted_bytes,
-                mark.untrusted_lines,
+                mark.corrupt_bytes,
+                mark.corrupt_lines,
                 mark.now_ms,
             ])?;
-            if changed == 1 && mark.state == SegmentState::Whole {
+            if changed == 1 && mark.state == SegmentState::Applied {
                 segments::add_to_applied_sum(transaction, row.key)?;
             }
             Ok(changed)

@@ -42,7 +42,7 @@ class Server:
         if os.path.exists(port_file):
             os.remove(port_file)
         command = [self.program, "serve", "--listen", "127.0.0.1:0", "--data-dir", self.data, "--port-file", port_file]
-        command += ["--rotate-every", "100ms", "--flush-every", "50ms"]
+        command += ["--rotate-interval", "100ms", "--flush-interval", "50ms"]
         self.log = open(self.data + ".log", "ab")
         self.process = subprocess.Popen(command, stderr=self.log)
         deadline = time.monotonic() + 60

@@ -68,7 +68,7 @@ def make(args):
     database.execute("UPDATE directory SET uuid = ?", (UUID,))
     database.executemany(
         "INSERT INTO segment (key, name, tag, file_name, state, applied_bytes, checksum, lines, events, net_check,"
-        f" created_at_ms, applied_at_ms, whole_at_ms) VALUES (?, ?, ?, ?, 'whole', ?, ?, 1, 1, {MICROS}, ?, ?, ?)", rows)
+        f" created_at_ms, applied_at_ms, completed_at_ms) VALUES (?, ?, ?, ?, 'applied', ?, ?, 1, 1, {MICROS}, ?, ?, ?)", rows)
     database.execute("UPDATE applied_sum SET segments = ?1, native = ?1, lines = ?1, events = ?1", (args.segments,))
     database.execute("UPDATE pruned SET number = 1, segments = 1, lines = ?1, events = ?1, net_check = ?2, pruned_at_ms = 0",
                      (pruned, pruned * MICROS))

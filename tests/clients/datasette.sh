@@ -36,7 +36,7 @@ same "tables and views, each of them described" "$(jq -c keys "$tmp/shown")" \
 same "the largest first, as people write it" "$(rows user_revenue '.[0] | [.user_id, .revenue, .events, .revenue_micros]')" \
     '["metered",1000.000003,3,1000000003]'
 [[ $(rows user_revenue '.[0].updated_at') =~ ^\"20..-..-..T..:..:..\....Z\"$ ]] || fail "no time that can be read"
-same "the ledger" "$(rows ledger '.[0]')" '{"lines":14,"applied":11,"duplicates":1,"rejected":2,"untrusted":0}'
+same "the ledger" "$(rows ledger '.[0]')" '{"lines":14,"applied":11,"duplicates":1,"rejected":2,"corrupt":0}'
 same "the files, newest first" "$(rows segment_progress 'map([.name, .rejected])')" \
     '[["events_bad.jsonl",2],["events-000001",0]]'
 same "rejected lines by reason" "$(rows reasons 'map([.code, .lines]) | sort')" '[["negative",1],["not_json",1]]'

@@ -155,7 +155,7 @@ check_files() {
         echo "${COMPREPLY[*]}"
     }
     same "tallyline s<Tab>" "$(completes s)" "serve send"
-    same "tallyline serve --rot<Tab>" "$(completes serve --rot)" "--rotate-every --rotate-bytes"
+    same "tallyline serve --rot<Tab>" "$(completes serve --rot)" "--rotate-interval --rotate-size"
     same "tallyline --log-format <Tab>" "$(completes --log-format '')" "text json"
     mandoc -Tlint -Werror tallyline.1 || fail "the manual page has errors"
     mandoc -Tutf8 tallyline.1 | sed 's/.\x08//g' >"$tmp/manual"

@@ -60,7 +60,7 @@ macro_rules! file_calls {
             fn sync_data(&self) -> io::Result<()>;
             fn set_len(&self, len: u64) -> io::Result<()>;
             fn stat(&self) -> io::Result<FileStat>;
-            fn let_go(&self, to: u64);
+            fn release_cache(&self, to: u64);
             fn try_lock(&self) -> io::Result<bool>;
             fn unlock(&self);
         }

@@ -14,9 +14,10 @@ impl Writer {
     /// When the active segment is to be sealed for its age, or what failed is to be tried again.
     pub(super) fn rotation_due(&self) -> Option<Instant> {
         match self.state {
-            State::Open(_) => self
-                .retry_at
-                .or_else(|| self.first_line_at?.checked_add(self.config.rotate_every?)),
+            State::Open(_) => self.retry_at.or_else(|| {
+                self.first_line_at?
+                    .checked_add(self.config.rotate_interval?)
+            }),
             State::Uncreated(_) => self.retry_at,
             State::Poisoned(_) => None,
         }

@@ -56,7 +56,7 @@ impl Importer<'_> {
             match self.own(writer, content, label)? {
                 Own::Decided(brought) => return Ok(brought),
                 Own::Native(name) => {
-                    let id = SegmentId::Ours(label.number);
+                    let id = SegmentId::Native(label.number);
                     let named = content.named(name);
                     return self.copy_in(&named, (0, end), id, Some(label.tag));
                 }
@@ -92,7 +92,7 @@ impl Importer<'_> {
                 label.number
             );
         }
-        let id = SegmentId::Elsewhere(part.to_string());
+        let id = SegmentId::Imported(part.to_string());
         self.copy_in(&content.named(part.to_string()), (start, end), id, None)
     }
 
@@ -114,11 +114,11 @@ impl Importer<'_> {
         let io = || ProcessError::io("read", &content.path);
         let refused = |words| Own::Decided(Brought::Refused(words));
         let file = &*content.file;
-        let id = SegmentId::Ours(label.number);
+        let id = SegmentId::Native(label.number);
         let row = writer.segment(&id)?;
         let pruned = writer.pruned()?.number;
         if row.is_none() && label.number <= pruned {
-            return Ok(refused(retention::was_let_go(&content.path, pruned)));
+            return Ok(refused(retention::was_pruned(&content.path, pruned)));
         }
         let sealed = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
         let usable = settle(self.disk, sealed, row.as_ref())
@@ -144,7 +144,7 @@ impl Importer<'_> {
         });
         let whole = row
             .as_ref()
-            .is_some_and(|row| row.state == SegmentState::Whole);
+            .is_some_and(|row| row.state == SegmentState::Applied);
         let waits = usable.filter(|_| !whole).cloned();
         if let Some(kept) = kept {
             let stat = kept.stat().map_err(io())?;
@@ -182,7 +182,7 @@ impl Importer<'_> {
     /// only be that segment.
     fn is_free(&self, label: Label, sealed: &[Found]) -> bool {
         sealed.is_empty()
-            && !self.catalog.lost.contains(&label.number)
+            && !self.catalog.missing.contains(&label.number)
             && self
                 .directory
                 .is_some_and(|directory| label.number < directory.number)
@@ -221,7 +221,7 @@ impl Importer<'_> {
                 Some(part) if part.label == label => prefixes.push(part.to),
                 Some(_) => {}
                 None => {
-                    let row = writer.segment(&SegmentId::Elsewhere(name))?;
+                    let row = writer.segment(&SegmentId::Imported(name))?;
                     prefixes.extend(row.map(|row| Prefix {
                         length: row.applied_bytes,
                         checksum: row.checksum,
@@ -232,7 +232,7 @@ impl Importer<'_> {
         let longest = longest_prefix(file, content.size, prefixes).map_err(io())?;
         known = known.max((longest, false));
         for (id, found) in &self.catalog.sealed {
-            let SegmentId::Elsewhere(name) = id else {
+            let SegmentId::Imported(name) = id else {
                 continue;
             };
             let Some((_, from)) = Part::imported(name).filter(|part| part.0 == label) else {

@@ -6,9 +6,9 @@ use std::thread::Builder;
 use std::time::SystemTime;
 
 use super::{
-    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Label, Lost, MISSING, Place, ProcessConfig,
+    ACTIVE_FILE, Applier, Catalog, DeadSegment, Disk, Label, MISSING, Place, ProcessConfig,
     ProcessError, SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail,
-    in_words, retention, settle, stand_for, topic,
+    Worker, describe, retention, settle, stand_for, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::QUARANTINE_DIR;
@@ -16,7 +16,7 @@ use crate::data_dir::numbers::{MISSING_MAX, gaps, ranges};
 use crate::data_dir::segment::sealed_file_name;
 use crate::verify::sums;
 
-impl Coordinator {
+impl Worker {
     /// Everything that is known of the database and the directory, from them alone.
     pub(super) fn start_over(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = &self.config.data_dir;
@@ -35,7 +35,7 @@ impl Coordinator {
         {
             self.board
                 .health
-                .set(retention::RETENTION, in_words(&error));
+                .set(retention::RETENTION, describe(&error));
         }
         for dir in &catalog.dirs {
             self.disk
@@ -55,8 +55,8 @@ impl Coordinator {
         self.journal.reserve_all(&unfinished.collect());
         for (id, found) in &catalog.sealed {
             let row = rows.iter().find(|row| row.id == *id);
-            let is_whole = settled.contains(id);
-            if !is_whole
+            let is_applied = settled.contains(id);
+            if !is_applied
                 && row.is_none()
                 && id.number().is_some_and(|number| number <= pruned.number)
             {
@@ -64,8 +64,8 @@ impl Coordinator {
             }
             // Only of the few that more than one file bears, the row is read.
             let row = match found[..] {
-                [_] if is_whole => None,
-                _ if is_whole => applier.writer.segment(id)?,
+                [_] if is_applied => None,
+                _ if is_applied => applier.writer.segment(id)?,
                 _ => row.cloned(),
             };
             let mut claims = settle(&*self.disk, found, row.as_ref());
@@ -75,12 +75,12 @@ impl Coordinator {
                 continue;
             };
             // Of what is applied already, only the move to the archive may be left.
-            if !is_whole || usable.place == Place::Incoming {
+            if !is_applied || usable.place == Place::Incoming {
                 let ahead = id.number() > Some(self.journal.tail().number);
                 let sealed = Sealed {
                     ahead,
-                    whole: is_whole,
-                    counted: is_whole,
+                    whole: is_applied,
+                    counted: is_applied,
                     ..Sealed::new(usable)
                 };
                 self.board.sealed.insert(id.clone(), sealed);
@@ -119,11 +119,11 @@ impl Coordinator {
         let unfinished: BTreeSet<u64> = rows.iter().filter_map(|row| row.id.number()).collect();
         let pruned = applier.writer.pruned()?.number;
         self.missing = gaps(pruned + 1, active, numbers.ranges())
-            .filter(|&number| !is_there(&SegmentId::Ours(number)))
+            .filter(|&number| !is_there(&SegmentId::Native(number)))
             .take(MISSING_MAX)
             .collect();
         let without_file = |number: &u64| {
-            (pruned + 1..active).contains(number) && !is_there(&SegmentId::Ours(*number))
+            (pruned + 1..active).contains(number) && !is_there(&SegmentId::Native(*number))
         };
         self.missing
             .extend(unfinished.iter().copied().filter(without_file));
@@ -133,9 +133,9 @@ impl Coordinator {
         {
             let reason = "its file is gone before it was wholly applied";
             if matches!(row.state, SegmentState::Active | SegmentState::Sealed) {
-                applier.note(row, SegmentState::Lost, Some(reason))?;
+                applier.note(row, SegmentState::Missing, Some(reason))?;
             }
-            if let SegmentId::Elsewhere(name) = &row.id {
+            if let SegmentId::Imported(name) = &row.id {
                 self.board.health.set(
                     &topic(&row.id),
                     format!(
@@ -150,17 +150,17 @@ impl Coordinator {
             let applied_bytes = row.map_or(0, |row| row.applied_bytes);
             self.board.lost.insert(
                 number,
-                Lost {
+                DeadSegment {
                     number,
                     applied_bytes,
                 },
             );
         }
-        // Lost for good, too: what stands for it in the quarantine is never applied.
+        // DeadSegment for good, too: what stands for it in the quarantine is never applied.
         let waits = |id: &SegmentId| self.board.sealed.contains_key(id);
         let given_up = |row: &SegmentRow| match row.state {
-            SegmentState::Untrusted => true,
-            SegmentState::Lost => !waits(&row.id),
+            SegmentState::Corrupt => true,
+            SegmentState::Missing => !waits(&row.id),
             _ => false,
         };
         let given_up: Vec<&SegmentRow> = rows.iter().filter(|row| given_up(row)).collect();
@@ -168,7 +168,7 @@ impl Coordinator {
             if let Some(number) = row.id.number() {
                 self.board.lost.insert(
                     number,
-                    Lost {
+                    DeadSegment {
                         number,
                         applied_bytes: row.applied_bytes,
                     },
@@ -198,9 +198,9 @@ impl Coordinator {
                 .find(|row| row.id == *id)
                 .map_or(0, |row| row.applied_bytes)
         };
-        let untrusted = |id: &SegmentId| {
+        let corrupt = |id: &SegmentId| {
             rows.iter()
-                .any(|row| row.id == *id && row.state == SegmentState::Untrusted)
+                .any(|row| row.id == *id && row.state == SegmentState::Corrupt)
         };
         let mut pending = 0;
         // What was sealed after the look at the tail is counted by the tail.
@@ -209,12 +209,12 @@ impl Coordinator {
             let of_tail = id
                 .number()
                 .is_some_and(|number| of_journal.contains(&number));
-            if !sealed.whole && !of_tail && !untrusted(id) {
+            if !sealed.whole && !of_tail && !corrupt(id) {
                 pending += count_lines(&*self.disk, &sealed.path, done(id)).unwrap_or(0);
             }
             sealed.counted = true;
         }
-        let id = SegmentId::Ours(tail.number);
+        let id = SegmentId::Native(tail.number);
         let from = done(&id).min(tail.durable_end);
         let path = self.config.data_dir.join(ACTIVE_FILE);
         pending += lines::count(&*tail.file, from, tail.durable_end)
@@ -241,7 +241,7 @@ impl Coordinator {
             Ok(Some(words)) => health.set(SUMS, words),
             Ok(None) => health.clear(SUMS),
             Err(error) => {
-                let error = in_words(&error);
+                let error = describe(&error);
                 tracing::warn!(error, "the totals could not be checked");
             }
         };
