@@ -76,7 +76,7 @@
 //!    confirmed by a checksum before work goes on from there. Acknowledged bytes never change.
 //!    ([`data_dir`], [`journal`])
 //! 5. **Nothing silent.** Received = accepted + refused; lines in the files = applied + duplicates +
-//!    rejected + pending + untrusted. Each side is counted where it happens, and what they differ by
+//!    rejected + pending + corrupt. Each side is counted where it happens, and what they differ by
 //!    is published as unaccounted. ([`store::Ledger`])
 //! 6. **Totals do not depend** on thread count, chunking, order or where rotation fell. ([`processor`])
 //! 7. **Everything bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
@@ -91,7 +91,7 @@
 //! | `main` | the start and stop of all others | a signal |
 //! | `committer` | the active file, all of its writes, syncs and rotations | the disk |
 //! | `process` | the database's only writing connection, how far each file is applied | the disk, the database |
-//! | `process-fold-N` | a chunk of lines at a time, their sums | the disk (reading), its queue |
+//! | `process-scan-N` | a chunk of lines at a time, their sums | the disk (reading), its queue |
 //! | `process-check` | nothing: adds the totals up after a start, for readiness | the database (reading) |
 //! | `process-clock` | the clock that says how far applying is behind | nothing |
 //! | `process-observe` | with `--no-process`: the ledger shown, read again now and then | the database (reading) |
@@ -125,7 +125,7 @@
 pub mod client;
 pub mod event;
 pub mod server;
-pub mod stop;
+pub mod shutdown;
 
 pub use self::cli::config;
 
@@ -166,10 +166,6 @@ mod journal;
 #[cfg(feature = "testing")]
 pub mod journal;
 #[cfg(not(feature = "testing"))]
-mod notify;
-#[cfg(feature = "testing")]
-pub mod notify;
-#[cfg(not(feature = "testing"))]
 mod processor;
 #[cfg(feature = "testing")]
 pub mod processor;
@@ -181,6 +177,10 @@ pub mod progress;
 mod store;
 #[cfg(feature = "testing")]
 pub mod store;
+#[cfg(not(feature = "testing"))]
+mod systemd;
+#[cfg(feature = "testing")]
+pub mod systemd;
 #[cfg(not(feature = "testing"))]
 mod timestamp;
 #[cfg(feature = "testing")]

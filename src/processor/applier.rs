@@ -5,30 +5,32 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
 
 use super::clock::Clock;
-use super::import::{self, Looks, Part};
+use super::import::{self, Part};
 use super::{ProcessConfig, ProcessError};
 use crate::aggregate::UserLine;
-use crate::aggregate::pool::{Folded, Pool};
+use crate::aggregate::pool::{Pool, RangeAggregate};
 use crate::aggregate::{lines, scan};
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::{DiskFile, Identity};
+use crate::data_dir::disk::{self as disk, DiskFile, Identity};
 use crate::data_dir::read_label;
-use crate::data_dir::segment::{DirectoryTag, Label, SegmentId, Tag};
-use crate::event::Event;
+use crate::data_dir::segment::{DirectoryTag, Label, Seal, SegmentId, Tag};
+use crate::event::{Event, Looks};
 use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
     StoreError, Writer,
 };
 
+use crate::verify::seal;
+
 /// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
-const LET_GO_BYTES: u64 = 4 << 20;
+const RELEASE_BYTES: u64 = 4 << 20;
 
 /// Told of every commit, and asked whether to wait when the database is locked.
 pub(super) trait Watch {
@@ -45,6 +47,8 @@ struct Follow {
     /// CRC-32 of the applied bytes; its length is how many.
     applied: Hasher,
     confirmed: Identity,
+    /// The sealed file that was compared with what its name says of it.
+    sealed: Option<PathBuf>,
 }
 
 /// Whether work can go on from what is applied.
@@ -52,18 +56,18 @@ pub(super) enum Confirmed {
     /// The prefix is what was applied: this many bytes.
     At(u64),
     /// It is wholly applied already.
-    Whole(SegmentRow),
+    Applied(SegmentRow),
     /// Another segment of that number was applied, or the file is not what its name says: not that
     /// segment, or no JSON Lines. None of it is applied, and why.
     Rival(String),
     /// The file is not what was applied.
-    Untrusted(Untrusted),
-    /// It was untrusted, and is what was applied again.
+    Corrupt(Corrupt),
+    /// It was corrupt, and is what was applied again.
     Restored(SegmentRow),
 }
 
 /// A file that is not what was applied under its name.
-pub(super) struct Untrusted {
+pub(super) struct Corrupt {
     pub(super) applied_bytes: u64,
     pub(super) size: u64,
     pub(super) reason: String,
@@ -98,12 +102,12 @@ impl<'p> Applier<'p> {
         Self::new(config, pool, writer)
     }
 
-    /// Opens it for a run that applies all there is, and then closes it.
-    pub(super) fn open_to_load(
+    /// For a run that applies all there is, and then closes the database.
+    pub(super) fn of(
         config: &ProcessConfig,
         pool: &'p mut Pool,
+        mut writer: Writer,
     ) -> Result<Self, StoreError> {
-        let mut writer = Writer::open_to_load(&config.database())?;
         writer.belong_to(config.directory)?;
         Self::new(config, pool, writer)
     }
@@ -140,6 +144,8 @@ impl<'p> Applier<'p> {
             && follow.applied.total_len() <= stat.size
             // Until the first line is applied, there may have been too little of it to tell.
             && (follow.applied.total_len() > 0 || segment.tag.is_some())
+            && (follow.sealed.as_ref() == Some(&segment.path)
+                || seal::of_path(&segment.path).is_none())
         {
             return Ok(Confirmed::At(follow.applied.total_len()));
         }
@@ -148,19 +154,19 @@ impl<'p> Applier<'p> {
             return Ok(Confirmed::Rival(rival));
         }
         let (applied_bytes, expected) = match &row {
-            Some(row) if row.state == SegmentState::Whole => {
-                return Ok(Confirmed::Whole(row.clone()));
+            Some(row) if row.state == SegmentState::Applied => {
+                return Ok(Confirmed::Applied(row.clone()));
             }
             Some(row) => (row.applied_bytes, row.checksum),
             None => (0, Hasher::new().finalize()),
         };
         let known = row
             .as_ref()
-            .is_some_and(|row| row.state == SegmentState::Untrusted);
+            .is_some_and(|row| row.state == SegmentState::Corrupt);
         let name = format!("segment {} ({})", segment.id, segment.path.display());
-        let untrusted = |reason: String| {
+        let corrupt = |reason: String| {
             let size = stat.size;
-            Ok(Confirmed::Untrusted(Untrusted {
+            Ok(Confirmed::Corrupt(Corrupt {
                 applied_bytes,
                 size,
                 reason,
@@ -168,7 +174,7 @@ impl<'p> Applier<'p> {
             }))
         };
         if stat.size < applied_bytes {
-            return untrusted(format!(
+            return corrupt(format!(
                 "{name}: {applied_bytes} bytes of it were applied, but it has only {}; the totals keep what was applied. Restore the file, or move it to quarantine/",
                 stat.size
             ));
@@ -176,18 +182,24 @@ impl<'p> Applier<'p> {
         let found = lines::checksum(&*segment.file, applied_bytes)
             .map_err(ProcessError::io("read", &segment.path))?;
         if found != expected {
-            return untrusted(format!(
+            return corrupt(format!(
                 "{name}: {applied_bytes} bytes were applied under another content; the totals keep what was applied, the other {} bytes are not applied. Restore the file, or move it to quarantine/",
                 stat.size - applied_bytes
             ));
         }
+        let applied = Hasher::new_with_initial_len(expected, applied_bytes);
+        let broken = seal::contradiction(&*segment.file, &segment.path, &applied)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        if let Some(broken) = broken {
+            return corrupt(format!("segment {}: {broken}", segment.id));
+        }
         if let Some(row) = row.filter(|_| known) {
             return Ok(Confirmed::Restored(row));
         }
-        let applied = Hasher::new_with_initial_len(expected, applied_bytes);
         let follow = Follow {
             applied,
             confirmed: stat.identity,
+            sealed: seal::of_path(&segment.path).map(|_| segment.path.clone()),
         };
         self.follows.insert(segment.id.clone(), follow);
         Ok(Confirmed::At(applied_bytes))
@@ -217,7 +229,7 @@ impl<'p> Applier<'p> {
         let label = read_label(&*segment.file).map_err(io())?;
         let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
             let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
-            if let Some(refusal) = looks.refusal() {
+            if let Some(refusal) = refusal(looks, &segment.path) {
                 return Ok(Some(format!("{path}: {refusal}")));
             }
             let part = Part::of_name(&segment.name());
@@ -259,13 +271,13 @@ impl<'p> Applier<'p> {
         size: u64,
         watch: &mut dyn Watch,
     ) -> Result<(), ProcessError> {
-        let lines_end = lines::last_line_end(&*segment.file, size)
+        let lines_end = disk::last_line_end(&*segment.file, size)
             .map_err(ProcessError::io("read", &segment.path))?
             .max(applied);
         if lines_end < size {
             self.apply(segment, lines_end, RangeEnd::Sealed, watch)?;
         }
-        self.apply(segment, size, RangeEnd::Whole, watch)
+        self.apply(segment, size, RangeEnd::Complete, watch)
     }
 
     /// Applies a confirmed segment up to `to`, in as many transactions as memory asks for. The last
@@ -286,38 +298,38 @@ impl<'p> Applier<'p> {
             };
             let from = follow.applied.total_len();
             let mut checksum = follow.applied.clone();
-            if from >= to && !(first && end == RangeEnd::Whole) {
+            if from >= to && !(first && end == RangeEnd::Complete) {
                 return Ok(());
             }
             first = false;
             let began = Instant::now();
-            let folded = self
+            let aggregate = self
                 .pool
-                .fold(&segment.file, from, to)
+                .scan(&segment.file, from, to)
                 .map_err(ProcessError::io("read", &segment.path))?;
-            checksum.combine(&folded.piece.checksum);
+            checksum.combine(&aggregate.partial.checksum);
             let end = match end {
-                RangeEnd::Whole if folded.to < to => RangeEnd::Sealed,
+                RangeEnd::Complete if aggregate.to < to => RangeEnd::Sealed,
                 end => end,
             };
-            let folded_at = Instant::now();
+            let scanned_at = Instant::now();
             let applied = self.commit(
                 segment,
                 from,
-                &folded,
+                &aggregate,
                 checksum.clone().finalize(),
                 end,
                 watch,
             )?;
-            self.work.bytes += folded.to - from;
-            self.work.committing += folded_at.elapsed();
+            self.work.bytes += aggregate.to - from;
+            self.work.committing += scanned_at.elapsed();
             // Only now: it is committed.
             if let Some(follow) = self.follows.get_mut(&segment.id) {
                 follow.applied = checksum;
             }
-            watch.committed(&segment.id, folded.to, &applied, began.elapsed());
-            if from > 0 && from / LET_GO_BYTES != folded.to / LET_GO_BYTES {
-                segment.file.let_go(folded.to);
+            watch.committed(&segment.id, aggregate.to, &applied, began.elapsed());
+            if from > 0 && from / RELEASE_BYTES != aggregate.to / RELEASE_BYTES {
+                segment.file.release_cache(aggregate.to);
             }
         }
     }
@@ -326,7 +338,7 @@ impl<'p> Applier<'p> {
         &mut self,
         segment: &SegmentFile,
         from: u64,
-        folded: &Folded,
+        aggregate: &RangeAggregate,
         checksum: u32,
         end: RangeEnd,
         watch: &mut dyn Watch,
@@ -337,38 +349,47 @@ impl<'p> Applier<'p> {
                 .size()
                 .map_err(ProcessError::io("look at", &segment.path))
         };
-        if end == RangeEnd::Whole && size()? != folded.to {
+        let sealed = Seal {
+            bytes: aggregate.to,
+            checksum,
+        };
+        let is_sealed = |path| seal::of_path(path).is_none_or(|seal| seal == sealed);
+        if end == RangeEnd::Complete && (size()? != aggregate.to || !is_sealed(&segment.path)) {
+            self.forget(&segment.id);
             return Err(ProcessError::Changed {
                 path: segment.path.clone(),
             });
         }
-        let frozen = folded.users.freeze();
+        let frozen = aggregate.users.freeze();
         let users = frozen.sorted();
         let range = Range {
             segment: &segment.id,
             tag: segment.tag,
             file_name: &segment.name(),
             from,
-            to: folded.to,
+            to: aggregate.to,
             checksum,
             end,
             now_ms: self.clock.now_ms(),
             delta: Delta {
                 users: &users,
-                with_id: &folded.piece.with_id,
-                rejected: &folded.piece.rejected,
-                rejected_count: folded.piece.rejected_count,
-                lines: folded.piece.lines,
+                with_id: &aggregate.partial.with_id,
+                rejected: &aggregate.partial.rejected,
+                rejected_count: aggregate.partial.rejected_count,
+                lines: aggregate.partial.lines,
             },
         };
         let mut source = FileSource {
             file: &*segment.file,
             from,
-            to: folded.to,
+            to: aggregate.to,
         };
         loop {
             match self.writer.apply(&range, &mut source) {
                 Ok(Outcome::Applied(applied)) => {
+                    // Before anybody learns of the commit: what is written to the file from here on is
+                    // not this writer's. Where the look fails, the next one tells.
+                    let _unknown = self.writer.note_written();
                     watch.unlocked();
                     return Ok(applied);
                 }
@@ -391,28 +412,28 @@ impl<'p> Applier<'p> {
         }
     }
 
-    /// Records a file as untrusted: no more of it is applied. Returns the lines that are not.
-    pub(super) fn distrust(
+    /// Records a file as corrupt: no more of it is applied. Returns the lines that are not.
+    pub(super) fn mark_corrupt(
         &mut self,
         segment: &SegmentFile,
-        untrusted: &Untrusted,
+        corrupt: &Corrupt,
     ) -> Result<u64, ProcessError> {
-        let from = untrusted.applied_bytes.min(untrusted.size);
-        let untrusted_lines = lines::count(&*segment.file, from, untrusted.size)
+        let from = corrupt.applied_bytes.min(corrupt.size);
+        let corrupt_lines = lines::count(&*segment.file, from, corrupt.size)
             .map_err(ProcessError::io("read", &segment.path))?;
         self.forget(&segment.id);
         self.writer.mark(&Mark {
             segment: &segment.id,
             tag: segment.tag,
             file_name: &segment.name(),
-            applied_bytes: untrusted.applied_bytes,
-            state: SegmentState::Untrusted,
-            reason: Some(&untrusted.reason),
-            untrusted_bytes: untrusted.size - from,
-            untrusted_lines,
+            applied_bytes: corrupt.applied_bytes,
+            state: SegmentState::Corrupt,
+            reason: Some(&corrupt.reason),
+            corrupt_bytes: corrupt.size - from,
+            corrupt_lines,
             now_ms: self.clock.now_ms(),
         })?;
-        Ok(untrusted_lines)
+        Ok(corrupt_lines)
     }
 
     /// Records that a segment's file is gone, or back.
@@ -429,8 +450,8 @@ impl<'p> Applier<'p> {
             applied_bytes: row.applied_bytes,
             state,
             reason,
-            untrusted_bytes: 0,
-            untrusted_lines: 0,
+            corrupt_bytes: 0,
+            corrupt_lines: 0,
             now_ms: self.clock.now_ms(),
         })?;
         Ok(())
@@ -485,4 +506,24 @@ pub(super) fn open_sealed(
         path: path.to_owned(),
         file,
     })
+}
+
+/// Why such a file in the data directory is not applied, and what to do; `None` for JSON Lines.
+fn refusal(looks: Looks, path: &Path) -> Option<String> {
+    let what = match looks {
+        Looks::Lines => return None,
+        Looks::Unfit(unfit) => {
+            return Some(format!(
+                "it is not JSON Lines but looks like {}, so nothing of it is applied. Move it out of the data directory and {}",
+                unfit.what,
+                unfit.cure(path)
+            ));
+        }
+        Looks::Gzip => "compressed with gzip",
+        Looks::Array => "a JSON array",
+        Looks::Objects => "JSON objects over several lines",
+    };
+    Some(format!(
+        "it is not JSON Lines but looks like {what}, so nothing of it is applied. Move it out of the data directory and name it to `tallyline process FILE` (while no server applies there) or `tallyline send FILE`: both convert it"
+    ))
 }

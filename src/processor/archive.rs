@@ -9,7 +9,7 @@ use std::path::Path;
 use super::ProcessError;
 use crate::data_dir::APPLIED_DIR;
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::Disk;
+use crate::data_dir::disk::{self, Disk};
 use crate::store::SegmentRow;
 use crate::timestamp::{self, now_ms};
 use crate::verify::contents::{is_what_was_applied, other_content};
@@ -21,6 +21,9 @@ pub(super) enum Archived {
     Moved,
     /// A file of its name is there already; it stays where it is.
     NameTaken,
+    /// It is a symbolic link with a relative target, which would lead elsewhere from the archive; it
+    /// stays where it is.
+    RelativeLink,
     /// It is not what was applied under its name; it stays where it is. Why, and what to do.
     OtherContent(String),
 }
@@ -29,7 +32,7 @@ impl Archived {
     /// Why the file stays where it is.
     pub(super) fn refusal(&self) -> Option<&str> {
         match self {
-            Self::Moved => None,
+            Self::Moved | Self::RelativeLink => None,
             Self::NameTaken => {
                 Some("it is applied, but a file of that name is in the archive already")
             }
@@ -51,17 +54,28 @@ pub(super) fn archive(
             .map_err(ProcessError::io("read", &segment.path))?;
         return Ok(Archived::OtherContent(words));
     }
-    let applied = data_dir.join(APPLIED_DIR);
-    let month = applied.join(month(row.whole_at_ms.unwrap_or_else(now_ms)));
-    make_dir(disk, data_dir, &applied)?;
-    make_dir(disk, &applied, &month)?;
     let path = &segment.path;
+    if disk::is_relative_link(path) {
+        return Ok(Archived::RelativeLink);
+    }
+    let applied = data_dir.join(APPLIED_DIR);
+    let month = applied.join(month(row.completed_at_ms.unwrap_or_else(now_ms)));
     let target = month.join(path.file_name().unwrap_or_default());
-    match disk.rename_new(path, &target) {
+    let moved = make_dir(disk, data_dir, &applied)
+        .and_then(|()| make_dir(disk, &applied, &month))
+        .and_then(|()| disk.rename_new(path, &target));
+    match moved {
+        Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             return Ok(Archived::NameTaken);
         }
-        renamed => renamed.map_err(ProcessError::io("archive", path))?,
+        Err(cause) => {
+            return Err(ProcessError::NotArchived {
+                path: path.clone(),
+                archive: month,
+                cause,
+            });
+        }
     }
     // The month's own entry too: a sync of it that failed once is not tried again where it is made.
     for dir in [&month, &applied, data_dir] {
@@ -70,16 +84,10 @@ pub(super) fn archive(
     Ok(Archived::Moved)
 }
 
-fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> Result<(), ProcessError> {
-    let exists = disk
-        .identity(dir)
-        .map_err(ProcessError::io("look at", dir))?
-        .is_some();
-    if !exists {
-        disk.create_dir(dir)
-            .map_err(ProcessError::io("create", dir))?;
-        disk.sync_dir(parent)
-            .map_err(ProcessError::io("sync", parent))?;
+fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> io::Result<()> {
+    if disk.identity(dir)?.is_none() {
+        disk.create_dir(dir)?;
+        disk.sync_dir(parent)?;
     }
     Ok(())
 }

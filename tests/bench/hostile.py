@@ -482,7 +482,7 @@ def final(port, acknowledged):
     flushed, _ = ask(port, "POST", "/flush")
     counted = ask(port, "GET", "/userEvents/polite")[1].get("events", 0)
     status = ask(port, "GET", "/status")[1]
-    parts = ("applied", "duplicates", "rejected", "pending", "untrusted")
+    parts = ("applied", "duplicates", "rejected", "pending", "corrupt")
     if flushed != 200:
         wrong.append(f"/flush {flushed}")
     if counted != acknowledged:

@@ -134,7 +134,7 @@ impl Io {
                         self.advance(key, |connection, turn| connection.answered(turn, &reply));
                     }
                     Message::Room => {}
-                    Message::Stop => self.begin_stop(),
+                    Message::Shutdown => self.begin_stop(),
                 }
             }
             while let Some((key, share)) = self.room.next() {

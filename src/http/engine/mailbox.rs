@@ -21,7 +21,7 @@ pub(super) enum Message {
     /// Room for large bodies was given back.
     Room,
     /// Stop.
-    Stop,
+    Shutdown,
 }
 
 /// Messages for the I/O thread, and the way to wake it.

@@ -150,7 +150,7 @@ pub enum Lane {
     Worker,
 }
 
-/// Proof that this thread may block; [`Request::on_blocking_thread`] gives it, and it cannot leave
+/// Snapshot that this thread may block; [`Request::on_blocking_thread`] gives it, and it cannot leave
 /// that thread.
 #[derive(Debug)]
 pub struct MayBlock(PhantomData<*const ()>);
@@ -384,7 +384,7 @@ impl Engine {
     /// Stops accepting, answers what was accepted, closes all connections, waits for the threads.
     /// Takes at most [`Limits::drain_time`] and a second and a half.
     pub fn stop(self) {
-        self.shared.mailbox.post(Message::Stop);
+        self.shared.mailbox.post(Message::Shutdown);
         let drain_time = self.shared.limits.drain_time;
         let (most, rest) = (drain_time / 4 * 3, drain_time / 4);
         if self.running.recv_timeout(most) == Err(RecvTimeoutError::Timeout) {

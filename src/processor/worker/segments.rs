@@ -1,19 +1,19 @@
-//! Sealed files: found by listing, applied to their end, archived or distrusted.
+//! Sealed files: found by listing, applied to their end, archived or marked_corrupt.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
 
 use super::{
-    Applier, Claims, Confirmed, Coordinator, FILE_RETRY_AFTER, Found, Place, ProcessError, Sealed,
-    SegmentFile, SegmentId, SegmentRow, SegmentState, Tag, Untrusted, archive, in_words,
-    open_sealed, retention, rivals_in_words, settle, topic,
+    Applier, Claims, Confirmed, Corrupt, FILE_RETRY_AFTER, Found, Place, ProcessError, Sealed,
+    SegmentFile, SegmentId, SegmentRow, SegmentState, Tag, Worker, archive, describe,
+    describe_rivals, open_sealed, retention, settle, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::DataDirError;
 use crate::data_dir::disk::Unusable;
 
-impl Coordinator {
+impl Worker {
     /// New sealed files in the directory itself.
     pub(super) fn look_for_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = self.config.data_dir.clone();
@@ -124,7 +124,7 @@ impl Coordinator {
                 self.left_alone.insert(path.clone(), identity);
             }
         }
-        let words = rivals_in_words(&*self.disk, id, &claims.rivals, row);
+        let words = describe_rivals(&*self.disk, id, &claims.rivals, row);
         self.board.health.set(&topic(id), words);
         Ok(())
     }
@@ -225,7 +225,7 @@ impl Coordinator {
             sealed.counted = false;
         }
         sealed.retry_at = Some(Instant::now() + FILE_RETRY_AFTER);
-        self.board.health.set(&topic(id), in_words(error));
+        self.board.health.set(&topic(id), describe(error));
     }
 
     /// Whether nothing is left to be done with the file.
@@ -240,7 +240,7 @@ impl Coordinator {
         let segment = match open_sealed(&*self.disk, id, tag, path) {
             // In the archive: somebody put it there, or the sync after our rename failed.
             Err(ProcessError::Io(DataDirError { source, .. }))
-                if source.kind() == io::ErrorKind::NotFound && self.is_whole(id) =>
+                if source.kind() == io::ErrorKind::NotFound && self.is_applied(id) =>
             {
                 return Ok(true);
             }
@@ -257,23 +257,25 @@ impl Coordinator {
             self.left_alone.insert(path.to_owned(), stat.identity);
             self.board
                 .health
-                .set(&topic(id), retention::was_let_go(path, pruned));
+                .set(&topic(id), retention::was_pruned(path, pruned));
             return Ok(true);
         }
         let start = match applier.confirm(&segment)? {
             Confirmed::At(bytes) => bytes,
-            Confirmed::Whole(row) => {
+            Confirmed::Applied(row) => {
                 return self.archive(applier, &segment, place, &row).map(|()| true);
             }
             Confirmed::Rival(reason) => {
                 return self.leave_rival(&segment, reason).map(|()| true);
             }
-            Confirmed::Untrusted(untrusted) => {
-                return self.distrust(applier, &segment, &untrusted).map(|()| true);
+            Confirmed::Corrupt(corrupt) => {
+                return self
+                    .mark_corrupt(applier, &segment, &corrupt)
+                    .map(|()| true);
             }
             Confirmed::Restored(row) => {
                 applier.note(&row, SegmentState::Sealed, None)?;
-                self.board.restored(id, row.untrusted_lines);
+                self.board.restored(id, row.corrupt_lines);
                 return Ok(false);
             }
         };
@@ -297,32 +299,32 @@ impl Coordinator {
         Ok(true)
     }
 
-    fn is_whole(&self, id: &SegmentId) -> bool {
+    fn is_applied(&self, id: &SegmentId) -> bool {
         let sealed = self.board.sealed.get(id);
         sealed.is_some_and(|sealed| sealed.whole)
     }
 
-    pub(super) fn distrust(
+    pub(super) fn mark_corrupt(
         &mut self,
         applier: &mut Applier<'_>,
         segment: &SegmentFile,
-        untrusted: &Untrusted,
+        corrupt: &Corrupt,
     ) -> Result<(), ProcessError> {
         let stat = segment
             .file
             .stat()
             .map_err(ProcessError::io("look at", &segment.path))?;
-        if untrusted.known {
+        if corrupt.known {
             applier.forget(&segment.id);
         } else {
-            let lines = applier.distrust(segment, untrusted)?;
+            let lines = applier.mark_corrupt(segment, corrupt)?;
             self.board
-                .distrusted(&segment.id, untrusted.applied_bytes, lines);
+                .marked_corrupt(&segment.id, corrupt.applied_bytes, lines);
         }
         self.left_alone.insert(segment.path.clone(), stat.identity);
         self.board
             .health
-            .set(&topic(&segment.id), untrusted.reason.clone());
+            .set(&topic(&segment.id), corrupt.reason.clone());
         Ok(())
     }
 
@@ -340,7 +342,7 @@ impl Coordinator {
         if !counted {
             self.board.found(lines);
         }
-        self.board.distrusted(&segment.id, 0, lines);
+        self.board.marked_corrupt(&segment.id, 0, lines);
         self.left_alone.insert(segment.path.clone(), stat.identity);
         self.board.health.set(&topic(&segment.id), reason);
         Ok(())
@@ -391,6 +393,9 @@ impl Coordinator {
         let has_read = applier.has_read(&row.id, stat.identity, stat.size);
         let data_dir = &self.config.data_dir;
         let archived = archive::archive(&*self.disk, data_dir, segment, row, has_read)?;
+        if archived == archive::Archived::RelativeLink {
+            self.left_alone.insert(segment.path.clone(), stat.identity);
+        }
         if let Some(refusal) = archived.refusal() {
             self.left_alone.insert(segment.path.clone(), stat.identity);
             let words = format!("{}: {refusal}. Move this one away", segment.path.display());
