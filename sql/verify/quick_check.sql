@@ -1,2 +1,2 @@
--- The first damages of the file: pages, records, constraints; one row that says ok if there is none.
+-- Damage that SQLite finds in the file, at most ten rows; one row "ok" if there is none.
 PRAGMA quick_check(10)

@@ -375,7 +375,7 @@ impl Torture {
             let of = usize::try_from(self.random.u64(..SENDERS as u64)).unwrap_or_default();
             let sent = &self.senders[of].with_id;
             let mut place = || {
-                let place = self.random.u64(..sent.len() as u64 + 1);
+                let place = self.random.u64(..=sent.len() as u64);
                 usize::try_from(place).unwrap_or_default()
             };
             let (one, other) = (place(), place());

@@ -184,8 +184,7 @@ def slow_uploads(port):
         for conn in conns:
             conn.sendall(HALF_BODY)
         for conn in conns:
-            conn.settimeout(60)
-            answer = said(conn)
+            answer = said(conn, 60)
             assert answer.startswith(b"HTTP/1.1 408"), answer[:60]
             conn.close()
         yield

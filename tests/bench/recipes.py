@@ -1,4 +1,4 @@
-"""Every copy recipe that data/deploy/README.md names, many times beside a server under load with a rotation each 100 ms:
+"""Every copy recipe that data/docs/operations.md names, many times beside a server under load with a rotation each 100 ms:
 is each restored copy exact, or does `process` or `verify` name what is wrong with it?
 
     python3 tests/bench/recipes.py target/release/tallyline --runs 50

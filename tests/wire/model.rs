@@ -208,6 +208,8 @@ fn request_line(input: &[u8], unfinished: u16) -> Result<RequestLine<'_>, u16> {
         (b"HTTP/1.1" | b"HTTP/1.0", [] | [b'\r']) => Err(unfinished),
         (b"HTTP/1.1" | b"HTTP/1.0", _) => Err(400),
         (start, []) if b"HTTP/1.".starts_with(start) => Err(unfinished),
+        // The line end is what is wrong, not the version.
+        (start, [b'\n', ..]) if b"HTTP/1.".starts_with(start) => Err(400),
         (other, _) if other.starts_with(b"HTTP/") => Err(505),
         _ => Err(400),
     }
