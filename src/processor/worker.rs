@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::applier::{Applier, Confirmed, Untrusted, Watch, Work, open_sealed};
+use super::applier::{
+    Applier, Commit, Confirmed, Opened, Small, Untrusted, Watch, Work, open_sealed, open_together,
+};
 use super::retention::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, in_words, rebuild};
 use crate::aggregate::pool::Pool;
@@ -25,7 +27,7 @@ use crate::data_dir::{Catalog, Claims, Found, Place};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{Lost, Progress, Settled};
-use crate::store::{Applied, RangeEnd, SegmentRow, SegmentState, StoreError};
+use crate::store::{RangeEnd, SegmentRow, SegmentState, StoreError};
 use crate::verify::contents::{rivals_in_words, settle};
 use crate::verify::sums;
 
@@ -267,11 +269,13 @@ impl Coordinator {
         self.board.active = tail.number;
         self.look_for_files(applier)?;
         let ids: Vec<SegmentId> = self.board.sealed.keys().cloned().collect();
-        for id in ids {
-            if self.board.progress.is_stopping() && id.number().is_none() {
+        let mut rest = &ids[..];
+        while let Some(first) = rest.first() {
+            if self.board.progress.is_stopping() && first.number().is_none() {
                 break; // Files from elsewhere have time until the next start.
             }
-            self.sealed_file(applier, &id)?;
+            let done = self.sealed_files(applier, rest)?;
+            rest = &rest[done..];
         }
         self.active_file(applier, &tail)?;
         self.board.account(&tail);

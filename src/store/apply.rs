@@ -16,7 +16,7 @@ mod totals;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, params};
 
 use self::overflow::OneByOne;
 use super::segments::{self, SegmentRow};
@@ -111,6 +111,16 @@ pub enum Outcome {
     Raced,
 }
 
+/// How applying several ranges together ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum OutcomeOfAll {
+    /// All of them are committed; what each did, in their order.
+    Applied(Vec<Applied>),
+    /// The progress of the segment of this range was not at its `from`: nothing was changed, by the
+    /// other ranges neither. Read the rows again.
+    Raced(usize),
+}
+
 /// What one attempt came to, before the commit.
 pub(super) enum Attempt {
     Ready(Applied),
@@ -133,7 +143,7 @@ impl From<rusqlite::Error> for Failure {
 
 /// Steps 3 to 6, inside the transaction; the caller began it and commits it.
 pub(super) fn attempt(
-    transaction: &Transaction<'_>,
+    transaction: &Connection,
     range: &Range<'_>,
     suspects: &HashSet<String>,
     source: &mut dyn Source,
@@ -173,7 +183,7 @@ pub(super) fn attempt(
 }
 
 /// Step 3: the row moves from `from` to `to`, or somebody else was here (`None`).
-fn claim(transaction: &Transaction<'_>, range: &Range<'_>) -> Result<Option<SegmentRow>, Failure> {
+fn claim(transaction: &Connection, range: &Range<'_>) -> Result<Option<SegmentRow>, Failure> {
     let state = range.end.state().name();
     let changed = match segments::one(transaction, range.segment)? {
         Some(row) => transaction.prepare_cached(CLAIM_SEGMENT)?.execute(params![
@@ -263,7 +273,7 @@ impl Refused {
 
 /// Step 6: the first of a segment are kept, in file order.
 fn keep_rejected(
-    transaction: &Transaction<'_>,
+    transaction: &Connection,
     range: &Range<'_>,
     refused: BTreeMap<u64, (&'static str, String)>,
     source: &mut dyn Source,

@@ -250,6 +250,10 @@ impl Disk for MeteredDisk {
         RealDisk.identity(path)
     }
 
+    fn sync_file_system(&self, dir: &Path) -> io::Result<bool> {
+        RealDisk.sync_file_system(dir)
+    }
+
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         RealDisk.free_bytes(dir)
     }

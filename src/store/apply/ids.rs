@@ -1,6 +1,6 @@
 //! Step 4: what has an id is counted if no event of that id was.
 
-use rusqlite::{CachedStatement, Connection, Transaction};
+use rusqlite::{CachedStatement, Connection};
 
 use super::super::IdEvent;
 use super::overflow::{OneByOne, count_line, refuse};
@@ -13,7 +13,7 @@ const DELETE_EVENT_ID: &str = include_str!("../../../sql/query/delete_event_id.s
 
 /// Step 4, and the lines of suspects: what has an id is counted if no event of that id was.
 pub(super) fn count<'a>(
-    transaction: &Transaction<'_>,
+    transaction: &Connection,
     range: &Range<'a>,
     key: i64,
     one_by_one: &mut OneByOne,
