@@ -11,7 +11,7 @@
 //! to sleep.
 //!
 //! ```
-//! use tallyline::cli::config::ServeConfig;
+//! use tallyline::config::ServeConfig;
 //! use tallyline::server::Server;
 //!
 //! let dir = tempfile::tempdir()?;
@@ -33,11 +33,11 @@
 //!
 //! | to | there is |
 //! |---|---|
-//! | start and stop a server | [`server::Server`], set up by [`cli::config::ServeConfig`] |
-//! | send a file as `tallyline send` does, with ids, retries and a state to go on from | [`client::send`], set up by [`cli::config::SendConfig`] |
+//! | start and stop a server | [`server::Server`], set up by [`config::ServeConfig`] |
+//! | send a file as `tallyline send` does, with ids, retries and a state to go on from | [`client::send`], set up by [`config::SendConfig`] |
 //! | read and check one event | [`event::Event`] |
 //!
-//! Everything else is public for the program and the tests of this crate, and changes with them.
+//! Everything else is private.
 //!
 //! # Architecture
 //!
@@ -76,7 +76,7 @@
 //!    confirmed by a checksum before work goes on from there. Acknowledged bytes never change.
 //!    ([`data_dir`], [`journal`])
 //! 5. **Nothing silent.** Received = accepted + refused; lines in the files = applied + duplicates +
-//!    rejected + pending + untrusted. Each side is counted where it happens, and what they differ by
+//!    rejected + pending + corrupt. Each side is counted where it happens, and what they differ by
 //!    is published as unaccounted. ([`store::Ledger`])
 //! 6. **Totals do not depend** on thread count, chunking, order or where rotation fell. ([`processor`])
 //! 7. **Everything bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
@@ -91,7 +91,7 @@
 //! | `main` | the start and stop of all others | a signal |
 //! | `committer` | the active file, all of its writes, syncs and rotations | the disk |
 //! | `process` | the database's only writing connection, how far each file is applied | the disk, the database |
-//! | `process-fold-N` | a chunk of lines at a time, their sums | the disk (reading), its queue |
+//! | `process-scan-N` | a chunk of lines at a time, their sums | the disk (reading), its queue |
 //! | `process-check` | nothing: adds the totals up after a start, for readiness | the database (reading) |
 //! | `process-clock` | the clock that says how far applying is behind | nothing |
 //! | `process-observe` | with `--no-process`: the ledger shown, read again now and then | the database (reading) |
@@ -122,22 +122,70 @@
 // Files are opened by `fs` alone, databases by `store` alone: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-pub mod aggregate;
-pub mod backup;
-pub mod cli;
 pub mod client;
-pub mod commands;
-pub mod data_dir;
 pub mod event;
-pub mod health;
-pub mod histogram;
-pub mod http;
-pub mod journal;
-pub mod notify;
-pub mod processor;
-pub mod progress;
 pub mod server;
-pub mod stop;
+pub mod shutdown;
+
+pub use self::cli::config;
+
+// The program itself, for `main.rs`.
+#[doc(hidden)]
+pub mod cli;
+#[doc(hidden)]
+pub mod commands;
+
+// The rest is private. The tests in tests/ reach it through the feature `testing`, which the
+// dev-dependency on this crate turns on; a default build has neither.
+#[cfg(not(feature = "testing"))]
+mod aggregate;
+#[cfg(feature = "testing")]
+pub mod aggregate;
+#[cfg(not(feature = "testing"))]
+mod backup;
+#[cfg(feature = "testing")]
+pub mod backup;
+#[cfg(not(feature = "testing"))]
+mod data_dir;
+#[cfg(feature = "testing")]
+pub mod data_dir;
+#[cfg(not(feature = "testing"))]
+mod health;
+#[cfg(feature = "testing")]
+pub mod health;
+#[cfg(not(feature = "testing"))]
+mod histogram;
+#[cfg(feature = "testing")]
+pub mod histogram;
+#[cfg(not(feature = "testing"))]
+mod http;
+#[cfg(feature = "testing")]
+pub mod http;
+#[cfg(not(feature = "testing"))]
+mod journal;
+#[cfg(feature = "testing")]
+pub mod journal;
+#[cfg(not(feature = "testing"))]
+mod processor;
+#[cfg(feature = "testing")]
+pub mod processor;
+#[cfg(not(feature = "testing"))]
+mod progress;
+#[cfg(feature = "testing")]
+pub mod progress;
+#[cfg(not(feature = "testing"))]
+mod store;
+#[cfg(feature = "testing")]
 pub mod store;
+#[cfg(not(feature = "testing"))]
+mod systemd;
+#[cfg(feature = "testing")]
+pub mod systemd;
+#[cfg(not(feature = "testing"))]
+mod timestamp;
+#[cfg(feature = "testing")]
 pub mod timestamp;
+#[cfg(not(feature = "testing"))]
+mod verify;
+#[cfg(feature = "testing")]
 pub mod verify;

@@ -11,7 +11,7 @@ use tallyline::cli::logging::{self, Manner};
 use tallyline::commands::{
     backup, demo, generate, manual, process, query, send, serve, torture, verify,
 };
-use tallyline::stop;
+use tallyline::shutdown;
 
 fn main() -> ExitCode {
     let cli = Cli::of_this_process();
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         _ => Manner::Tool,
     };
     let log = logging::start(&cli.logging, manner);
-    if let Err(error) = stop::outlive_file_size_limit() {
+    if let Err(error) = shutdown::outlive_file_size_limit() {
         tracing::warn!("cannot catch SIGXFSZ, so a file size limit ends the program: {error}");
     }
     let log_format = cli.logging.log_format;

@@ -20,15 +20,15 @@ const ACKNOWLEDGED_MAX: usize = 4096;
 
 /// How a wait for a position ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waited {
+pub enum WaitOutcome {
     /// Everything at or before the position is in the database.
     Applied,
     /// The deadline came first.
     TimedOut,
-    /// Its segment was lost or is untrusted: it will never be applied.
-    Lost,
+    /// Its segment was lost or is corrupt: it will never be applied.
+    Gone,
     /// Too many wait already, or nothing applies here (`--no-process`): don't wait.
-    NotWaiting,
+    Unavailable,
 }
 
 /// Both sides of this run: found + appended = settled + pending + unaccounted.
@@ -53,7 +53,7 @@ pub enum Applies {
 
 /// A segment of which nothing past `applied_bytes` will be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lost {
+pub struct DeadSegment {
     /// Its number.
     pub number: u64,
     /// What of it is applied.
@@ -63,7 +63,7 @@ pub struct Lost {
 /// What the database says, and what is still to be applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Applied, duplicates, rejected and untrusted of the database, and what is unaccounted for; lines
+    /// Applied, duplicates, rejected and corrupt of the database, and what is unaccounted for; lines
     /// and pending are not used.
     pub ledger: Ledger,
     /// Lines in the files when `tail_lines` lines had been made durable by this process; counted
@@ -88,7 +88,7 @@ impl Settled {
     }
 }
 
-type Done = Box<dyn FnOnce(Waited) + Send>;
+type Done = Box<dyn FnOnce(WaitOutcome) + Send>;
 
 /// What has been applied, published by the processor after each commit; waited for by HTTP.
 pub struct Progress {
@@ -126,7 +126,7 @@ struct Waiter {
 
 /// Waiters to be called once the lock is released.
 #[derive(Default)]
-struct Calls(Vec<(Done, Waited)>);
+struct Calls(Vec<(Done, WaitOutcome)>);
 
 impl Calls {
     fn make(self) {
@@ -185,7 +185,7 @@ impl Progress {
         &self,
         position: Position,
         deadline: Instant,
-        done: Box<dyn FnOnce(Waited) + Send>,
+        done: Box<dyn FnOnce(WaitOutcome) + Send>,
     ) {
         let mut state = self.lock();
         if let Some(waited) = self.decided(&state, position) {
@@ -205,7 +205,7 @@ impl Progress {
     }
 
     /// Blocks until then.
-    pub fn wait_applied(&self, position: Position, deadline: Instant) -> Waited {
+    pub fn wait_applied(&self, position: Position, deadline: Instant) -> WaitOutcome {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         self.when_applied(
             position,
@@ -215,26 +215,28 @@ impl Progress {
                 let _given_up = sender.send(waited);
             }),
         );
-        receiver.recv_deadline(deadline).unwrap_or(Waited::TimedOut)
+        receiver
+            .recv_deadline(deadline)
+            .unwrap_or(WaitOutcome::TimedOut)
     }
 
-    fn decided(&self, state: &State, position: Position) -> Option<Waited> {
+    fn decided(&self, state: &State, position: Position) -> Option<WaitOutcome> {
         if let Some(&applied_bytes) = state.lost.get(&position.segment) {
             let counted = position.offset <= applied_bytes;
             return Some(if counted {
-                Waited::Applied
+                WaitOutcome::Applied
             } else {
-                Waited::Lost
+                WaitOutcome::Gone
             });
         }
         if position <= state.applied {
-            Some(Waited::Applied)
+            Some(WaitOutcome::Applied)
         } else if self.applies == Applies::Elsewhere
             || state.stopping
             || state.waiting_ended
             || state.waiters.len() >= WAITERS_MAX
         {
-            Some(Waited::NotWaiting)
+            Some(WaitOutcome::Unavailable)
         } else {
             None
         }
@@ -273,7 +275,7 @@ impl Progress {
     }
 
     /// For the processor, after a commit (or when it has read the database anew).
-    pub fn publish(&self, applied: Position, lost: &[Lost], settled: Settled) {
+    pub fn publish(&self, applied: Position, lost: &[DeadSegment], settled: Settled) {
         let mut state = self.lock();
         state.applied = applied;
         state.lost = lost
@@ -298,7 +300,7 @@ impl Progress {
             .copied()
             .collect();
         for key in decided {
-            let waited = self.decided(&state, key.0).unwrap_or(Waited::TimedOut);
+            let waited = self.decided(&state, key.0).unwrap_or(WaitOutcome::TimedOut);
             state.take(key, waited, &mut calls);
         }
         drop(state);
@@ -369,7 +371,7 @@ impl Progress {
         change(&mut state);
         let keys: Vec<_> = state.waiters.keys().copied().collect();
         for key in keys {
-            state.take(key, Waited::TimedOut, &mut calls);
+            state.take(key, WaitOutcome::TimedOut, &mut calls);
         }
         drop(state);
         self.clock.notify_all();
@@ -391,7 +393,7 @@ impl Progress {
             while let Some(&(deadline, position, number)) = state.deadlines.first()
                 && deadline <= now
             {
-                state.take((position, number), Waited::TimedOut, &mut calls);
+                state.take((position, number), WaitOutcome::TimedOut, &mut calls);
             }
             if state.stopping && state.waiters.is_empty() {
                 drop(state);
@@ -435,7 +437,7 @@ impl Progress {
 }
 
 impl State {
-    fn take(&mut self, key: (Position, u64), waited: Waited, calls: &mut Calls) {
+    fn take(&mut self, key: (Position, u64), waited: WaitOutcome, calls: &mut Calls) {
         if let Some(waiter) = self.waiters.remove(&key) {
             self.deadlines.remove(&(waiter.deadline, key.0, key.1));
             calls.0.push((waiter.done, waited));
@@ -467,22 +469,22 @@ mod tests {
         wait(at(2, 10));
         wait(at(3, 10));
         assert!(told.try_recv().is_err());
-        let lost = [Lost {
+        let lost = [DeadSegment {
             number: 2,
             applied_bytes: 5,
         }];
         progress.publish(at(1, 10), &lost, Settled::default());
-        assert_eq!(told.try_recv(), Ok((at(1, 10), Waited::Applied)));
-        assert_eq!(told.try_recv(), Ok((at(2, 10), Waited::Lost)));
+        assert_eq!(told.try_recv(), Ok((at(1, 10), WaitOutcome::Applied)));
+        assert_eq!(told.try_recv(), Ok((at(2, 10), WaitOutcome::Gone)));
         assert!(told.try_recv().is_err());
         wait(at(2, 5));
-        assert_eq!(told.try_recv(), Ok((at(2, 5), Waited::Applied)));
+        assert_eq!(told.try_recv(), Ok((at(2, 5), WaitOutcome::Applied)));
         progress.finish();
-        assert_eq!(told.try_recv(), Ok((at(3, 10), Waited::TimedOut)));
+        assert_eq!(told.try_recv(), Ok((at(3, 10), WaitOutcome::TimedOut)));
         let off = Progress::new(Applies::Elsewhere);
         assert_eq!(
             off.wait_applied(at(1, 1), Instant::now()),
-            Waited::NotWaiting
+            WaitOutcome::Unavailable
         );
     }
 
@@ -493,7 +495,7 @@ mod tests {
             applied: 5,
             duplicates: 1,
             rejected: 2,
-            untrusted: 3,
+            corrupt: 3,
             ..Ledger::default()
         };
         let mut settled = Settled {

@@ -19,16 +19,16 @@ use crossbeam_channel::{Receiver, select};
 use crate::backup;
 use crate::cli::config::{Access, Processing, ServeConfig};
 use crate::cli::logging;
-use crate::data_dir::disk::{self, Disk, Lock, MeteredDisk, UsageThread};
+use crate::data_dir::disk::{self, Disk, DiskFile, Lock, MeteredDisk, UsageThread};
 use crate::data_dir::{DIRECTORY_FILE, Directory, PROCESS_LOCK, SERVE_LOCK};
 use crate::health::Health;
 use crate::http;
 use crate::journal::{Committer, JournalConfig};
-use crate::notify;
 use crate::processor::{self, ProcessConfig, Processor};
 use crate::progress::{Applies, Progress};
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 use crate::store::{self, DATABASE_FILE, Readers};
+use crate::systemd;
 
 /// Bytes that may wait for the disk; past them clients are asked to come again.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
@@ -60,7 +60,7 @@ struct Parts {
     committer: Option<Committer>,
     processor: Option<Processor>,
     readers: Option<Readers>,
-    port_file: Option<PathBuf>,
+    port_file: Option<PortFile>,
     usage: Option<UsageThread>,
 }
 
@@ -96,14 +96,14 @@ impl Server {
     }
 
     /// Serves until somebody asks to stop; SIGHUP reads the tokens again meanwhile.
-    pub fn until(&self, stop: &Stop, reloads: &Receiver<()>) {
+    pub fn until(&self, stop: &Shutdown, reloads: &Receiver<()>) {
         loop {
             select! {
                 recv(stop.channel()) -> _ => break,
                 recv(reloads) -> _ => self.parts.reload_tokens(),
             }
         }
-        notify::stopping();
+        systemd::stopping();
         tracing::info!("stopping: answering what was accepted, sealing, applying");
     }
 
@@ -177,10 +177,9 @@ impl Parts {
             .insert(http::Server::start(http_config(config), app)?);
         let address = http.local_addr();
         if let Some(path) = &config.port_file {
-            self.port_file = Some(path.clone());
-            write_port_file(path, address)?;
+            self.port_file = Some(PortFile::write(path, address)?);
         }
-        notify::ready();
+        systemd::ready();
         Ok(address)
     }
 
@@ -199,10 +198,8 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        if let Some(path) = self.port_file.take() {
-            // Nobody is to find a port that does not answer.
-            drop(fs::remove_file(path));
-        }
+        // Before the port is closed: no one is to find a port that does not answer.
+        drop(self.port_file.take());
         if let Some(http) = self.http.take() {
             http.stop();
         }
@@ -219,8 +216,13 @@ impl Drop for Parts {
     }
 }
 
-/// Removes the port file of a server that is gone: until the port answers there is no file.
+/// Removes the port file of a server that is gone: until the port answers there is no file. That of a
+/// server that runs is left alone.
 pub fn remove_port_file(path: &Path) -> anyhow::Result<()> {
+    // What cannot be opened is no file that a server holds.
+    if disk::is_held(path).unwrap_or(false) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
             .with_context(|| format!("cannot remove the old --port-file {}", path.display())),
@@ -228,10 +230,39 @@ pub fn remove_port_file(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The port number, written whole: a reader sees all of it or no file.
-fn write_port_file(path: &Path, address: SocketAddr) -> anyhow::Result<()> {
-    disk::put(path, format!("{}\n", address.port()).as_bytes())
-        .with_context(|| format!("cannot write --port-file {}", path.display()))
+/// The port number, in a file that is locked (flock) as long as the port answers; dropping this removes
+/// it, unless another file lies there by now.
+struct PortFile {
+    path: PathBuf,
+    held: Arc<dyn DiskFile>,
+}
+
+impl PortFile {
+    /// Written whole: a reader sees all of it or no file.
+    fn write(path: &Path, address: SocketAddr) -> anyhow::Result<Self> {
+        let written = if disk::is_held(path).unwrap_or(false) {
+            Err(io::Error::other(
+                "it belongs to another server that runs; give each a file of its own",
+            ))
+        } else {
+            disk::put_held(path, format!("{}\n", address.port()).as_bytes())
+        };
+        let held =
+            written.with_context(|| format!("cannot write --port-file {}", path.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            held,
+        })
+    }
+}
+
+impl Drop for PortFile {
+    fn drop(&mut self) {
+        let ours = self.held.stat().ok().map(|stat| stat.identity);
+        if ours.is_some() && disk::RealDisk.identity(&self.path).ok().flatten() == ours {
+            drop(fs::remove_file(&self.path));
+        }
+    }
 }
 
 /// A database on some file systems may lose what was committed.
@@ -305,17 +336,17 @@ fn http_config(config: &ServeConfig) -> http::HttpConfig {
 fn process_config(config: &ServeConfig) -> ProcessConfig {
     let mut process = ProcessConfig::new(&config.data_dir);
     process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
-    process.flush_every = config.flush_every.unwrap_or(process.flush_every);
-    process.retain_for = config.retain_for;
-    process.keep_ids = config.keep_ids;
+    process.flush_interval = config.flush_interval.unwrap_or(process.flush_interval);
+    process.retention = config.retention;
+    process.dedup_window = config.dedup_window;
     process
 }
 
 fn journal_config(config: &ServeConfig, locks: &Locks) -> JournalConfig {
     JournalConfig {
-        rotate_every: config.rotate_every,
-        rotate_bytes: config.rotate_bytes,
-        check_every: CHECK_EVERY.min(config.flush_every.unwrap_or(CHECK_EVERY)),
+        rotate_interval: config.rotate_interval,
+        rotate_size: config.rotate_size,
+        check_every: CHECK_EVERY.min(config.flush_interval.unwrap_or(CHECK_EVERY)),
         queue_bytes_max: QUEUE_BYTES_MAX,
         disk_reserve_bytes: config.disk_reserve_bytes,
         disk_bytes_max: config.max_disk_bytes,

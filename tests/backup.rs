@@ -117,7 +117,7 @@ fn fifty_backups_under_load() {
 fn under_load(rounds: usize) {
     let scratch = Scratch::new();
     let data = scratch.data();
-    let flags = ["--rotate-every", "100ms", "--flush-every", "50ms"];
+    let flags = ["--rotate-interval", "100ms", "--flush-interval", "50ms"];
     let server = Server::with(&data, &flags);
     let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -335,7 +335,7 @@ fn a_restore_that_would_lose_pruned_events_is_refused() {
     backup(&data, &to).expect(0);
     add(&data, 3);
     add(&data, 4);
-    let server = Server::with(&data, &["--retain-for", "1ms", "--flush-every", "10ms"]);
+    let server = Server::with(&data, &["--retention", "1ms", "--flush-interval", "10ms"]);
     until(PATIENCE, "segments are pruned", || {
         let left = files_below(&data.join("applied"));
         (left.len() == 1).then_some(())

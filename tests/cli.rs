@@ -59,10 +59,10 @@ fn wrong_usage_is_exit_code_2_and_on_stderr() {
         &[][..],
         &["brew"],
         &["serve", "--sideways"],
-        &["serve", "--rotate-every", "soon"],
-        &["serve", "--rotate-every", "1ms"],
-        &["serve", "--flush-every", "9ms"],
-        &["serve", "--rotate-bytes", "many"],
+        &["serve", "--rotate-interval", "soon"],
+        &["serve", "--rotate-interval", "1ms"],
+        &["serve", "--flush-interval", "9ms"],
+        &["serve", "--rotate-size", "many"],
         &["send", "--batch", "0"],
         &["generate", "--events", "-1"],
         &["completions", "abacus"],
@@ -168,7 +168,7 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
     let scratch = Scratch::new();
     let config = scratch.file(
         "tallyline.toml",
-        "rotate-every = \"11s\"\nflush-every = \"12s\"\nretain-for = \"13days\"\n",
+        "rotate-interval = \"11s\"\nflush-interval = \"12s\"\nretention = \"13days\"\n",
     );
     let data = scratch.data();
     let mut command = tallyline(&[
@@ -178,12 +178,12 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
         arg(&config),
         "--data-dir",
         arg(&data),
-        "--rotate-every",
+        "--rotate-interval",
         "31s",
     ]);
     command
-        .env("TALLYLINE_ROTATE_EVERY", "21s")
-        .env("TALLYLINE_FLUSH_EVERY", "22s");
+        .env("TALLYLINE_ROTATE_INTERVAL", "21s")
+        .env("TALLYLINE_FLUSH_INTERVAL", "22s");
     let shown = Process::start(&mut command).finish().expect(0).stdout;
     for effective in ["31s", "22s", "13days", "127.0.0.1:8000"] {
         assert!(shown.contains(effective), "{effective} is not in:\n{shown}");
@@ -224,7 +224,7 @@ fn completions_and_manual_are_on_stdout() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&["completions", shell]).expect(0).stdout;
         assert!(
-            script.contains("tallyline") && script.contains("rotate-every"),
+            script.contains("tallyline") && script.contains("rotate-interval"),
             "{shell}"
         );
     }
@@ -423,5 +423,19 @@ fn verify_agrees_and_then_tells_a_forged_total() {
     assert!(
         format!("{}{}", ran.stdout, ran.stderr).contains("bob"),
         "the difference is named: {ran}"
+    );
+}
+
+#[test]
+fn a_variable_of_an_earlier_version_is_refused_by_name() {
+    // Red if `TALLYLINE_RETAIN_FOR` in a unit file of an earlier version is ignored, so that nothing is
+    // pruned any more.
+    let mut command = tallyline(&["serve", "--check"]);
+    command.env("TALLYLINE_RETAIN_FOR", "1day");
+    let ran = Process::start(&mut command).finish().expect(2);
+    assert!(
+        ran.stderr
+            .contains("TALLYLINE_RETAIN_FOR; did you mean TALLYLINE_RETENTION?"),
+        "{ran}"
     );
 }

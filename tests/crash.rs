@@ -74,7 +74,7 @@ fn acknowledged_lines_survive_kill_9_and_count_once() {
     // doubles a whole line, or if a total and its offset can part in a crash.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let flags = ["--rotate-bytes", "16KiB", "--flush-every", "10ms"];
+    let flags = ["--rotate-size", "16KiB", "--flush-interval", "10ms"];
     let acked = Mutex::new(Vec::new());
     for round in 0..ROUNDS {
         let server = Server::with(&data, &flags);
@@ -147,7 +147,7 @@ fn send_rides_out_crashes_of_the_server_and_counts_nothing_twice() {
     let input = generated(&scratch, 20_000, 100, 1);
     let truth = recount_files(std::slice::from_ref(&input));
     let data = scratch.data();
-    let mut server = Server::with(&data, &["--rotate-bytes", "256KiB"]);
+    let mut server = Server::with(&data, &["--rotate-size", "256KiB"]);
     // The same port again, so that the sender finds the server where it was.
     let listen = format!("127.0.0.1:{}", server.port);
     let mut args = vec!["send", arg(&input)];
@@ -159,7 +159,7 @@ fn send_rides_out_crashes_of_the_server_and_counts_nothing_twice() {
         until_under_way(&data, size * round / 5);
         assert!(sender.exited().is_none(), "killed in the middle");
         server.kill();
-        server = Server::with(&data, &["--rotate-bytes", "256KiB", "--listen", &listen]);
+        server = Server::with(&data, &["--rotate-size", "256KiB", "--listen", &listen]);
     }
     sender.finish().expect(0);
     server.stop().expect(0);
@@ -217,7 +217,10 @@ fn sigint_and_sigterm_stop_in_order_and_lose_nothing() {
     for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
         let scratch = Scratch::new();
         let data = scratch.data();
-        let server = Server::with(&data, &["--flush-every", "1h", "--rotate-every", "1h"]);
+        let server = Server::with(
+            &data,
+            &["--flush-interval", "1h", "--rotate-interval", "1h"],
+        );
         server.accept(event("u", 1).repeat(100));
         server.process.signal(signal);
         server.process.finish().expect(0);
@@ -230,7 +233,7 @@ fn a_stop_under_load_answers_what_it_took() {
     // Red if a graceful stop cuts off an acknowledgement, or loses an event it acknowledged.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let server = Server::with(&data, &["--rotate-bytes", "64KiB"]);
+    let server = Server::with(&data, &["--rotate-size", "64KiB"]);
     let port = server.port;
     let acked = Mutex::new(0u64);
     thread::scope(|scope| {

@@ -178,7 +178,7 @@ impl Story<'_> {
     fn recovers_serving(&self, image: &Image, dir: &Path) {
         let data = dir.join("data");
         write_out(&image.disk, &data);
-        let server = Server::with(&data, &["--flush-every", "10ms"]);
+        let server = Server::with(&data, &["--flush-interval", "10ms"]);
         server.flush();
         server.assert_balanced();
         server.get("/readyz").expect(200);
@@ -284,13 +284,13 @@ fn expected(text: &str) -> Sums {
     }
 }
 
-/// Nothing but a torn tail was put aside, and no segment is called untrusted.
+/// Nothing but a torn tail was put aside, and no segment is called corrupt.
 fn nothing_is_in_doubt(data: &Path) {
     let odd = |name: &String| !name.starts_with("torn-");
     let aside = names_in(&data.join("quarantine"));
     assert!(!aside.iter().any(odd), "{aside:?}");
     for row in read_segments(&data.join("revenue.db")).unwrap() {
-        assert!(row.whole_at_ms.is_some(), "{row:?}");
+        assert!(row.completed_at_ms.is_some(), "{row:?}");
     }
 }
 
@@ -402,7 +402,7 @@ fn a_file_from_elsewhere_may_be_cut_off_after_any_call() {
 
 /// A server that has archived a few segments; what their lines were.
 fn archived(data: &Path, flags: &[&str]) -> (Server, String) {
-    let server = Server::with(data, &[&["--flush-every", "10ms"], flags].concat());
+    let server = Server::with(data, &[&["--flush-interval", "10ms"], flags].concat());
     let text: String = (0..4)
         .map(|part| {
             let body = lines(part * 12, 12).replace("no event\n", "");
@@ -419,7 +419,7 @@ fn archived(data: &Path, flags: &[&str]) -> (Server, String) {
 fn a_rebuild_may_end_after_any_call() {
     // Red if there is a moment at which neither the old database nor the new one is there whole, or
     // the old one's WAL can be played into the new one; also with pruned segments to carry over.
-    for flags in [&[][..], &["--retain-for", "0s"]] {
+    for flags in [&[][..], &["--retention", "0s"]] {
         let scratch = Scratch::new();
         let data = scratch.data();
         let (server, text) = archived(&data, flags);
@@ -467,11 +467,11 @@ fn retention_may_end_after_any_call() {
     let truth = expected(&(text + &theirs));
     let (before, deeds) = record(&data, |log| {
         let flags = [
-            "--retain-for",
+            "--retention",
             "0s",
-            "--keep-ids",
+            "--dedup-window",
             "0s",
-            "--flush-every",
+            "--flush-interval",
             "10ms",
         ];
         let server = Server::by(&data, &flags, |args| traced(log, args));
@@ -510,7 +510,7 @@ fn a_pruned_file_is_removed_only_once_its_commit_is_durable() {
         .into_iter()
         .map(|path| (path.clone(), fs::read(path).unwrap()))
         .collect();
-    let mut server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    let mut server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
     until(PATIENCE, "all but the newest are pruned", || {
         (files_below(&archive).len() == 1).then_some(())
     });
@@ -543,7 +543,7 @@ fn a_server_may_end_after_any_call() {
     fs::create_dir(&data).unwrap();
     let batch = |n: usize| lines(n * 12, 12).replace("no event\n", "");
     let (before, deeds) = record(&data, |log| {
-        let flags = ["--rotate-bytes", "1KiB", "--flush-every", "10ms"];
+        let flags = ["--rotate-size", "1KiB", "--flush-interval", "10ms"];
         let server = Server::by(&data, &flags, |args| traced(log, args));
         for n in 0..BATCHES {
             server.accept(batch(n));

@@ -149,7 +149,7 @@ static LEFT: LazyLock<Left> = LazyLock::new(|| {
     let scratch = Scratch::new();
     let [killed, stopped] = ["killed", "stopped"].map(|name| {
         let dir = scratch.path().join(name);
-        let server = Server::with(&dir, &["--flush-every", "10ms"]);
+        let server = Server::with(&dir, &["--flush-interval", "10ms"]);
         for user in ["user1", "user2"] {
             server.accept(lines(user, 100));
             server.flush();
@@ -193,7 +193,7 @@ fn set_up(kind: Kind, dir: &Path) -> PathBuf {
         Note => {
             fs::remove_file(&active).unwrap();
             let (_, committer, recovery) = open_journal(dir).unwrap();
-            assert_eq!(recovery.lost, Some(3));
+            assert_eq!(recovery.missing, Some(3));
             committer.stop();
         }
         Waiting => {
@@ -231,7 +231,7 @@ fn set_up(kind: Kind, dir: &Path) -> PathBuf {
         Database => dir.join("revenue.db"),
         Wal => dir.join("revenue.db-wal"),
         Kind::Lock => dir.join("process.lock"),
-        Note => dir.join("quarantine/lost-000003"),
+        Note => dir.join("quarantine/missing-000003"),
     }
 }
 
@@ -247,6 +247,7 @@ fn open_journal(dir: &Path) -> anyhow::Result<Opened> {
             number: row.id.number()?,
             tag: row.tag,
             applied_bytes: row.applied_bytes,
+            checksum: Some(row.checksum),
             sealed: row.state != SegmentState::Active,
         })
     };
@@ -276,7 +277,7 @@ fn bring_up(dir: &Path) -> BTreeSet<String> {
     target.threads = 1;
     let mut found = Vec::new();
     let mut on_finding = |finding: &Finding| match finding {
-        Finding::Differs(said) | Finding::Untold(said) => found.push(said.clone()),
+        Finding::Mismatch(said) | Finding::Inconclusive(said) => found.push(said.clone()),
         Finding::Note(_) => {}
     };
     match verify(&target, &RealDisk, &mut on_finding, &mut |_, _| {}) {
@@ -302,8 +303,8 @@ fn apply(dir: &Path, words: &mut Vec<String>) -> anyhow::Result<()> {
             kept.display()
         ));
     }
-    for number in [recovery.lost, recovery.untrusted].into_iter().flatten() {
-        words.push(format!("segment {number} is lost or untrusted"));
+    for number in [recovery.missing, recovery.corrupt].into_iter().flatten() {
+        words.push(format!("segment {number} is lost or corrupt"));
     }
     committer.stop();
     drop(journal);

@@ -56,11 +56,11 @@ fn a_big_run_comes_to_what_an_independent_recount_says() {
     assert_eq!(truth.applied, big());
     let data = scratch.data();
     let flags = [
-        "--rotate-bytes",
+        "--rotate-size",
         "1MiB",
-        "--rotate-every",
+        "--rotate-interval",
         "1s",
-        "--flush-every",
+        "--flush-interval",
         "100ms",
     ];
     let server = Server::with(&data, &flags);
@@ -138,7 +138,7 @@ fn the_three_programs_apart_come_to_the_same() {
     let input = generated(&scratch, big() / 5, 500, 2);
     let truth = recount_files(std::slice::from_ref(&input));
     let data = scratch.data();
-    let server = Server::with(&data, &["--no-process", "--rotate-bytes", "256KiB"]);
+    let server = Server::with(&data, &["--no-process", "--rotate-size", "256KiB"]);
     run(&[
         "send",
         arg(&input),
@@ -236,7 +236,7 @@ fn many_who_wait_share_one_flush() {
     // Red if each `ack=applied` has a transaction of its own, or waits for the next interval.
     const WAITING: u64 = 40;
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     let flushes = || -> u64 {
         let metrics = server.get("/metrics").expect(200).text();
         let count = "tallyline_flush_duration_seconds_count ";

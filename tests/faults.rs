@@ -13,7 +13,8 @@ use super::harness::{
     PATIENCE, Process, Scratch, Server, arg, database, event, files_below, names_in,
     quiet_environment, recount, run, tallyline, until,
 };
-use super::kernel_log::stop_traced;
+use super::kernel_log::{signal_traced, stop_traced};
+use rustix::process::Signal;
 use tallyline::data_dir::segment::label_in_name;
 
 /// A file system of a few MiB in memory, gone when dropped.
@@ -111,7 +112,7 @@ fn a_disk_full_to_the_last_byte_is_507_and_over_by_itself() {
         let scratch = Scratch::new();
         let data = scratch.data();
         let disk = TinyDisk::mount(&data, "8m");
-        let flags = ["--disk-reserve", reserve, "--flush-every", "10ms"];
+        let flags = ["--disk-reserve", reserve, "--flush-interval", "10ms"];
         let server = Server::with(&data, &flags);
         let (mut acked, _) = post_until(&server, "before", |_, n| n == 10);
         assert_eq!(acked.len(), 10);
@@ -149,7 +150,7 @@ fn a_full_disk_under_the_database_stops_only_the_counting() {
     let disk = TinyDisk::mount(&scratch.path().join("tiny"), "1m");
     fs::create_dir(&data).unwrap();
     std::os::unix::fs::symlink(disk.at.join("revenue.db"), data.join("revenue.db")).unwrap();
-    let server = Server::with(&data, &["--flush-every", "10ms"]);
+    let server = Server::with(&data, &["--flush-interval", "10ms"]);
     let (mut acked, _) = post_until(&server, "before", |_, n| n == 10);
     server.flush();
     disk.fill_up(0);
@@ -196,7 +197,7 @@ fn a_database_whose_disk_fails_comes_to_the_same_totals() {
             let (mut acked, _) = post_until(&server, "before", |_, n| n == 5);
             server.stop().expect(0);
             let inject = format!("inject={calls}:error={error}:when=2..24+11");
-            let server = Server::by(&data, &["--flush-every", "10ms"], |args| {
+            let server = Server::by(&data, &["--flush-interval", "10ms"], |args| {
                 let mut command = Command::new("strace");
                 command.args(["-f", "-qq", "-o", arg(&log), "-P", arg(&at), "-e", &inject]);
                 command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
@@ -259,11 +260,11 @@ fn a_clock_that_jumps_an_hour_back_and_forth_changes_nothing() {
         fs::rename(next, &clock).unwrap();
     };
     let flags = [
-        "--rotate-every",
+        "--rotate-interval",
         "20ms",
-        "--retain-for",
+        "--retention",
         "2h",
-        "--keep-ids",
+        "--dedup-window",
         "2h",
     ];
     let server = Server::by(&data, &flags, |args| by_clock(&clock, args));
@@ -375,9 +376,9 @@ fn a_clock_that_is_set_after_the_start_prunes_and_expires_nothing() {
     // Red if files of seconds ago are pruned, or their ids forgotten so that they count again,
     // because a board without a clock began in 1970, or in 1970 again.
     let flags = [
-        ["--rotate-every", "20ms"],
-        ["--retain-for", "10days"],
-        ["--keep-ids", "10days"],
+        ["--rotate-interval", "20ms"],
+        ["--retention", "10days"],
+        ["--dedup-window", "10days"],
     ];
     let scratch = Scratch::new();
     let data = scratch.data();
@@ -465,7 +466,7 @@ fn a_disk_without_inodes_is_named_as_that() {
     let scratch = Scratch::new();
     let disk = TinyDisk::mount(&scratch.path().join("disk"), "16m,nr_inodes=64");
     let data = disk.at.join("data");
-    let flags = ["--flush-every", "10ms", "--disk-reserve", "64KiB"];
+    let flags = ["--flush-interval", "10ms", "--disk-reserve", "64KiB"];
     let server = Server::with(&data, &flags);
     server.accept(event("u", 1));
     server.flush();
@@ -486,4 +487,105 @@ fn a_disk_without_inodes_is_named_as_that() {
     server.accept(event("u", 1));
     server.stop().expect(0);
     assert_eq!(database(&data)["u"].1, 2);
+}
+
+/// Mounts a file system again with other options; false while files on it are open for writing.
+fn remount(at: &Path, how: &str) -> bool {
+    let how = format!("remount,{how}");
+    let mut mount = Command::new("mount");
+    mount.args(["-o", &how, arg(at)]);
+    Process::start(&mut mount).finish().code == Some(0)
+}
+
+#[test]
+#[ignore = "needs root: mounts a tmpfs"]
+fn a_data_directory_mounted_read_only_can_be_read_and_is_not_served() {
+    // Red if what only reads needs to write, or if what writes does not name the path and the cause.
+    let scratch = Scratch::new();
+    let disk = TinyDisk::mount(&scratch.path().join("disk"), "16m");
+    let data = disk.at.join("data");
+    let server = Server::with(&data, &["--disk-reserve", "64KiB"]);
+    server.accept(event("u", 1));
+    // While the server runs, the kernel refuses to take the file system away under it.
+    assert!(!remount(&disk.at, "ro"));
+    server.accept(event("u", 1));
+    server.stop().expect(0);
+    assert!(remount(&disk.at, "ro"));
+    let at = ["--data-dir", arg(&data)];
+    for command in [&["serve", "--listen", "127.0.0.1:0"][..], &["process"]] {
+        let ran = run(&[command, &at].concat()).expect(1);
+        let lock = if command.len() > 1 {
+            "serve.lock"
+        } else {
+            "process.lock"
+        };
+        let path = data.join(lock);
+        assert!(
+            ran.stderr.contains(arg(&path)) && ran.stderr.contains("Read-only file system"),
+            "{ran}"
+        );
+    }
+    run(&[&["verify"], &at[..]].concat()).expect(0);
+    let ran = run(&[&["query"], &at[..], &["u"]].concat()).expect(0);
+    assert!(ran.stdout.contains('2'), "{ran}");
+    let copy = scratch.path().join("backup");
+    run(&[&["backup", arg(&copy)], &at[..]].concat()).expect(0);
+    assert!(remount(&disk.at, "rw"));
+    let server = Server::with(&data, &["--disk-reserve", "64KiB"]);
+    server.accept(event("u", 1));
+    server.stop().expect(0);
+    assert_eq!(database(&data)["u"].1, 3);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_file_system_that_turns_read_only_acknowledges_nothing_more() {
+    // Red if an event is acknowledged that the file system, read-only after an error, did not take; or
+    // if what was acknowledged before is not there after a restart.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let (log, active) = (scratch.path().join("strace"), data.join("events.jsonl"));
+    let inject = "inject=pwrite64,ftruncate,fdatasync:error=EROFS:when=4+";
+    let server = Server::by(&data, &["--flush-interval", "10ms"], |args| {
+        let mut command = Command::new("strace");
+        command.args([
+            "-f",
+            "-qq",
+            "-o",
+            arg(&log),
+            "-P",
+            arg(&active),
+            "-e",
+            inject,
+        ]);
+        command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
+        quiet_environment(&mut command);
+        command
+    });
+    let mut acked = 0;
+    let answer = loop {
+        let answer = server.post("/liveEvent", event("u", 1));
+        if answer.status != 202 {
+            break answer;
+        }
+        acked += 1;
+    };
+    let said = answer.problem(503).to_string();
+    assert!(said.contains("Read-only file system"), "{said}");
+    assert!(acked > 0);
+    server.post("/liveEvent", event("u", 1)).problem(503);
+    let ready = server.get("/readyz");
+    assert_eq!(ready.status, 503);
+    assert!(ready.text().contains(arg(&active)), "{}", ready.text());
+    signal_traced(&server, Signal::KILL);
+    server.process.finish();
+    let server = Server::start(&data);
+    server.accept(event("u", 1));
+    server.stop().expect(0);
+    // The event whose outcome was unknown may be there.
+    let counted = database(&data)["u"].1;
+    assert!(
+        (acked + 1..=acked + 2).contains(&counted),
+        "{acked} {counted}"
+    );
 }

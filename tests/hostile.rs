@@ -258,7 +258,7 @@ fn connections_leave_descriptors_to_the_journal() {
     // Red if connections may take all descriptors: the next file cannot be created, nothing is
     // accepted, and readiness is red.
     let scratch = Scratch::new();
-    let server = start_with_64_descriptors(&scratch, &["--rotate-bytes", "1KiB"]);
+    let server = start_with_64_descriptors(&scratch, &["--rotate-size", "1KiB"]);
     let mut polite = server.connect();
     let post = Request::new("POST", "/liveEvent").body(event("u", 1).repeat(50));
     let mut crowd = Vec::new();
@@ -476,7 +476,7 @@ fn many_senders_at_once_are_all_counted() {
     let scratch = Scratch::new();
     let server = Server::with(
         &scratch.data(),
-        &["--rotate-bytes", "32KiB", "--flush-every", "10ms"],
+        &["--rotate-size", "32KiB", "--flush-interval", "10ms"],
     );
     let port = server.port;
     let (senders, posts) = (32u64, 40u64);

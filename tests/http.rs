@@ -128,7 +128,7 @@ fn user_ids_are_any_text() {
 fn applied_means_that_a_get_shows_it() {
     // Red if `ack=applied` answers before the commit, or waits for the clock (a flush an hour away).
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     for count in 1..=20 {
         let answer = server
             .post("/liveEvent?ack=applied&wait=50s", event("u", 1))
@@ -180,7 +180,7 @@ fn a_get_can_wait_for_a_position() {
     // Red if read-your-writes is not kept: an answer older than the position asked for, within a
     // file, across a rotation, or across a kill.
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     for count in 1..=5 {
         let position = server.accept(event("u", 1));
         let path = format!("/userEvents/u?after={position}&wait=50s");
@@ -200,7 +200,7 @@ fn a_get_can_wait_for_a_position() {
     assert_eq!(past.json()["events"], 5);
     let position = server.accept(event("u", 1));
     server.kill();
-    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     let path = format!("/userEvents/u?after={position}&wait=50s");
     assert_eq!(server.get(&path).expect(200).json()["events"], 6);
 }
@@ -290,7 +290,7 @@ fn users_are_listed_in_order_page_by_page() {
 fn flush_leaves_everything_counted_and_archived() {
     // Red if `/flush` answers before what was acknowledged is applied, or does not rotate.
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     for round in 1..=3 {
         let position = server.accept(event("u", 1));
         let answer = server.flush();
@@ -346,7 +346,7 @@ fn the_pages_for_people_and_machines_are_there() {
         ("duplicates", json!(0)),
         ("rejected", json!(0)),
         ("pending", json!(0)),
-        ("untrusted", json!(0)),
+        ("corrupt", json!(0)),
         ("ready", json!(true)),
         ("reasons", json!([])),
     ] {

@@ -31,8 +31,8 @@ const CASES: u64 = 10_000;
 
 fn config() -> JournalConfig {
     JournalConfig {
-        rotate_every: None,
-        rotate_bytes: 3000,
+        rotate_interval: None,
+        rotate_size: 3000,
         // Nothing happens by the clock.
         check_every: Duration::from_hours(1),
         queue_bytes_max: 1 << 20,
@@ -93,6 +93,7 @@ impl Model {
                 } else {
                     1
                 },
+                checksum: None,
                 sealed: number < applied.segment,
             })
             .collect();
@@ -173,7 +174,7 @@ impl Model {
     }
 
     fn check(&self, disk: &SimDisk, recovery: &Recovery) {
-        assert_eq!((recovery.lost, recovery.untrusted), (None, None));
+        assert_eq!((recovery.missing, recovery.corrupt), (None, None));
         assert_eq!(recovery.contradiction, None);
         let segments = segments(disk);
         let numbers: Vec<_> = segments.keys().copied().collect();
@@ -532,8 +533,8 @@ impl Model {
             .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
             .collect();
         let reported = |number: u64| {
-            notes.contains(&format!("lost-{number:06}"))
-                || recovery.untrusted == Some(number)
+            notes.contains(&format!("missing-{number:06}"))
+                || recovery.corrupt == Some(number)
                 || recovery.contradiction.is_some()
         };
         let imported: HashSet<Vec<u8>> = imported(disk)

@@ -271,13 +271,14 @@ fn each_package_is_known_to_one_module() {
         ("subtle", &["http"]),
         ("rusqlite", &["store"]),
         ("r2d2", &["store"]),
+        ("scheduled_thread_pool", &["store"]),
         ("r2d2_sqlite", &["store"]),
         ("ureq", &["client"]),
         ("clap", &["cli", "commands/manual"]),
         ("clap_complete", &["cli", "commands/manual"]),
         ("clap_mangen", &["commands/manual"]),
         ("toml::", &["cli/config"]),
-        ("signal_hook", &["stop.rs"]),
+        ("signal_hook", &["shutdown.rs"]),
     ]);
 }
 
@@ -286,10 +287,20 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("aggregate", &["data_dir", "event"]),
     (
         "backup",
-        &["cli", "data_dir", "processor", "stop", "store", "timestamp"],
+        &[
+            "cli",
+            "data_dir",
+            "processor",
+            "shutdown",
+            "store",
+            "timestamp",
+        ],
     ),
     ("cli", &["data_dir", "http"]),
-    ("client", &["cli", "data_dir", "event", "stop", "timestamp"]),
+    (
+        "client",
+        &["cli", "data_dir", "event", "shutdown", "timestamp"],
+    ),
     (
         "commands",
         &[
@@ -300,7 +311,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "event",
             "processor",
             "server",
-            "stop",
+            "shutdown",
             "store",
             "timestamp",
             "verify",
@@ -325,8 +336,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("journal", &["data_dir", "health", "timestamp"]),
     ("lib", &[]),
-    ("main", &["cli", "commands", "stop"]),
-    ("notify", &[]),
+    ("main", &["cli", "commands", "shutdown"]),
     (
         "processor",
         &[
@@ -351,15 +361,16 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "health",
             "http",
             "journal",
-            "notify",
             "processor",
             "progress",
-            "stop",
+            "shutdown",
             "store",
+            "systemd",
         ],
     ),
-    ("stop", &[]),
+    ("shutdown", &[]),
     ("store", &["aggregate", "data_dir", "event"]),
+    ("systemd", &[]),
     ("timestamp", &[]),
     ("verify", &["aggregate", "data_dir", "event", "store"]),
 ];

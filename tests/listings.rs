@@ -47,7 +47,7 @@ fn segments_are_listed_the_active_one_first_and_files_where_they_lie() {
     let file = applied["file"].as_str().expect("a path");
     let length = fs::metadata(scratch.data().join(file)).unwrap().len();
     assert_eq!(applied["bytes"], length);
-    for time in ["sealedAt", "wholeAt"] {
+    for time in ["sealedAt", "completedAt"] {
         humantime::parse_rfc3339(applied[time].as_str().expect(time)).expect(time);
     }
     server.get("/segments?limit=0").problem(400);

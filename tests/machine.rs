@@ -3,6 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 
 use tallyline::cli::config::ServeConfig;
@@ -36,7 +37,7 @@ fn metric(server: &Server, name: &str) -> u64 {
 const LOST_LINES: &str = "tallyline_log_lines_lost_total ";
 
 /// Each event seals a file, which is logged.
-const CHATTY: [&str; 3] = ["-vv", "--rotate-bytes", "1KiB"];
+const CHATTY: [&str; 3] = ["-vv", "--rotate-size", "1KiB"];
 
 fn big_event() -> String {
     event("u", 1).replace('}', &format!(",\"pad\":\"{}\"}}", "x".repeat(1100)))
@@ -209,6 +210,56 @@ fn a_port_file_of_a_dead_server_is_gone_when_the_next_start_fails() {
     assert!(port_file.exists(), "a check changes nothing");
 }
 
+#[test]
+fn a_port_file_named_in_the_config_file_is_gone_when_the_next_start_fails() {
+    // Red if only the flag's port file is removed before the settings are checked.
+    let scratch = Scratch::new();
+    for wrong in [
+        "listen = \"nonsense\"",
+        "rotate-interval = \"1ms\"",
+        "rotate-interval = 7",
+        "no-such-setting = 1",
+    ] {
+        let port_file = scratch.file("port", "1\n");
+        let text = format!("port-file = \"{}\"\n{wrong}\n", port_file.display());
+        let config = scratch.file("config.toml", &text);
+        run(&["serve", "--config", arg(&config)]).expect(2);
+        assert!(!port_file.exists(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_port_file_of_the_server_that_runs() {
+    // Red if the file is removed, or replaced, by a server that did not write it.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let port_file = server.data.with_extension("port");
+    let port = fs::read_to_string(&port_file).unwrap();
+    let second = |data: &Path| {
+        run(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            arg(data),
+            "--port-file",
+            arg(&port_file),
+        ])
+    };
+    let same = second(&server.data).expect(1);
+    assert!(same.stderr.contains("serve.lock"), "{same}");
+    let other = second(&scratch.path().join("other")).expect(1);
+    assert!(other.stderr.contains("another server"), "{other}");
+    assert_eq!(fs::read_to_string(&port_file).unwrap(), port);
+    let data = server.data.clone();
+    server.kill();
+    assert!(port_file.exists(), "nothing removed it");
+    let again = Server::start(&data);
+    assert_ne!(fs::read_to_string(&port_file).unwrap(), "");
+    again.stop();
+    assert!(!port_file.exists(), "a clean stop removes it");
+}
+
 /// Names of this process's threads.
 fn threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
@@ -264,13 +315,16 @@ fn a_start_that_fails_leaves_nothing_running() {
         assert_gone(&ours);
     }
     // Nor after one that ran.
-    for flush_every in [std::time::Duration::MAX, std::time::Duration::ZERO] {
-        config.flush_every = Some(flush_every);
-        config.rotate_every = Some(std::time::Duration::MAX);
-        config.retain_for = Some(std::time::Duration::MAX);
-        config.keep_ids = Some(std::time::Duration::MAX);
+    for flush_interval in [std::time::Duration::MAX, std::time::Duration::ZERO] {
+        config.flush_interval = Some(flush_interval);
+        config.rotate_interval = Some(std::time::Duration::MAX);
+        config.retention = Some(std::time::Duration::MAX);
+        config.dedup_window = Some(std::time::Duration::MAX);
         let server = server::Server::start(&config).expect("a server");
-        assert!(!ours().is_empty());
+        // A thread names itself once it runs.
+        until(PATIENCE, "its threads run", || {
+            (!ours().is_empty()).then_some(())
+        });
         drop(server);
         assert_gone(&ours);
     }
@@ -281,15 +335,15 @@ fn absurd_durations_are_refused_or_meant() {
     // Red if a duration that no clock can measure ends a thread.
     let scratch = Scratch::new();
     for wrong in ["forever", "1000years", "25h"] {
-        let ran = run(&["serve", "--check", "--flush-every", wrong]).expect(2);
-        assert!(ran.stderr.contains("--flush-every"), "{ran}");
+        let ran = run(&["serve", "--check", "--flush-interval", wrong]).expect(2);
+        assert!(ran.stderr.contains("--flush-interval"), "{ran}");
     }
     let absurd = "584000000000years";
     let flags = [
-        ["--rotate-every", absurd],
-        ["--retain-for", absurd],
-        ["--keep-ids", absurd],
-        ["--flush-every", "24h"],
+        ["--rotate-interval", absurd],
+        ["--retention", absurd],
+        ["--dedup-window", absurd],
+        ["--flush-interval", "24h"],
     ];
     let server = Server::with(&scratch.data(), flags.as_flattened());
     server.accept(event("u", 1));
@@ -309,7 +363,7 @@ fn no_descriptor_at_rotation_is_over_within_seconds_whatever_the_flush_interval(
     // started, is sealed, the next is created), and of the tenth the third fails, and then two tries
     // more.
     let inject = "inject=open,openat:error=EMFILE:when=30..32";
-    let server = Server::by(&data, &["--flush-every", "1h"], |args| {
+    let server = Server::by(&data, &["--flush-interval", "1h"], |args| {
         let mut command = Command::new("strace");
         command.args(["-f", "-qq", "-o", arg(&log), "-P", arg(&data), "-e", inject]);
         command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);

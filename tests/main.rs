@@ -28,9 +28,11 @@ mod http; // the HTTP contract, row by row
 mod identity; // which segment a file is: copies, merged directories, files put back, a second server
 mod listings; // /segments and /rejected; waiting while the server stops
 mod odd_files; // FIFOs, sockets, devices, directories, links to nothing called like segments
+mod offline; // process, verify, query: odd files, directories and databases, without a server
 mod other_programs; // the database opened, removed, replaced and written by others
 mod process; // files without a server: from elsewhere, damaged, given twice
 mod provable; // verify, rebuild, retention, ids let go, a database put together from two
+mod sealed; // sealed files changed, moved or doubled before they are applied
 mod send; // odd inputs, files sent before, rejected lines, waiting until it is applied
 mod torture; // the shipped torture, a few rounds of it
 mod trouble; // a database locked, deleted, replaced, restored; files changed under us
@@ -40,7 +42,8 @@ mod machine; // stderr that fails, file size limits, loopback by any name, start
 mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
 
 mod layering; // who may know whom, read from src/
-mod readme; // what the README shows exists and answers as shown
+mod prose; // the wording of documentation, messages and comments
+mod readme; // what the README and its pages show exists and answers as shown
 
 mod crash_points; // power cut off after each call of apply, archive, prune, rebuild (`--ignored`)
 mod damage; // each kind of file damaged in each way: somebody is told, or the totals are right

@@ -59,7 +59,7 @@ fn shuffle<T>(items: &mut [T], choices: &mut Choices) {
 struct Way {
     lines: Vec<String>,
     batch_lines_max: usize,
-    rotate_bytes: u64,
+    rotate_size: u64,
     threads: usize,
     memory_bytes: usize,
     /// Times the directory is closed and processed on the way.
@@ -102,12 +102,12 @@ impl Way {
     /// Through the journal, in batches of any size up to the bound, sealed at the end.
     fn append(&self, dir: &Path, lines: &[String], choices: &mut Choices) {
         let config = JournalConfig {
-            rotate_bytes: self.rotate_bytes,
+            rotate_size: self.rotate_size,
             ..JournalConfig::default()
         };
         let known = read_segments(&dir.join("revenue.db")).unwrap();
         assert!(
-            known.iter().all(|row| row.whole_at_ms.is_some()),
+            known.iter().all(|row| row.completed_at_ms.is_some()),
             "all sealed and applied"
         );
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
@@ -160,7 +160,7 @@ fn both_ways(seed: u64) {
     let plain = Way {
         lines: lines.iter().map(|(line, _)| line.clone()).collect(),
         batch_lines_max: EVENTS,
-        rotate_bytes: 1 << 30,
+        rotate_size: 1 << 30,
         threads: 1,
         memory_bytes: 256 << 20,
         runs: 1,
@@ -177,7 +177,7 @@ fn both_ways(seed: u64) {
     let other = Way {
         lines: lines.into_iter().map(|(line, _)| line).collect(),
         batch_lines_max: 1 + choices.below(20),
-        rotate_bytes: 100 + choices.below(20_000) as u64,
+        rotate_size: 100 + choices.below(20_000) as u64,
         threads: 1 + choices.below(8),
         memory_bytes: [1, 2000, 256 << 20][choices.below(3)],
         runs: 1 + choices.below(3),

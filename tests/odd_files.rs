@@ -46,7 +46,7 @@ fn a_server_names_what_is_no_file_and_applies_the_others() {
         fs::create_dir_all(&data).unwrap();
         let words = odd_things(&data);
         fs::write(data.join("events_zz.jsonl"), event("z", 1)).unwrap();
-        let server = Server::with(&data, &[&["--flush-every", "10ms"], more].concat());
+        let server = Server::with(&data, &[&["--flush-interval", "10ms"], more].concat());
         server.accept(event("u", 1));
         let applies = more.is_empty();
         if applies {
@@ -141,4 +141,57 @@ fn a_month_that_is_a_link_is_followed() {
     assert_eq!(database(&data)["u"].1, 2);
     run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
     assert_eq!(database(&data)["u"].1, 2);
+}
+
+#[test]
+fn settings_and_tokens_that_do_not_end_are_refused() {
+    // Red if start-up reads a file that a person named without a bound, or waits for a FIFO's writer
+    // for ever.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let fifo = scratch.path().join("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let large = scratch.file("large", "# a comment\n".repeat(100_000));
+    let events = scratch.file("events.jsonl", event("u", 1));
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir", arg(&data)];
+    let send = ["send", arg(&events)];
+    for (command, flag, code) in [
+        (&serve[..], "--token-file", 1),
+        (&serve, "--config", 2),
+        (&send, "--token-file", 2),
+    ] {
+        for (path, words) in [
+            (large.as_path(), "it has more than 1048576 bytes"),
+            (Path::new("/dev/zero"), "it has more than 1048576 bytes"),
+            (&fifo, "waited for its end for too long"),
+        ] {
+            let ran = run(&[command, &[flag, arg(path)]].concat()).expect(code);
+            assert!(
+                ran.stderr.contains(words),
+                "{flag} {path:?}: {}",
+                ran.stderr
+            );
+            assert!(ran.stderr.contains(arg(path)), "{flag}: {}", ran.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_state_file_that_does_not_read_says_that_a_new_run_counts_again() {
+    // Red if the advice is to start anew without saying that what was sent counts twice.
+    let scratch = Scratch::new();
+    let events = scratch.file("events.jsonl", event("u", 1));
+    for text in ["{\"version\":", "{\"version\":99,\"runs\":[]}"] {
+        let state = scratch.file("state", text);
+        let ran = run(&["send", arg(&events), "--state", arg(&state)]).expect(1);
+        for words in [arg(&state), "restore it", "count twice"] {
+            assert!(ran.stderr.contains(words), "{}", ran.stderr);
+        }
+    }
 }

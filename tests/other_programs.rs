@@ -138,11 +138,11 @@ fn the_locks_on_the_database_are_the_same_whatever_the_server_does() {
     let flags = [
         "--max-disk",
         "3MiB",
-        "--rotate-every",
+        "--rotate-interval",
         "50ms",
-        "--retain-for",
+        "--retention",
         "100ms",
-        "--flush-every",
+        "--flush-interval",
         "10ms",
         "--token-file",
         arg(&tokens),
@@ -232,11 +232,11 @@ fn an_outside_reader_that_comes_and_goes_changes_nothing() {
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = [
-        "--rotate-every",
+        "--rotate-interval",
         "30ms",
-        "--retain-for",
+        "--retention",
         "60ms",
-        "--flush-every",
+        "--flush-interval",
         "10ms",
     ];
     let stop = AtomicBool::new(false);
@@ -275,8 +275,8 @@ fn a_wal_removed_or_replaced_is_noticed_and_nothing_is_lost() {
         for replaced in [false, true] {
             let scratch = Scratch::new();
             let data = scratch.data();
-            let mut flags = vec!["--flush-every", "10ms", "--rotate-every", "20ms"];
-            flags.extend(retain.iter().flat_map(|retain| ["--retain-for", retain]));
+            let mut flags = vec!["--flush-interval", "10ms", "--rotate-interval", "20ms"];
+            flags.extend(retain.iter().flat_map(|retain| ["--retention", retain]));
             let server = Server::with(&data, &flags);
             for _ in 0..6 {
                 applied(&server, event("u", 1));
@@ -360,6 +360,64 @@ fn a_backup_restored_into_the_idle_database_is_caught_up() {
 }
 
 #[test]
+fn a_database_written_over_in_place_under_an_idle_server_is_caught_up() {
+    // Red if only names and SQLite's own counters say whether the file is still the same: `cat`, `cp`
+    // and `rsync --inplace` change neither.
+    for checkpointed in [false, true] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let server = Server::start(&data);
+        applied(&server, event("u", 1).repeat(3));
+        let old = scratch.path().join("old.db");
+        {
+            let db = Connection::open(data.join("revenue.db")).unwrap();
+            db.execute("VACUUM INTO ?1", [arg(&old)]).unwrap();
+        }
+        applied(&server, event("u", 1).repeat(6));
+        applied(&server, event("v", 1));
+        if checkpointed {
+            let db = Connection::open(data.join("revenue.db")).unwrap();
+            db.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))
+                .unwrap();
+            // What the -wal has is less than what the file had.
+            applied(&server, event("w", 1));
+        }
+        fs::write(data.join("revenue.db"), fs::read(&old).unwrap()).unwrap();
+        until_logged(&server, "wrote over the file in place");
+        until_events(&server, "u", 9);
+        until_events(&server, "v", 1);
+        until_ready(&server);
+        assert_eq!(look_in(&data), if checkpointed { 11 } else { 10 });
+        applied(&server, event("u", 1));
+        server.stop().expect(0);
+        run(&["verify", "--data-dir", arg(&data)]).expect(0);
+        assert_eq!(database(&data)["u"].1, 10);
+    }
+}
+
+#[test]
+fn a_database_that_was_only_touched_keeps_its_wal() {
+    // Red if a new time of the file alone throws away what is committed in the -wal.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    applied(&server, event("u", 1).repeat(3));
+    let size = fs::metadata(wal(&data)).unwrap().len();
+    let file = fs::OpenOptions::new()
+        .append(true)
+        .open(data.join("revenue.db"))
+        .unwrap();
+    file.set_modified(std::time::SystemTime::now()).unwrap();
+    until_logged(&server, "wrote over the file in place");
+    until_ready(&server);
+    assert!(fs::metadata(wal(&data)).unwrap().len() >= size);
+    applied(&server, event("u", 1));
+    assert_eq!(look_in(&data), 4);
+    server.stop().expect(0);
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
+}
+
+#[test]
 fn triggers_on_our_tables_stop_the_applying_until_they_are_gone() {
     // Red if another program's trigger runs in the transaction that counts. Tables of its own are fine.
     let scratch = Scratch::new();
@@ -424,7 +482,10 @@ fn the_size_of_the_data_directory_is_that_of_its_files() {
     // Red if what is appended, archived or pruned is not followed.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let server = Server::with(&data, &["--rotate-every", "30ms", "--flush-every", "10ms"]);
+    let server = Server::with(
+        &data,
+        &["--rotate-interval", "30ms", "--flush-interval", "10ms"],
+    );
     for _ in 0..5 {
         applied(&server, event("u", 1).repeat(1000));
     }
@@ -448,11 +509,11 @@ fn a_lock_on_the_directory_by_another_job_is_said() {
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = [
-        "--flush-every",
+        "--flush-interval",
         "10ms",
-        "--rotate-every",
+        "--rotate-interval",
         "20ms",
-        "--retain-for",
+        "--retention",
         "1ms",
     ];
     let server = Server::with(&data, &flags);

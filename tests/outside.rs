@@ -195,7 +195,7 @@ fn the_kernel_saw_the_steps_in_their_order() {
         &scratch.data(),
         &log,
         &["-e", calls],
-        &["--rotate-every", "1h"],
+        &["--rotate-interval", "1h"],
     );
     for round in 0..3 {
         server.accept(event(&format!("marker{round}"), 1));

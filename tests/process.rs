@@ -197,7 +197,7 @@ fn a_deleted_database_is_made_again_from_the_files() {
     // Red if the files are not the whole truth, the archive included.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let server = Server::with(&data, &["--rotate-bytes", "4KiB"]);
+    let server = Server::with(&data, &["--rotate-size", "4KiB"]);
     for value in 0..400 {
         server.accept(event(&format!("u{}", value % 13), value));
     }
@@ -764,7 +764,11 @@ fn gzip_is_unpacked_and_known_under_the_name_without_it() {
     let cut = scratch.file("cut.jsonl.gz", &cut[..cut.len() - 9]);
     let twice = scratch.file("twice.gz", gzip(gzip(event("u", 1))));
     let ran = import(&data, &[&cut, &twice, &packed]).expect(1);
-    assert!(ran.stderr.contains("cut.jsonl.gz: cannot read it"), "{ran}");
+    assert!(
+        ran.stderr
+            .contains("cut.jsonl.gz: it is compressed with gzip, but incomplete"),
+        "{ran}"
+    );
     assert!(ran.stderr.contains("twice"), "{ran}");
     assert_eq!(database(&data), totals(&[("u", 3, 2)]));
     let plain = scratch.file("march.jsonl", event("u", 1) + &event("u", 2));
@@ -874,7 +878,7 @@ fn an_interrupted_conversion_leaves_a_part_file_and_nothing_else() {
         part.exists().then_some(())
     });
     let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(!child.wait().unwrap().success());
     let jsonl = |name: &String| name.contains(".jsonl");
     let left: Vec<String> = names_in(&data).into_iter().filter(jsonl).collect();

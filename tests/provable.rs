@@ -1,5 +1,5 @@
 //! What can be proved, and what letting go leaves provable: `verify`, `process --rebuild`,
-//! `--retain-for`, `--keep-ids`, and a database that was tampered with.
+//! `--retention`, `--dedup-window`, and a database that was tampered with.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::harness::{
 };
 
 /// Small segments, applied at once.
-const SMALL: [&str; 4] = ["--rotate-bytes", "1KiB", "--flush-every", "10ms"];
+const SMALL: [&str; 4] = ["--rotate-size", "1KiB", "--flush-interval", "10ms"];
 
 #[track_caller]
 fn verify(data: &Path) -> Ran {
@@ -110,7 +110,7 @@ fn verify_after_a_crash_agrees_and_leaves_one_file() {
     // Red if `verify` needs a clean stop, or leaves a -wal for the next one to wonder about.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let server = Server::with(&data, &["--flush-every", "10ms"]);
+    let server = Server::with(&data, &["--flush-interval", "10ms"]);
     let position = server.accept(event("u", 1).repeat(10));
     server
         .get(&format!("/userEvents/u?after={position}&wait=50s"))
@@ -139,10 +139,10 @@ fn verify_names_each_difference() {
     change(&data, "UPDATE segment SET net_check = 7 WHERE key = 1");
     let ran = verify(&data).expect(1);
     for words in [
-        "DIFFERS: segment events-000001",
-        "DIFFERS: segment events-000002",
-        "CANNOT BE TOLD: segment events-000003",
-        "DIFFERS: all users together",
+        "MISMATCH: segment events-000001",
+        "MISMATCH: segment events-000002",
+        "INCONCLUSIVE: segment events-000003",
+        "MISMATCH: all users together",
     ] {
         assert!(ran.stdout.contains(words), "{words}: {ran}");
     }
@@ -154,7 +154,7 @@ fn ids_of_pruned_segments_guard_after_a_rebuild() {
     // kept file counts, and so does whoever sends them again.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let server = Server::with(&data, &[&SMALL[..], &["--retain-for", "0s"]].concat());
+    let server = Server::with(&data, &[&SMALL[..], &["--retention", "0s"]].concat());
     for body in [with_id("u", 5, "a"), with_id("u", 5, "a") + &event("u", 1)] {
         server.accept(body);
         server.flush();
@@ -299,7 +299,7 @@ fn retention_prunes_and_every_total_stays() {
     // begin again, or leaves sums that nobody can check.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let flags = [&SMALL[..], &["--retain-for", "0s"]].concat();
+    let flags = [&SMALL[..], &["--retention", "0s"]].concat();
     let server = Server::with(&data, &flags);
     let first = server.accept(event("u", 1));
     for number in 1..30 {
@@ -356,7 +356,7 @@ fn nothing_is_pruned_while_somebody_verifies() {
     segments(&scratch, 4);
     let held = File::open(&data).unwrap();
     held.lock_shared().unwrap();
-    let flags = [&SMALL[..], &["--retain-for", "0s", "--keep-ids", "0s"]].concat();
+    let flags = [&SMALL[..], &["--retention", "0s", "--dedup-window", "0s"]].concat();
     let server = Server::with(&data, &flags);
     for _ in 0..5 {
         server.accept(event("u", 1));
@@ -382,7 +382,7 @@ fn what_a_crash_between_the_steps_of_a_prune_left_is_removed_and_not_counted_aga
         .into_iter()
         .map(|path| (path.clone(), fs::read(path).unwrap()))
         .collect();
-    let server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
     until(PATIENCE, "pruned", || {
         (archive(&data).len() == 1).then_some(())
     });
@@ -422,7 +422,7 @@ fn a_file_that_is_not_what_was_applied_is_not_pruned() {
     segments(&scratch, 3);
     let first = archive(&data).remove(0);
     fs::write(&first, event("other", 7)).unwrap();
-    let server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
     let reasons = until(PATIENCE, "readiness names it", || {
         let ready = server.get("/readyz");
         (ready.status == 503).then(|| ready.text())
@@ -441,20 +441,20 @@ fn a_file_that_is_not_what_was_applied_is_not_pruned() {
 
 #[test]
 fn a_full_disk_is_507_until_retention_makes_room() {
-    // Red if `--max-disk` with `--retain-for` needs a hand, or unapplied events make room.
+    // Red if `--max-disk` with `--retention` needs a hand, or unapplied events make room.
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = [
         "--max-disk",
         "12MiB",
-        "--retain-for",
+        "--retention",
         "2s",
         "--disk-reserve",
         "0",
     ];
     let flags = [
         &flags[..],
-        &["--rotate-bytes", "1MiB", "--flush-every", "10ms"],
+        &["--rotate-size", "1MiB", "--flush-interval", "10ms"],
     ]
     .concat();
     let server = Server::with(&data, &flags);
@@ -477,10 +477,10 @@ fn a_full_disk_is_507_until_retention_makes_room() {
 
 #[test]
 fn ids_are_let_go_after_their_time_and_not_before() {
-    // Red if `--keep-ids` forgets at once or never, or if `verify` then calls totals wrong.
+    // Red if `--dedup-window` forgets at once or never, or if `verify` then calls totals wrong.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let server = Server::with(&data, &["--flush-every", "10ms", "--keep-ids", "1h"]);
+    let server = Server::with(&data, &["--flush-interval", "10ms", "--dedup-window", "1h"]);
     for _ in 0..3 {
         server.accept(with_id("u", 5, "a"));
         server.flush();
@@ -488,7 +488,7 @@ fn ids_are_let_go_after_their_time_and_not_before() {
     assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 1);
     assert_eq!(server.assert_balanced()["duplicates"], 2);
     server.stop().expect(0);
-    let server = Server::with(&data, &["--flush-every", "10ms", "--keep-ids", "1s"]);
+    let server = Server::with(&data, &["--flush-interval", "10ms", "--dedup-window", "1s"]);
     until(PATIENCE, "the id is let go, and counts again", || {
         server.accept(with_id("u", 5, "a"));
         server.flush();
@@ -528,7 +528,7 @@ fn a_backup_copied_over_beside_an_old_wal_is_noticed_and_rebuilt() {
     let scratch = Scratch::new();
     let data = scratch.data();
     put_together_from_two(&scratch);
-    let server = Server::with(&data, &["--retain-for", "0s"]);
+    let server = Server::with(&data, &["--retention", "0s"]);
     let reasons = until(PATIENCE, "readiness turns red", || {
         let ready = server.get("/readyz");
         (ready.status == 503).then(|| ready.text())
@@ -605,12 +605,12 @@ fn a_backup_put_in_place_under_a_running_server_is_caught_up() {
     segments(&scratch, 2);
     let backup = scratch.path().join("backup.db");
     fs::copy(data.join("revenue.db"), &backup).unwrap();
-    let server = Server::with(&data, &["--flush-every", "1h"]);
+    let server = Server::with(&data, &["--flush-interval", "1h"]);
     server.accept(event("u", 1).repeat(5));
     server.flush();
     assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 7);
     fs::rename(&backup, data.join("revenue.db")).unwrap();
-    // Noticed within a second, whatever --flush-every says.
+    // Noticed within a second, whatever --flush-interval says.
     until(PATIENCE, "caught up", || {
         let shown = server.get("/userEvents/u");
         (shown.status == 200 && shown.json()["events"] == 7).then_some(())
@@ -631,7 +631,7 @@ fn a_deleted_database_after_pruning_is_never_lower_without_a_word() {
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 4);
-    let server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
     until(PATIENCE, "pruned", || {
         (archive(&data).len() == 1).then_some(())
     });
@@ -657,7 +657,7 @@ fn a_locked_database_stops_neither_pruning_for_good_nor_verify() {
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 4);
-    let server = Server::with(&data, &["--flush-every", "10ms"]);
+    let server = Server::with(&data, &["--flush-interval", "10ms"]);
     server.accept(event("u", 1));
     server.flush();
     server.stop().expect(0);
@@ -665,7 +665,7 @@ fn a_locked_database_stops_neither_pruning_for_good_nor_verify() {
     db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
         .unwrap();
     db.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let server = Server::with(&data, &["--retain-for", "0s", "--flush-every", "10ms"]);
+    let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
     verify(&data).expect(0);
     server.accept(event("u", 1));
     assert_eq!(archive(&data).len(), 5);
@@ -686,7 +686,7 @@ fn a_loss_can_be_accepted_and_stays_gone() {
     // what was lost passes for applied afterwards.
     let scratch = Scratch::new();
     let data = scratch.data();
-    let server = Server::with(&data, &["--flush-every", "1h"]);
+    let server = Server::with(&data, &["--flush-interval", "1h"]);
     let applied = server.accept(event("u", 1));
     let look = |server: &Server, position: &str| {
         server.get(&format!("/userEvents/u?after={position}&wait=50s"))

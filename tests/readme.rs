@@ -1,22 +1,42 @@
-//! What the README shows is true: its commands are understood, its calls answer as shown.
+//! What the README and the pages it links to show is true: their commands are understood, their calls
+//! answer as shown, their links lead somewhere.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::harness::http::Request;
-use super::harness::{Process, Scratch, Server, run, tallyline};
+use super::harness::{Process, Scratch, Server, files_below, run, tallyline};
 
-fn readme() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    fs::read_to_string(path).unwrap()
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The lines of the README's code blocks of one kind, block by block.
-fn blocks(kind: &str) -> Vec<Vec<String>> {
+fn read(page: &str) -> String {
+    let path = root().join(page);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every Markdown file of the repository, relative to its root.
+pub(crate) fn pages() -> Vec<String> {
+    let below = ["data/deploy", "data/docs", "sql", "src", "tests"]
+        .iter()
+        .flat_map(|dir| files_below(&root().join(dir)))
+        .map(|path| path.strip_prefix(root()).unwrap().to_owned());
+    let mut pages: Vec<String> = std::iter::once(PathBuf::from("README.md"))
+        .chain(below)
+        .filter(|path| path.extension().is_some_and(|ext| ext == "md"))
+        .map(|path| path.to_str().unwrap().to_owned())
+        .collect();
+    pages.sort();
+    pages
+}
+
+/// The lines of a page's code blocks of one kind, block by block.
+fn blocks(page: &str, kind: &str) -> Vec<Vec<String>> {
     let mut blocks = Vec::new();
     let mut open: Option<(bool, Vec<String>)> = None;
-    for line in readme().lines() {
+    for line in read(page).lines() {
         match (&mut open, line.strip_prefix("```")) {
             (None, Some(found)) => open = Some((found == kind, Vec::new())),
             (Some(_), Some(_)) => {
@@ -29,7 +49,7 @@ fn blocks(kind: &str) -> Vec<Vec<String>> {
             (None, None) => {}
         }
     }
-    assert!(open.is_none(), "a code block without an end");
+    assert!(open.is_none(), "{page}: a code block without an end");
     blocks
 }
 
@@ -51,15 +71,14 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// Every `tallyline ...` of the README's shell blocks, as arguments.
-fn command_lines() -> Vec<Vec<String>> {
-    let shell = [blocks("sh"), blocks("console")].concat().concat();
+/// Every `tallyline ...` of a page's shell blocks, as arguments.
+fn command_lines(page: &str) -> Vec<Vec<String>> {
+    let shell = [blocks(page, "sh"), blocks(page, "console")]
+        .concat()
+        .concat();
     let mut lines = Vec::new();
     for line in &shell {
-        let line = line
-            .trim_start_matches("$ ")
-            .replace("tallyline serve &", "tallyline serve");
-        let words = words(&line);
+        let words = words(line.trim_start_matches("$ "));
         let args = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["tallyline", ..] => &words[1..],
             ["cargo", "run", "--release", "--", ..] => &words[4..],
@@ -72,9 +91,12 @@ fn command_lines() -> Vec<Vec<String>> {
 
 #[test]
 fn every_command_shown_is_understood() {
-    // Red if the README shows a command or a flag that the program does not have (any more).
-    let lines = command_lines();
-    assert!(lines.len() > 15, "{lines:?}");
+    // Red if a page shows a command or a flag that the program does not have (any more).
+    let lines: Vec<_> = pages()
+        .iter()
+        .flat_map(|page| command_lines(page))
+        .collect();
+    assert!(lines.len() > 20, "{lines:?}");
     for line in lines {
         // Arguments are read from left to right: --help at the end answers only if all before it
         // were understood.
@@ -88,7 +110,11 @@ fn every_command_shown_is_understood() {
 #[test]
 fn the_two_commands_come_first() {
     // Red if a newcomer has to look for how to begin.
-    let first: Vec<_> = blocks("sh").concat().into_iter().take(2).collect();
+    let first: Vec<_> = blocks("README.md", "sh")
+        .concat()
+        .into_iter()
+        .take(2)
+        .collect();
     assert!(
         first[0].starts_with("cargo run --release -- demo"),
         "{first:?}"
@@ -111,9 +137,9 @@ fn flags(help: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_flag_is_documented_and_no_other() {
-    // Red if a flag is added without a word in the README, or one in the README's tables is gone.
-    let readme = readme();
+fn the_manual_page_has_every_flag_and_the_pages_no_other() {
+    // Red if a flag is missing from the manual page, or a page names a flag that is gone or renamed.
+    let manual = run(&["man"]).expect(0).stdout.replace("\\-", "-");
     let mut known = flags(&run(&["--help"]).expect(0).stdout);
     for command in [
         "demo", "serve", "send", "process", "verify", "backup", "restore", "query", "generate",
@@ -125,21 +151,21 @@ fn every_flag_is_documented_and_no_other() {
     }
     let missing: Vec<_> = known
         .iter()
-        .filter(|flag| !readme.contains(&format!("`{flag}")))
+        .filter(|flag| !manual.contains(flag.as_str()))
         .collect();
-    assert!(missing.is_empty(), "not in the README: {missing:?}");
-    let shown = readme
-        .lines()
-        .filter(|line| line.starts_with("| `--"))
-        .flat_map(|line| line.split('`'))
-        .filter(|code| code.starts_with("--"))
-        .map(|code| code.split([' ', '=']).next().unwrap().to_owned());
-    for flag in shown {
-        assert!(known.contains(&flag), "{flag} is in the README only");
+    assert!(missing.is_empty(), "not in the manual page: {missing:?}");
+    let mut named = 0;
+    for page in pages() {
+        for code in read(&page).split('`').filter(|code| code.starts_with("--")) {
+            let flag = code.split([' ', '=', '\n']).next().unwrap();
+            assert!(known.contains(flag), "{page}: no command has {flag}");
+            named += 1;
+        }
     }
+    assert!(named > 15, "{named}");
 }
 
-/// The part of curl that the README uses.
+/// The part of curl that the pages use.
 fn curl(words: &[String]) -> (Request, bool) {
     let mut method = None;
     let mut target = None;
@@ -194,11 +220,22 @@ fn without_times(text: &str) -> String {
 
 #[test]
 fn the_calls_answer_as_shown() {
-    // Red if an answer in the README is not what the server says today.
+    // Red if an answer on a page is not what the server says today.
+    let calls: usize = pages().iter().map(|page| check_calls(page)).sum();
+    assert!(calls >= 12, "{calls} calls");
+}
+
+/// Sends a page's calls to a new server. What is piped into jq is sent, and its answer left to
+/// `clients/readme.sh`.
+fn check_calls(page: &str) -> usize {
+    let blocks = blocks(page, "console");
+    if blocks.is_empty() {
+        return 0;
+    }
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let mut calls = 0;
-    for block in blocks("console") {
+    for block in blocks {
         let mut lines = block.iter().peekable();
         while let Some(line) = lines.next() {
             let Some(command) = line.strip_prefix("$ curl ") else {
@@ -210,6 +247,9 @@ fn the_calls_answer_as_shown() {
             }
             let (request, show_status) = curl(&words(command));
             let reply = server.ask(&request);
+            if command.contains("| jq ") {
+                continue;
+            }
             let mut answer = reply.text();
             if show_status {
                 answer = format!("{}\n{answer}", reply.status);
@@ -219,12 +259,12 @@ fn the_calls_answer_as_shown() {
             assert_eq!(
                 without_times(&answer),
                 without_times(&shown.join("\n")),
-                "{line}"
+                "{page}: {line}"
             );
             calls += 1;
         }
     }
-    assert!(calls >= 8, "{calls} calls");
+    calls
 }
 
 #[test]
@@ -237,7 +277,7 @@ fn the_demo_prints_what_is_shown() {
         let lines = text.lines().filter(|line| !line.starts_with("Sent "));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
-    let shown = blocks("console").remove(0);
+    let shown = blocks("README.md", "console").remove(0);
     assert_eq!(shown[0], "$ tallyline demo --exit");
     assert_eq!(
         totals(&ran.expect(0).stdout),
@@ -248,22 +288,21 @@ fn the_demo_prints_what_is_shown() {
 #[test]
 fn every_guarantee_names_a_test_that_exists() {
     // Red if a promise is made that no test here would catch being broken.
-    let readme = readme();
-    let section = readme
+    let page = read("tests/README.md");
+    let section = page
         .split("\n## ")
         .find(|part| part.starts_with("Guarantees"));
     let promises = section.expect("a section of guarantees").lines();
     let mut tests = String::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for dir in ["tests", "src"] {
-        for path in super::harness::files_below(&root.join(dir)) {
+        for path in files_below(&root().join(dir)) {
             if path.extension().is_some_and(|ext| ext == "rs") {
                 tests.push_str(&fs::read_to_string(path).unwrap());
             }
         }
     }
     let mut count = 0;
-    for row in promises.filter(|line| line.starts_with("| ") && !line.starts_with("| promise")) {
+    for row in promises.filter(|line| line.starts_with("| ") && !line.starts_with("| guarantee")) {
         let test = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
         for name in test.split('`').skip(1).step_by(2) {
             let function = name.rsplit("::").next().unwrap();
@@ -271,5 +310,76 @@ fn every_guarantee_names_a_test_that_exists() {
             count += 1;
         }
     }
-    assert!(count >= 10, "{count}");
+    assert!(count >= 50, "{count}");
+}
+
+#[test]
+fn the_readme_has_at_most_200_lines() {
+    // Red if what belongs on another page is put into the README.
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 200, "{lines} lines");
+}
+
+/// The targets of a page's links and images, and of its headings the names that links use.
+fn links_and_anchors(page: &str) -> (Vec<String>, BTreeSet<String>) {
+    let mut links = Vec::new();
+    let mut anchors = BTreeSet::new();
+    let mut in_code = false;
+    for line in read(page).lines() {
+        in_code ^= line.starts_with("```");
+        if in_code {
+            continue;
+        }
+        for rest in line.split("](").skip(1) {
+            links.push(rest.split(')').next().unwrap().to_owned());
+        }
+        if line.starts_with('#') {
+            let heading = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading
+                .chars()
+                .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            anchors.insert(kept.collect::<String>().replace(' ', "-"));
+        }
+    }
+    (links, anchors)
+}
+
+#[test]
+fn every_relative_link_leads_somewhere() {
+    // Red if a page links to a file or a heading that does not exist.
+    let mut count = 0;
+    for page in pages() {
+        for link in links_and_anchors(&page).0 {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = match file {
+                "" => root().join(&page),
+                file => root().join(&page).parent().unwrap().join(file),
+            };
+            assert!(target.exists(), "{page}: {link} leads nowhere");
+            if !anchor.is_empty() {
+                let target = target.canonicalize().unwrap();
+                let relative = target.strip_prefix(root().canonicalize().unwrap()).unwrap();
+                let anchors = links_and_anchors(relative.to_str().unwrap()).1;
+                assert!(anchors.contains(anchor), "{page}: no heading for {link}");
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 15, "{count} links");
+}
+
+#[test]
+fn every_page_is_linked_from_the_readme() {
+    // Red if a page exists that a reader who begins with the README does not find.
+    let linked: BTreeSet<PathBuf> = links_and_anchors("README.md")
+        .0
+        .iter()
+        .map(|link| root().join(link.split('#').next().unwrap()))
+        .collect();
+    for page in pages().iter().filter(|page| *page != "README.md") {
+        assert!(linked.contains(&root().join(page)), "{page}");
+    }
 }

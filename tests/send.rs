@@ -181,7 +181,7 @@ fn rejected_lines_are_filtered_by_id_and_position() {
 fn what_was_sent_is_in_the_totals_when_send_ends() {
     // Red if `query` right after `send` shows nothing; here it is applied once an hour, or asked for.
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     let file = scratch.file("e.jsonl", event("u", 1));
     let ran = send(&server, &file, &["--json"]).expect(0);
     assert_eq!(summary(&ran)["applied"], true, "{ran}");
@@ -580,7 +580,7 @@ fn an_archived_file_that_is_gone_shows_as_missing() {
     let gone = first();
     assert_eq!(
         (&gone["state"], &gone["file"]),
-        (&json!("missing"), &Value::Null)
+        (&json!("file_missing"), &Value::Null)
     );
 }
 
@@ -620,4 +620,90 @@ fn a_followed_file_copied_and_cut_short_is_told_by_its_content() {
         let shown = server.get(&format!("/userEvents/u{user}")).expect(200);
         assert_eq!(shown.json()["events"], 1, "u{user}");
     }
+}
+
+#[test]
+fn conflicts_of_events_with_ids_of_their_own_are_listed_and_duplicates_are_not() {
+    // Red if only lines whose ids `send` made are looked for among the rejected ones.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let own =
+        |id: &str, value: u64| event("u", value).replacen('{', &format!("{{\"id\":\"{id}\","), 1);
+    server
+        .post(
+            "/liveEvent?ack=applied",
+            own("a", 1) + &own("b", 1) + &own("c", 1),
+        )
+        .expect(200);
+    // Another sender's conflicts are none of its business, before or meanwhile.
+    server
+        .post("/liveEvent?ack=applied", own("c", 9))
+        .expect(200);
+    // A duplicate, two conflicts of one line, an event without an id, another conflict, a new one.
+    let text = own("a", 1) + &own("a", 2).repeat(2) + &event("u", 1) + &own("b", 3) + &own("d", 1);
+    let file = scratch.file("e.jsonl", text);
+    let rejects = scratch.path().join("bad.jsonl");
+    for flags in [vec![], vec!["--no-ids"], vec!["--source", "s"]] {
+        let mut flags = flags;
+        flags.extend(["--json", "--again", "--rejects", arg(&rejects)]);
+        let ran = send(&server, &file, &flags).expect(3);
+        assert_eq!(summary(&ran)["rejected"], 3, "{ran}");
+        let listed: Vec<(u64, String)> = fs::read_to_string(&rejects)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .map(|line| {
+                (
+                    line["line"].as_u64().unwrap(),
+                    line["code"].as_str().unwrap().to_owned(),
+                )
+            })
+            .collect();
+        let conflict = "id_conflict".to_owned();
+        let expected = [2, 3, 5].map(|line| (line, conflict.clone()));
+        assert_eq!(listed, expected, "{flags:?}");
+    }
+    let good = scratch.file("good.jsonl", own("a", 1) + &own("e", 1));
+    let ran = send(&server, &good, &["--json"]).expect(0);
+    assert_eq!(summary(&ran)["rejected"], 0, "{ran}");
+}
+
+#[test]
+fn a_file_that_was_edited_after_it_was_sent_is_refused_and_counts_nothing() {
+    // Red if it is taken for a new file: the lines that were not edited would count twice.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let lines =
+        |values: &[u64]| -> String { values.iter().map(|value| event("u", *value)).collect() };
+    let file = scratch.file("e.jsonl", lines(&[1, 2, 3]));
+    send(&server, &file, &[]).expect(0);
+    for (what, edited) in [
+        ("a line changed", lines(&[1, 7, 3])),
+        ("a line changed, and it has grown", lines(&[1, 7, 3, 4])),
+        ("a line inserted", lines(&[9, 1, 2, 3])),
+        ("a line removed", lines(&[1, 3])),
+        ("its end removed", lines(&[1, 2])),
+    ] {
+        // By an editor that writes a new file, as most do.
+        let new = scratch.file("new", edited);
+        fs::rename(new, &file).unwrap();
+        let ran = send(&server, &file, &[]).expect(2);
+        let path = file.to_str().unwrap();
+        assert!(
+            ran.stderr.contains(path) && ran.stderr.contains("--again"),
+            "{what}: {ran}"
+        );
+        assert_eq!(server.counter("applied"), 3, "{what}");
+        let ran = send(&server, &file, &["--json"]).expect(2);
+        assert_eq!(summary(&ran)["outcome"], "edited", "{what}: {ran}");
+    }
+    // As it was, and grown.
+    fs::write(&file, lines(&[1, 2, 3, 4])).unwrap();
+    send(&server, &file, &[]).expect(0);
+    assert_eq!(server.counter("applied"), 4);
+    fs::write(&file, lines(&[5])).unwrap();
+    send(&server, &file, &["--again"]).expect(0);
+    assert_eq!(server.counter("applied"), 5);
+    send(&server, &file, &[]).expect(2);
+    assert_eq!(server.assert_balanced()["duplicates"], 0);
 }

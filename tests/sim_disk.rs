@@ -111,7 +111,7 @@ struct SimFile {
 }
 
 /// A small generator of choices (SplitMix64): the same seed, the same crash.
-pub(crate) struct Choices(u64);
+pub(crate) struct Choices(fastrand::Rng);
 
 /// What a power cut leaves of what was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,17 +146,12 @@ impl Left {
 
 impl Choices {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(fastrand::Rng::with_seed(seed))
     }
 
     /// A number below `bound`, which is not 0.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
-        usize::try_from(z % bound as u64).unwrap()
+        self.0.usize(..bound)
     }
 }
 
@@ -528,6 +523,12 @@ impl SimDisk {
 }
 
 impl Disk for SimDisk {
+    fn free_files(&self, _dir: &Path) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn count_again(&self) {}
+
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.lock();
         state.step(Call::Create, || path.display().to_string())?;
@@ -692,6 +693,15 @@ impl DiskDir for SimDir {
 }
 
 impl DiskFile for SimFile {
+    fn release_cache(&self, _to: u64) {}
+
+    /// There is one process.
+    fn try_lock(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn unlock(&self) {}
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.lock();
         state.step(Call::Look, || format!("read {}", self.inode))?;

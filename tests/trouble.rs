@@ -98,7 +98,7 @@ fn a_database_of_a_newer_version_is_refused() {
 fn a_database_deleted_under_a_running_server_is_noticed_and_made_again() {
     // Red if the server goes on writing into a file that nobody can see any more.
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "10ms"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "10ms"]);
     server.accept(event("u", 1).repeat(10));
     server.flush();
     for name in ["revenue.db", "revenue.db-wal", "revenue.db-shm"] {
@@ -212,7 +212,7 @@ fn the_place_of_a_file_decides_nothing() {
 fn the_active_file_moved_away_under_a_running_server_stops_the_acknowledging() {
     // Red if lines are acknowledged into a file that nobody will find under its name.
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "10ms"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "10ms"]);
     server.accept(event("u", 1));
     let active = scratch.data().join("events.jsonl");
     fs::rename(&active, scratch.data().join("mine.jsonl")).unwrap();
@@ -225,7 +225,7 @@ fn the_active_file_moved_away_under_a_running_server_stops_the_acknowledging() {
 fn what_cannot_be_told_is_said_to_be_unknown() {
     // Red if an event that went into a deleted file is acknowledged, or said to be surely refused.
     let scratch = Scratch::new();
-    let server = Server::with(&scratch.data(), &["--flush-every", "1h"]);
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     server.accept(event("u", 1));
     fs::remove_file(scratch.data().join("events.jsonl")).unwrap();
     let unknown = server.post("/liveEvent", event("u", 1)).problem(503);

@@ -1,3 +1,3 @@
-SELECT state, count(*) FROM segment WHERE state <> 'whole' GROUP BY state
+SELECT state, count(*) FROM segment WHERE state <> 'applied' GROUP BY state
 UNION ALL
-SELECT 'whole', segments FROM applied_sum WHERE segments > 0
+SELECT 'applied', segments FROM applied_sum WHERE segments > 0

@@ -1,1 +1,1 @@
-UPDATE segment SET whole_at_ms = ?3 WHERE whole_at_ms NOT BETWEEN ?1 AND ?2
+UPDATE segment SET completed_at_ms = ?3 WHERE completed_at_ms NOT BETWEEN ?1 AND ?2

@@ -1,1 +1,1 @@
-SELECT segments, native, lines, events, duplicates, rejected, untrusted_lines FROM applied_sum
+SELECT segments, native, lines, events, duplicates, rejected, corrupt_lines FROM applied_sum

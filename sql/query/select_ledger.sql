@@ -1,1 +1,1 @@
-SELECT lines, applied, duplicates, rejected, untrusted FROM ledger
+SELECT lines, applied, duplicates, rejected, corrupt FROM ledger

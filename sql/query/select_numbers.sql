@@ -1,2 +1,2 @@
--- Ours, for finding the numbers that are missing.
+-- Native segments, to find missing numbers.
 SELECT key FROM segment WHERE key > 0 ORDER BY key

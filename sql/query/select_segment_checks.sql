@@ -1,2 +1,2 @@
--- Added up outside: sum() stops at 64 bits, the check figures wrap.
+-- The program adds the rows up: sum() fails past 64 bits, and net_check is modulo 2^64.
 SELECT events, net_check FROM segment

@@ -1,4 +1,4 @@
--- A total that was worked out line by line.
+-- A total that was computed line by line.
 INSERT INTO user_total (user_id, revenue_micros, events, updated_at_ms)
 VALUES (?1, ?2, ?3, ?4)
 ON CONFLICT (user_id) DO UPDATE

@@ -1,5 +1,5 @@
--- Changes nothing where the total might leave 64 bits (the total must be from ?2 to ?3 before): such a
--- user's lines are then applied one by one. The row of parameters may be there many times.
+-- Changes nothing if the total might overflow 64 bits (it must be from ?2 to ?3 before). The lines of such
+-- a user are applied one by one. The row of parameters may be repeated.
 INSERT INTO user_total (user_id, revenue_micros, events, updated_at_ms)
 VALUES (?4, ?5, ?6, ?1)
 ON CONFLICT (user_id) DO UPDATE

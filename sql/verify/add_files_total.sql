@@ -1,5 +1,5 @@
--- Changes nothing where the sum might leave 64 bits (it must be from ?4 to ?5 before): then it is
--- added up outside, where it wraps.
+-- Changes nothing if the sum might overflow 64 bits (it must be from ?4 to ?5 before). The program then
+-- computes it modulo 2^64.
 INSERT INTO user_check (user_id, files_micros, files_events) VALUES (?1, ?2, ?3)
 ON CONFLICT (user_id) DO UPDATE
 SET files_micros = files_micros + excluded.files_micros,

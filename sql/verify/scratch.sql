@@ -1,5 +1,5 @@
--- The private table of `verify`, in a temporary database of its own: what the database says of each
--- user beside what the files come to. Gone when the connection is closed.
+-- The table of `verify` in a temporary database: the total of each user in the database, and the total
+-- recounted from the files. It is deleted when the connection is closed.
 CREATE TABLE user_check (
     user_id         TEXT    NOT NULL PRIMARY KEY,
     database_micros INTEGER NOT NULL DEFAULT 0, -- user_total.revenue_micros

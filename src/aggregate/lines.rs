@@ -3,7 +3,7 @@
 use std::io;
 
 use crc32fast::Hasher;
-use memchr::{memchr_iter, memrchr};
+use memchr::memchr_iter;
 
 use super::scan::{STORED_LINE_BYTES_MAX, file_start, is_empty, read_range};
 use crate::data_dir::disk::DiskFile;
@@ -27,6 +27,15 @@ fn blocks(file: &dyn DiskFile, from: u64, to: u64, mut each: impl FnMut(&[u8])) 
 pub(crate) fn checksum(file: &dyn DiskFile, length: u64) -> io::Result<u32> {
     let mut hasher = Hasher::new();
     blocks(file, 0, length, |block| hasher.update(block))?;
+    Ok(hasher.finalize())
+}
+
+/// The CRC-32 of the first `length` bytes, of which those that `known` has are not read.
+pub(crate) fn checksum_from(file: &dyn DiskFile, known: &Hasher, length: u64) -> io::Result<u32> {
+    let mut hasher = known.clone();
+    blocks(file, known.total_len(), length, |block| {
+        hasher.update(block);
+    })?;
     Ok(hasher.finalize())
 }
 
@@ -83,21 +92,6 @@ fn extend(line: &mut Vec<u8>, bytes: &[u8]) {
     line.extend_from_slice(&bytes[..bytes.len().min(room)]);
 }
 
-/// The byte after the last `\n` before `size`; 0 if there is none.
-pub(crate) fn last_line_end(file: &dyn DiskFile, size: u64) -> io::Result<u64> {
-    let mut buffer = Vec::new();
-    let mut end = size;
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK);
-        read_range(file, start, end, &mut buffer)?;
-        if let Some(at) = memrchr(b'\n', &buffer) {
-            return Ok(start + at as u64 + 1);
-        }
-        end = start;
-    }
-    Ok(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,8 +107,6 @@ mod tests {
         file.write_all_at(text.as_bytes(), 0)?;
         let size = file.size()?;
         assert_eq!(count(&file, 0, size)?, 4);
-        assert_eq!(last_line_end(&file, size)?, size - 3);
-        assert_eq!(last_line_end(&file, long.len() as u64)?, 0);
         assert_eq!(checksum(&file, size)?, crc32fast::hash(text.as_bytes()));
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! them together stay under what was asked for. Below the least that a share can be, the sum is
 //! more.
 
-use super::scan::Folder;
+use super::scan::ChunkScanner;
 
 /// Program, stacks, statements, what is known of segments.
 const FIXED_BYTES: usize = 12 << 20;
@@ -17,8 +17,8 @@ const CACHE_BYTES_MIN: usize = 1 << 20;
 pub(crate) const GROWTH: usize = 6;
 
 /// Who gets how much, in bytes.
-pub(crate) struct Shares {
-    /// Folding threads: those asked for, as far as they take a quarter at most.
+pub(crate) struct MemoryBudget {
+    /// Scanning threads: those asked for, as far as they take a quarter at most.
     pub(crate) threads: usize,
     /// SQLite's page cache.
     pub(crate) cache_bytes: usize,
@@ -26,15 +26,15 @@ pub(crate) struct Shares {
     pub(crate) range_bytes: usize,
 }
 
-impl Shares {
-    /// Shares out `all` bytes among so many threads, if they are not too many for it.
+impl MemoryBudget {
+    /// MemoryBudget out `all` bytes among so many threads, if they are not too many for it.
     pub(crate) fn of(all: usize, threads: usize) -> Self {
-        let threads = threads.min(all / 4 / Folder::MEMORY_BYTES).max(1);
+        let threads = threads.min(all / 4 / ChunkScanner::MEMORY_BYTES).max(1);
         let cache_bytes = (all / 8).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX);
         // The coordinator folds small ranges itself.
         // What is free goes back to the system a little later.
         let free = all / 8;
-        let rest = FIXED_BYTES + (threads + 1) * Folder::MEMORY_BYTES + cache_bytes + free;
+        let rest = FIXED_BYTES + (threads + 1) * ChunkScanner::MEMORY_BYTES + cache_bytes + free;
         Self {
             threads,
             cache_bytes,

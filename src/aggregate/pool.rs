@@ -1,7 +1,7 @@
-//! The pool of folding threads, and how a range is put together from their pieces.
+//! The pool of scanning threads, and how a range is put together from their pieces.
 //!
 //! The coordinator hands out chunks in order, a bounded number ahead, and joins the pieces in
-//! order. Small ranges it folds itself: handing over costs more. When what is held, and what the
+//! order. Small ranges it scans itself: handing over costs more. When what is held, and what the
 //! chunks handed out may come to, grows past the bound, no more chunks are handed out and the range
 //! ends where the last one did.
 
@@ -12,9 +12,9 @@ use std::thread::{Builder, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::memory_budget::{GROWTH, Shares};
-use super::scan::{Chunk, Folder, Piece};
-use super::sharded_totals::Users;
+use super::memory_budget::{GROWTH, MemoryBudget};
+use super::scan::{Chunk, ChunkScanner, PartialAggregate};
+use super::sharded_totals::ShardedTotals;
 use crate::data_dir::disk::DiskFile;
 
 /// A chunk's bytes: large enough to be worth handing over, and that a thread's events of one part
@@ -27,12 +27,12 @@ const CHUNK_BYTES_LEAST: u64 = 64 << 10;
 /// work.
 const RANGE_BYTES_MAX: u64 = 1 << 30;
 
-/// A range, folded.
-pub(crate) struct Folded {
+/// A range, aggregate.
+pub(crate) struct RangeAggregate {
     /// Where it ends; at or before where it was to end.
     pub(crate) to: u64,
-    pub(crate) piece: Piece,
-    pub(crate) users: Arc<Users>,
+    pub(crate) partial: PartialAggregate,
+    pub(crate) users: Arc<ShardedTotals>,
 }
 
 /// The threads; they end when this is dropped.
@@ -41,7 +41,7 @@ pub(crate) struct Pool {
     jobs: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
     /// For small ranges, on the caller's thread.
-    folder: Folder,
+    scanner: ChunkScanner,
     /// What a range may hold.
     range_bytes: usize,
     /// Only for tests.
@@ -50,28 +50,28 @@ pub(crate) struct Pool {
 
 struct Job {
     chunk: Chunk,
-    users: Arc<Users>,
+    users: Arc<ShardedTotals>,
     index: usize,
-    pieces: Sender<(usize, io::Result<Piece>)>,
+    pieces: Sender<(usize, io::Result<PartialAggregate>)>,
 }
 
 impl Pool {
     /// As many threads, at least one, and as much memory for a range as their shares say.
-    pub(crate) fn start(shares: &Shares) -> io::Result<Self> {
+    pub(crate) fn start(shares: &MemoryBudget) -> io::Result<Self> {
         let threads = shares.threads.max(1);
         let (jobs, received) = crossbeam_channel::bounded::<Job>(threads);
         let threads = (0..threads)
             .map(|number| {
                 let received = received.clone();
                 Builder::new()
-                    .name(format!("process-fold-{number}"))
+                    .name(format!("process-scan-{number}"))
                     .spawn(move || work(&received))
             })
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
             jobs: Some(jobs),
             threads,
-            folder: Folder::new(),
+            scanner: ChunkScanner::new(),
             range_bytes: shares.range_bytes,
             chunk_bytes: None,
         })
@@ -84,14 +84,14 @@ impl Pool {
         self
     }
 
-    /// A range of so many bytes is folded whole, on the caller's thread.
+    /// A range of so many bytes is scanned whole, on the caller's thread.
     pub(crate) fn small_bytes(&self) -> u64 {
         let quarter = (self.range_bytes / (4 * GROWTH * self.ahead())) as u64;
         self.chunk_bytes
             .unwrap_or(CHUNK_BYTES_MIN.min(quarter.max(CHUNK_BYTES_LEAST)))
     }
 
-    /// What a range may come to in memory.
+    /// The most memory that a range may use, in bytes.
     pub(crate) fn range_bytes(&self) -> usize {
         self.range_bytes
     }
@@ -102,13 +102,13 @@ impl Pool {
     }
 
     /// Folds `[from, to)`, or as much of it as a range may hold, but at least one chunk.
-    pub(crate) fn fold(
+    pub(crate) fn scan(
         &mut self,
         file: &Arc<dyn DiskFile>,
         from: u64,
         to: u64,
-    ) -> io::Result<Folded> {
-        let users = Arc::new(Users::new());
+    ) -> io::Result<RangeAggregate> {
+        let users = Arc::new(ShardedTotals::new());
         let whole = Chunk {
             file: Arc::clone(file),
             range_start: from,
@@ -125,12 +125,12 @@ impl Pool {
                 .min(quarter.max(CHUNK_BYTES_LEAST)),
         );
         if to - from <= chunk_bytes {
-            let piece = self.folder.fold(&whole, &users)?;
-            return Ok(Folded { to, piece, users });
+            let partial = self.scanner.scan(&whole, &users)?;
+            return Ok(RangeAggregate { to, partial, users });
         }
         let growth = usize::try_from(chunk_bytes).map_err(io::Error::other)? * GROWTH;
         let (sender, received) = crossbeam_channel::unbounded();
-        let mut pieces = Pieces::default();
+        let mut pieces = PartialAggregates::default();
         let mut handed_out = 0;
         let mut end = from;
         loop {
@@ -157,19 +157,19 @@ impl Pool {
                     .as_ref()
                     .is_some_and(|jobs| jobs.send(job).is_ok());
                 if !sent {
-                    return Err(io::Error::other("the folding threads are gone"));
+                    return Err(io::Error::other("the scanning threads are gone"));
                 }
             } else if pieces.received < handed_out {
-                let (index, piece) = received.recv().map_err(io::Error::other)?;
-                pieces.take(index, piece?);
+                let (index, partial) = received.recv().map_err(io::Error::other)?;
+                pieces.take(index, partial?);
             } else {
                 break;
             }
         }
-        let piece = pieces.join();
-        Ok(Folded {
-            to: from + piece.bytes(),
-            piece,
+        let partial = pieces.join();
+        Ok(RangeAggregate {
+            to: from + partial.bytes(),
+            partial,
             users,
         })
     }
@@ -179,7 +179,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.jobs = None;
         for thread in self.threads.drain(..) {
-            // What panicked was told to whoever waited for the piece.
+            // What panicked was told to whoever waited for the partial.
             drop(thread.join());
         }
     }
@@ -187,42 +187,42 @@ impl Drop for Pool {
 
 /// The pieces that have come, joined as far as they are without a gap.
 #[derive(Default)]
-struct Pieces {
-    joined: Piece,
+struct PartialAggregates {
+    joined: PartialAggregate,
     next: usize,
-    early: std::collections::BTreeMap<usize, Piece>,
+    early: std::collections::BTreeMap<usize, PartialAggregate>,
     received: usize,
     memory_bytes: usize,
 }
 
-impl Pieces {
-    fn take(&mut self, index: usize, piece: Piece) {
+impl PartialAggregates {
+    fn take(&mut self, index: usize, partial: PartialAggregate) {
         self.received += 1;
-        self.memory_bytes += piece.memory_bytes();
-        self.early.insert(index, piece);
-        while let Some(piece) = self.early.remove(&self.next) {
-            self.joined.append(piece);
+        self.memory_bytes += partial.memory_bytes();
+        self.early.insert(index, partial);
+        while let Some(partial) = self.early.remove(&self.next) {
+            self.joined.append(partial);
             self.next += 1;
         }
     }
 
-    fn join(self) -> Piece {
+    fn join(self) -> PartialAggregate {
         self.joined
     }
 }
 
 fn work(jobs: &Receiver<Job>) {
-    let mut folder = Folder::new();
+    let mut scanner = ChunkScanner::new();
     for job in jobs {
-        let piece = catch_unwind(AssertUnwindSafe(|| folder.fold(&job.chunk, &job.users)))
+        let partial = catch_unwind(AssertUnwindSafe(|| scanner.scan(&job.chunk, &job.users)))
             .unwrap_or_else(|_| {
-                folder = Folder::new();
+                scanner = ChunkScanner::new();
                 Err(io::Error::other(
-                    "folding a chunk panicked; please report this",
+                    "scanning a chunk panicked; please report this",
                 ))
             });
         drop(job.users);
         // The coordinator may have given up on the range already.
-        let _given_up = job.pieces.send((job.index, piece));
+        let _given_up = job.pieces.send((job.index, partial));
     }
 }

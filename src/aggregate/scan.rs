@@ -13,7 +13,7 @@ use memchr::{memchr, memchr_iter, memrchr};
 
 use super::REJECTED_LINES_MAX;
 use super::delta::{IdEvents, REJECTED_LINE_BYTES_MAX, Rejected};
-use super::sharded_totals::{Router, Users};
+use super::sharded_totals::{ShardBuffer, ShardedTotals};
 use crate::data_dir::disk::DiskFile;
 use crate::data_dir::segment::Label;
 use crate::event::{Event, LINE_BYTES_MAX, Plain, without_bom};
@@ -25,7 +25,7 @@ const BLOCK: u64 = BLOCK_LENGTH as u64;
 const LINE_END_BLOCK: u64 = 1 << 10;
 const LONG_LINE_BLOCK: u64 = 64 << 10;
 
-/// A part of a range, to be folded by one thread.
+/// A part of a range, to be aggregate by one thread.
 #[derive(Clone)]
 pub(crate) struct Chunk {
     pub(crate) file: Arc<dyn DiskFile>,
@@ -41,7 +41,7 @@ pub(crate) struct Chunk {
 
 /// What the lines of a chunk come to, the sums per user apart.
 #[derive(Default)]
-pub(crate) struct Piece {
+pub(crate) struct PartialAggregate {
     /// The CRC-32 of the chunk's lines; its length is theirs.
     pub(crate) checksum: Hasher,
     pub(crate) lines: u64,
@@ -51,7 +51,7 @@ pub(crate) struct Piece {
     pub(crate) with_id: IdEvents,
 }
 
-impl Piece {
+impl PartialAggregate {
     /// Bytes of the chunk's lines.
     pub(crate) fn bytes(&self) -> u64 {
         self.checksum.total_len()
@@ -64,7 +64,7 @@ impl Piece {
         self.with_id.memory_bytes() + self.rejected.iter().map(rejected).sum::<usize>()
     }
 
-    /// Joins the piece that comes right after.
+    /// Joins the partial that comes right after.
     pub(crate) fn append(&mut self, next: Self) {
         self.checksum.combine(&next.checksum);
         self.lines += next.lines;
@@ -92,27 +92,31 @@ fn rejected_max() -> usize {
 }
 
 /// One thread's memory for folding, used again for each chunk.
-pub(crate) struct Folder {
+pub(crate) struct ChunkScanner {
     buffer: Vec<u8>,
-    router: Router,
+    router: ShardBuffer,
 }
 
-impl Folder {
+impl ChunkScanner {
     /// The most bytes of memory it holds from chunk to chunk.
-    pub(crate) const MEMORY_BYTES: usize = 2 * BLOCK_LENGTH + Router::MEMORY_BYTES;
+    pub(crate) const MEMORY_BYTES: usize = 2 * BLOCK_LENGTH + ShardBuffer::MEMORY_BYTES;
 
     pub(crate) fn new() -> Self {
         Self {
             buffer: Vec::new(),
-            router: Router::new(),
+            router: ShardBuffer::new(),
         }
     }
 
     /// Folds the lines of a chunk; their sums go to `users`.
-    pub(crate) fn fold(&mut self, chunk: &Chunk, users: &Users) -> io::Result<Piece> {
-        let mut piece = Piece::default();
+    pub(crate) fn scan(
+        &mut self,
+        chunk: &Chunk,
+        users: &ShardedTotals,
+    ) -> io::Result<PartialAggregate> {
+        let mut partial = PartialAggregate::default();
         let mut sink = Sink {
-            piece: &mut piece,
+            partial: &mut partial,
             users,
             router: &mut self.router,
         };
@@ -138,7 +142,7 @@ impl Folder {
             let bytes = &buffer[..filled];
             let whole = memrchr(b'\n', &bytes[begun.min(filled)..])
                 .map_or(0, |newline| begun.min(filled) + newline + 1);
-            sink.piece.checksum.update(&bytes[..whole]);
+            sink.partial.checksum.update(&bytes[..whole]);
             sink.lines(&bytes[..whole], at - filled as u64);
             if whole > 0 {
                 buffer.copy_within(whole..filled, 0);
@@ -150,7 +154,7 @@ impl Folder {
         }
         buffer.shrink_to(2 * BLOCK_LENGTH);
         self.router.flush(users);
-        Ok(piece)
+        Ok(partial)
     }
 }
 
@@ -171,9 +175,9 @@ fn fill(
 
 /// Where lines go.
 struct Sink<'s> {
-    piece: &'s mut Piece,
-    users: &'s Users,
-    router: &'s mut Router,
+    partial: &'s mut PartialAggregate,
+    users: &'s ShardedTotals,
+    router: &'s mut ShardBuffer,
 }
 
 impl Sink<'_> {
@@ -195,7 +199,7 @@ impl Sink<'_> {
                 amount_micros,
                 id: None,
             }) => {
-                self.piece.lines += 1;
+                self.partial.lines += 1;
                 self.router.count(self.users, user_id, kind, amount_micros);
             }
             _ => self.any_line(line, offset),
@@ -206,7 +210,7 @@ impl Sink<'_> {
         let line = file_start(line, offset);
         match Event::parse(line) {
             Ok(event) => {
-                self.piece.lines += 1;
+                self.partial.lines += 1;
                 match &event.id {
                     None => self.router.count(
                         self.users,
@@ -214,13 +218,13 @@ impl Sink<'_> {
                         event.kind,
                         event.amount_micros,
                     ),
-                    Some(id) => self.piece.with_id.push(offset, id, &event),
+                    Some(id) => self.partial.with_id.push(offset, id, &event),
                 }
             }
             Err(_) if is_empty(line) => {}
             Err(error) => {
-                self.piece.lines += 1;
-                self.piece
+                self.partial.lines += 1;
+                self.partial
                     .reject(offset, error.code, error.to_string(), line);
             }
         }
@@ -229,7 +233,7 @@ impl Sink<'_> {
     /// The line that starts in the chunk and goes on past it; `line` is what was read of it.
     /// However long it is, no more of it is held than a line may have.
     fn last_line(&mut self, chunk: &Chunk, start: u64, mut line: Vec<u8>) -> io::Result<()> {
-        self.piece.checksum.update(&line);
+        self.partial.checksum.update(&line);
         let mut at = chunk.end;
         let mut length = line.len();
         let mut block = Vec::new();
@@ -250,7 +254,7 @@ impl Sink<'_> {
                     .len()
                     .min((STORED_LINE_BYTES_MAX + 1).saturating_sub(line.len()))],
             );
-            self.piece
+            self.partial
                 .checksum
                 .update(&block[..newline.map_or(block.len(), |at| at + 1)]);
             if newline.is_some() {
@@ -261,8 +265,8 @@ impl Sink<'_> {
             self.line(&line, start);
         } else {
             let error = crate::event::EventError::line_too_long(length);
-            self.piece.lines += 1;
-            self.piece
+            self.partial.lines += 1;
+            self.partial
                 .reject(start, error.code, error.to_string(), &line);
         }
         Ok(())

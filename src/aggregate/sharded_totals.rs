@@ -1,7 +1,7 @@
 //! Sums per user, filled by many threads at once.
 //!
 //! The cost of adding up is the cache miss a line. So users are split by hash into parts that each
-//! fit a core's cache; a [`Router`] per thread collects events part by part and adds a batch of
+//! fit a core's cache; a [`ShardBuffer`] per thread collects events part by part and adds a batch of
 //! them at a time, under the part's lock. A user's id and sums lie together in 64 bytes, and the
 //! lines of several events are fetched before the first of them is needed, so that the misses that
 //! are left overlap; the rare longer ids are kept apart.
@@ -68,7 +68,7 @@ impl Key {
 type Seeds = [u64; 4];
 
 /// Random: whoever chooses user ids can't choose their hashes. Per process: few users need few batches of
-/// a [`Router`], range after range.
+/// a [`ShardBuffer`], range after range.
 static SEEDS: LazyLock<Seeds> = LazyLock::new(|| {
     let state = std::hash::RandomState::new();
     std::array::from_fn(|index| state.hash_one(index))
@@ -96,7 +96,7 @@ impl User {
     }
 }
 
-/// Users by hash: in the slot the hash says, or the next one that was free. So a user is one cache
+/// ShardedTotals by hash: in the slot the hash says, or the next one that was free. So a user is one cache
 /// miss, of which the place is known from the hash alone.
 #[derive(Default)]
 struct Table {
@@ -118,7 +118,7 @@ impl Table {
     }
 
     /// Adds events; a table that grew meanwhile is fetched from in the next round again.
-    fn add(&mut self, events: &[Routed], seeds: &Seeds) {
+    fn add(&mut self, events: &[BufferedEvent], seeds: &Seeds) {
         if self.slots.is_empty() {
             self.slots = vec![User::default(); SLOTS_MIN];
         }
@@ -139,7 +139,7 @@ impl Table {
     }
 
     #[inline]
-    fn add_one(&mut self, hash: u64, event: &Routed, seeds: &Seeds) {
+    fn add_one(&mut self, hash: u64, event: &BufferedEvent, seeds: &Seeds) {
         let slot = self.slot(hash, &event.key);
         let user = &mut self.slots[slot];
         user.sums.add_signed(event.amount);
@@ -179,26 +179,26 @@ fn home(hash: u64, mask: usize) -> usize {
 }
 
 #[derive(Default)]
-struct Part {
+struct Shard {
     short: Table,
     long: HashMap<Box<str>, Sums>,
 }
 
 /// One event on its way to its part: the amount is negative if it is subtracted.
-struct Routed {
+struct BufferedEvent {
     key: Key,
     amount: i64,
 }
 
 /// The sums of a range.
-pub(crate) struct Users {
-    parts: Vec<Mutex<Part>>,
+pub(crate) struct ShardedTotals {
+    parts: Vec<Mutex<Shard>>,
     seeds: Seeds,
 }
 
-impl Users {
+impl ShardedTotals {
     /// Bytes of memory that it holds before there is any user.
-    pub(crate) const EMPTY_BYTES: usize = PARTS * size_of::<Mutex<Part>>();
+    pub(crate) const EMPTY_BYTES: usize = PARTS * size_of::<Mutex<Shard>>();
 
     pub(crate) fn new() -> Self {
         Self {
@@ -227,7 +227,7 @@ impl Users {
         Frozen(self.parts.iter().map(lock).collect())
     }
 
-    fn add(&self, part: usize, events: &mut Vec<Routed>) {
+    fn add(&self, part: usize, events: &mut Vec<BufferedEvent>) {
         lock(&self.parts[part]).short.add(events, &self.seeds);
         events.clear();
     }
@@ -248,12 +248,12 @@ impl Users {
     }
 }
 
-fn lock(part: &Mutex<Part>) -> MutexGuard<'_, Part> {
+fn lock(part: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All parts, held still.
-pub(crate) struct Frozen<'u>(Vec<MutexGuard<'u, Part>>);
+pub(crate) struct Frozen<'u>(Vec<MutexGuard<'u, Shard>>);
 
 impl Frozen<'_> {
     /// By user id, ascending.
@@ -295,14 +295,14 @@ fn prefix(user_id: &str) -> u128 {
     u128::from_be_bytes(bytes)
 }
 
-/// One thread's way into [`Users`]: collects events, adds them in batches.
-pub(crate) struct Router {
-    batches: Vec<Vec<Routed>>,
+/// One thread's way into [`ShardedTotals`]: collects events, adds them in batches.
+pub(crate) struct ShardBuffer {
+    batches: Vec<Vec<BufferedEvent>>,
 }
 
-impl Router {
+impl ShardBuffer {
     /// The most bytes of memory it holds.
-    pub(crate) const MEMORY_BYTES: usize = PARTS * BATCH * size_of::<Routed>();
+    pub(crate) const MEMORY_BYTES: usize = PARTS * BATCH * size_of::<BufferedEvent>();
 
     pub(crate) fn new() -> Self {
         Self {
@@ -310,9 +310,15 @@ impl Router {
         }
     }
 
-    /// Counts one event; it may be added only with [`Router::flush`].
+    /// Counts one event; it may be added only with [`ShardBuffer::flush`].
     #[inline]
-    pub(crate) fn count(&mut self, users: &Users, user_id: &[u8], kind: Kind, amount_micros: u64) {
+    pub(crate) fn count(
+        &mut self,
+        users: &ShardedTotals,
+        user_id: &[u8],
+        kind: Kind,
+        amount_micros: u64,
+    ) {
         let Some(key) = Key::new(user_id) else {
             return users.add_long(user_id, kind, amount_micros);
         };
@@ -323,14 +329,14 @@ impl Router {
         };
         let part = usize::try_from(key.hash(&users.seeds) >> (64 - PARTS_BITS)).unwrap_or(0);
         let batch = &mut self.batches[part];
-        batch.push(Routed { key, amount });
+        batch.push(BufferedEvent { key, amount });
         if batch.len() >= BATCH {
             users.add(part, batch);
         }
     }
 
     /// Adds everything collected.
-    pub(crate) fn flush(&mut self, users: &Users) {
+    pub(crate) fn flush(&mut self, users: &ShardedTotals) {
         for (part, batch) in self.batches.iter_mut().enumerate() {
             if !batch.is_empty() {
                 users.add(part, batch);
@@ -350,8 +356,8 @@ mod tests {
 
     #[test]
     fn a_table_grows_and_keeps_everybody() {
-        let users = Users::new();
-        let mut router = Router::new();
+        let users = ShardedTotals::new();
+        let mut router = ShardBuffer::new();
         let ids: Vec<String> = (0..40_000).map(|n| format!("user{n:05}")).collect();
         for _ in 0..3 {
             for id in &ids {
@@ -367,9 +373,9 @@ mod tests {
 
     #[test]
     fn few_users_need_few_batches_however_many_ranges_there_are() {
-        let mut router = Router::new();
+        let mut router = ShardBuffer::new();
         for _ in 0..100 {
-            let users = Users::new();
+            let users = ShardedTotals::new();
             router.count(&users, b"user1", Kind::Add, 1);
             router.flush(&users);
         }
@@ -379,8 +385,8 @@ mod tests {
 
     #[test]
     fn users_of_every_length_are_kept_apart_and_sorted() {
-        let users = Users::new();
-        let mut router = Router::new();
+        let users = ShardedTotals::new();
+        let mut router = ShardBuffer::new();
         let ids: Vec<String> = (1..=256).map(|length| "x".repeat(length)).collect();
         for round in 1..=3u64 {
             for id in &ids {

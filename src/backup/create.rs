@@ -27,16 +27,17 @@ use anyhow::{Context as _, bail};
 
 use super::manifest::{Entry, Manifest};
 use super::{
-    BLOCK, UNFINISHED_FILE, checksum, exists, last_line_end, manifest, parent, refuse_backup,
-    refuse_unfinished, sync_parent,
+    BLOCK, UNFINISHED_FILE, checksum, exists, manifest, parent, refuse_backup, refuse_unfinished,
+    sync_parent,
 };
 use crate::cli::config::UsageError;
+use crate::data_dir::disk::last_line_end;
 use crate::data_dir::disk::{DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, sealed_file_name};
 use crate::data_dir::{
     Catalog, DIRECTORY_FILE, Directory, Place, QUARANTINE_DIR, directory_tag, read_label,
 };
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 use crate::store::{Copied, DATABASE_FILE, copy_database, read_kept};
 use crate::timestamp;
 
@@ -44,7 +45,7 @@ use crate::timestamp;
 pub(crate) fn create(
     data_dir: &Path,
     to: &Path,
-    stop: &Stop,
+    stop: &Shutdown,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Manifest> {
     if !data_dir.is_dir() {
@@ -190,7 +191,7 @@ fn remove_left_over(path: &Path) -> anyhow::Result<()> {
 struct Copy<'c> {
     data_dir: &'c Path,
     part: &'c Path,
-    stop: &'c Stop,
+    stop: &'c Shutdown,
     on_progress: &'c mut dyn FnMut(u64, u64),
     manifest: Manifest,
     bytes: u64,
@@ -350,7 +351,7 @@ impl Copy<'_> {
                 self.data_dir.display()
             );
         };
-        let id = SegmentId::Ours(label.number).to_string();
+        let id = SegmentId::Native(label.number).to_string();
         let tag = label.tag.to_string();
         let is_it = |entry: &&Entry| {
             entry.segment.as_ref() == Some(&id) && entry.tag.as_ref() == Some(&tag)
@@ -423,7 +424,7 @@ impl Copy<'_> {
             (self.on_progress)(self.bytes, self.bytes_total.max(self.bytes));
         }
         to.sync_data()?;
-        to.let_go(end);
+        to.release_cache(end);
         let crc = hasher.finalize();
         self.manifest
             .files

@@ -301,7 +301,7 @@ fn fault_of(entry: &Entry, dir: &Path, directory: Uuid) -> anyhow::Result<Option
             .then(|| format!("{shown} is damaged: its checksum is not what {MANIFEST_FILE} says")))
     };
     let found = read();
-    file.let_go(entry.bytes);
+    file.release_cache(entry.bytes);
     found.with_context(|| format!("cannot read {shown}"))
 }
 

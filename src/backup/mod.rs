@@ -89,28 +89,6 @@ fn checksum(file: &dyn DiskFile, length: u64) -> io::Result<Option<u32>> {
     Ok(Some(hasher.finalize()))
 }
 
-/// Looks back from `size` for the byte after the last `\n`; 0 where there is none.
-fn last_line_end(file: &dyn DiskFile, size: u64) -> io::Result<u64> {
-    let mut block = vec![0; BLOCK];
-    let mut end = size;
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK as u64);
-        let mut filled = 0;
-        let length = usize::try_from(end - start).unwrap_or(BLOCK);
-        while filled < length {
-            match file.read_at(&mut block[filled..length], start + filled as u64)? {
-                0 => break,
-                count => filled += count,
-            }
-        }
-        if let Some(index) = memchr::memrchr(b'\n', &block[..filled]) {
-            return Ok(start + index as u64 + 1);
-        }
-        end = start;
-    }
-    Ok(0)
-}
-
 /// Syncs the directory that a path lies in.
 fn sync_parent(path: &Path) -> anyhow::Result<()> {
     let parent = parent(path);

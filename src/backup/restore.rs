@@ -274,7 +274,7 @@ impl Restore {
             if Some(copied) != crc {
                 return Err(io::Error::other("the backup changed while it was read"));
             }
-            part.let_go(bytes);
+            part.release_cache(bytes);
             Ok(())
         })
         .with_context(context)
@@ -419,7 +419,7 @@ mod tests {
     use crate::cli::config::ServeConfig;
     use crate::processor::{ProcessConfig, run_once};
     use crate::server::Server;
-    use crate::stop::Stop;
+    use crate::shutdown::Shutdown;
     use crate::store::read_checks;
     use crate::verify::{Target, verify};
 
@@ -477,8 +477,13 @@ mod tests {
         let scratch = tempfile::tempdir().expect("a directory");
         let at = |name: &str| scratch.path().join(name);
         serve(&at("own"), 3, Some(&at("older")));
-        create::create(&at("own"), &at("backup"), &Stop::default(), &mut |_, _| {})
-            .expect("a backup");
+        create::create(
+            &at("own"),
+            &at("backup"),
+            &Shutdown::default(),
+            &mut |_, _| {},
+        )
+        .expect("a backup");
         serve(&at("own"), 2, Some(&at("newer")));
         serve(&at("other"), 4, Some(&at("fresh")));
         fs::create_dir(at("empty")).expect("created");

@@ -10,8 +10,8 @@ use anyhow::{Context as _, bail};
 use uuid::Uuid;
 
 use super::checksum;
-use super::last_line_end;
 use super::manifest::{Entry, Manifest};
+use crate::data_dir::disk::last_line_end;
 use crate::data_dir::disk::{Disk, DiskFile, RealDisk};
 use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, Label, SegmentId, Tag};
 use crate::data_dir::{
@@ -80,7 +80,7 @@ pub(super) fn plan(backup: &Path, manifest: &Manifest, data_dir: &Path) -> anyho
             continue;
         }
         match (&found.id, found.tag) {
-            (SegmentId::Ours(number), Some(tag)) => {
+            (SegmentId::Native(number), Some(tag)) => {
                 let label = Label {
                     number: *number,
                     tag,
@@ -153,7 +153,7 @@ impl Target<'_> {
     /// A file of the target that is a native segment of the backup's directory. `end`: only so much of
     /// it counts.
     fn native(&mut self, label: Label, path: &Path, end: Option<u64>) -> anyhow::Result<()> {
-        let id = SegmentId::Ours(label.number);
+        let id = SegmentId::Native(label.number);
         let row = self.rows.get(&label.number).copied();
         let name = id.to_string();
         let bearers: Vec<Entry> = self
@@ -173,7 +173,7 @@ impl Target<'_> {
                     label.number
                 );
             }
-            let whole = row.is_some_and(|row| row.state == SegmentState::Whole);
+            let whole = row.is_some_and(|row| row.state == SegmentState::Applied);
             match relation(path, end, &other, &entry)? {
                 Relation::Equal => self.here.insert(entry.path),
                 Relation::Longer if !whole => self.here.insert(entry.path),
@@ -337,7 +337,7 @@ fn lost_with_database(
         }
     }
     if let Some(label) = active.filter(|label| label.tag.directory == directory_tag(own)) {
-        kept.insert(SegmentId::Ours(label.number).to_string());
+        kept.insert(SegmentId::Native(label.number).to_string());
     }
     let mut pruned_before = 0;
     if own == manifest.directory {
@@ -348,7 +348,7 @@ fn lost_with_database(
         {
             kept.extend(entry.segment.clone());
         }
-        let applied = |row: &&SegmentRow| row.state == SegmentState::Whole;
+        let applied = |row: &&SegmentRow| row.state == SegmentState::Applied;
         kept.extend(
             backup
                 .0
@@ -365,7 +365,7 @@ fn lost_with_database(
         .map(|row| row.id.clone());
     let gone_pruned = (pruned_before + 1..=pruned.number)
         .filter(|_| pruned.counts.events > 0)
-        .map(SegmentId::Ours);
+        .map(SegmentId::Native);
     let gone: Vec<String> = gone_pruned
         .chain(gone_rows)
         .filter(|id| !is_kept(id))

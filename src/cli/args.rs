@@ -7,7 +7,7 @@
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use uuid::Uuid;
@@ -42,12 +42,50 @@ impl Cli {
     /// The command line of this process. Where it can't be understood, or asks for help, the words
     /// are shown and the process ends.
     pub fn of_this_process() -> Self {
-        Self::try_parse().unwrap_or_else(|error| with_names_for_aliases(error).exit())
+        for (old, name) in RENAMED {
+            let [old, name] = [old, name].map(variable_of);
+            if std::env::var_os(&old).is_some() {
+                let text = format!("unknown environment variable {old}; did you mean {name}?");
+                Self::command()
+                    .error(ErrorKind::UnknownArgument, text)
+                    .exit();
+            }
+        }
+        Self::try_parse().unwrap_or_else(|error| with_todays_names(error).exit())
     }
 }
 
-/// "Did you mean" names a command by its name, whichever of its aliases came nearest.
-fn with_names_for_aliases(mut error: clap::Error) -> clap::Error {
+/// Flags of earlier versions and their names today.
+const RENAMED: [(&str, &str); 5] = [
+    ("--flush-every", "--flush-interval"),
+    ("--keep-ids", "--dedup-window"),
+    ("--retain-for", "--retention"),
+    ("--rotate-bytes", "--rotate-size"),
+    ("--rotate-every", "--rotate-interval"),
+];
+
+/// The variable of a flag: `TALLYLINE_DATA_DIR` of `--data-dir`.
+fn variable_of(flag: &str) -> String {
+    format!("TALLYLINE{}", &flag[1..].replace('-', "_").to_uppercase())
+}
+
+/// Today's name of a flag or config key of an earlier version, which is written without dashes.
+pub(crate) fn renamed(key: &str) -> Option<&'static str> {
+    let (_, name) = RENAMED.iter().find(|(old, _)| &old[2..] == key)?;
+    Some(&name[2..])
+}
+
+/// "Did you mean" names a renamed flag by its new name, and a command by its name, whichever of its
+/// aliases came nearest.
+fn with_todays_names(mut error: clap::Error) -> clap::Error {
+    let renamed = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(given)) => RENAMED.iter().find(|(old, _)| old == given),
+        _ => None,
+    };
+    if let Some((_, name)) = renamed {
+        let name = ContextValue::String((*name).to_owned());
+        error.insert(ContextKind::SuggestedArg, name);
+    }
     if let Some(ContextValue::Strings(nearest)) = error.get(ContextKind::SuggestedSubcommand) {
         let command = Cli::command();
         let mut names: Vec<String> = Vec::new();
@@ -154,14 +192,14 @@ pub struct DemoArgs {
 #[command(after_help = "\
 Examples:
   tallyline serve                                      on http://127.0.0.1:8000, files in data/
-  tallyline serve --rotate-every 10s --flush-every 100ms
+  tallyline serve --rotate-interval 10s --flush-interval 100ms
   tallyline serve --listen 0.0.0.0:8000 --token-file /etc/tallyline/tokens
   tallyline serve --listen 127.0.0.1:0 --port-file port     in CI: any free port
   tallyline serve --config tallyline.toml --check      what would be in force, and exit
 
 Durations: 10ms, 1s, 5m, 30days, or forever. Sizes: 4096, 64KiB, 256MiB, 1GB.
-The config file is TOML with the flags' names: rotate-every = \"1m\", no-process = true.
-Flags win over the environment (TALLYLINE_ROTATE_EVERY), that over the config file.")]
+The config file is TOML with the flags' names: rotate-interval = \"1m\", no-process = true.
+Flags win over the environment (TALLYLINE_ROTATE_INTERVAL), that over the config file.")]
 pub struct ServeArgs {
     /// Address and port to listen on; port 0 picks a free one [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR", env = "TALLYLINE_LISTEN")]
@@ -171,7 +209,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "TALLYLINE_TOKEN_FILE")]
     #[arg(help_heading = "Network and access")]
     pub token_file: Option<PathBuf>,
-    /// Listen beyond loopback without any token: whoever reaches the port may post and read
+    /// Listen beyond loopback without any token: every client that reaches the port may post and read
     #[arg(long, env = "TALLYLINE_NO_AUTH", value_name = "true|false")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(help_heading = "Network and access", hide_possible_values = true)]
@@ -199,13 +237,13 @@ pub struct ServeArgs {
     #[arg(help_heading = "Files and disk")]
     pub expect_id: Option<Uuid>,
     /// Seal the active file this long after its first line [default: 1m]
-    #[arg(long, value_name = "DURATION", env = "TALLYLINE_ROTATE_EVERY")]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_ROTATE_INTERVAL")]
     #[arg(help_heading = "Files and disk")]
-    pub rotate_every: Option<Span>,
+    pub rotate_interval: Option<Span>,
     /// Seal the active file at this size [default: 256MiB]
-    #[arg(long, value_name = "SIZE", env = "TALLYLINE_ROTATE_BYTES")]
+    #[arg(long, value_name = "SIZE", env = "TALLYLINE_ROTATE_SIZE")]
     #[arg(help_heading = "Files and disk")]
-    pub rotate_bytes: Option<Size>,
+    pub rotate_size: Option<Size>,
     /// Answer 507 before the data directory grows past this [default: no bound but the disk]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MAX_DISK")]
     #[arg(help_heading = "Files and disk")]
@@ -215,18 +253,18 @@ pub struct ServeArgs {
     #[arg(help_heading = "Files and disk")]
     pub disk_reserve: Option<Size>,
     /// Remove whole files this long after they were applied [default: forever]
-    #[arg(long, value_name = "DURATION", env = "TALLYLINE_RETAIN_FOR")]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_RETENTION")]
     #[arg(help_heading = "Files and disk")]
-    pub retain_for: Option<Span>,
+    pub retention: Option<Span>,
 
     /// How often new events reach the database, at most 1day; where many come, sooner [default: 1s]
-    #[arg(long, value_name = "DURATION", env = "TALLYLINE_FLUSH_EVERY")]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_FLUSH_INTERVAL")]
     #[arg(help_heading = "Processing")]
-    pub flush_every: Option<Span>,
+    pub flush_interval: Option<Span>,
     /// How long ids of applied events are remembered [default: forever]
-    #[arg(long, value_name = "DURATION", env = "TALLYLINE_KEEP_IDS")]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_DEDUP_WINDOW")]
     #[arg(help_heading = "Processing")]
-    pub keep_ids: Option<Span>,
+    pub dedup_window: Option<Span>,
     /// Memory the processor may hold, all in all [default: 384MiB]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MEMORY")]
     #[arg(help_heading = "Processing")]
@@ -254,9 +292,9 @@ Examples:
   tallyline send day.jsonl.gz --rejects bad.jsonl
   producer | tallyline send - --to https://events.example.com
   tallyline send app.jsonl --follow             a growing file, across its rotation
-  tallyline send invoices.jsonl --source invoices-2026     never counted twice, whoever sends it
+  tallyline send invoices.jsonl --source invoices-2026     never counted twice, from any machine
 
-Interrupted (Ctrl-C, kill -9, a crash of either side)? Run the same command again: it goes on
+Interrupted (Ctrl-C, kill -9, a crash of either side)? Run the same command again: it continues
 where it stopped and counts nothing twice. A file that was sent in full is not sent to the same
 server again (exit code 2) unless --again; lines added to it since are.
 Token, if the server wants one: TALLYLINE_TOKEN in the environment, or --token-file.
@@ -297,7 +335,7 @@ pub struct SendArgs {
     #[arg(help_heading = "Speed")]
     pub rate: Option<NonZeroU64>,
 
-    /// Make ids of NAME and the line's number: counted once, whoever sends the file from where
+    /// Make ids of NAME and the line's number: counted once, from any machine
     #[arg(long, value_name = "NAME", env = "TALLYLINE_SOURCE")]
     #[arg(conflicts_with_all = ["no_ids", "follow"], help_heading = "Counting once")]
     pub source: Option<String>,
@@ -376,7 +414,7 @@ Examples:
   tallyline verify
   tallyline verify --data-dir /var/lib/tallyline     also beside a running server
 
-Exit codes: 0 files and database agree; 1 they differ, or it could not be told.")]
+Exit codes: 0 files and database agree; 1 they differ, or some files could not be checked.")]
 pub struct VerifyArgs {
     /// Where events and totals are kept
     #[arg(long, value_name = "DIR", default_value = "data")]
@@ -537,14 +575,28 @@ mod tests {
         let error = Cli::try_parse_from(["tallyline", "serve", "--rotate-evry", "1m"])
             .expect_err("no such flag");
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("--rotate-every"), "{error}");
+        assert!(error.to_string().contains("--rotate-interval"), "{error}");
+    }
+
+    #[test]
+    fn a_renamed_flag_is_a_usage_error_with_its_new_name() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("it is there");
+        for (old, name) in RENAMED {
+            let error = Cli::try_parse_from(["tallyline", "serve", old, "1"]).expect_err("unknown");
+            let text = with_todays_names(error).to_string();
+            assert!(text.contains(&format!("'{name}'")), "{text}");
+            let mut flags = serve.get_arguments().filter_map(clap::Arg::get_long);
+            assert!(flags.any(|flag| flag == &name[2..]), "{name} is a flag");
+        }
+        assert_eq!(variable_of("--data-dir"), "TALLYLINE_DATA_DIR");
     }
 
     #[test]
     fn a_misspelt_command_is_hinted_at_by_name_and_once() {
         for (word, name) in [("servr", "serve"), ("sennd", "send"), ("clint", "send")] {
             let error = Cli::try_parse_from(["tallyline", word]).expect_err("no such command");
-            let error = with_names_for_aliases(error);
+            let error = with_todays_names(error);
             assert_eq!(error.exit_code(), 2);
             let words = error.to_string();
             let hint = words

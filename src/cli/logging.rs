@@ -112,7 +112,7 @@ pub fn start(args: &LoggingArgs, manner: Manner) -> Log {
     let log_format = args.log_format;
     let lines = sink.clone();
     panic::set_hook(Box::new(move |panic| match log_format {
-        LogFormat::Text => lines.line(&in_words(panic)),
+        LogFormat::Text => lines.line(&describe(panic)),
         LogFormat::Json => tracing::error!(backtrace = %Backtrace::capture(), "{panic}"),
     }));
     Log {
@@ -122,7 +122,7 @@ pub fn start(args: &LoggingArgs, manner: Manner) -> Log {
 }
 
 /// A panic as the standard library prints it.
-fn in_words(panic: &PanicHookInfo<'_>) -> String {
+fn describe(panic: &PanicHookInfo<'_>) -> String {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
     let backtrace = Backtrace::capture();

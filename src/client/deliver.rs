@@ -18,12 +18,13 @@ use super::ids::{IdMaker, Shape, random};
 use super::lines::{Batch, Fault};
 use super::post::{Answer, LineError, Outcome, Poster};
 use super::rejects::Refusal;
+use super::settle::own_key;
 use super::tally::{Done, Tally};
 use crate::cli::Span;
 use crate::cli::config::SendConfig;
 use crate::data_dir::segment::Position;
 use crate::event::Event;
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// The first pause before a request is sent again, and the longest.
 pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -43,7 +44,7 @@ pub(super) struct Deliverer<'a> {
     pub(super) config: &'a SendConfig,
     pub(super) ids: &'a IdMaker,
     pub(super) tally: &'a Tally,
-    pub(super) stop: &'a Stop,
+    pub(super) stop: &'a Shutdown,
     pub(super) poster: Poster,
 }
 
@@ -74,6 +75,7 @@ impl Deliverer<'_> {
         let mut outcomes = Outcomes::default();
         let mut body = Vec::with_capacity(batch.text.len() + 64 * batch.lines.len());
         let mut lines: Vec<Ready<'_>> = Vec::with_capacity(batch.lines.len());
+        let mut own = Vec::new();
         for line in &batch.lines {
             let text = &batch.text[line.range.clone()];
             if let Some(fault) = line.fault {
@@ -83,6 +85,9 @@ impl Deliverer<'_> {
                 continue;
             }
             let shape = Shape::of(text);
+            if matches!(shape, Shape::Object { id: true, .. }) {
+                own.push((own_key(text), line.number));
+            }
             let start = body.len();
             self.ids.write(text, shape, line.number, &mut body);
             lines.push(Ready {
@@ -102,6 +107,7 @@ impl Deliverer<'_> {
             accepted: outcomes.accepted,
             refused: outcomes.refusals.len() as u64,
             last: outcomes.last,
+            own,
         };
         self.tally
             .done(batch.sequence, done, &outcomes.refusals)

@@ -51,18 +51,32 @@ pub enum SendError {
         kind: &'static str,
     },
     /// The input is something else than events; nothing of it was sent.
-    #[error("cannot send {}: it looks like {looks_like}; {}", path.display(), cure.replace("FILE", &path.display().to_string()))]
+    #[error("cannot send {}: it looks like {looks_like}; {cure}", path.display())]
     NotEvents {
         /// The file, or `-`.
         path: PathBuf,
         /// Such as `CSV`.
         looks_like: &'static str,
         /// What to do.
-        cure: &'static str,
+        cure: String,
     },
     /// All of it was sent to the same data directory before.
     #[error("{0}")]
     SentBefore(Box<SentBefore>),
+    /// Lines of it that were sent before were changed or removed.
+    #[error("cannot send {}: it is not what was sent from it before ({lines} to {to}, run {run}, as {} says), and lines of it that were counted would count again. If only some were added or changed, put these into a file of another name; --again sends all of it as new events", path.display(), state.display())]
+    Edited {
+        /// The file.
+        path: PathBuf,
+        /// How many lines were sent, in words.
+        lines: String,
+        /// The base URL they were sent to.
+        to: String,
+        /// The run's name.
+        run: String,
+        /// The state file.
+        state: PathBuf,
+    },
     /// The state file could not be read or written.
     #[error("cannot keep the progress in {}; name a writable file with --state", path.display())]
     State {
@@ -72,7 +86,7 @@ pub enum SendError {
         source: io::Error,
     },
     /// The state file is not one of ours.
-    #[error("{} does not read as a state of `tallyline send` ({reason}); remove it to send everything as a new run", path.display())]
+    #[error("{} does not read as a state of `tallyline send` ({reason}); restore it, or name another with --state: that sends everything as a new run, and events that were sent before count twice unless they carry ids or were sent with --source", path.display())]
     StateUnreadable {
         /// The state file.
         path: PathBuf,
@@ -104,7 +118,7 @@ pub enum SendError {
         asked: String,
     },
     /// The input is not what the run in the state began with.
-    #[error("{} is not what its unfinished run began with: the first {bytes} bytes differ, {lines} lines of them were acknowledged; put the former content back to go on, or remove {} to send this one as a new run", input.display(), state.display())]
+    #[error("{} is not what its unfinished run began with: the first {bytes} bytes differ, {lines} lines of them were acknowledged; put the former content back to go on, or send this one as new events by --again (the progress is in {})", input.display(), state.display())]
     Changed {
         /// The input.
         input: PathBuf,

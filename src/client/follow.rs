@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::input::{BLOCK_BYTES, Filled, POLL, identity, open_regular};
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// Bytes kept of the beginning and of the end of what was read.
 const WINDOW_BYTES: usize = 1 << 14;
@@ -120,7 +120,7 @@ impl Growing {
         &mut self,
         path: &Path,
         raw: &AtomicU64,
-        stop: &Stop,
+        stop: &Shutdown,
         out: &mut Vec<u8>,
     ) -> io::Result<Filled> {
         // Looked at before the read: what was written until then is read below.

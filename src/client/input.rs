@@ -18,7 +18,7 @@ use flate2::read::MultiGzDecoder;
 use super::error::SendError;
 use super::follow::{Growing, read_up_to};
 use super::format::{self, Format};
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// Bytes read at once.
 pub(super) const BLOCK_BYTES: usize = 1 << 18;
@@ -48,7 +48,7 @@ pub(super) struct Source {
     raw: Arc<AtomicU64>,
     /// Read already, to be given out next.
     pending: Vec<u8>,
-    stop: Stop,
+    stop: Shutdown,
 }
 
 enum Kind {
@@ -70,7 +70,7 @@ pub(super) fn identity(metadata: &Metadata) -> (u64, u64) {
 impl Source {
     /// Opens a file to be read to its end, or anything else that can be read as stdin is: a FIFO,
     /// a terminal.
-    pub(super) fn file(path: &Path, stop: &Stop) -> Result<Self, SendError> {
+    pub(super) fn file(path: &Path, stop: &Shutdown) -> Result<Self, SendError> {
         let kind = std::fs::metadata(path).map_err(|source| no_metadata(path, source))?;
         let kind = kind.file_type();
         if kind.is_fifo() || kind.is_char_device() {
@@ -134,7 +134,7 @@ impl Source {
     }
 
     /// Opens a file that grows, waiting until it is there; `None`: stopped meanwhile.
-    pub(super) fn growing(path: &Path, stop: &Stop) -> Result<Option<Self>, SendError> {
+    pub(super) fn growing(path: &Path, stop: &Shutdown) -> Result<Option<Self>, SendError> {
         let failed = |source| SendError::Input {
             path: path.to_owned(),
             source,
@@ -186,7 +186,7 @@ impl Source {
     /// Stdin, or whatever a test puts in its place.
     pub(super) fn stream(
         stream: impl Read + Send + 'static,
-        stop: &Stop,
+        stop: &Shutdown,
     ) -> Result<Self, SendError> {
         Self::read_apart(Path::new("-"), move || Ok(stream), stop)
     }
@@ -195,7 +195,7 @@ impl Source {
     fn read_apart<R: Read + Send + 'static>(
         path: &Path,
         open: impl FnOnce() -> io::Result<R> + Send + 'static,
-        stop: &Stop,
+        stop: &Shutdown,
     ) -> Result<Self, SendError> {
         let raw = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&raw);
@@ -244,8 +244,8 @@ impl Source {
         let head = &head[..head.len().min(format::HEAD_BYTES)];
         let format = format::of(head).map_err(|unfit| SendError::NotEvents {
             path: self.path.clone(),
-            looks_like: unfit.looks_like,
-            cure: unfit.cure,
+            looks_like: unfit.what,
+            cure: unfit.cure(&self.path),
         })?;
         if self.grows() && format == Format::Arrays {
             return Err(SendError::NotFollowed {
@@ -396,7 +396,7 @@ fn append(reader: &mut dyn Read, out: &mut Vec<u8>) -> io::Result<Filled> {
 
 fn received(
     blocks: &Receiver<io::Result<Vec<u8>>>,
-    stop: &Stop,
+    stop: &Shutdown,
     out: &mut Vec<u8>,
 ) -> io::Result<Filled> {
     select! {

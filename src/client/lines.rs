@@ -314,11 +314,12 @@ fn one_line(text: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stop::Stop;
+    use crate::shutdown::Shutdown;
     use std::io::Cursor;
 
     fn batches(text: &[u8], lines_max: u32) -> Vec<Batch> {
-        let source = Source::stream(Cursor::new(text.to_vec()), &Stop::default()).expect("thread");
+        let source =
+            Source::stream(Cursor::new(text.to_vec()), &Shutdown::default()).expect("thread");
         let mut batches = Batches::new(source, lines_max, Place::default(), Checksum::Kept);
         std::iter::from_fn(|| batches.next().expect("reads")).collect()
     }

@@ -56,10 +56,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use self::error::{SendError, SentBefore};
 pub use self::settle::Applied;
-pub use self::summary::{Summary, Verdict};
+pub use self::summary::{SendOutcome, Summary};
 pub use self::tally::Counts;
 pub use self::totals::{User, totals};
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 use self::input::{Source, identity};
 use self::post::{About, Answer, Poster};
@@ -72,7 +72,7 @@ use crate::cli::output::counted;
 
 /// Sends the input to its end, to a failure (which requests `stop`, too) or until `stop`. Stdin is
 /// the process's own.
-pub fn send(config: &SendConfig, stop: &Stop) -> Summary {
+pub fn send(config: &SendConfig, stop: &Shutdown) -> Summary {
     let began = Instant::now();
     let mut summary = Summary {
         counts: Counts::default(),
@@ -80,7 +80,7 @@ pub fn send(config: &SendConfig, stop: &Stop) -> Summary {
         lines_earlier: 0,
         lines: 0,
         run: String::new(),
-        verdict: Verdict::Stopped,
+        verdict: SendOutcome::Stopped,
         state: None,
         rejects: config.rejects.clone(),
         applied: Applied::NotAsked,
@@ -96,7 +96,7 @@ pub fn send(config: &SendConfig, stop: &Stop) -> Summary {
         Input::Stdin => Source::stream(std::io::stdin(), stop)
             .and_then(|source| whole(config, source, stop, &mut summary)),
     };
-    summary.verdict = verdict.unwrap_or_else(Verdict::Failed);
+    summary.verdict = verdict.unwrap_or_else(SendOutcome::Failed);
     summary.elapsed = began.elapsed();
     summary
 }
@@ -105,24 +105,28 @@ pub fn send(config: &SendConfig, stop: &Stop) -> Summary {
 fn whole(
     config: &SendConfig,
     mut source: Source,
-    stop: &Stop,
+    stop: &Shutdown,
     summary: &mut Summary,
-) -> Result<Verdict, SendError> {
+) -> Result<SendOutcome, SendError> {
     let Some((about, state, begun)) = begin(config, stop)? else {
-        return Ok(Verdict::Stopped);
+        return Ok(SendOutcome::Stopped);
     };
     let begun = match begun {
         None => None,
         Some(record) if record.complete => added(config, &mut source, record, summary)?,
         Some(record) => {
-            let cover =
-                resume(config, &mut source, &record)?.ok_or_else(|| SendError::Changed {
+            let cover = resume(config, &mut source, &record)?;
+            if cover.is_none() && config.repeat == Repeat::Again && source.open_file().is_some() {
+                source.rewind()?;
+            } else if cover.is_none() {
+                return Err(SendError::Changed {
                     input: source.path().to_owned(),
                     state: config.state.clone().unwrap_or_default(),
                     bytes: record.checked_bytes,
                     lines: record.lines,
-                })?;
-            Some((record, cover))
+                });
+            }
+            cover.map(|cover| (record, cover))
         }
     };
     let run = Run::new(config, source, stop, state, about, begun, Keep::Nothing)?;
@@ -130,9 +134,10 @@ fn whole(
         verdict,
         record,
         mut rejects,
+        own,
     } = run.go(summary)?;
-    if matches!(verdict, Verdict::Complete) {
-        let settled = settle(config, stop, &record);
+    if matches!(verdict, SendOutcome::Complete) {
+        let settled = settle(config, stop, &record, own);
         summary.applied = settled.applied;
         summary.rejected = settled.rejected.len() as u64;
         rejects.write(&settled.rejected, "rejected")?;
@@ -140,8 +145,9 @@ fn whole(
     Ok(verdict)
 }
 
-/// What was added to a file since its run was complete goes on with that run. Another content is
-/// another matter: `None`. The same content is refused, unless it is to be sent again.
+/// What was added to a file since its run was complete goes on with that run. The same content, and a
+/// file of which something was changed that was sent, are refused, unless it is to be sent again
+/// (`None`): nothing tells which of its lines were counted.
 fn added(
     config: &SendConfig,
     source: &mut Source,
@@ -152,14 +158,14 @@ fn added(
         return Ok(None);
     }
     if resume(config, source, &record)?.is_none() {
-        tracing::warn!(
-            "{} is not what was sent from it before (run {}, {}): all of it is sent as a new run",
-            source.path().display(),
-            record.run,
-            counted(record.lines, "line")
-        );
-        source.rewind()?;
-        return Ok(None);
+        summary.state.clone_from(&config.state);
+        return Err(SendError::Edited {
+            path: source.path().to_owned(),
+            lines: counted(record.lines, "line"),
+            to: record.to,
+            run: record.run,
+            state: config.state.clone().unwrap_or_default(),
+        });
     }
     let more = source.has_more()?;
     source.rewind()?;
@@ -190,16 +196,16 @@ fn added(
 fn follow(
     config: &SendConfig,
     path: &Path,
-    stop: &Stop,
+    stop: &Shutdown,
     summary: &mut Summary,
-) -> Result<Verdict, SendError> {
+) -> Result<SendOutcome, SendError> {
     let mut keep = Keep::Nothing;
     loop {
         let Some((about, state, begun)) = begin(config, stop)? else {
-            return Ok(Verdict::Followed);
+            return Ok(SendOutcome::Followed);
         };
         let Some(mut source) = Source::growing(path, stop)? else {
-            return Ok(Verdict::Followed);
+            return Ok(SendOutcome::Followed);
         };
         let mut go_on = None;
         let written = state.as_ref().and_then(StateFile::written);
@@ -225,7 +231,7 @@ fn follow(
                 }
                 source = match Source::growing(path, stop)? {
                     Some(source) => source,
-                    None => return Ok(Verdict::Followed),
+                    None => return Ok(SendOutcome::Followed),
                 };
             }
         }
@@ -234,8 +240,8 @@ fn follow(
         }
         let run = Run::new(config, source, stop, state, about, go_on, keep)?;
         match run.go(summary)?.verdict {
-            Verdict::Complete => keep = Keep::Former,
-            Verdict::Stopped => return Ok(Verdict::Followed),
+            SendOutcome::Complete => keep = Keep::Former,
+            SendOutcome::Stopped => return Ok(SendOutcome::Followed),
             other => return Ok(other),
         }
     }
@@ -248,7 +254,7 @@ fn rotated(
     path: &Path,
     record: &Record,
     written: Option<SystemTime>,
-    stop: &Stop,
+    stop: &Shutdown,
 ) -> Result<Option<(Source, Cover)>, SendError> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     let Ok(entries) = std::fs::read_dir(dir.unwrap_or(Path::new("."))) else {
@@ -283,7 +289,7 @@ fn rotated(
 type Begun = (About, Option<StateFile>, Option<Record>);
 
 /// Gets them; `None`: stopped meanwhile.
-fn begin(config: &SendConfig, stop: &Stop) -> Result<Option<Begun>, SendError> {
+fn begin(config: &SendConfig, stop: &Shutdown) -> Result<Option<Begun>, SendError> {
     let state = config.state.as_deref().map(StateFile::open).transpose()?;
     let Some(about) = about(config, stop)? else {
         return Ok(None);
@@ -315,7 +321,7 @@ fn begin(config: &SendConfig, stop: &Stop) -> Result<Option<Begun>, SendError> {
 
 /// Asks the server for the name of its data directory, as patiently as events are sent; `None`:
 /// stopped meanwhile.
-fn about(config: &SendConfig, stop: &Stop) -> Result<Option<About>, SendError> {
+fn about(config: &SendConfig, stop: &Shutdown) -> Result<Option<About>, SendError> {
     let failed = |reason| SendError::Server {
         url: config.to.clone(),
         reason,

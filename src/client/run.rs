@@ -19,13 +19,14 @@ use super::input::{Source, identity};
 use super::lines::{Batch, Batches, Checksum, Place};
 use super::post::{About, Poster};
 use super::rejects::{Keep, Rejects};
+use super::settle::OwnLines;
 use super::state::{Cover, Record, StateFile};
-use super::summary::{Summary, Verdict};
+use super::summary::{SendOutcome, Summary};
 use super::tally::{Ended, Tally};
 use super::{input_error, kind_of};
 use crate::cli::config::SendConfig;
 use crate::cli::logging;
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// With `--rate`, so many requests a second, so that the rate is even.
 const PACED_REQUESTS_PER_SECOND: u64 = 10;
@@ -35,7 +36,7 @@ const PACE_LAG_MAX: Duration = Duration::from_millis(100);
 /// One run over one input, begun or gone on with.
 pub(super) struct Run<'a> {
     config: &'a SendConfig,
-    stop: &'a Stop,
+    stop: &'a Shutdown,
     batches: Batches,
     cover: Cover,
     tally: Tally,
@@ -49,7 +50,7 @@ impl<'a> Run<'a> {
     pub(super) fn new(
         config: &'a SendConfig,
         source: Source,
-        stop: &'a Stop,
+        stop: &'a Shutdown,
         state: Option<StateFile>,
         about: About,
         begun: Option<(Record, Cover)>,
@@ -151,15 +152,16 @@ impl<'a> Run<'a> {
 
 /// What is left of a run that did not fail.
 pub(super) struct Finished {
-    pub(super) verdict: Verdict,
+    pub(super) verdict: SendOutcome,
     pub(super) record: Record,
     pub(super) rejects: Rejects,
+    pub(super) own: OwnLines,
 }
 
 /// Hands all batches to the senders. Gives how many they were if the input came to its end.
 fn read(
     config: &SendConfig,
-    stop: &Stop,
+    stop: &Shutdown,
     tally: &Tally,
     cover: &mut Cover,
     batches: &mut Batches,
@@ -224,6 +226,7 @@ fn conclude(
         failure,
         state,
         rejects,
+        own,
         batches,
     } = ended;
     summary.counts += counts;
@@ -250,12 +253,13 @@ fn conclude(
         Some(error) => Err(error),
         None => Ok(Finished {
             verdict: if complete {
-                Verdict::Complete
+                SendOutcome::Complete
             } else {
-                Verdict::Stopped
+                SendOutcome::Stopped
             },
             record,
             rejects,
+            own,
         }),
     }
 }
@@ -350,7 +354,7 @@ impl Pace {
     }
 
     /// Waits for its turn; true: asked to stop meanwhile.
-    fn wait(&mut self, events: u64, stop: &Stop) -> bool {
+    fn wait(&mut self, events: u64, stop: &Shutdown) -> bool {
         let now = Instant::now();
         // A pause that took too long is made up for; a server that was slow is not.
         let earliest = now.checked_sub(PACE_LAG_MAX).unwrap_or(now);

@@ -1,10 +1,13 @@
 //! After everything was sent: waits until it is applied, and asks what became of it.
 //!
 //! One question does both: `GET /rejected?after=POSITION` answers once the position is applied, and
-//! lists the rejected lines that carry the run's ids. Nothing here changes the state file: what was
+//! lists the rejected lines that carry the run's ids. Where the input has events with ids of its own, a
+//! second one lists the latest rejected lines, and those that were sent are recognised by their text. Nothing here changes the state file: what was
 //! acknowledged is acknowledged, whatever becomes known of it later.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::{Duration, Instant};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -14,7 +17,10 @@ use super::post::Poster;
 use super::rejects::Refusal;
 use super::state::Record;
 use crate::cli::config::SendConfig;
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
+
+/// How much of a rejected line the server keeps.
+const REJECTED_LINE_BYTES_MAX: usize = 1024;
 
 /// The longest that one request waits: a stop is heard in between.
 const STEP: Duration = Duration::from_secs(1);
@@ -35,7 +41,7 @@ pub enum Applied {
     /// The server applies nothing itself (`--no-process`).
     Elsewhere,
     /// A segment of it is missing or corrupt: it will never be applied.
-    Lost,
+    Gone,
     /// The server did not say, for this reason.
     Unknown(String),
 }
@@ -45,6 +51,56 @@ pub(super) struct Settled {
     pub(super) applied: Applied,
     /// Lines with the run's ids that were not counted, by their number.
     pub(super) rejected: Vec<Refusal>,
+}
+
+/// The most lines with ids of their own that are remembered, to recognise those that were rejected:
+/// 16 bytes each.
+const OWN_MAX: usize = 1_000_000;
+
+/// The lines that were sent with ids of their own: a hash of each, and its number in the input.
+#[derive(Debug, Default)]
+pub(super) struct OwnLines {
+    lines: Vec<(u64, u64)>,
+    /// Whether there were more than are remembered.
+    more: bool,
+}
+
+impl OwnLines {
+    /// Adds lines, by [`own_key`] and number.
+    pub(super) fn add(&mut self, lines: Vec<(u64, u64)>) {
+        let room = OWN_MAX.saturating_sub(self.lines.len());
+        self.more |= lines.len() > room;
+        self.lines.extend(lines.into_iter().take(room));
+    }
+
+    /// Those among the listed lines. A line that was sent several times is found as often as it is
+    /// listed.
+    fn rejected(mut self, listing: Listing) -> Vec<Refusal> {
+        self.lines.sort_unstable();
+        let mut found: HashMap<u64, usize> = HashMap::new();
+        let mut rejected = Vec::new();
+        for listed in listing.rejected {
+            let key = own_key(listed.line.as_bytes());
+            let first = self.lines.partition_point(|&(other, _)| other < key);
+            let before = found.entry(key).or_default();
+            let line = self.lines.get(first + *before);
+            if let Some(&(_, line)) = line.filter(|(other, _)| *other == key) {
+                *before += 1;
+                rejected.push(listed.refusal(line));
+            }
+        }
+        rejected
+    }
+}
+
+/// A hash of a line as the server's list of rejected lines shows it: its first bytes, without the blanks
+/// at its end.
+pub(super) fn own_key(line: &[u8]) -> u64 {
+    let shown = &line[..line.len().min(REJECTED_LINE_BYTES_MAX)];
+    let shown = String::from_utf8_lossy(shown);
+    let mut hasher = DefaultHasher::new();
+    shown.trim_end().hash(&mut hasher);
+    hasher.finish()
 }
 
 #[derive(Deserialize)]
@@ -60,6 +116,18 @@ struct Listed {
     line: String,
 }
 
+impl Listed {
+    fn refusal(self, line: u64) -> Refusal {
+        Refusal {
+            line,
+            code: self.code,
+            pointer: String::new(),
+            detail: self.reason,
+            text: self.line.trim_end().to_owned(),
+        }
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Problem {
@@ -68,7 +136,12 @@ struct Problem {
 }
 
 /// Waits as long as the configuration says.
-pub(super) fn settle(config: &SendConfig, stop: &Stop, record: &Record) -> Settled {
+pub(super) fn settle(
+    config: &SendConfig,
+    stop: &Shutdown,
+    record: &Record,
+    own: OwnLines,
+) -> Settled {
     let mut settled = Settled {
         applied: Applied::NotAsked,
         rejected: Vec::new(),
@@ -84,11 +157,13 @@ pub(super) fn settle(config: &SendConfig, stop: &Stop, record: &Record) -> Settl
     if let Some(since) = record.since {
         let _infallible = write!(target, "&since={}", since.0);
     }
+    let all = target.clone();
     if !record.run.is_empty() {
         let prefix = format!("{}-", record.run);
         let prefix = utf8_percent_encode(&prefix, NON_ALPHANUMERIC);
         let _infallible = write!(target, "&idPrefix={prefix}");
     }
+    let mut own_lines = Some(own).filter(|own| !own.lines.is_empty());
     let deadline = config.wait.map(|wait| Instant::now() + wait);
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -99,12 +174,15 @@ pub(super) fn settle(config: &SendConfig, stop: &Stop, record: &Record) -> Settl
             Err(error) => (Applied::Unknown(error.to_string()), false),
             Ok((200, body, _)) => match serde_json::from_slice::<Listing>(&body) {
                 Ok(listing) => {
-                    settled.rejected = own(listing, record);
+                    settled.rejected = made(listing, record);
+                    if let Some(own_lines) = own_lines.take() {
+                        add_own(&poster, &all, own_lines, &mut settled.rejected);
+                    }
                     (Applied::Yes, true)
                 }
                 Err(_) => (Applied::Unknown("it is no tallyline server".into()), true),
             },
-            Ok((410, ..)) => (Applied::Lost, true),
+            Ok((410, ..)) => (Applied::Gone, true),
             Ok((503, body, _)) => {
                 let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
                 match problem.processing {
@@ -129,8 +207,35 @@ pub(super) fn settle(config: &SendConfig, stop: &Stop, record: &Record) -> Settl
     }
 }
 
+/// Adds the lines with ids of their own. All is applied by now, so the answer comes at once.
+fn add_own(poster: &Poster, target: &str, own: OwnLines, rejected: &mut Vec<Refusal>) {
+    let remembered = own.more.then_some(own.lines.len());
+    let failed = |reason: String| {
+        tracing::warn!(
+            "cannot list the rejected lines of events with ids of their own: {reason}; see GET /rejected"
+        );
+    };
+    let listing = match poster.get(target) {
+        Ok((200, body, _)) => serde_json::from_slice::<Listing>(&body).map_err(|e| e.to_string()),
+        Ok((status, ..)) => Err(format!("GET /rejected was answered {status}")),
+        Err(error) => Err(error.to_string()),
+    };
+    let listing = match listing {
+        Ok(listing) => listing,
+        Err(reason) => return failed(reason),
+    };
+    if listing.rejected.len() >= LISTED_MAX {
+        failed(format!("only the newest {LISTED_MAX} are searched"));
+    } else if let Some(remembered) = remembered {
+        failed(format!("only the first {remembered} of them are searched"));
+    }
+    rejected.extend(own.rejected(listing));
+    rejected.sort_by_key(|refusal| refusal.line);
+    rejected.dedup_by_key(|refusal| refusal.line);
+}
+
 /// The lines whose ids were made by this run: its name, a dash and the line's number.
-fn own(listing: Listing, record: &Record) -> Vec<Refusal> {
+fn made(listing: Listing, record: &Record) -> Vec<Refusal> {
     let mut rejected: Vec<Refusal> = Vec::new();
     if record.run.is_empty() {
         return rejected;
@@ -139,13 +244,7 @@ fn own(listing: Listing, record: &Record) -> Vec<Refusal> {
         if let Some(line) = number(&listed.line, &record.run)
             && !rejected.iter().any(|known| known.line == line)
         {
-            rejected.push(Refusal {
-                line,
-                code: listed.code,
-                pointer: String::new(),
-                detail: listed.reason,
-                text: listed.line,
-            });
+            rejected.push(listed.refusal(line));
         }
     }
     rejected.sort_by_key(|refusal| refusal.line);
@@ -164,6 +263,29 @@ fn number(line: &str, run: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_with_its_own_id_is_found_as_often_as_it_is_listed_and_was_sent() {
+        let listed = |line: &str| Listed {
+            code: "id_conflict".into(),
+            reason: "r".into(),
+            line: line.into(),
+        };
+        let (a, b) = (r#"{"id":"a"}"#, r#"{"id":"b"}"#);
+        let mut own = OwnLines::default();
+        own.add(vec![(own_key(b.as_bytes()), 1), (own_key(a.as_bytes()), 2)]);
+        own.add(vec![(own_key(a.as_bytes()), 7)]);
+        let blanks = format!("{a}{}", " \t".repeat(48));
+        let lines = [a, r#"{"id":"others"}"#, &blanks, a];
+        let listing = Listing {
+            rejected: lines.into_iter().map(listed).collect(),
+        };
+        let found = own.rejected(listing);
+        let lines: Vec<u64> = found.iter().map(|refusal| refusal.line).collect();
+        assert_eq!(lines, [2, 7]);
+        let long = format!("{{\"id\":\"{}\"}}", "x".repeat(2000));
+        assert_eq!(own_key(long.as_bytes()), own_key(&long.as_bytes()[..1024]));
+    }
 
     #[test]
     fn a_made_id_says_its_line() {

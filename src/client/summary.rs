@@ -28,7 +28,7 @@ pub struct Summary {
     /// What the ids are made of; empty: none.
     pub run: String,
     /// How it ended.
-    pub verdict: Verdict,
+    pub verdict: SendOutcome,
     /// Kept to go on with the run.
     pub state: Option<PathBuf>,
     /// Where refused lines were written.
@@ -45,7 +45,7 @@ pub struct Summary {
 
 /// How a send ended.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum SendOutcome {
     /// The whole input was acknowledged.
     Complete,
     /// Asked to stop before the end.
@@ -60,11 +60,11 @@ impl Summary {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self.verdict {
-            Verdict::Failed(SendError::SentBefore(_)) => Exit::Usage,
-            Verdict::Failed(_) | Verdict::Stopped => Exit::Failed,
-            _ if self.applied == Applied::Lost => Exit::Failed,
+            SendOutcome::Failed(SendError::SentBefore(_) | SendError::Edited { .. }) => Exit::Usage,
+            SendOutcome::Failed(_) | SendOutcome::Stopped => Exit::Failed,
+            _ if self.applied == Applied::Gone => Exit::Failed,
             _ if self.refused() > 0 || self.rejected > 0 => Exit::Refused,
-            Verdict::Complete | Verdict::Followed => Exit::Done,
+            SendOutcome::Complete | SendOutcome::Followed => Exit::Done,
         }
     }
 
@@ -76,13 +76,14 @@ impl Summary {
     /// One JSON object.
     pub fn to_json(&self) -> String {
         let error = match &self.verdict {
-            Verdict::Failed(error) => Some(with_sources(error)),
+            SendOutcome::Failed(error) => Some(with_causes(error)),
             _ => None,
         };
         let outcome = match (&self.verdict, self.exit()) {
-            (Verdict::Failed(SendError::SentBefore(_)), _) => "sentBefore",
-            (Verdict::Failed(_), _) => "failed",
-            (Verdict::Stopped, _) => "stopped",
+            (SendOutcome::Failed(SendError::SentBefore(_)), _) => "sentBefore",
+            (SendOutcome::Failed(SendError::Edited { .. }), _) => "edited",
+            (SendOutcome::Failed(_), _) => "failed",
+            (SendOutcome::Stopped, _) => "stopped",
             (_, Exit::Refused) => "refused",
             _ => "done",
         };
@@ -92,7 +93,7 @@ impl Summary {
             "refused": self.counts.refused,
             "rejected": self.rejected,
             "applied": self.applied == Applied::Yes,
-            "pending": self.applied_in_words(),
+            "pending": self.describe_applied_sums(),
             "maybeTwice": self.counts.doubtful,
             "lines": self.lines,
             "linesEarlier": self.lines_earlier,
@@ -111,11 +112,11 @@ impl Summary {
     /// Whether it came as far as to have something to go on from.
     fn began(&self) -> bool {
         let nothing_read = self.run.is_empty() && self.lines == 0 && self.counts.requests == 0;
-        !(nothing_read && matches!(self.verdict, Verdict::Failed(_)))
+        !(nothing_read && matches!(self.verdict, SendOutcome::Failed(_)))
     }
 
     /// Why what was sent may not be in the totals yet; `None`: it is, or it was not asked.
-    fn applied_in_words(&self) -> Option<String> {
+    fn describe_applied_sums(&self) -> Option<String> {
         match &self.applied {
             Applied::NotAsked | Applied::Yes => None,
             Applied::NotYet => {
@@ -125,7 +126,7 @@ impl Summary {
             Applied::Elsewhere => Some(
                 "not applied: this server applies nothing itself (--no-process); run `tallyline process` on its data directory".to_owned(),
             ),
-            Applied::Lost => Some(
+            Applied::Gone => Some(
                 "not applied, and it will not be: a segment of it is missing or corrupt; the server's /readyz says which".to_owned(),
             ),
             Applied::Unknown(reason) => {
@@ -158,7 +159,7 @@ fn shown(path: Option<&Path>) -> Option<String> {
 }
 
 /// The error with what caused it, on one line.
-fn with_sources(error: &SendError) -> String {
+fn with_causes(error: &SendError) -> String {
     let mut words = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
@@ -178,8 +179,11 @@ impl fmt::Display for Summary {
             ..
         } = self.counts;
         let seconds = self.elapsed.as_secs_f64();
-        if let Verdict::Failed(SendError::SentBefore(_)) = &self.verdict {
+        if let SendOutcome::Failed(SendError::SentBefore(_)) = &self.verdict {
             return write!(f, "NOT SENT: all of it was sent before");
+        }
+        if let SendOutcome::Failed(SendError::Edited { .. }) = &self.verdict {
+            return write!(f, "NOT SENT: it was changed since it was sent before");
         }
         if !self.began() {
             return write!(f, "FAILED: nothing was sent");
@@ -207,58 +211,60 @@ impl fmt::Display for Summary {
                 counted(doubtful, "event")
             )?;
         }
-        if let Some(words) = self.applied_in_words() {
+        if let Some(words) = self.describe_applied_sums() {
             writeln!(f, "{words}")?;
         }
         let lines = counted(self.lines, "line");
         let refused = HumanCount(self.refused());
         match &self.verdict {
-            Verdict::Failed(_) if self.lines == 0 => {
+            SendOutcome::Failed(_) if self.lines == 0 => {
                 write!(
                     f,
                     "FAILED: nothing was acknowledged; {}",
                     self.how_to_go_on()
                 )
             }
-            Verdict::Failed(_) => write!(
+            SendOutcome::Failed(_) => write!(
                 f,
                 "FAILED: not everything was sent; acknowledged: {lines}, {refused} of them refused; {}",
                 self.how_to_go_on()
             ),
-            Verdict::Stopped => write!(
+            SendOutcome::Stopped => write!(
                 f,
                 "STOPPED before the end; acknowledged: {lines}, {refused} of them refused; {}",
                 self.how_to_go_on()
             ),
-            Verdict::Complete if self.applied == Applied::Lost => write!(
+            SendOutcome::Complete if self.applied == Applied::Gone => write!(
                 f,
                 "FAILED: {lines} were acknowledged, but not all of them will be counted"
             ),
-            Verdict::Complete if self.rejected > 0 => write!(
+            SendOutcome::Complete if self.rejected > 0 => write!(
                 f,
                 "REJECTED: {} accepted but not counted, {refused} refused ({})",
                 counted(self.rejected, "event"),
                 self.refused_where()
             ),
-            Verdict::Complete if self.refused() > 0 && accepted == 0 && self.lines_earlier == 0 => {
+            SendOutcome::Complete
+                if self.refused() > 0 && accepted == 0 && self.lines_earlier == 0 =>
+            {
                 let (events, place) = (counted(self.refused(), "event"), self.refused_where());
                 write!(
                     f,
                     "REFUSED: all of it, {events} ({place}); nothing was taken"
                 )
             }
-            Verdict::Complete | Verdict::Followed if self.refused() > 0 => write!(
+            SendOutcome::Complete | SendOutcome::Followed if self.refused() > 0 => write!(
                 f,
                 "REFUSED: {} not taken ({}); all others were",
                 counted(self.refused(), "event"),
                 self.refused_where()
             ),
-            Verdict::Followed => {
+            SendOutcome::Followed => {
                 let last = HumanCount(self.lines);
                 write!(f, "OK: stopped following after line {last}; none refused")
             }
-            Verdict::Complete if self.lines == 0 => write!(f, "OK: nothing to send"),
-            Verdict::Complete => write!(f, "OK: {lines} done, none refused"),
+            SendOutcome::Complete if self.lines == 0 => write!(f, "OK: nothing to send"),
+            SendOutcome::Complete => write!(f, "OK: {lines} done, none refused"),
         }
     }
 }

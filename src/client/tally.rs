@@ -13,9 +13,10 @@ use indicatif::{HumanCount, ProgressBar};
 use super::error::SendError;
 use super::lines::{Checksum, Place};
 use super::rejects::{Refusal, Rejects};
+use super::settle::OwnLines;
 use super::state::{Record, StateFile, Written};
 use crate::data_dir::segment::Position;
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// The state is written at most this often for the sake of progress.
 const STATE_EVERY: Duration = Duration::from_millis(500);
@@ -49,7 +50,7 @@ impl std::ops::AddAssign for Counts {
 /// The tally of one run.
 pub(super) struct Tally {
     inner: Mutex<Inner>,
-    stop: Stop,
+    stop: Shutdown,
     bar: ProgressBar,
     began: Instant,
 }
@@ -68,6 +69,7 @@ struct Inner {
     written: Instant,
     checksum: Checksum,
     rejects: Rejects,
+    own: OwnLines,
     failure: Option<SendError>,
     /// When the server last answered well.
     answered: Instant,
@@ -83,6 +85,8 @@ pub(super) struct Done {
     pub(super) refused: u64,
     /// The last position that was answered.
     pub(super) last: Option<Position>,
+    /// The lines among them that have ids of their own: see [`OwnLines`].
+    pub(super) own: Vec<(u64, u64)>,
 }
 
 /// How a run ended.
@@ -92,6 +96,8 @@ pub(super) struct Ended {
     pub(super) failure: Option<SendError>,
     pub(super) state: Option<StateFile>,
     pub(super) rejects: Rejects,
+    /// What this process sent of events with ids of their own.
+    pub(super) own: OwnLines,
     /// Batches done without a gap.
     pub(super) batches: u64,
 }
@@ -104,7 +110,7 @@ impl Tally {
         rejects: Rejects,
         checksum: Checksum,
         bar: ProgressBar,
-        stop: Stop,
+        stop: Shutdown,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -119,6 +125,7 @@ impl Tally {
                 written: now,
                 checksum,
                 rejects,
+                own: OwnLines::default(),
                 failure: None,
                 answered: now,
                 silent: false,
@@ -151,10 +158,11 @@ impl Tally {
     pub(super) fn done(
         &self,
         sequence: u64,
-        done: Done,
+        mut done: Done,
         refusals: &[Refusal],
     ) -> Result<(), SendError> {
         let mut inner = self.lock();
+        inner.own.add(std::mem::take(&mut done.own));
         // Whether they can be written changes nothing of what was acknowledged.
         let written = inner.rejects.write(refusals, "refused");
         inner.counts.accepted += done.accepted;
@@ -238,6 +246,7 @@ impl Tally {
             failure: inner.failure,
             state: inner.state,
             rejects: inner.rejects,
+            own: inner.own,
             batches: inner.next,
         }
     }

@@ -52,7 +52,7 @@ impl Bench {
     }
 
     fn send(&self, server: &FakeServer, flags: &[&str]) -> Summary {
-        send(&self.config(server, flags), &Stop::default())
+        send(&self.config(server, flags), &Shutdown::default())
     }
 }
 
@@ -73,7 +73,7 @@ fn numbered(numbers: impl Iterator<Item = u64>) -> String {
 
 fn failure(summary: &Summary) -> String {
     match &summary.verdict {
-        Verdict::Failed(error) => error.to_string(),
+        SendOutcome::Failed(error) => error.to_string(),
         other => panic!("{other:?}"),
     }
 }
@@ -300,7 +300,7 @@ fn refusals_of_an_earlier_attempt_are_not_forgotten() {
 
 /// Sends, asks it to stop at request `at`, and gives the summary.
 fn stopped_at(bench: &Bench, flags: &[&str], at: usize) -> (Summary, FakeServer) {
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     let asked = stop.clone();
     let server = FakeServer::with(move |number, _| {
         if number == at {
@@ -364,6 +364,7 @@ fn another_content_is_not_taken_for_the_same_run() {
         failure(&refused)
     );
     assert_eq!(server.seen().bodies.len(), 0);
+    assert!(failure(&refused).contains("--again"), "{refused}");
     // Grown is fine: what may have been sent is still there.
     fs::write(bench.file(), events(60)).expect("write");
     assert_eq!(bench.send(&server, &[]).exit(), Exit::Done);
@@ -408,17 +409,17 @@ fn gzip_is_told_by_its_content_and_gone_on_with() {
 fn stdin_goes_on_where_its_state_says_if_it_is_the_same() {
     let bench = Bench::new(&events(100));
     let text = events(100);
-    let stream = |text: &str, server: &FakeServer, stop: &Stop| {
+    let stream = |text: &str, server: &FakeServer, stop: &Shutdown| {
         let mut config = bench.config(server, &["--batch", "10", "--connections", "1"]);
         config.state = Some(bench.path("state"));
         let source = Source::stream(std::io::Cursor::new(text.to_owned()), stop).expect("thread");
         let mut summary = bench.send(&FakeServer::new(), &[]);
         summary.counts = Counts::default();
         summary.verdict =
-            whole(&config, source, stop, &mut summary).unwrap_or_else(Verdict::Failed);
+            whole(&config, source, stop, &mut summary).unwrap_or_else(SendOutcome::Failed);
         summary
     };
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     let asked = stop.clone();
     let one = FakeServer::with(move |number, _| {
         if number == 4 {
@@ -428,13 +429,16 @@ fn stdin_goes_on_where_its_state_says_if_it_is_the_same() {
     });
     assert!(matches!(
         stream(&text, &one, &stop).verdict,
-        Verdict::Stopped
+        SendOutcome::Stopped
     ));
     let two = FakeServer::new();
-    let other = stream(&numbered(7..99), &two, &Stop::default());
+    let other = stream(&numbered(7..99), &two, &Shutdown::default());
     assert!(failure(&other).contains("is not what its unfinished run began with"));
-    let second = stream(&text, &two, &Stop::default());
-    assert!(matches!(second.verdict, Verdict::Complete), "{second:?}");
+    let second = stream(&text, &two, &Shutdown::default());
+    assert!(
+        matches!(second.verdict, SendOutcome::Complete),
+        "{second:?}"
+    );
     assert_eq!((one.seen().taken.len(), two.seen().taken.len()), (50, 50));
 }
 
@@ -467,14 +471,14 @@ fn nobody_there_and_no_file() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     config.to = format!("http://{}", free.local_addr().expect("bound"));
     drop(free);
-    let summary = send(&config, &Stop::default());
+    let summary = send(&config, &Shutdown::default());
     assert!(
         failure(&summary).contains("refused"),
         "{}",
         failure(&summary)
     );
     config.input = Input::File(bench.path("missing.jsonl"));
-    let summary = send(&config, &Stop::default());
+    let summary = send(&config, &Shutdown::default());
     assert!(
         failure(&summary).contains("missing.jsonl"),
         "{}",
@@ -492,8 +496,8 @@ fn the_token_goes_along_and_an_empty_file_is_fine() {
     let summary = bench.send(&server, &flags);
     assert_eq!(server.seen().headers["authorization"], "Bearer s3cret");
     assert!(!format!("{summary:?}{}", summary.to_json()).contains("s3cret"));
-    fs::write(bench.file(), "\n\n").expect("write");
-    let summary = bench.send(&server, &flags);
+    let empty = Bench::new("\n\n");
+    let summary = empty.send(&server, &flags);
     assert_eq!(
         (summary.exit(), server.seen().bodies.len()),
         (Exit::Done, 1)
@@ -538,9 +542,11 @@ fn a_file_that_has_grown_goes_on_where_it_ended() {
         fs::write(bench.file(), events(5) + &events(2) + blank).expect("write");
         assert_eq!(bench.send(&server, &[]).exit(), Exit::Usage, "{blank:?}");
     }
-    // Another content is another matter.
+    // Another content is sent only if that is asked for: nothing tells it from an edited file.
     fs::write(bench.file(), numbered(50..=51)).expect("write");
     let other = bench.send(&server, &[]);
+    assert_eq!((other.exit(), other.counts.accepted), (Exit::Usage, 0));
+    let other = bench.send(&server, &["--again"]);
     assert_eq!((other.exit(), other.counts.accepted), (Exit::Done, 2));
     assert_ne!(other.run, first.run);
 }
@@ -629,7 +635,7 @@ fn what_is_no_file_of_events_is_refused_by_name_before_anything_is_sent() {
         let path = bench.path("stdin");
         fs::write(&path, bytes).expect("write");
         let stdin = fs::File::open(path).expect("open");
-        let stop = Stop::default();
+        let stop = Shutdown::default();
         let mut summary = bench.send(&server, &["--wait", "0s"]);
         let source = Source::stream(stdin, &stop).expect("thread");
         let mut config = bench.config(&server, &[]);

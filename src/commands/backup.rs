@@ -10,11 +10,11 @@ use crate::backup;
 use crate::cli::config::{BackupConfig, CheckBackup, RestoreConfig, Say, VerifyConfig};
 use crate::cli::exit::Exit;
 use crate::cli::output::{bar, counted, print};
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// `tallyline backup`.
 pub fn run_backup(config: &BackupConfig) -> anyhow::Result<Exit> {
-    let stop = Stop::on_signals().context("cannot catch SIGINT and SIGTERM")?;
+    let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
     let bar = bar();
     let mut on_progress = |bytes, bytes_total| {
         bar.set_length(bytes_total);

@@ -15,11 +15,11 @@ use anyhow::Context as _;
 
 use crate::cli::config::{AfterDemo, DemoConfig, SendConfig, UsageError};
 use crate::cli::exit::Exit;
-use crate::client::{self, Verdict};
+use crate::client::{self, SendOutcome};
 use crate::data_dir::SERVE_LOCK;
 use crate::data_dir::disk::Lock;
 use crate::server::Server;
-use crate::stop::Stop;
+use crate::shutdown::Shutdown;
 
 /// The sample, as it is committed.
 const SAMPLE: &str = include_str!("../../data/sample.jsonl");
@@ -28,7 +28,7 @@ const MARKER: &str = ".tallyline-demo";
 
 /// Serves, sends the sample, shows the totals; then goes on serving, or stops.
 pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
-    let stop = Stop::on_signals().context("cannot catch SIGINT and SIGTERM")?;
+    let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
     let dir = &config.serve.data_dir;
     make_empty(dir)?;
     let sample = dir.join("sample.jsonl");
@@ -36,7 +36,7 @@ pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
     let server = Server::start(&config.serve).map_err(with_a_way_out)?;
     let url = format!("http://{}", server.address());
     let sent = client::send(&SendConfig::of_file(sample, url.clone()), &stop);
-    if let Verdict::Failed(error) = sent.verdict {
+    if let SendOutcome::Failed(error) = sent.verdict {
         return Err(error.into());
     }
     let mut out = io::stdout().lock();

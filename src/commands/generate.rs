@@ -27,7 +27,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Exit> {
 
 /// Writes the events to `out`.
 pub fn write(out: &mut impl Write, args: &GenerateArgs) -> io::Result<()> {
-    let mut random = Random(args.seed);
+    let mut random = fastrand::Rng::with_seed(args.seed);
     let users = f64::from(args.users.get());
     let mut line = Vec::with_capacity(128);
     for number in 1..=args.events {
@@ -37,19 +37,19 @@ pub fn write(out: &mut impl Write, args: &GenerateArgs) -> io::Result<()> {
             write!(line, "\"id\": \"generated-{}-{number:012}\", ", args.seed)?;
         }
         line.extend_from_slice(b"\"userId\": \"user");
-        let place = random.unit();
+        let place = random.f64();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "0 <= place < 1, so this is a whole number below 2^32"
         )]
         digits(&mut line, (users * place * place * place) as u64);
-        line.extend_from_slice(if random.below(10) < 3 {
+        line.extend_from_slice(if random.u64(..10) < 3 {
             b"\", \"name\": \"subtract_revenue\", \"value\": "
         } else {
             b"\", \"name\": \"add_revenue\", \"value\": "
         });
-        digits(&mut line, 1 + random.below(1000));
+        digits(&mut line, 1 + random.u64(..1000));
         line.extend_from_slice(b"}\n");
         out.write_all(&line)?;
     }
@@ -69,33 +69,6 @@ fn digits(line: &mut Vec<u8>, mut number: u64) {
         }
     }
     line.extend_from_slice(&text[start..]);
-}
-
-/// `SplitMix64`: small, fast, and the same everywhere. Not for secrets.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in [0, 1), from the upper 53 bits.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "53 bits are what a double holds"
-    )]
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Uniform in [0, bound), as near as `bound` / 2^32.
-    fn below(&mut self, bound: u64) -> u64 {
-        ((self.next() >> 32) * bound) >> 32
-    }
 }
 
 #[cfg(test)]

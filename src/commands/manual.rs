@@ -160,7 +160,7 @@ mod tests {
             let heading = format!(".SH \"TALLYLINE {}\"", command.get_name().to_uppercase());
             assert!(page.contains(&heading), "{heading}");
         }
-        assert!(page.contains("rotate\\-every") && page.contains("TALLYLINE_ROTATE_EVERY"));
+        assert!(page.contains("rotate\\-interval") && page.contains("TALLYLINE_ROTATE_INTERVAL"));
         assert_eq!(page.matches("log\\-format").count(), 1, "said once");
         assert!(!page.contains("EXTRA"));
         for section in ["EXAMPLES", "ENVIRONMENT", "FILES", "EXIT STATUS"] {

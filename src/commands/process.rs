@@ -17,6 +17,7 @@ use crate::cli::exit::Exit;
 use crate::cli::output::{bar, counted, print};
 use crate::data_dir::Directory;
 use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
+use crate::data_dir::numbers;
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
 use crate::processor::{self, RunProgress, Step, Summary};
@@ -74,7 +75,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     for unusable in &summary.unusable {
         tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
     }
-    let mut words = in_words(&summary, dir);
+    let mut words = describe(&summary, dir);
     for note in notes {
         let _infallible = writeln!(words, "{note}");
     }
@@ -86,7 +87,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
             database.display()
         );
     }
-    let exit = if !summary.refused.is_empty() {
+    let exit = if !(summary.refused.is_empty() && summary.missing.is_empty()) {
         Exit::Failed
     } else if summary.counts.rejected > 0 || !summary.unusable.is_empty() {
         Exit::Refused
@@ -99,7 +100,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-fn in_words(summary: &Summary, dir: &Path) -> String {
+fn describe(summary: &Summary, dir: &Path) -> String {
     let mut text = String::new();
     let counts = &summary.counts;
     let mut line = |words: String| {
@@ -112,10 +113,10 @@ fn in_words(summary: &Summary, dir: &Path) -> String {
         ));
     }
     if !summary.missing.is_empty() {
-        let numbers: Vec<String> = summary.missing.iter().map(u64::to_string).collect();
         line(format!(
-            "missing, neither file nor row: segments {}",
-            numbers.join(", ")
+            "missing: segments {} have no file and are not wholly applied, so events may be missing from the totals. Put their files back into {} and run this again",
+            numbers::ranges(&summary.missing),
+            dir.display()
         ));
     }
     if summary.applied.is_empty() && summary.refused.is_empty() {

@@ -41,6 +41,7 @@ pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
             path.display()
         );
     }
+    readers.check()?;
     let exit = if config.users.is_empty() {
         all_in_all(&readers, config)
     } else {
@@ -146,7 +147,7 @@ impl Pending {
         let applied = row.map_or(0, |row| match row.state {
             SegmentState::Active | SegmentState::Sealed => row.applied_bytes,
             // Nothing more of it will be applied.
-            SegmentState::Whole | SegmentState::Untrusted | SegmentState::Lost => file_bytes,
+            SegmentState::Applied | SegmentState::Corrupt | SegmentState::Missing => file_bytes,
         });
         let bytes = file_bytes.saturating_sub(applied);
         self.bytes += bytes;
@@ -205,7 +206,7 @@ fn json_overall(
         applied: u64,
         duplicates: u64,
         rejected: u64,
-        untrusted: u64,
+        corrupt: u64,
     }
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -228,7 +229,7 @@ fn json_overall(
             applied: ledger.applied,
             duplicates: ledger.duplicates,
             rejected: ledger.rejected,
-            untrusted: ledger.untrusted,
+            corrupt: ledger.corrupt,
         },
         pending_bytes: pending.bytes,
         top: users.iter().map(Shown::of).collect(),
@@ -263,7 +264,7 @@ fn table_overall(
         ("lines read", ledger.lines.to_string()),
         ("duplicates", ledger.duplicates.to_string()),
         ("rejected", ledger.rejected.to_string()),
-        ("untrusted", ledger.untrusted.to_string()),
+        ("corrupt", ledger.corrupt.to_string()),
         ("bytes pending", pending.bytes.to_string()),
     ];
     let rows = facts.map(|(name, value)| vec![name.to_owned(), value]);

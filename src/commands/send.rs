@@ -5,12 +5,12 @@ use anyhow::Context as _;
 use crate::cli::config::{Report, SendConfig, UsageError};
 use crate::cli::exit::Exit;
 use crate::cli::output::{counted, print};
-use crate::client::{SendError, Verdict, send};
-use crate::stop::Stop;
+use crate::client::{SendError, SendOutcome, send};
+use crate::shutdown::Shutdown;
 
 /// Sends, prints the summary; a failure is the error as well.
 pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
-    let stop = Stop::on_signals().context("cannot catch SIGINT and SIGTERM")?;
+    let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
     let summary = send(config, &stop);
     let text = match config.report {
         Report::Json => format!("{}\n", summary.to_json()),
@@ -20,17 +20,17 @@ pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
     let printed = print(text.as_bytes());
     let exit = summary.exit();
     match summary.verdict {
-        Verdict::Failed(error @ SendError::SentBefore(_)) => {
+        SendOutcome::Failed(error @ (SendError::SentBefore(_) | SendError::Edited { .. })) => {
             Err(UsageError::new(error.to_string()).into())
         }
-        Verdict::Failed(error) => Err(error.into()),
-        Verdict::Complete => {
+        SendOutcome::Failed(error) => Err(error.into()),
+        SendOutcome::Complete => {
             let lines = counted(summary.lines, "line");
             printed.with_context(|| {
                 format!("{lines} were sent and acknowledged, do not send them again; but")
             })?;
             Ok(exit)
         }
-        Verdict::Stopped | Verdict::Followed => printed.map(|_| exit),
+        SendOutcome::Stopped | SendOutcome::Followed => printed.map(|_| exit),
     }
 }

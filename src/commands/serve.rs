@@ -7,21 +7,21 @@ use crate::cli::config::ServeConfig;
 use crate::cli::exit::Exit;
 use crate::cli::output::print;
 use crate::server::{self, Server};
-use crate::stop::{self, Stop};
+use crate::shutdown::{self, Shutdown};
 
 /// Serves, or with `--check` prints the configuration in force.
 pub fn run(args: ServeArgs) -> anyhow::Result<Exit> {
     let check = args.check;
-    if let (false, Some(path)) = (check, &args.port_file) {
+    if let (false, Some(path)) = (check, ServeConfig::port_file_of(&args)) {
         // Before anything can fail: a program that waits for the file must not read an old port.
-        server::remove_port_file(path)?;
+        server::remove_port_file(&path)?;
     }
     let effective = ServeConfig::from_args(args)?;
     if check {
         return print(effective.to_string().as_bytes());
     }
-    let stop = Stop::on_signals().context("cannot catch SIGINT and SIGTERM")?;
-    let reloads = stop::reloads().context("cannot catch SIGHUP")?;
+    let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
+    let reloads = shutdown::reloads().context("cannot catch SIGHUP")?;
     let server = Server::start(&effective.config)?;
     server.until(&stop, &reloads);
     server.stop();

@@ -51,7 +51,7 @@ pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
     print(words.as_bytes())?;
     let mut torture = Torture {
         exe: std::env::current_exe().context("cannot tell where this program is")?,
-        random: Random(seed),
+        random: fastrand::Rng::with_seed(seed),
         server: None,
         reader: None,
         rounds: 0,
@@ -119,7 +119,7 @@ fn seed_of_now() -> u64 {
 struct Torture {
     exe: PathBuf,
     dir: PathBuf,
-    random: Random,
+    random: fastrand::Rng,
     server: Option<Server>,
     /// Another process that opens the database, reads and closes it, all the time.
     reader: Option<Child>,
@@ -183,18 +183,18 @@ impl Torture {
         for index in 0..self.senders.len() {
             self.keep_sending(index, port)?;
         }
-        let wait = Duration::from_micros(self.random.below(ROUND_MICROS_MAX));
+        let wait = Duration::from_micros(self.random.u64(..ROUND_MICROS_MAX));
         std::thread::sleep(wait);
         self.keep_reading()?;
         if self.rounds.is_multiple_of(BACKUP_EVERY) {
             return self.back_up_and_restore();
         }
         // Half the rounds kill the server, a quarter one sender, a quarter everything.
-        let victim = self.random.below(4);
+        let victim = self.random.u64(..4);
         if victim != 0 {
             self.kill_server()?;
         }
-        let one = usize::try_from(self.random.below(SENDERS as u64)).unwrap_or_default();
+        let one = usize::try_from(self.random.u64(..SENDERS as u64)).unwrap_or_default();
         for index in 0..self.senders.len() {
             if victim == 1 || (victim == 0 && index == one) {
                 self.kill_sender(index)?;
@@ -223,12 +223,12 @@ impl Torture {
                 "serve",
                 "--listen",
                 "127.0.0.1:0",
-                "--rotate-bytes",
+                "--rotate-size",
                 "256KiB",
-                "--flush-every",
+                "--flush-interval",
                 "50ms",
             ])
-            .args(["--rotate-every", "1s", "--data-dir"])
+            .args(["--rotate-interval", "1s", "--data-dir"])
             .arg(self.data_dir())
             .arg("--port-file")
             .arg(&port_file)
@@ -323,7 +323,7 @@ impl Torture {
 
     fn send(&mut self, index: usize, port: u16) -> anyhow::Result<()> {
         let sender = &self.senders[index];
-        let batch = 1 + self.random.below(200);
+        let batch = 1 + self.random.u64(..200);
         let child = self
             .command(&sender.name)?
             .arg("send")
@@ -362,16 +362,16 @@ impl Torture {
     }
 
     fn new_file(&mut self, index: usize) -> anyhow::Result<()> {
-        let lines = 100 + self.random.below(8000);
+        let lines = 100 + self.random.u64(..8000);
         let sender = &mut self.senders[index];
         sender.files += 1;
         sender.lines += lines;
         sender.done = false;
         let mut text = String::new();
         for _ in 0..lines {
-            let user = format!("user{}", self.random.below(USERS));
-            let micros = self.random.below(1000 * MICROS_PER_UNIT);
-            let add = self.random.below(10) < 7;
+            let user = format!("user{}", self.random.u64(..USERS));
+            let micros = self.random.u64(..1000 * MICROS_PER_UNIT);
+            let add = self.random.u64(..10) < 7;
             let name = if add {
                 "add_revenue"
             } else {
@@ -590,18 +590,5 @@ impl Tally {
             "FAILED: totals and events differ; keep the directory and report it.\n"
         });
         table
-    }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, good enough to choose moments.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % bound.max(1)
     }
 }

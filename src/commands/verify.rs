@@ -15,7 +15,7 @@ use crate::cli::logging;
 use crate::cli::output::{bar, counted, print};
 use crate::data_dir::disk::RealDisk;
 use crate::event::Micros;
-use crate::verify::{Finding, Target, Verdict, verify};
+use crate::verify::{Finding, Target, VerifyReport, verify};
 
 /// Exit code 0 if files and database agree, 1 if they differ or it can't be told.
 pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
@@ -32,7 +32,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     let mut faults = 0;
     let mut on_fault = |words: String| {
         faults += 1;
-        let line = format!("DIFFERS: {words}\n");
+        let line = format!("MISMATCH: {words}\n");
         if let Err(error) = logging::bars().suspend(|| print(line.as_bytes())) {
             lost_words.get_or_insert(error);
         }
@@ -44,8 +44,8 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     let backup = backup::check(&config.data_dir, &mut on_fault, &mut on_progress)?;
     let mut on_finding = |finding: &Finding| {
         let line = match finding {
-            Finding::Differs(words) => format!("DIFFERS: {words}\n"),
-            Finding::Untold(words) => format!("CANNOT BE TOLD: {words}\n"),
+            Finding::Mismatch(words) => format!("MISMATCH: {words}\n"),
+            Finding::Inconclusive(words) => format!("INCONCLUSIVE: {words}\n"),
             Finding::Note(_) if config.say == Say::Trouble => return,
             Finding::Note(words) => format!("not provable: {words}\n"),
         };
@@ -82,7 +82,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
         );
     };
     if config.say == Say::All || !verdict.agrees() {
-        print(in_words(&verdict).as_bytes())?;
+        print(describe(&verdict).as_bytes())?;
     }
     Ok(if verdict.agrees() && faults == 0 {
         Exit::Done
@@ -91,15 +91,15 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     })
 }
 
-fn in_words(verdict: &Verdict) -> String {
-    let Verdict {
+fn describe(verdict: &VerifyReport) -> String {
+    let VerifyReport {
         files,
         bytes,
         counts,
         net,
         users,
         differences,
-        untold,
+        inconclusive,
     } = verdict;
     let mut text = format!(
         "recounted {}, {}, {}: {} (net {}), {}, {} rejected\n",
@@ -126,7 +126,7 @@ fn in_words(verdict: &Verdict) -> String {
         line(format!(
             "files and database do not agree: {}, {} that can't be told",
             counted(*differences, "difference"),
-            counted(*untold, "thing")
+            counted(*inconclusive, "thing")
         ));
     }
     text

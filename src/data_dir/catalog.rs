@@ -1,5 +1,8 @@
 //! What the data directory holds, by name alone: no file is opened.
 //!
+//! The archive of years has hundreds of thousands of files, and of nearly all of them nothing is left
+//! to be done. [`Catalog::scan_unapplied`] notes these by their numbers alone.
+//!
 //! Segments are looked for wherever they lie (the directory itself, `applied/YYYY-MM/`,
 //! `quarantine/`), because the place is a convenience for people and decides nothing.
 
@@ -10,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::disk::{Disk, DiskFile};
-use crate::data_dir::segment::{DirectoryTag, SEGMENT_NUMBER_MAX, SegmentId, Tag};
+use crate::data_dir::segment::{DirectoryTag, Numbers, SEGMENT_NUMBER_MAX, SegmentId, Tag};
 
 /// Wholly applied segments, by month.
 pub const APPLIED_DIR: &str = "applied";
@@ -60,17 +63,22 @@ impl SegmentFile {
     }
 }
 
-/// All sealed files by identity (more than one file may claim the same), and the lost numbers.
+/// The sealed files by identity (more than one file may claim the same), and the lost numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     /// In order of [`SegmentId`]: ours by number, then those from elsewhere by name.
     pub sealed: BTreeMap<SegmentId, Vec<Found>>,
+    /// Numbers of fully applied native segments of which one file lies below `applied/` and no other
+    /// was found: they are not in `sealed`. Empty unless the scan left them out.
+    pub archived: Numbers,
     /// Numbers a note in `quarantine/` declares lost.
-    pub lost: BTreeSet<u64>,
+    pub missing: BTreeSet<u64>,
     /// Which data directory it is: segments of another are imported files here.
     directory: DirectoryTag,
     /// Every directory that was looked into: these are fsynced before what was seen is believed.
     pub dirs: Vec<PathBuf>,
+    /// While scanning: the numbers of `archived` that more than one file bears.
+    claimed_again: BTreeSet<u64>,
 }
 
 /// The files that bear one number or name, told apart by their tags.
@@ -117,7 +125,7 @@ impl<'c> Claims<'c> {
 }
 
 /// Why files that claim one number are not applied, and what to do.
-pub fn rivals_in_words(id: &SegmentId, rivals: &[&Found]) -> String {
+pub fn describe_rivals(id: &SegmentId, rivals: &[&Found]) -> String {
     let paths: Vec<String> = rivals
         .iter()
         .map(|found| found.path.display().to_string())
@@ -134,71 +142,164 @@ pub fn rivals_in_words(id: &SegmentId, rivals: &[&Found]) -> String {
 impl Catalog {
     /// Lists the data directory, whose UUID begins with `directory`.
     pub fn scan(disk: &dyn Disk, data_dir: &Path, directory: DirectoryTag) -> io::Result<Self> {
+        Self::scan_unapplied(disk, data_dir, directory, &Numbers::default())
+    }
+
+    /// The same, with only the numbers of what is settled: segments that are fully applied, as the
+    /// database says (`applied`), and have a single file, in the archive.
+    pub fn scan_unapplied(
+        disk: &dyn Disk,
+        data_dir: &Path,
+        directory: DirectoryTag,
+        applied: &Numbers,
+    ) -> io::Result<Self> {
         let mut catalog = Self {
             directory,
             ..Self::default()
         };
-        catalog.scan_dir(disk, data_dir, Place::Incoming)?;
-        let applied = data_dir.join(APPLIED_DIR);
-        for (name, is_dir) in catalog.scan_dir(disk, &applied, Place::Applied)? {
-            if is_dir {
-                catalog.scan_dir(disk, &applied.join(name), Place::Applied)?;
+        catalog.scan_beside_archive(disk, data_dir)?;
+        let archive = data_dir.join(APPLIED_DIR);
+        let mut dirs = vec![archive.clone()];
+        dirs.extend(catalog.scan_archive_dir(disk, &archive, applied)?);
+        for month in &dirs[1..] {
+            catalog.scan_archive_dir(disk, month, applied)?;
+        }
+        for dir in dirs {
+            if disk.identity(&dir)?.is_some() {
+                catalog.dirs.push(dir);
             }
         }
-        for (name, _) in
-            catalog.scan_dir(disk, &data_dir.join(QUARANTINE_DIR), Place::Quarantine)?
-        {
-            catalog.lost.extend(
-                name.strip_prefix(LOST_PREFIX)
-                    .and_then(|number| number.parse::<u64>().ok())
-                    .filter(|number| *number <= SEGMENT_NUMBER_MAX),
-            );
+        // What has a second file is not settled: both are kept apart, by a second look for the few.
+        let mut claimed_again = std::mem::take(&mut catalog.claimed_again);
+        claimed_again.retain(|&number| catalog.archived.remove(number));
+        if !claimed_again.is_empty() {
+            let dirs: Vec<PathBuf> = catalog.dirs.clone();
+            for dir in dirs.iter().filter(|dir| dir.starts_with(&archive)) {
+                for (name, _) in list(disk, dir)?.iter().filter(|(_, is_dir)| !is_dir) {
+                    if let Some((id, tag)) = SegmentId::of_file(name, directory)
+                        && id.number().is_some_and(|id| claimed_again.contains(&id))
+                    {
+                        catalog.add(id, tag, Place::Applied, dir.join(name));
+                    }
+                }
+            }
         }
         Ok(catalog)
     }
 
-    /// The highest number that any sealed file or note bears; 0 if none does.
-    pub fn highest_number(&self) -> u64 {
-        let sealed = self.sealed.keys().filter_map(SegmentId::number).max();
-        sealed.max(self.lost.last().copied()).unwrap_or(0)
+    /// Lists again what lies outside the archive, which grows without end and changes seldom.
+    pub fn scan_beside_archive_again(
+        &mut self,
+        disk: &dyn Disk,
+        data_dir: &Path,
+    ) -> io::Result<()> {
+        self.sealed.retain(|_, found| {
+            found.retain(|found| found.place == Place::Applied);
+            !found.is_empty()
+        });
+        self.missing.clear();
+        self.scan_beside_archive(disk, data_dir)
     }
 
-    /// Every number that a file or a note bears.
-    pub fn numbers(&self) -> BTreeSet<u64> {
-        let sealed = self.sealed.keys().filter_map(SegmentId::number);
-        sealed.chain(self.lost.iter().copied()).collect()
+    fn scan_beside_archive(&mut self, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+        let quarantine = data_dir.join(QUARANTINE_DIR);
+        let mut names = Vec::new();
+        for (dir, place) in [
+            (data_dir, Place::Incoming),
+            (&quarantine, Place::Quarantine),
+        ] {
+            names = match place {
+                Place::Incoming => disk.list(dir)?, // the caller names it
+                _ => list(disk, dir)?,
+            };
+            if !self.dirs.iter().any(|known| known == dir) && disk.identity(dir)?.is_some() {
+                self.dirs.push(dir.to_owned());
+            }
+            for (name, _) in names.iter().filter(|(_, is_dir)| !is_dir) {
+                if let Some((id, tag)) = SegmentId::of_file(name, self.directory) {
+                    self.add(id, tag, place, dir.join(name));
+                }
+            }
+        }
+        self.missing.extend(names.iter().filter_map(|(name, _)| {
+            let number = name.strip_prefix(MISSING_PREFIX)?.parse::<u64>().ok()?;
+            (number <= SEGMENT_NUMBER_MAX).then_some(number)
+        }));
+        Ok(())
     }
 
-    fn scan_dir(
+    /// One directory of the archive; the directories in it.
+    fn scan_archive_dir(
         &mut self,
         disk: &dyn Disk,
         dir: &Path,
-        place: Place,
-    ) -> io::Result<Vec<(String, bool)>> {
-        let entries = disk.list(dir)?;
-        if disk.identity(dir)?.is_some() {
-            self.dirs.push(dir.to_owned());
-        }
-        for (name, _) in entries.iter().filter(|(_, is_dir)| !is_dir) {
-            if let Some((id, tag)) = SegmentId::of_file(name, self.directory) {
-                let found = Found {
-                    id: id.clone(),
-                    tag,
-                    place,
-                    path: dir.join(name),
-                };
-                self.sealed.entry(id).or_default().push(found);
+        applied: &Numbers,
+    ) -> io::Result<Vec<PathBuf>> {
+        let mut names = list(disk, dir)?;
+        // In the order of time, which is that of their numbers: they are noted as ranges.
+        names.sort_unstable();
+        let mut dirs = Vec::new();
+        for (name, is_dir) in names {
+            if is_dir {
+                dirs.push(dir.join(name));
+                continue;
+            }
+            let Some((id, tag)) = SegmentId::of_file(&name, self.directory) else {
+                continue;
+            };
+            match id {
+                SegmentId::Native(number) if applied.contains(number) => {
+                    if !self.archived.insert(number) || self.sealed.contains_key(&id) {
+                        self.claimed_again.insert(number);
+                    }
+                }
+                _ => self.add(id, tag, Place::Applied, dir.join(name)),
             }
         }
-        Ok(entries)
+        Ok(dirs)
+    }
+
+    fn add(&mut self, id: SegmentId, tag: Option<Tag>, place: Place, path: PathBuf) {
+        let found = Found {
+            id: id.clone(),
+            tag,
+            place,
+            path,
+        };
+        self.sealed.entry(id).or_default().push(found);
+    }
+
+    /// Whether any file bears it.
+    pub fn contains(&self, id: &SegmentId) -> bool {
+        let is_archived = |number| self.archived.contains(number);
+        id.number().is_some_and(is_archived) || self.sealed.contains_key(id)
+    }
+
+    /// The highest number that any sealed file or note bears; 0 if none does.
+    pub fn highest_number(&self) -> u64 {
+        self.numbers().last().unwrap_or(0)
+    }
+
+    /// Every number that a file or a note bears.
+    pub fn numbers(&self) -> Numbers {
+        let mut numbers = self.archived.clone();
+        numbers.extend(self.sealed.keys().filter_map(SegmentId::number));
+        numbers.extend(self.missing.iter().copied());
+        numbers
     }
 }
 
-const LOST_PREFIX: &str = "lost-";
+/// Lists a directory below the data directory, with an error that names it.
+fn list(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(String, bool)>> {
+    disk.list(dir)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))
+}
+
+const MISSING_PREFIX: &str = "missing-";
 
 /// The note that declares segment `number` lost.
-pub(crate) fn lost_note(data_dir: &Path, number: u64) -> PathBuf {
+pub(crate) fn missing_note(data_dir: &Path, number: u64) -> PathBuf {
     data_dir
         .join(QUARANTINE_DIR)
-        .join(format!("{LOST_PREFIX}{number:06}"))
+        .join(format!("{MISSING_PREFIX}{number:06}"))
 }

@@ -13,7 +13,6 @@
 //! recovery before it, write this file; whoever holds `serve.lock`, or `process.lock` where there is
 //! no such file yet.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -23,7 +22,9 @@ use uuid::Uuid;
 use super::DataDirError;
 use super::catalog::{Catalog, Place};
 use crate::data_dir::disk::{self, Disk};
-use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, Label, SEGMENT_NUMBER_MAX, Tag};
+use crate::data_dir::segment::{
+    ACTIVE_FILE, DirectoryTag, Label, Numbers, SEGMENT_NUMBER_MAX, Tag,
+};
 
 /// The file's name in the data directory.
 pub const DIRECTORY_FILE: &str = "directory.json";
@@ -200,10 +201,8 @@ pub fn directory_tag(id: Uuid) -> DirectoryTag {
 }
 
 /// The first number from `from` on that is not taken.
-pub(crate) fn first_free(from: u64, taken: &BTreeSet<u64>) -> u64 {
-    (from..=SEGMENT_NUMBER_MAX)
-        .find(|number| !taken.contains(number))
-        .unwrap_or(SEGMENT_NUMBER_MAX)
+pub(crate) fn first_free(from: u64, taken: &Numbers) -> u64 {
+    taken.first_free(from).min(SEGMENT_NUMBER_MAX)
 }
 
 fn random_token() -> u32 {
@@ -262,7 +261,7 @@ pub(crate) fn given_out(disk: &dyn Disk, data_dir: &Path) -> Result<u64, DataDir
 pub(crate) fn is_sealed(catalog: &Catalog, label: Label) -> bool {
     let found = catalog
         .sealed
-        .get(&crate::data_dir::segment::SegmentId::Ours(label.number));
+        .get(&crate::data_dir::segment::SegmentId::Native(label.number));
     found
         .into_iter()
         .flatten()

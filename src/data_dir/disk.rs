@@ -5,6 +5,7 @@
 //! whatever the caller made of the data directory; nothing here knows what the files mean.
 
 mod kind;
+mod layer;
 mod open;
 mod usage;
 
@@ -18,7 +19,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{Advice, fadvise};
 
 pub use self::kind::unsafe_for_wal;
-pub use self::open::{Access, Guard, Unusable, open_file, read, read_to_string, with_suffix};
+pub use self::layer::{DiskLayer, FileLayer};
+pub use self::open::{
+    Access, Guard, Unusable, is_relative_link, open_file, read, read_to_string, unusable,
+    with_suffix,
+};
 pub use self::usage::{MeteredDisk, UsageThread};
 
 /// An open file. Reads and writes say where; there is no cursor to lose.
@@ -35,17 +40,15 @@ pub trait DiskFile: Send + Sync + 'static {
     fn stat(&self) -> io::Result<FileStat>;
     /// Tells that the first `to` bytes, synced, will not be read again soon: the system need not
     /// keep them in memory. A hint.
-    fn let_go(&self, _to: u64) {}
+    fn release_cache(&self, to: u64);
     /// The length in bytes now.
     fn size(&self) -> io::Result<u64> {
         Ok(self.stat()?.size)
     }
     /// Takes the file's own lock (flock) until it is closed; false where another process holds it.
-    fn try_lock(&self) -> io::Result<bool> {
-        Ok(true)
-    }
+    fn try_lock(&self) -> io::Result<bool>;
     /// Gives that lock back, though the file stays open.
-    fn unlock(&self) {}
+    fn unlock(&self);
 }
 
 /// An open directory.
@@ -67,6 +70,15 @@ pub struct FileStat {
 
 /// Which file it is on this machine (device, inode): compared while a file is open, never kept.
 pub type Identity = (u64, u64);
+
+/// When a file was last written to (seconds and nanoseconds since 1970 UTC), and its size.
+pub type Written = (i64, i64, u64);
+
+/// Looks at a path, which is not opened; `None` where that fails.
+pub fn written(path: &Path) -> Option<Written> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+}
 
 /// A disk: what the journal and the processor do to files and directories.
 pub trait Disk: Send + Sync + 'static {
@@ -94,19 +106,15 @@ pub trait Disk: Send + Sync + 'static {
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 
     /// Files that could still be created on the file system of `dir`; `None` where it has no bound.
-    fn free_files(&self, _dir: &Path) -> io::Result<Option<u64>> {
-        Ok(None)
-    }
+    fn free_files(&self, dir: &Path) -> io::Result<Option<u64>>;
 
     /// Tells that what [`Disk::used_bytes`] says may be too much by now, as when another program
     /// deleted files. A hint, for a disk that does not look each time.
-    fn count_again(&self) {}
+    fn count_again(&self);
 
     /// Syncs every file of the file system of `dir` at once, whichever program wrote it; `false` where
     /// that does not say as much as an fdatasync of each file, which is then left to the caller.
-    fn sync_file_system(&self, _dir: &Path) -> io::Result<bool> {
-        Ok(false)
-    }
+    fn sync_file_system(&self, dir: &Path) -> io::Result<bool>;
 
     /// Opens a directory and syncs it. To be called where a failure of either leaves nothing in doubt.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -225,6 +233,9 @@ impl Disk for RealDisk {
         Ok(true)
     }
 
+    /// Each look is a new one.
+    fn count_again(&self) {}
+
     fn free_files(&self, dir: &Path) -> io::Result<Option<u64>> {
         let stat = rustix::fs::statvfs(dir)?;
         // Some file systems make inodes as they need them, and say that they have none at all.
@@ -293,7 +304,7 @@ impl DiskFile for File {
         File::set_len(self, len)
     }
 
-    fn let_go(&self, to: u64) {
+    fn release_cache(&self, to: u64) {
         if let Some(length) = NonZeroU64::new(to) {
             let _no_matter = fadvise(self, 0, Some(length), Advice::DontNeed);
         }
@@ -321,6 +332,30 @@ impl DiskFile for File {
             links: metadata.nlink(),
         })
     }
+}
+
+/// The byte after the last `\n` before `size`; 0 if there is none. Looks back from the end, block by
+/// block.
+pub fn last_line_end(file: &dyn DiskFile, size: u64) -> io::Result<u64> {
+    const BLOCK: u64 = 64 << 10;
+    let mut block = Vec::new();
+    let mut end = size;
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK);
+        block.resize(usize::try_from(end - start).unwrap_or_default(), 0);
+        let mut filled = 0;
+        while filled < block.len() {
+            match file.read_at(&mut block[filled..], start + filled as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => filled += count,
+            }
+        }
+        if let Some(index) = memchr::memrchr(b'\n', &block) {
+            return Ok(start + index as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
 }
 
 /// A file under a temporary name, made durable, then put in place by a rename that replaces
@@ -362,13 +397,40 @@ fn write_part(
 
 /// Writes a small file that is no one else's, whole: a reader sees the old one, or all of the new.
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put_file(path, bytes, |_| Ok(())).map(drop)
+}
+
+/// The same, and the file is locked (flock) before it is there, until it is closed.
+pub fn put_held(path: &Path, bytes: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
+    let file = put_file(path, bytes, File::lock)?;
+    Ok(Arc::new(file))
+}
+
+/// Whether a process has the file at the path locked (flock). An error where there is no file.
+pub fn is_held(path: &Path) -> io::Result<bool> {
+    let file = open_file(path, Access::Read)?;
+    match File::try_lock_shared(&file) {
+        Ok(()) => Ok(false),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(true),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+fn put_file(
+    path: &Path,
+    bytes: &[u8],
+    prepare: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<File> {
     let part = part_path(path);
     match std::fs::remove_file(&part) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    FileExt::write_all_at(&create_new(&part)?, bytes, 0)?;
-    std::fs::rename(&part, path)
+    let file = create_new(&part)?;
+    FileExt::write_all_at(&file, bytes, 0)?;
+    prepare(&file)?;
+    std::fs::rename(&part, path)?;
+    Ok(file)
 }
 
 /// `name.part` beside `name`: no scan takes it for a segment.

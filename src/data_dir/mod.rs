@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! events.jsonl                                       the active segment
-//! events-<UTC time>-<number>-<tag>.jsonl             sealed segments that are not archived yet
+//! events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl
+//!                                                    sealed segments that are not archived yet
 //! applied/YYYY-MM/                                   sealed segments that were applied
 //! quarantine/                                        torn tails, and notes with a reason each
 //! directory.json                                     the directory's UUID, the active segment
@@ -26,9 +27,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use self::catalog::{
-    APPLIED_DIR, Catalog, Claims, Found, Place, QUARANTINE_DIR, rivals_in_words,
+    APPLIED_DIR, Catalog, Claims, Found, Place, QUARANTINE_DIR, describe_rivals,
 };
-pub(crate) use self::catalog::{SegmentFile, lost_note};
+pub(crate) use self::catalog::{SegmentFile, missing_note};
 pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
 pub(crate) use self::directory::{active_label, first_free, given_out, is_sealed};
 

@@ -4,17 +4,21 @@
 //! which data directory the segment was created in and tells it from any other segment of that
 //! number. Both are stored when the segment is created and travel with it: in the [`Label`] that
 //! ends the file's first line, in the name of the sealed file, and in the segment's row in the
-//! database. Inodes, contents and times identify nothing; the time in a sealed file's name is for
+//! database. What the segment held when it was sealed, its length and checksum, is in that name, too
+//! ([`Seal`]). Inodes, contents and times identify nothing; the time in a sealed file's name is for
 //! people, so clocks may jump. An imported file is identified by its file name; so is a native
 //! segment of another data directory.
 //!
 //! A [`Position`] is a number and a byte offset; it carries the acknowledgement, exactly-once,
 //! resume after a crash, freshness and read-your-writes.
 
+mod numbers;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
+pub use self::numbers::Numbers;
 use crate::timestamp;
 
 /// The file the server appends to.
@@ -117,6 +121,23 @@ impl Label {
     }
 }
 
+/// What a segment held when it was sealed: every byte that was acknowledged in it. Part of the sealed
+/// file's name, so it is durable with the rename that seals, goes wherever the file goes, and is there
+/// until the last copy of the file is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Length in bytes.
+    pub bytes: u64,
+    /// CRC-32 of those bytes.
+    pub checksum: u32,
+}
+
+impl fmt::Display for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:08x}", self.bytes, self.checksum)
+    }
+}
+
 /// A place in our segments: `offset` bytes of segment `segment` lie before it. Written `42-1834`.
 ///
 /// Positions are ordered as events were taken: by segment, then by offset.
@@ -166,17 +187,17 @@ fn digits(text: &str) -> Option<u64> {
 pub enum SegmentId {
     /// A native segment of this data directory, by its number. That two files do not claim one
     /// number is what their tags are compared for.
-    Ours(u64),
+    Native(u64),
     /// An imported file, by its file name.
-    Elsewhere(String),
+    Imported(String),
 }
 
 impl SegmentId {
     /// The number, for one of ours.
     pub fn number(&self) -> Option<u64> {
         match self {
-            Self::Ours(number) => Some(*number),
-            Self::Elsewhere(_) => None,
+            Self::Native(number) => Some(*number),
+            Self::Imported(_) => None,
         }
     }
 
@@ -187,11 +208,11 @@ impl SegmentId {
         if let Some(label) = label_in_name(name)
             && label.tag.directory == directory
         {
-            return Some((Self::Ours(label.number), Some(label.tag)));
+            return Some((Self::Native(label.number), Some(label.tag)));
         }
         let rest = name.strip_suffix(".jsonl")?.strip_prefix("events")?;
         (rest.len() > 1 && rest.starts_with(['-', '_']))
-            .then(|| (Self::Elsewhere(name.to_owned()), None))
+            .then(|| (Self::Imported(name.to_owned()), None))
     }
 }
 
@@ -199,8 +220,8 @@ impl SegmentId {
 impl fmt::Display for SegmentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ours(number) => write!(f, "events-{number:06}"),
-            Self::Elsewhere(name) => f.write_str(name),
+            Self::Native(number) => write!(f, "events-{number:06}"),
+            Self::Imported(name) => f.write_str(name),
         }
     }
 }
@@ -215,37 +236,64 @@ pub fn sealed_at(file_name: &str) -> Option<String> {
     Some(format!("{date}T{}", time.replace('-', ":")))
 }
 
-/// The number and tag in `events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl`, of
-/// whatever data directory.
+/// The number and tag in `events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9ae0daaf.jsonl`,
+/// of whatever data directory.
 pub fn label_in_name(file_name: &str) -> Option<Label> {
+    name_parts(file_name).map(|(label, _)| label)
+}
+
+/// The length and checksum in the same name; `None` also where a native segment's name has neither,
+/// as that of a segment which was not sealed by the server that wrote it.
+pub fn seal_in_name(file_name: &str) -> Option<Seal> {
+    name_parts(file_name)?.1
+}
+
+fn name_parts(file_name: &str) -> Option<(Label, Option<Seal>)> {
     let rest = file_name.strip_suffix(".jsonl")?.strip_prefix("events-")?;
-    let (rest, tag) = rest.rsplit_once('-')?;
-    let (time, number) = rest.rsplit_once('-')?;
-    let shaped = time.len() == TIME_SHAPE.len()
-        && time
-            .bytes()
-            .zip(TIME_SHAPE)
-            .all(|(byte, shape)| match shape {
-                b'd' => byte.is_ascii_digit(),
-                fixed => byte == *fixed,
-            });
+    let (time, rest) = rest.split_at_checked(TIME_SHAPE.len())?;
+    let shaped = time
+        .bytes()
+        .zip(TIME_SHAPE)
+        .all(|(byte, shape)| match shape {
+            b'd' => byte.is_ascii_digit(),
+            fixed => byte == *fixed,
+        });
+    let mut parts = rest.strip_prefix('-')?.split('-');
+    let (number, tag) = (parts.next()?, parts.next()?);
+    let seal = match (parts.next(), parts.next(), parts.next()) {
+        (None, None, None) => None,
+        (Some(bytes), Some(checksum), None) => {
+            let seal = Seal {
+                bytes: digits(bytes)?,
+                checksum: u32::from_str_radix(checksum, 16).ok()?,
+            };
+            (seal.to_string() == format!("{bytes}-{checksum}")).then_some(())?;
+            Some(seal)
+        }
+        _ => return None,
+    };
     if !shaped || number.len() < 6 {
         return None;
     }
     // One number has one spelling, so that two files can't claim it by padding alone.
     let number = digits(number)
         .filter(|n| (1..=SEGMENT_NUMBER_MAX).contains(n) && format!("{n:06}") == number)?;
-    Some(Label {
-        number,
-        tag: tag.parse().ok()?,
-    })
+    let tag = tag.parse().ok()?;
+    Some((Label { number, tag }, seal))
 }
 
-/// The name of a sealed native segment: `events-<UTC time>-<number>-<tag>.jsonl`.
+/// The name of a native segment whose length is not known: `events-<UTC time>-<number>-<tag>.jsonl`.
 pub fn sealed_file_name(label: Label, sealed_at: SystemTime) -> String {
     let time = timestamp::rfc3339_millis(sealed_at).replace(':', "-");
     let Label { number, tag } = label;
     format!("events-{time}-{number:06}-{tag}.jsonl")
+}
+
+/// The name of a sealed native segment: `events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl`.
+pub fn sealed_file_name_with(label: Label, seal: Seal, sealed_at: SystemTime) -> String {
+    let name = sealed_file_name(label, sealed_at);
+    let stem = name.strip_suffix(".jsonl").unwrap_or(&name);
+    format!("{stem}-{seal}.jsonl")
 }
 
 #[cfg(test)]
@@ -276,12 +324,26 @@ mod tests {
         assert_eq!(time.as_deref(), Some("2026-11-22T06:41:00.123Z"));
         assert_eq!(sealed_at("events_1700000000000.jsonl"), None);
         assert_eq!(sealed_at(ACTIVE_FILE), None);
-        let native = (SegmentId::Ours(42), Some(label(42).tag));
+        let native = (SegmentId::Native(42), Some(label(42).tag));
         assert_eq!(SegmentId::of_file(&name, HERE), Some(native));
-        let imported = (SegmentId::Elsewhere(name.clone()), None);
+        let imported = (SegmentId::Imported(name.clone()), None);
         assert_eq!(SegmentId::of_file(&name, HERE + 1), Some(imported));
+        assert_eq!(seal_in_name(&name), None);
         let big = sealed_file_name(label(12_345_678), at);
         assert_eq!(label_in_name(&big), Some(label(12_345_678)));
+        let seal = Seal {
+            bytes: 1834,
+            checksum: 0x0ae0_daaf,
+        };
+        let name = sealed_file_name_with(label(42), seal, at);
+        assert_eq!(
+            name,
+            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-0ae0daaf.jsonl"
+        );
+        assert_eq!(seal_in_name(&name), Some(seal));
+        assert_eq!(sealed_at(&name), time);
+        let native = (SegmentId::Native(42), Some(label(42).tag));
+        assert_eq!(SegmentId::of_file(&name, HERE), Some(native));
     }
 
     #[test]
@@ -296,11 +358,16 @@ mod tests {
             "events-2026-11-22T06-41-00.123Z-4294967296-5e3fa1c29b77d0e4.jsonl",
             "events-2026-11-22T06-41-00.123Z-000042-5E3FA1C29B77D0E4.jsonl",
             "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e.jsonl",
+            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834.jsonl",
+            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-01834-9ae0daaf.jsonl",
+            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9ae0daa.jsonl",
+            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9AE0DAAF.jsonl",
+            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9ae0daaf-1.jsonl",
             "events-2026-11-22T06-41-00Z-000042-5e3fa1c29b77d0e4.jsonl",
         ] {
             assert_eq!(
                 SegmentId::of_file(name, HERE),
-                Some((SegmentId::Elsewhere(name.to_owned()), None)),
+                Some((SegmentId::Imported(name.to_owned()), None)),
                 "{name}"
             );
         }

@@ -5,11 +5,13 @@
 //! faster reader must agree with it on every line it takes.
 
 mod fast;
+mod looks;
 
 use std::borrow::Cow;
 use std::fmt;
 
 pub(crate) use self::fast::Plain;
+pub(crate) use self::looks::{HEAD_BYTES, Looks, Unfit};
 
 use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -21,12 +23,12 @@ pub const ID_BYTES_MAX: usize = 128;
 /// The longest line, in bytes, its newline not counted.
 pub const LINE_BYTES_MAX: usize = 8 << 20;
 /// What a text editor or an export may put before UTF-8 text.
-const BOM: &[u8] = b"\xef\xbb\xbf";
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The start of a file or body without its byte order mark, if it has one.
 #[must_use]
 pub fn without_bom(start: &[u8]) -> &[u8] {
-    start.strip_prefix(BOM).unwrap_or(start)
+    start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(start)
 }
 
 /// Micros in one unit.

@@ -13,6 +13,7 @@ use std::fmt;
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::event::BYTE_ORDER_MARK;
 use crate::event::{Event, EventError};
 
 /// How many refused lines are described one by one; the rest is counted.
@@ -61,9 +62,6 @@ pub enum IntakeError {
     /// It begins as an array and is not JSON.
     NotJson(String),
 }
-
-/// Some programs for Windows put it at the start of what they write in UTF-8.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The body without a byte order mark at its very start; anywhere else it is a fault.
 pub fn without_byte_order_mark(mut body: Vec<u8>) -> Vec<u8> {

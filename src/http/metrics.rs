@@ -58,9 +58,9 @@ pub struct Segments {
     /// Wholly applied and kept.
     pub applied: u64,
     /// Changed after they were applied in part: not applied further.
-    pub untrusted: u64,
+    pub corrupt: u64,
     /// Known to the database, their file gone.
-    pub lost: u64,
+    pub missing: u64,
 }
 
 /// Everything `/metrics` shows. Counters begin at 0 when the process starts.
@@ -275,7 +275,7 @@ impl Snapshot {
             ("duplicate", ledger.duplicates),
             ("rejected", ledger.rejected),
             ("pending", ledger.pending),
-            ("untrusted", ledger.untrusted),
+            ("corrupt", ledger.corrupt),
         ] {
             text.labelled(name, &[("state", state)], lines);
         }
@@ -306,8 +306,8 @@ impl Snapshot {
             ("active", segments.active),
             ("sealed", segments.sealed),
             ("applied", segments.applied),
-            ("untrusted", segments.untrusted),
-            ("lost", segments.lost),
+            ("corrupt", segments.corrupt),
+            ("missing", segments.missing),
         ] {
             text.labelled(name, &[("state", state)], segments);
         }
@@ -381,7 +381,7 @@ mod tests {
                 duplicates: 2,
                 rejected: 3,
                 pending: 4,
-                untrusted: 5,
+                corrupt: 5,
                 unaccounted: -6,
             }),
             lag_seconds: 0.25,

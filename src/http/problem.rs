@@ -201,26 +201,12 @@ impl Problem {
     }
 }
 
+/// The status's standard phrase: what RFC 9457 asks for where a problem has no type of its own.
 fn title(status: u16) -> &'static str {
-    match status {
-        400 => "Bad request",
-        401 => "Token needed",
-        403 => "Forbidden",
-        404 => "Not found",
-        405 => "Method not allowed",
-        408 => "Too slow",
-        410 => "Lost",
-        413 => "Too large",
-        415 => "Unknown content encoding",
-        417 => "Unknown expectation",
-        422 => "Not an event",
-        431 => "Head too large",
-        500 => "Internal error",
-        503 => "Not now",
-        505 => "Another version of HTTP",
-        507 => "Disk full",
-        _ => "Error",
-    }
+    let status = http::StatusCode::from_u16(status).ok();
+    status
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("Error")
 }
 
 #[cfg(test)]

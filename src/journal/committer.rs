@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crc32fast::Hasher;
 use crossbeam_channel::RecvTimeoutError;
 use memchr::memchr_iter;
 
@@ -52,6 +53,7 @@ pub(super) fn start(
         state: State::Open(active.file),
         directory: active.directory,
         durable_end: active.durable_end,
+        checksum: active.checksum,
         path: data_dir.join(ACTIVE_FILE),
         data_dir_is: disk.identity(data_dir).ok().flatten(),
         data_dir: data_dir.to_owned(),
@@ -100,6 +102,8 @@ struct Writer {
     /// The active segment, as `directory.json` says it.
     directory: Directory,
     durable_end: u64,
+    /// CRC-32 of the bytes before the durable end, for the sealed file's name.
+    checksum: Hasher,
     /// Everything acknowledged is at or below it.
     acknowledged: Position,
     /// When the active segment got its first line: its age counts from there.
@@ -183,7 +187,7 @@ impl Writer {
                 pending.answer(result);
                 true
             }
-            Some(Command::Stop) => {
+            Some(Command::Shutdown) => {
                 self.seal_at_stop();
                 false
             }
@@ -204,6 +208,10 @@ impl Writer {
                 let lines = |pending: &Pending| memchr_iter(b'\n', &pending.batch.bytes).count();
                 let lines = waiters.iter().map(lines).sum::<usize>() as u64;
                 self.durable_end += self.group_bytes(&waiters);
+                match &waiters[..] {
+                    [alone] if self.group.is_empty() => self.checksum.update(&alone.batch.bytes),
+                    _ => self.checksum.update(&self.group),
+                }
                 self.acknowledged = Position {
                     offset: self.durable_end,
                     ..position
@@ -226,7 +234,7 @@ impl Writer {
                 }
             }
         }
-        if self.durable_end >= self.config.rotate_bytes && self.may_try() {
+        if self.durable_end >= self.config.rotate_size && self.may_try() {
             let _in_readiness = self.rotate();
         }
     }

@@ -2,12 +2,19 @@
 //!
 //! # The directory
 //! `events.jsonl` is the active segment; sealing renames it to
-//! `events-<UTC time>-<number>-<tag>.jsonl`. Which segment it is stands in three places, none of
+//! `events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl`. Which segment it is stands in three places, none of
 //! which is guessed from another:
 //! - in `directory.json` ([`Directory`]), written before the file is created;
 //! - in the file: its first line ends in the segment's [`Label`], which is written together with that
 //!   line, so no byte is ever acknowledged in a file that does not say which segment it is;
 //! - in the sealed file's name.
+//!
+//! What was acknowledged in a sealed segment, its length and CRC-32, is in its name ([`Seal`]): the
+//! committer keeps both as it appends, and a recovery takes them from the database's row and the
+//! bytes beyond it. The rename that seals makes them durable, so they need no step of their own, and no
+//! crash leaves a sealed file without them. Nothing of a file that contradicts its name is applied.
+//! The name of a segment that recovery seals (one of a copied directory, or one that the database
+//! knows to be longer) has no length, because nothing says what was acknowledged in it.
 //!
 //! A copy of the directory taken while segments change may combine an old `directory.json` with a
 //! newer `events.jsonl`, or the other way round. The label decides then, and a number that is left
@@ -20,7 +27,7 @@
 //! 3. fdatasync.
 //! 4. fstat: still linked, and the length is ours. For the first group of a segment:
 //!    `directory.json` says "started", durably.
-//! 5. Move the durable end, publish it, answer each waiter with its own position.
+//! 5. Move the durable end and its checksum, publish it, answer each waiter with its own position.
 //!
 //! If 2 or 3 fails, the file is cut back to the durable end and synced, and the whole group is told
 //! that nothing was appended. If cutting fails or 4 does not hold, the journal is **poisoned**: no
@@ -28,7 +35,8 @@
 //! where 2 finds the file changed or the lock lost, but then nothing was appended.
 //!
 //! # Rotate (the committer thread, between groups; never an empty file)
-//! 1. rename `events.jsonl` to its sealed name, never replacing.
+//! 1. rename `events.jsonl` to its sealed name, which says its length and checksum, never replacing.
+//!    Its length must be the durable end, the path must lead to it and the lock be ours.
 //! 2. fsync the directory.
 //! 3. replace `directory.json`: the next number and a new token, not started; create the next
 //!    `events.jsonl`, exclusively, and lock it.
@@ -44,9 +52,31 @@
 //! or is there and empty. After append 2 or 3 of a segment's first group: a file with a label, or
 //! without a whole line, of a segment that has not started.
 //!
-//! # Recover
-//! See [`recover`](Journal::open): torn tails are kept in `quarantine/` and cut off, lost segments
-//! are named, and nothing is believed before it is durable.
+//! # Recover (at start, locks held, before anything listens)
+//! 0. `directory.json` is read, or written where there is none. The directory, each month of `applied/`
+//!    and `quarantine/` are fsynced.
+//! 1. `events.jsonl` is locked, written again from what the database has applied of it, and
+//!    fdatasync'd: after a sync that failed, pages read as written that never reached the disk. Only
+//!    then is its last line end the durable end.
+//! 2. Which segment it is, is decided by its label, then by `directory.json`. A copy of a sealed
+//!    segment, or another segment of a known number, is moved to `quarantine/`; a file without a label
+//!    is imported, or set aside where the active segment had started.
+//! 3. Bytes after the durable end were never acknowledged: they are copied to
+//!    `quarantine/torn-<number>-<offset>` and cut off.
+//! 4. A started segment without a file, or with an empty one, gets a note `quarantine/lost-<number>`.
+//! 5. A segment that must not grow (a later one was created, the database has it sealed or longer) is
+//!    sealed as it is. Where there is no file to go on with, rotate 3 and 4 create one.
+//!
+//! # What is noticed when another program changes a file
+//! | what | noticed |
+//! |---|---|
+//! | a sealed file cut, grown, edited, or replaced by an older copy, before it is applied | by its name |
+//! | the same afterwards | by its row: when it is archived or pruned, and by `verify` |
+//! | the active file, while a server runs | length, path and lock: before each group and each second; content: when it is sealed and applied |
+//! | the active file, while no server runs: gone, empty, without its label, or shorter than what is applied | by `directory.json` and the row |
+//! | the same: edited in what is applied | by the row's checksum |
+//! | **the same: cut at a line end or edited beyond what is applied** | **not**, where it was not sealed (kill, crash, power cut). A durable length would cost a second sync for each group. With a processor that is what came in the last flush interval; with `--no-process`, everything in the active segment: rotate often, or stop the server, which seals |
+//! | a sealed file renamed to a name without length and checksum | not: that is how a changed file is accepted |
 //!
 //! Invariant 1 (ACK) is kept here. Of invariant 4, so is "acknowledged bytes never change". The
 //! journal knows neither SQL nor HTTP.
@@ -56,7 +86,6 @@ mod recover;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,10 +94,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-pub use self::recover::Recovery;
+pub use self::recover::{Recovery, active_numbers};
 use crate::data_dir::DataDirError;
 use crate::data_dir::disk::{Disk, DiskFile, Lock};
-use crate::data_dir::segment::{Label, Position, Tag};
+#[cfg(doc)]
+use crate::data_dir::segment::Seal;
+use crate::data_dir::segment::{Label, Numbers, Position, Tag};
 use crate::health::Health;
 
 /// Whole lines to append, each ended by `\n`, none empty; checked events all.
@@ -112,9 +143,9 @@ pub type AppendDone = Box<dyn FnOnce(Result<Position, AppendError>) + Send>;
 #[derive(Clone, Debug)]
 pub struct JournalConfig {
     /// Seal the active segment this long after its first line; `None`: never by age.
-    pub rotate_every: Option<Duration>,
+    pub rotate_interval: Option<Duration>,
     /// Seal the active segment once it holds this many bytes.
-    pub rotate_bytes: u64,
+    pub rotate_size: u64,
     /// How often the path, the disk and the age are looked at when nothing else happens.
     pub check_every: Duration,
     /// Bytes that may wait to be written; past it appends are refused as busy.
@@ -132,8 +163,8 @@ impl Default for JournalConfig {
     /// Nothing by itself: no rotation, a look each second, a queue of 64 MiB, no bound on the disk.
     fn default() -> Self {
         Self {
-            rotate_every: None,
-            rotate_bytes: u64::MAX,
+            rotate_interval: None,
+            rotate_size: u64::MAX,
             check_every: Duration::from_secs(1),
             queue_bytes_max: 64 << 20,
             disk_reserve_bytes: 0,
@@ -152,6 +183,8 @@ pub struct KnownSegment {
     pub tag: Option<Tag>,
     /// Bytes of it that are applied.
     pub applied_bytes: u64,
+    /// CRC-32 of those bytes; `None` where that is not known.
+    pub checksum: Option<u32>,
     /// Whether the database has seen it sealed.
     pub sealed: bool,
 }
@@ -161,8 +194,11 @@ pub struct KnownSegment {
 pub struct KnownSegments {
     /// The UUID of the data directory that it belongs to.
     pub directory: Option<uuid::Uuid>,
-    /// Its rows of native segments.
+    /// Its rows of native segments: at least of those that are not fully applied, and of the active
+    /// one, see [`active_numbers`].
     pub segments: Vec<KnownSegment>,
+    /// The numbers of the segments that have a row, but none here: they are fully applied.
+    pub applied: Numbers,
     /// The highest number that retention has pruned; 0 if none.
     pub pruned: u64,
 }
@@ -171,7 +207,23 @@ impl KnownSegments {
     /// The highest number that the database knows of; 0 if none.
     pub fn highest(&self) -> u64 {
         let rows = self.segments.iter().map(|row| row.number).max();
-        rows.unwrap_or(0).max(self.pruned)
+        let applied = self.applied.last();
+        rows.max(applied).unwrap_or(0).max(self.pruned)
+    }
+
+    /// What is known of a number. Of a fully applied segment whose row was not given, that nothing may
+    /// be appended to it.
+    pub(crate) fn row(&self, number: u64) -> Option<KnownSegment> {
+        let row = self.segments.iter().find(|row| row.number == number);
+        let applied = KnownSegment {
+            number,
+            tag: None,
+            applied_bytes: 0,
+            checksum: None,
+            sealed: true,
+        };
+        row.copied()
+            .or_else(|| self.applied.contains(number).then_some(applied))
     }
 }
 
@@ -227,7 +279,7 @@ struct Shared {
     queue_bytes_max: u64,
     tail: Mutex<Tail>,
     /// Numbers that files in the directory bear and that no new segment gets.
-    taken: Mutex<BTreeSet<u64>>,
+    taken: Mutex<Numbers>,
     /// ... nor any number up to this one.
     floor: AtomicU64,
     directory: uuid::Uuid,
@@ -238,7 +290,7 @@ struct Shared {
 enum Command {
     Append(Pending),
     Rotate(Pending),
-    Stop,
+    Shutdown,
 }
 
 /// A batch and who waits for it. Whatever happens to it, `done` is called exactly once.
@@ -373,6 +425,12 @@ impl Journal {
         self.shared.taken().insert(number);
     }
 
+    /// Keeps these numbers from being given to a new segment.
+    pub fn reserve_all(&self, numbers: &Numbers) {
+        let mut taken = self.shared.taken();
+        numbers.ranges().for_each(|range| taken.insert_range(range));
+    }
+
     /// Bytes that wait to be written, and the bound past which appends are refused.
     pub fn queued_bytes(&self) -> (u64, u64) {
         (
@@ -394,7 +452,7 @@ impl Committer {
     /// Commits what waits, seals the active segment and ends the thread. Appends that come later
     /// are told that the server is stopping.
     pub fn stop(self) {
-        drop(self.commands.send(Command::Stop));
+        drop(self.commands.send(Command::Shutdown));
         if self.thread.join().is_err() {
             tracing::error!(
                 "the committer thread panicked; what it had not acknowledged may be lost"
@@ -411,7 +469,7 @@ impl Shared {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn taken(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+    fn taken(&self) -> MutexGuard<'_, Numbers> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

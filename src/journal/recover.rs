@@ -8,16 +8,17 @@
 //! segment lies sealed beside it, somebody put a file in or copied the directory while it changed:
 //! no byte is taken for those of another segment, nothing is deleted, and what happened is reported.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crc32fast::Hasher;
+
 use super::{JournalError, KnownSegment, KnownSegments};
 use crate::data_dir::disk::{self, Disk, DiskFile};
-use crate::data_dir::segment::{ACTIVE_FILE, Label, sealed_file_name};
-use crate::data_dir::{Catalog, QUARANTINE_DIR, lost_note};
+use crate::data_dir::segment::{ACTIVE_FILE, Label, Numbers, sealed_file_name};
+use crate::data_dir::{Catalog, QUARANTINE_DIR, missing_note};
 use crate::data_dir::{Directory, first_free, is_sealed, read_label};
 use crate::timestamp;
 
@@ -27,9 +28,9 @@ pub struct Recovery {
     /// Bytes after the last line end, never acknowledged, and the file that keeps them now.
     pub torn: Option<(u64, PathBuf)>,
     /// The active segment's number whose file was gone though it held acknowledged events.
-    pub lost: Option<u64>,
+    pub missing: Option<u64>,
     /// The number of an active segment shorter than what was applied of it; it was sealed.
-    pub untrusted: Option<u64>,
+    pub corrupt: Option<u64>,
     /// An `events.jsonl` without a label, from another program: the name it is imported under.
     pub imported: Option<PathBuf>,
     /// What is wrong about the segment that `events.jsonl` is, and what was done about it.
@@ -40,9 +41,11 @@ pub struct Recovery {
 pub(super) struct Active {
     pub(super) directory: Directory,
     pub(super) durable_end: u64,
+    /// CRC-32 of the bytes before the durable end.
+    pub(super) checksum: Hasher,
     pub(super) file: Arc<dyn DiskFile>,
     /// Numbers that files bear and that the database knows: none of them is given out again.
-    pub(super) taken: BTreeSet<u64>,
+    pub(super) taken: Numbers,
 }
 
 pub(super) fn recover(
@@ -54,10 +57,19 @@ pub(super) fn recover(
     disk.create_dir(&quarantine)
         .map_err(JournalError::io("create", &quarantine))?;
     let directory = Directory::establish(disk, data_dir, known.directory, known.highest())?;
-    let catalog = Catalog::scan(disk, data_dir, directory.tag())
+    // Which files bear the number of the active segment is looked at closely, whatever is known of it.
+    let mut settled = known.applied.clone();
+    for number in active_numbers(disk, data_dir) {
+        settled.remove(number);
+    }
+    let catalog = Catalog::scan_unapplied(disk, data_dir, directory.tag(), &settled)
         .map_err(JournalError::io("list", data_dir))?;
     let mut taken = catalog.numbers();
     taken.extend(known.segments.iter().map(|row| row.number));
+    known
+        .applied
+        .ranges()
+        .for_each(|range| taken.insert_range(range));
     let mut recover = Recover {
         disk,
         data_dir,
@@ -73,13 +85,25 @@ pub(super) fn recover(
         disk.sync_dir(dir).map_err(JournalError::io("sync", dir))?;
     }
     let (durable_end, file) = recover.active()?;
+    let checksum = recover.checksum(&*file, durable_end)?;
     let active = Active {
         directory: recover.directory,
         durable_end,
+        checksum,
         file,
         taken: recover.taken,
     };
     Ok((active, recover.recovery))
+}
+
+/// The numbers that the active segment may have, as `directory.json` and `events.jsonl` say: recovery
+/// asks for the rows of these. What cannot be read is left out: recovery says so.
+pub fn active_numbers(disk: &dyn Disk, data_dir: &Path) -> Vec<u64> {
+    let directory = Directory::read(disk, data_dir).ok().flatten();
+    let file = disk.open_read(&data_dir.join(ACTIVE_FILE)).ok();
+    let label = file.and_then(|file| read_label(&*file).ok().flatten());
+    let numbers = directory.map(|directory| directory.number).into_iter();
+    numbers.chain(label.map(|label| label.number)).collect()
 }
 
 struct Recover<'r> {
@@ -89,7 +113,7 @@ struct Recover<'r> {
     known: &'r KnownSegments,
     directory: Directory,
     catalog: Catalog,
-    taken: BTreeSet<u64>,
+    taken: Numbers,
     recovery: Recovery,
 }
 
@@ -137,8 +161,7 @@ impl Recover<'_> {
             None if self.directory.started => {
                 drop(file);
                 let number = self.directory.number;
-                let known = &self.known.segments;
-                let applied = known.iter().find(|row| row.number == number);
+                let applied = self.known.row(number);
                 self.set_aside(&match applied.map_or(0, |row| row.applied_bytes) {
                     0 => format!("it does not say that it is segment {number}, the active one"),
                     bytes => format!(
@@ -166,11 +189,7 @@ impl Recover<'_> {
     ) -> Result<Opened, JournalError> {
         let stored = self.directory.label();
         let rival = label.number == stored.number && label != stored && self.directory.started;
-        let row = self
-            .known
-            .segments
-            .iter()
-            .find(|row| row.number == label.number);
+        let row = self.known.row(label.number);
         let other = row.filter(|row| row.tag.is_some_and(|tag| tag != label.tag));
         if rival || other.is_some() || self.is_other_sealed(label) {
             drop(file);
@@ -194,7 +213,7 @@ impl Recover<'_> {
         }
         let known = row.is_some_and(|row| row.sealed || row.applied_bytes > durable_end);
         if row.is_some_and(|row| row.applied_bytes > durable_end) {
-            self.recovery.untrusted = Some(label.number);
+            self.recovery.corrupt = Some(label.number);
         }
         self.taken.insert(label.number);
         if passed || known || label.number <= self.known.pruned {
@@ -226,11 +245,7 @@ impl Recover<'_> {
             self.taken.insert(stored.number);
             return self.create_next();
         }
-        let row = self
-            .known
-            .segments
-            .iter()
-            .find(|row| row.number == stored.number);
+        let row = self.known.row(stored.number);
         if let Some(row) = row.filter(|row| row.applied_bytes > 0 && !row.sealed) {
             self.lose(Label {
                 number: row.number,
@@ -255,35 +270,27 @@ impl Recover<'_> {
     /// elsewhere.
     fn is_taken(&self) -> bool {
         let number = self.directory.number;
-        self.taken.contains(&number) || number <= self.known.pruned
+        self.taken.contains(number) || number <= self.known.pruned
     }
 
     fn is_other_sealed(&self, label: Label) -> bool {
-        let id = crate::data_dir::segment::SegmentId::Ours(label.number);
+        let id = crate::data_dir::segment::SegmentId::Native(label.number);
         let mut found = self.catalog.sealed.get(&id).into_iter().flatten();
         found.any(|found| found.tag != Some(label.tag))
     }
 
     /// Whether every byte of the sealed segment is in the database.
     fn is_applied(&self, label: Label) -> bool {
-        let row = self
-            .known
-            .segments
-            .iter()
-            .find(|row| row.number == label.number);
+        let row = self.known.row(label.number);
         row.is_some_and(|row| row.sealed && row.tag == Some(label.tag))
     }
 
     /// Declares a segment lost that held acknowledged events.
     fn lose(&mut self, label: Label) -> Result<(), JournalError> {
-        let row = self
-            .known
-            .segments
-            .iter()
-            .find(|row| row.number == label.number);
-        write_lost_note(self.disk, self.data_dir, label, row)?;
+        let row = self.known.row(label.number);
+        write_missing_note(self.disk, self.data_dir, label, row)?;
         self.taken.insert(label.number);
-        self.recovery.lost = Some(label.number);
+        self.recovery.missing = Some(label.number);
         Ok(())
     }
 
@@ -317,16 +324,34 @@ impl Recover<'_> {
         label: Option<Label>,
         size: u64,
     ) -> Result<u64, JournalError> {
-        let row = label.and_then(|label| {
-            let of = |row: &&KnownSegment| {
-                row.number == label.number && row.tag.is_none_or(|tag| tag == label.tag)
-            };
-            self.known.segments.iter().find(of)
-        });
+        let row = label.and_then(|label| self.row_of(label));
         let applied = row.map_or(0, |row| row.applied_bytes.min(size));
         write_again(file, applied, size).map_err(self.io("write the end again of"))?;
         file.sync_data().map_err(self.io("sync"))?;
-        last_line_end(file, size).map_err(self.io("read"))
+        disk::last_line_end(file, size).map_err(self.io("read"))
+    }
+
+    /// CRC-32 of the active segment up to its durable end: of what is applied, as the database has it,
+    /// so that a file which was changed there does not pass for what was acknowledged.
+    fn checksum(&self, file: &dyn DiskFile, durable_end: u64) -> Result<Hasher, JournalError> {
+        let row = self.row_of(self.directory.label());
+        let applied = row
+            .filter(|row| row.applied_bytes <= durable_end)
+            .and_then(|row| Some((row.checksum?, row.applied_bytes)));
+        let (checksum, applied) = applied.unwrap_or_default();
+        let mut hasher = Hasher::new_with_initial_len(checksum, applied);
+        each_block(file, applied, durable_end, |_, block| {
+            hasher.update(block);
+            Ok(())
+        })
+        .map_err(self.io("read"))?;
+        Ok(hasher)
+    }
+
+    /// What the database knows of a segment.
+    fn row_of(&self, label: Label) -> Option<KnownSegment> {
+        let row = self.known.row(label.number);
+        row.filter(|row| row.tag.is_none_or(|tag| tag == label.tag))
     }
 
     fn cut_torn_tail(
@@ -431,13 +456,13 @@ impl Recover<'_> {
     }
 }
 
-fn write_lost_note(
+fn write_missing_note(
     disk: &dyn Disk,
     data_dir: &Path,
     label: Label,
-    row: Option<&KnownSegment>,
+    row: Option<KnownSegment>,
 ) -> Result<(), JournalError> {
-    let note = lost_note(data_dir, label.number);
+    let note = missing_note(data_dir, label.number);
     let applied_bytes = row.map_or(0, |row| row.applied_bytes);
     let text = format!(
         "Segment {} is lost: {ACTIVE_FILE} was gone or empty at start, though the segment held acknowledged events.\n\
@@ -459,14 +484,29 @@ fn write_lost_note(
 /// it could cut them off, they still read as written, and a sync alone would succeed without
 /// bringing them to the disk.
 fn write_again(file: &dyn DiskFile, applied: u64, size: u64) -> io::Result<()> {
+    each_block(file, applied, size, |at, block| {
+        file.write_all_at(block, at)
+    })
+}
+
+/// Calls `each` with the blocks of `[from, to)`, in order, and where they begin.
+fn each_block(
+    file: &dyn DiskFile,
+    from: u64,
+    to: u64,
+    mut each: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    if from >= to {
+        return Ok(());
+    }
     let mut block = vec![0; 1 << 20];
-    let mut at = applied;
-    while at < size {
-        let length = usize::try_from(size - at)
+    let mut at = from;
+    while at < to {
+        let length = usize::try_from(to - at)
             .unwrap_or(usize::MAX)
             .min(block.len());
         read_exact_at(file, &mut block[..length], at)?;
-        file.write_all_at(&block[..length], at)?;
+        each(at, &block[..length])?;
         at += length as u64;
     }
     Ok(())
@@ -484,23 +524,6 @@ fn has_zeros(file: &dyn DiskFile) -> io::Result<bool> {
             None => at += count as u64,
         }
     }
-}
-
-/// Looks back from the end, block by block, for the byte after the last `\n`.
-fn last_line_end(file: &dyn DiskFile, size: u64) -> io::Result<u64> {
-    const BLOCK: u64 = 64 << 10;
-    let mut block = Vec::new();
-    let mut end = size;
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK);
-        block.resize(usize::try_from(end - start).unwrap_or_default(), 0);
-        read_exact_at(file, &mut block, start)?;
-        if let Some(index) = memchr::memrchr(b'\n', &block) {
-            return Ok(start + index as u64 + 1);
-        }
-        end = start;
-    }
-    Ok(0)
 }
 
 /// Copies `[from, to)` to `quarantine/torn-<number>-<from>`; an earlier copy (of a recovery that was
@@ -525,17 +548,9 @@ fn keep_torn_tail(
         path = quarantine.join(format!("{name}.{copies}"));
     }
     disk::write_new(disk, &path, |copy| {
-        let mut block = vec![0; 1 << 20];
-        let mut at = from;
-        while at < to {
-            let length = usize::try_from(to - at)
-                .unwrap_or(usize::MAX)
-                .min(block.len());
-            read_exact_at(file, &mut block[..length], at)?;
-            copy.write_all_at(&block[..length], at - from)?;
-            at += length as u64;
-        }
-        Ok(())
+        each_block(file, from, to, |at, block| {
+            copy.write_all_at(block, at - from)
+        })
     })
     .map_err(JournalError::io("write", &path))?;
     Ok(path)

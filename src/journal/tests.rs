@@ -8,14 +8,14 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::data_dir::Catalog;
-use crate::data_dir::disk::{DiskDir, FileStat, Identity, RealDisk};
+use crate::data_dir::disk::{DiskDir, RealDisk};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::testing::{tag_of, write_active, write_sealed};
 
 fn config() -> JournalConfig {
     JournalConfig {
-        rotate_every: None,
-        rotate_bytes: u64::MAX,
+        rotate_interval: None,
+        rotate_size: u64::MAX,
         check_every: Duration::from_millis(10),
         queue_bytes_max: 1 << 20,
         disk_reserve_bytes: 0,
@@ -101,6 +101,7 @@ fn row(number: u64, applied_bytes: u64, sealed: bool) -> KnownSegment {
         number,
         tag: None,
         applied_bytes,
+        checksum: None,
         sealed,
     }
 }
@@ -149,7 +150,7 @@ fn many_appenders_share_groups_and_every_line_is_there_once() {
         Arc::new(RealDisk),
         dir.path(),
         JournalConfig {
-            rotate_bytes: 500,
+            rotate_size: 500,
             ..config()
         },
         &[],
@@ -196,7 +197,7 @@ fn many_appenders_share_groups_and_every_line_is_there_once() {
 fn age_seals_a_segment_without_any_call() {
     let dir = TempDir::new().expect("a directory");
     let config = JournalConfig {
-        rotate_every: Some(Duration::from_millis(20)),
+        rotate_interval: Some(Duration::from_millis(20)),
         ..config()
     };
     let open = open_with(Arc::new(RealDisk), dir.path(), config, &[]);
@@ -268,7 +269,7 @@ fn an_active_file_that_is_gone_is_lost_and_its_number_not_used_again() {
                 std::fs::write(&path, left).expect("written");
             }
             let first = open(dir.path(), &database);
-            assert_eq!(first.recovery.lost, Some(1), "{left:?}");
+            assert_eq!(first.recovery.missing, Some(1), "{left:?}");
             assert_eq!(
                 append(&first.journal, "x\n").expect("appended"),
                 at(2, LABEL + 2)
@@ -276,7 +277,7 @@ fn an_active_file_that_is_gone_is_lost_and_its_number_not_used_again() {
             first.committer.stop();
             let second = open(dir.path(), &[]);
             assert_eq!(
-                (second.recovery.lost, second.journal.tail().number),
+                (second.recovery.missing, second.journal.tail().number),
                 (None, 3)
             );
         }
@@ -288,7 +289,7 @@ fn an_active_file_shorter_than_applied_is_sealed_and_named() {
     let dir = TempDir::new().expect("a directory");
     write_active(dir.path(), 1, "short\n");
     let open = open(dir.path(), &[row(1, 1000, false)]);
-    assert_eq!(open.recovery.untrusted, Some(1));
+    assert_eq!(open.recovery.corrupt, Some(1));
     assert_eq!(
         (open.journal.tail().number, sealed(dir.path())),
         (2, vec![1])
@@ -380,7 +381,10 @@ struct FaultyDisk(Arc<Faults>);
 struct FaultyFile(Arc<dyn DiskFile>, Arc<Faults>);
 struct FaultyDir(Box<dyn DiskDir>, Arc<Faults>);
 
-impl Disk for FaultyDisk {
+impl crate::data_dir::disk::DiskLayer for FaultyDisk {
+    fn below(&self) -> &dyn Disk {
+        &RealDisk
+    }
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         fault(&self.0.create)?;
         Ok(Arc::new(FaultyFile(
@@ -394,35 +398,14 @@ impl Disk for FaultyDisk {
             Arc::clone(&self.0),
         )))
     }
-    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        RealDisk.open_read(path)
-    }
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         fault(&self.0.rename)?;
         RealDisk.rename_new(from, to)
-    }
-    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename_over(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove(path)
     }
     fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
         fault(&self.0.open_dir)?;
         let dir = RealDisk.open_dir(dir)?;
         Ok(Box::new(FaultyDir(dir, Arc::clone(&self.0))))
-    }
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        RealDisk.create_dir(dir)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>> {
-        RealDisk.list(dir)
-    }
-    fn identity(&self, path: &Path) -> io::Result<Option<Identity>> {
-        RealDisk.identity(path)
-    }
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        RealDisk.free_bytes(dir)
     }
 }
 
@@ -433,9 +416,9 @@ impl DiskDir for FaultyDir {
     }
 }
 
-impl DiskFile for FaultyFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+impl crate::data_dir::disk::FileLayer for FaultyFile {
+    fn below(&self) -> &dyn DiskFile {
+        &*self.0
     }
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if fault(&self.1.broken).is_err() {
@@ -455,9 +438,6 @@ impl DiskFile for FaultyFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         fault(&self.1.cut)?;
         self.0.set_len(len)
-    }
-    fn stat(&self) -> io::Result<FileStat> {
-        self.0.stat()
     }
 }
 

@@ -5,32 +5,34 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
 
 use super::clock::Clock;
-use super::import::{self, Looks, Part};
+use super::import::{self, Part};
 use super::{ProcessConfig, ProcessError};
-use crate::aggregate::pool::{Folded, Pool};
-use crate::aggregate::sharded_totals::{Frozen, Users};
+use crate::aggregate::pool::{Pool, RangeAggregate};
+use crate::aggregate::sharded_totals::{Frozen, ShardedTotals};
 use crate::aggregate::{Sums, UserLine};
 use crate::aggregate::{lines, scan};
 use crate::data_dir::DataDirError;
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::{Disk, DiskFile, Identity};
+use crate::data_dir::disk::{self as disk, Disk, DiskFile, Identity};
 use crate::data_dir::read_label;
-use crate::data_dir::segment::{DirectoryTag, Label, SegmentId, Tag};
-use crate::event::Event;
+use crate::data_dir::segment::{DirectoryTag, Label, Seal, SegmentId, Tag};
+use crate::event::{Event, Looks};
 use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, OutcomeOfAll, Range, RangeEnd, SegmentRow,
     SegmentState, Source, StoreError, Writer,
 };
 
+use crate::verify::seal;
+
 /// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
-const LET_GO_BYTES: u64 = 4 << 20;
+const RELEASE_BYTES: u64 = 4 << 20;
 /// Of a larger segment, a transaction of its own costs less than reading it.
 const SMALL_BYTES_MAX: u64 = 256 << 10;
 /// The most segments applied in one transaction: all of them are open meanwhile.
@@ -43,7 +45,7 @@ const SYNC_TOGETHER_MIN: usize = 8;
 pub(super) struct Small {
     pub(super) segment: SegmentFile,
     from: u64,
-    folded: Folded,
+    aggregate: RangeAggregate,
     /// Of all bytes up to the end.
     checksum: Hasher,
     took: Duration,
@@ -52,8 +54,8 @@ pub(super) struct Small {
 impl Small {
     /// The most bytes of memory that it needs until it is applied.
     pub(super) fn memory_bytes(&self) -> usize {
-        let Folded { users, piece, .. } = &self.folded;
-        Users::EMPTY_BYTES + users.memory_bytes() + piece.memory_bytes()
+        let RangeAggregate { users, partial, .. } = &self.aggregate;
+        ShardedTotals::EMPTY_BYTES + users.memory_bytes() + partial.memory_bytes()
     }
 }
 
@@ -81,6 +83,8 @@ struct Follow {
     /// CRC-32 of the applied bytes; its length is how many.
     applied: Hasher,
     confirmed: Identity,
+    /// The sealed file that was compared with what its name says of it.
+    sealed: Option<PathBuf>,
 }
 
 /// Whether work can go on from what is applied.
@@ -88,18 +92,18 @@ pub(super) enum Confirmed {
     /// The prefix is what was applied: this many bytes.
     At(u64),
     /// It is wholly applied already.
-    Whole(SegmentRow),
+    Applied(SegmentRow),
     /// Another segment of that number was applied, or the file is not what its name says: not that
     /// segment, or no JSON Lines. None of it is applied, and why.
     Rival(String),
     /// The file is not what was applied.
-    Untrusted(Untrusted),
-    /// It was untrusted, and is what was applied again.
+    Corrupt(Corrupt),
+    /// It was corrupt, and is what was applied again.
     Restored(SegmentRow),
 }
 
 /// A file that is not what was applied under its name.
-pub(super) struct Untrusted {
+pub(super) struct Corrupt {
     pub(super) applied_bytes: u64,
     pub(super) size: u64,
     pub(super) reason: String,
@@ -134,12 +138,12 @@ impl<'p> Applier<'p> {
         Self::new(config, pool, writer)
     }
 
-    /// Opens it for a run that applies all there is, and then closes it.
-    pub(super) fn open_to_load(
+    /// For a run that applies all there is, and then closes the database.
+    pub(super) fn of(
         config: &ProcessConfig,
         pool: &'p mut Pool,
+        mut writer: Writer,
     ) -> Result<Self, StoreError> {
-        let mut writer = Writer::open_to_load(&config.database())?;
         writer.belong_to(config.directory)?;
         Self::new(config, pool, writer)
     }
@@ -176,6 +180,8 @@ impl<'p> Applier<'p> {
             && follow.applied.total_len() <= stat.size
             // Until the first line is applied, there may have been too little of it to tell.
             && (follow.applied.total_len() > 0 || segment.tag.is_some())
+            && (follow.sealed.as_ref() == Some(&segment.path)
+                || seal::of_path(&segment.path).is_none())
         {
             return Ok(Confirmed::At(follow.applied.total_len()));
         }
@@ -184,19 +190,19 @@ impl<'p> Applier<'p> {
             return Ok(Confirmed::Rival(rival));
         }
         let (applied_bytes, expected) = match &row {
-            Some(row) if row.state == SegmentState::Whole => {
-                return Ok(Confirmed::Whole(row.clone()));
+            Some(row) if row.state == SegmentState::Applied => {
+                return Ok(Confirmed::Applied(row.clone()));
             }
             Some(row) => (row.applied_bytes, row.checksum),
             None => (0, Hasher::new().finalize()),
         };
         let known = row
             .as_ref()
-            .is_some_and(|row| row.state == SegmentState::Untrusted);
+            .is_some_and(|row| row.state == SegmentState::Corrupt);
         let name = format!("segment {} ({})", segment.id, segment.path.display());
-        let untrusted = |reason: String| {
+        let corrupt = |reason: String| {
             let size = stat.size;
-            Ok(Confirmed::Untrusted(Untrusted {
+            Ok(Confirmed::Corrupt(Corrupt {
                 applied_bytes,
                 size,
                 reason,
@@ -204,7 +210,7 @@ impl<'p> Applier<'p> {
             }))
         };
         if stat.size < applied_bytes {
-            return untrusted(format!(
+            return corrupt(format!(
                 "{name}: {applied_bytes} bytes of it were applied, but it has only {}; the totals keep what was applied. Restore the file, or move it to quarantine/",
                 stat.size
             ));
@@ -212,18 +218,24 @@ impl<'p> Applier<'p> {
         let found = lines::checksum(&*segment.file, applied_bytes)
             .map_err(ProcessError::io("read", &segment.path))?;
         if found != expected {
-            return untrusted(format!(
+            return corrupt(format!(
                 "{name}: {applied_bytes} bytes were applied under another content; the totals keep what was applied, the other {} bytes are not applied. Restore the file, or move it to quarantine/",
                 stat.size - applied_bytes
             ));
         }
+        let applied = Hasher::new_with_initial_len(expected, applied_bytes);
+        let broken = seal::contradiction(&*segment.file, &segment.path, &applied)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        if let Some(broken) = broken {
+            return corrupt(format!("segment {}: {broken}", segment.id));
+        }
         if let Some(row) = row.filter(|_| known) {
             return Ok(Confirmed::Restored(row));
         }
-        let applied = Hasher::new_with_initial_len(expected, applied_bytes);
         let follow = Follow {
             applied,
             confirmed: stat.identity,
+            sealed: seal::of_path(&segment.path).map(|_| segment.path.clone()),
         };
         self.follows.insert(segment.id.clone(), follow);
         Ok(Confirmed::At(applied_bytes))
@@ -253,7 +265,7 @@ impl<'p> Applier<'p> {
         let label = read_label(&*segment.file).map_err(io())?;
         let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
             let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
-            if let Some(refusal) = looks.refusal() {
+            if let Some(refusal) = refusal(looks, &segment.path) {
                 return Ok(Some(format!("{path}: {refusal}")));
             }
             let part = Part::of_name(&segment.name());
@@ -295,13 +307,13 @@ impl<'p> Applier<'p> {
         size: u64,
         watch: &mut dyn Watch,
     ) -> Result<(), ProcessError> {
-        let lines_end = lines::last_line_end(&*segment.file, size)
+        let lines_end = disk::last_line_end(&*segment.file, size)
             .map_err(ProcessError::io("read", &segment.path))?
             .max(applied);
         if lines_end < size {
             self.apply(segment, lines_end, RangeEnd::Sealed, watch)?;
         }
-        self.apply(segment, size, RangeEnd::Whole, watch)
+        self.apply(segment, size, RangeEnd::Complete, watch)
     }
 
     /// Applies a confirmed segment up to `to`, in as many transactions as memory asks for. The last
@@ -322,31 +334,31 @@ impl<'p> Applier<'p> {
             };
             let from = follow.applied.total_len();
             let mut checksum = follow.applied.clone();
-            if from >= to && !(first && end == RangeEnd::Whole) {
+            if from >= to && !(first && end == RangeEnd::Complete) {
                 return Ok(());
             }
             first = false;
             let began = Instant::now();
-            let folded = self
+            let aggregate = self
                 .pool
-                .fold(&segment.file, from, to)
+                .scan(&segment.file, from, to)
                 .map_err(ProcessError::io("read", &segment.path))?;
-            checksum.combine(&folded.piece.checksum);
+            checksum.combine(&aggregate.partial.checksum);
             let end = match end {
-                RangeEnd::Whole if folded.to < to => RangeEnd::Sealed,
+                RangeEnd::Complete if aggregate.to < to => RangeEnd::Sealed,
                 end => end,
             };
-            let folded_at = Instant::now();
+            let scanned_at = Instant::now();
             let applied = self.commit(
                 segment,
                 from,
-                &folded,
+                &aggregate,
                 checksum.clone().finalize(),
                 end,
                 watch,
             )?;
-            self.work.bytes += folded.to - from;
-            self.work.committing += folded_at.elapsed();
+            self.work.bytes += aggregate.to - from;
+            self.work.committing += scanned_at.elapsed();
             // Only now: it is committed.
             if let Some(follow) = self.follows.get_mut(&segment.id) {
                 follow.applied = checksum;
@@ -354,12 +366,12 @@ impl<'p> Applier<'p> {
             let commit = Commit {
                 segment,
                 from,
-                to: folded.to,
+                to: aggregate.to,
                 applied,
             };
             watch.committed(&[commit], began.elapsed());
-            if from > 0 && from / LET_GO_BYTES != folded.to / LET_GO_BYTES {
-                segment.file.let_go(folded.to);
+            if from > 0 && from / RELEASE_BYTES != aggregate.to / RELEASE_BYTES {
+                segment.file.release_cache(aggregate.to);
             }
         }
     }
@@ -388,16 +400,22 @@ impl<'p> Applier<'p> {
             });
         };
         let mut checksum = follow.applied.clone();
-        let folded = self
+        let aggregate = self
             .pool
-            .fold(&segment.file, from, size)
+            .scan(&segment.file, from, size)
             .map_err(ProcessError::io("read", &segment.path))?;
-        checksum.combine(&folded.piece.checksum);
+        checksum.combine(&aggregate.partial.checksum);
         let now = segment
             .file
             .size()
             .map_err(ProcessError::io("look at", &segment.path))?;
-        if folded.to != size || now != size {
+        let sealed = Seal {
+            bytes: size,
+            checksum: checksum.clone().finalize(),
+        };
+        let is_sealed = seal::of_path(&segment.path).is_none_or(|seal| seal == sealed);
+        if aggregate.to != size || now != size || !is_sealed {
+            self.forget(&segment.id);
             return Err(ProcessError::Changed {
                 path: segment.path.clone(),
             });
@@ -405,7 +423,7 @@ impl<'p> Applier<'p> {
         Ok(Small {
             segment,
             from,
-            folded,
+            aggregate,
             checksum,
             took: began.elapsed(),
         })
@@ -419,14 +437,14 @@ impl<'p> Applier<'p> {
     ) -> Result<(), ProcessError> {
         let began = Instant::now();
         let names: Vec<String> = small.iter().map(|small| small.segment.name()).collect();
-        let frozen: Vec<_> = small.iter().map(|it| it.folded.users.freeze()).collect();
+        let frozen: Vec<_> = small.iter().map(|it| it.aggregate.users.freeze()).collect();
         let users: Vec<_> = frozen.iter().map(Frozen::sorted).collect();
         let mut sources: Vec<_> = small
             .iter()
             .map(|small| FileSource {
                 file: &*small.segment.file,
                 from: small.from,
-                to: small.folded.to,
+                to: small.aggregate.to,
             })
             .collect();
         let now_ms = self.clock.now_ms();
@@ -435,12 +453,12 @@ impl<'p> Applier<'p> {
             small.iter().zip(&names).zip(&users).zip(&mut sources)
         {
             let checksum = small.checksum.clone().finalize();
-            let range = small.folded.range(
+            let range = small.aggregate.range(
                 (&small.segment, name),
                 small.from,
                 users,
                 checksum,
-                RangeEnd::Whole,
+                RangeEnd::Complete,
                 now_ms,
             );
             ranges.push((range, source));
@@ -460,7 +478,7 @@ impl<'p> Applier<'p> {
         self.work.committing += began.elapsed();
         let mut commits = Vec::with_capacity(small.len());
         for (small, applied) in small.iter().zip(all) {
-            self.work.bytes += small.folded.to - small.from;
+            self.work.bytes += small.aggregate.to - small.from;
             // Only now: it is committed.
             if let Some(follow) = self.follows.get_mut(&small.segment.id) {
                 follow.applied = small.checksum.clone();
@@ -468,7 +486,7 @@ impl<'p> Applier<'p> {
             commits.push(Commit {
                 segment: &small.segment,
                 from: small.from,
-                to: small.folded.to,
+                to: small.aggregate.to,
                 applied,
             });
         }
@@ -481,7 +499,7 @@ impl<'p> Applier<'p> {
         &mut self,
         segment: &SegmentFile,
         from: u64,
-        folded: &Folded,
+        aggregate: &RangeAggregate,
         checksum: u32,
         end: RangeEnd,
         watch: &mut dyn Watch,
@@ -492,20 +510,26 @@ impl<'p> Applier<'p> {
                 .size()
                 .map_err(ProcessError::io("look at", &segment.path))
         };
-        if end == RangeEnd::Whole && size()? != folded.to {
+        let sealed = Seal {
+            bytes: aggregate.to,
+            checksum,
+        };
+        let is_sealed = |path| seal::of_path(path).is_none_or(|seal| seal == sealed);
+        if end == RangeEnd::Complete && (size()? != aggregate.to || !is_sealed(&segment.path)) {
+            self.forget(&segment.id);
             return Err(ProcessError::Changed {
                 path: segment.path.clone(),
             });
         }
-        let frozen = folded.users.freeze();
+        let frozen = aggregate.users.freeze();
         let users = frozen.sorted();
         let name = segment.name();
         let now_ms = self.clock.now_ms();
-        let range = folded.range((segment, &name), from, &users, checksum, end, now_ms);
+        let range = aggregate.range((segment, &name), from, &users, checksum, end, now_ms);
         let mut source = FileSource {
             file: &*segment.file,
             from,
-            to: folded.to,
+            to: aggregate.to,
         };
         match self.until_unlocked(watch, |writer| writer.apply(&range, &mut source))? {
             Outcome::Applied(applied) => Ok(applied),
@@ -527,6 +551,9 @@ impl<'p> Applier<'p> {
         loop {
             match write(&mut self.writer) {
                 Ok(done) => {
+                    // Before the commit is published: what is written to the file from here on is
+                    // not this writer's. Where the look fails, the next one tells.
+                    let _unknown = self.writer.note_written();
                     watch.unlocked();
                     return Ok(done);
                 }
@@ -543,28 +570,28 @@ impl<'p> Applier<'p> {
         }
     }
 
-    /// Records a file as untrusted: no more of it is applied. Returns the lines that are not.
-    pub(super) fn distrust(
+    /// Records a file as corrupt: no more of it is applied. Returns the lines that are not.
+    pub(super) fn mark_corrupt(
         &mut self,
         segment: &SegmentFile,
-        untrusted: &Untrusted,
+        corrupt: &Corrupt,
     ) -> Result<u64, ProcessError> {
-        let from = untrusted.applied_bytes.min(untrusted.size);
-        let untrusted_lines = lines::count(&*segment.file, from, untrusted.size)
+        let from = corrupt.applied_bytes.min(corrupt.size);
+        let corrupt_lines = lines::count(&*segment.file, from, corrupt.size)
             .map_err(ProcessError::io("read", &segment.path))?;
         self.forget(&segment.id);
         self.writer.mark(&Mark {
             segment: &segment.id,
             tag: segment.tag,
             file_name: &segment.name(),
-            applied_bytes: untrusted.applied_bytes,
-            state: SegmentState::Untrusted,
-            reason: Some(&untrusted.reason),
-            untrusted_bytes: untrusted.size - from,
-            untrusted_lines,
+            applied_bytes: corrupt.applied_bytes,
+            state: SegmentState::Corrupt,
+            reason: Some(&corrupt.reason),
+            corrupt_bytes: corrupt.size - from,
+            corrupt_lines,
             now_ms: self.clock.now_ms(),
         })?;
-        Ok(untrusted_lines)
+        Ok(corrupt_lines)
     }
 
     /// Records that a segment's file is gone, or back.
@@ -581,15 +608,15 @@ impl<'p> Applier<'p> {
             applied_bytes: row.applied_bytes,
             state,
             reason,
-            untrusted_bytes: 0,
-            untrusted_lines: 0,
+            corrupt_bytes: 0,
+            corrupt_lines: 0,
             now_ms: self.clock.now_ms(),
         })?;
         Ok(())
     }
 }
 
-impl Folded {
+impl RangeAggregate {
     /// What is applied of a segment and its file's name, from `from` on.
     fn range<'a>(
         &'a self,
@@ -611,10 +638,10 @@ impl Folded {
             now_ms,
             delta: Delta {
                 users,
-                with_id: &self.piece.with_id,
-                rejected: &self.piece.rejected,
-                rejected_count: self.piece.rejected_count,
-                lines: self.piece.lines,
+                with_id: &self.partial.with_id,
+                rejected: &self.partial.rejected,
+                rejected_count: self.partial.rejected_count,
+                lines: self.partial.lines,
             },
         }
     }
@@ -755,4 +782,24 @@ fn is_out_of_descriptors(error: &ProcessError) -> bool {
     source
         .raw_os_error()
         .is_some_and(|errno| of_all.contains(&errno))
+}
+
+/// Why such a file in the data directory is not applied, and what to do; `None` for JSON Lines.
+fn refusal(looks: Looks, path: &Path) -> Option<String> {
+    let what = match looks {
+        Looks::Lines => return None,
+        Looks::Unfit(unfit) => {
+            return Some(format!(
+                "it is not JSON Lines but looks like {}, so nothing of it is applied. Move it out of the data directory and {}",
+                unfit.what,
+                unfit.cure(path)
+            ));
+        }
+        Looks::Gzip => "compressed with gzip",
+        Looks::Array => "a JSON array",
+        Looks::Objects => "JSON objects over several lines",
+    };
+    Some(format!(
+        "it is not JSON Lines but looks like {what}, so nothing of it is applied. Move it out of the data directory and name it to `tallyline process FILE` (while no server applies there) or `tallyline send FILE`: both convert it"
+    ))
 }

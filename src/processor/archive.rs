@@ -1,9 +1,9 @@
 //! Moving a wholly applied file to `applied/YYYY-MM/`: for people; nothing depends on it.
 //!
 //! The directory of the month is made durable; then a rename, never replacing, only if the file is what
-//! was applied; then fsync of the directories that it came to and left. Files that were applied together are renamed one after the other, and then each
-//! directory is synced once. A crash at any point leaves each file in one place or the other, and
-//! either is found.
+//! was applied; then fsync of the directories that it came to and left. Files that were applied together
+//! are renamed one after the other, and then each directory is synced once. A crash at any point leaves
+//! each file in one place or the other, and either is found.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::ProcessError;
 use crate::data_dir::APPLIED_DIR;
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::Disk;
+use crate::data_dir::disk::{self, Disk};
 use crate::store::SegmentRow;
 use crate::timestamp::{self, now_ms};
 use crate::verify::contents::{is_what_was_applied, other_content};
@@ -24,6 +24,9 @@ pub(super) enum Archived {
     Moved,
     /// A file of its name is there already; it stays where it is.
     NameTaken,
+    /// It is a symbolic link with a relative target, which would lead elsewhere from the archive; it
+    /// stays where it is.
+    RelativeLink,
     /// It is not what was applied under its name; it stays where it is. Why, and what to do.
     OtherContent(String),
 }
@@ -32,7 +35,7 @@ impl Archived {
     /// Why the file stays where it is.
     pub(super) fn refusal(&self) -> Option<&str> {
         match self {
-            Self::Moved => None,
+            Self::Moved | Self::RelativeLink => None,
             Self::NameTaken => {
                 Some("it is applied, but a file of that name is in the archive already")
             }
@@ -41,7 +44,7 @@ impl Archived {
     }
 }
 
-/// A wholly applied file, to be moved to the archive.
+/// A fully applied file, to be moved to the archive.
 pub(super) struct Leaving<'a> {
     pub(super) segment: &'a SegmentFile,
     pub(super) row: &'a SegmentRow,
@@ -95,37 +98,39 @@ fn move_away(
             .map_err(ProcessError::io("read", &segment.path))?;
         return Ok(Archived::OtherContent(words));
     }
-    let applied = data_dir.join(APPLIED_DIR);
-    let month = applied.join(month(row.whole_at_ms.unwrap_or_else(now_ms)));
-    if !months.contains(&month) {
-        make_dir(disk, data_dir, &applied)?;
-        make_dir(disk, &applied, &month)?;
-        months.insert(month.clone());
-    }
     let path = &segment.path;
-    let target = month.join(path.file_name().unwrap_or_default());
-    match disk.rename_new(path, &target) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Ok(Archived::NameTaken);
-        }
-        renamed => renamed.map_err(ProcessError::io("archive", path))?,
+    if disk::is_relative_link(path) {
+        return Ok(Archived::RelativeLink);
     }
-    Ok(Archived::Moved)
+    let applied = data_dir.join(APPLIED_DIR);
+    let month = applied.join(month(row.completed_at_ms.unwrap_or_else(now_ms)));
+    let target = month.join(path.file_name().unwrap_or_default());
+    let made = if months.contains(&month) {
+        Ok(())
+    } else {
+        make_dir(disk, data_dir, &applied).and_then(|()| make_dir(disk, &applied, &month))
+    };
+    match made.and_then(|()| disk.rename_new(path, &target)) {
+        Ok(()) => {
+            months.insert(month);
+            Ok(Archived::Moved)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Archived::NameTaken),
+        Err(cause) => Err(ProcessError::NotArchived {
+            path: path.clone(),
+            archive: month,
+            cause,
+        }),
+    }
 }
 
 /// A directory that is durable before anything moves into it: also one that is there already, for a
 /// sync after it was created may have failed.
-fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> Result<(), ProcessError> {
-    let exists = disk
-        .identity(dir)
-        .map_err(ProcessError::io("look at", dir))?
-        .is_some();
-    if !exists {
-        disk.create_dir(dir)
-            .map_err(ProcessError::io("create", dir))?;
+fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> io::Result<()> {
+    if disk.identity(dir)?.is_none() {
+        disk.create_dir(dir)?;
     }
     disk.sync_dir(parent)
-        .map_err(ProcessError::io("sync", parent))
 }
 
 /// `2026-11`, UTC.

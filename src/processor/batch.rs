@@ -14,7 +14,7 @@ use super::applier::{
 };
 use super::archive::{self, Archived, Leaving};
 use super::import::{Brought, Importer};
-use super::{ProcessConfig, ProcessError, in_words, rebuild, retention};
+use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::DataDirError;
 use crate::data_dir::SegmentFile;
@@ -23,8 +23,8 @@ use crate::data_dir::numbers::{MISSING_MAX, gaps};
 use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
-use crate::store::{Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError};
-use crate::verify::contents::{rivals_in_words, settle};
+use crate::store::{Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, Writer};
+use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::sums;
 
 /// How long a database that somebody else has locked is waited for.
@@ -42,8 +42,8 @@ pub struct Summary {
     /// What is called like a segment in the data directory but cannot be opened, and why. Exit
     /// code 3 if there is any; what was named on the command line is among the refused instead.
     pub unusable: Vec<Refused>,
-    /// Numbers of ours that have neither a file nor a whole row.
-    pub missing: Vec<u64>,
+    /// Numbers of ours that have neither a file nor a whole row. Exit code 1 if there are any.
+    pub missing: BTreeSet<u64>,
     /// What became of the lines applied in this run. Exit code 3 if any was rejected.
     pub counts: Counts,
     /// Bytes applied in this run.
@@ -89,13 +89,14 @@ pub fn run_once(
     files: &[PathBuf],
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Summary, ProcessError> {
-    let config = &config.established(&**disk)?;
+    let config = &when_unlocked(|| config.established(&**disk))?;
     let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
     if config.database == config.data_dir.join(DATABASE_FILE) {
         rebuild::remove_unfinished(&config.data_dir)?;
     }
     let was_unclean = sums::was_left_open(&config.database());
-    let applier = Applier::open_to_load(config, &mut pool)?;
+    let writer = when_unlocked(|| Ok(Writer::open_to_load(&config.database())?))?;
+    let applier = Applier::of(config, &mut pool, writer)?;
     let mut run = Run {
         config,
         disk: &**disk,
@@ -131,6 +132,27 @@ pub fn run_once(
         });
     }
     Ok(summary)
+}
+
+/// Tries again while another program has the database locked, as long as a commit would.
+fn when_unlocked<T>(
+    mut attempt: impl FnMut() -> Result<T, ProcessError>,
+) -> Result<T, ProcessError> {
+    let mut since = None;
+    loop {
+        match attempt() {
+            Err(ProcessError::Store(error)) if error.is_locked() => {
+                let since = *since.get_or_insert_with(|| {
+                    tracing::warn!(%error, "waiting");
+                    Instant::now()
+                });
+                if since.elapsed() >= LOCKED_MAX {
+                    return Err(error.into());
+                }
+            }
+            done => return done,
+        }
+    }
 }
 
 struct Run<'r> {
@@ -178,15 +200,18 @@ impl Run<'_> {
     fn all(&mut self) -> Result<Vec<Found>, ProcessError> {
         let data_dir = &self.config.data_dir;
         let pruned = self.applier.writer.pruned()?;
-        if let Err(error) = retention::finish_at_start(self.disk, self.config, &self.applier.writer)
-        {
-            tracing::warn!("{}", in_words(&error));
-        }
         // Before the listing: what is sealed by then is in it.
         let given_out = given_out(self.disk, data_dir)?;
         let active = active_label(self.disk, data_dir, self.config.directory_tag())?;
-        let catalog = Catalog::scan(self.disk, data_dir, self.config.directory_tag())
+        let (applied, _) = self.applier.writer.applied()?;
+        let tag = self.config.directory_tag();
+        let mut catalog = Catalog::scan_unapplied(self.disk, data_dir, tag, &applied.native)
             .map_err(ProcessError::io("list", data_dir))?;
+        let writer = &self.applier.writer;
+        if let Err(error) = retention::finish_at_start(self.disk, self.config, &mut catalog, writer)
+        {
+            tracing::warn!("{}", describe(&error));
+        }
         for dir in &catalog.dirs {
             self.disk
                 .sync_dir(dir)
@@ -200,39 +225,42 @@ impl Run<'_> {
                 });
             }
         }
-        let whole = self.applier.writer.whole()?;
         let pruned = pruned.number;
         let mut todo = Vec::new();
         for (id, found) in &catalog.sealed {
-            let is_whole = whole.contains_key(id);
+            let is_applied = applied.contains(id);
             let row = match found[..] {
-                [_] if is_whole => None,
+                [_] if is_applied => None,
                 _ => self.applier.writer.segment(id)?,
             };
             // In the archive, what was let go is nobody's business but the owner's.
-            let let_go =
-                !is_whole && row.is_none() && id.number().is_some_and(|number| number <= pruned);
+            let is_gone =
+                !is_applied && row.is_none() && id.number().is_some_and(|number| number <= pruned);
             let claims = settle(self.disk, found, row.as_ref());
-            if !(claims.rivals.is_empty() || let_go) {
-                let reason = rivals_in_words(self.disk, id, &claims.rivals, row.as_ref());
+            if !(claims.rivals.is_empty() || is_gone) {
+                let reason = describe_rivals(self.disk, id, &claims.rivals, row.as_ref());
                 self.refuse(&claims.rivals[0].path, reason);
             }
             if let Some(found) = claims.usable
-                && (found.place == Place::Incoming || !(let_go || is_whole))
+                && (found.place == Place::Incoming || !(is_gone || is_applied))
             {
                 todo.push(found.clone());
             }
         }
-        let there: BTreeSet<u64> = whole
-            .keys()
-            .chain(catalog.sealed.keys())
-            .filter_map(SegmentId::number)
-            .chain(active.map(|label| label.number))
-            .collect();
-        let highest = there.last().copied().unwrap_or(0);
-        let highest = highest.max(given_out);
-        let there = there.into_iter().map(|number| number..=number);
-        self.summary.missing = gaps(pruned + 1, highest + 1, there)
+        let mut there = applied.native;
+        there.extend(active.map(|label| label.number));
+        for (id, found) in &catalog.sealed {
+            let Some(number) = id.number().filter(|number| !there.contains(*number)) else {
+                continue;
+            };
+            let row = self.applier.writer.segment(id)?;
+            if stand_for(self.disk, found, row.as_ref()) {
+                there.insert(number);
+            }
+        }
+        let highest = there.last().unwrap_or(0).max(given_out);
+        let highest = highest.max(catalog.highest_number());
+        self.summary.missing = gaps(pruned + 1, highest + 1, there.ranges())
             .take(MISSING_MAX)
             .collect();
         Ok(todo)
@@ -255,7 +283,7 @@ impl Run<'_> {
                 });
             };
             let brought = match importer.bring_in(&self.applier.writer, file, &mut on_read) {
-                Err(error @ ProcessError::Io(_)) => Brought::Refused(in_words(&error)),
+                Err(error @ ProcessError::Io(_)) => Brought::Refused(describe(&error)),
                 brought => brought?,
             };
             match brought {
@@ -312,7 +340,9 @@ impl Run<'_> {
         done: Result<(), ProcessError>,
     ) -> Result<(), ProcessError> {
         match done {
-            Err(error @ ProcessError::Io(_)) => self.failed(path, &error),
+            Err(error @ (ProcessError::Io(_) | ProcessError::NotArchived { .. })) => {
+                self.failed(path, &error);
+            }
             Err(error @ ProcessError::Changed { .. }) => self.refuse(path, error.to_string()),
             done => done?,
         }
@@ -400,22 +430,22 @@ impl Run<'_> {
         if id.number().is_some_and(|number| number <= pruned)
             && self.applier.writer.segment(id)?.is_none()
         {
-            self.refuse(path, retention::was_let_go(path, pruned));
+            self.refuse(path, retention::was_pruned(path, pruned));
             return Ok(Start::Refused);
         }
         let applied = match self.confirm(segment)? {
             Confirmed::At(applied) => applied,
-            Confirmed::Whole(row) => return Ok(Start::Whole(row)),
+            Confirmed::Applied(row) => return Ok(Start::Whole(row)),
             Confirmed::Restored(_) => return Ok(Start::Refused), // confirm() leaves none
             Confirmed::Rival(reason) => {
                 self.refuse(path, reason);
                 return Ok(Start::Refused);
             }
-            Confirmed::Untrusted(untrusted) => {
-                if !untrusted.known {
-                    self.applier.distrust(segment, &untrusted)?;
+            Confirmed::Corrupt(corrupt) => {
+                if !corrupt.known {
+                    self.applier.mark_corrupt(segment, &corrupt)?;
                 }
-                self.refuse(path, untrusted.reason);
+                self.refuse(path, corrupt.reason);
                 return Ok(Start::Refused);
             }
         };
@@ -477,13 +507,13 @@ impl Run<'_> {
                 self.refuse(&segment.path, format!("{words}. Then move this one away"));
             }
             // The same content once more: in the archive already.
-            (Archived::Moved | Archived::NameTaken, false) => {
+            (Archived::Moved | Archived::NameTaken | Archived::RelativeLink, false) => {
                 self.summary.skipped.push(segment.name());
             }
             (Archived::NameTaken, true) => {
                 tracing::warn!(path = %segment.path.display(), "applied, but it stays where it is: a file of that name is in the archive already");
             }
-            (Archived::Moved, true) => {}
+            (Archived::Moved | Archived::RelativeLink, true) => {}
         }
     }
 
@@ -492,7 +522,7 @@ impl Run<'_> {
         let not_opened = matches!(error, ProcessError::Io(DataDirError { action: "open", .. }));
         let refused = Refused {
             path: path.to_owned(),
-            reason: in_words(error),
+            reason: describe(error),
         };
         if not_opened && !self.named {
             self.summary.unusable.push(refused);

@@ -15,7 +15,6 @@
 //! holds after a rebuild, too. Runs on the caller's thread, which holds `process.lock`.
 
 mod convert;
-mod looks;
 mod native;
 mod part;
 
@@ -26,7 +25,6 @@ use std::sync::Arc;
 
 pub(super) use self::convert::head;
 use self::convert::{ConvertError, convert};
-pub(super) use self::looks::Looks;
 pub(super) use self::part::Part;
 use self::part::{further_label, in_common};
 use super::{ProcessConfig, ProcessError};
@@ -35,10 +33,13 @@ use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
 use crate::data_dir::{Catalog, Directory, Found, Place, read_label};
+use crate::event::Looks;
 use crate::store::{SegmentState, Writer};
 use crate::verify::contents;
 use crate::verify::contents::settle;
 
+/// The longest file name that Linux file systems take.
+const NAME_BYTES_MAX: usize = 255;
 const COPY_BLOCK: u64 = 1 << 20;
 
 /// What became of a file that was named.
@@ -133,10 +134,11 @@ impl<'i> Importer<'i> {
             return Ok(self.at_home(&name));
         }
         let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
-        if let Looks::Other(other) = looks {
+        if let Looks::Unfit(unfit) = looks {
             return Ok(Brought::Refused(format!(
                 "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
-                other.what, other.cure
+                unfit.what,
+                unfit.cure(path)
             )));
         }
         let unpacked = match looks {
@@ -152,11 +154,25 @@ impl<'i> Importer<'i> {
             source,
             stat,
         };
+        let name_bytes = with_suffix(Path::new(&content.name), ".part")
+            .as_os_str()
+            .len();
+        if name_bytes > NAME_BYTES_MAX {
+            return Ok(Brought::Refused(format!(
+                "its name is too long: in the data directory it becomes {}.part, {name_bytes} bytes, and a file name may have {NAME_BYTES_MAX}; nothing was stored. Give the file a shorter name",
+                content.name
+            )));
+        }
         if looks != Looks::Lines
             && let Err(error) = self.stage(&mut content, looks, on_read)
         {
             self.discard(&content);
-            return Ok(Brought::Refused(error.to_string()));
+            return match error {
+                ConvertError::Write(source) => {
+                    Err(ProcessError::io("write", &self.part_of(&content))(source))
+                }
+                error => Ok(Brought::Refused(error.to_string())),
+            };
         }
         let brought = self.compare(writer, &content);
         self.discard(&content);
@@ -189,7 +205,7 @@ impl<'i> Importer<'i> {
         looks: Looks,
         on_read: &mut dyn FnMut(u64, u64),
     ) -> Result<(), ConvertError> {
-        let part = with_suffix(&self.config.data_dir.join(&content.name), ".part");
+        let part = self.part_of(content);
         let file = self.create_part(&part).map_err(ConvertError::Write)?;
         content.staged = Some(part);
         let size = content.size;
@@ -197,6 +213,11 @@ impl<'i> Importer<'i> {
         content.size = file.size().map_err(ConvertError::Write)?;
         content.file = file;
         Ok(())
+    }
+
+    /// The temporary name under which the content is written.
+    fn part_of(&self, content: &Content) -> PathBuf {
+        with_suffix(&self.config.data_dir.join(&content.name), ".part")
     }
 
     fn create_part(&self, part: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -249,9 +270,12 @@ impl<'i> Importer<'i> {
     /// A file that is known by its name.
     fn by_name(&self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
-        let id = SegmentId::Elsewhere(content.name.clone());
+        let id = SegmentId::Imported(content.name.clone());
         let row = writer.segment(&id)?;
-        if let Some(row) = row.as_ref().filter(|row| row.state == SegmentState::Whole) {
+        if let Some(row) = row
+            .as_ref()
+            .filter(|row| row.state == SegmentState::Applied)
+        {
             let segment = SegmentFile {
                 id: id.clone(),
                 tag: None,
@@ -290,23 +314,26 @@ impl<'i> Importer<'i> {
     fn copy_in(
         &self,
         content: &Content,
-        (from, to): (u64, u64),
+        (start, to): (u64, u64),
         id: SegmentId,
         tag: Option<Tag>,
     ) -> Result<Brought, ProcessError> {
-        let io = || ProcessError::io("copy in", &content.path);
         let data_dir = &self.config.data_dir;
         let path = data_dir.join(&content.name);
         let staged = content.staged.as_ref();
-        let whole = (from, to) == (0, content.size);
+        let whole = (start, to) == (0, content.size);
         let part = if let Some(staged) = staged.filter(|_| whole) {
             staged.clone()
         } else {
-            let part = with_suffix(&path, ".part");
-            let file = self.create_part(&part).map_err(io())?;
-            if let Err(error) = copy(&*content.file, from, to, &*file) {
+            let part = self.part_of(content);
+            let file = self
+                .create_part(&part)
+                .map_err(ProcessError::io("write", &part))?;
+            let from = (&*content.file, &*content.path);
+            let copied = copy(from, (start, to), (&*file, &part));
+            if let Err(error) = copied {
                 self.remove_part(&part);
-                return Err(io()(error));
+                return Err(error);
             }
             part
         };
@@ -323,7 +350,7 @@ impl<'i> Importer<'i> {
         if !matches!(done, Ok(true)) {
             self.remove_part(&part);
         }
-        Ok(if done.map_err(io())? {
+        Ok(if done.map_err(ProcessError::io("put in place", &path))? {
             Brought::In(Found {
                 id,
                 tag,
@@ -354,13 +381,19 @@ impl Content {
     }
 }
 
-fn copy(from: &dyn DiskFile, start: u64, end: u64, to: &dyn DiskFile) -> io::Result<()> {
+/// Copies a range of the file `from.0` at the path `from.1`.
+fn copy(
+    from: (&dyn DiskFile, &Path),
+    (start, end): (u64, u64),
+    to: (&dyn DiskFile, &Path),
+) -> Result<(), ProcessError> {
     let mut block = Vec::new();
     let mut at = start;
     while at < end {
         let next = end.min(at + COPY_BLOCK);
-        scan::read_range(from, at, next, &mut block)?;
-        to.write_all_at(&block, at - start)?;
+        scan::read_range(from.0, at, next, &mut block).map_err(ProcessError::io("read", from.1))?;
+        to.0.write_all_at(&block, at - start)
+            .map_err(ProcessError::io("write", to.1))?;
         at = next;
     }
     Ok(())

@@ -3,7 +3,7 @@
 //! One thread, the coordinator, owns the store's writer and all state. It follows the active
 //! segment up to the journal's durable end, every flush interval or when somebody waits, and the
 //! sealed ones by listing the directory: ours in number order, files from elsewhere by name. A
-//! range is cut at line ends, folded by a pool of threads into sums per user, and given to
+//! range is cut at line ends, aggregate by a pool of threads into sums per user, and given to
 //! [`Writer::apply`](crate::store::Writer::apply): one transaction. Wholly applied files move to
 //! `applied/YYYY-MM/`, a convenience for people; no step decides by where a file lies.
 //!
@@ -24,7 +24,10 @@
 //! - Never reads past the durable end: a power cut could otherwise leave totals for lines that are
 //!   gone. A file found by listing is fsynced, and its directory, before its first byte counts.
 //! - The prefix that the database says is applied is confirmed by its checksum before work goes on
-//!   from there. If it is another, the file is marked untrusted, loudly, and the rest goes on.
+//!   from there; what comes after it, by the length and checksum in a sealed file's name, before any of
+//!   it is applied. If either is another, the file is marked corrupt, loudly, and the rest goes on.
+//! - A number with neither a file, nor a row that is whole, nor a place in `pruned` is missing. A file in
+//!   the quarantine does not stand for it unless it is empty, which is how events are given up.
 //! - Totals do not depend on threads, chunks, or where ranges are cut.
 //! - Memory follows the commit, never precedes it; after any error it is read from the rows anew.
 //!
@@ -57,7 +60,7 @@ pub use self::batch::{Refused, RunProgress, Step, Summary, run_once};
 use self::clock::Clock;
 pub use self::rebuild::{Rebuilt, rebuild};
 pub use self::seal::{open_journal, seal};
-use crate::aggregate::memory_budget::Shares;
+use crate::aggregate::memory_budget::MemoryBudget;
 use crate::aggregate::pool::Pool;
 use crate::data_dir::disk::Disk;
 use crate::data_dir::segment::{DirectoryTag, Position};
@@ -75,17 +78,17 @@ pub struct ProcessConfig {
     /// The data directory.
     pub data_dir: PathBuf,
     /// The most time between an acknowledgement and its place in the totals; at least 10 ms.
-    pub flush_every: Duration,
-    /// Folding threads, at least 1.
+    pub flush_interval: Duration,
+    /// Scanning threads, at least 1.
     pub threads: usize,
     /// The most memory that applying may hold, in bytes. From 32 MiB on that is kept; below, a
     /// range ends after its first chunk.
     pub memory_bytes: usize,
     /// Prune whole segments this long after they were applied; `None`: never. The server's
     /// processor only.
-    pub retain_for: Option<Duration>,
+    pub retention: Option<Duration>,
     /// Let ids go this long after they were applied; `None`: never. The server's processor only.
-    pub keep_ids: Option<Duration>,
+    pub dedup_window: Option<Duration>,
     /// The database file; default `revenue.db` in the data directory.
     pub database: PathBuf,
     /// The UUID of the data directory; nil until it has been read.
@@ -99,11 +102,11 @@ impl ProcessConfig {
     pub fn new(data_dir: &Path) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
-            flush_every: Duration::from_secs(1),
+            flush_interval: Duration::from_secs(1),
             threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             memory_bytes: 384 << 20,
-            retain_for: None,
-            keep_ids: None,
+            retention: None,
+            dedup_window: None,
             database: data_dir.join(DATABASE_FILE),
             directory: Uuid::nil(),
             clock: Arc::default(),
@@ -136,8 +139,8 @@ impl ProcessConfig {
         }
     }
 
-    fn shares(&self) -> Shares {
-        Shares::of(self.memory_bytes, self.threads)
+    fn shares(&self) -> MemoryBudget {
+        MemoryBudget::of(self.memory_bytes, self.threads)
     }
 
     /// Where the database lies.
@@ -158,6 +161,20 @@ pub enum ProcessError {
     /// A file or directory could not be read or written.
     #[error(transparent)]
     Io(#[from] DataDirError),
+    /// A file that is wholly applied could not be moved to the archive.
+    #[error(
+        "{}: its events are counted, but the file cannot be moved to {}: {cause}. It is moved once that directory can be written and is on the same file system; do not import it under another name, which would count its events twice",
+        path.display(),
+        archive.display()
+    )]
+    NotArchived {
+        /// The file.
+        path: PathBuf,
+        /// The directory of the archive.
+        archive: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
     /// Somebody else applied the same segment at the same time.
     #[error(
         "segment {segment}: another processor applied it at the same time; only one may run in a data directory"
@@ -177,6 +194,12 @@ pub enum ProcessError {
     /// Another program wrote into the database.
     #[error("database {}: another program changed it; how far the files are applied is read from it anew", path.display())]
     ChangedByOthers {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// Another program wrote to the database file itself.
+    #[error("database {}: another program wrote over the file in place while the server had it open; it is read anew, and what the files of events hold beyond it is applied", path.display())]
+    Overwritten {
         /// The database file.
         path: PathBuf,
     },
@@ -211,7 +234,7 @@ impl ProcessError {
 }
 
 /// The error and its causes in one sentence, for readiness.
-fn in_words(error: &dyn std::error::Error) -> String {
+fn describe(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -312,7 +335,7 @@ fn start_clock(
     progress: &Arc<Progress>,
 ) -> Result<JoinHandle<()>, ProcessError> {
     let (journal, progress) = (journal.clone(), Arc::clone(progress));
-    let every = LOOK_EVERY.min(config.flush_every);
+    let every = LOOK_EVERY.min(config.flush_interval);
     Builder::new()
         .name("process-clock".to_owned())
         .spawn(move || {

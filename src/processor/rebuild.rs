@@ -9,20 +9,20 @@
 //! - Segments that were pruned: their sums are carried over, and with them of each user's total
 //!   what the kept files don't come to, and the ids that counted in them. That needs an old database
 //!   that agrees with the files; otherwise nothing is done, and the words say what can be.
-//! - Untrusted files are applied as they are now; lost or deleted files no longer count. Each is
+//! - Corrupt files are applied as they are now; lost or deleted files no longer count. Each is
 //!   named.
 //! - Ids that were let go guard again, as far as their events are in kept files.
-//! - Times (of applying, for `--retain-for` and `--keep-ids`) begin anew.
+//! - Times (of applying, for `--retention` and `--dedup-window`) begin anew.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{ProcessConfig, ProcessError, RunProgress, Summary, in_words, retention, run_once};
+use super::{ProcessConfig, ProcessError, RunProgress, Summary, describe, retention, run_once};
 use crate::data_dir::disk::{self, DirHold, Disk, RealDisk};
 use crate::data_dir::{Catalog, Claims, QUARANTINE_DIR};
 use crate::store::{
-    Existing, Proof, Pruned, SegmentRow, SegmentState, Writer, is_in_use, read_kept, sibling,
+    Existing, Pruned, SegmentRow, SegmentState, Snapshot, Writer, is_in_use, read_kept, sibling,
 };
 use crate::verify::Finding;
 use crate::verify::recount::recount;
@@ -59,7 +59,7 @@ pub fn rebuild(
     let (rows, pruned) = read_kept(&old).map_err(|error| {
         ProcessError::NotRebuilt(format!(
             "the old database can't be read, so that it can't be told what retention has let go: {}. Move it and its -wal away and run `tallyline process`, which makes a new one from all kept files",
-            in_words(&error)
+            describe(&error)
         ))
     })?;
     let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
@@ -77,10 +77,10 @@ pub fn rebuild(
             pruned.counts.events, pruned.segments, pruned.number
         ));
     }
-    let ids: u64 = rows.iter().map(|row| row.ids_let_go).sum();
+    let ids: u64 = rows.iter().map(|row| row.ids_expired).sum();
     if ids > 0 {
         notes.push(format!(
-            "{ids} ids had been let go (--keep-ids): an event of theirs that had counted again counts once now"
+            "{ids} ids had been let go (--dedup-window): an event of theirs that had counted again counts once now"
         ));
     }
     let mut building = config.clone();
@@ -122,9 +122,9 @@ fn changes(catalog: &Catalog, rows: &[SegmentRow]) -> Vec<String> {
                 "segment {}: its file {} is not kept here, so the {} events counted of it count no longer",
                 row.id, row.file_name, row.counts.events
             ));
-        } else if kept && row.state == SegmentState::Untrusted {
+        } else if kept && row.state == SegmentState::Corrupt {
             notes.push(format!(
-                "segment {}: was untrusted ({} events counted of it before it changed); it is applied as it is now",
+                "segment {}: was corrupt ({} events counted of it before it changed); it is applied as it is now",
                 row.id, row.counts.events
             ));
         }
@@ -148,10 +148,10 @@ fn carry(
             old.display()
         ))
     };
-    let proof = match Proof::open(&old) {
+    let proof = match Snapshot::open(&old) {
         Ok(Some(proof)) => proof,
         Ok(None) => return Err(refused("it is gone".to_owned())),
-        Err(error) => return Err(refused(in_words(&error))),
+        Err(error) => return Err(refused(describe(&error))),
     };
     if let Some(doubt) = doubt(&proof, config, disk)? {
         return Err(refused(doubt));
@@ -165,13 +165,13 @@ fn carry(
 /// What was pruned can be told from the rest only if the rest is exactly what the files say; why it
 /// is not.
 fn doubt(
-    proof: &Proof,
+    proof: &Snapshot,
     config: &ProcessConfig,
     disk: &dyn Disk,
 ) -> Result<Option<String>, ProcessError> {
     let mut doubt = None;
     let mut on_finding = |finding: &Finding| {
-        if let Finding::Differs(words) | Finding::Untold(words) = finding {
+        if let Finding::Mismatch(words) | Finding::Inconclusive(words) = finding {
             doubt.get_or_insert_with(|| words.clone());
         }
     };
@@ -211,7 +211,7 @@ fn close_old(disk: &dyn Disk, data_dir: &Path, old: &Path) -> Result<Option<Stri
                 note = aside.map(|path| {
                     format!(
                         "the write-ahead log did not fit the old database ({}); it is kept as {}",
-                        in_words(&error),
+                        describe(&error),
                         path.display()
                     )
                 });

@@ -1,13 +1,22 @@
 //! Retention: whole segments past their time go, and ids past theirs. On the coordinator's thread.
 //!
 //! # The ordered steps of a prune
-//! 1. One transaction: the segment's sums move to the `pruned` row, with the length and checksum of
-//!    its file; its own row goes. 2. A checkpoint: all of the WAL is in the database file, synced, and
-//!    that file and its `-wal` still lie at their paths. A commit in a `-wal` that somebody removed is
-//!    gone with the process, and the file would be gone too. 3. The file is removed, only if length
-//!    and checksum are those. 4. fsync of its directory. The next segment only after that, so that a
-//!    crash leaves one file at most, which the next start removes by the length and checksum that
-//!    were kept. While a reader keeps the checkpoint from moving all, the file stays.
+//! 0. The data directory is held alone (flock), and the database's files lie where the writer opened
+//!    them. Each file of the segment outside the quarantine has the length and checksum of its row;
+//!    else the segment stays and is named.
+//! 1. One transaction: the segment's sums move to the `pruned` row, with the length and checksum of its
+//!    file; its own row goes, and it is taken off `applied_sum`.
+//! 2. A checkpoint (FULL): all of the WAL is in the database file, synced, and that file, its `-wal`
+//!    and its `-shm` still lie at their paths, looked at before and after. A commit in a `-wal` that
+//!    somebody removed is gone with the process, and the file would be gone too. While a reader keeps
+//!    the checkpoint from moving all, the file stays.
+//! 3. The file is removed.
+//! 4. fsync of its directory. The next segment only after that, so a crash leaves one file at most.
+//!
+//! A crash after 1 or 2 leaves that file and no row: the next start, or the next round, removes it by
+//! the length and checksum in the `pruned` row, after a checkpoint like that of 2. A file of a pruned
+//! number with another content stays and is named. A crash after 3 leaves nothing, or the file, to the
+//! same end.
 //!
 //! Oldest number first; never the newest, whose number tells the next one's; never past a segment
 //! that still waits to be applied; files from elsewhere never, for their row keeps the same file
@@ -19,7 +28,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{ProcessConfig, ProcessError, in_words};
+use super::{ProcessConfig, ProcessError, describe};
 use crate::aggregate::lines;
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{self, DirHold, Disk};
@@ -31,6 +40,8 @@ use crate::verify::contents;
 
 /// How long a round may go on letting go; one segment goes at least.
 const ROUND_MAX: Duration = Duration::from_millis(100);
+/// The most segments that go in a round.
+const SEGMENTS_AT_ONCE: u64 = 1000;
 /// A segment that could not go is tried again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// So long a reader may keep a file from going before that is said.
@@ -89,7 +100,7 @@ impl Retention {
             Err(ProcessError::Store(error)) => return Err(error),
             Err(error) => {
                 self.not_before = Instant::now() + RETRY_AFTER;
-                health.set(RETENTION, in_words(&error));
+                health.set(RETENTION, describe(&error));
             }
         }
         Ok(self.pruned.take())
@@ -114,7 +125,19 @@ impl Retention {
             return Ok(());
         };
         let dir = &self.config.data_dir;
-        let catalog = Catalog::scan(disk, dir, self.config.directory_tag())
+        // Only what may go in this round is kept apart by name.
+        let (mut others, _) = writer.applied()?;
+        let first = others
+            .native
+            .ranges()
+            .next()
+            .map_or(0, |range| *range.start());
+        let listed = first..=first + SEGMENTS_AT_ONCE;
+        listed.clone().for_each(|number| {
+            others.native.remove(number);
+        });
+        let tag = self.config.directory_tag();
+        let catalog = Catalog::scan_unapplied(disk, dir, tag, &others.native)
             .map_err(ProcessError::io("list", dir))?;
         if finish(disk, &catalog, writer)? == Finished::Later {
             self.later(health);
@@ -122,7 +145,9 @@ impl Retention {
         }
         let began = Instant::now();
         let mut stays = None;
-        while let Some((row, number)) = self.due(writer, end)? {
+        while let Some((row, number)) = self.due(writer, end)?
+            && listed.contains(&number)
+        {
             let now_ms = self.config.clock.now_ms();
             match prune(writer, disk, &catalog, &row, now_ms, &mut self.pruned)? {
                 Outcome::Gone => {}
@@ -176,21 +201,21 @@ impl Retention {
         writer: &mut Writer,
         end: u64,
     ) -> Result<Option<(SegmentRow, u64)>, ProcessError> {
-        let Some(retain_for) = self.config.retain_for else {
+        let Some(retention) = self.config.retention else {
             return Ok(None);
         };
-        let Some(row) = writer.oldest_whole()? else {
+        let Some(row) = writer.oldest_applied()? else {
             return Ok(None);
         };
         let stamps = self.config.clock.stamps();
-        if row.whole_at_ms.is_some_and(|at| !stamps.can_be(at)) {
+        if row.completed_at_ms.is_some_and(|at| !stamps.can_be(at)) {
             // Of a clock that was not set, or set wrongly: its age counts from now.
             writer.restamp_segments(&stamps)?;
             return Ok(None);
         }
         let due_ms = row
-            .whole_at_ms
-            .and_then(|at| at.checked_add(i64::try_from(retain_for.as_millis()).ok()?));
+            .completed_at_ms
+            .and_then(|at| at.checked_add(i64::try_from(retention.as_millis()).ok()?));
         let due = due_ms.is_some_and(|due_ms| due_ms <= stamps.now_ms);
         match row.id.number() {
             Some(number) if due && number < end && number < writer.highest_sealed()? => {
@@ -202,7 +227,7 @@ impl Retention {
 
     /// A step of the walk over all ids.
     fn ids(&mut self, writer: &mut Writer) -> Result<(), ProcessError> {
-        let Some(keep_ids) = self.config.keep_ids else {
+        let Some(dedup_window) = self.config.dedup_window else {
             return Ok(());
         };
         let began = Instant::now();
@@ -214,11 +239,11 @@ impl Retention {
             return Ok(());
         };
         // Times are kept in whole seconds: rounded so that no id goes early.
-        let keep_s = i64::try_from(keep_ids.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
+        let keep_s = i64::try_from(dedup_window.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
         let stamps = self.config.clock.stamps();
         let before_s = stamps.now_ms.div_euclid(1000).saturating_sub(keep_s);
         while began.elapsed() < IDS_STEP_MAX {
-            self.ids = writer.let_ids_go(&self.ids, before_s, &stamps, IDS_AT_ONCE)?;
+            self.ids = writer.expire_ids(&self.ids, before_s, &stamps, IDS_AT_ONCE)?;
             if self.ids.after.is_empty() {
                 break;
             }
@@ -331,7 +356,7 @@ pub(super) fn finish(
     writer: &Writer,
 ) -> Result<Finished, ProcessError> {
     let pruned = writer.pruned()?;
-    for path in files(catalog, &SegmentId::Ours(pruned.number)) {
+    for path in files(catalog, &SegmentId::Native(pruned.number)) {
         let read = |source| ProcessError::io("read", path)(source);
         let file = match disk.open_read(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -350,27 +375,30 @@ pub(super) fn finish(
     Ok(Finished::Yes)
 }
 
-/// [`finish`] at a start, unless somebody verifies: then the file waits for the next time. A file
+/// [`finish`] at a start, with what was listed just now, unless somebody verifies: then the file waits for the next time. A file
 /// that can't be removed stands in nobody's way: it is not applied.
 pub(super) fn finish_at_start(
     disk: &dyn Disk,
     config: &ProcessConfig,
+    catalog: &mut Catalog,
     writer: &Writer,
 ) -> Result<(), ProcessError> {
-    if writer.pruned()?.number == 0 {
+    let pruned = writer.pruned()?.number;
+    if pruned == 0 {
         return Ok(());
     }
     let data_dir = &config.data_dir;
     if let Some(_held) = DirHold::alone(data_dir).map_err(ProcessError::io("hold", data_dir))? {
-        let catalog = Catalog::scan(disk, data_dir, config.directory_tag())
-            .map_err(ProcessError::io("list", data_dir))?;
-        finish(disk, &catalog, writer)?;
+        finish(disk, catalog, writer)?;
+        if let Some(found) = catalog.sealed.get_mut(&SegmentId::Native(pruned)) {
+            found.retain(|found| disk.identity(&found.path).is_ok_and(|file| file.is_some()));
+        }
     }
     Ok(())
 }
 
 /// Why a file of a number that was let go is not applied.
-pub(super) fn was_let_go(path: &Path, pruned: u64) -> String {
+pub(super) fn was_pruned(path: &Path, pruned: u64) -> String {
     format!(
         "{}: retention has let go everything up to segment {pruned}, and its events are in the totals still, so this file is not applied. Move it away",
         path.display()
@@ -386,7 +414,7 @@ mod tests {
     use super::super::clock::Clock;
     use super::super::clock::tests::{Fake, HOUR, MINUTE, NOW};
     use super::*;
-    use crate::data_dir::disk::{DiskDir, DiskFile, Identity, RealDisk};
+    use crate::data_dir::disk::{DiskDir, RealDisk};
     use crate::data_dir::testing::{tag_of, write_sealed};
     use crate::processor::run_once;
     use crate::store::{DATABASE_FILE, Existing, read_checks};
@@ -405,39 +433,15 @@ mod tests {
         }
     }
 
-    impl Disk for Failing {
-        fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            RealDisk.create_new(path)
-        }
-        fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            RealDisk.open(path)
-        }
-        fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            RealDisk.open_read(path)
-        }
-        fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-            RealDisk.rename_new(from, to)
-        }
-        fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
-            RealDisk.rename_over(from, to)
+    impl crate::data_dir::disk::DiskLayer for Failing {
+        fn below(&self) -> &dyn Disk {
+            &RealDisk
         }
         fn remove(&self, path: &Path) -> io::Result<()> {
             self.allowed().and_then(|()| RealDisk.remove(path))
         }
         fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
             self.allowed().and_then(|()| RealDisk.open_dir(dir))
-        }
-        fn create_dir(&self, dir: &Path) -> io::Result<()> {
-            RealDisk.create_dir(dir)
-        }
-        fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>> {
-            RealDisk.list(dir)
-        }
-        fn identity(&self, path: &Path) -> io::Result<Option<Identity>> {
-            RealDisk.identity(path)
-        }
-        fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-            RealDisk.free_bytes(dir)
         }
     }
 
@@ -459,7 +463,7 @@ mod tests {
             }
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
             let mut config = ProcessConfig::new(dir.path());
-            config.retain_for = Some(Duration::ZERO);
+            config.retention = Some(Duration::ZERO);
             let config = config.established(&RealDisk).expect("it is read");
             run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
 
@@ -540,7 +544,7 @@ mod tests {
             let fake = Fake::at(applied_at);
             let mut config = ProcessConfig::new(dir.path());
             config.clock = Arc::new(Clock::of(Box::new(fake.clone())));
-            (config.retain_for, config.keep_ids) = (Some(year), Some(year));
+            (config.retention, config.dedup_window) = (Some(year), Some(year));
             let config = config.established(&RealDisk).expect("it is read");
             run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
             let path = dir.path().join(DATABASE_FILE);
@@ -585,7 +589,7 @@ mod tests {
             }
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
             let mut config = ProcessConfig::new(dir.path());
-            config.retain_for = Some(Duration::ZERO);
+            config.retention = Some(Duration::ZERO);
             let config = config.established(&RealDisk).expect("it is read");
             run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
             let path = dir.path().join(DATABASE_FILE);
@@ -629,7 +633,7 @@ mod tests {
         let path = dir.path().join(DATABASE_FILE);
         let mut writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
         let mut config = ProcessConfig::new(dir.path());
-        config.retain_for = Some(Duration::ZERO);
+        config.retention = Some(Duration::ZERO);
         let retention = Retention::new(&config);
         assert!(
             retention
@@ -652,7 +656,7 @@ mod tests {
         };
         assert_eq!((due(2), due(3)), (None, Some(2)));
         let mut later = ProcessConfig::new(dir.path());
-        later.retain_for = Some(Duration::from_hours(1));
+        later.retention = Some(Duration::from_hours(1));
         let later = Retention::new(&later);
         assert!(
             later.due(&mut writer, 3).expect("a read").is_none(),

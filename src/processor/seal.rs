@@ -57,19 +57,23 @@ fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
                 named.id
             );
         }
-        let (rows, pruned) = store::read_kept(&database)?;
+        // Not the rows of years: of fully applied segments, their numbers are enough.
+        let numbers = crate::journal::active_numbers(disk, dir);
+        let found = store::read_for_recovery(&database, &numbers)?;
         let known = |row: store::SegmentRow| {
             Some(KnownSegment {
                 number: row.id.number()?,
                 tag: row.tag,
                 applied_bytes: row.applied_bytes,
+                checksum: Some(row.checksum),
                 sealed: row.state != SegmentState::Active,
             })
         };
         Ok(KnownSegments {
             directory: belongs_to,
-            segments: rows.into_iter().filter_map(known).collect(),
-            pruned: pruned.number,
+            segments: found.rows.into_iter().filter_map(known).collect(),
+            applied: found.applied,
+            pruned: found.pruned.number,
         })
     };
     read().unwrap_or_else(|error| {
@@ -85,7 +89,7 @@ fn report(recovery: &Recovery) {
             path.display()
         );
     }
-    if let Some(number) = recovery.lost {
+    if let Some(number) = recovery.missing {
         tracing::error!(
             "segment {number} is lost: events.jsonl was gone or empty; see quarantine/"
         );
@@ -99,9 +103,9 @@ fn report(recovery: &Recovery) {
             path.display()
         );
     }
-    if let Some(number) = recovery.untrusted {
+    if let Some(number) = recovery.corrupt {
         tracing::error!(
-            "segment {number} is shorter than what was applied of it; it is set aside as untrusted"
+            "segment {number} is shorter than what was applied of it; it is set aside as corrupt"
         );
     }
 }

@@ -11,13 +11,13 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::aggregate::pool::{Folded, Pool};
-use crate::aggregate::scan::Piece;
+use crate::aggregate::pool::{Pool, RangeAggregate};
+use crate::aggregate::scan::PartialAggregate;
 use crate::data_dir::disk::{DiskFile, RealDisk};
 use crate::data_dir::testing::write_sealed;
 use crate::event::{Event, Kind};
 use crate::journal::{Batch, Committer, JournalConfig, KnownSegment, KnownSegments};
-use crate::progress::{Applies, Waited};
+use crate::progress::{Applies, WaitOutcome};
 use crate::store::{Existing, SegmentState, Writer, read_segments};
 
 fn disk() -> Arc<dyn Disk> {
@@ -110,6 +110,7 @@ impl Running {
                     number: row.id.number()?,
                     tag: row.tag,
                     applied_bytes: row.applied_bytes,
+                    checksum: Some(row.checksum),
                     sealed: row.state != SegmentState::Active,
                 })
             })
@@ -119,8 +120,8 @@ impl Running {
             ..KnownSegments::default()
         };
         let config = JournalConfig {
-            rotate_every: None,
-            rotate_bytes: u64::MAX,
+            rotate_interval: None,
+            rotate_size: u64::MAX,
             check_every: Duration::from_secs(1),
             queue_bytes_max: 64 << 20,
             disk_reserve_bytes: 0,
@@ -133,7 +134,7 @@ impl Running {
                 .expect("the journal opens");
         let progress = Arc::new(Progress::new(Applies::Here));
         let mut config = ProcessConfig::new(dir.path());
-        config.flush_every = Duration::from_millis(10);
+        config.flush_interval = Duration::from_millis(10);
         let processor = Processor::start(
             config,
             disk(),
@@ -169,7 +170,7 @@ impl Running {
         receiver.recv().expect("an answer").expect("it is sealed")
     }
 
-    fn wait(&self, position: Position) -> Waited {
+    fn wait(&self, position: Position) -> WaitOutcome {
         self.progress
             .wait_applied(position, Instant::now() + Duration::from_secs(20))
     }
@@ -198,13 +199,13 @@ fn acknowledged_events_are_applied_archived_and_one_file_is_left() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Running::start(&dir);
     let first = server.append(&format!("{}{}", line("user1", 100), line("user1", -50)));
-    assert_eq!(server.wait(first), Waited::Applied);
+    assert_eq!(server.wait(first), WaitOutcome::Applied);
     assert_eq!(totals(&dir), [total("user1", 50, 2)]);
     let second = server.append(&line("user2", 200));
     let sealed = server.rotate();
     let third = server.append(&line("user1", 7));
     assert!(first < second && second <= sealed && sealed < third);
-    assert_eq!(server.wait(third), Waited::Applied);
+    assert_eq!(server.wait(third), WaitOutcome::Applied);
     assert_eq!(server.progress.applied(), third);
     server.until("archived", |_| archived(&dir).len() == 1);
     let (ledger, _) = server.progress.ledger(|| server.journal.tail().lines);
@@ -240,14 +241,14 @@ fn a_line_that_comes_to_nothing_is_unaccounted_for_and_turns_readiness_red() {
     let server = Running::start(&dir);
     // What was written before the processor began is found in the files.
     let position = server.append(&line("u", 1));
-    assert_eq!(server.wait(position), Waited::Applied);
+    assert_eq!(server.wait(position), WaitOutcome::Applied);
     let unaccounted = |server: &Running| {
         let (ledger, run) = server.progress.ledger(|| server.journal.tail().lines);
         assert_eq!(run.appended, run.settled.unsigned_abs() + 1);
         (ledger.applied, ledger.unaccounted)
     };
     let position = server.append(&format!("{}\n", line("u", 1)));
-    assert_eq!(server.wait(position), Waited::Applied);
+    assert_eq!(server.wait(position), WaitOutcome::Applied);
     server.until("it is red", |server| {
         let reasons = server.health.reasons();
         reasons.iter().any(|reason| reason.contains("1 lines"))
@@ -255,7 +256,7 @@ fn a_line_that_comes_to_nothing_is_unaccounted_for_and_turns_readiness_red() {
     assert_eq!(unaccounted(&server), (2, 1));
     server.rotate();
     let position = server.append(&line("u", 1));
-    assert_eq!(server.wait(position), Waited::Applied);
+    assert_eq!(server.wait(position), WaitOutcome::Applied);
     server.until("it stays", |server| unaccounted(server) == (3, 1));
     server.stop();
 }
@@ -266,7 +267,7 @@ fn work_goes_on_after_a_restart_and_a_deleted_database_comes_back_the_same() {
     for round in 1..=3 {
         let server = Running::start(&dir);
         let position = server.append(&line("u", round));
-        assert_eq!(server.wait(position), Waited::Applied);
+        assert_eq!(server.wait(position), WaitOutcome::Applied);
         let (ledger, _) = server.progress.ledger(|| server.journal.tail().lines);
         assert_eq!(
             (ledger.lines, ledger.pending),
@@ -278,7 +279,7 @@ fn work_goes_on_after_a_restart_and_a_deleted_database_comes_back_the_same() {
     fs::remove_file(dir.path().join(DATABASE_FILE)).expect("it is there");
     let server = Running::start(&dir);
     let position = server.append(&line("u", 4));
-    assert_eq!(server.wait(position), Waited::Applied);
+    assert_eq!(server.wait(position), WaitOutcome::Applied);
     assert_eq!(server.health.reasons(), Vec::<String>::new());
     server.stop();
     assert_eq!(totals(&dir), [total("u", 10, 4)]);
@@ -289,12 +290,12 @@ fn a_database_deleted_under_a_running_server_is_made_again() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Running::start(&dir);
     let first = server.append(&line("u", 1));
-    assert_eq!(server.wait(first), Waited::Applied);
+    assert_eq!(server.wait(first), WaitOutcome::Applied);
     server.rotate();
     server.until("archived", |_| archived(&dir).len() == 1);
     fs::remove_file(dir.path().join(DATABASE_FILE)).expect("it is there");
     let second = server.append(&line("u", 2));
-    assert_eq!(server.wait(second), Waited::Applied);
+    assert_eq!(server.wait(second), WaitOutcome::Applied);
     server.until("made again", |_| {
         fs::exists(dir.path().join(DATABASE_FILE)).expect("a look")
             && server.health.reasons().is_empty()
@@ -308,21 +309,24 @@ fn a_locked_database_stops_neither_taking_nor_deadlines() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Running::start(&dir);
     let first = server.append(&line("u", 1));
-    assert_eq!(server.wait(first), Waited::Applied);
+    assert_eq!(server.wait(first), WaitOutcome::Applied);
     let other = Connection::open(dir.path().join(DATABASE_FILE)).expect("it opens");
     other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
     let second = server.append(&line("u", 2));
     let soon = Instant::now() + Duration::from_millis(100);
-    assert_eq!(server.progress.wait_applied(second, soon), Waited::TimedOut);
+    assert_eq!(
+        server.progress.wait_applied(second, soon),
+        WaitOutcome::TimedOut
+    );
     let (sender, told) = mpsc::channel();
     let tell = Box::new(move |waited| sender.send(waited).expect("the test listens"));
     server.progress.when_applied(second, soon, tell);
-    assert_eq!(told.recv(), Ok(Waited::TimedOut));
+    assert_eq!(told.recv(), Ok(WaitOutcome::TimedOut));
     server.until("red", |server| server.health.is_set("database"));
     assert!(server.progress.lag_seconds() > 0.0);
     let third = server.append(&line("u", 3));
     other.execute_batch("ROLLBACK").expect("no lock");
-    assert_eq!(server.wait(third), Waited::Applied);
+    assert_eq!(server.wait(third), WaitOutcome::Applied);
     server.until("green", |server| !server.health.is_set("database"));
     drop(other);
     server.stop();
@@ -330,11 +334,11 @@ fn a_locked_database_stops_neither_taking_nor_deadlines() {
 }
 
 #[test]
-fn a_changed_prefix_is_untrusted_and_the_rest_goes_on() {
+fn a_changed_prefix_is_corrupt_and_the_rest_goes_on() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Running::start(&dir);
     let first = server.append(&line("u", 1));
-    assert_eq!(server.wait(first), Waited::Applied);
+    assert_eq!(server.wait(first), WaitOutcome::Applied);
     // As if killed: nothing is sealed. Then a byte changes, and a line was not applied yet.
     server.journal.tail().file.unlock();
     let _not_stopped = (server.committer, server.journal);
@@ -345,26 +349,23 @@ fn a_changed_prefix_is_untrusted_and_the_rest_goes_on() {
         .replace(": 1}", ": 9}");
     fs::write(&active, changed + &line("u", 2)).expect("it is written");
     let server = Running::start(&dir);
-    server.until("untrusted", |server| {
+    server.until("corrupt", |server| {
         server.health.is_set("segment events-000001")
     });
     server.until("sealed", |server| server.journal.tail().number == 2);
     let later = server.append(&line("u", 4));
     assert_eq!(later.segment, 2);
-    assert_eq!(server.wait(later), Waited::Applied);
+    assert_eq!(server.wait(later), WaitOutcome::Applied);
     assert_eq!(
         server.wait(Position {
             segment: 1,
             offset: first.offset + 1
         }),
-        Waited::Lost
+        WaitOutcome::Gone
     );
-    assert_eq!(server.wait(first), Waited::Applied);
+    assert_eq!(server.wait(first), WaitOutcome::Applied);
     let (ledger, _) = server.progress.ledger(|| server.journal.tail().lines);
-    assert_eq!(
-        (ledger.applied, ledger.untrusted, ledger.pending),
-        (2, 1, 0)
-    );
+    assert_eq!((ledger.applied, ledger.corrupt, ledger.pending), (2, 1, 0));
     server.stop();
     assert_eq!(totals(&dir), [total("u", 5, 2)]);
     // Set aside by the operator: ready again.
@@ -379,7 +380,7 @@ fn a_changed_prefix_is_untrusted_and_the_rest_goes_on() {
     .expect("moved");
     let server = Running::start(&dir);
     let position = server.append(&line("u", 1));
-    assert_eq!(server.wait(position), Waited::Applied);
+    assert_eq!(server.wait(position), WaitOutcome::Applied);
     assert_eq!(server.health.reasons(), Vec::<String>::new());
     server.stop();
 }
@@ -391,7 +392,7 @@ fn a_missing_segment_is_named_until_it_is_back() {
     write_sealed(dir.path(), 4, &line("u", 4));
     let server = Running::start(&dir);
     let position = server.append(&line("u", 8));
-    assert_eq!(server.wait(position), Waited::Applied);
+    assert_eq!(server.wait(position), WaitOutcome::Applied);
     let reasons = server.health.reasons();
     assert!(
         reasons.len() == 1 && reasons[0].contains("segments 2, 3"),
@@ -402,7 +403,7 @@ fn a_missing_segment_is_named_until_it_is_back() {
             segment: 2,
             offset: 1
         }),
-        Waited::Lost
+        WaitOutcome::Gone
     );
     write_sealed(dir.path(), 2, &line("u", 2));
     write_sealed(dir.path(), 3, &line("u", 16));
@@ -518,7 +519,7 @@ fn any_line() -> impl Strategy<Value = String> {
 }
 
 fn pool(threads: usize) -> Pool {
-    let unbounded = Shares {
+    let unbounded = MemoryBudget {
         threads,
         cache_bytes: 0,
         range_bytes: usize::MAX,
@@ -544,28 +545,28 @@ proptest! {
         let file = tempfile::tempfile().expect("a file");
         DiskFile::write_all_at(&file, &text, 0).expect("it is written");
         let file: Arc<dyn DiskFile> = Arc::new(file);
-        let fold = |chunk_bytes, threads| -> Folded {
+        let fold = |chunk_bytes, threads| -> RangeAggregate {
             let mut pool = pool(threads).with_chunk_bytes(chunk_bytes);
-            pool.fold(&file, 0, text.len() as u64).expect("it folds")
+            pool.scan(&file, 0, text.len() as u64).expect("it scans")
         };
-        let folded = fold(chunk_bytes, threads);
+        let aggregate = fold(chunk_bytes, threads);
         let (users, lines, rejected) = model(&text);
-        let frozen = folded.users.freeze();
+        let frozen = aggregate.users.freeze();
         let sums: BTreeMap<String, (u128, u128, u64)> = frozen
             .sorted()
             .into_iter()
             .map(|(user, sums)| (user.to_owned(), (sums.added(), sums.subtracted(), sums.events())))
             .collect();
         prop_assert_eq!(sums, users);
-        prop_assert_eq!(folded.to, text.len() as u64);
-        prop_assert_eq!(folded.piece.checksum.clone().finalize(), crc32fast::hash(&text));
-        prop_assert_eq!((folded.piece.lines, folded.piece.rejected_count), (lines, rejected));
-        let seen = |piece: &Piece| {
-            let ids: Vec<_> = piece.with_id.iter().map(|event| (event.offset, event.id.to_owned())).collect();
-            (ids, piece.rejected.clone())
+        prop_assert_eq!(aggregate.to, text.len() as u64);
+        prop_assert_eq!(aggregate.partial.checksum.clone().finalize(), crc32fast::hash(&text));
+        prop_assert_eq!((aggregate.partial.lines, aggregate.partial.rejected_count), (lines, rejected));
+        let seen = |partial: &PartialAggregate| {
+            let ids: Vec<_> = partial.with_id.iter().map(|event| (event.offset, event.id.to_owned())).collect();
+            (ids, partial.rejected.clone())
         };
         let at_once = fold(u64::MAX / 4, 1);
-        prop_assert_eq!(seen(&folded.piece), seen(&at_once.piece));
+        prop_assert_eq!(seen(&aggregate.partial), seen(&at_once.partial));
     }
 }
 
@@ -586,16 +587,16 @@ fn lines_longer_than_a_block_are_lines_too() {
     let (users, lines, rejected) = model(text.as_bytes());
     for chunk_bytes in [100_000, 300_000, 1_000_000, u64::MAX] {
         let mut pool = pool(2).with_chunk_bytes(chunk_bytes);
-        let folded = pool.fold(&file, 0, text.len() as u64).expect("it folds");
+        let aggregate = pool.scan(&file, 0, text.len() as u64).expect("it scans");
         assert_eq!(
-            (folded.piece.lines, folded.piece.rejected_count),
+            (aggregate.partial.lines, aggregate.partial.rejected_count),
             (lines, rejected)
         );
         assert_eq!(
-            folded.piece.checksum.clone().finalize(),
+            aggregate.partial.checksum.clone().finalize(),
             crc32fast::hash(text.as_bytes())
         );
-        let frozen = folded.users.freeze();
+        let frozen = aggregate.users.freeze();
         for (user, sums) in frozen.sorted() {
             assert_eq!(
                 (sums.added(), sums.subtracted(), sums.events()),
@@ -616,15 +617,18 @@ fn a_line_too_long_is_one_rejected_line_wherever_chunks_fall() {
     let file: Arc<dyn DiskFile> = Arc::new(file);
     for chunk_bytes in [1 << 20, u64::MAX / 4] {
         let mut pool = pool(2).with_chunk_bytes(chunk_bytes);
-        let folded = pool.fold(&file, 0, text.len() as u64).expect("it folds");
-        assert_eq!((folded.piece.lines, folded.piece.rejected_count), (3, 1));
-        let rejected = &folded.piece.rejected[0];
+        let aggregate = pool.scan(&file, 0, text.len() as u64).expect("it scans");
+        assert_eq!(
+            (aggregate.partial.lines, aggregate.partial.rejected_count),
+            (3, 1)
+        );
+        let rejected = &aggregate.partial.rejected[0];
         assert_eq!(
             (rejected.code, rejected.line.len()),
             ("line_too_long", 1024)
         );
         assert_eq!(
-            folded.piece.checksum.clone().finalize(),
+            aggregate.partial.checksum.clone().finalize(),
             crc32fast::hash(text.as_bytes())
         );
     }
@@ -644,4 +648,48 @@ fn a_second_writer_that_was_quicker_is_noticed() {
         !dir.path().join("revenue.db-wal").exists(),
         "it would be played into the next one"
     );
+}
+
+#[test]
+fn a_file_that_grows_before_its_last_line_is_applied_is_not_done() {
+    // Red if it is marked as applied to its end, so that what is appended never counts.
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("events_x.jsonl");
+    // So many lines that it is not applied together with others.
+    let many = 10_000;
+    let begun = format!("{}{}", line("u", 1).repeat(many), line("u", 2).trim_end());
+    let complete = format!("{begun}\n{}", line("u", 4));
+    fs::write(&path, &begun).expect("written");
+    let config = ProcessConfig::new(dir.path());
+    let summary = run_once(&config, &disk(), &[], &mut |_| {
+        // After the lines that have an end, before the one that has none.
+        fs::write(&path, &complete).expect("written");
+    });
+    let refused = summary.expect("it runs").refused;
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].reason.contains("changed while it was read"));
+    assert_eq!(totals(&dir), [total("u", 10_000, 10_000)]);
+    let summary = run_once(&config, &disk(), &[], &mut |_| {}).expect("it runs");
+    assert_eq!(summary.refused.len(), 0);
+    assert_eq!(totals(&dir), [total("u", 10_006, 10_002)]);
+}
+
+#[test]
+fn a_file_that_grows_before_it_is_archived_stays_where_it_is() {
+    // Red if the archive gets a file that is not what was applied, which nothing looks at again.
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("events_x.jsonl");
+    fs::write(&path, line("u", 1)).expect("written");
+    let grown = line("u", 1).repeat(2);
+    let config = ProcessConfig::new(dir.path());
+    for _ in 0..2 {
+        let summary = run_once(&config, &disk(), &[], &mut |_| {
+            fs::write(&path, &grown).expect("written");
+        });
+        let refused = summary.expect("it runs").refused;
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].reason.contains("has grown since"));
+        assert_eq!(archived(&dir), [""; 0]);
+        assert_eq!(totals(&dir), [total("u", 1, 1)]);
+    }
 }

@@ -9,31 +9,32 @@ mod startup_scan;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub(super) use self::startup_scan::missing_in_words;
 use super::applier::{
-    Applier, Commit, Confirmed, Opened, Small, Untrusted, Watch, Work, open_sealed, open_together,
+    Applier, Commit, Confirmed, Corrupt, Opened, Small, Watch, Work, open_sealed, open_together,
 };
 use super::retention::{self, Retention};
-use super::{ProcessConfig, ProcessError, archive, in_words, rebuild};
+use super::{ProcessConfig, ProcessError, archive, describe, rebuild};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::{Disk, Identity};
+use crate::data_dir::disk::{self, Disk, Identity};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
 use crate::data_dir::{Catalog, Claims, Found, Place};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
-use crate::progress::{Lost, Progress, Settled};
-use crate::store::{RangeEnd, SegmentRow, SegmentState, StoreError};
-use crate::verify::contents::{rivals_in_words, settle};
+use crate::progress::{DeadSegment, Progress, Settled};
+use crate::store::{RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent};
+use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::sums;
 
 const DATABASE: &str = "database";
 const SUMS: &str = "database sums";
-const MISSING: &str = "missing segments";
+pub(super) const MISSING: &str = "missing segments";
 /// How the topic of each segment begins.
 const SEGMENT: &str = "segment ";
 /// Pauses after a failure grow up to this.
@@ -41,6 +42,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How often the database's path is looked at between rounds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A file that was not written to for so long is complete.
+const STILL_FOR: Duration = Duration::from_millis(500);
 /// Stands for a period that no clock can measure.
 const PERIOD_MAX: Duration = Duration::from_hours(24);
 /// A file that failed is tried again after this.
@@ -79,11 +82,11 @@ struct Sealed {
 
 /// What is known of the outside, and what is published. Apart from the applier, so that a commit
 /// can be told here.
-struct Board {
+struct PublishedStatus {
     progress: Arc<Progress>,
     health: Arc<Health>,
     sealed: BTreeMap<SegmentId, Sealed>,
-    lost: BTreeMap<u64, Lost>,
+    lost: BTreeMap<u64, DeadSegment>,
     /// Applied bytes of the segments of ours that are not whole.
     applied: BTreeMap<u64, u64>,
     active: u64,
@@ -98,11 +101,11 @@ struct Board {
 }
 
 /// What outlives starting over.
-struct Coordinator {
+struct Worker {
     config: ProcessConfig,
     disk: Arc<dyn Disk>,
     journal: Journal,
-    board: Board,
+    board: PublishedStatus,
     /// Files that were left alone, and why: not looked at again unless they change.
     left_alone: BTreeMap<PathBuf, Identity>,
     /// Numbers below the active one with neither file nor whole row.
@@ -126,13 +129,13 @@ pub(super) fn run(
     mut pool: Pool,
 ) {
     if let Err(error) = rebuild::remove_unfinished(&config.data_dir) {
-        tracing::warn!("{}", in_words(&error));
+        tracing::warn!("{}", describe(&error));
     }
-    let mut coordinator = Coordinator {
+    let mut coordinator = Worker {
         to_check: sums::was_left_open(&config.database()),
         check: None,
         retention: Retention::new(&config),
-        board: Board::new(Arc::clone(progress), Arc::clone(health)),
+        board: PublishedStatus::new(Arc::clone(progress), Arc::clone(health)),
         config,
         disk,
         journal,
@@ -152,12 +155,27 @@ pub(super) fn run(
                     close(applier);
                     break;
                 }
+                Err(error @ ProcessError::Overwritten { .. }) => {
+                    applier.writer.abandon();
+                    error
+                }
                 Err(error) => {
                     applier.release();
                     error
                 }
             },
         };
+        if let ProcessError::Overwritten { path } = &failed {
+            tracing::warn!("{}", describe(&failed));
+            health.set(DATABASE, describe(&failed));
+            wait_until_still(path, progress);
+            if !is_consistent(path).unwrap_or(false) {
+                discard_wal(path);
+            }
+            if !last {
+                continue;
+            }
+        }
         if last || matches!(failed, ProcessError::Stopped) {
             coordinator.finish_check();
             break;
@@ -166,12 +184,12 @@ pub(super) fn run(
             ProcessError::Replaced { .. } => pause = PAUSE_MIN,
             // Nothing is wrong yet; what is found then will tell.
             ProcessError::ChangedByOthers { .. } => {
-                tracing::warn!("{}", in_words(&failed));
+                tracing::warn!("{}", describe(&failed));
                 continue;
             }
             _ => {}
         }
-        health.set(DATABASE, in_words(&failed));
+        health.set(DATABASE, describe(&failed));
         progress.wait_until(Instant::now() + pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
@@ -180,16 +198,29 @@ pub(super) fn run(
 
 /// From the beginning of a round to that of the next, when its work came in the time `since` the one
 /// before.
-fn pause(since: Duration, work: Work, flush_every: Duration) -> Duration {
+fn pause(since: Duration, work: Work, flush_interval: Duration) -> Duration {
     let until_full = since.as_nanos() * u128::from(ROUND_BYTES) / u128::from(work.bytes.max(1));
     Duration::from_nanos_u128(until_full)
         .max(work.committing * COMMITTING)
-        .min(flush_every)
+        .min(flush_interval)
+}
+
+/// Waits until another program that writes to the database file is done, as far as can be seen.
+fn wait_until_still(path: &Path, progress: &Progress) {
+    let mut before = None;
+    loop {
+        let now = disk::written(path);
+        if (before.is_some() && now == before) || progress.is_stopping() {
+            return;
+        }
+        before = now;
+        progress.wait_until(Instant::now() + STILL_FOR);
+    }
 }
 
 fn close(applier: Applier<'_>) {
     if let Err(error) = applier.writer.close() {
-        let error = in_words(&error);
+        let error = describe(&error);
         tracing::warn!(
             error,
             "the database was not closed cleanly; nothing is lost"
@@ -197,7 +228,7 @@ fn close(applier: Applier<'_>) {
     }
 }
 
-impl Coordinator {
+impl Worker {
     /// Reads the rows, then applies round by round; `Ok` once told to stop and all is applied.
     fn follow(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         self.start_over(applier)?;
@@ -211,7 +242,7 @@ impl Coordinator {
             if !going_on {
                 return Ok(());
             }
-            let pause = pause(began - last, applier.work, self.config.flush_every);
+            let pause = pause(began - last, applier.work, self.config.flush_interval);
             // Without an end, whoever waits demands a round.
             let due = began.checked_add(pause).unwrap_or(began + PERIOD_MAX);
             last = began;
@@ -235,7 +266,14 @@ impl Coordinator {
             return Err(ProcessError::Replaced { path, what });
         }
         match applier.writer.is_changed_by_others() {
-            Ok(false) => Ok(()),
+            Ok(false) => match applier.writer.is_overwritten() {
+                Ok(true) => {
+                    self.to_check = true;
+                    Err(ProcessError::Overwritten { path })
+                }
+                Err(error) if !error.is_locked() => Err(error.into()),
+                _ => Ok(()),
+            },
             Ok(true) => {
                 self.to_check = true;
                 Err(ProcessError::ChangedByOthers { path })
@@ -280,11 +318,11 @@ impl Coordinator {
         self.active_file(applier, &tail)?;
         self.board.account(&tail);
         self.board.publish();
-        self.let_go(applier)
+        self.prune_and_expire(applier)
     }
 
     /// Retention, unless the database's sums are wrong or not yet known to be right.
-    fn let_go(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+    fn prune_and_expire(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let checking = self
             .check
             .as_ref()
@@ -310,7 +348,7 @@ impl Coordinator {
 
     /// What is durable of the active segment.
     fn active_file(&mut self, applier: &mut Applier<'_>, tail: &Tail) -> Result<(), ProcessError> {
-        let id = SegmentId::Ours(tail.number);
+        let id = SegmentId::Native(tail.number);
         let path = self.config.data_dir.join(ACTIVE_FILE);
         let segment = SegmentFile {
             id,
@@ -332,11 +370,11 @@ impl Coordinator {
                 )
             }
             // Sealed, and perhaps applied, between the look at the tail and now.
-            Confirmed::At(_) | Confirmed::Whole(_) => Ok(()),
+            Confirmed::At(_) | Confirmed::Applied(_) => Ok(()),
             Confirmed::Restored(row) => Ok(applier.note(&row, SegmentState::Active, None)?),
-            Confirmed::Untrusted(Untrusted { reason, .. }) | Confirmed::Rival(reason) => {
+            Confirmed::Corrupt(Corrupt { reason, .. }) | Confirmed::Rival(reason) => {
                 self.board.health.set(&topic(&segment.id), reason);
-                self.seal_untrusted();
+                self.seal_corrupt();
                 Ok(())
             }
         }
@@ -344,7 +382,7 @@ impl Coordinator {
 
     /// The active segment is not what was applied of it: taking goes on in the next one. The
     /// sealed file is then found and marked.
-    fn seal_untrusted(&self) {
+    fn seal_corrupt(&self) {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         self.journal.rotate(Box::new(move |rotated| {
             let _given_up = sender.send(rotated.map(|_| ()));
@@ -352,9 +390,9 @@ impl Coordinator {
         match receiver.recv_timeout(ROTATE_MAX) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the untrusted segment could not be sealed yet");
+                tracing::warn!(%error, "the corrupt segment could not be sealed yet");
             }
-            Err(error) => tracing::warn!(%error, "the untrusted segment was not sealed in time"),
+            Err(error) => tracing::warn!(%error, "the corrupt segment was not sealed in time"),
         }
     }
 }

@@ -18,7 +18,7 @@ use std::io;
 
 use rusqlite::{Connection, params};
 
-use self::overflow::OneByOne;
+use self::overflow::OverflowReplay;
 use super::segments::{self, SegmentRow};
 use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, Sums, UserLine};
 use crate::data_dir::segment::{SegmentId, Tag};
@@ -52,7 +52,7 @@ pub enum RangeEnd {
     /// More of it is to be applied, nothing is appended.
     Sealed,
     /// This was the last of it.
-    Whole,
+    Complete,
 }
 
 impl RangeEnd {
@@ -60,7 +60,7 @@ impl RangeEnd {
         match self {
             Self::Active => SegmentState::Active,
             Self::Sealed => SegmentState::Sealed,
-            Self::Whole => SegmentState::Whole,
+            Self::Complete => SegmentState::Applied,
         }
     }
 }
@@ -152,7 +152,7 @@ pub(super) fn attempt(
         return Ok(Attempt::Raced);
     };
     let mut tally = Tally::default();
-    let mut one_by_one = OneByOne::start(transaction, suspects, source)?;
+    let mut one_by_one = OverflowReplay::start(transaction, suspects, source)?;
     ids::count(transaction, range, row.key, &mut one_by_one, &mut tally)?;
     let new_suspects = totals::add(transaction, range, &one_by_one, &mut tally)?;
     if !new_suspects.is_empty() {
@@ -176,7 +176,7 @@ pub(super) fn attempt(
         tally.id_events,
         row.id_net_check.wrapping_add(tally.id_net),
     ])?;
-    if range.end == RangeEnd::Whole {
+    if range.end == RangeEnd::Complete {
         segments::add_to_applied_sum(transaction, row.key)?;
     }
     Ok(Attempt::Ready(Applied { counts }))

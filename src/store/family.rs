@@ -7,6 +7,14 @@
 //! they know may not belong to what lies at the path now.
 //!
 //! What was set aside or removed then: see [`clear_away`].
+//!
+//! A program that writes into the database file itself (`cat old.db > revenue.db`, `cp`, `rsync
+//! --inplace`) leaves no trace for SQLite, which goes on with what it has cached and with the `-wal`
+//! of the old content. [`Writer::is_overwritten`](super::Writer::is_overwritten) sees that the file's
+//! time or size changed although nothing was checkpointed. The database is then examined by new
+//! connections ([`is_consistent`](super::is_consistent)); where it is a mixture of two, the `-wal` is
+//! discarded. What is not noticed so: a write in the moment between a commit of the server and the
+//! look after it, and one that puts size and time back. The sums and `verify` are left for those.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -129,18 +137,25 @@ impl Family {
 
     /// What happened to the files that are open, in words; `None` if they are where they were.
     pub(super) fn change(&self) -> Option<String> {
-        let state = lock(&self.state);
-        if state.open == 0 {
-            return None;
-        }
-        change(&self.path, &state.files)
+        let (_, files) = self.open_files()?;
+        change(&self.path, &files)
     }
 
     /// Retires all connections if another file lies at a path than they have open.
     pub(super) fn retire_if_changed(&self) {
-        if self.change().is_some() {
+        let Some((generation, files)) = self.open_files() else {
+            return;
+        };
+        // The lock is not held meanwhile: every read looks at the files first.
+        if change(&self.path, &files).is_some() && self.generation() == generation {
             self.retire();
         }
+    }
+
+    /// The generation, and which files its connections have open; `None` where there are none.
+    fn open_files(&self) -> Option<(u64, Files)> {
+        let state = lock(&self.state);
+        (state.open > 0).then_some((state.generation, state.files))
     }
 
     /// No connection that is open now is used again.
@@ -161,6 +176,20 @@ impl Family {
         };
         for pool in pools.iter().filter_map(Weak::upgrade) {
             pool.close_idle();
+        }
+    }
+
+    /// Retires all connections because the database file has another content, though it is the same
+    /// file: the `-wal` that belongs to what it was is removed once none of them is open.
+    pub(super) fn discard_wal(&self) {
+        self.retire();
+        let mut state = lock(&self.state);
+        let now = files_at(&self.path);
+        let left = [None, now[WAL], now[SHM]];
+        if state.retired == 0 && state.open == 0 {
+            clear_away(&self.path, left);
+        } else {
+            state.left = Some(left);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The ledger: every line that was ever seen, and its fate.
 
-/// All time: lines in the files = applied + duplicates + rejected + pending + untrusted. The lines are
+/// All time: lines in the files = applied + duplicates + rejected + pending + corrupt. The lines are
 /// counted where they are written, or found in files; the fates where they are committed. What the
 /// two sides differ by when nothing waits is unaccounted for, and 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Ledger {
     /// Lines not yet applied.
     pub pending: u64,
     /// Lines in files that can't be trusted.
-    pub untrusted: u64,
+    pub corrupt: u64,
     /// Lines without a fate when nothing waited; negative: fates without a line.
     pub unaccounted: i64,
 }
@@ -24,6 +24,6 @@ pub struct Ledger {
 impl Ledger {
     /// Lines whose fate is known.
     pub fn settled(&self) -> u64 {
-        self.applied + self.duplicates + self.rejected + self.untrusted
+        self.applied + self.duplicates + self.rejected + self.corrupt
     }
 }

@@ -48,10 +48,11 @@ pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
 pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 pub use self::segments::{
-    AppliedSum, Checks, Counts, Numbers, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, read_checks, read_directory, read_kept, read_segments,
+    AppliedSegments, AppliedSum, Checks, Counts, Pruned, RecoveryRows, RejectedFilter,
+    RejectedLine, SegmentRow, SegmentState, discard_wal, is_consistent, read_checks,
+    read_directory, read_for_recovery, read_kept, read_segments,
 };
-pub use self::snapshot::{IdFate, Proof, UserSum};
+pub use self::snapshot::{IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;
@@ -61,7 +62,7 @@ pub use crate::data_dir::disk::with_suffix as sibling;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Somebody else holds the lock.
-    #[error("database {}: locked by another program (such as an open sqlite3 with a transaction begun); it is tried again until that one is done", path.display())]
+    #[error("database {}: locked by another program (such as an open sqlite3 with a transaction begun); end that transaction. A server then goes on by itself, a command is to be run again", path.display())]
     Locked {
         /// The database file.
         path: PathBuf,
@@ -142,19 +143,48 @@ pub enum StoreError {
         /// What the pool said.
         source: r2d2::Error,
     },
-    /// SQLite said no.
-    #[error("database {}: cannot {doing}", path.display())]
+    /// Something that is no file lies at its path.
+    #[error("database {}: {unusable}", path.display())]
+    Unusable {
+        /// The path of the database.
+        path: PathBuf,
+        /// What it is, and what to do.
+        unusable: crate::data_dir::disk::Unusable,
+    },
+    /// SQLite reported an error.
+    #[error("database {}: cannot {doing}: {error}{}", path.display(), advice(error))]
     Sqlite {
         /// The database file.
         path: PathBuf,
         /// What was tried.
         doing: &'static str,
-        /// What SQLite said.
-        source: rusqlite::Error,
+        /// What SQLite reported. Not the source: it repeats its own text there.
+        error: rusqlite::Error,
     },
     /// A line of the segment could not be read again.
     #[error("cannot read lines of the segment again")]
     Source(#[source] std::io::Error),
+}
+
+/// What to do about an error that SQLite reported, after a semicolon; empty where nothing is known.
+fn advice(error: &rusqlite::Error) -> &'static str {
+    use rusqlite::ErrorCode;
+    match error.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen) => {
+            "; this user must be able to read and write it and its directory, where SQLite creates files beside it, and there must be free inodes and descriptors"
+        }
+        Some(ErrorCode::ReadOnly) => {
+            "; run this as the user who owns it and its directory, on a file system that is mounted read-write"
+        }
+        Some(ErrorCode::DiskFull) => "; free some space on its disk",
+        Some(ErrorCode::SystemIoFailure) => {
+            "; check its disk, the space on it, and the limit on file sizes (`ulimit -f`)"
+        }
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            "; the file is damaged. Shutdown the server, move it and its -wal and -shm away, and run `tallyline process`, which makes a new one from the kept files; if segments were pruned, only a backup has their totals (`tallyline restore`)"
+        }
+        _ => "",
+    }
 }
 
 /// The names of the files that SQLite keeps a database in; not all of them exist at a time.
@@ -167,16 +197,16 @@ pub fn files_of(path: &Path) -> Vec<PathBuf> {
 impl StoreError {
     /// Wraps what SQLite said while `doing`; a lock has words of its own.
     fn sqlite(path: &Path, doing: &'static str) -> impl Fn(rusqlite::Error) -> Self {
-        move |source| {
+        move |error| {
             use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
-            match source.sqlite_error_code() {
+            match error.sqlite_error_code() {
                 Some(DatabaseBusy | DatabaseLocked) => Self::Locked {
                     path: path.to_owned(),
                 },
                 _ => Self::Sqlite {
                     path: path.to_owned(),
                     doing,
-                    source,
+                    error,
                 },
             }
         }

@@ -52,6 +52,7 @@ pub(super) fn open_writer(
     load: bool,
 ) -> Result<(Connection, Token, bool), StoreError> {
     sqlite_is_sound()?;
+    refuse_other_than_file(path)?;
     let token = Family::of(path).enter()?;
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     if existing == Existing::OrCreate {
@@ -76,11 +77,23 @@ pub(super) fn open_reader(path: &Path) -> Result<Option<Reading>, StoreError> {
     if !path.try_exists().unwrap_or(true) {
         return Ok(None);
     }
+    refuse_other_than_file(path)?;
     let token = Family::of(path).enter()?;
     let connection = open(path, reader_flags()).map_err(StoreError::sqlite(path, "open it"))?;
     configure_reader(&connection)
         .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
     Ok(Some(Reading::new(connection, token)))
+}
+
+/// SQLite opens a directory, a FIFO or a device, and then reports an error that says nothing of it.
+pub(super) fn refuse_other_than_file(path: &Path) -> Result<(), StoreError> {
+    match crate::data_dir::disk::unusable(path) {
+        None => Ok(()),
+        Some(unusable) => Err(StoreError::Unusable {
+            path: path.to_owned(),
+            unusable,
+        }),
+    }
 }
 
 #[expect(

@@ -4,7 +4,6 @@
 //! replaced, or deleted and made anew), a new pool takes its place with the next read. Where there
 //! is no file there are no users; that is an answer, not an error.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,12 +11,16 @@ use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
-use super::{Ledger, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, segments};
+use super::{
+    AppliedSegments, Ledger, Pruned, RejectedFilter, RejectedLine, SegmentRow, SegmentState,
+    StoreError, segments,
+};
 use crate::data_dir::disk::{Disk, Identity, RealDisk};
-use crate::data_dir::segment::{SegmentId, Tag};
+use crate::data_dir::segment::SegmentId;
 use crate::event::Micros;
 
 const SELECT_USER: &str = include_str!("../../sql/query/select_user.sql");
@@ -77,7 +80,7 @@ pub struct Overall {
 }
 
 /// See [`Readers::snapshot`].
-pub(crate) type Snapshot = (Ledger, HashMap<SegmentId, Option<Tag>>, Vec<SegmentRow>);
+pub(crate) type Snapshot = (Ledger, AppliedSegments, Vec<SegmentRow>, Pruned);
 
 type Pool = r2d2::Pool<Manager>;
 
@@ -147,6 +150,16 @@ impl Readers {
         let weak: Weak<Shared> = Arc::downgrade(&shared);
         shared.family.add_pool(weak);
         Self { shared }
+    }
+
+    /// Refuses what is no database of this version, which the pool would try to open until a
+    /// checkout times out, or read as if it were one. For a command that reads once.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let path = &self.shared.path;
+        match open::open_reader(path)? {
+            Some(connection) => open::inspect(&connection, path).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// One user's total.
@@ -231,16 +244,15 @@ impl Readers {
         Ok(overall.unwrap_or_default())
     }
 
-    /// Every line the database knows of, the segments that are whole, and the rows of the others,
-    /// as of one moment.
+    /// Every line the database knows of, the segments that are fully applied, the rows of the
+    /// others, and what was pruned, as of one moment.
     pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
-            Ok((
-                segments::ledger(&snapshot)?,
-                segments::whole(&snapshot)?,
-                segments::unfinished(&snapshot)?,
-            ))
+            let unfinished = segments::unfinished(&snapshot)?;
+            let applied = segments::applied(&snapshot, &unfinished)?;
+            let ledger = segments::ledger(&snapshot)?;
+            Ok((ledger, applied, unfinished, segments::pruned(&snapshot)?))
         })?;
         Ok(snapshot.unwrap_or_default())
     }
@@ -345,6 +357,7 @@ impl Readers {
             .max_size(self.shared.connections_max)
             .min_idle(Some(0))
             .test_on_check_out(false)
+            .thread_pool(Arc::new(ScheduledThreadPool::new(1)))
             .connection_timeout(CHECKOUT_TIMEOUT)
             .build(manager)
             .map_err(|source| StoreError::Pool {

@@ -9,18 +9,18 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::segments::{self, SegmentRow};
-use super::{Proof, Pruned, StoreError, Writer};
+use super::{Pruned, Snapshot, StoreError, Writer};
 
 const SELECT_CLOCK: &str = include_str!("../../sql/query/select_clock.sql");
 const SET_CLOCK: &str = include_str!("../../sql/query/set_clock.sql");
 const RESTAMP_SEGMENTS: &str = include_str!("../../sql/query/restamp_segments.sql");
 const RESTAMP_EVENT_ID: &str = include_str!("../../sql/query/restamp_event_id.sql");
-const DELETE_WHOLE_SEGMENT: &str = include_str!("../../sql/query/delete_whole_segment.sql");
+const DELETE_WHOLE_SEGMENT: &str = include_str!("../../sql/query/delete_applied_segment.sql");
 const DELETE_REJECTED: &str = include_str!("../../sql/query/delete_rejected_lines.sql");
 const SET_PRUNED: &str = include_str!("../../sql/query/set_pruned.sql");
 const SELECT_IDS_AFTER: &str = include_str!("../../sql/query/select_ids_after.sql");
 const DELETE_EVENT_ID: &str = include_str!("../../sql/query/delete_event_id.sql");
-const ADD_IDS_LET_GO: &str = include_str!("../../sql/query/add_ids_let_go.sql");
+const ADD_IDS_LET_GO: &str = include_str!("../../sql/query/add_ids_expired.sql");
 const INSERT_EVENT_ID: &str = include_str!("../../sql/query/insert_event_id.sql");
 const INSERT_CARRIED_TOTAL: &str = include_str!("../../sql/query/insert_carried_total.sql");
 
@@ -30,7 +30,7 @@ pub struct IdsWalk {
     /// The walk goes on after this id; empty: at the beginning.
     pub after: String,
     /// Ids let go by the last step.
-    pub let_go: u64,
+    pub expired: u64,
 }
 
 /// Dates of records: what can be, and the time that stands for others.
@@ -81,8 +81,8 @@ impl Writer {
     }
 
     /// The whole segment of ours with the lowest number.
-    pub fn oldest_whole(&self) -> Result<Option<SegmentRow>, StoreError> {
-        segments::oldest_whole(&self.connection).map_err(self.reading())
+    pub fn oldest_applied(&self) -> Result<Option<SegmentRow>, StoreError> {
+        segments::oldest_applied(&self.connection).map_err(self.reading())
     }
 
     /// The highest number of ours that is no longer appended to; 0 if there is none.
@@ -131,7 +131,7 @@ impl Writer {
     /// One step of a walk over all ids: looks at up to `count` of them and lets go those applied
     /// before `before_s` (seconds since 1970 UTC); those whose date cannot be are dated anew. At the
     /// end the walk starts over. Only a step that finds some is a transaction.
-    pub fn let_ids_go(
+    pub fn expire_ids(
         &mut self,
         walk: &IdsWalk,
         before_s: i64,
@@ -143,23 +143,23 @@ impl Writer {
             ids_after(&self.connection, &walk.after, before_s, stamps, count).map_err(&doing)?;
         let after = last.unwrap_or_default();
         if old.is_empty() && undated.is_empty() {
-            return Ok(IdsWalk { after, let_go: 0 });
+            return Ok(IdsWalk { after, expired: 0 });
         }
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(&doing)?;
-        let let_go = restamp_ids(&transaction, &undated, stamps)
+        let expired = restamp_ids(&transaction, &undated, stamps)
             .and_then(|()| delete_ids(&transaction, &old))
             .map_err(&doing)?;
         transaction.commit().map_err(&doing)?;
-        Ok(IdsWalk { after, let_go })
+        Ok(IdsWalk { after, expired })
     }
 
     /// Gives a new database what a proof says of segments that retention let go: their sums, of
     /// each user's total what the kept files don't come to, and the ids that counted in them, which
     /// go on guarding. The database must have no totals yet.
-    pub fn carry(&mut self, proof: &Proof, now_ms: i64) -> Result<(), StoreError> {
+    pub fn carry(&mut self, proof: &Snapshot, now_ms: i64) -> Result<(), StoreError> {
         let doing = StoreError::sqlite(&self.path, "carry the sums of pruned segments over");
         let transaction = self
             .connection
@@ -183,7 +183,7 @@ impl Writer {
     }
 }
 
-fn carry_ids(connection: &Connection, proof: &Proof) -> rusqlite::Result<()> {
+fn carry_ids(connection: &Connection, proof: &Snapshot) -> rusqlite::Result<()> {
     let mut insert = connection.prepare_cached(INSERT_EVENT_ID)?;
     proof.ids_of_pruned(&mut |row| {
         let segment: i64 = row.get(0)?;

@@ -1,32 +1,34 @@
 //! The rows of `segment`: how far each is applied, and in what state it is.
 
-use std::collections::HashMap;
-use std::ops::RangeInclusive;
+use std::collections::HashSet;
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::family::Family;
 use super::open::{self, Contents};
 use super::{Ledger, StoreError};
-use crate::data_dir::segment::{Position, SegmentId, Tag};
+use crate::data_dir::segment::{Numbers, Position, SegmentId, Tag};
 use uuid::Uuid;
 
 const SELECT_SEGMENT: &str = include_str!("../../sql/query/select_segment.sql");
 const SELECT_SEGMENTS: &str = include_str!("../../sql/query/select_segments.sql");
 const SELECT_UNFINISHED: &str = include_str!("../../sql/query/select_unfinished_segments.sql");
-const SELECT_WHOLE: &str = include_str!("../../sql/query/select_whole_segments.sql");
+const SELECT_APPLIED_IMPORTS: &str = include_str!("../../sql/query/select_applied_imports.sql");
 const SELECT_DIRECTORY: &str = include_str!("../../sql/query/select_directory.sql");
 const SELECT_NUMBERS: &str = include_str!("../../sql/query/select_numbers.sql");
 const SELECT_PRUNED: &str = include_str!("../../sql/query/select_pruned.sql");
 const SELECT_LEDGER: &str = include_str!("../../sql/query/select_ledger.sql");
-const SELECT_OLDEST_WHOLE: &str = include_str!("../../sql/query/select_oldest_whole_segment.sql");
+const SELECT_OLDEST_WHOLE: &str = include_str!("../../sql/query/select_oldest_applied_segment.sql");
 const SELECT_HIGHEST_SEALED: &str = include_str!("../../sql/query/select_highest_sealed.sql");
 const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
 const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
 const SELECT_APPLIED_SUM: &str = include_str!("../../sql/query/select_applied_sum.sql");
 const CHANGE_APPLIED_SUM: &str = include_str!("../../sql/query/change_applied_sum.sql");
 const ADD_UP_APPLIED: &str = include_str!("../../sql/query/add_up_applied.sql");
+const COUNT_SEGMENTS_WITH_OTHER_IDS: &str =
+    include_str!("../../sql/query/count_segments_with_other_ids.sql");
 const SELECT_NUMBER_BOUNDS: &str = include_str!("../../sql/query/select_number_bounds.sql");
 const LIST_NEWEST: &str = include_str!("../../sql/query/list_newest_segments.sql");
 const LIST_NEWEST_REJECTED: &str = include_str!("../../sql/query/list_newest_rejected_lines.sql");
@@ -40,20 +42,20 @@ pub enum SegmentState {
     /// No longer appended to; not wholly applied yet.
     Sealed,
     /// Wholly applied.
-    Whole,
+    Applied,
     /// Its file changed after it was applied from; no more of it is applied.
-    Untrusted,
+    Corrupt,
     /// Its file is gone before it was wholly applied.
-    Lost,
+    Missing,
 }
 
 impl SegmentState {
     const ALL: [Self; 5] = [
         Self::Active,
         Self::Sealed,
-        Self::Whole,
-        Self::Untrusted,
-        Self::Lost,
+        Self::Applied,
+        Self::Corrupt,
+        Self::Missing,
     ];
 
     /// As the database has it.
@@ -61,9 +63,9 @@ impl SegmentState {
         match self {
             Self::Active => "active",
             Self::Sealed => "sealed",
-            Self::Whole => "whole",
-            Self::Untrusted => "untrusted",
-            Self::Lost => "lost",
+            Self::Applied => "applied",
+            Self::Corrupt => "corrupt",
+            Self::Missing => "missing",
         }
     }
 }
@@ -141,15 +143,15 @@ pub struct SegmentRow {
     /// Of the check figure, the part of events with an id.
     pub id_net_check: i64,
     /// Ids of this segment that are no longer kept.
-    pub ids_let_go: u64,
-    /// Bytes not applied because the file is untrusted.
-    pub untrusted_bytes: u64,
+    pub ids_expired: u64,
+    /// Bytes not applied because the file is corrupt.
+    pub corrupt_bytes: u64,
     /// Lines in those bytes.
-    pub untrusted_lines: u64,
-    /// Why it is untrusted or lost.
+    pub corrupt_lines: u64,
+    /// Why it is corrupt or lost.
     pub reason: Option<String>,
     /// When the last byte was applied, milliseconds since 1970 UTC.
-    pub whole_at_ms: Option<i64>,
+    pub completed_at_ms: Option<i64>,
 }
 
 /// The sum of what retention let go.
@@ -179,7 +181,7 @@ pub struct AppliedSum {
     /// Their lines.
     pub counts: Counts,
     /// Their lines that were not applied.
-    pub untrusted_lines: u64,
+    pub corrupt_lines: u64,
 }
 
 impl AppliedSum {
@@ -187,31 +189,33 @@ impl AppliedSum {
     pub fn of<'r>(rows: impl IntoIterator<Item = &'r SegmentRow>) -> Self {
         let mut sum = Self::default();
         for row in rows {
-            if row.state == SegmentState::Whole {
+            if row.state == SegmentState::Applied {
                 sum.segments += 1;
                 sum.native += u64::from(row.key > 0);
                 sum.counts.add(&row.counts);
-                sum.untrusted_lines += row.untrusted_lines;
+                sum.corrupt_lines += row.corrupt_lines;
             }
         }
         sum
     }
 }
 
-/// Numbers of segments, as ranges: those of years are usually one.
+/// The segments of which every byte is applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Numbers(Vec<RangeInclusive<u64>>);
+pub struct AppliedSegments {
+    /// The numbers of native segments.
+    pub native: Numbers,
+    /// The names of imported files.
+    pub imported: HashSet<String>,
+}
 
-impl Numbers {
-    /// The ranges, ascending, with a gap between any two.
-    pub fn ranges(&self) -> &[RangeInclusive<u64>] {
-        &self.0
-    }
-
+impl AppliedSegments {
     /// Whether it is one of them.
-    pub fn contains(&self, number: u64) -> bool {
-        let at = self.0.partition_point(|range| *range.end() < number);
-        self.0.get(at).is_some_and(|range| range.contains(&number))
+    pub fn contains(&self, id: &SegmentId) -> bool {
+        match id {
+            SegmentId::Native(number) => self.native.contains(*number),
+            SegmentId::Imported(name) => self.imported.contains(name),
+        }
     }
 }
 
@@ -254,6 +258,49 @@ pub fn read_kept(path: &Path) -> Result<(Vec<SegmentRow>, Pruned), StoreError> {
     read().map_err(StoreError::sqlite(path, "read its segments"))
 }
 
+/// What recovery asks of the rows of native segments.
+#[derive(Debug, Default)]
+pub struct RecoveryRows {
+    /// The rows of segments that are not fully applied, and of the numbers asked for.
+    pub rows: Vec<SegmentRow>,
+    /// The numbers of all other rows: fully applied segments.
+    pub applied: Numbers,
+    /// The sum of what retention pruned.
+    pub pruned: Pruned,
+}
+
+/// Like [`read_kept`], without the rows of fully applied segments, but for those of `numbers`.
+pub fn read_for_recovery(path: &Path, numbers: &[u64]) -> Result<RecoveryRows, StoreError> {
+    let Some(connection) = open::open_reader(path)? else {
+        return Ok(RecoveryRows::default());
+    };
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
+    if open::inspect(&connection, path)? == Contents::Empty {
+        return Ok(RecoveryRows::default());
+    }
+    let read = || -> rusqlite::Result<RecoveryRows> {
+        let snapshot = connection.unchecked_transaction()?;
+        let mut rows = unfinished(&snapshot)?;
+        for &number in numbers {
+            if rows.iter().all(|row| row.id.number() != Some(number)) {
+                rows.extend(one(&snapshot, &SegmentId::Native(number))?);
+            }
+        }
+        let mut applied = numbers_in(&snapshot)?;
+        for number in rows.iter().filter_map(|row| row.id.number()) {
+            applied.remove(number);
+        }
+        Ok(RecoveryRows {
+            rows,
+            applied,
+            pruned: pruned(&snapshot)?,
+        })
+    };
+    read().map_err(StoreError::sqlite(path, "read its segments"))
+}
+
 /// The UUID of the data directory that a database belongs to; `None` where there is no database, or
 /// that is not noted.
 pub fn read_directory(path: &Path) -> Result<Option<Uuid>, StoreError> {
@@ -281,6 +328,40 @@ pub fn read_checks(path: &Path) -> Result<Option<Checks>, StoreError> {
     checks(&connection)
         .map(Some)
         .map_err(StoreError::sqlite(path, "add up all totals"))
+}
+
+/// Whether the database is one whole: its pages fit together, its sums agree, and each segment has the
+/// ids that its row says. Read over a connection of its own, all of it; nothing is checkpointed.
+pub fn is_consistent(path: &Path) -> Result<bool, StoreError> {
+    let Some(connection) = open::open_reader(path)? else {
+        return Ok(false);
+    };
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
+    let read = || -> rusqlite::Result<bool> {
+        let one = |sql, ok: &dyn Fn(&Row<'_>) -> rusqlite::Result<bool>| {
+            connection.query_row(sql, [], |row| ok(row))
+        };
+        let sound = one("PRAGMA integrity_check(1)", &|row| {
+            Ok(row.get::<_, String>(0)? == "ok")
+        })?;
+        if !sound {
+            return Ok(false);
+        }
+        let sums = checks(&connection)?;
+        let ids = one(COUNT_SEGMENTS_WITH_OTHER_IDS, &|row| {
+            Ok(row.get::<_, i64>(0)? == 0)
+        })?;
+        Ok(ids && sums.segments == sums.totals && sums.applied_sum == sums.applied_rows)
+    };
+    read().map_err(StoreError::sqlite(path, "check it"))
+}
+
+/// Discards the `-wal` of a database whose file another program wrote over in place: it belongs to
+/// what the file was. All connections of this process are retired.
+pub fn discard_wal(path: &Path) {
+    Family::of(path).discard_wal();
 }
 
 pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<SegmentRow>> {
@@ -357,12 +438,26 @@ pub(super) fn one(connection: &Connection, id: &SegmentId) -> rusqlite::Result<O
         .optional()
 }
 
-pub(super) fn whole(connection: &Connection) -> rusqlite::Result<HashMap<SegmentId, Option<Tag>>> {
+/// The fully applied ones; `unfinished` are the rows of the others, of the same snapshot.
+pub(super) fn applied(
+    snapshot: &Connection,
+    unfinished: &[SegmentRow],
+) -> rusqlite::Result<AppliedSegments> {
+    let mut native = numbers_in(snapshot)?;
+    for number in unfinished.iter().filter_map(|row| row.id.number()) {
+        native.remove(number);
+    }
+    Ok(AppliedSegments {
+        native,
+        imported: applied_imports(snapshot)?,
+    })
+}
+
+/// The names of the imported files that are fully applied.
+pub(super) fn applied_imports(connection: &Connection) -> rusqlite::Result<HashSet<String>> {
     connection
-        .prepare(SELECT_WHOLE)?
-        .query_map([], |row| {
-            Ok((id(row.get(0)?, || row.get(1))?, tag(row, 2)?))
-        })?
+        .prepare_cached(SELECT_APPLIED_IMPORTS)?
+        .query_map([], |row| row.get(0))?
         .collect()
 }
 
@@ -372,34 +467,38 @@ pub(super) fn directory(connection: &Connection) -> rusqlite::Result<Option<Uuid
     Ok(text.and_then(|text| text.parse().ok()))
 }
 
-/// The numbers of ours that have a row. Reads the rows only where there are gaps between them.
+/// The numbers of native segments that have a row.
 pub(super) fn numbers(connection: &Connection) -> rusqlite::Result<Numbers> {
-    let snapshot = connection.unchecked_transaction()?;
-    let (first, last, count) = snapshot.query_row(SELECT_NUMBER_BOUNDS, [], |row| {
-        Ok((
-            row.get::<_, u64>(0)?,
-            row.get::<_, u64>(1)?,
-            row.get::<_, u64>(2)?,
-        ))
-    })?;
+    numbers_in(&*connection.unchecked_transaction()?)
+}
+
+/// The same, in a transaction. Reads the keys only where there are gaps between them.
+fn numbers_in(snapshot: &Connection) -> rusqlite::Result<Numbers> {
+    let (first, last, count) =
+        snapshot
+            .prepare_cached(SELECT_NUMBER_BOUNDS)?
+            .query_row([], |row| {
+                Ok((
+                    row.get::<_, u64>(0)?,
+                    row.get::<_, u64>(1)?,
+                    row.get::<_, u64>(2)?,
+                ))
+            })?;
+    let mut numbers = Numbers::default();
     if count > 0 && last - first + 1 == count {
-        return Ok(Numbers(vec![first..=last]));
+        numbers.insert_range(first..=last);
+        return Ok(numbers);
     }
-    let mut statement = snapshot.prepare(SELECT_NUMBERS)?;
+    let mut statement = snapshot.prepare_cached(SELECT_NUMBERS)?;
     let mut rows = statement.query([])?;
-    let mut ranges: Vec<RangeInclusive<u64>> = Vec::new();
     while let Some(row) = rows.next()? {
-        let number: u64 = row.get(0)?;
-        match ranges.last_mut() {
-            Some(range) if range.end() + 1 == number => *range = *range.start()..=number,
-            _ => ranges.push(number..=number),
-        }
+        numbers.insert(row.get(0)?);
     }
-    Ok(Numbers(ranges))
+    Ok(numbers)
 }
 
 /// The whole one of ours with the lowest number.
-pub(super) fn oldest_whole(connection: &Connection) -> rusqlite::Result<Option<SegmentRow>> {
+pub(super) fn oldest_applied(connection: &Connection) -> rusqlite::Result<Option<SegmentRow>> {
     connection
         .prepare_cached(SELECT_OLDEST_WHOLE)?
         .query_row([], read_row)
@@ -448,7 +547,7 @@ fn read_applied_sum(row: &Row<'_>) -> rusqlite::Result<AppliedSum> {
             duplicates: row.get(4)?,
             rejected: row.get(5)?,
         },
-        untrusted_lines: row.get(6)?,
+        corrupt_lines: row.get(6)?,
     })
 }
 
@@ -478,7 +577,7 @@ pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
             duplicates: row.get(2)?,
             rejected: row.get(3)?,
             pending: 0,
-            untrusted: row.get(4)?,
+            corrupt: row.get(4)?,
             unaccounted: 0,
         })
     })
@@ -510,8 +609,8 @@ fn checks(connection: &Connection) -> rusqlite::Result<Checks> {
 
 fn id(key: i64, name: impl FnOnce() -> rusqlite::Result<String>) -> rusqlite::Result<SegmentId> {
     Ok(match u64::try_from(key) {
-        Ok(number) => SegmentId::Ours(number),
-        Err(_) => SegmentId::Elsewhere(name()?),
+        Ok(number) => SegmentId::Native(number),
+        Err(_) => SegmentId::Imported(name()?),
     })
 }
 
@@ -552,11 +651,11 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
         net_check: row.get(10)?,
         id_events: row.get(11)?,
         id_net_check: row.get(12)?,
-        ids_let_go: row.get(13)?,
-        untrusted_bytes: row.get(14)?,
-        untrusted_lines: row.get(15)?,
+        ids_expired: row.get(13)?,
+        corrupt_bytes: row.get(14)?,
+        corrupt_lines: row.get(15)?,
         reason: row.get(16)?,
-        whole_at_ms: row.get(17)?,
+        completed_at_ms: row.get(17)?,
         tag: tag(row, 18)?,
     })
 }

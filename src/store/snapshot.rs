@@ -28,6 +28,7 @@ const SELECT_USER_TOTALS: &str = include_str!("../../sql/query/select_user_total
 const SELECT_EVENT_ID: &str = include_str!("../../sql/query/select_event_id.sql");
 const SELECT_IDS_OF_PRUNED: &str = include_str!("../../sql/query/select_ids_of_pruned.sql");
 const SELECT_ID_PLACES: &str = include_str!("../../sql/query/select_id_places.sql");
+const QUICK_CHECK: &str = include_str!("../../sql/verify/quick_check.sql");
 const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sql");
 
 /// Memory for the private table before SQLite puts it on disk.
@@ -39,7 +40,7 @@ const SAFE: i64 = 1 << 62;
 
 /// What became of an event that has an id, as the table of ids says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IdFate {
+pub enum IdStatus {
     /// It is the one that counted.
     Counted,
     /// An event of the same payload counted elsewhere.
@@ -60,7 +61,7 @@ pub struct UserSum {
 }
 
 /// A database as of one moment, and what was recounted of the files.
-pub struct Proof {
+pub struct Snapshot {
     path: PathBuf,
     database: Reading,
     scratch: Connection,
@@ -80,7 +81,7 @@ pub struct Proof {
     pub net: i64,
 }
 
-impl Proof {
+impl Snapshot {
     /// Copies rows and totals; `None` where there is no database, or an empty one.
     pub fn open(path: &Path) -> Result<Option<Self>, StoreError> {
         let Some(database) = open::open_reader(path)? else {
@@ -152,7 +153,7 @@ impl Proof {
         &self,
         key: i64,
         events: &'e IdEvents,
-        each: &mut dyn FnMut(&IdEvent<'e>, IdFate),
+        each: &mut dyn FnMut(&IdEvent<'e>, IdStatus),
     ) -> Result<(), StoreError> {
         // The table is fast in the order of its ids.
         let mut events: Vec<IdEvent<'e>> = events.iter().collect();
@@ -165,12 +166,12 @@ impl Proof {
                     Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?))
                 });
                 let fate = match row.optional()? {
-                    None => IdFate::Unknown,
-                    Some((payload, ..)) if payload != event.payload() => IdFate::Contradicted,
+                    None => IdStatus::Unknown,
+                    Some((payload, ..)) if payload != event.payload() => IdStatus::Contradicted,
                     Some((_, segment, offset)) if (segment, offset) == (key, event.offset) => {
-                        IdFate::Counted
+                        IdStatus::Counted
                     }
-                    Some(_) => IdFate::Duplicate,
+                    Some(_) => IdStatus::Duplicate,
                 };
                 each(event, fate);
             }
@@ -232,6 +233,19 @@ impl Proof {
         write().map_err(StoreError::sqlite(&self.path, "add up a recount beside it"))
     }
 
+    /// The first damages that SQLite finds in the database file; empty if it is sound. Reads all of
+    /// it, also what no row or total is compared of.
+    pub fn damages(&self) -> Result<Vec<String>, StoreError> {
+        let read = || -> rusqlite::Result<Vec<String>> {
+            let mut check = self.database.prepare(QUICK_CHECK)?;
+            let found = check.query_map([], |row| row.get(0))?;
+            found.collect()
+        };
+        let mut found = read().map_err(StoreError::sqlite(&self.path, "check its pages"))?;
+        found.retain(|words| words != "ok");
+        Ok(found)
+    }
+
     /// Calls `each` for every user whose total is not what the files come to: the user, what the
     /// database says, what the files come to.
     pub fn differences(
@@ -257,7 +271,7 @@ impl Proof {
     }
 }
 
-impl Proof {
+impl Snapshot {
     /// Calls `each` for every id that was counted in a segment that retention has let go.
     pub(super) fn ids_of_pruned(
         &self,

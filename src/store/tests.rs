@@ -24,7 +24,7 @@ impl Lines {
     }
 
     fn apply(&self, writer: &mut Writer, name: &str, from: usize, to: usize) -> Outcome {
-        let segment = SegmentId::Elsewhere(name.to_owned());
+        let segment = SegmentId::Imported(name.to_owned());
         self.apply_as(writer, &segment, from, to, RangeEnd::Active)
     }
 
@@ -172,7 +172,7 @@ fn a_range_is_applied_once() {
     assert_eq!(counts(&lines.apply(&mut writer, "s", 2, 3)), (1, 0, 0));
     assert_eq!(dump(&dir, TOTALS), ["a|60|2", "b|-30|1"]);
     let row = writer
-        .segment(&SegmentId::Elsewhere("s".into()))
+        .segment(&SegmentId::Imported("s".into()))
         .expect("a read")
         .expect("a row");
     assert_eq!((row.applied_bytes, row.net_check, row.key), (3, 30, -1));
@@ -203,9 +203,9 @@ fn the_sum_of_whole_segments_is_kept_by_whatever_changes_them() {
         Lines::event("b", Kind::Add, 30, Some("1")),
     ]);
     let whole = |writer: &mut Writer, segment: &SegmentId, from: usize| {
-        lines.apply_as(writer, segment, from, 3, RangeEnd::Whole)
+        lines.apply_as(writer, segment, from, 3, RangeEnd::Complete)
     };
-    let (native, imported) = (SegmentId::Ours(1), SegmentId::Elsewhere("s".into()));
+    let (native, imported) = (SegmentId::Native(1), SegmentId::Imported("s".into()));
     lines.apply_as(&mut writer, &native, 0, 2, RangeEnd::Active);
     assert_eq!(applied_sum(&dir), AppliedSum::default(), "still active");
     whole(&mut writer, &native, 2);
@@ -215,16 +215,16 @@ fn the_sum_of_whole_segments_is_kept_by_whatever_changes_them() {
     assert_eq!((sum.segments, sum.native, sum.counts.lines), (2, 1, 6));
     assert_eq!((sum.counts.events, sum.counts.duplicates), (3, 3));
     // Marked whole, as an empty file is.
-    let marked = SegmentId::Ours(2);
+    let marked = SegmentId::Native(2);
     let mark = Mark {
         segment: &marked,
         tag: None,
         file_name: "f",
         applied_bytes: 0,
-        state: SegmentState::Whole,
+        state: SegmentState::Applied,
         reason: None,
-        untrusted_bytes: 0,
-        untrusted_lines: 0,
+        corrupt_bytes: 0,
+        corrupt_lines: 0,
         now_ms: 1,
     };
     assert!(writer.mark(&mark).expect("it is noted"));
@@ -249,7 +249,7 @@ fn the_sum_of_whole_segments_is_kept_by_whatever_changes_them() {
     assert_eq!(writer.ledger().expect("a read"), ledger);
     let readers = Readers::new(&dir.path().join(DATABASE_FILE), 1);
     let counts = readers.segment_counts().expect("a read");
-    assert_eq!(counts, [(SegmentState::Whole, 2)]);
+    assert_eq!(counts, [(SegmentState::Applied, 2)]);
 }
 
 #[test]
@@ -257,15 +257,15 @@ fn numbers_are_ranges_with_and_without_gaps() {
     let (_dir, mut writer) = open();
     let lines = Lines(vec![Lines::event("a", Kind::Add, 1, None)]);
     for (number, end, expected) in [
-        (5, RangeEnd::Whole, vec![5..=5]),
+        (5, RangeEnd::Complete, vec![5..=5]),
         (6, RangeEnd::Active, vec![5..=6]),
-        (9, RangeEnd::Whole, vec![5..=6, 9..=9]),
+        (9, RangeEnd::Complete, vec![5..=6, 9..=9]),
         (7, RangeEnd::Sealed, vec![5..=7, 9..=9]),
-        (8, RangeEnd::Whole, vec![5..=9]),
+        (8, RangeEnd::Complete, vec![5..=9]),
     ] {
-        lines.apply_as(&mut writer, &SegmentId::Ours(number), 0, 1, end);
+        lines.apply_as(&mut writer, &SegmentId::Native(number), 0, 1, end);
         let numbers = writer.numbers().expect("a read");
-        assert_eq!(numbers.ranges(), expected);
+        assert_eq!(numbers.ranges().collect::<Vec<_>>(), expected);
         for at in 1..12 {
             let is_in = expected.iter().any(|range| range.contains(&at));
             assert_eq!(numbers.contains(at), is_in, "{at} of {expected:?}");
@@ -362,8 +362,8 @@ fn apply_together(writer: &mut Writer, segments: &[(&Lines, usize)]) -> OutcomeO
             return writer.apply_together(&mut ranges).expect("it applies");
         };
         let name = char::from(b'a' + u8::try_from(ranges.len()).unwrap_or(0));
-        let segment = SegmentId::Elsewhere(name.to_string());
-        lines.with_range(&segment, 0, *to, RangeEnd::Whole, |range, source| {
+        let segment = SegmentId::Imported(name.to_string());
+        lines.with_range(&segment, 0, *to, RangeEnd::Complete, |range, source| {
             let range = Range {
                 segment: range.segment,
                 file_name: range.file_name,
@@ -417,10 +417,10 @@ fn segments_applied_together_come_to_what_they_do_one_after_the_other() {
     let (alone, mut writer) = open();
     let mut expected = Vec::new();
     for (lines, name) in segments.iter().zip(["a", "b", "c"]) {
-        let id = SegmentId::Elsewhere(name.to_owned());
-        match lines.apply_as(&mut writer, &id, 0, lines.0.len(), RangeEnd::Whole) {
+        let id = SegmentId::Imported(name.to_owned());
+        match lines.apply_as(&mut writer, &id, 0, lines.0.len(), RangeEnd::Complete) {
             Outcome::Applied(applied) => expected.push(applied),
-            Outcome::Raced => panic!("nobody else is here"),
+            Outcome::Raced => panic!("there is no other writer"),
         }
     }
     let (together, mut writer) = open();

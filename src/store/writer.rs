@@ -3,7 +3,7 @@
 //! After any error but a lock the owner drops it and opens another, which asks the rows anew: so
 //! a commit of which nobody knows whether it happened is no special case.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, TransactionBehavior, params};
@@ -14,10 +14,11 @@ use super::family::{self, Token};
 use super::open::{self, Existing};
 use super::segments;
 use super::{
-    Ledger, Numbers, Outcome, OutcomeOfAll, Pruned, Range, SegmentRow, SegmentState, Source,
-    StoreError,
+    AppliedSegments, Ledger, Outcome, OutcomeOfAll, Pruned, Range, SegmentRow, SegmentState,
+    Source, StoreError,
 };
-use crate::data_dir::segment::{SegmentId, Tag};
+use crate::data_dir::disk::{self, Written};
+use crate::data_dir::segment::{Numbers, SegmentId, Tag};
 
 const SET_DIRECTORY: &str = include_str!("../../sql/query/set_directory.sql");
 const MARK_SEGMENT: &str = include_str!("../../sql/query/mark_segment.sql");
@@ -29,7 +30,17 @@ pub struct Writer {
     token: Token,
     /// `PRAGMA data_version` at the last look.
     data_version: i64,
+    /// The database file as this writer left it.
+    left: Option<Look>,
     journal: Journal,
+}
+
+/// What changes when the database file is written to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Look {
+    file: Option<Written>,
+    /// Frames in the WAL, and how many of them are in the file: another value after a checkpoint.
+    wal: (i64, i64),
 }
 
 /// What makes a transaction all or nothing.
@@ -57,12 +68,12 @@ pub struct Mark<'a> {
     pub applied_bytes: u64,
     /// The state from now on.
     pub state: SegmentState,
-    /// Why, for an untrusted or lost one.
+    /// Why, for an corrupt or lost one.
     pub reason: Option<&'a str>,
     /// Bytes that will not be applied.
-    pub untrusted_bytes: u64,
+    pub corrupt_bytes: u64,
     /// Lines in them.
-    pub untrusted_lines: u64,
+    pub corrupt_lines: u64,
     /// Now, milliseconds since 1970 UTC.
     pub now_ms: i64,
 }
@@ -87,6 +98,7 @@ impl Writer {
             connection,
             path: path.to_owned(),
             token,
+            left: None,
             journal: if load && empty {
                 Journal::FirstLoad
             } else {
@@ -143,6 +155,32 @@ impl Writer {
         let version = data_version(&self.connection)
             .map_err(StoreError::sqlite(&self.path, "look for changes by others"))?;
         Ok(std::mem::replace(&mut self.data_version, version) != version)
+    }
+
+    /// Notes what the database file looks like: what this writer did to it so far.
+    pub fn note_written(&mut self) -> Result<(), StoreError> {
+        self.left = Some(self.look()?);
+        Ok(())
+    }
+
+    /// Whether the database file was written to since [`Writer::note_written`] although no checkpoint
+    /// did: in place, by a program other than SQLite. A `touch` looks the same.
+    pub fn is_overwritten(&mut self) -> Result<bool, StoreError> {
+        let now = self.look()?;
+        let Some(left) = self.left.replace(now) else {
+            return Ok(false);
+        };
+        Ok(left.file != now.file && left.wal == now.wal)
+    }
+
+    fn look(&self) -> Result<Look, StoreError> {
+        let file = disk::written(&self.path);
+        let noop = |row: &rusqlite::Row<'_>| Ok((row.get(1)?, row.get(2)?));
+        let wal = self
+            .connection
+            .query_row("PRAGMA wal_checkpoint(NOOP)", [], noop)
+            .map_err(StoreError::sqlite(&self.path, "look at its WAL"))?;
+        Ok(Look { file, wal })
     }
 
     /// Drops a database of which a file was replaced or removed: without a checkpoint, for what this
@@ -312,11 +350,11 @@ impl Writer {
                 mark.state.name(),
                 mark.file_name,
                 mark.reason,
-                mark.untrusted_bytes,
-                mark.untrusted_lines,
+                mark.corrupt_bytes,
+                mark.corrupt_lines,
                 mark.now_ms,
             ])?;
-            if changed == 1 && mark.state == SegmentState::Whole {
+            if changed == 1 && mark.state == SegmentState::Applied {
                 segments::add_to_applied_sum(transaction, row.key)?;
             }
             Ok(changed)
@@ -345,9 +383,19 @@ impl Writer {
         segments::unfinished(&self.connection).map_err(self.reading())
     }
 
-    /// The segments that are whole, with their tags.
-    pub fn whole(&self) -> Result<HashMap<SegmentId, Option<Tag>>, StoreError> {
-        segments::whole(&self.connection).map_err(self.reading())
+    /// The segments that are fully applied, and the rows of the others.
+    pub fn applied(&self) -> Result<(AppliedSegments, Vec<SegmentRow>), StoreError> {
+        let read = || -> rusqlite::Result<_> {
+            let snapshot = self.connection.unchecked_transaction()?;
+            let unfinished = segments::unfinished(&snapshot)?;
+            Ok((segments::applied(&snapshot, &unfinished)?, unfinished))
+        };
+        read().map_err(self.reading())
+    }
+
+    /// The names of the imported files that are fully applied.
+    pub fn applied_imports(&self) -> Result<HashSet<String>, StoreError> {
+        segments::applied_imports(&self.connection).map_err(self.reading())
     }
 
     /// The numbers of ours that have a row.

@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::aggregate::lines;
 use crate::data_dir::disk::{Disk, DiskFile};
 use crate::data_dir::segment::SegmentId;
-use crate::data_dir::{self, Claims, Found};
+use crate::data_dir::{self, Claims, Found, Place};
 use crate::data_dir::{DataDirError, SegmentFile};
 use crate::store::{SegmentRow, SegmentState};
 
@@ -37,7 +37,7 @@ pub(crate) fn settle<'c>(
             read => Some((file, read.ok())),
         })
         .collect();
-    let whole = row.filter(|row| row.state == SegmentState::Whole);
+    let whole = row.filter(|row| row.state == SegmentState::Applied);
     let expected = if let Some(row) = whole {
         Some((row.applied_bytes, row.checksum))
     } else {
@@ -58,14 +58,14 @@ pub(crate) fn settle<'c>(
 }
 
 /// Why the files that contradict a segment are not applied, and what to do.
-pub(crate) fn rivals_in_words(
+pub(crate) fn describe_rivals(
     disk: &dyn Disk,
     id: &SegmentId,
     rivals: &[&Found],
     row: Option<&SegmentRow>,
 ) -> String {
     if id.number().is_some() {
-        return data_dir::rivals_in_words(id, rivals);
+        return data_dir::describe_rivals(id, rivals);
     }
     let each = rivals.iter().map(|rival| {
         let path = rival.path.display();
@@ -86,6 +86,19 @@ pub(crate) fn rivals_in_words(
             each.join(" and ")
         ),
     }
+}
+
+/// Whether the files of one identity stand for its events: one that can be applied, or was, or one in
+/// the quarantine by which somebody says that the events are not to count: an empty one, or that of a
+/// segment already known as changed. A file with events that was moved there before they were applied
+/// is missing.
+pub(crate) fn stand_for(disk: &dyn Disk, found: &[Found], row: Option<&SegmentRow>) -> bool {
+    let given_up = row.is_some_and(|row| row.state == SegmentState::Corrupt);
+    found.iter().any(|file| {
+        file.place != Place::Quarantine
+            || given_up
+            || disk.size_at(&file.path).is_ok_and(|size| size == 0)
+    })
 }
 
 /// Length and CRC-32.

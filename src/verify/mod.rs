@@ -6,14 +6,15 @@
 
 pub(crate) mod contents;
 pub(crate) mod recount;
+pub(crate) mod seal;
 pub(crate) mod sums;
 
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-pub use self::recount::{Finding, Verdict, verify};
-use crate::aggregate::memory_budget::Shares;
+pub use self::recount::{Finding, VerifyReport, verify};
+use crate::aggregate::memory_budget::MemoryBudget;
 use crate::data_dir::disk::Disk;
 use crate::data_dir::segment::DirectoryTag;
 use crate::data_dir::{DataDirError, Directory, directory_tag};
@@ -62,8 +63,8 @@ impl Target {
         directory_tag(self.directory)
     }
 
-    fn shares(&self) -> Shares {
-        Shares::of(self.memory_bytes, self.threads)
+    fn shares(&self) -> MemoryBudget {
+        MemoryBudget::of(self.memory_bytes, self.threads)
     }
 }
 

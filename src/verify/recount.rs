@@ -1,6 +1,6 @@
 //! The recount behind `verify`: every kept file, counted again and held against its row.
 //!
-//! On the caller's thread, with folding threads of its own; beside a running server. It shares the
+//! On the caller's thread, with scanning threads of its own; beside a running server. It shares the
 //! hold on the data directory, so that nothing is pruned and no id let go meanwhile; what is
 //! appended, applied, sealed or archived meanwhile is none of its business, for it counts each file
 //! up to the `applied_bytes` it read at first. Files are looked for by number wherever they lie.
@@ -11,21 +11,24 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crc32fast::Hasher;
 
 use super::{Target, VerifyError, sums};
 use crate::aggregate::REJECTED_LINES_MAX;
 use crate::aggregate::delta::signed;
 use crate::aggregate::lines;
-use crate::aggregate::pool::{Folded, Pool};
+use crate::aggregate::pool::{Pool, RangeAggregate};
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{DirHold, Disk};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId};
 use crate::data_dir::{Catalog, Place, numbers};
 use crate::data_dir::{active_label, given_out};
 use crate::event::{Event, Micros};
-use crate::store::{AppliedSum, Counts, IdFate, Proof, SegmentRow, SegmentState, UserSum};
-use crate::verify::contents::{rivals_in_words, settle};
+use crate::store::{AppliedSum, Counts, IdStatus, SegmentRow, SegmentState, Snapshot, UserSum};
+use crate::verify::contents::{describe_rivals, settle};
+use crate::verify::seal;
 
 /// How often a file is looked for: it may be renamed between the listing and the opening.
 const LOOKS: u32 = 3;
@@ -34,16 +37,16 @@ const LOOKS: u32 = 3;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// Files and database differ.
-    Differs(String),
+    Mismatch(String),
     /// It can't be told whether they do: a file is missing or is not what was applied.
-    Untold(String),
+    Inconclusive(String),
     /// What no file proves, and need not: pruned, let go, pending.
     Note(String),
 }
 
 /// What a recount came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct VerifyReport {
     /// Files recounted.
     pub files: u64,
     /// Bytes of them.
@@ -56,14 +59,14 @@ pub struct Verdict {
     pub users: Option<u64>,
     /// How many findings are differences.
     pub differences: u64,
-    /// How many findings are untold.
-    pub untold: u64,
+    /// How many findings are inconclusive.
+    pub inconclusive: u64,
 }
 
-impl Verdict {
+impl VerifyReport {
     /// Whether files and database agree.
     pub fn agrees(&self) -> bool {
-        self.differences == 0 && self.untold == 0
+        self.differences == 0 && self.inconclusive == 0
     }
 }
 
@@ -74,25 +77,34 @@ pub fn verify(
     disk: &dyn Disk,
     on_finding: &mut dyn FnMut(&Finding),
     on_progress: &mut dyn FnMut(u64, u64),
-) -> Result<Option<Verdict>, VerifyError> {
+) -> Result<Option<VerifyReport>, VerifyError> {
     let config = &config.identified(disk)?;
     let dir = &config.data_dir;
     let _stays = DirHold::share(dir).map_err(VerifyError::io("hold", dir))?;
-    let Some(proof) = Proof::open(&config.database)? else {
+    let Some(proof) = Snapshot::open(&config.database)? else {
         return Ok(None);
     };
-    recount(&proof, config, disk, on_finding, on_progress).map(Some)
+    let mut verdict = recount(&proof, config, disk, on_finding, on_progress)?;
+    for damage in proof.damages()? {
+        verdict.differences += 1;
+        on_finding(&Finding::Mismatch(format!(
+            "database {}: the file is damaged: {}; `tallyline process --rebuild` makes a new one from the files",
+            config.database.display(),
+            damage.replace('\n', " ")
+        )));
+    }
+    Ok(Some(verdict))
 }
 
 /// The same for whoever holds the directory and has copied the database. Afterwards the proof has
 /// the sums of the files beside the totals.
 pub(crate) fn recount(
-    proof: &Proof,
+    proof: &Snapshot,
     config: &Target,
     disk: &dyn Disk,
     on_finding: &mut dyn FnMut(&Finding),
     on_progress: &mut dyn FnMut(u64, u64),
-) -> Result<Verdict, VerifyError> {
+) -> Result<VerifyReport, VerifyError> {
     let dir = &config.data_dir;
     let mut recount = Recount {
         proof,
@@ -107,7 +119,7 @@ pub(crate) fn recount(
         on_finding,
         on_progress,
         bytes_total: proof.rows.iter().map(|row| row.applied_bytes).sum(),
-        verdict: Verdict::default(),
+        verdict: VerifyReport::default(),
         exact: true,
         pending: (0, 0),
     };
@@ -118,14 +130,32 @@ pub(crate) fn recount(
     recount.ids()?;
     recount.files_without_row();
     recount.missing();
-    recount.let_go();
+    recount.pruned_and_expired();
     recount.sums();
     recount.users()?;
     Ok(recount.verdict)
 }
 
+fn not_recounted(row: &SegmentRow) -> String {
+    format!(
+        "the {} events counted of it ({}) can't be recounted",
+        row.counts.events,
+        Micros(row.net_check)
+    )
+}
+
+/// Where the applied bytes of a segment were looked for.
+enum Looked {
+    /// The file that begins with them, and its size.
+    Found(SegmentFile, u64),
+    /// The only file of its name cannot be opened, which is a finding already.
+    Unopened,
+    /// In no file; these bear its name and hold something else.
+    Nowhere(Vec<PathBuf>),
+}
+
 struct Recount<'r> {
-    proof: &'r Proof,
+    proof: &'r Snapshot,
     config: &'r Target,
     disk: &'r dyn Disk,
     catalog: Catalog,
@@ -137,7 +167,7 @@ struct Recount<'r> {
     on_finding: &'r mut dyn FnMut(&Finding),
     on_progress: &'r mut dyn FnMut(u64, u64),
     bytes_total: u64,
-    verdict: Verdict,
+    verdict: VerifyReport,
     /// Of each recounted segment, by its key, the events that their id's row says were counted there.
     ids_found: HashMap<i64, u64>,
     /// Whether every user's total can be compared.
@@ -162,52 +192,73 @@ struct Tally {
 impl Tally {
     /// Whether all is as the row says but for events whose ids were let go, of which it can't be
     /// told which counted. For a row that has let ids go.
-    fn agrees_but_for_let_go(&self, row: &SegmentRow) -> bool {
+    fn agrees_but_for_expired(&self, row: &SegmentRow) -> bool {
         let events = self.counts.events - self.id_events - self.unknown;
         let net = self
             .net
             .wrapping_sub(self.id_net)
             .wrapping_sub(self.unknown_net);
         self.counts.lines == row.counts.lines
-            && self.id_events + row.ids_let_go == row.id_events
+            && self.id_events + row.ids_expired == row.id_events
             && events == row.counts.events - row.id_events
             && net == row.net_check.wrapping_sub(row.id_net_check)
     }
 }
 
+fn set_aside(id: &SegmentId, path: &Path, bytes: u64) -> String {
+    format!(
+        "segment {id}: {bytes} bytes of {} were not applied before it was moved to the quarantine, so its events are not counted. Move it back to the data directory; or, to accept that they do not count, replace it by an empty file of that name",
+        path.display()
+    )
+}
+
 impl Recount<'_> {
     fn find(&mut self, finding: &Finding) {
         match finding {
-            Finding::Differs(_) => self.verdict.differences += 1,
-            Finding::Untold(_) => self.verdict.untold += 1,
+            Finding::Mismatch(_) => self.verdict.differences += 1,
+            Finding::Inconclusive(_) => self.verdict.inconclusive += 1,
             Finding::Note(_) => {}
         }
         (self.on_finding)(finding);
     }
 
     fn segment(&mut self, row: &SegmentRow) -> Result<(), VerifyError> {
-        let (file, seen) = self.look_for(row)?;
-        let Some((file, size)) = file else {
-            if row.applied_bytes > 0 || row.state == SegmentState::Lost {
-                self.exact &= row.counts.events == 0;
-                self.not_there(row, &seen);
+        let (file, size) = match self.look_for(row)? {
+            Looked::Found(file, size) => (file, size),
+            without => {
+                if row.applied_bytes > 0 || row.state == SegmentState::Missing {
+                    self.exact &= row.counts.events == 0;
+                    if let Looked::Nowhere(seen) = without {
+                        self.not_there(row, &seen);
+                    }
+                }
+                return Ok(());
             }
-            return Ok(());
         };
-        if size != row.applied_bytes {
+        let broken = Self::broken_seal(row, &file)?;
+        if row.state != SegmentState::Corrupt
+            && let Some(broken) = &broken
+        {
+            self.find(&Finding::Mismatch(format!("segment {}: {broken}", row.id)));
+        } else if size != row.applied_bytes || broken.is_some() {
             match row.state {
-                SegmentState::Whole => self.find(&Finding::Differs(format!(
+                SegmentState::Applied => self.find(&Finding::Mismatch(format!(
                     "segment {}: {} has {size} bytes, but was wholly applied at {}",
                     row.id,
                     file.path.display(),
                     row.applied_bytes
                 ))),
-                SegmentState::Untrusted => self.find(&Finding::Untold(format!(
-                    "segment {}: the last {} bytes of {} are not applied, because it is marked untrusted: {}",
+                SegmentState::Corrupt => self.find(&Finding::Inconclusive(format!(
+                    "segment {}: what {} has beyond the {} bytes that were applied is not applied, because it is marked corrupt: {}",
                     row.id,
-                    size - row.applied_bytes,
                     file.path.display(),
+                    row.applied_bytes,
                     row.reason.as_deref().unwrap_or("no reason noted")
+                ))),
+                _ if self.is_set_aside(row) => self.find(&Finding::Inconclusive(set_aside(
+                    &row.id,
+                    &file.path,
+                    size - row.applied_bytes,
                 ))),
                 _ => {
                     self.pending.0 += 1;
@@ -225,18 +276,32 @@ impl Recount<'_> {
         Ok(())
     }
 
+    /// Why the file of a segment that is not wholly applied is not what was sealed.
+    fn broken_seal(row: &SegmentRow, file: &SegmentFile) -> Result<Option<String>, VerifyError> {
+        if row.state == SegmentState::Applied {
+            return Ok(None); // Its row says all that its name does.
+        }
+        let applied = Hasher::new_with_initial_len(row.checksum, row.applied_bytes);
+        seal::contradiction(&*file.file, &file.path, &applied)
+            .map_err(VerifyError::io("read", &file.path))
+    }
+
+    /// Whether the segment's only files lie in the quarantine.
+    fn is_set_aside(&self, row: &SegmentRow) -> bool {
+        let found = self.catalog.sealed.get(&row.id);
+        let active = self.active.map(|label| label.number);
+        row.id.number() != active
+            && found.is_some_and(|found| found.iter().all(|file| file.place == Place::Quarantine))
+    }
+
     fn not_there(&mut self, row: &SegmentRow, seen: &[PathBuf]) {
-        let counted = format!(
-            "the {} events counted of it ({}) can't be recounted",
-            row.counts.events,
-            Micros(row.net_check)
-        );
+        let counted = not_recounted(row);
         self.find(&match seen.first() {
-            None => Finding::Untold(format!(
+            None => Finding::Inconclusive(format!(
                 "segment {}: its file {} is not there; {counted}",
                 row.id, row.file_name
             )),
-            Some(path) => Finding::Differs(format!(
+            Some(path) => Finding::Mismatch(format!(
                 "segment {}: {} does not begin with the {} bytes that were applied; {counted}",
                 row.id,
                 path.display(),
@@ -247,14 +312,7 @@ impl Recount<'_> {
 
     /// The file that begins with what was applied of the segment, and its size; else all files that
     /// bear its name.
-    #[expect(
-        clippy::type_complexity,
-        reason = "the file, or what was found instead"
-    )]
-    fn look_for(
-        &mut self,
-        row: &SegmentRow,
-    ) -> Result<(Option<(SegmentFile, u64)>, Vec<PathBuf>), VerifyError> {
+    fn look_for(&mut self, row: &SegmentRow) -> Result<Looked, VerifyError> {
         let dir = &self.config.data_dir;
         let mut seen = Vec::new();
         let mut unopened = None;
@@ -284,7 +342,7 @@ impl Recount<'_> {
                         path: path.clone(),
                         file,
                     };
-                    return Ok((Some((file, size)), candidates));
+                    return Ok(Looked::Found(file, size));
                 }
             }
             seen = candidates;
@@ -293,14 +351,18 @@ impl Recount<'_> {
                 .map_err(VerifyError::io("list", dir))?;
         }
         if let Some((path, error)) = unopened {
-            self.find(&Finding::Untold(format!(
-                "segment {}: cannot open {}: {error}",
+            self.find(&Finding::Inconclusive(format!(
+                "segment {}: cannot open {}: {error}; {}",
                 row.id,
-                path.display()
+                path.display(),
+                not_recounted(row)
             )));
             seen.retain(|seen| *seen != path);
+            if seen.is_empty() {
+                return Ok(Looked::Unopened);
+            }
         }
-        Ok((None, seen))
+        Ok(Looked::Nowhere(seen))
     }
 
     /// Where the segment's bytes may be: files of its name, and the active one if it is that.
@@ -326,13 +388,13 @@ impl Recount<'_> {
         let mut tally = Tally::default();
         let mut at = 0;
         while at < end {
-            let folded = self
+            let aggregate = self
                 .pool
-                .fold(&file.file, at, end)
+                .scan(&file.file, at, end)
                 .map_err(VerifyError::io("read", &file.path))?;
-            self.take(row, &folded, &overflows, &mut tally)?;
-            (self.on_progress)(self.verdict.bytes + folded.to, self.bytes_total);
-            at = folded.to;
+            self.take(row, &aggregate, &overflows, &mut tally)?;
+            (self.on_progress)(self.verdict.bytes + aggregate.to, self.bytes_total);
+            at = aggregate.to;
         }
         if !overflows.is_empty() {
             self.take_overflows(file, end, &overflows, &mut tally)?;
@@ -345,12 +407,12 @@ impl Recount<'_> {
     fn take(
         &self,
         row: &SegmentRow,
-        folded: &Folded,
+        aggregate: &RangeAggregate,
         overflows: &HashSet<u64>,
         tally: &mut Tally,
     ) -> Result<(), VerifyError> {
-        tally.counts.lines += folded.piece.lines;
-        let frozen = folded.users.freeze();
+        tally.counts.lines += aggregate.partial.lines;
+        let frozen = aggregate.users.freeze();
         let users = frozen.sorted();
         for (_, sums) in &users {
             tally.counts.events += sums.events();
@@ -362,29 +424,29 @@ impl Recount<'_> {
             (*user, UserSum { micros, events })
         });
         self.proof.add_users(users)?;
-        if folded.piece.with_id.is_empty() {
+        if aggregate.partial.with_id.is_empty() {
             return Ok(());
         }
         let mut with_id = HashMap::<&str, UserSum>::new();
         self.proof
-            .fates(row.key, &folded.piece.with_id, &mut |event, fate| {
+            .fates(row.key, &aggregate.partial.with_id, &mut |event, fate| {
                 let net = signed(event.kind, event.amount_micros);
                 match fate {
                     // The id may have been counted later, somewhere else.
                     _ if overflows.contains(&event.offset) => return,
-                    IdFate::Contradicted => return,
-                    IdFate::Duplicate => {
+                    IdStatus::Contradicted => return,
+                    IdStatus::Duplicate => {
                         tally.counts.duplicates += 1;
                         return;
                     }
-                    IdFate::Unknown => {
+                    IdStatus::Unknown => {
                         tally.unknown += 1;
-                        if row.ids_let_go == 0 {
+                        if row.ids_expired == 0 {
                             return;
                         }
                         tally.unknown_net = tally.unknown_net.wrapping_add(net);
                     }
-                    IdFate::Counted => {
+                    IdStatus::Counted => {
                         tally.id_events += 1;
                         tally.id_net = tally.id_net.wrapping_add(net);
                     }
@@ -401,7 +463,7 @@ impl Recount<'_> {
         Ok(())
     }
 
-    /// Lines without id that overflowed a total were folded in, but did not count.
+    /// Lines without id that overflowed a total were aggregate in, but did not count.
     fn take_overflows(
         &self,
         file: &SegmentFile,
@@ -433,11 +495,11 @@ impl Recount<'_> {
             return;
         }
         let path = file.path.display();
-        if row.ids_let_go > 0 && tally.agrees_but_for_let_go(row) {
+        if row.ids_expired > 0 && tally.agrees_but_for_expired(row) {
             self.exact = false;
             return self.find(&Finding::Note(format!(
-                "segment {} ({path}): {} ids of it were let go (--keep-ids), and {} events bear an id that is not kept: which of these counted can't be told; all else agrees",
-                row.id, row.ids_let_go, tally.unknown
+                "segment {} ({path}): {} ids of it were let go (--dedup-window), and {} events bear an id that is not kept: which of these counted can't be told; all else agrees",
+                row.id, row.ids_expired, tally.unknown
             )));
         }
         if row.counts.rejected > REJECTED_LINES_MAX
@@ -453,11 +515,11 @@ impl Recount<'_> {
                 tally.counts.events - row.counts.events
             )));
         }
-        self.find(&Finding::Differs(format!(
+        self.find(&Finding::Mismatch(format!(
             "segment {} ({path}): the file comes to {}, the database says {}{}",
             row.id,
-            in_words(&tally.counts, tally.net),
-            in_words(&row.counts, row.net_check),
+            describe(&tally.counts, tally.net),
+            describe(&row.counts, row.net_check),
             match tally.unknown {
                 0 => String::new(),
                 unknown => format!("; {unknown} events bear an id that the database does not know"),
@@ -472,21 +534,21 @@ impl Recount<'_> {
         let mut kept = proof.id_rows()?;
         let cure = "an event that bears such an id again would not count; `tallyline process --rebuild` makes the table from the files";
         if let Some(count) = kept.remove(&None) {
-            self.find(&Finding::Differs(format!(
+            self.find(&Finding::Mismatch(format!(
                 "{count} ids are kept of segments that the database does not know: {cure}"
             )));
         }
         for row in &proof.rows {
             let kept = kept.get(&Some(row.key)).copied().unwrap_or(0);
-            let expected = row.id_events - row.ids_let_go;
+            let expected = row.id_events - row.ids_expired;
             let found = self.ids_found.get(&row.key).copied();
             if kept != expected {
-                self.find(&Finding::Differs(format!(
+                self.find(&Finding::Mismatch(format!(
                     "segment {}: {kept} ids of it are kept, but {} of its counted events have an id and {} of these expired: {cure}",
-                    row.id, row.id_events, row.ids_let_go
+                    row.id, row.id_events, row.ids_expired
                 )));
             } else if let Some(found) = found.filter(|found| *found != kept) {
-                self.find(&Finding::Differs(format!(
+                self.find(&Finding::Mismatch(format!(
                     "segment {}: {kept} ids of it are kept, but only {found} of them stand where their rows say: {cure}",
                     row.id
                 )));
@@ -507,22 +569,22 @@ impl Recount<'_> {
                 .number()
                 .is_some_and(|number| number <= self.proof.pruned.number);
             if !claims.rivals.is_empty() && (known.contains_key(id) || !pruned) {
-                findings.push(rivals_in_words(self.disk, id, &claims.rivals, row));
+                findings.push(describe_rivals(self.disk, id, &claims.rivals, row));
             }
         }
         let path = self.config.data_dir.join(ACTIVE_FILE);
         if let Some(label) = self.active
-            && let Some(row) = known.get(&SegmentId::Ours(label.number))
+            && let Some(row) = known.get(&SegmentId::Native(label.number))
             && row.tag != Some(label.tag)
         {
             findings.push(format!(
                 "segment {}: {} is not the segment of that number that was applied",
-                SegmentId::Ours(label.number),
+                SegmentId::Native(label.number),
                 path.display()
             ));
         }
         for words in findings {
-            self.find(&Finding::Differs(words));
+            self.find(&Finding::Mismatch(words));
         }
     }
 
@@ -537,7 +599,7 @@ impl Recount<'_> {
             .filter(|found| !known.contains(&found.id))
             .map(|found| (found.id.clone(), found.path.clone(), found.place))
             .collect();
-        let active = self.active.map(|label| SegmentId::Ours(label.number));
+        let active = self.active.map(|label| SegmentId::Native(label.number));
         if let Some(active) = active.filter(|active| !known.contains(active)) {
             let path = self.config.data_dir.join(ACTIVE_FILE);
             others.push((active, path, Place::Incoming));
@@ -549,12 +611,25 @@ impl Recount<'_> {
                     "{}: not counted here; retention has let go everything up to segment {pruned}",
                     path.display()
                 )));
+            } else if place == Place::Quarantine
+                && id.number().is_some()
+                && !self.is_elsewhere(&id)
+                && let Some(size) = self.disk.size_at(&path).ok().filter(|size| *size > 0)
+            {
+                self.find(&Finding::Inconclusive(set_aside(&id, &path, size)));
             } else if place == Place::Quarantine {
                 self.find(&Finding::Note(format!(
                     "{}: set aside, not counted",
                     path.display()
                 )));
             } else {
+                let opened = self.disk.open_read(&path);
+                let compared =
+                    opened.and_then(|file| seal::contradiction(&*file, &path, &Hasher::new()));
+                if let Ok(Some(broken)) = compared {
+                    self.find(&Finding::Mismatch(format!("segment {id}: {broken}")));
+                    continue;
+                }
                 let size = match self.disk.open_read(&path).and_then(|file| file.size()) {
                     // Moved on since the listing, or no active file.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -575,6 +650,14 @@ impl Recount<'_> {
                 "pending: {bytes} bytes in {files} files are not applied yet"
             )));
         }
+    }
+
+    /// Whether a file of the segment lies outside the quarantine.
+    fn is_elsewhere(&self, id: &SegmentId) -> bool {
+        let found = self.catalog.sealed.get(id).into_iter().flatten();
+        found
+            .into_iter()
+            .any(|file| file.place != Place::Quarantine)
     }
 
     /// Numbers without file and without row.
@@ -598,29 +681,29 @@ impl Recount<'_> {
         .take(numbers::MISSING_MAX)
         .collect();
         if !missing.is_empty() {
-            self.find(&Finding::Untold(format!(
+            self.find(&Finding::Inconclusive(format!(
                 "segments {}: neither file nor row; events of them may not be counted",
                 numbers::ranges(&missing)
             )));
         }
     }
 
-    fn let_go(&mut self) {
+    fn pruned_and_expired(&mut self) {
         let pruned = &self.proof.pruned;
         if pruned.segments > 0 {
             self.exact = false;
             let words = format!(
-                "{} segments up to number {} were pruned (--retain-for): their {} are in the totals, but no file proves them; users' totals are compared in sum only",
+                "{} segments up to number {} were pruned (--retention): their {} are in the totals, but no file proves them; users' totals are compared in sum only",
                 pruned.segments,
                 pruned.number,
-                in_words(&pruned.counts, pruned.net_check)
+                describe(&pruned.counts, pruned.net_check)
             );
             self.find(&Finding::Note(words));
         }
-        let ids: u64 = self.proof.rows.iter().map(|row| row.ids_let_go).sum();
+        let ids: u64 = self.proof.rows.iter().map(|row| row.ids_expired).sum();
         if ids > 0 {
             self.find(&Finding::Note(format!(
-                "{ids} ids were let go (--keep-ids): an event of theirs that came again has counted again"
+                "{ids} ids were let go (--dedup-window): an event of theirs that came again has counted again"
             )));
         }
     }
@@ -634,7 +717,7 @@ impl Recount<'_> {
             net = net.wrapping_add(row.net_check);
         }
         if (events, net) != (proof.events, proof.net) {
-            self.find(&Finding::Differs(format!(
+            self.find(&Finding::Mismatch(format!(
                 "all users together have {} events ({}), but the segments {events} ({}): the database was changed or put together from two; `tallyline process --rebuild` makes a new one from the files",
                 proof.events,
                 Micros(proof.net),
@@ -643,16 +726,16 @@ impl Recount<'_> {
         }
         let applied = AppliedSum::of(&proof.rows);
         if applied != proof.applied_sum {
-            self.find(&Finding::Differs(format!(
+            self.find(&Finding::Mismatch(format!(
                 "{}; `tallyline process --rebuild` makes a new database from the files",
-                sums::applied_in_words(&proof.applied_sum, &applied)
+                sums::describe_applied_sums(&proof.applied_sum, &applied)
             )));
         }
     }
 
     fn users(&mut self) -> Result<(), VerifyError> {
         for user in &self.proof.twice {
-            self.find(&Finding::Differs(format!(
+            self.find(&Finding::Mismatch(format!(
                 "user {user:?} has two totals: the database file is corrupt; `tallyline process --rebuild` makes a new one from the files"
             )));
         }
@@ -662,7 +745,7 @@ impl Recount<'_> {
         self.verdict.users = Some(self.proof.users);
         let proof = self.proof;
         proof.differences(&mut |user, database, files| {
-            self.find(&Finding::Differs(format!(
+            self.find(&Finding::Mismatch(format!(
                 "user {user:?}: the files come to {} from {} events, the database says {} from {}",
                 Micros(files.micros),
                 files.events,
@@ -674,7 +757,7 @@ impl Recount<'_> {
     }
 }
 
-fn in_words(counts: &Counts, net: i64) -> String {
+fn describe(counts: &Counts, net: i64) -> String {
     format!(
         "{} events ({}), {} duplicates and {} rejected lines",
         counts.events,

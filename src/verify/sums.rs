@@ -17,7 +17,7 @@ pub(crate) fn difference(database: &Path) -> Result<Option<String>, StoreError> 
     let Some(checks) = read_checks(database)? else {
         return Ok(None);
     };
-    let cure = "Stop the server and run `tallyline process --rebuild`";
+    let cure = "Shutdown the server and run `tallyline process --rebuild`";
     if checks.segments != checks.totals {
         return Ok(Some(format!(
             "database {}: its totals hold {} events and its segments {}, or their sums differ: the file was put together from two. {cure}",
@@ -30,24 +30,24 @@ pub(crate) fn difference(database: &Path) -> Result<Option<String>, StoreError> 
         return Ok(Some(format!(
             "database {}: {}. {cure}",
             database.display(),
-            applied_in_words(&checks.applied_sum, &checks.applied_rows)
+            describe_applied_sums(&checks.applied_sum, &checks.applied_rows)
         )));
     }
     Ok(None)
 }
 
 /// That the kept sum of the wholly applied segments is not what their rows come to.
-pub(crate) fn applied_in_words(sum: &AppliedSum, rows: &AppliedSum) -> String {
+pub(crate) fn describe_applied_sums(sum: &AppliedSum, rows: &AppliedSum) -> String {
     let of = |sum: &AppliedSum| {
         format!(
-            "{} segments ({} native) with {} lines, {} events, {} duplicates, {} rejected and {} untrusted lines",
+            "{} segments ({} native) with {} lines, {} events, {} duplicates, {} rejected and {} corrupt lines",
             sum.segments,
             sum.native,
             sum.counts.lines,
             sum.counts.events,
             sum.counts.duplicates,
             sum.counts.rejected,
-            sum.untrusted_lines
+            sum.corrupt_lines
         )
     };
     format!(

@@ -184,8 +184,7 @@ def slow_uploads(port):
         for conn in conns:
             conn.sendall(HALF_BODY)
         for conn in conns:
-            conn.settimeout(60)
-            answer = said(conn)
+            answer = said(conn, 60)
             assert answer.startswith(b"HTTP/1.1 408"), answer[:60]
             conn.close()
         yield
@@ -483,7 +482,7 @@ def final(port, acknowledged):
     flushed, _ = ask(port, "POST", "/flush")
     counted = ask(port, "GET", "/userEvents/polite")[1].get("events", 0)
     status = ask(port, "GET", "/status")[1]
-    parts = ("applied", "duplicates", "rejected", "pending", "untrusted")
+    parts = ("applied", "duplicates", "rejected", "pending", "corrupt")
     if flushed != 200:
         wrong.append(f"/flush {flushed}")
     if counted != acknowledged:

@@ -186,8 +186,8 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         data, port_file = f"{scratch}/data", f"{scratch}/port"
         server = subprocess.Popen(
-            [a.binary, "serve", "--listen", "127.0.0.1:0", "--data-dir", data, "--port-file", port_file, "--rotate-every", "1s",
-             "--retain-for", f"{KEPT}s", "--keep-ids", f"{KEPT}s"],
+            [a.binary, "serve", "--listen", "127.0.0.1:0", "--data-dir", data, "--port-file", port_file, "--rotate-interval", "1s",
+             "--retention", f"{KEPT}s", "--dedup-window", f"{KEPT}s"],
             stdout=subprocess.DEVNULL, stderr=open(f"{scratch}/log", "w"))
         while not os.path.exists(port_file):
             if server.poll() is not None:

@@ -23,7 +23,7 @@ use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
 use tallyline::processor::{self, ProcessConfig};
 use tallyline::server::Server;
-use tallyline::stop::Stop;
+use tallyline::shutdown::Shutdown;
 
 const RUNS: usize = 5;
 
@@ -106,8 +106,8 @@ fn append(table: &mut Table) {
     for (group, lines_each) in [(1, 1), (8, 1), (64, 1), (8, 1000)] {
         let dir = tempfile::tempdir_in(target_dir()).unwrap();
         let config = JournalConfig {
-            rotate_every: None,
-            rotate_bytes: 256 << 20,
+            rotate_interval: None,
+            rotate_size: 256 << 20,
             check_every: Duration::from_secs(1),
             queue_bytes_max: 64 << 20,
             disk_reserve_bytes: 0,
@@ -171,7 +171,7 @@ fn end_to_end(table: &mut Table) {
     let url = format!("http://{}", server.address());
     table.row("end to end: send, take, apply, GET", LINES, || {
         let config = SendConfig::of_file(input.clone(), url.clone());
-        let summary = client::send(&config, &Stop::default());
+        let summary = client::send(&config, &Shutdown::default());
         assert_eq!(summary.counts.accepted, LINES);
         assert_eq!(client::totals(&url).unwrap().len(), 1000);
     });

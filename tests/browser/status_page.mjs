@@ -210,7 +210,7 @@ check("a new server says how to begin; the first event replaces that by figures"
 });
 
 check("figures and plots follow the events, and the ledger balances", async () => {
-  const server = await Server.start("live", ["--rotate-every", "2s", "--flush-every", "200ms"]);
+  const server = await Server.start("live", ["--rotate-interval", "2s", "--flush-interval", "200ms"]);
   const stop = load(server);
   const tab = await open(server);
   const first = await until("events are applied", () => tab.number("#n-applied"));
@@ -222,7 +222,7 @@ check("figures and plots follow the events, and the ledger balances", async () =
   await until("the verdict", async () => (await tab.text("#verdict")) === "balances");
   assert.match(await tab.page.locator("#files-bars").getAttribute("aria-label"), /^Lines in the files [\d,]+: applied [\d,]+, duplicates \d+/);
   await until("a segment is applied", async () => (await tab.text("#segments")).includes("applied"));
-  await until("the segments", async () => (await tab.text("#segments")).includes("taking events"));
+  await until("the segments", async () => (await tab.text("#segments")).includes("active"));
   await until("refused events are counted", async () => (await tab.number("#n-refused")) > 0);
   await until("duplicates are counted", async () => (await tab.number("#n-duplicates")) > 0);
   assert.match(await tab.page.title(), /^[\d,.]+\/s · tallyline$/);
@@ -230,9 +230,9 @@ check("figures and plots follow the events, and the ledger balances", async () =
   await tab.page.locator("#rate-plot").focus();
   await tab.page.keyboard.press("End");
   const now = await tab.page.locator("#rate-plot").getAttribute("aria-valuetext");
-  assert.match(now, /taken [\d,.]+K?, applied [\d,.]+K?$/);
+  assert.match(now, /accepted [\d,.]+K?, applied [\d,.]+K?$/);
   await tab.page.keyboard.press("Home");
-  assert.match(await tab.page.locator("#rate-plot").getAttribute("aria-valuetext"), /^\d+ seconds ago: taken/);
+  assert.match(await tab.page.locator("#rate-plot").getAttribute("aria-valuetext"), /^\d+ seconds ago: accepted/);
   assert.ok(await tab.seen("#rate-plot .tip"));
   await stop();
   await tab.close();
@@ -240,7 +240,7 @@ check("figures and plots follow the events, and the ledger balances", async () =
 });
 
 check("a rejected line is shown with its reason, as text", async () => {
-  const server = await Server.start("rejected", ["--flush-every", "100ms"]);
+  const server = await Server.start("rejected", ["--flush-interval", "100ms"]);
   await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
   const tab = await open(server);
   await until("the figures", async () => (await tab.number("#n-applied")) === 1);
@@ -259,7 +259,7 @@ check("a rejected line is shown with its reason, as text", async () => {
 });
 
 check("a user is looked up by keyboard and by mouse", async () => {
-  const server = await Server.start("look-up", ["--flush-every", "100ms"]);
+  const server = await Server.start("look-up", ["--flush-interval", "100ms"]);
   const odd = "a/b c?d#é%2F\u202e<b>";
   await server.post([{ userId: "user1", name: "add_revenue", value: 100 }, { userId: "user1", name: "subtract_revenue", value: 50 }, { userId: odd, name: "add_revenue", value: 0.000001 }]);
   const tab = await open(server);
@@ -319,17 +319,17 @@ check("a token is asked for, kept for the tab, and forgotten", async () => {
 });
 
 check("it says when nothing answers, and goes on when the server is back", async () => {
-  let server = await Server.start("gone", ["--flush-every", "100ms"]);
+  let server = await Server.start("gone", ["--flush-interval", "100ms"]);
   await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
   const tab = await open(server);
   await until("the figures", async () => (await tab.number("#n-applied")) === 1);
   await server.stop();
-  await until("disconnected", async () => (await tab.seen("#gone")) && (await tab.text("#gone-title")).startsWith("No answer"));
+  await until("disconnected", async () => (await tab.seen("#gone")) && (await tab.text("#gone-title")).startsWith("No response"));
   assert.equal(await tab.text("#pill"), "Disconnected");
-  assert.match(await tab.text("#gone"), /No answer from the server[^]*figures below are those of \d\d:\d\d:\d\d/);
+  assert.match(await tab.text("#gone"), /No response from the server[^]*figures below are from \d\d:\d\d:\d\d/);
   assert.equal(await tab.page.title(), "Disconnected · tallyline");
   assert.ok(await tab.seen("#again"));
-  server = await Server.start("gone", ["--flush-every", "100ms"], server.port);
+  server = await Server.start("gone", ["--flush-interval", "100ms"], server.port);
   await tab.page.locator("#again").evaluate((button) => button.click()); // gone already if the page was quicker
   await until("connected again", async () => (await tab.text("#pill")) === "Ready");
   assert.equal(await tab.seen("#gone"), false);
@@ -340,7 +340,7 @@ check("it says when nothing answers, and goes on when the server is back", async
 });
 
 check("a server that is not ready says why, in words", async () => {
-  const server = await Server.start("unready", ["--flush-every", "100ms"]);
+  const server = await Server.start("unready", ["--flush-interval", "100ms"]);
   await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
   const tab = await open(server);
   await until("ready", async () => (await tab.text("#pill")) === "Ready");
@@ -385,10 +385,10 @@ check("figures of any size fit", async () => {
   const tab = await open(server);
   await until("ready", async () => (await tab.text("#pill")) === "Ready");
   await tab.page.route("**/status", (route) => route.fulfill({ json: {
-    received: 9e15, accepted: 9e15, refused: 0, lines: 9e15, applied: 9e15 - 5e12 - 3, duplicates: 0, rejected: 1, pending: 5e12, untrusted: 1, lagSeconds: 90061, ready: false, reasons: ["x".repeat(400)] } }));
+    received: 9e15, accepted: 9e15, refused: 0, lines: 9e15, applied: 9e15 - 5e12 - 3, duplicates: 0, rejected: 1, pending: 5e12, corrupt: 1, lagSeconds: 90061, ready: false, reasons: ["x".repeat(400)] } }));
   await tab.page.route("**/segments?*", (route) => route.fulfill({ json: { segments: [
-    { name: "events-000002", file: "events.jsonl", state: "active", bytes: 1023.9 * 2 ** 20, appliedBytes: 1013.5 * 2 ** 20, events: 99999999, rejected: 99999999, duplicates: 99999999, sealedAt: null, wholeAt: null, reason: null },
-    { name: `events_${"long".repeat(50)}.jsonl`, file: `applied/2026-11/events_${"long".repeat(50)}.jsonl`, state: "untrusted", bytes: null, appliedBytes: 812, events: 0, rejected: 0, duplicates: 0, sealedAt: null, wholeAt: null, reason: "812 bytes were applied under another content" },
+    { name: "events-000002", file: "events.jsonl", state: "active", bytes: 1023.9 * 2 ** 20, appliedBytes: 1013.5 * 2 ** 20, events: 99999999, rejected: 99999999, duplicates: 99999999, sealedAt: null, completedAt: null, reason: null },
+    { name: `events_${"long".repeat(50)}.jsonl`, file: `applied/2026-11/events_${"long".repeat(50)}.jsonl`, state: "corrupt", bytes: null, appliedBytes: 812, events: 0, rejected: 0, duplicates: 0, sealedAt: null, completedAt: null, reason: "812 bytes were applied under another content" },
   ] } }));
   await until("large figures", async () => (await tab.number("#n-lines")) === 9e15);
   await until("large segments", async () => (await tab.text("#segments")).includes("99,999,999") && (await tab.text("#segments")).includes("another content"));
@@ -404,7 +404,7 @@ check("figures of any size fit", async () => {
 });
 
 check("labels, contrast, focus, phone width, in light and dark", async () => {
-  const server = await Server.start("looks", ["--rotate-every", "2s", "--flush-every", "200ms"]);
+  const server = await Server.start("looks", ["--rotate-interval", "2s", "--flush-interval", "200ms"]);
   const stop = load(server, { every: 100 });
   server.place("events_x.jsonl", foreign("x".repeat(256)));
   for (const colorScheme of ["light", "dark"]) {
@@ -449,7 +449,7 @@ check("the policy lets in nothing but this page", async () => {
 // Pictures of a busy server, for people.
 async function screenshots() {
   mkdirSync(shots, { recursive: true });
-  const server = await Server.start("busy", ["--rotate-every", "20s"]);
+  const server = await Server.start("busy", ["--rotate-interval", "20s"]);
   server.place("events_1700000000000.jsonl", foreign("elsewhere"));
   const stop = load(server, { batch: 160, every: 15 });
   const kinds = { light: { colorScheme: "light" }, dark: { colorScheme: "dark" }, phone: { colorScheme: "light", viewport: { width: 320, height: 720 }, deviceScaleFactor: 2 } };

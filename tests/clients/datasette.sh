@@ -12,8 +12,8 @@ printf '%s\n' 'no event' '{"userId":"x","name":"add_revenue","value":-1}' >"$tmp
 rejected() { [[ $(curl -fsS "$url/status" | jq .rejected) == 2 ]]; }
 until_true "two rejected lines" rejected
 
-# The README's command as it stands, but for the port.
-command=$(grep -m 1 '^datasette data/revenue.db ' "$repo/README.md")
+# The command that the documentation shows, but for the port.
+command=$(grep -m 1 '^datasette data/revenue.db ' "$repo/data/docs/format.md")
 datasette_port=$(free_port)
 ln -s "$repo/data/deploy" "$tmp/data/deploy"
 (cd "$tmp" && PATH=$tools/venv-datasette/bin:$PATH exec $command --port "$datasette_port") >"$tmp/datasette.log" 2>&1 &
@@ -36,7 +36,7 @@ same "tables and views, each of them described" "$(jq -c keys "$tmp/shown")" \
 same "the largest first, as people write it" "$(rows user_revenue '.[0] | [.user_id, .revenue, .events, .revenue_micros]')" \
     '["metered",1000.000003,3,1000000003]'
 [[ $(rows user_revenue '.[0].updated_at') =~ ^\"20..-..-..T..:..:..\....Z\"$ ]] || fail "no time that can be read"
-same "the ledger" "$(rows ledger '.[0]')" '{"lines":14,"applied":11,"duplicates":1,"rejected":2,"untrusted":0}'
+same "the ledger" "$(rows ledger '.[0]')" '{"lines":14,"applied":11,"duplicates":1,"rejected":2,"corrupt":0}'
 same "the files, newest first" "$(rows segment_progress 'map([.name, .rejected])')" \
     '[["events_bad.jsonl",2],["events-000001",0]]'
 same "rejected lines by reason" "$(rows reasons 'map([.code, .lines]) | sort')" '[["negative",1],["not_json",1]]'

@@ -14,7 +14,7 @@ check_unit() {
 
     # No systemd runs here; what its filters let through is compared with what a server calls.
     strace -f -o "$tmp/calls" "$bin" serve --listen 127.0.0.1:0 --port-file "$tmp/port" \
-        --data-dir "$tmp/data" --rotate-every 50ms 2>"$tmp/strace.log" &
+        --data-dir "$tmp/data" --rotate-interval 50ms 2>"$tmp/strace.log" &
     until_true "the server's port file" test -s "$tmp/port"
     url=http://127.0.0.1:$(cat "$tmp/port")
     post "$url/liveEvent" '{"userId":"user1","name":"add_revenue","value":1}' >/dev/null
@@ -116,7 +116,7 @@ totals() {
 check_backup() {
     local before after
     rm -rf "$tmp/data"
-    serve --rotate-every 50ms
+    serve --rotate-interval 50ms
     "$bin" generate --events 20000 --users 100 --seed 7 >"$tmp/events.jsonl"
     head -n 10000 "$tmp/events.jsonl" | "$bin" send - --to "$url" --quiet
     # While more comes in, so that files are sealed and archived during the copy.

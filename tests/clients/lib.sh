@@ -44,7 +44,7 @@ until_true() {
 serve() {
     rm -f "$tmp/port"
     "$bin" serve --listen 127.0.0.1:0 --port-file "$tmp/port" --data-dir "$tmp/data" \
-        --flush-every 100ms "$@" 2>>"$tmp/server.log" &
+        --flush-interval 100ms "$@" 2>>"$tmp/server.log" &
     server=$!
     pids+=("$server")
     until_true "the server's port file" test -s "$tmp/port"

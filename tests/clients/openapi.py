@@ -43,7 +43,7 @@ def main() -> int:
         config.write_text(CONFIG)
         token.write_text("openapi-test-token\n")
         serve = [binary, "serve", "--listen", "127.0.0.1:0", "--port-file", port]
-        serve += ["--data-dir", tmp / "data", "--token-file", token, "--flush-every", "50ms"]
+        serve += ["--data-dir", tmp / "data", "--token-file", token, "--flush-interval", "50ms"]
         with open(tmp / "server.log", "w+") as log, subprocess.Popen(serve, stderr=log) as server:
             try:
                 deadline = time.monotonic() + 30

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The README's commands, typed as they stand there, in its order: those with an answer shown must give
-# it, the others must succeed. Only the port is another one, by the environment. Then what a shell and
-# man make of the completions and the manual page. Needs curl, jq, sqlite3, mandoc.
+# The commands of the README and of the pages it links to, as they are shown and in their order, each
+# page in a directory of its own: those with an answer shown must give it, the others must succeed. Only
+# the port differs, and the length of long runs. Then the completions are tried in a shell, and the
+# manual page is rendered. Needs cargo, curl, jq, sqlite3, mandoc, and nginx and wrk for the benchmarks.
 . "$(dirname "$0")/lib.sh"
 
-mkdir "$tmp/bin" "$tmp/shown" "$tmp/run"
+mkdir "$tmp/bin"
 ln -s "$bin" "$tmp/bin/tallyline"
-PATH=$tmp/bin:$PATH
+PATH=$tmp/bin:$PATH:/usr/sbin
 export TALLYLINE_LISTEN=127.0.0.1:0 TALLYLINE_PORT_FILE=$tmp/port
 server=
 
@@ -28,18 +29,18 @@ stopped() {
     server=
 }
 
-# Lines of the code blocks of a kind, without comments.
-lines() { awk -v kind='```'"$1" '/^```/ { on = $0 == kind; if (on) print ""; next } on' "$repo/README.md"; }
+# The lines of a page's code blocks of a kind.
+lines() { awk -v kind='```'"$2" '/^```/ { on = $0 == kind; if (on) print ""; next } on' "$repo/$1"; }
 no_times() { sed -E 's/20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z/TIME/g; s/127\.0\.0\.1:[0-9]+/ADDRESS/g; s/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/UUID/g'; }
 
 check_shown() {
-    local command= expected= line count=0
+    local page=$1 command= expected= line count=0
     answers() {
         [[ -n $command ]] || return 0
         [[ $command != curl* ]] || running
         local got
         got=$(bash -c "${command//localhost:8000/127.0.0.1:$port}" 2>>"$tmp/stderr.log" | no_times)
-        [[ $got == "$(no_times <<<"${expected%$'\n'}")" ]] || fail "$command: got $got, shown $expected"
+        [[ $got == "$(no_times <<<"${expected%$'\n'}")" ]] || fail "$page: $command: got $got, shown $expected"
         count=$((count + 1))
         command= expected=
     }
@@ -50,10 +51,11 @@ check_shown() {
         '') answers ;;
         *) expected+=$line$'\n' ;;
         esac
-    done < <(lines console)
+    done < <(lines "$page" console)
     answers
     stopped
-    ok "$count commands answer as the README shows"
+    ok "$count commands answer as $page shows"
+    shown=$((shown + count))
 }
 
 # Ctrl-C after it has shown what it is to show.
@@ -78,14 +80,30 @@ follow() {
     wait $!
 }
 
+# As shown, from the repository's root, but with this binary and for a short time.
+bench() {
+    local command
+    command=$(sed -E "s# target/release/tallyline# $bin#; s/--minutes [0-9]+/--minutes 0.1/
+        s/--seconds [0-9]+/--seconds 3 --only burst/; /ingest/s/\$/ --seconds 1 --rounds 1/" <<<"$1")
+    (cd "$repo" && unset TALLYLINE_LISTEN TALLYLINE_PORT_FILE TALLYLINE_TO && bash -c "$command") &>>"$tmp/run.log" ||
+        fail "$command"
+}
+
 check_run() {
-    local line count=0 totals=
+    local page=$1 line count=0 totals=
     cp "$repo/data/sample.jsonl" events.jsonl
     tallyline generate --seed 2 >events_1700000000000.jsonl
     while IFS= read -r line; do
         line=$(sed -E 's/ +#.*//' <<<"$line")
         case $line in
-        '' | 'cargo test' | 'datasette '*) continue ;; # run by .ci/run itself, by datasette.sh
+        # Run by .ci/run itself, by datasette.sh; or they take a release build and minutes.
+        '' | 'cargo test' | 'cargo test '* | 'bash .ci/run' | 'datasette '* | 'cargo bench' | *'/catchup.py '*) continue ;;
+        'cargo install --locked --path .')
+            # With the build that is there, to another place.
+            (cd "$repo" && bash -c "$line --debug --offline --root '$tmp/root' --target-dir target") &>>"$tmp/run.log"
+            "$tmp/root/bin/tallyline" --version >/dev/null
+            ;;
+        'python3 tests/bench/'*) bench "$line" ;;
         *'-- demo') demo "$line" ;;
         'tallyline serve &') running "$line" ;;
         'tallyline serve '*' &')
@@ -118,15 +136,16 @@ check_run() {
             bash -c "$line" >>"$tmp/run.log"
             ;;
         'tallyline '*) bash -c "$line" >>"$tmp/run.log" ;;
-        *) fail "nobody runs this line of the README: $line" ;;
+        *) fail "$page: this script cannot run: $line" ;;
         esac
         count=$((count + 1))
-    done < <(lines sh)
-    ((count > 15)) || fail "only $count commands"
-    ok "$count more commands of the README succeed"
+    done < <(lines "$page" sh)
+    stopped
+    ok "$count more commands of $page succeed"
+    run=$((run + count))
 }
 
-# What the two files made by the README's commands are good for.
+# What the two files made by the commands of operations.md are good for.
 check_files() {
     # shellcheck disable=SC1091
     source ./tallyline.bash
@@ -136,7 +155,7 @@ check_files() {
         echo "${COMPREPLY[*]}"
     }
     same "tallyline s<Tab>" "$(completes s)" "serve send"
-    same "tallyline serve --rot<Tab>" "$(completes serve --rot)" "--rotate-every --rotate-bytes"
+    same "tallyline serve --rot<Tab>" "$(completes serve --rot)" "--rotate-interval --rotate-size"
     same "tallyline --log-format <Tab>" "$(completes --log-format '')" "text json"
     mandoc -Tlint -Werror tallyline.1 || fail "the manual page has errors"
     mandoc -Tutf8 tallyline.1 | sed 's/.\x08//g' >"$tmp/manual"
@@ -145,8 +164,15 @@ check_files() {
     ok "the manual page renders"
 }
 
-cd "$tmp/shown"
-check_shown
-cd "$tmp/run"
-check_run
+shown=0 run=0
+for page in README.md "$repo"/data/docs/*.md data/deploy/README.md tests/README.md tests/bench/README.md; do
+    page=${page#"$repo/"}
+    for part in shown run; do
+        mkdir -p "$tmp/$part/$page"
+        cd "$tmp/$part/$page"
+        "check_$part" "$page"
+    done
+done
+((shown >= 15 && run >= 25)) || fail "only $shown and $run commands"
+cd "$tmp/run/data/docs/operations.md"
 check_files

@@ -67,7 +67,7 @@ impl Server {
     /// rolls back: it holds the database's write lock.
     #[track_caller]
     pub(crate) fn with_database_locked(data: &Path) -> (Self, Connection) {
-        let server = Self::with(data, &["--flush-every", "10ms"]);
+        let server = Self::with(data, &["--flush-interval", "10ms"]);
         server.accept(event("u", 1));
         server.flush();
         let db = Connection::open(data.join("revenue.db")).unwrap();
@@ -163,7 +163,7 @@ impl Server {
                 + count("duplicates")
                 + count("rejected")
                 + count("pending")
-                + count("untrusted"),
+                + count("corrupt"),
             "in the files: {status}"
         );
         status

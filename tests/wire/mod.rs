@@ -257,6 +257,7 @@ fn several_requests(rows: &mut Vec<Row>) {
     row("GET /a HTTP/1.1\r\nHost: h\r\n", &[Refused(400)]);
     row("GET /a HTTP/1.1\nHost: h\n\n", &[Refused(400)]);
     row("GET /a HTTP/1.1\r\nHost: h\n\r\n", &[Refused(400)]);
+    row("GET /a HTTP/1.\nHost: h\r\n\r\n", &[Refused(400)]);
     row("GET /a HTTP/1.1\r\nHost: h\r\n\n", &[Refused(400)]);
     row("GET /a HTTP/1.1\r\n\r\n", &[Refused(400)]);
     row(&GET.repeat(20), &vec![get(); 20]);

@@ -54,29 +54,12 @@ pub(crate) fn agree(expected: &[Reading], got: &[Reading]) -> bool {
 
 /// A request and what follows it, if the connection goes on.
 fn message(input: &[u8]) -> Result<(Reading, Option<&[u8]>), u16> {
-    let (line, fields, rest) = head(input)?;
-    let [method, target, version] = &line.split(|b| *b == b' ').collect::<Vec<_>>()[..] else {
-        return Err(400);
-    };
-    if method.is_empty() || !method.iter().all(|b| is_token(*b)) {
-        return Err(400);
-    }
-    if target.is_empty() {
-        return Err(400);
-    }
-    let new = *version == b"HTTP/1.1";
-    let mut named = Vec::new();
-    for (count, field) in fields.iter().enumerate() {
-        if count == FIELDS_MAX {
-            return Err(431);
-        }
-        let colon = field.iter().position(|b| *b == b':').ok_or(400_u16)?;
-        let (name, value) = (&field[..colon], trim(&field[colon + 1..]));
-        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
-            return Err(400);
-        }
-        named.push((name.to_ascii_lowercase(), value));
-    }
+    let (method, target, version, fields, rest) = head(input)?;
+    let new = version == b"HTTP/1.1";
+    let named: Vec<_> = fields
+        .iter()
+        .map(|(name, value)| (name.to_ascii_lowercase(), trim(value)))
+        .collect();
     if !target.iter().all(u8::is_ascii_graphic) {
         return Err(400);
     }
@@ -143,7 +126,7 @@ fn message(input: &[u8]) -> Result<(Reading, Option<&[u8]>), u16> {
     }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let first = |name: &str| all(name).first().map(|value| text(value));
-    let method = match *method {
+    let method = match method {
         known @ (b"GET" | b"HEAD" | b"POST" | b"OPTIONS") => text(known),
         _ => "OTHER".to_owned(),
     };
@@ -151,62 +134,103 @@ fn message(input: &[u8]) -> Result<(Reading, Option<&[u8]>), u16> {
     Ok((Request(method, text(target), headers, body), rest))
 }
 
-type Lines<'a> = (&'a [u8], Vec<&'a [u8]>, &'a [u8]);
+/// Method, target, version, fields, and what follows.
+type Head<'a> = (
+    &'a [u8],
+    &'a [u8],
+    &'a [u8],
+    Vec<(&'a [u8], &'a [u8])>,
+    &'a [u8],
+);
 
-/// The request line, the field lines, and what follows the empty line.
-fn head(input: &[u8]) -> Result<Lines<'_>, u16> {
+/// Reads from the first byte on: the first byte that makes it invalid decides.
+fn head(input: &[u8]) -> Result<Head<'_>, u16> {
     let window = &input[..input.len().min(HEAD_BYTES_MAX)];
     let unfinished = if input.len() > HEAD_BYTES_MAX {
         431
     } else {
         400
     };
-    let (line, mut rest) = line(window, false, unfinished)?;
-    request_line(line)?;
+    let (method, target, version, mut rest) = request_line(window, unfinished)?;
     let mut fields = Vec::new();
     loop {
-        let (field, after) = self::line(rest, true, unfinished)?;
-        rest = after;
-        if field.is_empty() {
-            let length = window.len() - rest.len();
-            return Ok((line, fields, &input[length..]));
+        match rest {
+            [] | [b'\r'] => return Err(unfinished),
+            [b'\r', b'\n', after @ ..] => {
+                let length = window.len() - after.len();
+                return Ok((method, target, version, fields, &input[length..]));
+            }
+            _ => {}
+        }
+        let (field, after) = field(rest, unfinished)?;
+        if fields.len() == FIELDS_MAX {
+            return Err(431);
         }
         fields.push(field);
+        rest = after;
     }
 }
 
-/// A line without its CRLF, and what follows.
-fn line(input: &[u8], is_field: bool, unfinished: u16) -> Result<(&[u8], &[u8]), u16> {
-    let control = |b: &u8| b.is_ascii_control() && !(is_field && *b == b'\t');
-    let folded = |line: &[u8]| is_field && matches!(line.first(), Some(b' ' | b'\t'));
-    let Some(end) = input.iter().position(control) else {
-        // A folded line is known for one once a tab or its end was seen.
-        let tab = input.contains(&b'\t');
-        return Err(if tab && folded(input) {
-            400
-        } else {
-            unfinished
-        });
-    };
-    let line = &input[..end];
-    if folded(line) && line.contains(&b'\t') {
+/// Bytes up to the next space or control character, and the rest.
+fn word(input: &[u8]) -> (&[u8], &[u8]) {
+    let is_end = |b: &u8| b.is_ascii_control() || *b == b' ';
+    input.split_at(input.iter().position(is_end).unwrap_or(input.len()))
+}
+
+type RequestLine<'a> = (&'a [u8], &'a [u8], &'a [u8], &'a [u8]);
+
+/// Method, target, version, and what follows the line.
+fn request_line(input: &[u8], unfinished: u16) -> Result<RequestLine<'_>, u16> {
+    let (method, rest) = word(input);
+    if !method.iter().all(|b| is_token(*b)) {
         return Err(400);
     }
-    match &input[end..] {
-        [b'\r'] => Err(unfinished),
-        [b'\r', b'\n', ..] if folded(line) => Err(400),
-        [b'\r', b'\n', rest @ ..] => Ok((line, rest)),
+    let (target, rest) = match rest {
+        [] => return Err(unfinished),
+        [b' ', rest @ ..] if !method.is_empty() => word(rest),
+        _ => return Err(400),
+    };
+    let (version, rest) = match rest {
+        [] => return Err(unfinished),
+        [b' ', rest @ ..] if !target.is_empty() && std::str::from_utf8(target).is_ok() => {
+            word(rest)
+        }
+        // HTTP/0.9
+        [b'\r', ..] if method == b"GET" && target.iter().all(u8::is_ascii_graphic) => {
+            return Err(505);
+        }
+        _ => return Err(400),
+    };
+    match (version, rest) {
+        (b"HTTP/1.1" | b"HTTP/1.0", [b'\r', b'\n', rest @ ..]) => {
+            Ok((method, target, version, rest))
+        }
+        (b"HTTP/1.1" | b"HTTP/1.0", [] | [b'\r']) => Err(unfinished),
+        (b"HTTP/1.1" | b"HTTP/1.0", _) => Err(400),
+        (start, []) if b"HTTP/1.".starts_with(start) => Err(unfinished),
+        // The line end is what is wrong, not the version.
+        (start, [b'\n', ..]) if b"HTTP/1.".starts_with(start) => Err(400),
+        (other, _) if other.starts_with(b"HTTP/") => Err(505),
         _ => Err(400),
     }
 }
 
-/// The version decides as soon as the line is there.
-fn request_line(line: &[u8]) -> Result<(), u16> {
-    let words: Vec<_> = line.split(|b| *b == b' ').collect();
-    match &words[..] {
-        [_, _, .., b"HTTP/1.1" | b"HTTP/1.0"] => Ok(()),
-        [_, _, .., last] if words.len() > 2 && last.starts_with(b"HTTP/") => Err(505),
-        [b"GET", _] => Err(505),
+type Field<'a> = (&'a [u8], &'a [u8]);
+
+/// Name and value of a field, and what follows its line.
+fn field(input: &[u8], unfinished: u16) -> Result<(Field<'_>, &[u8]), u16> {
+    let name = input.iter().take_while(|b| is_token(**b)).count();
+    let (name, rest) = input.split_at(name);
+    let value = match rest {
+        [] => return Err(unfinished),
+        [b':', value @ ..] if !name.is_empty() => value,
+        _ => return Err(400),
+    };
+    let is_end = |b: &u8| b.is_ascii_control() && *b != b'\t';
+    let end = value.iter().position(is_end).ok_or(unfinished)?;
+    match &value[end..] {
+        [b'\r'] => Err(unfinished),
+        [b'\r', b'\n', rest @ ..] => Ok(((name, &value[..end]), rest)),
         _ => Err(400),
     }
 }
@@ -251,12 +275,8 @@ fn trailers(input: &[u8], discarded: usize) -> Result<&[u8], u16> {
     if input.first() == Some(&b'\r') {
         return crlf(input);
     }
-    let (field, rest) = line(input, true, 400)?;
-    let colon = field.iter().position(|b| *b == b':').ok_or(400_u16)?;
-    if colon == 0 || !field[..colon].iter().all(|b| is_token(*b)) {
-        return Err(400);
-    }
-    let discarded = discarded + field.len();
+    let ((name, value), rest) = field(input, 400)?;
+    let discarded = discarded + name.len() + 1 + value.len();
     if discarded > DISCARDED_BYTES_MAX {
         return Err(400);
     }

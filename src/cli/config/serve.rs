@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Size, Span, UsageError, address, at_least, between, host_name, is_loopback, within};
 use uuid::Uuid;
 
-use crate::cli::args::ServeArgs;
+use crate::cli::args::{ServeArgs, renamed};
 
 /// The shortest period of rotation and of flushing: below it a disk does nothing else.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -46,9 +46,9 @@ pub struct ServeConfig {
     pub expect_id: Option<Uuid>,
     /// Seal the active file this long after its first line; `None`: never by age. Default 1 min,
     /// minimum 10 ms.
-    pub rotate_every: Option<Duration>,
+    pub rotate_interval: Option<Duration>,
     /// Seal the active file at this size in bytes. Default 256 MiB, 1 KiB to 1 TiB.
-    pub rotate_bytes: u64,
+    pub rotate_size: u64,
     /// The data directory's bound in bytes: appends get 507 before it is passed. Default none,
     /// minimum 64 KiB.
     pub max_disk_bytes: Option<u64>,
@@ -56,13 +56,13 @@ pub struct ServeConfig {
     pub disk_reserve_bytes: u64,
     /// Remove whole segments this long after they were applied; `None`: never. Default never,
     /// minimum 0.
-    pub retain_for: Option<Duration>,
+    pub retention: Option<Duration>,
     /// The most time until committed events are applied; `None`: as by default. Default 1 s, from
     /// 10 ms to 24 h.
-    pub flush_every: Option<Duration>,
+    pub flush_interval: Option<Duration>,
     /// How long ids of applied events are remembered, by the time of applying; `None`: for ever.
     /// Default for ever, minimum 0.
-    pub keep_ids: Option<Duration>,
+    pub dedup_window: Option<Duration>,
     /// Bytes for totals on their way to the database; past them they are flushed early. Default
     /// 256 MiB, 16 MiB to 1 TiB.
     pub memory_bytes: u64,
@@ -117,13 +117,13 @@ struct File {
     keep_alive: Option<Span>,
     data_dir: Option<PathBuf>,
     expect_id: Option<Uuid>,
-    rotate_every: Option<Span>,
-    rotate_bytes: Option<Size>,
+    rotate_interval: Option<Span>,
+    rotate_size: Option<Size>,
     max_disk: Option<Size>,
     disk_reserve: Option<Size>,
-    retain_for: Option<Span>,
-    flush_every: Option<Span>,
-    keep_ids: Option<Span>,
+    retention: Option<Span>,
+    flush_interval: Option<Span>,
+    dedup_window: Option<Span>,
     memory: Option<Size>,
     no_process: Option<bool>,
 }
@@ -143,16 +143,27 @@ impl ServeConfig {
             keep_alive: KEEP_ALIVE_DEFAULT,
             data_dir: data_dir.into(),
             expect_id: None,
-            rotate_every: Some(Duration::from_mins(1)),
-            rotate_bytes: 256 * MIB,
+            rotate_interval: Some(Duration::from_mins(1)),
+            rotate_size: 256 * MIB,
             max_disk_bytes: None,
             disk_reserve_bytes: 64 * MIB,
-            retain_for: None,
-            flush_every: Some(Duration::from_secs(1)),
-            keep_ids: None,
+            retention: None,
+            flush_interval: Some(Duration::from_secs(1)),
+            dedup_window: None,
             memory_bytes: 384 * MIB,
             processing: Processing::Here,
         }
+    }
+
+    /// The port file that flags or config file name, though something else in them may be wrong; `None`
+    /// where the config file cannot be read or is not TOML.
+    pub fn port_file_of(args: &ServeArgs) -> Option<PathBuf> {
+        let in_file = || {
+            let text = crate::data_dir::disk::read_to_string(args.config.as_ref()?).ok()?;
+            let table: toml::Table = text.parse().ok()?;
+            Some(PathBuf::from(table.get("port-file")?.as_str()?))
+        };
+        args.port_file.clone().or_else(in_file)
     }
 
     /// Flags (with their variables) over the config file `--config` names over defaults.
@@ -175,8 +186,10 @@ impl ServeConfig {
     ) -> Result<Effective, UsageError> {
         let file = match file {
             None => File::default(),
-            Some((path, text)) => toml::from_str(text).map_err(|error| {
-                UsageError::new(format!("--config {}: {error}", path.display()))
+            Some((path, text)) => toml::from_str(text).map_err(|error: toml::de::Error| {
+                let key = error.span().and_then(|span| renamed(text.get(span)?));
+                let hint = key.map_or(String::new(), |key| format!("did you mean `{key}`?\n"));
+                UsageError::new(format!("--config {}: {error}{hint}", path.display()))
             })?,
         };
         let second = Duration::from_secs(1);
@@ -194,16 +207,16 @@ impl ServeConfig {
         );
         let data_dir = s.pick("data-dir", args.data_dir, file.data_dir, "data".into());
         let expect_id = s.pick_optional("expect-id", args.expect_id, file.expect_id);
-        let rotate_every = s.pick(
-            "rotate-every",
-            args.rotate_every,
-            file.rotate_every,
+        let rotate_interval = s.pick(
+            "rotate-interval",
+            args.rotate_interval,
+            file.rotate_interval,
             Span(Some(60 * second)),
         );
-        let rotate_bytes = s.pick(
-            "rotate-bytes",
-            args.rotate_bytes,
-            file.rotate_bytes,
+        let rotate_size = s.pick(
+            "rotate-size",
+            args.rotate_size,
+            file.rotate_size,
             Size(256 * MIB),
         );
         let max_disk = s.pick_optional("max-disk", args.max_disk, file.max_disk);
@@ -213,14 +226,19 @@ impl ServeConfig {
             file.disk_reserve,
             Size(64 * MIB),
         );
-        let retain_for = s.pick("retain-for", args.retain_for, file.retain_for, Span(None));
-        let flush_every = s.pick(
-            "flush-every",
-            args.flush_every,
-            file.flush_every,
+        let retention = s.pick("retention", args.retention, file.retention, Span(None));
+        let flush_interval = s.pick(
+            "flush-interval",
+            args.flush_interval,
+            file.flush_interval,
             Span(Some(second)),
         );
-        let keep_ids = s.pick("keep-ids", args.keep_ids, file.keep_ids, Span(None));
+        let dedup_window = s.pick(
+            "dedup-window",
+            args.dedup_window,
+            file.dedup_window,
+            Span(None),
+        );
         let memory = s.pick("memory", args.memory, file.memory, Size(384 * MIB));
         let no_process = s.pick("no-process", args.no_process, file.no_process, false);
 
@@ -235,20 +253,20 @@ impl ServeConfig {
             keep_alive: keep_alive_time(keep_alive)?,
             data_dir,
             expect_id,
-            rotate_every: at_least("--rotate-every", rotate_every, PERIOD_MIN)?,
-            rotate_bytes: within("--rotate-bytes", rotate_bytes, KIB, TIB)?,
+            rotate_interval: at_least("--rotate-interval", rotate_interval, PERIOD_MIN)?,
+            rotate_size: within("--rotate-size", rotate_size, KIB, TIB)?,
             max_disk_bytes: max_disk
                 .map(|size| within("--max-disk", size, 64 * KIB, u64::MAX))
                 .transpose()?,
             disk_reserve_bytes: within("--disk-reserve", disk_reserve, 0, TIB)?,
-            retain_for: retain_for.0,
-            flush_every: Some(between(
-                "--flush-every",
-                flush_every,
+            retention: retention.0,
+            flush_interval: Some(between(
+                "--flush-interval",
+                flush_interval,
                 PERIOD_MIN,
                 FLUSH_EVERY_MAX,
             )?),
-            keep_ids: keep_ids.0,
+            dedup_window: dedup_window.0,
             memory_bytes: memory_bytes(memory)?,
             processing: if no_process {
                 Processing::Elsewhere
@@ -414,13 +432,13 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file = "rotate-every = \"10s\"\nrotate-bytes = 4096\nno-process = true\n";
-        let effective = with_file(&["--rotate-every", "2s"], file).expect("good");
+        let file = "rotate-interval = \"10s\"\nrotate-size = 4096\nno-process = true\n";
+        let effective = with_file(&["--rotate-interval", "2s"], file).expect("good");
         let config = &effective.config;
-        assert_eq!(config.rotate_every, Some(Duration::from_secs(2)));
-        assert_eq!(config.rotate_bytes, 4096);
+        assert_eq!(config.rotate_interval, Some(Duration::from_secs(2)));
+        assert_eq!(config.rotate_size, 4096);
         assert_eq!(config.processing, Processing::Elsewhere);
-        assert_eq!(config.flush_every, Some(Duration::from_secs(1)));
+        assert_eq!(config.flush_interval, Some(Duration::from_secs(1)));
         let off = with_file(&["--no-process=false"], file).expect("good");
         assert_eq!(off.config.processing, Processing::Here);
     }
@@ -434,9 +452,9 @@ mod tests {
     #[test]
     fn what_check_prints_is_a_config_file_of_the_same_meaning() {
         let flags = [
-            "--rotate-bytes",
+            "--rotate-size",
             "5000",
-            "--keep-ids",
+            "--dedup-window",
             "30days",
             "--data-dir",
             "a \"b\"",
@@ -471,10 +489,10 @@ mod tests {
     #[test]
     fn out_of_range_is_refused_with_the_range() {
         for (flags, word) in [
-            (["--rotate-every", "9ms"], "10ms"),
-            (["--flush-every", "1ms"], "10ms"),
-            (["--flush-every", "forever"], "1day"),
-            (["--flush-every", "1000years"], "1day"),
+            (["--rotate-interval", "9ms"], "10ms"),
+            (["--flush-interval", "1ms"], "10ms"),
+            (["--flush-interval", "forever"], "1day"),
+            (["--flush-interval", "1000years"], "1day"),
             (["--max-body", "1"], "1KiB"),
             (["--keep-alive", "999ms"], "1s to 1h"),
             (["--keep-alive", "forever"], "1s to 1h"),
@@ -498,6 +516,12 @@ mod tests {
         assert!(
             error.contains("rotate-evry") && error.contains("t.toml"),
             "{error}"
+        );
+        let renamed = with_file(&[], "keep-ids = \"1s\"").expect_err("unknown");
+        let renamed = renamed.to_string();
+        assert!(
+            renamed.contains("did you mean `dedup-window`?"),
+            "{renamed}"
         );
     }
 }

@@ -22,7 +22,7 @@ fn counting() -> (FakeServer, impl Fn(usize)) {
 }
 
 /// Lets the sender go when the test ends, however it ends: following has no other end.
-struct Ends<'a>(&'a Stop);
+struct Ends<'a>(&'a Shutdown);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
@@ -41,7 +41,7 @@ fn append(path: &Path, text: &str) {
 #[test]
 fn a_followed_file_is_sent_across_its_rotation() {
     let bench = Bench::new(&events(5));
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     let (server, wait_for) = counting();
     let config = bench.config(&server, &["--follow"]);
     std::thread::scope(|scope| {
@@ -75,7 +75,7 @@ fn a_followed_file_is_sent_across_its_rotation() {
         &old[old.len() - numbered(13..=13).len()..],
     );
     fs::write(bench.file(), numbered(14..=14)).expect("write");
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| send(&config, &stop));
         let _ends = Ends(&stop);
@@ -91,7 +91,7 @@ fn a_followed_file_is_sent_across_its_rotation() {
 fn a_followed_file_that_was_copied_and_cut_short_is_begun_anew() {
     // Red if logrotate's copytruncate ends the following, or sends what was copied away again.
     let bench = Bench::new(&events(5));
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     let (server, wait_for) = counting();
     let config = bench.config(&server, &["--follow"]);
     std::thread::scope(|scope| {
@@ -116,7 +116,7 @@ fn a_file_cut_short_and_longer_than_before_by_the_next_look_is_told_by_its_conte
     // Red if the length alone is looked at: the first lines of the new content are then skipped. The
     // line added before the copy was made comes from the copy.
     let bench = Bench::new(&events(5));
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     let (server, wait_for) = counting();
     let config = bench.config(&server, &["--follow"]);
     std::thread::scope(|scope| {
@@ -156,7 +156,7 @@ fn what_was_copied_and_cut_short_meanwhile_is_finished_from_the_copy() {
     let (server, wait_for) = counting();
     let config = bench.config(&server, &["--follow"]);
     let follow = |count: usize| {
-        let stop = Stop::default();
+        let stop = Shutdown::default();
         std::thread::scope(|scope| {
             let sender = scope.spawn(|| send(&config, &stop));
             let _ends = Ends(&stop);

@@ -1,4 +1,5 @@
-//! What file systems can be relied on for, by the type that statfs reports.
+//! What kind of file system a file lies on, by the type that statfs reports: whether SQLite's WAL is
+//! safe there, and whether its files have content of their own.
 //!
 //! SQLite's WAL needs memory shared between processes and locks that work; across machines, or through a
 //! server in between, one or the other does not hold.
@@ -60,12 +61,32 @@ pub fn unsafe_for_wal(dir: &Path) -> io::Result<Option<&'static str>> {
     Ok(name(rustix::fs::statfs(dir)?.f_type.into()))
 }
 
-/// The field is of another width and sign on other machines; the types have 32 bits.
+/// File systems whose files the kernel generates as they are read.
+const GENERATED: [(u32, &str); 9] = [
+    (0x9FA0, "procfs"),
+    (0x6265_6572, "sysfs"),
+    (0x6462_6720, "debugfs"),
+    (0x7472_6163, "tracefs"),
+    (0x7363_6673, "securityfs"),
+    (0x0027_E0EB, "cgroupfs"),
+    (0x6367_7270, "cgroupfs"),
+    (0x6265_6570, "configfs"),
+    (0xF97C_FF8C, "selinuxfs"),
+];
+
+/// The name of the file system if its files have no content of their own.
+pub(super) fn generated(of: &rustix::fs::StatFs) -> Option<&'static str> {
+    find(&GENERATED, of.f_type.into())
+}
+
 fn name(f_type: i128) -> Option<&'static str> {
+    find(&UNSAFE, f_type)
+}
+
+/// The field is of another width and sign on other machines; the types have 32 bits.
+fn find(types: &[(u32, &'static str)], f_type: i128) -> Option<&'static str> {
     let of_32_bits = f_type & i128::from(u32::MAX);
-    let known = UNSAFE
-        .iter()
-        .find(|(id, _)| i128::from(*id) == of_32_bits)?;
+    let known = types.iter().find(|(id, _)| i128::from(*id) == of_32_bits)?;
     Some(known.1)
 }
 

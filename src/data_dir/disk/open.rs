@@ -13,14 +13,16 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
-use super::{Disk, Identity, RealDisk};
+use super::{Disk, Identity, RealDisk, kind};
 
 /// What an open file is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,11 @@ pub enum Unusable {
     /// Not a file with content of its own.
     #[error("it is a {0}, not a regular file; move it away")]
     NotRegular(&'static str),
+    /// Made by the kernel as it is read: its size says nothing, and a read may block.
+    #[error(
+        "it is a file of {0}, which the kernel generates as it is read; copy its content to a file"
+    )]
+    Generated(&'static str),
     /// One of the three files of a database that SQLite has open.
     #[error("it is the open database {} or one of its files, under another name; remove that name", .0.display())]
     Database(PathBuf),
@@ -75,23 +82,96 @@ pub fn open_file(path: &Path, access: Access) -> io::Result<File> {
         FileType::RegularFile => {}
         other => return Err(Unusable::NotRegular(type_name(other)).into()),
     }
+    // What cannot be asked holds files.
+    if let Ok(Some(file_system)) = rustix::fs::fstatfs(&named).map(|of| kind::generated(&of)) {
+        return Err(Unusable::Generated(file_system).into());
+    }
     open_named(path, &named, &stat, access)
 }
 
-/// Reads a file that a person named, such as a token file: a pipe will do, an open database not.
+/// Why the path can be opened by no program as a file with content, without opening it; `None` where
+/// it is one, is missing, or cannot be examined.
+pub fn unusable(path: &Path) -> Option<Unusable> {
+    let stat = rustix::fs::fstat(&named(path).ok()?).ok()?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => None,
+        other => Some(Unusable::NotRegular(type_name(other))),
+    }
+}
+
+/// Bytes at most of a file that a person named: settings or tokens, not data.
+const NAMED_BYTES_MAX: u64 = 1 << 20;
+/// How long at most a pipe, or another source that may block, takes to deliver all of it.
+const NAMED_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Reads a file that a person named, such as a token file: a pipe will do, an open database not. It
+/// fails where there is more than a mebibyte, as in `/dev/zero`, and where a FIFO has no writer or
+/// the writer does not finish within ten seconds: start-up neither hangs nor fills the memory.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-    use std::io::Read as _;
+    read_within(path, NAMED_PATIENCE)
+}
+
+fn read_within(path: &Path, patience: Duration) -> io::Result<Vec<u8>> {
     let named = named(path)?;
     let stat = rustix::fs::fstat(&named)?;
+    let blocks = FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile;
+    let more = if blocks {
+        OFlags::NONBLOCK
+    } else {
+        OFlags::empty()
+    };
+    let file = open_named_with(path, &named, &stat, Access::Read, more)?;
+    let deadline = Instant::now() + patience;
+    let mut limited = file.take(NAMED_BYTES_MAX + 1);
     let mut bytes = Vec::new();
-    open_named(path, &named, &stat, Access::Read)?.read_to_end(&mut bytes)?;
+    loop {
+        if blocks {
+            await_readable(limited.get_ref(), deadline)?;
+        }
+        match limited.read_to_end(&mut bytes) {
+            Ok(_) => break,
+            // What was read before it would have blocked is in `bytes`.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if bytes.len() as u64 > NAMED_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "it has more than {NAMED_BYTES_MAX} bytes; name a smaller file"
+        )));
+    }
     Ok(bytes)
+}
+
+/// Waits until a read returns at once: there are bytes, or the last writer has closed.
+fn await_readable(file: &File, deadline: Instant) -> io::Result<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or_default();
+        let mut fds = [PollFd::new(file, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(0) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "waited for its end for too long; let its writer run, and close it",
+                ));
+            }
+            polled => return Ok(polled.map(drop)?),
+        }
+    }
 }
 
 /// The same for text.
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Whether a path is a symbolic link with a relative target: moved to another directory, it would
+/// lead elsewhere.
+pub fn is_relative_link(path: &Path) -> bool {
+    std::fs::read_link(path).is_ok_and(|target| target.is_relative())
 }
 
 /// Opens a directory; nothing else is opened, not even for a moment.
@@ -135,11 +215,23 @@ fn stands_for_no_utf8(path: &Path) -> Option<bool> {
 
 /// Opens what `named` is, having made sure that it is no open database.
 fn open_named(path: &Path, named: &OwnedFd, stat: &Stat, access: Access) -> io::Result<File> {
+    open_named_with(path, named, stat, access, OFlags::empty())
+}
+
+/// The same, with more flags.
+fn open_named_with(
+    path: &Path,
+    named: &OwnedFd,
+    stat: &Stat,
+    access: Access,
+    more: OFlags,
+) -> io::Result<File> {
     if let Some(database) = database_of(identity(stat)) {
         return Err(Unusable::Database(database).into());
     }
     let flags = OFlags::CLOEXEC
         | OFlags::NOCTTY
+        | more
         | match access {
             Access::Read => OFlags::RDONLY,
             Access::ReadWrite => OFlags::RDWR,
@@ -284,6 +376,33 @@ mod tests {
         let error = open_file(path, Access::Read).expect_err("it is not opened");
         assert!(Unusable::is_reason_of(&error), "{error}");
         error.to_string()
+    }
+
+    #[test]
+    fn a_named_file_has_a_bound_and_a_pipe_a_deadline() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let fifo = dir.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.is_ok_and(|status| status.success()));
+        let read = |path: &Path, ms| read_within(path, Duration::from_millis(ms));
+        let late = read(&fifo, 1).expect_err("no writer");
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+
+        let at = fifo.clone();
+        let writer = std::thread::spawn(move || {
+            let mut file = std::fs::OpenOptions::new().write(true).open(at)?;
+            std::io::Write::write_all(&mut file, &vec![b'x'; 200_000])
+        });
+        assert_eq!(read(&fifo, 60_000).expect("read").len(), 200_000);
+        writer.join().expect("no panic").expect("written");
+
+        let endless = read(Path::new("/dev/zero"), 60_000).expect_err("endless");
+        assert!(endless.to_string().contains("more than 1048576 bytes"));
+        let large = dir.path().join("large");
+        std::fs::write(&large, vec![b'x'; 1 << 20]).expect("written");
+        assert_eq!(read(&large, 1).expect("the bound").len(), 1 << 20);
+        std::fs::write(&large, vec![b'x'; (1 << 20) + 1]).expect("written");
+        assert!(read(&large, 1).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::open::{Access, open_file};
-use super::{Disk, DiskDir, DiskFile, FileStat, Identity, RealDisk};
+use super::{Disk, DiskFile, RealDisk};
 
 /// How often the directory is walked, and the least time between two walks where somebody waits for
 /// space that another program may have freed.
@@ -34,11 +34,15 @@ pub(super) fn walk(dir: &Path, except: &[PathBuf]) -> io::Result<u64> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries?,
         };
+        // Paths are only put together where one may be left out: not in the archive of years.
+        let leaves_out = except.iter().any(|path| path.parent() == Some(&dir));
         for entry in entries {
             let entry = entry?;
             match entry.metadata() {
                 Ok(metadata) if metadata.is_dir() => dirs.push(entry.path()),
-                Ok(metadata) if metadata.is_file() && !except.contains(&entry.path()) => {
+                Ok(metadata)
+                    if metadata.is_file() && !(leaves_out && except.contains(&entry.path())) =>
+                {
                     bytes += metadata.len();
                 }
                 Ok(_) => {}
@@ -201,7 +205,11 @@ impl Drop for UsageThread {
     }
 }
 
-impl Disk for MeteredDisk {
+impl super::DiskLayer for MeteredDisk {
+    fn below(&self) -> &dyn Disk {
+        &RealDisk
+    }
+
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         Ok(self.metered(super::create_new(path)?, 0))
     }
@@ -210,14 +218,6 @@ impl Disk for MeteredDisk {
         let file = open_file(path, Access::ReadWrite)?;
         let end = file.metadata()?.len();
         Ok(self.metered(file, end))
-    }
-
-    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        RealDisk.open_read(path)
-    }
-
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename_new(from, to)
     }
 
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -234,38 +234,6 @@ impl Disk for MeteredDisk {
         Ok(())
     }
 
-    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>> {
-        RealDisk.open_dir(dir)
-    }
-
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        RealDisk.create_dir(dir)
-    }
-
-    fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>> {
-        RealDisk.list(dir)
-    }
-
-    fn identity(&self, path: &Path) -> io::Result<Option<Identity>> {
-        RealDisk.identity(path)
-    }
-
-    fn sync_file_system(&self, dir: &Path) -> io::Result<bool> {
-        RealDisk.sync_file_system(dir)
-    }
-
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        RealDisk.free_bytes(dir)
-    }
-
-    fn free_files(&self, dir: &Path) -> io::Result<Option<u64>> {
-        RealDisk.free_files(dir)
-    }
-
-    fn size_at(&self, path: &Path) -> io::Result<u64> {
-        RealDisk.size_at(path)
-    }
-
     fn used_bytes(&self, dir: &Path) -> io::Result<u64> {
         if dir != self.meter.dir {
             return RealDisk.used_bytes(dir);
@@ -274,7 +242,7 @@ impl Disk for MeteredDisk {
             return Err(io::Error::other("the files are not added up yet"));
         }
         let others = self.meter.others.iter();
-        let others: u64 = others.filter_map(|path| self.size_at(path).ok()).sum();
+        let others: u64 = others.filter_map(|path| RealDisk.size_at(path).ok()).sum();
         let bytes = self.meter.bytes.load(Ordering::Relaxed);
         Ok(u64::try_from(bytes).unwrap_or(0) + others)
     }
@@ -317,9 +285,9 @@ impl MeteredFile {
     }
 }
 
-impl DiskFile for MeteredFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        DiskFile::read_at(&self.file, buf, offset)
+impl super::FileLayer for MeteredFile {
+    fn below(&self) -> &dyn DiskFile {
+        &self.file
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -334,30 +302,10 @@ impl DiskFile for MeteredFile {
         written
     }
 
-    fn sync_data(&self) -> io::Result<()> {
-        DiskFile::sync_data(&self.file)
-    }
-
     fn set_len(&self, len: u64) -> io::Result<()> {
         DiskFile::set_len(&self.file, len)?;
         self.ends_at(len);
         Ok(())
-    }
-
-    fn stat(&self) -> io::Result<FileStat> {
-        self.file.stat()
-    }
-
-    fn let_go(&self, to: u64) {
-        self.file.let_go(to);
-    }
-
-    fn try_lock(&self) -> io::Result<bool> {
-        DiskFile::try_lock(&self.file)
-    }
-
-    fn unlock(&self) {
-        DiskFile::unlock(&self.file);
     }
 }
 

@@ -37,12 +37,13 @@ pub(super) struct Framing {
 /// Checks the fields that frame the message.
 pub(super) fn check<'a>(
     is_http11: bool,
-    fields: impl Iterator<Item = (&'a str, &'a str)>,
+    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
 ) -> Result<Framing, Refusal> {
     let mut length = None;
     let (mut chunked, mut expects_continue) = (false, false);
     let (mut hosts, mut close, mut keep_alive) = (0, false, false);
     for (name, value) in fields {
+        let value = value.trim_ascii();
         if name.eq_ignore_ascii_case("content-length") {
             if length.replace(content_length(value)?).is_some() {
                 return malformed("there is more than one Content-Length");
@@ -51,26 +52,22 @@ pub(super) fn check<'a>(
             if chunked {
                 return malformed("there is more than one Transfer-Encoding");
             }
-            if !value.eq_ignore_ascii_case("chunked") {
+            if !value.eq_ignore_ascii_case(b"chunked") {
                 return malformed("the Transfer-Encoding is not `chunked`");
             }
             chunked = true;
         } else if name.eq_ignore_ascii_case("host") {
             hosts += 1;
         } else if name.eq_ignore_ascii_case("expect") && is_http11 {
-            if !value.eq_ignore_ascii_case("100-continue") {
+            if !value.eq_ignore_ascii_case(b"100-continue") {
                 return Err(Refusal::Expectation);
             }
             expects_continue = true;
         } else if name.eq_ignore_ascii_case("connection") {
-            let has = |option: &str| {
-                let mut options = value
-                    .split(',')
-                    .map(|option| option.trim_matches([' ', '\t']));
-                options.any(|given| given.eq_ignore_ascii_case(option))
-            };
-            close |= has("close");
-            keep_alive |= has("keep-alive");
+            for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                close |= option.eq_ignore_ascii_case(b"close");
+                keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+            }
         }
     }
     match (hosts, chunked) {
@@ -102,12 +99,15 @@ fn malformed<T>(why: &'static str) -> Result<T, Refusal> {
 }
 
 /// 1*DIGIT (RFC 9110, 8.6).
-fn content_length(value: &str) -> Result<u64, Refusal> {
-    if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
+fn content_length(value: &[u8]) -> Result<u64, Refusal> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return malformed("the Content-Length is not a whole number");
     }
     // More than 64 bits is more than any limit: it is refused as too large.
-    Ok(value.parse().unwrap_or(u64::MAX))
+    let digits = value.iter().map(|digit| u64::from(digit - b'0'));
+    Ok(digits.fold(0, |length: u64, digit| {
+        length.saturating_mul(10).saturating_add(digit)
+    }))
 }
 
 #[cfg(test)]
@@ -115,7 +115,11 @@ mod tests {
     use super::*;
 
     fn framing(is_http11: bool, fields: &[(&str, &str)]) -> Result<Framing, Refusal> {
-        check(is_http11, fields.iter().copied())
+        let fields = fields.iter();
+        check(
+            is_http11,
+            fields.map(|(name, value)| (*name, value.as_bytes())),
+        )
     }
 
     fn with_host(fields: &[(&str, &str)]) -> Result<Framing, Refusal> {

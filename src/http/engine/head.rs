@@ -1,12 +1,13 @@
-//! The head of a request: request line and header fields.
+//! The head of a request: request line and header fields, parsed by `httparse`.
 //!
-//! [`Scanner`] finds the head's end while its bytes arrive, and rejects at once what no later byte
-//! can mend: bare line ends, control characters, folded lines, another version of HTTP. [`Head`]
-//! is the complete head, read by `httparse`. Bytes over 0x7f in values are opaque (RFC 9110, 5.5).
-//! No I/O.
+//! While a head is incomplete it is parsed anew with each read, so that a fault is found with the
+//! byte that makes it one, and nothing needs to be remembered in between. Bytes over 0x7f in values
+//! are opaque (RFC 9110, 5.5). No I/O.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
+
+use httparse::{Error, Status};
 
 use super::Refusal;
 use super::framing::{self, Framing};
@@ -15,6 +16,8 @@ use super::framing::{self, Framing};
 pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Header fields of a head.
 const FIELDS_MAX: usize = 128;
+/// The first byte of a TLS connection.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The request methods that are distinguished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,77 +34,87 @@ pub enum Method {
     Other,
 }
 
-/// How much of a head has been examined. It starts anew for each head.
-#[derive(Debug, Default)]
-pub(super) struct Scanner {
-    /// Bytes before this offset are examined.
-    at: usize,
-    /// Where the current line begins; 0 until the request line is complete.
-    line: usize,
+/// A complete, valid head.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// Its lines, each ended by CRLF. What is not UTF-8 in them is U+FFFD, which equals nothing
+    /// expected.
+    text: String,
+    /// Where the target is in it.
+    target: Range<usize>,
+    pub(super) method: Method,
+    pub(super) is_http11: bool,
+    pub(super) framing: Framing,
 }
 
-impl Scanner {
-    /// Examines what was added to `input`; the head's length once all of it is there.
-    pub(super) fn scan(&mut self, input: &[u8]) -> Result<Option<usize>, Refusal> {
-        let found = self.lines(&input[..input.len().min(HEAD_BYTES_MAX)])?;
-        if found.is_none() && input.len() > HEAD_BYTES_MAX {
-            return Err(Refusal::HeadTooLarge);
+impl Head {
+    /// Reads the head at the start of `input`, and its length; `None` where more of it must come.
+    pub(super) fn read(input: &[u8]) -> Result<Option<(Self, usize)>, Refusal> {
+        if input.first() == Some(&TLS_HANDSHAKE) {
+            return Err(Refusal::Tls);
         }
-        Ok(found)
-    }
-
-    fn lines(&mut self, input: &[u8]) -> Result<Option<usize>, Refusal> {
-        loop {
-            let rest = input.get(self.at..).unwrap_or_default();
-            let Some(control) = rest.iter().position(u8::is_ascii_control) else {
-                self.at = input.len();
-                return Ok(None);
-            };
-            self.at += control;
-            match (rest[control], rest.get(control + 1)) {
-                (b'\r', None) => return Ok(None),
-                (b'\r', Some(b'\n')) => {
-                    let line = &input[self.line..self.at];
-                    self.at += 2;
-                    match self.line {
-                        0 => check_request_line(line)?,
-                        _ if line.is_empty() => return Ok(Some(self.at)),
-                        _ => check_not_folded(line)?,
-                    }
-                    self.line = self.at;
-                }
-                (b'\t', _) if self.line > 0 => {
-                    check_not_folded(&input[self.line..=self.at])?;
-                    self.at += 1;
-                }
-                (0x16, _) if self.at == 0 => return Err(Refusal::Tls),
-                (b'\n', _) => return malformed("a line ends with LF instead of CRLF"),
-                (b'\r', _) => return malformed("a CR is not followed by LF"),
-                _ => return malformed("the head contains a control character"),
+        let window = &input[..input.len().min(HEAD_BYTES_MAX)];
+        // httparse takes a bare LF for a line end: it is shown what comes before one.
+        let is_bare = |at: &usize| !window[..*at].ends_with(b"\r");
+        let bare_lf = memchr::memchr_iter(b'\n', window).find(is_bare);
+        let lines = &window[..bare_lf.unwrap_or(window.len())];
+        let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+        let mut request = httparse::Request::new(&mut []);
+        let length = match request.parse_with_uninit_headers(lines, &mut fields) {
+            Ok(Status::Complete(length)) => length,
+            Ok(Status::Partial) if bare_lf.is_some() => {
+                return malformed("a line ends with LF instead of CRLF");
             }
+            Ok(Status::Partial) if input.len() > HEAD_BYTES_MAX => {
+                return Err(Refusal::HeadTooLarge);
+            }
+            Ok(Status::Partial) => return Ok(None),
+            Err(error) => return Err(refusal(error, lines)),
+        };
+        let target = request.path.unwrap_or_default();
+        if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return malformed("the request target has bytes that must be percent-encoded");
         }
+        let is_http11 = request.version == Some(1);
+        let fields = request.headers.iter();
+        let framing = framing::check(is_http11, fields.map(|field| (field.name, field.value)))?;
+        let method_name = request.method.unwrap_or_default();
+        let start = method_name.len() + 1;
+        let head = Self {
+            method: method(method_name),
+            target: start..start + target.len(),
+            is_http11,
+            framing,
+            text: String::from_utf8_lossy(&lines[..length]).into_owned(),
+        };
+        Ok(Some((head, length)))
     }
-}
 
-fn malformed<T>(why: &'static str) -> Result<T, Refusal> {
-    Err(Refusal::Malformed(why))
-}
-
-/// Whether the version can be served; the rest of the line is checked with the whole head.
-fn check_request_line(line: &[u8]) -> Result<(), Refusal> {
-    let mut words = line.split(|byte| *byte == b' ');
-    match (words.next(), words.next(), words.next_back()) {
-        (_, _, Some(b"HTTP/1.1" | b"HTTP/1.0")) => Ok(()),
-        (_, _, Some(version)) if version.starts_with(b"HTTP/") => Err(Refusal::Version),
-        (Some(b"GET"), Some(_), None) => Err(Refusal::Version), // HTTP/0.9
-        _ => malformed("the request line is not METHOD TARGET VERSION"),
+    /// Method and path as sent, for the log: the query may hold anything.
+    pub(super) fn line(&self) -> &str {
+        let line = &self.text[..self.target.end];
+        line.split('?').next().unwrap_or_default()
     }
-}
 
-fn check_not_folded(line: &[u8]) -> Result<(), Refusal> {
-    match line.first() {
-        Some(b' ' | b'\t') => malformed("a header line begins with white space"),
-        _ => Ok(()),
+    /// The request target as sent.
+    pub(super) fn target(&self) -> &str {
+        &self.text[self.target.clone()]
+    }
+
+    /// The value of the first field of that name.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let mut start = 0;
+        let mut lines = memchr::memchr_iter(b'\n', self.text.as_bytes()).map(|end| {
+            let line = &self.text[start..end];
+            start = end + 1;
+            line
+        });
+        lines.next();
+        lines.find_map(|line| {
+            let (field, value) = line.split_at_checked(name.len())?;
+            let value = value.strip_prefix(':')?;
+            field.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+        })
     }
 }
 
@@ -109,83 +122,6 @@ fn check_not_folded(line: &[u8]) -> Result<(), Refusal> {
 pub(super) fn empty_lines(input: &[u8]) -> usize {
     let lines = input.chunks_exact(2).take_while(|line| *line == b"\r\n");
     2 * lines.count()
-}
-
-/// A complete, valid head.
-#[derive(Debug)]
-pub(super) struct Head {
-    text: String,
-    pub(super) method: Method,
-    pub(super) is_http11: bool,
-    pub(super) framing: Framing,
-    target: Span,
-    fields: Vec<(Span, Span)>,
-}
-
-/// A part of the head's text.
-type Span = Range<u16>;
-
-impl Head {
-    /// Parses what [`Scanner::scan`] found to be a head.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
-        // Values need not be UTF-8. What is not becomes U+FFFD, which equals nothing expected.
-        let text = String::from_utf8_lossy(bytes).into_owned();
-        let mut headers = [const { MaybeUninit::uninit() }; FIELDS_MAX];
-        let mut request = httparse::Request::new(&mut []);
-        match request.parse_with_uninit_headers(text.as_bytes(), &mut headers) {
-            Ok(httparse::Status::Complete(length)) if length == text.len() => {}
-            Ok(_) => return malformed("the head does not end where its empty line is"),
-            Err(error) => return Err(refusal(error)),
-        }
-        let span = |part: &[u8]| {
-            let start = part.as_ptr().addr() - text.as_ptr().addr();
-            let offset = |at: usize| u16::try_from(at).unwrap_or(u16::MAX);
-            offset(start)..offset(start + part.len())
-        };
-        let target = request.path.unwrap_or_default();
-        if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return malformed("the request target has bytes that must be percent-encoded");
-        }
-        let value = |value: &[u8]| span(value.trim_ascii());
-        let spans =
-            |header: &httparse::Header<'_>| (span(header.name.as_bytes()), value(header.value));
-        let fields: Vec<_> = request.headers.iter().map(spans).collect();
-        let is_http11 = request.version == Some(1);
-        let framing = {
-            let text = |span: &Span| &text[usize::from(span.start)..usize::from(span.end)];
-            let named = fields.iter().map(|(name, value)| (text(name), text(value)));
-            framing::check(is_http11, named)?
-        };
-        Ok(Self {
-            method: method(request.method.unwrap_or_default()),
-            target: span(target.as_bytes()),
-            is_http11,
-            framing,
-            fields,
-            text,
-        })
-    }
-
-    fn text(&self, span: &Span) -> &str {
-        &self.text[usize::from(span.start)..usize::from(span.end)]
-    }
-
-    /// The method as sent, for the log.
-    pub(super) fn method_name(&self) -> &str {
-        self.text.split(' ').next().unwrap_or_default()
-    }
-
-    /// The request target as sent.
-    pub(super) fn target(&self) -> &str {
-        self.text(&self.target)
-    }
-
-    /// The value of the first field of that name.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
-        let is_named = |(field, _): &&(Span, Span)| self.text(field).eq_ignore_ascii_case(name);
-        let (_, value) = self.fields.iter().find(is_named)?;
-        Some(self.text(value))
-    }
 }
 
 fn method(name: &str) -> Method {
@@ -198,17 +134,32 @@ fn method(name: &str) -> Method {
     }
 }
 
-fn refusal(error: httparse::Error) -> Refusal {
-    use httparse::Error;
-    match error {
-        Error::TooManyHeaders => Refusal::HeadTooLarge,
-        Error::HeaderName => Refusal::Malformed(
+fn malformed<T>(why: &'static str) -> Result<T, Refusal> {
+    Err(Refusal::Malformed(why))
+}
+
+fn refusal(error: Error, bytes: &[u8]) -> Refusal {
+    let line = bytes.split(u8::is_ascii_control).next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let words = (words.next(), words.next(), words.next());
+    match (error, words) {
+        (Error::TooManyHeaders, _) => Refusal::HeadTooLarge,
+        (Error::HeaderName, _) => Refusal::Malformed(
             "a header name is not a token, or is not followed directly by a colon",
         ),
-        Error::HeaderValue => Refusal::Malformed("the value of a header is not valid"),
-        Error::Token | Error::NewLine | Error::Status | Error::Version => {
-            Refusal::Malformed("the request line is not METHOD TARGET VERSION")
+        (Error::HeaderValue, _) => Refusal::Malformed("the value of a header is not valid"),
+        (Error::Version | Error::NewLine, (.., Some(version)))
+            if version.starts_with(b"HTTP/") && !matches!(version, b"HTTP/1.1" | b"HTTP/1.0") =>
+        {
+            Refusal::Version
         }
+        // HTTP/0.9 has no version.
+        (Error::Token, (Some(b"GET"), Some(target), None))
+            if target.iter().all(u8::is_ascii_graphic) && bytes.get(line.len()) == Some(&b'\r') =>
+        {
+            Refusal::Version
+        }
+        _ => Refusal::Malformed("the request line is not METHOD TARGET VERSION, ended by CRLF"),
     }
 }
 
@@ -217,22 +168,19 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
-        let bytes = &bytes[empty_lines(bytes)..];
-        let found = Scanner::default().scan(bytes)?;
-        let head = found.map(|length| Head::parse(&bytes[..length]));
-        head.transpose()
+        let found = Head::read(&bytes[empty_lines(bytes)..])?;
+        Ok(found.map(|(head, _)| head))
     }
 
     /// Byte by byte the same is read, and a fault is found with the byte that makes it one.
-    fn piecemeal(bytes: &[u8]) -> (usize, Result<Option<usize>, Refusal>) {
-        let mut scanner = Scanner::default();
+    fn piecemeal(bytes: &[u8]) -> (usize, Option<Refusal>) {
         for end in 1..=bytes.len() {
-            match scanner.scan(&bytes[..end]) {
+            match read(&bytes[..end]) {
                 Ok(None) => {}
-                found => return (end, found),
+                found => return (end, found.err()),
             }
         }
-        (bytes.len(), Ok(None))
+        (bytes.len(), None)
     }
 
     #[test]
@@ -241,7 +189,7 @@ mod tests {
             read(b"\r\nPOST /a?b HTTP/1.1\r\nHOST: h\r\nX-Name:  a\tb \r\nx-name: c\r\n\r\nbody");
         let head = head.expect("valid").expect("complete");
         assert_eq!(head.method, Method::Post);
-        assert_eq!(head.method_name(), "POST");
+        assert_eq!(head.line(), "POST /a");
         assert_eq!(head.target(), "/a?b");
         assert_eq!(head.header("host"), Some("h"));
         assert_eq!(head.header("X-NAME"), Some("a\tb"));
@@ -271,59 +219,42 @@ mod tests {
     #[test]
     fn a_fault_is_found_with_the_byte_that_makes_it() {
         let get = b"GET / HTTP/1.1\r\nHost: h\r\n".len();
+        let line =
+            Refusal::Malformed("the request line is not METHOD TARGET VERSION, ended by CRLF");
+        let name = Refusal::Malformed(
+            "a header name is not a token, or is not followed directly by a colon",
+        );
+        let lf = Refusal::Malformed("a line ends with LF instead of CRLF");
         for (bytes, at, refusal) in [
             (
                 &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
-                16,
+                12,
                 Refusal::Version,
             ),
-            (b"GET /\r\n", 7, Refusal::Version),
-            (b"GET / HTTP/3\r\nHost", 14, Refusal::Version),
+            (b"GET /\r\n", 6, Refusal::Version),
+            (b"GET / HTTP/3\r\nHost", 12, Refusal::Version),
+            (b"GET / HTTP/1.10\r\nHost", 15, Refusal::Version),
             (b"\x16\x03\x01\x02\x00", 1, Refusal::Tls),
-            (
-                b"GET / HTTP/1.1\nHost: h\n\n",
-                15,
-                Refusal::Malformed("a line ends with LF instead of CRLF"),
-            ),
-            (
-                b"GET / HTTP/1.1\r\rHost: h",
-                16,
-                Refusal::Malformed("a CR is not followed by LF"),
-            ),
-            (
-                b"GET /\x00 HTTP/1.1\r\n",
-                6,
-                Refusal::Malformed("the head contains a control character"),
-            ),
-            (
-                b"GET\t/ HTTP/1.1\r\n",
-                4,
-                Refusal::Malformed("the head contains a control character"),
-            ),
-            (
-                b"GET / HTTP/1.1\r\nHost: h\r\n\tfolded: a",
-                get + 1,
-                Refusal::Malformed("a header line begins with white space"),
-            ),
-            (
-                b"GET / HTTP/1.1\r\nHost: h\r\n folded\r\n",
-                get + 9,
-                Refusal::Malformed("a header line begins with white space"),
-            ),
+            (b"GET / HTTP/1.1\nHost: h\n\n", 15, lf),
+            (b"GET / HTTP/1.1\r\nHost: h\nX\0", get - 1, lf),
+            (b"GET / HTTP/1.1\r\rHost: h", 16, line),
+            (b"GET / HTTP/1.1 \r\nHost: h", 15, line),
+            (b"GET /\x00 HTTP/1.1\r\n", 6, line),
+            (b"GET\t/ HTTP/1.1\r\n", 4, line),
+            (b"GET / http/1.1\r\n", 7, line),
+            (b"G(T / HTTP/2.0\r\n", 2, line),
+            (b"nonsense\r\n", 9, line),
+            (b"GET / HTTP/1.1\r\nHost: h\r\n\tfolded: a", get + 1, name),
+            (b"GET / HTTP/1.1\r\nHost: h\r\n folded\r\n", get + 1, name),
             (
                 b"GET / HTTP/1.1\r\nHost: h\r\n\x0bfolded\r\n",
                 get + 1,
-                Refusal::Malformed("the head contains a control character"),
-            ),
-            (
-                b"nonsense\r\n",
-                10,
-                Refusal::Malformed("the request line is not METHOD TARGET VERSION"),
+                name,
             ),
         ] {
             let text = bytes.escape_ascii();
-            assert_eq!(piecemeal(bytes), (at, Err(refusal)), "{text}");
-            assert_eq!(Scanner::default().scan(bytes), Err(refusal), "{text}");
+            assert_eq!(piecemeal(bytes), (at, Some(refusal)), "{text}");
+            assert_eq!(read(bytes).err(), Some(refusal), "{text}");
         }
     }
 
@@ -338,7 +269,7 @@ mod tests {
         let (at, found) = piecemeal(&head(HEAD_BYTES_MAX + 1));
         assert_eq!(
             (at, found),
-            (HEAD_BYTES_MAX + 1, Err(Refusal::HeadTooLarge))
+            (HEAD_BYTES_MAX + 1, Some(Refusal::HeadTooLarge))
         );
         let fields = |count: usize| {
             let fields = "X: y\r\n".repeat(count);

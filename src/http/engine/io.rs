@@ -5,33 +5,34 @@
 //! descriptor left, or the bound of connections is reached, it stops accepting until there is room;
 //! meanwhile clients wait in the kernel's queue.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
-use super::connection::{Connection, IDLE_BUFFER_BYTES_MAX, Key};
+use super::connection::{Connection, IDLE_BUFFER_BYTES_MAX};
+use super::mailbox::{Key, Mailbox, Message};
 use super::room::Room;
 use super::turn::{Next, Turn};
-use super::{Refusal, Reply, Shared, system};
+use super::{Refusal, Shared, system};
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
+/// What is reported of connections.
+const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
 /// What one read may bring.
 const SCRATCH_BYTES: usize = 64 << 10;
 /// Connections accepted before the others have their turn.
 const ACCEPTS_A_TURN: usize = 128;
 /// Connections accepted when a stop begins.
 const STOP_ACCEPTS_MAX: usize = 4096;
-/// Timers beyond a few for each connection.
-const TIMERS_SPARE: usize = 1024;
+/// Deadlines are looked at no more often than this.
+const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 /// How long accepting pauses where it is impossible.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After so long without accepting, readiness says so.
@@ -39,96 +40,21 @@ const ACCEPT_PATIENCE: Duration = Duration::from_secs(1);
 /// A connection may be closed to make room after it was idle for so long.
 const EVICT_IDLE_MIN: Duration = Duration::from_secs(1);
 
-/// What other threads tell the loop.
-#[derive(Debug)]
-pub(super) enum Message {
-    /// The answer to the request in hand on a connection.
-    Reply(Key, Reply),
-    /// Stop, and close what is not answered by then.
-    Stop(Instant),
-}
-
-/// Messages for the loop, and the way to wake it.
-#[derive(Debug)]
-pub(super) struct Mailbox {
-    inbox: Mutex<Inbox>,
-    waker: Waker,
-}
-
-#[derive(Debug, Default)]
-struct Inbox {
-    messages: Vec<Message>,
-    /// The loop is in `poll`, and nobody has woken it yet.
-    asleep: bool,
-    /// It must not go to sleep: something changed.
-    woken: bool,
-}
-
-impl Mailbox {
-    fn lock(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Leaves a message; a system call only where the loop sleeps.
-    pub(super) fn post(&self, message: Message) {
-        let mut inbox = self.lock();
-        inbox.messages.push(message);
-        self.wake_from(inbox);
-    }
-
-    /// Has the loop look around.
-    pub(super) fn wake(&self) {
-        let mut inbox = self.lock();
-        inbox.woken = true;
-        self.wake_from(inbox);
-    }
-
-    fn wake_from(&self, mut inbox: MutexGuard<'_, Inbox>) {
-        let wake = std::mem::take(&mut inbox.asleep);
-        drop(inbox);
-        if wake {
-            // It fails only where the loop has ended.
-            let _ended = self.waker.wake();
-        }
-    }
-
-    /// Takes the messages; true where there is nothing and the loop may sleep.
-    fn take(&self, into: &mut Vec<Message>) -> bool {
-        let mut inbox = self.lock();
-        std::mem::swap(&mut inbox.messages, into);
-        let woken = std::mem::take(&mut inbox.woken);
-        inbox.asleep = into.is_empty() && !woken;
-        inbox.asleep
-    }
-
-    fn awake(&self) {
-        self.lock().asleep = false;
-    }
-}
-
 /// What the loop polls with.
 pub(super) struct Sockets {
     poll: Poll,
     listener: TcpListener,
-    pub(super) mailbox: Arc<Mailbox>,
 }
 
 impl Sockets {
-    pub(super) fn new(listener: std::net::TcpListener) -> io::Result<Self> {
+    pub(super) fn new(listener: std::net::TcpListener) -> io::Result<(Self, Mailbox)> {
         listener.set_nonblocking(true)?;
         let poll = Poll::new()?;
         let mut listener = TcpListener::from_std(listener);
         let registry = poll.registry();
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
-        let mailbox = Arc::new(Mailbox {
-            inbox: Mutex::default(),
-            waker: Waker::new(registry, WAKER)?,
-        });
-        Ok(Self {
-            poll,
-            listener,
-            mailbox,
-        })
+        let mailbox = Mailbox::new(Waker::new(registry, WAKER)?);
+        Ok((Self { poll, listener }, mailbox))
     }
 }
 
@@ -140,62 +66,50 @@ pub(super) struct Io {
     listener: Option<TcpListener>,
     connections: Slab<Connection>,
     serial: u64,
-    timers: BinaryHeap<Reverse<(Instant, usize, u64)>>,
-    /// Connections that have more to do than one turn allows.
-    again: VecDeque<Key>,
-    /// Uploads that wait for room.
-    waiting: VecDeque<Key>,
-    room: Arc<Room>,
+    room: Room,
     scratch: Box<[u8]>,
+    /// The earliest deadline of a connection, or earlier.
+    sweep_at: Option<Instant>,
     /// Connections may wait to be accepted.
     acceptable: bool,
     /// Not before this.
     accept_at: Option<Instant>,
-    /// Since when connections that may wait were not accepted.
+    /// Since when connections that may wait could not be accepted.
     held_off: Option<Instant>,
-    /// What the handler was told of accepting.
-    accepts: bool,
+    /// The handler was told that accepting is impossible.
+    reported: bool,
     /// Bytes in all connections' buffers.
     buffered: usize,
-    stop: Option<Stop>,
-}
-
-struct Stop {
-    /// The handler is told that the drain ends.
-    warn_at: Option<Instant>,
-    deadline: Instant,
+    /// What is not answered by then is cut off.
+    stop_at: Option<Instant>,
 }
 
 impl Io {
     pub(super) fn new(shared: Arc<Shared>, sockets: Sockets) -> Self {
-        let room = shared.limits.bodies_bytes_max;
         Self {
-            room: Arc::new(Room::new(room, sockets.mailbox)),
+            room: Room::new(Arc::clone(&shared)),
             shared,
             poll: sockets.poll,
             listener: Some(sockets.listener),
             connections: Slab::new(),
             serial: 0,
-            timers: BinaryHeap::new(),
-            again: VecDeque::new(),
-            waiting: VecDeque::new(),
             scratch: vec![0; SCRATCH_BYTES].into(),
+            sweep_at: None,
             acceptable: true,
             accept_at: None,
             held_off: None,
-            accepts: true,
+            reported: false,
             buffered: 0,
-            stop: None,
+            stop_at: None,
         }
     }
 
-    /// Runs until it was told to stop and everything is answered, or the deadline has passed.
+    /// Runs until it was told to stop and everything is answered, or the drain time has passed.
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         let mut messages = Vec::new();
         while !self.is_done() {
-            let may_sleep = self.shared.mailbox.take(&mut messages) && self.again.is_empty();
-            let timeout = if may_sleep {
+            let timeout = if self.shared.mailbox.may_sleep() {
                 self.next_timer()
             } else {
                 Some(Duration::ZERO)
@@ -205,7 +119,7 @@ impl Io {
             {
                 tracing::error!(%error, "cannot poll the sockets");
             }
-            self.shared.mailbox.awake();
+            self.shared.mailbox.take(&mut messages);
             let started = Instant::now();
             for event in &events {
                 match event.token() {
@@ -214,24 +128,19 @@ impl Io {
                     Token(index) => self.event(index, event),
                 }
             }
-            for _ in 0..self.again.len() {
-                if let Some(key) = self.again.pop_front() {
-                    self.advance(key, |connection, turn| {
-                        connection.queued = false;
-                        connection.advance(turn)
-                    });
-                }
-            }
             for message in messages.drain(..) {
                 match message {
                     Message::Reply(key, reply) => {
-                        self.advance(key, |connection, turn| connection.answered(turn, reply));
+                        self.advance(key, |connection, turn| connection.answered(turn, &reply));
                     }
-                    Message::Stop(deadline) => self.begin_stop(deadline),
+                    Message::Room => {}
+                    Message::Shutdown => self.begin_stop(),
                 }
             }
-            self.grant_room();
-            self.fire_timers(Instant::now());
+            while let Some((key, share)) = self.room.next() {
+                self.advance(key, |connection, turn| connection.grant(turn, share));
+            }
+            self.sweep(Instant::now());
             self.accept(Instant::now());
             self.shared.stepped(started, "its sockets");
             let count = self.connections.len();
@@ -239,25 +148,17 @@ impl Io {
         }
     }
 
-    fn is_done(&mut self) -> bool {
-        let Some(stop) = &mut self.stop else {
-            return false;
-        };
-        let now = Instant::now();
-        if stop.warn_at.is_some_and(|at| now >= at) {
-            stop.warn_at = None;
-            self.shared.handler.drain_ends();
-        }
-        self.connections.is_empty() || now >= stop.deadline
+    fn is_done(&self) -> bool {
+        let is_late = |at| Instant::now() >= at;
+        self.stop_at
+            .is_some_and(|at| self.connections.is_empty() || is_late(at))
     }
 
     /// How long until something is due.
     fn next_timer(&self) -> Option<Duration> {
-        let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
-        let accept = self.accept_at.filter(|_| self.acceptable);
-        let stop = self.stop.as_ref();
-        let stop = stop.map(|stop| stop.warn_at.unwrap_or(stop.deadline));
-        let next = [timer, accept, stop].into_iter().flatten().min()?;
+        let accept_at = self.accept_at.filter(|_| self.acceptable);
+        let times = [self.sweep_at, accept_at, self.stop_at];
+        let next = times.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -266,111 +167,74 @@ impl Io {
             return;
         };
         let key = connection.key;
-        if !connection.event(event) {
-            self.close(index);
-        } else if !connection.queued {
+        if connection.event(event) {
             self.advance(key, Connection::advance);
+        } else {
+            self.close(index);
         }
     }
 
     /// Has a connection do something, and sees to what follows.
     fn advance(&mut self, key: Key, what: impl FnOnce(&mut Connection, &mut Turn<'_>) -> Next) {
-        let Some(connection) = self.connections.get_mut(key.index) else {
+        let connection = self.connections.get_mut(key.index);
+        let Some(connection) = connection.filter(|connection| connection.key == key) else {
             return;
         };
-        if connection.key != key {
-            return;
-        }
         let before = connection.buffered_bytes();
         let turn = &mut Turn {
             now: Instant::now(),
             scratch: &mut self.scratch,
             shared: &self.shared,
-            room: &self.room,
-            waiting: &mut self.waiting,
-            stopping: self.stop.is_some(),
+            room: &mut self.room,
+            stopping: self.stop_at.is_some(),
             budget: 0,
         };
         // A defect costs one connection, not all of them.
         let next = catch_unwind(AssertUnwindSafe(|| what(connection, turn)));
-        let next = next.unwrap_or(Next::Close);
         self.buffered = self.buffered + connection.buffered_bytes() - before;
-        match next {
-            Next::Wait => {}
-            Next::Again if connection.queued => {}
-            Next::Again => {
-                connection.queued = true;
-                self.again.push_back(key);
-            }
-            Next::Close => return self.close(key.index),
-            Next::WantsRoom => return self.relieve(key),
+        if let Some(at) = connection.deadline(&self.shared.limits) {
+            self.sweep_at = Some(self.sweep_at.map_or(at, |sweep_at| sweep_at.min(at)));
         }
-        let deadline = connection.deadline(&self.shared.limits);
-        if let Some(at) = deadline
-            && connection.timer.is_none_or(|timer| at < timer)
-        {
-            connection.timer = Some(at);
-            self.timers.push(Reverse((at, key.index, key.serial)));
+        match next.unwrap_or(Next::Close) {
+            Next::Wait => {}
+            Next::Again => {
+                let (stream, token) = (&mut connection.stream, Token(key.index));
+                // Reports at once that there is something to read.
+                if failed(&self.poll.registry().reregister(stream, token, INTEREST)) {
+                    self.close(key.index);
+                }
+            }
+            Next::Close => self.close(key.index),
+            Next::WantsRoom => self.relieve(key),
         }
     }
 
     fn close(&mut self, index: usize) {
         if let Some(mut connection) = self.connections.try_remove(index) {
             self.buffered -= connection.buffered_bytes();
-            connection.leave(&self.shared);
+            connection.leave(&self.shared, &mut self.room);
             // There may be room for another one.
             self.accept_at = None;
         }
-        // Timers of connections that are closed would be kept for as long as theirs.
-        if self.timers.len() > 4 * self.connections.len() + TIMERS_SPARE {
-            let connections = &self.connections;
-            self.timers.retain(|Reverse((at, index, serial))| {
-                let connection = connections.get(*index);
-                connection.is_some_and(|one| one.key.serial == *serial && one.timer == Some(*at))
-            });
-        }
     }
 
-    fn fire_timers(&mut self, now: Instant) {
-        while let Some(Reverse((at, index, serial))) = self.timers.peek().copied()
-            && at <= now
-        {
-            self.timers.pop();
-            let Some(connection) = self.connections.get_mut(index) else {
-                continue;
-            };
-            let key = Key { index, serial };
-            if connection.key != key || connection.timer != Some(at) {
-                continue;
+    /// Ends what has waited for too long.
+    fn sweep(&mut self, now: Instant) {
+        if self.sweep_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let mut due = Vec::new();
+        let mut next: Option<Instant> = None;
+        for (_, connection) in &self.connections {
+            match connection.deadline(&self.shared.limits) {
+                Some(at) if at <= now => due.push(connection.key),
+                Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+                None => {}
             }
-            connection.timer = None;
-            let limits = &self.shared.limits;
-            let is_due = connection.deadline(limits).is_some_and(|due| due <= now);
-            self.advance(key, |connection, turn| {
-                match is_due.then(|| connection.time_out(turn)) {
-                    None => Next::Wait,
-                    Some(Next::Wait) => connection.advance(turn),
-                    Some(next) => next,
-                }
-            });
         }
-    }
-
-    /// Gives room that there is to those who wait for it, in order.
-    fn grant_room(&mut self) {
-        self.room.set_wanted(!self.waiting.is_empty());
-        while let Some(key) = self.waiting.front().copied() {
-            let connection = self.connections.get(key.index);
-            let wanted = connection.filter(|connection| connection.key == key);
-            let Some(bytes) = wanted.and_then(Connection::wanted_room) else {
-                self.waiting.pop_front();
-                continue;
-            };
-            let Some(share) = self.room.take(bytes) else {
-                return;
-            };
-            self.waiting.pop_front();
-            self.advance(key, |connection, turn| connection.grant(turn, share));
+        self.sweep_at = next.map(|at| at.max(now + SWEEP_PAUSE));
+        for key in due {
+            self.advance(key, Connection::time_out);
         }
     }
 
@@ -384,7 +248,7 @@ impl Io {
         let (key, refusal) = match slowest {
             Some((_, slowest)) => {
                 self.advance(key, |connection, turn| {
-                    connection.wait_on(turn.now);
+                    connection.begin_window(turn.now);
                     Next::Wait
                 });
                 (slowest, Refusal::BodyTimedOut)
@@ -400,13 +264,17 @@ impl Io {
     fn accept(&mut self, now: Instant) {
         if self.buffered > self.shared.limits.buffers_bytes_max {
             let holds = |one: &Connection| one.buffered_bytes() > IDLE_BUFFER_BYTES_MAX;
-            let expendable = self.expendable(now, holds);
-            self.evict(expendable);
+            self.evict(self.expendable(now, holds));
         }
         if !self.acceptable || self.accept_at.is_some_and(|at| now < at) {
             return;
         }
+        // Where nothing else happens, the others have their turn, and accepting goes on.
+        self.accept_at = Some(now);
         for _ in 0..ACCEPTS_A_TURN {
+            let Some(listener) = &self.listener else {
+                return;
+            };
             let full = self.connections.len() >= self.shared.limits.connections_max;
             let expendable = if full {
                 self.expendable(now, |_| true)
@@ -416,9 +284,6 @@ impl Io {
             if full && expendable.is_empty() {
                 return self.hold_off(now, "the bound of connections is reached");
             }
-            let Some(listener) = &self.listener else {
-                return;
-            };
             match listener.accept() {
                 Ok((stream, peer)) => {
                     self.evict(expendable);
@@ -426,29 +291,28 @@ impl Io {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.acceptable = false;
-                    return self.accepts_again();
+                    break;
                 }
                 Err(error) if system::is_exhausted(&error) => {
-                    let expendable = self.expendable(now, |_| true);
-                    self.evict(expendable);
+                    self.evict(self.expendable(now, |_| true));
                     return self.hold_off(now, "no descriptor is left");
                 }
                 // This client has gone already.
                 Err(_) => {}
             }
         }
-        self.accepts_again();
-        // The others have their turn first.
-        self.accept_at = Some(now);
+        self.held_off = None;
+        if std::mem::take(&mut self.reported) {
+            tracing::info!("accepting connections again");
+            self.shared.handler.accepting(true);
+        }
     }
 
     fn add(&mut self, mut stream: mio::net::TcpStream, peer: std::net::SocketAddr, now: Instant) {
         let entry = self.connections.vacant_entry();
         let index = entry.key();
-        let interest = Interest::READABLE | Interest::WRITABLE;
         let registry = self.poll.registry();
-        if let Err(error) = registry.register(&mut stream, Token(index), interest) {
-            tracing::warn!(%error, "cannot poll a connection");
+        if failed(&registry.register(&mut stream, Token(index), INTEREST)) {
             return;
         }
         self.serial += 1;
@@ -462,20 +326,10 @@ impl Io {
     fn hold_off(&mut self, now: Instant, why: &str) {
         self.accept_at = Some(now + ACCEPT_PAUSE);
         let since = *self.held_off.get_or_insert(now);
-        if self.accepts && now >= since + ACCEPT_PATIENCE {
-            self.accepts = false;
+        if !self.reported && now >= since + ACCEPT_PATIENCE {
+            self.reported = true;
             tracing::warn!("cannot accept connections: {why}; retrying");
             self.shared.handler.accepting(false);
-        }
-    }
-
-    fn accepts_again(&mut self) {
-        self.held_off = None;
-        self.accept_at = None;
-        if !self.accepts {
-            self.accepts = true;
-            tracing::info!("accepting connections again");
-            self.shared.handler.accepting(true);
         }
     }
 
@@ -489,15 +343,9 @@ impl Io {
             which(connection).then_some((rank, index))
         };
         let mut ranked: Vec<_> = self.connections.iter().filter_map(ranked).collect();
-        let count = self.connections.len() / 64 + 1;
-        if count < ranked.len() {
-            ranked.select_nth_unstable(count);
-        }
-        ranked
-            .into_iter()
-            .take(count)
-            .map(|(_, index)| index)
-            .collect()
+        ranked.sort_unstable();
+        ranked.truncate(self.connections.len() / 64 + 1);
+        ranked.into_iter().map(|(_, index)| index).collect()
     }
 
     fn evict(&mut self, expendable: Vec<usize>) {
@@ -509,20 +357,18 @@ impl Io {
     }
 
     /// Accepts what waits to be accepted, and no more; closes what is idle.
-    fn begin_stop(&mut self, deadline: Instant) {
-        self.accept_at = None;
-        self.acceptable = true;
+    fn begin_stop(&mut self) {
         let now = Instant::now();
+        self.acceptable = true;
         for _ in 0..STOP_ACCEPTS_MAX / ACCEPTS_A_TURN {
+            self.accept_at = None;
             self.accept(now);
         }
         if let Some(mut listener) = self.listener.take() {
             let _closed_anyway = self.poll.registry().deregister(&mut listener);
         }
-        self.stop = Some(Stop {
-            warn_at: deadline.checked_sub(self.shared.limits.drain_time / 4),
-            deadline,
-        });
+        self.acceptable = false;
+        self.stop_at = Some(now + self.shared.limits.drain_time);
         let keys: Vec<_> = self.connections.iter().map(|(_, one)| one.key).collect();
         for key in keys {
             self.advance(key, |connection, turn| {
@@ -534,4 +380,12 @@ impl Io {
             });
         }
     }
+}
+
+/// Whether polling a connection has failed; a log line says so.
+fn failed(polled: &io::Result<()>) -> bool {
+    if let Err(error) = polled {
+        tracing::warn!(%error, "cannot poll a connection");
+    }
+    polled.is_err()
 }

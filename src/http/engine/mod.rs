@@ -6,11 +6,11 @@
 //!
 //! # The way of a request
 //! `io` accepts a connection and gives it its `turn` when `poll` says so; `connection` is its state
-//! machine. `head` finds and parses the head, `framing` says how the body ends, `body` decodes it
-//! within bounds; a large `upload` first waits for `room`. The [`Handler`] admits or refuses the request
-//! by its head, and handles it with its body: on the I/O thread, or on `workers`. Its [`Reply`] is
-//! left in the I/O thread's mailbox by whatever thread has it, and `reply` is its form on the wire.
-//! `system` holds what is special to Linux.
+//! machine. `head` parses the head, `framing` says how the body ends, and `upload` receives it within
+//! bounds: `body` decodes it, and a large one first waits for `room`. The [`Handler`] admits or refuses
+//! the `request` by its head, and handles it with its body: on the I/O thread, or on `workers`. Its
+//! [`Reply`] is left in the I/O thread's `mailbox` by whatever thread has it, and `reply` is its form
+//! on the wire. `system` holds what is special to Linux.
 //!
 //! # Threads
 //! | thread | does | may block on |
@@ -38,6 +38,7 @@ mod connection;
 mod framing;
 mod head;
 mod io;
+mod mailbox;
 mod reply;
 mod request;
 mod room;
@@ -49,15 +50,15 @@ mod workers;
 use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) use body::reserve;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 pub use head::Method;
-use io::{Io, Mailbox, Message, Sockets};
+use io::{Io, Sockets};
+use mailbox::{Mailbox, Message};
 pub use reply::Reply;
-use request::BlockingJob;
 pub use request::Request;
 use workers::Workers;
 
@@ -149,7 +150,7 @@ pub enum Lane {
     Worker,
 }
 
-/// Proof that this thread may block; [`Request::on_blocking_thread`] gives it, and it cannot leave
+/// Snapshot that this thread may block; [`Request::on_blocking_thread`] gives it, and it cannot leave
 /// that thread.
 #[derive(Debug)]
 pub struct MayBlock(PhantomData<*const ()>);
@@ -277,7 +278,7 @@ pub struct Figures {
 /// A step on the I/O thread that takes so long is logged and counted.
 pub const HELD_UP_MIN: Duration = Duration::from_millis(100);
 /// Threads that may block. More would wait for the same database and the same cores.
-const BLOCKING_THREADS: usize = 4;
+const BLOCKING_THREADS: usize = 2;
 /// Requests that may wait for them.
 const BLOCKING_QUEUE_MAX: usize = 4096;
 /// Threads for large bodies, and bodies that may wait for them.
@@ -299,10 +300,13 @@ pub struct Engine {
 struct Shared {
     handler: Arc<dyn Handler>,
     limits: Limits,
-    mailbox: Arc<Mailbox>,
-    workers: Workers<Request>,
-    blocking: Workers<BlockingJob>,
+    mailbox: Mailbox,
+    workers: Workers,
+    blocking: Workers,
     in_flight: AtomicUsize,
+    /// Bytes of room for large bodies that are taken, and whether others wait for room.
+    room_taken: AtomicUsize,
+    room_wanted: AtomicBool,
     connections: AtomicUsize,
     evicted: AtomicU64,
     held_up: AtomicU64,
@@ -334,26 +338,19 @@ impl Engine {
             }
         };
         let local_addr = listener.local_addr().map_err(EngineError::Listener)?;
-        let sockets = Sockets::new(listener).map_err(EngineError::Listener)?;
-        let workers = Workers::start(
-            "http-worker",
-            WORKER_THREADS,
-            WORKER_QUEUE_MAX,
-            Request::handle,
-        );
-        let blocking = Workers::start(
-            "http-blocking",
-            BLOCKING_THREADS,
-            BLOCKING_QUEUE_MAX,
-            BlockingJob::run,
-        );
+        let (sockets, mailbox) = Sockets::new(listener).map_err(EngineError::Listener)?;
+        let threads = |name, count, queue_max| {
+            Workers::start(name, count, queue_max).map_err(EngineError::Thread)
+        };
         let shared = Arc::new(Shared {
             handler,
             limits,
-            mailbox: Arc::clone(&sockets.mailbox),
-            workers: workers.map_err(EngineError::Thread)?,
-            blocking: blocking.map_err(EngineError::Thread)?,
+            mailbox,
+            workers: threads("http-worker", WORKER_THREADS, WORKER_QUEUE_MAX)?,
+            blocking: threads("http-blocking", BLOCKING_THREADS, BLOCKING_QUEUE_MAX)?,
             in_flight: AtomicUsize::new(0),
+            room_taken: AtomicUsize::new(0),
+            room_wanted: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             evicted: AtomicU64::new(0),
             held_up: AtomicU64::new(0),
@@ -387,9 +384,13 @@ impl Engine {
     /// Stops accepting, answers what was accepted, closes all connections, waits for the threads.
     /// Takes at most [`Limits::drain_time`] and a second and a half.
     pub fn stop(self) {
-        let deadline = Instant::now() + self.shared.limits.drain_time;
-        self.shared.mailbox.post(Message::Stop(deadline));
-        let _ended_or_late = self.running.recv_deadline(deadline + ENDS_TIME);
+        self.shared.mailbox.post(Message::Shutdown);
+        let drain_time = self.shared.limits.drain_time;
+        let (most, rest) = (drain_time / 4 * 3, drain_time / 4);
+        if self.running.recv_timeout(most) == Err(RecvTimeoutError::Timeout) {
+            self.shared.handler.drain_ends();
+            let _ended_or_late = self.running.recv_timeout(rest + ENDS_TIME);
+        }
         let deadline = Instant::now() + ENDS_TIME;
         self.shared.workers.stop(deadline);
         self.shared.blocking.stop(deadline);

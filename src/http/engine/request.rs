@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::connection::Key;
 use super::head::{Head, Method};
-use super::io::Message;
+use super::mailbox::{Key, Message};
 use super::room::Share;
+use super::workers::Workers;
 use super::{Figures, MayBlock, Refusal, Reply, Shared};
 
 /// A request. It may be answered later and from any thread: [`Self::answer`] never blocks.
@@ -18,12 +18,26 @@ pub struct Request {
     /// Room that a large body takes, until its handler returns.
     pub(super) share: Option<Share>,
     pub(super) received: Instant,
-    pub(super) key: Key,
+    key: Key,
     /// `None` once answered.
-    pub(super) shared: Option<Arc<Shared>>,
+    shared: Option<Arc<Shared>>,
+    /// What it answers when it is dropped.
+    if_dropped: Refusal,
 }
 
 impl Request {
+    pub(super) fn new(head: Head, key: Key, now: Instant, shared: &Arc<Shared>) -> Self {
+        Self {
+            head,
+            body: Vec::new(),
+            share: None,
+            received: now,
+            key,
+            shared: Some(Arc::clone(shared)),
+            if_dropped: Refusal::Panicked,
+        }
+    }
+
     /// The method.
     pub fn method(&self) -> Method {
         self.head.method
@@ -73,23 +87,29 @@ impl Request {
 
     /// Goes on with the request on a thread that may block.
     pub fn on_blocking_thread(self, work: impl FnOnce(Self, &MayBlock) + Send + 'static) {
-        if let Some(shared) = self.shared.clone() {
-            let job = BlockingJob {
-                request: self,
-                work: Box::new(work),
-            };
-            if let Err(refused) = shared.blocking.submit(job) {
-                refused.request.refuse(Refusal::Busy);
-            }
-        }
+        self.submit(
+            |shared| &shared.blocking,
+            |request| work(request, &MayBlock::on_this_thread()),
+        );
     }
 
-    /// Queues it for a worker.
-    pub(super) fn submit(self) {
-        if let Some(shared) = self.shared.clone()
-            && let Err(refused) = shared.workers.submit(self)
-        {
-            refused.refuse(Refusal::Busy);
+    /// Has it handled by a worker.
+    pub(super) fn on_worker(self) {
+        self.submit(|shared| &shared.workers, Self::handle);
+    }
+
+    fn submit(
+        mut self,
+        threads: fn(&Shared) -> &Workers,
+        work: impl FnOnce(Self) + Send + 'static,
+    ) {
+        if let Some(shared) = self.shared.clone() {
+            // Where the queue is full, the job is dropped, and the request with it.
+            self.if_dropped = Refusal::Busy;
+            threads(&shared).submit(Box::new(move || {
+                self.if_dropped = Refusal::Panicked;
+                work(self);
+            }));
         }
     }
 
@@ -103,8 +123,7 @@ impl Request {
 
     /// Method and path, for the log: the query may hold anything.
     pub(super) fn line(&self) -> String {
-        let path = self.target().split('?').next().unwrap_or_default();
-        format!("{} {path}", self.head.method_name())
+        self.head.line().to_owned()
     }
 
     /// The connection answers it, or has ended.
@@ -114,32 +133,15 @@ impl Request {
 
     /// Answers for the engine.
     pub(super) fn refuse(mut self, refusal: Refusal) {
-        self.refuse_mut(refusal);
-    }
-
-    fn refuse_mut(&mut self, refusal: Refusal) {
-        if let Some(shared) = self.shared.clone() {
-            self.answer_mut(shared.handler.refusal(refusal));
-        }
+        self.if_dropped = refusal;
     }
 }
 
 impl Drop for Request {
     fn drop(&mut self) {
-        self.refuse_mut(Refusal::Panicked);
-    }
-}
-
-/// Work for a thread that may block.
-pub(super) struct BlockingJob {
-    request: Request,
-    work: BlockingWork,
-}
-
-type BlockingWork = Box<dyn FnOnce(Request, &MayBlock) + Send>;
-
-impl BlockingJob {
-    pub(super) fn run(self) {
-        (self.work)(self.request, &MayBlock::on_this_thread());
+        if let Some(shared) = &self.shared {
+            let reply = shared.handler.refusal(self.if_dropped);
+            self.answer_mut(reply);
+        }
     }
 }

@@ -1,62 +1,78 @@
 //! Room for large bodies, shared by all connections: their bytes in memory have one bound.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use super::io::Mailbox;
+use super::Shared;
+use super::mailbox::{Key, Message};
 
-/// The room that there is.
-#[derive(Debug)]
+/// The uploads that wait for room, in order. Of the I/O thread.
 pub(super) struct Room {
-    bytes_max: usize,
-    taken: AtomicUsize,
-    /// Somebody waits for room: who gives some back wakes the I/O thread.
-    wanted: AtomicBool,
-    mailbox: Arc<Mailbox>,
+    shared: Arc<Shared>,
+    waiting: VecDeque<(Key, usize)>,
 }
 
-/// A part of the room, given back when dropped.
+/// A part of the room, in bytes; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Share {
-    room: Arc<Room>,
+    shared: Arc<Shared>,
     bytes: usize,
 }
 
 impl Room {
-    pub(super) fn new(bytes_max: usize, mailbox: Arc<Mailbox>) -> Self {
-        Self {
-            bytes_max,
-            taken: AtomicUsize::new(0),
-            wanted: AtomicBool::new(false),
-            mailbox,
-        }
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let waiting = VecDeque::new();
+        Self { shared, waiting }
     }
 
-    /// Takes room for so many bytes, if there is. Only the I/O thread takes.
-    pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
-        let taken = self.taken.load(Ordering::SeqCst);
+    /// Takes room for so many bytes. Where there is none, or others wait, it is queued.
+    pub(super) fn take(&mut self, key: Key, bytes: usize) -> Option<Share> {
+        let first = self.waiting.is_empty();
+        let share = first.then(|| Share::take(&self.shared, bytes)).flatten();
+        if share.is_none() {
+            self.waiting.push_back((key, bytes));
+        }
+        share
+    }
+
+    /// The first of the queue, where there is room for it now.
+    pub(super) fn next(&mut self) -> Option<(Key, Share)> {
+        // Before the attempt: room that is given back after it wakes the I/O thread.
+        let wanted = &self.shared.room_wanted;
+        wanted.store(!self.waiting.is_empty(), Ordering::SeqCst);
+        let (key, bytes) = self.waiting.front()?;
+        let granted = (*key, Share::take(&self.shared, *bytes)?);
+        self.waiting.pop_front();
+        Some(granted)
+    }
+
+    /// A connection waits no longer.
+    pub(super) fn leave(&mut self, key: Key) {
+        self.waiting.retain(|(waiting, _)| *waiting != key);
+    }
+}
+
+impl Share {
+    /// Only the I/O thread takes.
+    fn take(shared: &Arc<Shared>, bytes: usize) -> Option<Self> {
+        let taken = shared.room_taken.load(Ordering::SeqCst);
         // A body that is larger than the room has it to itself.
-        if taken > 0 && taken + bytes > self.bytes_max {
+        if taken > 0 && taken + bytes > shared.limits.bodies_bytes_max {
             return None;
         }
-        self.taken.fetch_add(bytes, Ordering::SeqCst);
-        Some(Share {
-            room: Arc::clone(self),
-            bytes,
-        })
-    }
-
-    /// Whether somebody waits. Set before a last attempt to take: room given back after that wakes.
-    pub(super) fn set_wanted(&self, wanted: bool) {
-        self.wanted.store(wanted, Ordering::SeqCst);
+        shared.room_taken.fetch_add(bytes, Ordering::SeqCst);
+        let shared = Arc::clone(shared);
+        Some(Self { shared, bytes })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.room.taken.fetch_sub(self.bytes, Ordering::SeqCst);
-        if self.room.wanted.load(Ordering::SeqCst) {
-            self.room.mailbox.wake();
+        let shared = &self.shared;
+        shared.room_taken.fetch_sub(self.bytes, Ordering::SeqCst);
+        if shared.room_wanted.load(Ordering::SeqCst) {
+            shared.mailbox.post(Message::Room);
         }
     }
 }

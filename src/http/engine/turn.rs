@@ -1,11 +1,9 @@
 //! What a connection has of the loop while it is its turn, and what becomes of it afterwards.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::connection::Key;
 use super::request::Request;
 use super::room::Room;
 use super::{Admission, HELD_UP_MIN, Shared};
@@ -15,9 +13,7 @@ pub(super) struct Turn<'a> {
     pub(super) now: Instant,
     pub(super) scratch: &'a mut [u8],
     pub(super) shared: &'a Arc<Shared>,
-    pub(super) room: &'a Arc<Room>,
-    /// Uploads that wait for room, in order.
-    pub(super) waiting: &'a mut VecDeque<Key>,
+    pub(super) room: &'a mut Room,
     pub(super) stopping: bool,
     /// Bytes that this connection may still read.
     pub(super) budget: usize,
@@ -40,19 +36,17 @@ impl Turn<'_> {
     /// Has the request handled on this thread.
     pub(super) fn handle(&mut self, request: Request) {
         let line = request.line();
-        let started = Instant::now();
         // Dropped by a panic, the request answers 500.
         let _panicked = catch_unwind(AssertUnwindSafe(|| request.handle()));
-        self.shared.stepped(started, &line);
+        self.shared.stepped(self.now, &line);
     }
 
     /// Has the request admitted or refused by its head; `None` where the handler panics.
     pub(super) fn admit(&mut self, request: &Request) -> Option<Admission> {
-        let started = Instant::now();
         let admit = || self.shared.handler.admit(request);
         let admission = catch_unwind(AssertUnwindSafe(admit));
-        if started.elapsed() >= HELD_UP_MIN {
-            self.shared.stepped(started, &request.line());
+        if self.now.elapsed() >= HELD_UP_MIN {
+            self.shared.stepped(self.now, &request.line());
         }
         admission.ok()
     }

@@ -1,7 +1,7 @@
 //! A fixed number of named threads behind a bounded queue.
 //!
 //! They do what would hold up the I/O thread: parse large bodies, inflate, read the database. A job
-//! that panics is contained: the thread goes on. Past the queue's bound a job is handed back.
+//! that panics is contained: the thread goes on. Past the queue's bound a job is dropped.
 
 use std::convert::Infallible;
 use std::io;
@@ -10,25 +10,23 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 
-/// Threads for jobs of type `J`, all run by one function.
-pub(super) struct Workers<J> {
+/// Something to do for one of the threads.
+pub(super) type Job = Box<dyn FnOnce() + Send>;
+
+/// The threads.
+pub(super) struct Workers {
     /// `None` once stopped.
-    jobs: Mutex<Option<Sender<J>>>,
+    jobs: Mutex<Option<Sender<Job>>>,
     /// Disconnected when all threads have ended.
     running: Receiver<Infallible>,
 }
 
-impl<J: Send + 'static> Workers<J> {
+impl Workers {
     /// Starts `threads` threads named `name-1` and so on; `queue_max` jobs may wait.
-    pub(super) fn start(
-        name: &str,
-        threads: usize,
-        queue_max: usize,
-        run: fn(J),
-    ) -> io::Result<Self> {
-        let (jobs, queue) = crossbeam_channel::bounded(queue_max);
+    pub(super) fn start(name: &str, threads: usize, queue_max: usize) -> io::Result<Self> {
+        let (jobs, queue) = crossbeam_channel::bounded::<Job>(queue_max);
         let (runs, running) = crossbeam_channel::bounded(0);
         for number in 1..=threads {
             let (queue, runs) = (queue.clone(), runs.clone());
@@ -38,7 +36,7 @@ impl<J: Send + 'static> Workers<J> {
                     let _until_it_ends = runs;
                     for job in queue {
                         // The job's request answers 500 when it is dropped.
-                        let _panicked = catch_unwind(AssertUnwindSafe(|| run(job)));
+                        let _panicked = catch_unwind(AssertUnwindSafe(job));
                     }
                 })?;
         }
@@ -48,13 +46,12 @@ impl<J: Send + 'static> Workers<J> {
         })
     }
 
-    /// Queues the job, or hands it back where the queue is full or the threads were stopped.
-    pub(super) fn submit(&self, job: J) -> Result<(), J> {
+    /// Queues the job, or drops it where the queue is full or the threads were stopped.
+    pub(super) fn submit(&self, job: Job) {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(jobs) = jobs.as_ref() else {
-            return Err(job);
-        };
-        jobs.try_send(job).map_err(TrySendError::into_inner)
+        if let Some(jobs) = jobs.as_ref() {
+            let _dropped_if_full = jobs.try_send(job);
+        }
     }
 
     /// Takes no more jobs, and waits until `deadline` for those there are.
@@ -74,57 +71,44 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    enum Job {
-        Wait(mpsc::Receiver<()>),
-        Tell(mpsc::Sender<()>),
-        Panic,
-    }
-
-    fn run(job: Job) {
-        match job {
-            Job::Wait(end) => drop(end.recv()),
-            Job::Tell(done) => done.send(()).expect("the test waits"),
-            Job::Panic => panic!("as a handler might"),
-        }
-    }
-
     #[test]
     fn a_panic_is_contained_and_a_stop_finishes_what_is_queued() {
-        let workers = Workers::start("test", 1, 8, run).expect("started");
+        let workers = Workers::start("test", 1, 8).expect("started");
         let (done, told) = mpsc::channel();
-        for job in [
-            Job::Panic,
-            Job::Tell(done.clone()),
-            Job::Panic,
-            Job::Tell(done),
-        ] {
-            assert!(workers.submit(job).is_ok());
+        for panics in [true, false, true, false] {
+            let done = done.clone();
+            workers.submit(Box::new(move || {
+                assert!(!panics, "as a handler might");
+                done.send(()).expect("the test waits");
+            }));
         }
         workers.stop(Instant::now() + PATIENCE);
+        drop(done);
         assert_eq!(told.iter().count(), 2);
-        assert!(workers.submit(Job::Panic).is_err());
+        let (late, ran) = mpsc::channel::<()>();
+        workers.submit(Box::new(move || late.send(()).expect("the test waits")));
+        assert!(ran.recv().is_err(), "after a stop it is dropped");
     }
 
     #[test]
-    fn past_its_bound_a_job_is_handed_back() {
-        let workers = Workers::start("test", 1, 1, run).expect("started");
-        let (ends, mut waits): (Vec<_>, Vec<_>) = (0..3).map(|_| mpsc::channel()).unzip();
-        // One runs, one is queued; nobody else finds room.
-        let mut refused = 0;
-        while refused < 1 {
-            match workers.submit(Job::Wait(waits.pop().expect("enough"))) {
-                Ok(()) => {}
-                Err(Job::Wait(back)) => {
-                    refused += usize::from(waits.is_empty());
-                    waits.push(back);
-                    thread::yield_now();
-                }
-                Err(_) => unreachable!(),
-            }
+    fn past_its_bound_a_job_is_dropped() {
+        let workers = Workers::start("test", 1, 1).expect("started");
+        let (begun, begins) = mpsc::channel();
+        let (end, ends) = mpsc::channel::<()>();
+        workers.submit(Box::new(move || {
+            begun.send(()).expect("the test waits");
+            assert!(ends.recv().is_err(), "the end is dropped");
+        }));
+        begins.recv_timeout(PATIENCE).expect("it runs");
+        let (done, told) = mpsc::channel();
+        for number in 0..3 {
+            let done = done.clone();
+            workers.submit(Box::new(move || {
+                done.send(number).expect("the test waits");
+            }));
         }
-        let started = Instant::now();
-        workers.stop(started + Duration::from_millis(1));
-        drop(ends);
-        workers.stop(started + PATIENCE);
+        drop((done, end));
+        assert_eq!(told.iter().collect::<Vec<_>>(), [0], "one is queued");
+        workers.stop(Instant::now() + PATIENCE);
     }
 }

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `status` | each second |
 //! | `userEvents?order=-revenue&limit=10` | `applied` moved; at most every 2 s, and for at most 1/20 of the time |
-//! | `segments?limit=20` | `lines`, `applied`, `pending` or `untrusted` moved; likewise |
+//! | `segments?limit=20` | `lines`, `applied`, `pending` or `corrupt` moved; likewise |
 //! | `rejected?limit=20` | `rejected` moved; likewise |
 //! | `userEvents/{userId}` | on demand, then each time totals move while it is on show |
 //! | `readyz` | while the token is missing, without one |
@@ -25,15 +25,15 @@
 //! GET /segments?limit=20 -> {"segments": [{
 //!     "name":         "events-000042",          the segment's identity, or the file name of one from elsewhere
 //!     "file":         "applied/2026-11/events-2026-11-22T06-41-00.123Z-000042.jsonl",   below the data directory
-//!     "state":        "active" | "sealed" | "applied" | "missing" (applied, and its file is gone) | "untrusted" | "lost",
+//!     "state":        "active" | "sealed" | "applied" | "file_missing" (applied, and its file is gone) | "corrupt" | "missing",
 //!     "bytes":        1834,                     of the file (active: durable); null if there is no file
 //!     "appliedBytes": 1834,
 //!     "events":       20,                       counted
 //!     "rejected":     1,
 //!     "duplicates":   0,
 //!     "sealedAt":     "2026-11-22T06:41:00.123Z",   null: not sealed, or not known
-//!     "wholeAt":      "2026-11-22T06:41:00.391Z",   null: not wholly applied
-//!     "reason":       null                      why it is untrusted or lost
+//!     "completedAt":      "2026-11-22T06:41:00.391Z",   null: not wholly applied
+//!     "reason":       null                      why it is corrupt or lost
 //! }]}                                           newest first: the active one, then by when they were first seen
 //!
 //! GET /rejected?limit=20 -> {"rejected": [{
@@ -63,8 +63,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     (
         "Content-Security-Policy",
         "default-src 'none'; \
-         script-src 'sha256-w580W0BXFOdJ8ybNxzqAG6J+Hf//WQdVnPjYZznSFoY='; \
-         style-src 'sha256-P/WtgzeFNExIIl7oVuouYttmQvUSXgdTierAxxN8OD0='; \
+         script-src 'sha256-wwT1ogbAdu8rYm0bdwkuGuxg1FjmMF1d1XuEEIoL6QI='; \
+         style-src 'sha256-QILbQDNjrM+Hh4orvmmV3Y10eQRzWLv6NVW6oIVd2Wc='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     ),

@@ -17,7 +17,7 @@ use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
 use crate::journal::Tail;
-use crate::progress::Waited;
+use crate::progress::WaitOutcome;
 use crate::store::{RejectedFilter, SegmentRow, SegmentState};
 use crate::timestamp;
 
@@ -52,7 +52,7 @@ pub(super) fn rejected(inner: &Arc<Inner>, request: Request, query: &str) {
     let deadline = Instant::now() + asked.wait;
     let waiting = Arc::clone(inner);
     let done = move |waited| match waited {
-        Waited::Applied => list(request, asked),
+        WaitOutcome::Applied => list(request, asked),
         other => waiting.answer(
             request,
             Route::Rejected,
@@ -119,7 +119,7 @@ fn list_segments(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Rep
     let files = inner.files.get(may_block);
     let rows = inner.readers.get(may_block).newest_segments(limit);
     let rows = rows.map_err(|error| unreadable(&error))?;
-    let active = SegmentId::Ours(tail.number);
+    let active = SegmentId::Native(tail.number);
     let mut segments = Vec::with_capacity(rows.len() + 1);
     // What nothing was applied of yet has no row.
     if tail.durable_end > 0 && !rows.iter().any(|row| row.id == active) {
@@ -142,16 +142,16 @@ fn unapplied(id: &SegmentId, tail: &Tail) -> Value {
         "rejected": 0,
         "duplicates": 0,
         "sealedAt": null,
-        "wholeAt": null,
+        "completedAt": null,
         "reason": null,
     })
 }
 
 fn segment(files: &Files, row: &SegmentRow, tail: &Tail) -> Value {
     let file = file(files, row, tail);
-    let whole_at = row.whole_at_ms.map(rfc3339);
+    let completed_at = row.completed_at_ms.map(rfc3339);
     let state = match &file {
-        None if row.state == SegmentState::Whole => MISSING,
+        None if row.state == SegmentState::Applied => MISSING,
         _ => state_name(row.state),
     };
     json!({
@@ -164,18 +164,18 @@ fn segment(files: &Files, row: &SegmentRow, tail: &Tail) -> Value {
         "rejected": row.counts.rejected,
         "duplicates": row.counts.duplicates,
         "sealedAt": sealed_at(&row.file_name),
-        "wholeAt": whole_at,
+        "completedAt": completed_at,
         "reason": row.reason,
     })
 }
 
 /// The state of a segment that was applied and whose file is gone.
-const MISSING: &str = "missing";
+const MISSING: &str = "file_missing";
 
 /// `applied` is the word of the API, as it is the name of the archive.
 fn state_name(state: SegmentState) -> &'static str {
     match state {
-        SegmentState::Whole => "applied",
+        SegmentState::Applied => "applied",
         other => other.name(),
     }
 }
@@ -187,7 +187,7 @@ fn file(files: &Files, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
         let is_active = row.id.number() == Some(tail.number);
         return is_active.then(|| (ACTIVE_FILE.to_owned(), tail.durable_end));
     }
-    let archived = row.whole_at_ms.map(|at_ms| {
+    let archived = row.completed_at_ms.map(|at_ms| {
         let month = rfc3339(at_ms);
         let month = month.get(.."2026-11".len()).unwrap_or_default();
         format!("{APPLIED_DIR}/{month}/{}", row.file_name)

@@ -18,7 +18,7 @@ use crate::http::engine::{Lane, Reply, Request, reserve};
 use crate::http::intake::{self, Intake, IntakeError, Invalid};
 use crate::http::problem::{self, Problem};
 use crate::journal::{AppendError, Batch};
-use crate::progress::Waited;
+use crate::progress::WaitOutcome;
 
 /// What a sender waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,8 +216,10 @@ fn when_applied(
         let inner = Arc::clone(inner);
         move |waited| {
             let (status, acked) = match waited {
-                Waited::Applied => (200, "applied"),
-                Waited::TimedOut | Waited::Lost | Waited::NotWaiting => (202, "durable"),
+                WaitOutcome::Applied => (200, "applied"),
+                WaitOutcome::TimedOut | WaitOutcome::Gone | WaitOutcome::Unavailable => {
+                    (202, "durable")
+                }
             };
             let reply = Reply::json(status, taken(&intake, position, Some(acked)));
             inner.answer(request, Route::LiveEvent, reply);

@@ -59,9 +59,9 @@ fn segments(inner: &Inner, may_block: &MayBlock) -> Option<Segments> {
         *match state {
             SegmentState::Active => &mut segments.active,
             SegmentState::Sealed => &mut segments.sealed,
-            SegmentState::Whole => &mut segments.applied,
-            SegmentState::Untrusted => &mut segments.untrusted,
-            SegmentState::Lost => &mut segments.lost,
+            SegmentState::Applied => &mut segments.applied,
+            SegmentState::Corrupt => &mut segments.corrupt,
+            SegmentState::Missing => &mut segments.missing,
         } = count;
     }
     Some(segments)

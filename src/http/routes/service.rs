@@ -12,7 +12,7 @@ use crate::data_dir::segment::Position;
 use crate::http::counters::{Events, Route};
 use crate::http::engine::{Reply, Request};
 use crate::http::problem::Problem;
-use crate::progress::{Run, Waited};
+use crate::progress::{Run, WaitOutcome};
 use crate::store::Ledger;
 
 const FLUSH_WAIT_DEFAULT: Duration = Duration::from_mins(1);
@@ -51,20 +51,22 @@ fn when_applied(inner: &Arc<Inner>, request: Request, position: Position, deadli
     progress.when_applied(position, deadline, Box::new(done));
 }
 
-fn flushed(inner: &Inner, position: Position, waited: Waited) -> Reply {
+fn flushed(inner: &Inner, position: Position, waited: WaitOutcome) -> Reply {
     let progress = &inner.progress;
     let applied = progress.applied().to_string();
     let problem = match waited {
-        Waited::Applied => {
+        WaitOutcome::Applied => {
             let body = json!({"position": position.to_string(), "applied": applied});
             return Reply::json(200, body.to_string());
         }
-        Waited::TimedOut => Problem::new(503, "rotated, but not all of it is applied yet").retry(),
-        Waited::NotWaiting => Problem::new(
+        WaitOutcome::TimedOut => {
+            Problem::new(503, "rotated, but not all of it is applied yet").retry()
+        }
+        WaitOutcome::Unavailable => Problem::new(
             503,
             "rotated; nothing is applied here (--no-process), too many wait already, or the server is stopping",
         ),
-        Waited::Lost => Problem::new(
+        WaitOutcome::Gone => Problem::new(
             410,
             "rotated; a segment before it was lost or is not to be trusted",
         ),
@@ -145,7 +147,7 @@ pub(super) fn status(inner: &Inner, request: Request) {
         "duplicates": ledger.duplicates,
         "rejected": ledger.rejected,
         "pending": ledger.pending,
-        "untrusted": ledger.untrusted,
+        "corrupt": ledger.corrupt,
         "unaccounted": ledger.unaccounted,
         "run": {
             "received": events.received,

@@ -13,7 +13,7 @@ use crate::data_dir::segment::Position;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
-use crate::progress::Waited;
+use crate::progress::WaitOutcome;
 use crate::store::{Order, StoreError, UserTotal};
 use crate::timestamp;
 
@@ -41,7 +41,7 @@ pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &st
     let done = {
         let inner = Arc::clone(inner);
         move |waited| match waited {
-            Waited::Applied => look_up(request),
+            WaitOutcome::Applied => look_up(request),
             other => inner.answer(request, Route::User, not_applied(&inner, other).reply()),
         }
     };
@@ -59,20 +59,20 @@ fn asked(raw_id: &str, query: &str) -> Result<(String, Option<Position>, Duratio
 }
 
 /// Why a position that was waited for is not applied.
-pub(super) fn not_applied(inner: &Inner, waited: Waited) -> Problem {
+pub(super) fn not_applied(inner: &Inner, waited: WaitOutcome) -> Problem {
     let progress = &inner.progress;
     match waited {
-        Waited::Lost => Problem::new(
+        WaitOutcome::Gone => Problem::new(
             410,
             "the position's segment was lost or is not to be trusted; it will not be applied",
         ),
-        Waited::NotWaiting => Problem::new(
+        WaitOutcome::Unavailable => Problem::new(
             503,
             "nothing is applied here (--no-process), too many wait already, or the server is stopping",
         )
         .retry()
         .member("processing", !progress.applies_elsewhere()),
-        Waited::Applied | Waited::TimedOut => Problem::new(
+        WaitOutcome::Applied | WaitOutcome::TimedOut => Problem::new(
             503,
             "the position is not applied yet; ask again or wait longer",
         )

@@ -8,15 +8,16 @@ use std::time::{Instant, SystemTime};
 use super::super::{AppendError, Tail};
 use super::{JOURNAL, RETRY_AFTER, ROTATION, State, Writer, is_full};
 use crate::data_dir::first_free;
-use crate::data_dir::segment::sealed_file_name;
+use crate::data_dir::segment::{Seal, sealed_file_name_with};
 
 impl Writer {
     /// When the active segment is to be sealed for its age, or what failed is to be tried again.
     pub(super) fn rotation_due(&self) -> Option<Instant> {
         match self.state {
-            State::Open(_) => self
-                .retry_at
-                .or_else(|| self.first_line_at?.checked_add(self.config.rotate_every?)),
+            State::Open(_) => self.retry_at.or_else(|| {
+                self.first_line_at?
+                    .checked_add(self.config.rotate_interval?)
+            }),
             State::Uncreated(_) => self.retry_at,
             State::Poisoned(_) => None,
         }
@@ -51,9 +52,12 @@ impl Writer {
             }
         };
         // 1. rename, never replacing.
-        let sealed = self
-            .data_dir
-            .join(sealed_file_name(self.directory.label(), SystemTime::now()));
+        let seal = Seal {
+            bytes: self.durable_end,
+            checksum: self.checksum.clone().finalize(),
+        };
+        let name = sealed_file_name_with(self.directory.label(), seal, SystemTime::now());
+        let sealed = self.data_dir.join(name);
         if let Err(error) = self.disk.rename_new(&self.path, &sealed) {
             let reason = format!(
                 "cannot seal {} as {}: {error}",
@@ -82,6 +86,7 @@ impl Writer {
         };
         self.directory = self.directory.next(number);
         self.durable_end = 0;
+        self.checksum.reset();
         self.first_line_at = None;
         {
             // The sealed file stays in the tail until the next one is there: nothing of it is at or

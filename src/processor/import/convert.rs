@@ -10,9 +10,8 @@ use crc32fast::Hasher;
 use flate2::bufread::MultiGzDecoder;
 use serde::de::IgnoredAny;
 
-use super::looks::{HEAD_BYTES, Looks, Other};
 use crate::data_dir::disk::DiskFile;
-use crate::event::{LINE_BYTES_MAX, without_bom};
+use crate::event::{HEAD_BYTES, LINE_BYTES_MAX, Looks, without_bom};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -25,9 +24,25 @@ pub(super) enum ConvertError {
     /// What it was converted to could not be written.
     #[error("cannot write what it is converted to: {0}")]
     Write(io::Error),
+    /// It cannot be decompressed.
+    #[error(
+        "it is compressed with gzip, but incomplete or damaged ({0}); nothing was stored. `gzip -t` checks it; get it once more from where it came"
+    )]
+    Damaged(io::Error),
     /// It is not what it looks like, or something that is not converted. What, and what to do.
     #[error("{0}")]
     Content(String),
+}
+
+impl ConvertError {
+    /// What the system reports is a failed read; anything else is what the decompressor found.
+    fn reading(error: io::Error) -> Self {
+        if error.raw_os_error().is_some() {
+            Self::Read(error)
+        } else {
+            Self::Damaged(error)
+        }
+    }
 }
 
 /// The first bytes of a file.
@@ -119,7 +134,9 @@ pub(super) fn convert(
         let mut unpacked = MultiGzDecoder::new(input);
         let mut head = Vec::new();
         let mut first = unpacked.by_ref().take(HEAD_BYTES as u64);
-        first.read_to_end(&mut head).map_err(ConvertError::Read)?;
+        first
+            .read_to_end(&mut head)
+            .map_err(ConvertError::reading)?;
         let looks = Looks::of(&head);
         let rest = io::Cursor::new(head).chain(unpacked);
         text(
@@ -136,7 +153,7 @@ pub(super) fn convert(
 fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<(), ConvertError> {
     match looks {
         Looks::Lines => loop {
-            let block = input.fill_buf().map_err(ConvertError::Read)?;
+            let block = input.fill_buf().map_err(ConvertError::reading)?;
             let length = block.len();
             if length == 0 {
                 return Ok(());
@@ -148,8 +165,10 @@ fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<
         Looks::Gzip => Err(ConvertError::Content(
             "it is compressed with gzip twice; nothing was stored. Unpack it once".to_owned(),
         )),
-        Looks::Other(Other { what, cure }) => Err(ConvertError::Content(format!(
-            "what is compressed in it looks like {what}, not JSON Lines; nothing was stored. Unpack it; {cure}"
+        Looks::Unfit(unfit) => Err(ConvertError::Content(format!(
+            "what is compressed in it looks like {}, not JSON Lines; nothing was stored. Unpack it; {}",
+            unfit.what,
+            unfit.cure(std::path::Path::new("NEW.jsonl"))
         ))),
     }
 }
@@ -177,7 +196,7 @@ fn values(
     let mut value = Value::default();
     let (mut at, mut count) = (0u64, 0u64);
     loop {
-        let block = input.fill_buf().map_err(ConvertError::Read)?;
+        let block = input.fill_buf().map_err(ConvertError::reading)?;
         if block.is_empty() {
             break;
         }

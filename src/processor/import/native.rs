@@ -9,11 +9,13 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::super::{ProcessError, retention};
-use super::part::{Part, Prefix, in_common};
+use super::part::{Part, Prefix, in_common, longest_prefix};
 use super::{Brought, Content, Importer};
-use crate::aggregate::lines;
+use crate::aggregate::scan::{file_start, read_range};
+use crate::data_dir::disk::{self, DiskFile};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId, label_in_name, sealed_file_name};
 use crate::data_dir::{Found, Place};
+use crate::event::Event;
 use crate::store::{SegmentRow, SegmentState, Writer};
 use crate::verify::contents::settle;
 
@@ -41,29 +43,33 @@ impl Importer<'_> {
         let io = || ProcessError::io("read", &content.path);
         let file = &*content.file;
         // A line without its end was never acknowledged, or the copy was taken in the middle of it.
-        let end = lines::last_line_end(file, content.size).map_err(io())?;
+        let end = disk::last_line_end(file, content.size).map_err(io())?;
         if end < content.size {
             tracing::warn!(
                 "{}: its last line has no end, so it is left out",
                 content.path.display()
             );
         }
-        let mut known = 0;
+        let (mut known, mut parted) = (0, false);
         let mut own = None;
         if label.tag.directory == self.config.directory_tag() {
             match self.own(writer, content, label)? {
                 Own::Decided(brought) => return Ok(brought),
                 Own::Native(name) => {
-                    let id = SegmentId::Ours(label.number);
+                    let id = SegmentId::Native(label.number);
                     let named = content.named(name);
                     return self.copy_in(&named, (0, end), id, Some(label.tag));
                 }
-                Own::Known { bytes, found } => (known, own) = (bytes, found),
+                // What it has beyond our own file came to it after the two parted.
+                Own::Known { bytes, found } => (known, parted, own) = (bytes, true, found),
                 Own::Unknown => {}
             }
         }
-        known = known.max(self.imported_before(writer, content, label)?);
-        let start = lines::last_line_end(file, known).map_err(io())?;
+        let before = self.imported_before(writer, content, label)?;
+        if before.0 > known {
+            (known, parted) = before;
+        }
+        let start = disk::last_line_end(file, known).map_err(io())?;
         if start >= end {
             return Ok(own.map_or_else(|| Brought::Before(content.file_name()), Brought::In));
         }
@@ -79,8 +85,28 @@ impl Importer<'_> {
                 label.number
             );
         }
-        let id = SegmentId::Elsewhere(part.to_string());
+        if parted && start > 0 && !self.has_id(file, start).map_err(io())? {
+            tracing::warn!(
+                "{}: it is a copy of segment {} that went on by itself after at most {start} bytes. Events without an id that are the same in both files up to there are counted once; of those that each file got for itself after the copy was made, too few may be counted. If there are such, put these lines into a file of another name, and run `tallyline process` with that",
+                content.path.display(),
+                label.number
+            );
+        }
+        let id = SegmentId::Imported(part.to_string());
         self.copy_in(&content.named(part.to_string()), (start, end), id, None)
+    }
+
+    /// Whether the line that ends at `end` has an id, by which it counts once wherever it lies.
+    #[expect(
+        clippy::unused_self,
+        reason = "a step of the import, beside the others"
+    )]
+    fn has_id(&self, file: &dyn DiskFile, end: u64) -> io::Result<bool> {
+        let start = disk::last_line_end(file, end - 1)?;
+        let mut line = Vec::new();
+        read_range(file, start, end, &mut line)?;
+        let event = Event::parse(file_start(&line, start).trim_ascii());
+        Ok(event.is_ok_and(|event| event.id.is_some()))
     }
 
     /// What this data directory has of a segment of its own.
@@ -88,11 +114,11 @@ impl Importer<'_> {
         let io = || ProcessError::io("read", &content.path);
         let refused = |words| Own::Decided(Brought::Refused(words));
         let file = &*content.file;
-        let id = SegmentId::Ours(label.number);
+        let id = SegmentId::Native(label.number);
         let row = writer.segment(&id)?;
         let pruned = writer.pruned()?.number;
         if row.is_none() && label.number <= pruned {
-            return Ok(refused(retention::was_let_go(&content.path, pruned)));
+            return Ok(refused(retention::was_pruned(&content.path, pruned)));
         }
         let sealed = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
         let usable = settle(self.disk, sealed, row.as_ref())
@@ -118,7 +144,7 @@ impl Importer<'_> {
         });
         let whole = row
             .as_ref()
-            .is_some_and(|row| row.state == SegmentState::Whole);
+            .is_some_and(|row| row.state == SegmentState::Applied);
         let waits = usable.filter(|_| !whole).cloned();
         if let Some(kept) = kept {
             let stat = kept.stat().map_err(io())?;
@@ -156,7 +182,7 @@ impl Importer<'_> {
     /// only be that segment.
     fn is_free(&self, label: Label, sealed: &[Found]) -> bool {
         sealed.is_empty()
-            && !self.catalog.lost.contains(&label.number)
+            && !self.catalog.missing.contains(&label.number)
             && self
                 .directory
                 .is_some_and(|directory| label.number < directory.number)
@@ -176,26 +202,37 @@ impl Importer<'_> {
         )
     }
 
-    /// How many bytes of the file were imported before, under whatever name the file had then.
+    /// How many bytes of the file were imported before, under whatever name the file had then, and
+    /// whether what was imported went on differently.
     fn imported_before(
         &self,
         writer: &Writer,
         content: &Content,
         label: Label,
-    ) -> Result<u64, ProcessError> {
+    ) -> Result<(u64, bool), ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let file = &*content.file;
-        let mut known = 0;
-        for id in writer.whole()?.into_keys() {
-            if let SegmentId::Elsewhere(name) = &id
-                && let Some(part) = Part::of_name(name).filter(|part| part.label == label)
-                && part.to.begins(file, content.size).map_err(io())?
-            {
-                known = known.max(part.to.length);
+        let mut known = (0, false);
+        // Whole files under whatever name: a row has the length and the checksum of what was applied,
+        // whether or not the file is still there, and no two segments begin with the same label.
+        let mut prefixes = Vec::new();
+        for name in writer.applied_imports()? {
+            match Part::of_name(&name) {
+                Some(part) if part.label == label => prefixes.push(part.to),
+                Some(_) => {}
+                None => {
+                    let row = writer.segment(&SegmentId::Imported(name))?;
+                    prefixes.extend(row.map(|row| Prefix {
+                        length: row.applied_bytes,
+                        checksum: row.checksum,
+                    }));
+                }
             }
         }
+        let longest = longest_prefix(file, content.size, prefixes).map_err(io())?;
+        known = known.max((longest, false));
         for (id, found) in &self.catalog.sealed {
-            let SegmentId::Elsewhere(name) = id else {
+            let SegmentId::Imported(name) = id else {
                 continue;
             };
             let Some((_, from)) = Part::imported(name).filter(|part| part.0 == label) else {
@@ -210,7 +247,9 @@ impl Importer<'_> {
                     .open_read(&kept.path)
                     .map_err(ProcessError::io("open", &kept.path))?;
                 let common = in_common(file, from.length, &*kept).map_err(io())?;
-                known = known.max(from.length + common);
+                let size = kept.size().map_err(io())?;
+                let parted = common < size && from.length + common < content.size;
+                known = known.max((from.length + common, parted));
             }
         }
         Ok(known)

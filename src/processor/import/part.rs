@@ -9,6 +9,7 @@
 use std::fmt;
 use std::io;
 
+use crc32fast::Hasher;
 use memchr::memchr_iter;
 
 use crate::aggregate::lines;
@@ -41,6 +42,26 @@ impl Prefix {
     pub(super) fn begins(self, file: &dyn DiskFile, size: u64) -> io::Result<bool> {
         Ok(self.length <= size && Self::of(file, self.length)? == self)
     }
+}
+
+/// The length of the longest of these that a file of `size` bytes begins with; 0 if none. Reads the file
+/// once.
+pub(super) fn longest_prefix(
+    file: &dyn DiskFile,
+    size: u64,
+    mut prefixes: Vec<Prefix>,
+) -> io::Result<u64> {
+    prefixes.retain(|prefix| prefix.length <= size);
+    prefixes.sort_unstable_by_key(|prefix| prefix.length);
+    let (mut longest, mut read) = (0, Hasher::new());
+    for prefix in prefixes {
+        let checksum = lines::checksum_from(file, &read, prefix.length)?;
+        if checksum == prefix.checksum {
+            longest = prefix.length;
+        }
+        read = Hasher::new_with_initial_len(checksum, prefix.length);
+    }
+    Ok(longest)
 }
 
 /// What an imported file holds of a native segment: the lines between two prefixes of it. Its name

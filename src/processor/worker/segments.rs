@@ -1,13 +1,13 @@
-//! Sealed files: found by listing, applied to their end, archived or distrusted.
+//! Sealed files: found by listing, applied to their end, archived or marked_corrupt.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
 
 use super::{
-    Applier, Claims, Confirmed, Coordinator, FILE_RETRY_AFTER, Found, Opened, Place, ProcessError,
-    Sealed, SegmentFile, SegmentId, SegmentRow, SegmentState, Small, Tag, Untrusted, archive,
-    in_words, open_sealed, open_together, retention, rivals_in_words, settle, topic,
+    Applier, Claims, Confirmed, Corrupt, FILE_RETRY_AFTER, Found, Opened, Place, ProcessError,
+    Sealed, SegmentFile, SegmentId, SegmentRow, SegmentState, Small, Tag, Worker, archive,
+    describe, describe_rivals, open_sealed, open_together, retention, settle, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::DataDirError;
@@ -15,7 +15,7 @@ use crate::data_dir::disk::Unusable;
 use crate::processor::applier::TOGETHER_MAX;
 use crate::processor::archive::Leaving;
 
-impl Coordinator {
+impl Worker {
     /// New sealed files in the directory itself.
     pub(super) fn look_for_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = self.config.data_dir.clone();
@@ -126,7 +126,7 @@ impl Coordinator {
                 self.left_alone.insert(path.clone(), identity);
             }
         }
-        let words = rivals_in_words(&*self.disk, id, &claims.rivals, row);
+        let words = describe_rivals(&*self.disk, id, &claims.rivals, row);
         self.board.health.set(&topic(id), words);
         Ok(())
     }
@@ -201,9 +201,9 @@ impl Coordinator {
                     self.commit_together(applier, std::mem::take(&mut together))?;
                     self.large_file(applier, id, *tag, path, *place)
                 }
-                // In the archive: somebody put it there, or the sync after our rename failed.
+                // In the archive: it was moved there, or the sync after our rename failed.
                 Some(Opened::Failed(ProcessError::Io(DataDirError { source, .. })))
-                    if source.kind() == io::ErrorKind::NotFound && self.is_whole(id) =>
+                    if source.kind() == io::ErrorKind::NotFound && self.is_applied(id) =>
                 {
                     self.done_with(applier, id);
                     Ok(())
@@ -275,7 +275,7 @@ impl Coordinator {
             sealed.counted = false;
         }
         sealed.retry_at = Some(Instant::now() + FILE_RETRY_AFTER);
-        self.board.health.set(&topic(id), in_words(error));
+        self.board.health.set(&topic(id), describe(error));
     }
 
     /// A file that is applied by itself.
@@ -378,23 +378,23 @@ impl Coordinator {
             self.left_alone.insert(path.clone(), stat.identity);
             self.board
                 .health
-                .set(&topic(id), retention::was_let_go(path, pruned));
+                .set(&topic(id), retention::was_pruned(path, pruned));
             return Ok(Start::Done);
         }
         let start = match applier.confirm(segment)? {
             Confirmed::At(bytes) => bytes,
-            Confirmed::Whole(row) => return Ok(Start::Whole(row)),
+            Confirmed::Applied(row) => return Ok(Start::Whole(row)),
             Confirmed::Rival(reason) => {
                 self.leave_rival(segment, reason)?;
                 return Ok(Start::Done);
             }
-            Confirmed::Untrusted(untrusted) => {
-                self.distrust(applier, segment, &untrusted)?;
+            Confirmed::Corrupt(corrupt) => {
+                self.mark_corrupt(applier, segment, &corrupt)?;
                 return Ok(Start::Done);
             }
             Confirmed::Restored(row) => {
                 applier.note(&row, SegmentState::Sealed, None)?;
-                self.board.restored(id, row.untrusted_lines);
+                self.board.restored(id, row.corrupt_lines);
                 return Ok(Start::Later);
             }
         };
@@ -415,32 +415,32 @@ impl Coordinator {
         }
     }
 
-    fn is_whole(&self, id: &SegmentId) -> bool {
+    fn is_applied(&self, id: &SegmentId) -> bool {
         let sealed = self.board.sealed.get(id);
         sealed.is_some_and(|sealed| sealed.whole)
     }
 
-    pub(super) fn distrust(
+    pub(super) fn mark_corrupt(
         &mut self,
         applier: &mut Applier<'_>,
         segment: &SegmentFile,
-        untrusted: &Untrusted,
+        corrupt: &Corrupt,
     ) -> Result<(), ProcessError> {
         let stat = segment
             .file
             .stat()
             .map_err(ProcessError::io("look at", &segment.path))?;
-        if untrusted.known {
+        if corrupt.known {
             applier.forget(&segment.id);
         } else {
-            let lines = applier.distrust(segment, untrusted)?;
+            let lines = applier.mark_corrupt(segment, corrupt)?;
             self.board
-                .distrusted(&segment.id, untrusted.applied_bytes, lines);
+                .marked_corrupt(&segment.id, corrupt.applied_bytes, lines);
         }
         self.left_alone.insert(segment.path.clone(), stat.identity);
         self.board
             .health
-            .set(&topic(&segment.id), untrusted.reason.clone());
+            .set(&topic(&segment.id), corrupt.reason.clone());
         Ok(())
     }
 
@@ -458,7 +458,7 @@ impl Coordinator {
         if !counted {
             self.board.found(lines);
         }
-        self.board.distrusted(&segment.id, 0, lines);
+        self.board.marked_corrupt(&segment.id, 0, lines);
         self.left_alone.insert(segment.path.clone(), stat.identity);
         self.board.health.set(&topic(&segment.id), reason);
         Ok(())
@@ -528,6 +528,9 @@ impl Coordinator {
                     continue;
                 }
                 Ok(archived) => {
+                    if archived == archive::Archived::RelativeLink {
+                        self.left_alone.insert(segment.path.clone(), identity);
+                    }
                     if let Some(refusal) = archived.refusal() {
                         self.left_alone.insert(segment.path.clone(), identity);
                         let words =
@@ -562,6 +565,6 @@ enum Start {
     Whole(SegmentRow),
     /// Nothing.
     Done,
-    /// It is looked at again in the next round.
+    /// It is checked again in the next round.
     Later,
 }

@@ -6,9 +6,9 @@ use std::thread::Builder;
 use std::time::SystemTime;
 
 use super::{
-    ACTIVE_FILE, Applier, Catalog, Coordinator, Disk, Label, Lost, MISSING, Place, ProcessError,
-    SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail, in_words,
-    retention, settle, topic,
+    ACTIVE_FILE, Applier, Catalog, DeadSegment, Disk, Label, MISSING, Place, ProcessConfig,
+    ProcessError, SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail,
+    Worker, describe, retention, settle, stand_for, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::QUARANTINE_DIR;
@@ -16,7 +16,7 @@ use crate::data_dir::numbers::{MISSING_MAX, gaps, ranges};
 use crate::data_dir::segment::sealed_file_name;
 use crate::verify::sums;
 
-impl Coordinator {
+impl Worker {
     /// Everything that is known of the database and the directory, from them alone.
     pub(super) fn start_over(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = &self.config.data_dir;
@@ -25,20 +25,23 @@ impl Coordinator {
         let tail = self.journal.tail();
         self.since = tail.number;
         let pruned = applier.writer.pruned()?;
-        if let Err(error) = retention::finish_at_start(&*self.disk, &self.config, &applier.writer) {
+        let (settled, rows) = applier.writer.applied()?;
+        let tag = self.config.directory_tag();
+        let mut catalog = Catalog::scan_unapplied(&*self.disk, data_dir, tag, &settled.native)
+            .map_err(ProcessError::io("list", data_dir))?;
+        let writer = &applier.writer;
+        if let Err(error) =
+            retention::finish_at_start(&*self.disk, &self.config, &mut catalog, writer)
+        {
             self.board
                 .health
-                .set(retention::RETENTION, in_words(&error));
+                .set(retention::RETENTION, describe(&error));
         }
-        let catalog = Catalog::scan(&*self.disk, data_dir, self.config.directory_tag())
-            .map_err(ProcessError::io("list", data_dir))?;
         for dir in &catalog.dirs {
             self.disk
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
-        let numbers = applier.writer.numbers()?;
-        let rows = applier.writer.unfinished()?;
         let board = &mut self.board;
         board.sealed.clear();
         board.lost.clear();
@@ -46,24 +49,14 @@ impl Coordinator {
         board.active = tail.number;
         board.pruned = pruned.number;
         self.journal.reserve_up_to(pruned.number);
-        for range in numbers.ranges() {
-            if *range.start() <= pruned.number + 1 {
-                self.journal.reserve_up_to(*range.end());
-            } else {
-                range
-                    .clone()
-                    .for_each(|number| self.journal.reserve(number));
-            }
-        }
+        self.journal.reserve_all(&settled.native);
+        self.journal.reserve_all(&catalog.numbers());
+        let unfinished = rows.iter().filter_map(|row| row.id.number());
+        self.journal.reserve_all(&unfinished.collect());
         for (id, found) in &catalog.sealed {
             let row = rows.iter().find(|row| row.id == *id);
-            // A row that is not among the unfinished ones is that of a whole segment.
-            let is_whole = row.is_none()
-                && match id {
-                    SegmentId::Ours(number) => numbers.contains(*number),
-                    SegmentId::Elsewhere(_) => applier.writer.segment(id)?.is_some(),
-                };
-            if !is_whole
+            let is_applied = settled.contains(id);
+            if !is_applied
                 && row.is_none()
                 && id.number().is_some_and(|number| number <= pruned.number)
             {
@@ -71,26 +64,23 @@ impl Coordinator {
             }
             // Only of the few that more than one file bears, the row is read.
             let row = match found[..] {
-                [_] if is_whole => None,
-                _ if is_whole => applier.writer.segment(id)?,
+                [_] if is_applied => None,
+                _ if is_applied => applier.writer.segment(id)?,
                 _ => row.cloned(),
             };
             let mut claims = settle(&*self.disk, found, row.as_ref());
             self.against_active(id, &mut claims);
             self.leave_rivals(id, &claims, row.as_ref())?;
-            if let Some(number) = id.number() {
-                self.journal.reserve(number);
-            }
             let Some(usable) = claims.usable else {
                 continue;
             };
             // Of what is applied already, only the move to the archive may be left.
-            if !is_whole || usable.place == Place::Incoming {
+            if !is_applied || usable.place == Place::Incoming {
                 let ahead = id.number() > Some(self.journal.tail().number);
                 let sealed = Sealed {
                     ahead,
-                    whole: is_whole,
-                    counted: is_whole,
+                    whole: is_applied,
+                    counted: is_applied,
                     ..Sealed::new(usable)
                 };
                 self.board.sealed.insert(id.clone(), sealed);
@@ -117,16 +107,23 @@ impl Coordinator {
         rows: &[SegmentRow],
     ) -> Result<(), ProcessError> {
         let active = self.board.active;
-        let is_there = |id: &SegmentId| catalog.sealed.contains_key(id);
+        let is_there = |id: &SegmentId| {
+            let row = rows.iter().find(|row| row.id == *id);
+            let found = catalog.sealed.get(id);
+            found.is_some_and(|found| stand_for(&*self.disk, found, row))
+                || id
+                    .number()
+                    .is_some_and(|number| catalog.archived.contains(number))
+        };
         let numbers = applier.writer.numbers()?;
         let unfinished: BTreeSet<u64> = rows.iter().filter_map(|row| row.id.number()).collect();
         let pruned = applier.writer.pruned()?.number;
-        self.missing = gaps(pruned + 1, active, numbers.ranges().iter().cloned())
-            .filter(|&number| !is_there(&SegmentId::Ours(number)))
+        self.missing = gaps(pruned + 1, active, numbers.ranges())
+            .filter(|&number| !is_there(&SegmentId::Native(number)))
             .take(MISSING_MAX)
             .collect();
         let without_file = |number: &u64| {
-            (pruned + 1..active).contains(number) && !is_there(&SegmentId::Ours(*number))
+            (pruned + 1..active).contains(number) && !is_there(&SegmentId::Native(*number))
         };
         self.missing
             .extend(unfinished.iter().copied().filter(without_file));
@@ -136,9 +133,9 @@ impl Coordinator {
         {
             let reason = "its file is gone before it was wholly applied";
             if matches!(row.state, SegmentState::Active | SegmentState::Sealed) {
-                applier.note(row, SegmentState::Lost, Some(reason))?;
+                applier.note(row, SegmentState::Missing, Some(reason))?;
             }
-            if let SegmentId::Elsewhere(name) = &row.id {
+            if let SegmentId::Imported(name) = &row.id {
                 self.board.health.set(
                     &topic(&row.id),
                     format!(
@@ -153,17 +150,17 @@ impl Coordinator {
             let applied_bytes = row.map_or(0, |row| row.applied_bytes);
             self.board.lost.insert(
                 number,
-                Lost {
+                DeadSegment {
                     number,
                     applied_bytes,
                 },
             );
         }
-        // Lost for good, too: what stands for it in the quarantine is never applied.
+        // DeadSegment for good, too: what stands for it in the quarantine is never applied.
         let waits = |id: &SegmentId| self.board.sealed.contains_key(id);
         let given_up = |row: &SegmentRow| match row.state {
-            SegmentState::Untrusted => true,
-            SegmentState::Lost => !waits(&row.id),
+            SegmentState::Corrupt => true,
+            SegmentState::Missing => !waits(&row.id),
             _ => false,
         };
         let given_up: Vec<&SegmentRow> = rows.iter().filter(|row| given_up(row)).collect();
@@ -171,7 +168,7 @@ impl Coordinator {
             if let Some(number) = row.id.number() {
                 self.board.lost.insert(
                     number,
-                    Lost {
+                    DeadSegment {
                         number,
                         applied_bytes: row.applied_bytes,
                     },
@@ -183,32 +180,10 @@ impl Coordinator {
     }
 
     pub(super) fn tell_missing(&self) {
-        let (health, missing) = (&self.board.health, &self.missing);
-        let Some(first) = missing.first() else {
-            return health.clear(MISSING);
-        };
-        let segments = if missing.len() == 1 {
-            "segment"
-        } else {
-            "segments"
-        };
-        let named = ranges(missing);
-        let data_dir = self.config.data_dir.display();
-        let tag = Tag {
-            directory: self.config.directory_tag(),
-            token: 0,
-        };
-        let label = Label {
-            number: *first,
-            tag,
-        };
-        let stand_in = sealed_file_name(label, SystemTime::now());
-        health.set(
-            MISSING,
-            format!(
-                "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {data_dir}. Or accept that it is gone: put an empty file {stand_in} (each under its number) into {data_dir}/{QUARANTINE_DIR} and restart"
-            ),
-        );
+        match missing_in_words(&self.missing, &self.config) {
+            Some(words) => self.board.health.set(MISSING, words),
+            None => self.board.health.clear(MISSING),
+        }
     }
 
     /// Counts the lines that wait, so that the ledger balances from the start.
@@ -223,9 +198,9 @@ impl Coordinator {
                 .find(|row| row.id == *id)
                 .map_or(0, |row| row.applied_bytes)
         };
-        let untrusted = |id: &SegmentId| {
+        let corrupt = |id: &SegmentId| {
             rows.iter()
-                .any(|row| row.id == *id && row.state == SegmentState::Untrusted)
+                .any(|row| row.id == *id && row.state == SegmentState::Corrupt)
         };
         let mut pending = 0;
         // What was sealed after the look at the tail is counted by the tail.
@@ -234,12 +209,12 @@ impl Coordinator {
             let of_tail = id
                 .number()
                 .is_some_and(|number| of_journal.contains(&number));
-            if !sealed.whole && !of_tail && !untrusted(id) {
+            if !sealed.whole && !of_tail && !corrupt(id) {
                 pending += count_lines(&*self.disk, &sealed.path, done(id)).unwrap_or(0);
             }
             sealed.counted = true;
         }
-        let id = SegmentId::Ours(tail.number);
+        let id = SegmentId::Native(tail.number);
         let from = done(&id).min(tail.durable_end);
         let path = self.config.data_dir.join(ACTIVE_FILE);
         pending += lines::count(&*tail.file, from, tail.durable_end)
@@ -266,7 +241,7 @@ impl Coordinator {
             Ok(Some(words)) => health.set(SUMS, words),
             Ok(None) => health.clear(SUMS),
             Err(error) => {
-                let error = in_words(&error);
+                let error = describe(&error);
                 tracing::warn!(error, "the totals could not be checked");
             }
         };
@@ -294,4 +269,31 @@ pub(super) fn count_lines(
     let file = disk.open_read(path)?;
     let size = file.size()?;
     lines::count(&*file, from.min(size), size)
+}
+
+/// That segments are missing, and what to do; `None` if none is.
+pub(in crate::processor) fn missing_in_words(
+    missing: &BTreeSet<u64>,
+    config: &ProcessConfig,
+) -> Option<String> {
+    let first = missing.first()?;
+    let segments = if missing.len() == 1 {
+        "segment"
+    } else {
+        "segments"
+    };
+    let named = ranges(missing);
+    let data_dir = config.data_dir.display();
+    let tag = Tag {
+        directory: config.directory_tag(),
+        token: 0,
+    };
+    let label = Label {
+        number: *first,
+        tag,
+    };
+    let stand_in = sealed_file_name(label, SystemTime::now());
+    Some(format!(
+        "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {data_dir}, from a backup or from {QUARANTINE_DIR}/. Or accept that it is gone: put an empty file {stand_in} (each under its number, and in place of the one that lies there) into {data_dir}/{QUARANTINE_DIR} and restart"
+    ))
 }

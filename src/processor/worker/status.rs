@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::super::accounting;
 use super::{
-    Board, Commit, DATABASE, Health, LAST_FLUSH_MAX, Lost, Position, Progress, SegmentId, Settled,
-    StoreError, Tail, Watch, in_words, topic,
+    Commit, DATABASE, DeadSegment, Health, LAST_FLUSH_MAX, Position, Progress, PublishedStatus,
+    SegmentId, Settled, StoreError, Tail, Watch, describe, topic,
 };
 
-impl Board {
+impl PublishedStatus {
     pub(super) fn new(progress: Arc<Progress>, health: Arc<Health>) -> Self {
         Self {
             progress,
@@ -47,21 +47,21 @@ impl Board {
     }
 
     pub(super) fn publish(&self) {
-        let lost: Vec<Lost> = self.lost.values().copied().collect();
+        let lost: Vec<DeadSegment> = self.lost.values().copied().collect();
         self.progress.publish(self.frontier(), &lost, self.settled);
     }
 
-    pub(super) fn distrusted(&mut self, id: &SegmentId, applied_bytes: u64, lines: u64) {
+    pub(super) fn marked_corrupt(&mut self, id: &SegmentId, applied_bytes: u64, lines: u64) {
         if let Some(number) = id.number() {
             self.lost.insert(
                 number,
-                Lost {
+                DeadSegment {
                     number,
                     applied_bytes,
                 },
             );
         }
-        self.settled.ledger.untrusted += lines;
+        self.settled.ledger.corrupt += lines;
     }
 
     /// Lines were found in a file from elsewhere, or in one that is back.
@@ -91,9 +91,9 @@ impl Board {
     }
 }
 
-impl Board {
+impl PublishedStatus {
     /// A file is what was applied of it again: what is left of it waits.
-    pub(super) fn restored(&mut self, id: &SegmentId, untrusted_lines: u64) {
+    pub(super) fn restored(&mut self, id: &SegmentId, corrupt_lines: u64) {
         if let Some(number) = id.number() {
             self.lost.remove(&number);
         }
@@ -102,13 +102,13 @@ impl Board {
         }
         // They are found again when they are counted as waiting.
         let settled = &mut self.settled;
-        settled.ledger.untrusted = settled.ledger.untrusted.saturating_sub(untrusted_lines);
-        settled.lines = settled.lines.saturating_sub(untrusted_lines);
+        settled.ledger.corrupt = settled.ledger.corrupt.saturating_sub(corrupt_lines);
+        settled.lines = settled.lines.saturating_sub(corrupt_lines);
         self.health.clear(&topic(id));
     }
 }
 
-impl Watch for Board {
+impl Watch for PublishedStatus {
     fn committed(&mut self, commits: &[Commit<'_>], took: Duration) {
         self.progress.flushes().observe(took);
         for commit in commits {
@@ -133,7 +133,7 @@ impl Watch for Board {
 
     fn locked(&mut self, error: &StoreError) -> bool {
         let since = *self.locked_since.get_or_insert_with(Instant::now);
-        self.health.set(DATABASE, in_words(error));
+        self.health.set(DATABASE, describe(error));
         !(self.progress.is_stopping() && since.elapsed() > LAST_FLUSH_MAX)
     }
 

@@ -3,7 +3,7 @@
 use rusqlite::{CachedStatement, Connection};
 
 use super::super::IdEvent;
-use super::overflow::{OneByOne, count_line, refuse};
+use super::overflow::{OverflowReplay, count_line, refuse};
 use super::{Failure, ROWS, Range, Tally, many_rows};
 use crate::aggregate::delta::signed;
 
@@ -16,7 +16,7 @@ pub(super) fn count<'a>(
     transaction: &Connection,
     range: &Range<'a>,
     key: i64,
-    one_by_one: &mut OneByOne,
+    one_by_one: &mut OverflowReplay,
     tally: &mut Tally<'a>,
 ) -> Result<(), Failure> {
     let mut ids = Ids::new(transaction, key, range.now_ms)?;
@@ -46,7 +46,7 @@ pub(super) fn count<'a>(
 
 fn count_id_event<'a>(
     ids: &mut Ids<'_>,
-    one_by_one: &mut OneByOne,
+    one_by_one: &mut OverflowReplay,
     tally: &mut Tally<'a>,
     event: &IdEvent<'a>,
     seen: &Seen,

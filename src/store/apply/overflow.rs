@@ -12,13 +12,13 @@ use crate::aggregate::delta::signed;
 pub(super) const SELECT_REVENUE: &str = include_str!("../../../sql/query/select_revenue.sql");
 
 /// Users whose totals might overflow, and their lines.
-pub(super) struct OneByOne {
+pub(super) struct OverflowReplay {
     /// (total, events counted in this range) by user.
     pub(super) users: BTreeMap<String, (i64, u64)>,
     pub(super) lines: Vec<UserLine>,
 }
 
-impl OneByOne {
+impl OverflowReplay {
     pub(super) fn start(
         transaction: &Connection,
         suspects: &HashSet<String>,
@@ -53,7 +53,7 @@ impl OneByOne {
 }
 
 /// An event without id of a user whose total might overflow.
-pub(super) fn count_line(one_by_one: &mut OneByOne, tally: &mut Tally<'_>, line: &UserLine) {
+pub(super) fn count_line(one_by_one: &mut OverflowReplay, tally: &mut Tally<'_>, line: &UserLine) {
     let amount = signed(line.kind, line.amount_micros);
     if one_by_one.take(&line.user_id, amount) == Some(false) {
         refuse(tally, line.offset, &line.user_id);

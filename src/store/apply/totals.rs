@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use rusqlite::{CachedStatement, Connection, params};
 
 use super::super::Sums;
-use super::overflow::{OneByOne, SELECT_REVENUE};
+use super::overflow::{OverflowReplay, SELECT_REVENUE};
 use super::{Failure, ROWS, Range, Tally, many_rows};
 
 const UPSERT_USER_TOTAL: &str = include_str!("../../../sql/query/upsert_user_total.sql");
@@ -22,7 +22,7 @@ const BLOCK_USERS: usize = 256;
 pub(super) fn add<'a>(
     transaction: &Connection,
     range: &Range<'a>,
-    one_by_one: &OneByOne,
+    one_by_one: &OverflowReplay,
     tally: &mut Tally<'a>,
 ) -> Result<HashSet<String>, Failure> {
     let mut totals = Totals::new(transaction, range.now_ms)?;

@@ -22,7 +22,7 @@ fn apply(dir: &TempDir) {
     run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
 }
 
-fn check(dir: &TempDir) -> (Verdict, Vec<Finding>) {
+fn check(dir: &TempDir) -> (VerifyReport, Vec<Finding>) {
     let mut findings = Vec::new();
     let mut config = Target::new(dir.path());
     config.memory_bytes = 4096;
@@ -142,7 +142,7 @@ fn a_file_is_found_wherever_it_lies_and_named_when_it_does_not() {
     apply(&dir);
     let archived = |number: u32| {
         let catalog = Catalog::scan(&RealDisk, dir.path(), tag_of(dir.path())).expect("a listing");
-        catalog.sealed[&SegmentId::Ours(u64::from(number))][0]
+        catalog.sealed[&SegmentId::Native(u64::from(number))][0]
             .path
             .clone()
     };
@@ -159,7 +159,7 @@ fn a_file_is_found_wherever_it_lies_and_named_when_it_does_not() {
     fs::remove_file(archived(2)).expect("removed");
     let (verdict, findings) = check(&dir);
     assert_eq!(
-        (verdict.untold, verdict.differences),
+        (verdict.inconclusive, verdict.differences),
         (1, 0),
         "{findings:?}"
     );
@@ -192,7 +192,7 @@ fn what_is_not_applied_is_pending_and_no_difference() {
     let pending = format!("pending: {bytes} bytes in 2 files are not applied yet");
     assert_eq!(findings, [Finding::Note(pending)]);
     write(&dir, 5, &line("a", 1, None));
-    assert_eq!(check(&dir).0.untold, 1, "number 4 is missing");
+    assert_eq!(check(&dir).0.inconclusive, 1, "number 4 is missing");
 }
 
 #[test]
@@ -213,12 +213,12 @@ fn ids_let_go_are_said_and_what_is_certain_is_still_compared() {
         latest_ms: i64::MAX,
     };
     let walk = writer
-        .let_ids_go(&IdsWalk::default(), i64::MAX, &any, 3)
+        .expire_ids(&IdsWalk::default(), i64::MAX, &any, 3)
         .expect("a step");
-    assert_eq!((walk.after.as_str(), walk.let_go), ("2", 3));
-    let walk = writer.let_ids_go(&walk, 0, &any, 3).expect("a step");
+    assert_eq!((walk.after.as_str(), walk.expired), ("2", 3));
+    let walk = writer.expire_ids(&walk, 0, &any, 3).expect("a step");
     assert_eq!(
-        (walk.after.as_str(), walk.let_go),
+        (walk.after.as_str(), walk.expired),
         ("", 0),
         "the end, and too young"
     );
@@ -241,7 +241,7 @@ fn ids_let_go_are_said_and_what_is_certain_is_still_compared() {
     assert!(verdict.agrees(), "{findings:?}");
     change(
         &dir,
-        "UPDATE segment SET ids_let_go = ids_let_go - 1 WHERE key = 1",
+        "UPDATE segment SET ids_expired = ids_expired - 1 WHERE key = 1",
     );
     assert!(!check(&dir).0.agrees());
 }

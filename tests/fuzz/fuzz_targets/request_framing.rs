@@ -26,8 +26,8 @@ fn server() -> SocketAddr {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
         let mut config = ServeConfig::at(dir.path().join("data"));
         config.max_body_bytes = 64 << 10;
-        config.rotate_bytes = 1 << 20;
-        config.retain_for = Some(Duration::ZERO);
+        config.rotate_size = 1 << 20;
+        config.retention = Some(Duration::ZERO);
         config.disk_reserve_bytes = 0;
         (Server::start(&config).expect("a server"), dir)
     });

@@ -15,7 +15,7 @@ fuzz_target!(|text: &str| {
     let Some(label) = label_in_name(text) else {
         assert!(sealed_at(text).is_none());
         if let Some((id, tag)) = SegmentId::of_file(text, 0) {
-            assert!(id == SegmentId::Elsewhere(text.to_owned()) && tag.is_none());
+            assert!(id == SegmentId::Imported(text.to_owned()) && tag.is_none());
         }
         return;
     };
@@ -24,7 +24,7 @@ fuzz_target!(|text: &str| {
     let name = sealed_file_name(label, UNIX_EPOCH + Duration::from_millis(label.number));
     assert_eq!(label_in_name(&name), Some(label));
     let native = SegmentId::of_file(text, label.tag.directory);
-    assert_eq!(native, Some((SegmentId::Ours(label.number), Some(label.tag))));
+    assert_eq!(native, Some((SegmentId::Native(label.number), Some(label.tag))));
     let imported = SegmentId::of_file(text, !label.tag.directory);
-    assert_eq!(imported, Some((SegmentId::Elsewhere(text.to_owned()), None)));
+    assert_eq!(imported, Some((SegmentId::Imported(text.to_owned()), None)));
 });

@@ -1,16 +1,19 @@
-//! What the first bytes of a file say that it is. Pure.
+//! What the first bytes of an input say that it is. Pure.
 //!
 //! Only what is certain is recognised: everything else is JSON Lines, of which each line that is no
-//! event is recorded as rejected.
+//! event is refused or recorded as rejected. What is recognised and not converted is refused by name
+//! before anything is sent or stored: line by line it would be thousands of refused lines.
 
-use crate::event::without_bom;
+use std::path::Path;
+
+use super::without_bom;
 
 /// Bytes that are looked at.
-pub(in crate::processor) const HEAD_BYTES: usize = 64 << 10;
+pub(crate) const HEAD_BYTES: usize = 64 << 10;
 
 /// What a file looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::processor) enum Looks {
+pub(crate) enum Looks {
     /// JSON Lines, or nothing that is known.
     Lines,
     /// Compressed with gzip.
@@ -20,24 +23,36 @@ pub(in crate::processor) enum Looks {
     /// JSON objects one after another, each over several lines.
     Objects,
     /// Something that is not converted.
-    Other(Other),
+    Unfit(Unfit),
 }
 
 /// What is not converted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::processor) struct Other {
-    /// What it is.
-    pub(in crate::processor) what: &'static str,
-    /// What to do.
-    pub(in crate::processor) cure: &'static str,
+pub(crate) struct Unfit {
+    /// What it is, such as `a zip archive`.
+    pub(crate) what: &'static str,
+    cure: &'static str,
+}
+
+impl Unfit {
+    /// What is still compressed after it was unpacked.
+    pub(crate) const TWICE_COMPRESSED: Self = Self {
+        what: "compressed with gzip twice",
+        cure: "unpack it once (gzip -dc FILE > NEW.jsonl.gz), then name that file",
+    };
+
+    /// What to do with a file of that path; an input without one, such as stdin, is `-`.
+    pub(crate) fn cure(self, path: &Path) -> String {
+        self.cure.replace("FILE", &path.display().to_string())
+    }
 }
 
 const UNPACK: &str = "unpack it, then name what was in it";
-const UTF_16: Other = Other {
+const UTF_16: Unfit = Unfit {
     what: "UTF-16 or UTF-32 text",
     cure: "convert it to UTF-8, such as with `iconv -f UTF-16 -t UTF-8 FILE > NEW.jsonl`, then name that file",
 };
-const CSV: Other = Other {
+const CSV: Unfit = Unfit {
     what: "CSV",
     cure: "write each record as a JSON object in a line of its own, such as {\"userId\": \"user1\", \"name\": \"add_revenue\", \"value\": 100}",
 };
@@ -45,11 +60,27 @@ const EXPORT: &str = "export its events as JSON Lines, then name that file";
 
 /// The first bytes of formats that are no text.
 const MAGIC: [(&[u8], &str, &str); 12] = [
-    (b"PK\x03\x04", "a zip archive", UNPACK),
+    (
+        b"PK\x03\x04",
+        "a zip archive",
+        "unpack it (unzip -p FILE > NEW.jsonl), then name what was in it",
+    ),
     (b"PK\x05\x06", "an empty zip archive", UNPACK),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
-    (b"BZh", "compressed with bzip2", UNPACK),
-    (b"\xfd7zXZ\0", "compressed with xz", UNPACK),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "compressed with zstd",
+        "unpack it (zstd -dc FILE > NEW.jsonl), then name that file",
+    ),
+    (
+        b"BZh",
+        "compressed with bzip2",
+        "unpack it (bzip2 -dc FILE > NEW.jsonl), then name that file",
+    ),
+    (
+        b"\xfd7zXZ\0",
+        "compressed with xz",
+        "unpack it (xz -dc FILE > NEW.jsonl), then name that file",
+    ),
     (b"\x04\x22\x4d\x18", "compressed with lz4", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (b"SQLite format 3\0", "an SQLite database", EXPORT),
@@ -62,23 +93,26 @@ const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
 
 impl Looks {
     /// Of the first [`HEAD_BYTES`], or of all there are.
-    pub(in crate::processor) fn of(head: &[u8]) -> Self {
+    pub(crate) fn of(head: &[u8]) -> Self {
         if head.starts_with(&[0x1f, 0x8b]) {
             return Self::Gzip;
         }
         if is_utf_16(head) {
-            return Self::Other(UTF_16);
+            return Self::Unfit(UTF_16);
         }
         let magic = MAGIC.iter().find(|(magic, ..)| head.starts_with(magic));
         if let Some(&(_, what, cure)) = magic {
-            return Self::Other(Other { what, cure });
+            return Self::Unfit(Unfit { what, cure });
         }
         if head
             .get(TAR_MAGIC.0..)
             .is_some_and(|at| at.starts_with(TAR_MAGIC.1))
         {
-            let (what, cure) = ("a tar archive", UNPACK);
-            return Self::Other(Other { what, cure });
+            let (what, cure) = (
+                "a tar archive",
+                "unpack it (tar -xOf FILE > NEW.jsonl), then name what was in it",
+            );
+            return Self::Unfit(Unfit { what, cure });
         }
         let text = without_bom(head).trim_ascii_start();
         let mut lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
@@ -87,32 +121,14 @@ impl Looks {
             Some(b'[') => Self::Array,
             // With its end: of a file that is still written there may be no more yet.
             Some(b'{') if first == b"{" && text.contains(&b'\n') => Self::Objects,
-            Some(b'<') => Self::Other(Other {
+            Some(b'<') => Self::Unfit(Unfit {
                 what: "XML or HTML",
                 cure: EXPORT,
             }),
             Some(b'{') | None => Self::Lines,
-            Some(_) if is_csv(first, lines.find(|line| !line.is_empty())) => Self::Other(CSV),
+            Some(_) if is_csv(first, lines.find(|line| !line.is_empty())) => Self::Unfit(CSV),
             Some(_) => Self::Lines,
         }
-    }
-
-    /// Why such a file in the data directory is not applied, and what to do; `None` for JSON Lines.
-    pub(in crate::processor) fn refusal(self) -> Option<String> {
-        let what = match self {
-            Self::Lines => return None,
-            Self::Other(Other { what, cure }) => {
-                return Some(format!(
-                    "it is not JSON Lines but looks like {what}, so nothing of it is applied. Move it out of the data directory and {cure}"
-                ));
-            }
-            Self::Gzip => "compressed with gzip",
-            Self::Array => "a JSON array",
-            Self::Objects => "JSON objects over several lines",
-        };
-        Some(format!(
-            "it is not JSON Lines but looks like {what}, so nothing of it is applied. Move it out of the data directory and name it to `tallyline process FILE` (while no server applies there) or `tallyline send FILE`: both convert it"
-        ))
     }
 }
 
@@ -158,7 +174,7 @@ mod tests {
             Looks::Gzip => "gzip",
             Looks::Array => "array",
             Looks::Objects => "objects",
-            Looks::Other(other) => other.what,
+            Looks::Unfit(unfit) => unfit.what,
         }
     }
 

@@ -11,13 +11,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 /// Cheap to clone; all clones stop together.
 #[derive(Clone, Debug)]
-pub struct Stop {
+pub struct Shutdown {
     /// Dropped to stop: a channel without senders wakes all its receivers.
     held: Arc<Mutex<Option<Sender<Infallible>>>>,
     stopped: Receiver<Infallible>,
 }
 
-impl Default for Stop {
+impl Default for Shutdown {
     fn default() -> Self {
         let (held, stopped) = bounded(0);
         Self {
@@ -27,7 +27,7 @@ impl Default for Stop {
     }
 }
 
-impl Stop {
+impl Shutdown {
     /// Stops at the first SIGINT or SIGTERM; a second one ends the process at once, as if
     /// neither were caught.
     pub fn on_signals() -> io::Result<Self> {

@@ -1,0 +1,1 @@
+UPDATE segment SET ids_expired = ids_expired + ?2 WHERE key = ?1

@@ -1,1 +1,0 @@
-SELECT key, name, tag FROM segment WHERE state = 'whole'

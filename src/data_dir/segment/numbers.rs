@@ -1,0 +1,153 @@
+//! Sets of segment numbers, as ranges: the hundreds of thousands of segments of a directory that has
+//! run for years are usually one range.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+/// A set of segment numbers. Its size in memory follows its gaps, not how many numbers it holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// First number to last number of each range; there is a gap between any two.
+    ranges: BTreeMap<u64, u64>,
+}
+
+impl Numbers {
+    /// The ranges, ascending, with a gap between any two.
+    pub fn ranges(&self) -> impl DoubleEndedIterator<Item = RangeInclusive<u64>> + '_ {
+        self.ranges.iter().map(|(&first, &last)| first..=last)
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(&self, number: u64) -> bool {
+        self.around(number).is_some()
+    }
+
+    /// Whether all of the others are among these.
+    pub fn contains_all(&self, others: &Self) -> bool {
+        let within = |range: RangeInclusive<u64>| {
+            let around = self.around(*range.start());
+            around.is_some_and(|around| range.end() <= around.end())
+        };
+        others.ranges().all(within)
+    }
+
+    /// The highest of them.
+    pub fn last(&self) -> Option<u64> {
+        self.ranges.last_key_value().map(|(_, &last)| last)
+    }
+
+    /// The first number from `from` on that is not one of them.
+    pub fn first_free(&self, from: u64) -> u64 {
+        let around = self.around(from);
+        around.map_or(from, |range| range.end().saturating_add(1))
+    }
+
+    /// Adds one; whether it was not there before.
+    pub fn insert(&mut self, number: u64) -> bool {
+        let is_new = !self.contains(number);
+        if is_new {
+            self.insert_range(number..=number);
+        }
+        is_new
+    }
+
+    /// Adds all of a range.
+    pub fn insert_range(&mut self, range: RangeInclusive<u64>) {
+        let (mut first, mut last) = range.into_inner();
+        if first > last {
+            return;
+        }
+        // Every range that overlaps or touches becomes part of the new one.
+        let reach = last.saturating_add(1);
+        while let Some((&start, &end)) = self.ranges.range(..=reach).next_back()
+            && end.saturating_add(1) >= first
+        {
+            first = first.min(start);
+            last = last.max(end);
+            self.ranges.remove(&start);
+        }
+        self.ranges.insert(first, last);
+    }
+
+    /// Takes one out; whether it was there.
+    pub fn remove(&mut self, number: u64) -> bool {
+        let Some(range) = self.around(number) else {
+            return false;
+        };
+        let (first, last) = range.into_inner();
+        self.ranges.remove(&first);
+        if first < number {
+            self.ranges.insert(first, number - 1);
+        }
+        if number < last {
+            self.ranges.insert(number + 1, last);
+        }
+        true
+    }
+
+    fn around(&self, number: u64) -> Option<RangeInclusive<u64>> {
+        let (&first, &last) = self.ranges.range(..=number).next_back()?;
+        (number <= last).then_some(first..=last)
+    }
+}
+
+impl Extend<u64> for Numbers {
+    fn extend<I: IntoIterator<Item = u64>>(&mut self, numbers: I) {
+        for number in numbers {
+            self.insert(number);
+        }
+    }
+}
+
+impl FromIterator<u64> for Numbers {
+    fn from_iter<I: IntoIterator<Item = u64>>(numbers: I) -> Self {
+        let mut all = Self::default();
+        all.extend(numbers);
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn consecutive_numbers_are_one_range_in_whatever_order_they_come() {
+        let numbers: Numbers = (1..=1000).rev().step_by(2).chain(1..=999).collect();
+        assert_eq!(numbers.ranges().collect::<Vec<_>>(), [1..=1000]);
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_set(changes in prop::collection::vec((0u8..3, 0u64..40, 0u64..6), 0..60)) {
+            let (mut numbers, mut model) = (Numbers::default(), BTreeSet::new());
+            for (change, number, length) in changes {
+                match change {
+                    0 => prop_assert_eq!(numbers.insert(number), model.insert(number)),
+                    1 => prop_assert_eq!(numbers.remove(number), model.remove(&number)),
+                    _ => {
+                        numbers.insert_range(number..=number + length);
+                        model.extend(number..=number + length);
+                    }
+                }
+                let ranges: Vec<_> = numbers.ranges().collect();
+                prop_assert!(ranges.windows(2).all(|two| two[0].end() + 1 < *two[1].start()));
+                prop_assert_eq!(ranges.into_iter().flatten().collect::<BTreeSet<_>>(), model.clone());
+                prop_assert_eq!(numbers.last(), model.last().copied());
+            }
+            for number in 0..50 {
+                prop_assert_eq!(numbers.contains(number), model.contains(&number));
+                let free = (number..=100).find(|number| !model.contains(number));
+                prop_assert_eq!(Some(numbers.first_free(number)), free);
+                let mut more = numbers.clone();
+                let is_new = more.insert(number);
+                prop_assert!(more.contains_all(&numbers));
+                prop_assert_eq!(numbers.contains_all(&more), !is_new);
+            }
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! `process`, `verify` and `query` without a server, on files, directories and databases that are
+//! not as they should be: the right exit code, and a message that says what, where, and what to do.
+
+use std::fs::{self, File};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rusqlite::Connection;
+
+use super::harness::{
+    PATIENCE, Process, Ran, Scratch, Server, arg, database, event, files_below, names_in, run,
+    tallyline, until,
+};
+
+#[track_caller]
+fn process(data: &Path, files: &[&Path]) -> Ran {
+    let mut args = vec!["process", "--data-dir", arg(data)];
+    args.extend(files.iter().map(|file| arg(file)));
+    run(&args)
+}
+
+#[track_caller]
+fn verify(data: &Path) -> Ran {
+    run(&["verify", "--data-dir", arg(data)])
+}
+
+#[track_caller]
+fn query(data: &Path, user: &str) -> Ran {
+    run(&["query", user, "--data-dir", arg(data)])
+}
+
+#[track_caller]
+fn assert_says(ran: &Ran, words: &[&str]) {
+    let said = format!("{}{}", ran.stdout, ran.stderr);
+    for words in words {
+        assert!(said.contains(words), "{words:?} is missing: {ran}");
+    }
+}
+
+/// A data directory in which one event of user u is applied, from `x.jsonl`.
+fn applied(scratch: &Scratch) -> PathBuf {
+    let file = scratch.file("x.jsonl", event("u", 1));
+    process(&scratch.data(), &[&file]).expect(0);
+    scratch.data()
+}
+
+fn sql(data: &Path, statement: &str) {
+    let db = Connection::open(data.join("revenue.db")).unwrap();
+    db.execute_batch(statement).unwrap();
+}
+
+/// The directory of the archive for what is applied now.
+fn month(data: &Path) -> PathBuf {
+    let printed = Command::new("date").args(["-u", "+%Y-%m"]).output();
+    let name = String::from_utf8(printed.unwrap().stdout).unwrap();
+    data.join("applied").join(name.trim())
+}
+
+#[test]
+fn a_file_that_the_kernel_generates_is_refused_and_never_read() {
+    // Red if its size of 0 is believed, so that its content is lost without a word and its name is
+    // taken, or a read of it blocks for good (`/proc/kmsg`).
+    let scratch = Scratch::new();
+    let data = applied(&scratch);
+    for path in ["/proc/self/status", "/sys/kernel/mm/ksm/run", "/proc/kmsg"] {
+        if Path::new(path).exists() {
+            let ran = process(&data, &[Path::new(path)]).expect(1);
+            assert_says(
+                &ran,
+                &[path, "which the kernel generates", "copy its content"],
+            );
+        }
+    }
+    symlink("/proc/self/status", data.join("events_proc.jsonl")).unwrap();
+    let ran = process(&data, &[]).expect(3);
+    assert_says(&ran, &["events_proc.jsonl", "procfs"]);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn a_link_with_a_relative_target_still_leads_to_its_file_after_it_is_applied() {
+    // Red if the archive gets a link that leads nowhere, so that the events are in no file any more.
+    for by_server in [false, true] {
+        let scratch = Scratch::new();
+        let data = applied(&scratch);
+        scratch.file("far.jsonl", event("far", 1));
+        symlink("../far.jsonl", data.join("events_far.jsonl")).unwrap();
+        if by_server {
+            let server = Server::with(&data, &["--flush-interval", "10ms"]);
+            until(PATIENCE, "it is applied", || {
+                (server.get("/userEvents/far").status == 200).then_some(())
+            });
+            server.flush();
+            server.get("/readyz").expect(200);
+            server.stop().expect(0);
+        } else {
+            process(&data, &[]).expect(0);
+        }
+        verify(&data).expect(0);
+        process(&data, &[]).expect(0);
+        run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
+        assert_eq!(database(&data)["far"].1, 1, "by server: {by_server}");
+    }
+}
+
+#[test]
+fn what_is_applied_but_cannot_be_archived_is_said_to_be_counted() {
+    // Red if it is called refused without saying that it counts: who then imports it under another
+    // name counts it twice.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let in_the_way = month(&data);
+    fs::create_dir_all(in_the_way.parent().unwrap()).unwrap();
+    fs::write(&in_the_way, "").unwrap();
+    let file = scratch.file("x.jsonl", event("u", 1));
+    for files in [&[file.as_path()][..], &[]] {
+        let ran = process(&data, files).expect(1);
+        assert_says(
+            &ran,
+            &[
+                "events_x.jsonl: its events are counted",
+                arg(&in_the_way),
+                "Not a directory",
+                "do not import it under another name",
+            ],
+        );
+        assert_eq!(database(&data)["u"].1, 1);
+    }
+    fs::remove_file(&in_the_way).unwrap();
+    process(&data, &[]).expect(0);
+    assert_eq!(names_in(&in_the_way), ["events_x.jsonl"]);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn the_directory_that_cannot_be_listed_is_named() {
+    // Red if the data directory is blamed for a directory below it.
+    let scratch = Scratch::new();
+    let data = applied(&scratch);
+    let archive = data.join("applied");
+    fs::rename(&archive, scratch.path().join("moved")).unwrap();
+    fs::write(&archive, "").unwrap();
+    for ran in [process(&data, &[]).expect(1), verify(&data).expect(1)] {
+        assert_says(&ran, &[&format!("{}: Not a directory", arg(&archive))]);
+    }
+}
+
+#[test]
+fn a_file_name_that_becomes_too_long_is_refused_with_the_cure() {
+    // Red if the system's "File name too long" is all that is said, or the cure does not work.
+    let scratch = Scratch::new();
+    let data = applied(&scratch);
+    for length in [242, 243, 249] {
+        let long = scratch.file(&format!("{}.jsonl", "n".repeat(length)), event("n", 1));
+        let ran = process(&data, &[&long]).expect(1);
+        assert_says(&ran, &["name is too long", "255", "shorter name"]);
+    }
+    let short = scratch.file(&format!("{}.jsonl", "n".repeat(237)), event("n", 1));
+    process(&data, &[&short]).expect(0);
+    assert_eq!(database(&data)["n"].1, 1);
+}
+
+#[test]
+fn a_copy_that_cannot_be_written_names_where_it_was_written() {
+    // Red if only the source is named, which is not what is full.
+    let scratch = Scratch::new();
+    let data = applied(&scratch);
+    let line = event("big", 1).repeat(20_000);
+    let array = format!("[{}]", line.trim_end().replace('\n', ","));
+    for (name, content) in [("big.jsonl", line), ("array.jsonl", array)] {
+        let file = scratch.file(name, content);
+        let script = "ulimit -f 200; exec \"$0\" \"$@\"";
+        let mut command = Command::new("bash");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_tallyline")]);
+        command.args(["process", "--data-dir", arg(&data), arg(&file)]);
+        let ran = Process::start(&mut command).finish().expect(1);
+        let part = data.join(format!("events_{name}.part"));
+        assert_says(
+            &ran,
+            &[&format!("cannot write {}: File too large", arg(&part))],
+        );
+        assert!(!part.exists());
+        process(&data, &[&file]).expect(0);
+    }
+    assert_eq!(database(&data)["big"].1, 40_000);
+}
+
+/// Puts something at a path.
+type Put = fn(&Path);
+
+#[test]
+fn something_else_at_the_path_of_the_database_is_named() {
+    // Red if SQLite's "unable to open" or "disk I/O error" is all that is said, or a read waits for
+    // the pool's time-out first.
+    let scratch = Scratch::new();
+    let data = applied(&scratch);
+    let db = data.join("revenue.db");
+    fs::rename(&db, scratch.path().join("moved.db")).unwrap();
+    let put_there: [(&str, Put); 3] = [
+        ("directory", |path| fs::create_dir(path).unwrap()),
+        ("FIFO", |path| {
+            assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+        }),
+        ("character device", |path| {
+            symlink("/dev/zero", path).unwrap();
+        }),
+    ];
+    for (what, put) in put_there {
+        put(&db);
+        let words = format!("database {}: it is a {what}, not a regular file", arg(&db));
+        for ran in [process(&data, &[]), verify(&data), query(&data, "u")] {
+            let ran = ran.expect(1);
+            assert_says(&ran, &[&words]);
+            assert!(!ran.stderr.contains("timed out"), "{ran}");
+        }
+        fs::remove_file(&db)
+            .or_else(|_| fs::remove_dir(&db))
+            .unwrap();
+    }
+    process(&data, &[]).expect(0);
+    verify(&data).expect(0);
+}
+
+/// Overwrites the page on which a table or index begins.
+fn damage(data: &Path, name: &str) {
+    let path = data.join("revenue.db");
+    let (page, size): (u64, u64) = {
+        let db = Connection::open(&path).unwrap();
+        let root = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        let page = db.query_row(root, [name], |row| row.get(0)).unwrap();
+        let size = db.query_row("PRAGMA page_size", [], |row| row.get(0));
+        (page, size.unwrap())
+    };
+    let mut file = File::options().write(true).open(&path).unwrap();
+    file.seek(SeekFrom::Start((page - 1) * size)).unwrap();
+    file.write_all(&vec![0x55; usize::try_from(size).unwrap()])
+        .unwrap();
+}
+
+#[test]
+fn a_damaged_database_is_reported_with_a_cure_that_works() {
+    // Red if the message names no cure, or the one that it names does not work.
+    for kind in ["header", "user_total", "event_id"] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        let id = r#"{"userId":"u","name":"add_revenue","value":1,"id":"k"}"#;
+        let file = scratch.file("x.jsonl", format!("{}{id}\n", event("u", 1)));
+        process(&data, &[&file]).expect(0);
+        let db = data.join("revenue.db");
+        match kind {
+            "header" => fs::write(&db, "not a database").unwrap(),
+            table => damage(&data, table),
+        }
+        let more = scratch.file("y.jsonl", id.replace("\"k\"", "\"l\""));
+        for ran in [verify(&data), process(&data, &[&more])] {
+            let cure = "move it and its -wal and -shm away, and run `tallyline process`";
+            assert_says(&ran.expect(1), &["revenue.db", "damaged", cure]);
+        }
+        for suffix in ["", "-wal", "-shm"] {
+            let path = data.join(format!("revenue.db{suffix}"));
+            if path.exists() {
+                fs::rename(&path, scratch.path().join(format!("moved{suffix}"))).unwrap();
+            }
+        }
+        process(&data, &[]).expect(0);
+        verify(&data).expect(0);
+        // Where the database could be opened at all, `y.jsonl` was copied in before it was applied.
+        let kept = files_below(&data)
+            .iter()
+            .any(|path| arg(path).ends_with("events_y.jsonl"));
+        assert_eq!(database(&data)["u"].1, 2 + u64::from(kept), "{kind}");
+    }
+}
+
+#[test]
+fn verify_notices_damage_where_no_total_is_compared() {
+    // Red if `verify` agrees while a page of the database is damaged that the next run needs.
+    for name in ["clock", "directory"] {
+        let scratch = Scratch::new();
+        let data = applied(&scratch);
+        verify(&data).expect(0);
+        damage(&data, name);
+        let ran = verify(&data).expect(1);
+        assert_says(&ran, &["revenue.db", "damaged"]);
+    }
+}
+
+#[test]
+fn query_refuses_a_database_of_a_newer_version_or_of_another_program() {
+    // Red if it answers from tables that may mean something else, or with "no such table".
+    let scratch = Scratch::new();
+    let data = applied(&scratch);
+    sql(&data, "PRAGMA user_version = 99");
+    assert_says(&query(&data, "u").expect(1), &["version 99 is newer"]);
+    fs::remove_file(data.join("revenue.db")).unwrap();
+    sql(&data, "CREATE TABLE t (a)");
+    let ran = query(&data, "u").expect(1);
+    assert_says(&ran, &["not a tallyline database", "revenue.db"]);
+}
+
+#[test]
+fn process_waits_for_a_lock_when_it_opens_the_database() {
+    // Red if it says that it tries again, and ends; or does not say what to do.
+    let scratch = Scratch::new();
+    let data = applied(&scratch);
+    let file = scratch.file("y.jsonl", event("y", 1));
+    let db = Connection::open(data.join("revenue.db")).unwrap();
+    db.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    assert_says(
+        &verify(&data).expect(1),
+        &["locked by another program", "end that transaction"],
+    );
+    let waiting = Process::start(&mut tallyline(&[
+        "process",
+        "--data-dir",
+        arg(&data),
+        arg(&file),
+    ]));
+    until(PATIENCE, "it says that it waits", || {
+        waiting.stderr().contains("waiting").then_some(())
+    });
+    db.execute_batch("ROLLBACK").unwrap();
+    drop(db);
+    waiting.finish().expect(0);
+    assert_eq!(database(&data)["y"].1, 1);
+}
+
+#[test]
+fn verify_reports_a_file_that_cannot_be_opened_once() {
+    // Red if the same file is said to be both unreadable and missing.
+    let scratch = Scratch::new();
+    let data = applied(&scratch);
+    let file = month(&data).join("events_x.jsonl");
+    fs::remove_file(&file).unwrap();
+    symlink("/nowhere", &file).unwrap();
+    let ran = verify(&data).expect(1);
+    assert_says(&ran, &[arg(&file), "does not exist", "can't be recounted"]);
+    assert!(!ran.stdout.contains("is not there"), "{ran}");
+}
