@@ -283,7 +283,7 @@ fn a_rebuild_says_what_no_longer_counts() {
     let data = scratch.data();
     segments(&scratch, 3);
     fs::remove_file(&archive(&data)[1]).unwrap();
-    let ran = rebuild(&data).expect(0);
+    let ran = rebuild(&data).expect(1);
     assert!(
         ran.stdout.contains("events-000002") && ran.stdout.contains("no longer"),
         "{ran}"

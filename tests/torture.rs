@@ -30,6 +30,11 @@ fn a_few_rounds_of_torture_lose_and_double_nothing() {
     // Red if a kill -9 of the server, of senders or of both loses or doubles an event.
     let said = torture("5", "1");
     assert!(said.contains("seed 1"), "{said}");
+    let overlapping = said
+        .lines()
+        .find_map(|line| line.strip_prefix("... sent twice on purpose"))
+        .and_then(|count| count.trim().parse::<u64>().ok());
+    assert!(overlapping > Some(0), "no range of ids overlaps: {said}");
 }
 
 #[test]

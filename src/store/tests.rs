@@ -1,5 +1,7 @@
 //! The store by itself: ranges made by hand.
 
+mod ids;
+
 use std::collections::HashSet;
 use std::io;
 
@@ -36,8 +38,33 @@ impl Lines {
         to: usize,
         end: RangeEnd,
     ) -> Outcome {
-        self.with_range(segment, from, to, end, |range, source| {
-            writer.apply(range, source).expect("it applies")
+        self.apply_at(writer, segment, from, to, end, 1_000_500)
+    }
+
+    fn apply_at(
+        &self,
+        writer: &mut Writer,
+        segment: &SegmentId,
+        from: usize,
+        to: usize,
+        end: RangeEnd,
+        now_ms: i64,
+    ) -> Outcome {
+        self.try_apply(writer, segment, from, to, end, now_ms)
+            .expect("it applies")
+    }
+
+    fn try_apply(
+        &self,
+        writer: &mut Writer,
+        segment: &SegmentId,
+        from: usize,
+        to: usize,
+        end: RangeEnd,
+        now_ms: i64,
+    ) -> Result<Outcome, StoreError> {
+        self.with_range(segment, from, to, end, now_ms, |range, source| {
+            writer.apply(range, source)
         })
     }
 
@@ -47,18 +74,17 @@ impl Lines {
         from: usize,
         to: usize,
         end: RangeEnd,
+        now_ms: i64,
         then: impl FnOnce(&Range<'_>, &mut dyn Source) -> T,
     ) -> T {
         let mut sums = std::collections::BTreeMap::<&str, Sums>::new();
         let mut with_id = IdEvents::default();
         for (offset, event) in self.0.iter().enumerate().take(to).skip(from) {
-            match &event.id {
-                None => {
-                    sums.entry(&event.user_id)
-                        .or_default()
-                        .add_event(event.kind, event.amount_micros);
-                }
-                Some(id) => with_id.push(offset as u64, id, event),
+            sums.entry(&event.user_id)
+                .or_default()
+                .add_event(event.kind, event.amount_micros);
+            if let Some(id) = &event.id {
+                with_id.push(offset as u64, id, event);
             }
         }
         let users: Vec<_> = sums.iter().map(|(user, sums)| (*user, sums)).collect();
@@ -70,7 +96,7 @@ impl Lines {
             to: to as u64,
             checksum: 7,
             end,
-            now_ms: 1_000_500,
+            now_ms,
             delta: Delta {
                 users: &users,
                 with_id: &with_id,
@@ -363,20 +389,27 @@ fn apply_together(writer: &mut Writer, segments: &[(&Lines, usize)]) -> OutcomeO
         };
         let name = char::from(b'a' + u8::try_from(ranges.len()).unwrap_or(0));
         let segment = SegmentId::Imported(name.to_string());
-        lines.with_range(&segment, 0, *to, RangeEnd::Complete, |range, source| {
-            let range = Range {
-                segment: range.segment,
-                file_name: range.file_name,
-                delta: Delta { ..range.delta },
-                ..*range
-            };
-            let mut all: Vec<(Range<'_>, &mut dyn Source)> = Vec::new();
-            for (range, source) in ranges {
+        lines.with_range(
+            &segment,
+            0,
+            *to,
+            RangeEnd::Complete,
+            1_000_500,
+            |range, source| {
+                let range = Range {
+                    segment: range.segment,
+                    file_name: range.file_name,
+                    delta: Delta { ..range.delta },
+                    ..*range
+                };
+                let mut all: Vec<(Range<'_>, &mut dyn Source)> = Vec::new();
+                for (range, source) in ranges {
+                    all.push((range, source));
+                }
                 all.push((range, source));
-            }
-            all.push((range, source));
-            next(writer, rest, all)
-        })
+                next(writer, rest, all)
+            },
+        )
     }
     next(writer, segments, Vec::new())
 }
