@@ -331,6 +331,53 @@ fn the_first_load_may_end_after_any_call() {
 
 #[test]
 #[ignore = "needs strace"]
+fn small_files_applied_together_may_be_cut_off_after_any_call() {
+    // Red if of the segments of one transaction one can be in the totals without the others or without
+    // its bytes, or if one of them is lost between its rename and the sync of the directories.
+    const FILES: usize = 12;
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    fs::create_dir(&data).unwrap();
+    let ours = lines(0, 20);
+    fs::write(data.join("events.jsonl"), &ours).unwrap();
+    run(&["process", "--data-dir", arg(&data)]).expect(3);
+    let theirs: Vec<String> = (0..FILES).map(|n| lines(20 + n * 12, 13)).collect();
+    for (n, text) in theirs.iter().enumerate() {
+        fs::write(data.join(format!("events_17000000000{n:02}.jsonl")), text).unwrap();
+    }
+    let (before, deeds) = record_process(&data, &[]);
+    let position = |wanted: &dyn Fn(&Deed) -> bool| deeds.iter().position(wanted);
+    let synced = position(&|deed| *deed == Deed::SyncAll).expect("together");
+    let committed =
+        position(&|deed| matches!(deed, Deed::Sync(path) if path.ends_with("revenue.db-wal")));
+    let first =
+        position(&|deed| matches!(deed, Deed::Rename(_, to) if to.starts_with("data/applied")))
+            .expect("archived");
+    assert!(
+        committed.is_some_and(|at| synced < at && at < first),
+        "{deeds:#?}"
+    );
+    let commits = deeds[..first].iter();
+    let commits =
+        commits.filter(|deed| matches!(deed, Deed::Sync(path) if path.ends_with("revenue.db-wal")));
+    assert!(commits.count() <= 2, "one transaction: {deeds:#?}");
+    let truth = expected(&(ours + &theirs.concat()));
+    Story {
+        name: "small files",
+        before,
+        deeds,
+        recover: vec!["process"],
+        check: &|data, _| {
+            assert_eq!(sums(data), truth);
+            nothing_is_in_doubt(data);
+            assert_eq!(recount(data).users, truth.totals);
+        },
+    }
+    .tell();
+}
+
+#[test]
+#[ignore = "needs strace"]
 fn a_file_from_elsewhere_may_be_cut_off_after_any_call() {
     // Red if the copy can be taken for whole before it is, or the WAL's checkpoint loses a commit.
     let scratch = Scratch::new();

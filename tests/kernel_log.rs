@@ -18,7 +18,7 @@ use super::sim_disk::SimDisk;
 
 /// All that changes files or makes them durable, and what an answer goes out by.
 const CALLS: &str = "trace=open,openat,creat,write,pwrite64,writev,pwritev,pwritev2,truncate,ftruncate,\
-    fallocate,fsync,fdatasync,sync_file_range,rename,renameat,renameat2,link,linkat,unlink,unlinkat,\
+    fallocate,fsync,fdatasync,syncfs,sync_file_range,rename,renameat,renameat2,link,linkat,unlink,unlinkat,\
     mkdir,mkdirat,rmdir,copy_file_range,sendfile,sendto,sendmsg";
 
 /// Where the directory stands on the simulated disk.
@@ -33,6 +33,8 @@ pub(crate) enum Deed {
     SetLen(PathBuf, u64),
     /// fsync or fdatasync of a file or a directory, done.
     Sync(PathBuf),
+    /// syncfs: every file.
+    SyncAll,
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
     MakeDir(PathBuf),
@@ -49,6 +51,7 @@ impl fmt::Debug for Deed {
             }
             Self::SetLen(path, len) => write!(f, "cut {} {len}", path.display()),
             Self::Sync(path) => write!(f, "sync {}", path.display()),
+            Self::SyncAll => f.write_str("sync all"),
             Self::Rename(from, to) => write!(f, "rename {} {}", from.display(), to.display()),
             Self::Remove(path) => write!(f, "remove {}", path.display()),
             Self::MakeDir(path) => write!(f, "mkdir {}", path.display()),
@@ -111,7 +114,7 @@ fn calls(text: &str) -> Vec<String> {
             let (name, end) = resumed.split_once(" resumed>").unwrap();
             let (place, beginning) = begun.remove(thread).unwrap();
             let whole = format!("{beginning}{end}");
-            if name.ends_with("sync") {
+            if name.ends_with("sync") || name == "syncfs" {
                 calls.push(whole);
             } else {
                 calls[place] = whole;
@@ -184,6 +187,7 @@ impl<'a> Call<'a> {
             }
             "ftruncate" => Some(Deed::SetLen(self.path(0)?, self.number(1))),
             "fsync" | "fdatasync" => Some(Deed::Sync(self.path(0)?)),
+            "syncfs" => Some(Deed::SyncAll),
             "rename" => self.renamed(self.path(0), self.path(1)),
             "renameat2" => self.renamed(self.path(1), self.path(3)),
             "unlink" => Some(Deed::Remove(self.path(0)?)),
@@ -273,6 +277,7 @@ pub(crate) fn repeat(disk: &SimDisk, deed: &Deed) {
         Deed::SetLen(path, len) => open(path).set_len(*len).unwrap(),
         Deed::Sync(path) if disk.is_dir(path) => disk.sync_dir(path).unwrap(),
         Deed::Sync(path) => open(path).sync_data().unwrap(),
+        Deed::SyncAll => assert!(disk.sync_file_system(Path::new(ROOT)).unwrap()),
         Deed::Rename(from, to) => disk.rename_over(from, to).unwrap(),
         Deed::Remove(path) => disk.remove(path).unwrap(),
         Deed::MakeDir(path) => disk.create_dir(path).unwrap(),

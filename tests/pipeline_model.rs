@@ -19,7 +19,7 @@ use tallyline::data_dir::disk::Disk;
 use tallyline::data_dir::segment::{Position, label_in_name, seal_in_name};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Committer, Journal, JournalConfig, KnownSegment, KnownSegments};
-use tallyline::processor::{ProcessConfig, Processor, rebuild};
+use tallyline::processor::{ProcessConfig, Processor, rebuild, run_once};
 use tallyline::progress::{Applies, Progress, WaitOutcome};
 use tallyline::store::{SegmentState, read_directory, read_kept, read_segments};
 
@@ -623,4 +623,122 @@ fn what_failed_is_tried_again_until_readiness_is_green() {
             });
         }
     });
+}
+
+/// What the file of that number says: a few events, one of them with an id of the file before.
+fn small_file(number: usize) -> (String, Vec<u8>) {
+    let line = |n: usize| {
+        let id = number * 2 + n;
+        format!(
+            "{{\"userId\":\"u{}\",\"name\":\"add_revenue\",\"value\":{}.5,\"id\":\"{id}\"}}\n",
+            id % 5,
+            id % 100
+        )
+    };
+    let text: String = (0..3).map(line).collect();
+    (format!("events_found_{number:03}.jsonl"), text.into_bytes())
+}
+
+/// Many small files that another program has just written and not synced are applied together by a
+/// processor that runs once; the power goes, or a call fails, at any step.
+fn many_small_files(seed: u64) {
+    let choices = &mut Choices::new(seed);
+    let world = World::new();
+    let dir = world.dir.path();
+    let mut disk = SimDisk::with_dir(dir);
+    let files: Vec<_> = (0..8 + choices.below(30)).map(small_file).collect();
+    for (name, bytes) in &files {
+        let file = disk.create_new(&dir.join(name)).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+    }
+    let mut calm = false;
+    while !calm {
+        calm = choices.below(3) == 0;
+        let before = disk.log().len();
+        if !calm {
+            match choices.below(3) {
+                0 => disk.fail(
+                    FAILING[choices.below(FAILING.len())],
+                    choices.below(9) as u64,
+                    EIO,
+                ),
+                _ => disk.power_off_at(disk.steps() + choices.below(400) as u64),
+            }
+        }
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let ran = run_once(&world.processing(), &shared, &[], &mut |_| {});
+        if calm {
+            let summary = ran.unwrap();
+            assert!(summary.refused.is_empty(), "{:?}", summary.refused);
+            break;
+        }
+        // Of a file of another program whose sync failed, the page cache shows what is lost.
+        let failed = disk.log()[before..].iter().any(|call| call == "FAULT");
+        disk = match choices.below(3) {
+            0 if !failed => disk.kill(),
+            _ => disk.power_cut(choices.below(usize::MAX) as u64),
+        };
+        let rows = read_segments(&world.database()).unwrap();
+        let found: BTreeMap<_, _> = disk
+            .contents()
+            .into_iter()
+            .map(|(path, bytes)| (path.file_name().unwrap().to_owned(), bytes))
+            .collect();
+        for (name, bytes) in &files {
+            let there = found.get(std::ffi::OsStr::new(name));
+            if rows.iter().any(|row| row.file_name == *name) {
+                assert_eq!(there, Some(bytes), "{name} is in the totals");
+            } else {
+                // The other program writes again what the power cut took.
+                disk.put(&dir.join(name), bytes);
+            }
+        }
+    }
+    let count = recount_bytes(files.iter().map(|(_, bytes)| &bytes[..]));
+    assert_eq!(database_at(&world.database()), count.users);
+    let rows = read_segments(&world.database()).unwrap();
+    let sum = |of: fn(&tallyline::store::Counts) -> u64| {
+        rows.iter().map(|row| of(&row.counts)).sum::<u64>()
+    };
+    let counts = (
+        sum(|it| it.events),
+        sum(|it| it.duplicates),
+        sum(|it| it.rejected),
+    );
+    assert_eq!(counts, (count.applied, count.duplicates, 0));
+    assert!(rows.iter().all(|row| row.state == SegmentState::Applied));
+}
+
+#[test]
+fn small_files_applied_together_count_once_whenever_the_power_goes() {
+    // Red if a file is applied before its bytes are durable, or one of a transaction without the others.
+    for_seeds(CASES / 2, many_small_files);
+}
+
+#[test]
+fn many_small_files_share_their_syncs_and_their_transactions() {
+    // Red if a file costs a sync or a transaction of its own.
+    const FILES: usize = 600;
+    let world = World::new();
+    let disk = SimDisk::with_dir(world.dir.path());
+    for (name, bytes) in (0..FILES).map(small_file) {
+        disk.put(&world.dir.path().join(name), &bytes);
+    }
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let mut commits = 0;
+    let summary = run_once(&world.processing(), &shared, &[], &mut |_| commits += 1).unwrap();
+    assert_eq!((summary.applied.len(), summary.refused.len()), (FILES, 0));
+    let log = disk.log();
+    let syncs = log.iter().filter(|call| call.starts_with("Sync")).count();
+    // A commit is one sync of the database's, and one more now and then.
+    assert!(
+        syncs + 2 * commits <= FILES / 20,
+        "{syncs} syncs, {commits} commits"
+    );
+    let left = disk
+        .files()
+        .iter()
+        .filter(|path| path.parent() == Some(world.dir.path()))
+        .count();
+    assert_eq!(left, 1, "directory.json");
 }

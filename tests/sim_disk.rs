@@ -53,6 +53,8 @@ struct Inode {
     unsynced: Vec<(FileChange, Vec<u8>)>,
     /// Bytes that a failed sync lost: shown, but never durable unless written again.
     rotten: Vec<Range<usize>>,
+    /// Whether that sync was one of all files: the next one of this file reports it.
+    unreported: bool,
 }
 
 /// What a name leads to.
@@ -631,8 +633,25 @@ impl Disk for SimDisk {
         state.step(Call::Look, || format!("identity {}", path.display()))?;
         Ok(state.names.get(path).map(|node| match node {
             Node::File(inode) => (1, *inode as u64),
-            Node::Dir => (2, 0), // only ever asked whether it is there
+            Node::Dir => (1, u64::MAX),
         }))
+    }
+
+    /// The bytes of all files; names are left to the syncs of their directories.
+    fn sync_file_system(&self, _dir: &Path) -> io::Result<bool> {
+        let mut state = self.lock();
+        let stepped = state.step(Call::SyncData, || "all".to_owned());
+        for inode in &mut state.inodes {
+            match stepped {
+                Ok(()) => inode.sync(),
+                Err(ref error) if is_power_off(error) => {}
+                Err(_) => {
+                    inode.unreported = !inode.unsynced.is_empty();
+                    inode.fail_sync();
+                }
+            }
+        }
+        stepped.map(|()| true)
     }
 
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
@@ -722,6 +741,9 @@ impl DiskFile for SimFile {
         let stepped = state.step(Call::SyncData, || self.inode.to_string());
         let inode = &mut state.inodes[self.inode];
         match stepped {
+            Ok(()) if std::mem::take(&mut inode.unreported) => {
+                return Err(io::Error::from_raw_os_error(EIO));
+            }
             Ok(()) => inode.sync(),
             Err(ref error) if is_power_off(error) => {}
             Err(_) => inode.fail_sync(),

@@ -84,6 +84,23 @@ impl Pool {
         self
     }
 
+    /// A range of so many bytes is scanned whole, on the caller's thread.
+    pub(crate) fn small_bytes(&self) -> u64 {
+        let quarter = (self.range_bytes / (4 * GROWTH * self.ahead())) as u64;
+        self.chunk_bytes
+            .unwrap_or(CHUNK_BYTES_MIN.min(quarter.max(CHUNK_BYTES_LEAST)))
+    }
+
+    /// The most memory that a range may use, in bytes.
+    pub(crate) fn range_bytes(&self) -> usize {
+        self.range_bytes
+    }
+
+    /// Chunks that are handed out before the first of them is done.
+    fn ahead(&self) -> usize {
+        self.threads.len() * 2
+    }
+
     /// Folds `[from, to)`, or as much of it as a range may hold, but at least one chunk.
     pub(crate) fn scan(
         &mut self,
@@ -99,7 +116,7 @@ impl Pool {
             start: from,
             end: to,
         };
-        let ahead = self.threads.len() * 2;
+        let ahead = self.ahead();
         let share = (to - from) / (self.threads.len() as u64 * 4);
         let quarter = (self.range_bytes / (4 * GROWTH * ahead)) as u64;
         let chunk_bytes = self.chunk_bytes.unwrap_or(

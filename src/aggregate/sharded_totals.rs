@@ -197,6 +197,9 @@ pub(crate) struct ShardedTotals {
 }
 
 impl ShardedTotals {
+    /// Bytes of memory that it holds before there is any user.
+    pub(crate) const EMPTY_BYTES: usize = PARTS * size_of::<Mutex<Shard>>();
+
     pub(crate) fn new() -> Self {
         Self {
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),

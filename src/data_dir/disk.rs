@@ -112,6 +112,10 @@ pub trait Disk: Send + Sync + 'static {
     /// deleted files. A hint, for a disk that does not look each time.
     fn count_again(&self);
 
+    /// Syncs every file of the file system of `dir` at once, whichever program wrote it; `false` where
+    /// that does not say as much as an fdatasync of each file, which is then left to the caller.
+    fn sync_file_system(&self, dir: &Path) -> io::Result<bool>;
+
     /// Opens a directory and syncs it. To be called where a failure of either leaves nothing in doubt.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.open_dir(dir)?.sync()
@@ -219,6 +223,14 @@ impl Disk for RealDisk {
 
     fn used_bytes(&self, dir: &Path) -> io::Result<u64> {
         usage::walk(dir, &[])
+    }
+
+    fn sync_file_system(&self, dir: &Path) -> io::Result<bool> {
+        if !kind::syncs_as_a_whole(dir)? {
+            return Ok(false);
+        }
+        rustix::fs::syncfs(open::open_directory(dir)?)?;
+        Ok(true)
     }
 
     /// Each look is a new one.

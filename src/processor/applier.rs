@@ -14,28 +14,64 @@ use crc32fast::Hasher;
 use super::clock::Clock;
 use super::import::{self, Part};
 use super::{ProcessConfig, ProcessError};
-use crate::aggregate::UserLine;
 use crate::aggregate::pool::{Pool, RangeAggregate};
+use crate::aggregate::sharded_totals::{Frozen, ShardedTotals};
+use crate::aggregate::{Sums, UserLine};
 use crate::aggregate::{lines, scan};
+use crate::data_dir::DataDirError;
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::{self as disk, DiskFile, Identity};
+use crate::data_dir::disk::{self as disk, Disk, DiskFile, Identity};
 use crate::data_dir::read_label;
 use crate::data_dir::segment::{DirectoryTag, Label, Seal, SegmentId, Tag};
 use crate::event::{Event, Looks};
 use crate::store::{
-    Applied, Delta, Existing, Mark, Outcome, Range, RangeEnd, SegmentRow, SegmentState, Source,
-    StoreError, Writer,
+    Applied, Delta, Existing, Mark, Outcome, OutcomeOfAll, Range, RangeEnd, SegmentRow,
+    SegmentState, Source, StoreError, Writer,
 };
 
 use crate::verify::seal;
 
 /// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
 const RELEASE_BYTES: u64 = 4 << 20;
+/// Of a larger segment, a transaction of its own costs less than reading it.
+const SMALL_BYTES_MAX: u64 = 256 << 10;
+/// The most segments applied in one transaction: all of them are open meanwhile.
+pub(super) const TOGETHER_MAX: usize = 256;
+/// From so many files on, one sync of their file system is cheaper than one of each, though it writes
+/// what other programs have not synced.
+const SYNC_TOGETHER_MIN: usize = 8;
+
+/// A small segment that was read to its end, to be committed with others.
+pub(super) struct Small {
+    pub(super) segment: SegmentFile,
+    from: u64,
+    aggregate: RangeAggregate,
+    /// Of all bytes up to the end.
+    checksum: Hasher,
+    took: Duration,
+}
+
+impl Small {
+    /// The most bytes of memory that it needs until it is applied.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let RangeAggregate { users, partial, .. } = &self.aggregate;
+        ShardedTotals::EMPTY_BYTES + users.memory_bytes() + partial.memory_bytes()
+    }
+}
+
+/// What a commit did to one segment.
+pub(super) struct Commit<'a> {
+    pub(super) segment: &'a SegmentFile,
+    /// The range that was applied.
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) applied: Applied,
+}
 
 /// Told of every commit, and asked whether to wait when the database is locked.
 pub(super) trait Watch {
-    /// `segment` is applied up to `to`, which took so long.
-    fn committed(&mut self, segment: &SegmentId, to: u64, applied: &Applied, took: Duration);
+    /// These were committed, in one transaction, which took so long with the reading.
+    fn committed(&mut self, commits: &[Commit<'_>], took: Duration);
     /// Somebody holds the database's lock: whether to go on trying.
     fn locked(&mut self, error: &StoreError) -> bool;
     /// The lock was had.
@@ -327,11 +363,136 @@ impl<'p> Applier<'p> {
             if let Some(follow) = self.follows.get_mut(&segment.id) {
                 follow.applied = checksum;
             }
-            watch.committed(&segment.id, aggregate.to, &applied, began.elapsed());
+            let commit = Commit {
+                segment,
+                from,
+                to: aggregate.to,
+                applied,
+            };
+            watch.committed(&[commit], began.elapsed());
             if from > 0 && from / RELEASE_BYTES != aggregate.to / RELEASE_BYTES {
                 segment.file.release_cache(aggregate.to);
             }
         }
+    }
+
+    /// A segment of up to so many bytes may be applied with others.
+    pub(super) fn small_bytes(&self) -> u64 {
+        self.pool.small_bytes().min(SMALL_BYTES_MAX)
+    }
+
+    /// How much of small segments may be held until they are applied, in bytes of memory.
+    pub(super) fn held_bytes_max(&self) -> usize {
+        self.pool.range_bytes() / 2
+    }
+
+    /// Reads all that is left of a confirmed small sealed file of `size` bytes.
+    pub(super) fn read_small(
+        &mut self,
+        segment: SegmentFile,
+        from: u64,
+        size: u64,
+    ) -> Result<Small, ProcessError> {
+        let began = Instant::now();
+        let Some(follow) = self.follows.get(&segment.id) else {
+            return Err(ProcessError::Raced {
+                segment: segment.id.to_string(),
+            });
+        };
+        let mut checksum = follow.applied.clone();
+        let aggregate = self
+            .pool
+            .scan(&segment.file, from, size)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        checksum.combine(&aggregate.partial.checksum);
+        let now = segment
+            .file
+            .size()
+            .map_err(ProcessError::io("look at", &segment.path))?;
+        let sealed = Seal {
+            bytes: size,
+            checksum: checksum.clone().finalize(),
+        };
+        let is_sealed = seal::of_path(&segment.path).is_none_or(|seal| seal == sealed);
+        if aggregate.to != size || now != size || !is_sealed {
+            self.forget(&segment.id);
+            return Err(ProcessError::Changed {
+                path: segment.path.clone(),
+            });
+        }
+        Ok(Small {
+            segment,
+            from,
+            aggregate,
+            checksum,
+            took: began.elapsed(),
+        })
+    }
+
+    /// Applies small segments to their ends, in this order, in one transaction.
+    pub(super) fn commit_together(
+        &mut self,
+        small: &[Small],
+        watch: &mut dyn Watch,
+    ) -> Result<(), ProcessError> {
+        let began = Instant::now();
+        let names: Vec<String> = small.iter().map(|small| small.segment.name()).collect();
+        let frozen: Vec<_> = small.iter().map(|it| it.aggregate.users.freeze()).collect();
+        let users: Vec<_> = frozen.iter().map(Frozen::sorted).collect();
+        let mut sources: Vec<_> = small
+            .iter()
+            .map(|small| FileSource {
+                file: &*small.segment.file,
+                from: small.from,
+                to: small.aggregate.to,
+            })
+            .collect();
+        let now_ms = self.clock.now_ms();
+        let mut ranges: Vec<(Range<'_>, &mut dyn Source)> = Vec::with_capacity(small.len());
+        for (((small, name), users), source) in
+            small.iter().zip(&names).zip(&users).zip(&mut sources)
+        {
+            let checksum = small.checksum.clone().finalize();
+            let range = small.aggregate.range(
+                (&small.segment, name),
+                small.from,
+                users,
+                checksum,
+                RangeEnd::Complete,
+                now_ms,
+            );
+            ranges.push((range, source));
+        }
+        let outcome = self.until_unlocked(watch, |writer| writer.apply_together(&mut ranges))?;
+        let all = match outcome {
+            OutcomeOfAll::Applied(all) => all,
+            OutcomeOfAll::Raced(at) => {
+                for small in small {
+                    self.forget(&small.segment.id);
+                }
+                return Err(ProcessError::Raced {
+                    segment: small[at].segment.id.to_string(),
+                });
+            }
+        };
+        self.work.committing += began.elapsed();
+        let mut commits = Vec::with_capacity(small.len());
+        for (small, applied) in small.iter().zip(all) {
+            self.work.bytes += small.aggregate.to - small.from;
+            // Only now: it is committed.
+            if let Some(follow) = self.follows.get_mut(&small.segment.id) {
+                follow.applied = small.checksum.clone();
+            }
+            commits.push(Commit {
+                segment: &small.segment,
+                from: small.from,
+                to: small.aggregate.to,
+                applied,
+            });
+        }
+        let reading: Duration = small.iter().map(|small| small.took).sum();
+        watch.committed(&commits, reading + began.elapsed());
+        Ok(())
     }
 
     fn commit(
@@ -362,42 +523,39 @@ impl<'p> Applier<'p> {
         }
         let frozen = aggregate.users.freeze();
         let users = frozen.sorted();
-        let range = Range {
-            segment: &segment.id,
-            tag: segment.tag,
-            file_name: &segment.name(),
-            from,
-            to: aggregate.to,
-            checksum,
-            end,
-            now_ms: self.clock.now_ms(),
-            delta: Delta {
-                users: &users,
-                with_id: &aggregate.partial.with_id,
-                rejected: &aggregate.partial.rejected,
-                rejected_count: aggregate.partial.rejected_count,
-                lines: aggregate.partial.lines,
-            },
-        };
+        let name = segment.name();
+        let now_ms = self.clock.now_ms();
+        let range = aggregate.range((segment, &name), from, &users, checksum, end, now_ms);
         let mut source = FileSource {
             file: &*segment.file,
             from,
             to: aggregate.to,
         };
+        match self.until_unlocked(watch, |writer| writer.apply(&range, &mut source))? {
+            Outcome::Applied(applied) => Ok(applied),
+            Outcome::Raced => {
+                self.forget(&segment.id);
+                Err(ProcessError::Raced {
+                    segment: segment.id.to_string(),
+                })
+            }
+        }
+    }
+
+    /// Writes, again as long as another program has the database locked and `watch` waits for it.
+    fn until_unlocked<T>(
+        &mut self,
+        watch: &mut dyn Watch,
+        mut write: impl FnMut(&mut Writer) -> Result<T, StoreError>,
+    ) -> Result<T, ProcessError> {
         loop {
-            match self.writer.apply(&range, &mut source) {
-                Ok(Outcome::Applied(applied)) => {
-                    // Before anybody learns of the commit: what is written to the file from here on is
+            match write(&mut self.writer) {
+                Ok(done) => {
+                    // Before the commit is published: what is written to the file from here on is
                     // not this writer's. Where the look fails, the next one tells.
                     let _unknown = self.writer.note_written();
                     watch.unlocked();
-                    return Ok(applied);
-                }
-                Ok(Outcome::Raced) => {
-                    self.forget(&segment.id);
-                    return Err(ProcessError::Raced {
-                        segment: segment.id.to_string(),
-                    });
+                    return Ok(done);
                 }
                 Err(error) if error.is_locked() => {
                     if !watch.locked(&error) {
@@ -458,6 +616,37 @@ impl<'p> Applier<'p> {
     }
 }
 
+impl RangeAggregate {
+    /// What is applied of a segment and its file's name, from `from` on.
+    fn range<'a>(
+        &'a self,
+        (segment, file_name): (&'a SegmentFile, &'a str),
+        from: u64,
+        users: &'a [(&'a str, &'a Sums)],
+        checksum: u32,
+        end: RangeEnd,
+        now_ms: i64,
+    ) -> Range<'a> {
+        Range {
+            segment: &segment.id,
+            tag: segment.tag,
+            file_name,
+            from,
+            to: self.to,
+            checksum,
+            end,
+            now_ms,
+            delta: Delta {
+                users,
+                with_id: &self.partial.with_id,
+                rejected: &self.partial.rejected,
+                rejected_count: self.partial.rejected_count,
+                lines: self.partial.lines,
+            },
+        }
+    }
+}
+
 /// Lines of the range, read again.
 struct FileSource<'a> {
     file: &'a dyn DiskFile,
@@ -491,7 +680,18 @@ impl Source for FileSource<'_> {
 
 /// Opens a sealed file and makes what is seen of it durable.
 pub(super) fn open_sealed(
-    disk: &dyn crate::data_dir::disk::Disk,
+    disk: &dyn Disk,
+    id: &SegmentId,
+    tag: Option<Tag>,
+    path: &Path,
+) -> Result<SegmentFile, ProcessError> {
+    let segment = open(disk, id, tag, path)?;
+    sync(&segment)?;
+    Ok(segment)
+}
+
+fn open(
+    disk: &dyn Disk,
     id: &SegmentId,
     tag: Option<Tag>,
     path: &Path,
@@ -499,13 +699,89 @@ pub(super) fn open_sealed(
     let file = disk
         .open_read(path)
         .map_err(ProcessError::io("open", path))?;
-    file.sync_data().map_err(ProcessError::io("sync", path))?;
     Ok(SegmentFile {
         id: id.clone(),
         tag,
         path: path.to_owned(),
         file,
     })
+}
+
+fn sync(segment: &SegmentFile) -> Result<(), ProcessError> {
+    segment
+        .file
+        .sync_data()
+        .map_err(ProcessError::io("sync", &segment.path))
+}
+
+/// What a sealed file is when it is opened among others.
+pub(super) enum Opened {
+    /// Open, and what is seen of it is durable.
+    Small(SegmentFile),
+    /// To be opened by itself.
+    Large,
+    Failed(ProcessError),
+}
+
+/// Opens the first of the sealed files, up to [`TOGETHER_MAX`] of them, and makes what is seen of the
+/// small ones durable; where there are some of them by one sync of the data directory's file system.
+pub(super) fn open_together<'f>(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    files: impl IntoIterator<Item = (&'f SegmentId, Option<Tag>, &'f Path)>,
+    small_bytes: u64,
+) -> Vec<Opened> {
+    let mut opened: Vec<Opened> = Vec::new();
+    let mut devices = Vec::new();
+    for (id, tag, path) in files.into_iter().take(TOGETHER_MAX) {
+        let found = open(disk, id, tag, path).and_then(|segment| {
+            let stat = segment.file.stat();
+            Ok((stat.map_err(ProcessError::io("look at", path))?, segment))
+        });
+        match found {
+            // The others first: they are closed then.
+            Err(error) if !opened.is_empty() && is_out_of_descriptors(&error) => break,
+            Err(error) => opened.push(Opened::Failed(error)),
+            Ok((stat, _)) if stat.size > small_bytes => opened.push(Opened::Large),
+            Ok((stat, segment)) => {
+                devices.push(stat.identity.0);
+                opened.push(Opened::Small(segment));
+            }
+        }
+    }
+    let synced = if devices.len() < SYNC_TOGETHER_MIN {
+        None
+    } else {
+        device_synced(disk, data_dir)
+    };
+    let mut devices = devices.into_iter();
+    for entry in &mut opened {
+        if let Opened::Small(segment) = entry
+            && devices.next() != synced
+            && let Err(error) = sync(segment)
+        {
+            *entry = Opened::Failed(error);
+        }
+    }
+    opened
+}
+
+/// The device of the data directory, once all files there are synced. Which one could not be is
+/// asked of each.
+fn device_synced(disk: &dyn Disk, data_dir: &Path) -> Option<u64> {
+    let device = disk.identity(data_dir).ok()??.0;
+    disk.sync_file_system(data_dir).ok()?.then_some(device)
+}
+
+fn is_out_of_descriptors(error: &ProcessError) -> bool {
+    use rustix::io::Errno;
+    let ProcessError::Io(DataDirError { source, .. }) = error else {
+        return false;
+    };
+    let of_all = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+    source
+        .raw_os_error()
+        .is_some_and(|errno| of_all.contains(&errno))
 }
 
 /// Why such a file in the data directory is not applied, and what to do; `None` for JSON Lines.

@@ -1,10 +1,13 @@
 //! Moving a wholly applied file to `applied/YYYY-MM/`: for people; nothing depends on it.
 //!
-//! Rename, never replacing, only if the file is what was applied; then fsync of both directories. A
-//! crash between leaves a file in one place or the other, and either is found.
+//! The directory of the month is made durable; then a rename, never replacing, only if the file is what
+//! was applied; then fsync of the directories that it came to and left. Files that were applied together
+//! are renamed one after the other, and then each directory is synced once. A crash at any point leaves
+//! each file in one place or the other, and either is found.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::ProcessError;
 use crate::data_dir::APPLIED_DIR;
@@ -41,14 +44,55 @@ impl Archived {
     }
 }
 
-/// Moves a whole file to the archive. `has_read`: this process has just read all of it.
+/// A fully applied file, to be moved to the archive.
+pub(super) struct Leaving<'a> {
+    pub(super) segment: &'a SegmentFile,
+    pub(super) row: &'a SegmentRow,
+    /// Whether this process has just read all of it.
+    pub(super) has_read: bool,
+}
+
+/// Moves whole files to the archive, and syncs the directories once for all of them. What became of
+/// each; where a directory could not be synced, of those that were moved.
 pub(super) fn archive(
     disk: &dyn Disk,
     data_dir: &Path,
-    segment: &SegmentFile,
-    row: &SegmentRow,
-    has_read: bool,
+    files: &[Leaving<'_>],
+) -> Vec<Result<Archived, ProcessError>> {
+    let mut months = BTreeSet::new();
+    let mut moved: Vec<_> = files
+        .iter()
+        .map(|file| move_away(disk, data_dir, file, &mut months))
+        .collect();
+    if !moved.iter().any(|file| matches!(file, Ok(Archived::Moved))) {
+        return moved;
+    }
+    for dir in months.into_iter().chain([data_dir.to_owned()]) {
+        let Err(error) = disk.sync_dir(&dir) else {
+            continue;
+        };
+        for file in &mut moved {
+            if matches!(file, Ok(Archived::Moved)) {
+                let again = io::Error::new(error.kind(), error.to_string());
+                *file = Err(ProcessError::io("sync", &dir)(again));
+            }
+        }
+    }
+    moved
+}
+
+/// Moves one file; its directory joins `months`, the directories that are there and durable.
+fn move_away(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    file: &Leaving<'_>,
+    months: &mut BTreeSet<PathBuf>,
 ) -> Result<Archived, ProcessError> {
+    let Leaving {
+        segment,
+        row,
+        has_read,
+    } = *file;
     if !has_read && !is_what_was_applied(segment, row)? {
         let words = other_content(&*segment.file, Some(&segment.path), row)
             .map_err(ProcessError::io("read", &segment.path))?;
@@ -61,35 +105,32 @@ pub(super) fn archive(
     let applied = data_dir.join(APPLIED_DIR);
     let month = applied.join(month(row.completed_at_ms.unwrap_or_else(now_ms)));
     let target = month.join(path.file_name().unwrap_or_default());
-    let moved = make_dir(disk, data_dir, &applied)
-        .and_then(|()| make_dir(disk, &applied, &month))
-        .and_then(|()| disk.rename_new(path, &target));
-    match moved {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Ok(Archived::NameTaken);
+    let made = if months.contains(&month) {
+        Ok(())
+    } else {
+        make_dir(disk, data_dir, &applied).and_then(|()| make_dir(disk, &applied, &month))
+    };
+    match made.and_then(|()| disk.rename_new(path, &target)) {
+        Ok(()) => {
+            months.insert(month);
+            Ok(Archived::Moved)
         }
-        Err(cause) => {
-            return Err(ProcessError::NotArchived {
-                path: path.clone(),
-                archive: month,
-                cause,
-            });
-        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Archived::NameTaken),
+        Err(cause) => Err(ProcessError::NotArchived {
+            path: path.clone(),
+            archive: month,
+            cause,
+        }),
     }
-    // The month's own entry too: a sync of it that failed once is not tried again where it is made.
-    for dir in [&month, &applied, data_dir] {
-        disk.sync_dir(dir).map_err(ProcessError::io("sync", dir))?;
-    }
-    Ok(Archived::Moved)
 }
 
+/// A directory that is durable before anything moves into it: also one that is there already, for a
+/// sync after it was created may have failed.
 fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> io::Result<()> {
     if disk.identity(dir)?.is_none() {
         disk.create_dir(dir)?;
-        disk.sync_dir(parent)?;
     }
-    Ok(())
+    disk.sync_dir(parent)
 }
 
 /// `2026-11`, UTC.

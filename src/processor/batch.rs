@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::applier::{Applier, Confirmed, Watch, open_sealed};
-use super::archive::{self, Archived};
+use super::applier::{
+    Applier, Commit, Confirmed, Opened, Small, Watch, open_sealed, open_together,
+};
+use super::archive::{self, Archived, Leaving};
 use super::import::{Brought, Importer};
 use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
 use crate::aggregate::pool::Pool;
@@ -21,7 +23,7 @@ use crate::data_dir::numbers::{MISSING_MAX, gaps};
 use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
-use crate::store::{Applied, Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, Writer};
+use crate::store::{Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, Writer};
 use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::sums;
 
@@ -102,6 +104,7 @@ pub fn run_once(
         summary: Summary::default(),
         on_progress,
         bytes_total: 0,
+        named: !files.is_empty(),
     };
     let todo = if files.is_empty() {
         run.all()?
@@ -111,13 +114,10 @@ pub fn run_once(
     for file in &todo {
         run.bytes_total += run.disk.size_at(&file.path).unwrap_or(0);
     }
-    for file in todo {
-        match run.file(&file) {
-            Err(error @ (ProcessError::Io(_) | ProcessError::NotArchived { .. })) => {
-                run.failed(&file.path, &error, !files.is_empty());
-            }
-            done => done?,
-        }
+    let mut rest = &todo[..];
+    while !rest.is_empty() {
+        let done = run.some(rest)?;
+        rest = &rest[done..];
     }
     let Run {
         applier,
@@ -162,6 +162,37 @@ struct Run<'r> {
     summary: Summary,
     on_progress: &'r mut dyn FnMut(RunProgress<'_>),
     bytes_total: u64,
+    /// Whether the files were named on the command line.
+    named: bool,
+}
+
+/// Small files that are applied and archived together.
+#[derive(Default)]
+struct Together {
+    small: Vec<Small>,
+    /// Where each of them lies.
+    places: Vec<Place>,
+    /// Those of which only the move to the archive is left.
+    whole: Vec<(SegmentFile, Place, SegmentRow)>,
+    /// Of memory, for `small`.
+    bytes: usize,
+}
+
+impl Together {
+    fn has(&self, id: &SegmentId) -> bool {
+        let mut small = self.small.iter().map(|small| &small.segment);
+        small.any(|segment| segment.id == *id)
+    }
+}
+
+/// What is to be done with a file.
+enum Start {
+    /// It is applied from here to its size.
+    At(u64, u64),
+    /// It was applied before.
+    Whole(SegmentRow),
+    /// It is refused.
+    Refused,
 }
 
 impl Run<'_> {
@@ -269,61 +300,160 @@ impl Run<'_> {
         Ok(todo)
     }
 
+    /// Applies the first of these files, those that are small together; how many it went through.
+    fn some(&mut self, files: &[Found]) -> Result<usize, ProcessError> {
+        let opened = open_together(
+            self.disk,
+            &self.config.data_dir,
+            files.iter().map(|it| (&it.id, it.tag, &*it.path)),
+            self.applier.small_bytes(),
+        );
+        let done = opened.len();
+        let mut together = Together::default();
+        for (file, opened) in files.iter().zip(opened) {
+            let applied = match opened {
+                Opened::Small(segment) => {
+                    if together.has(&segment.id) {
+                        self.commit_together(std::mem::take(&mut together))?;
+                    }
+                    self.small_file(file, segment, &mut together)
+                }
+                Opened::Large => {
+                    self.commit_together(std::mem::take(&mut together))?;
+                    self.large_file(file)
+                }
+                Opened::Failed(error) => Err(error),
+            };
+            self.go_on_after(&file.path, applied)?;
+            if together.bytes > self.applier.held_bytes_max() {
+                self.commit_together(std::mem::take(&mut together))?;
+            }
+        }
+        self.commit_together(together)?;
+        Ok(done)
+    }
+
+    /// An error of one file is noted; one of the database ends the run.
+    fn go_on_after(
+        &mut self,
+        path: &Path,
+        done: Result<(), ProcessError>,
+    ) -> Result<(), ProcessError> {
+        match done {
+            Err(error @ (ProcessError::Io(_) | ProcessError::NotArchived { .. })) => {
+                self.failed(path, &error);
+            }
+            Err(error @ ProcessError::Changed { .. }) => self.refuse(path, error.to_string()),
+            done => done?,
+        }
+        Ok(())
+    }
+
     /// Applies one file to its end and archives it.
-    fn file(&mut self, file: &Found) -> Result<(), ProcessError> {
-        let (id, path, place) = (&file.id, file.path.as_path(), file.place);
-        let segment = open_sealed(self.disk, id, file.tag, path)?;
-        let name = segment.name();
+    fn large_file(&mut self, file: &Found) -> Result<(), ProcessError> {
+        let segment = open_sealed(self.disk, &file.id, file.tag, &file.path)?;
+        match self.start(&segment)? {
+            Start::Refused => {}
+            Start::Whole(row) => self.archive(&[(segment, file.place, row)], false)?,
+            Start::At(applied, size) => {
+                let mut told = Told {
+                    summary: &mut self.summary,
+                    on_progress: self.on_progress,
+                    bytes_total: self.bytes_total,
+                    locked_since: None,
+                };
+                self.applier
+                    .apply_sealed(&segment, applied, size, &mut told)?;
+                self.summary.applied.push(segment.name());
+                if let Some(row) = self.applier.writer.segment(&file.id)? {
+                    self.archive(&[(segment, file.place, row)], true)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a file that is applied with others.
+    fn small_file(
+        &mut self,
+        file: &Found,
+        segment: SegmentFile,
+        together: &mut Together,
+    ) -> Result<(), ProcessError> {
+        match self.start(&segment)? {
+            Start::Refused => {}
+            Start::Whole(row) => together.whole.push((segment, file.place, row)),
+            Start::At(applied, size) => {
+                let small = self.applier.read_small(segment, applied, size)?;
+                together.bytes += small.memory_bytes();
+                together.places.push(file.place);
+                together.small.push(small);
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies small files in one transaction, then archives them.
+    fn commit_together(&mut self, together: Together) -> Result<(), ProcessError> {
+        let Together {
+            small,
+            places,
+            whole,
+            ..
+        } = together;
+        self.archive(&whole, false)?;
+        if small.is_empty() {
+            return Ok(());
+        }
+        let mut told = Told {
+            summary: &mut self.summary,
+            on_progress: self.on_progress,
+            bytes_total: self.bytes_total,
+            locked_since: None,
+        };
+        self.applier.commit_together(&small, &mut told)?;
+        let mut applied = Vec::with_capacity(small.len());
+        for (small, place) in small.into_iter().zip(places) {
+            let segment = small.segment;
+            self.summary.applied.push(segment.name());
+            if let Some(row) = self.applier.writer.segment(&segment.id)? {
+                applied.push((segment, place, row));
+            }
+        }
+        self.archive(&applied, true)
+    }
+
+    /// From where a file is to be applied, if it is.
+    fn start(&mut self, segment: &SegmentFile) -> Result<Start, ProcessError> {
+        let (id, path) = (&segment.id, &segment.path);
         let pruned = self.applier.writer.pruned()?.number;
         if id.number().is_some_and(|number| number <= pruned)
             && self.applier.writer.segment(id)?.is_none()
         {
             self.refuse(path, retention::was_pruned(path, pruned));
-            return Ok(());
+            return Ok(Start::Refused);
         }
-        let applied = match self.confirm(&segment)? {
+        let applied = match self.confirm(segment)? {
             Confirmed::At(applied) => applied,
-            Confirmed::Applied(row) => return self.archive(&segment, place, &row, false),
-            Confirmed::Restored(_) => return Ok(()), // confirm() leaves none
+            Confirmed::Applied(row) => return Ok(Start::Whole(row)),
+            Confirmed::Restored(_) => return Ok(Start::Refused), // confirm() leaves none
             Confirmed::Rival(reason) => {
                 self.refuse(path, reason);
-                return Ok(());
+                return Ok(Start::Refused);
             }
             Confirmed::Corrupt(corrupt) => {
                 if !corrupt.known {
-                    self.applier.mark_corrupt(&segment, &corrupt)?;
+                    self.applier.mark_corrupt(segment, &corrupt)?;
                 }
                 self.refuse(path, corrupt.reason);
-                return Ok(());
+                return Ok(Start::Refused);
             }
         };
         let size = segment
             .file
             .size()
             .map_err(ProcessError::io("look at", path))?;
-        let mut told = Told {
-            summary: &mut self.summary,
-            on_progress: self.on_progress,
-            name: &name,
-            bytes_total: self.bytes_total,
-            at: applied,
-            locked_since: None,
-        };
-        match self
-            .applier
-            .apply_sealed(&segment, applied, size, &mut told)
-        {
-            Err(error @ ProcessError::Changed { .. }) => {
-                self.refuse(path, error.to_string());
-                return Ok(());
-            }
-            done => done?,
-        }
-        self.summary.applied.push(name);
-        match self.applier.writer.segment(id)? {
-            Some(row) => self.archive(&segment, place, &row, true),
-            None => Ok(()),
-        }
+        Ok(Start::At(applied, size))
     }
 
     fn confirm(&mut self, segment: &SegmentFile) -> Result<Confirmed, ProcessError> {
@@ -338,21 +468,39 @@ impl Run<'_> {
 
     fn archive(
         &mut self,
-        segment: &SegmentFile,
-        place: Place,
-        row: &SegmentRow,
+        files: &[(SegmentFile, Place, SegmentRow)],
         applied_now: bool,
     ) -> Result<(), ProcessError> {
-        let archived = if place == Place::Incoming {
-            let stat = segment
-                .file
-                .stat()
-                .map_err(ProcessError::io("look at", &segment.path))?;
-            let has_read = self.applier.has_read(&segment.id, stat.identity, stat.size);
-            archive::archive(self.disk, &self.config.data_dir, segment, row, has_read)?
-        } else {
-            Archived::Moved
-        };
+        let mut leaving = Vec::new();
+        for (segment, place, row) in files {
+            if *place != Place::Incoming {
+                self.archived(segment, Archived::Moved, applied_now);
+                continue;
+            }
+            match segment.file.stat() {
+                Ok(stat) => leaving.push(Leaving {
+                    segment,
+                    row,
+                    has_read: self.applier.has_read(&segment.id, stat.identity, stat.size),
+                }),
+                Err(error) => {
+                    let error = ProcessError::io("look at", &segment.path)(error);
+                    self.go_on_after(&segment.path, Err(error))?;
+                }
+            }
+        }
+        let archived = archive::archive(self.disk, &self.config.data_dir, &leaving);
+        for (file, archived) in leaving.iter().zip(archived) {
+            match archived {
+                Ok(archived) => self.archived(file.segment, archived, applied_now),
+                Err(error) => self.go_on_after(&file.segment.path, Err(error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what became of a file.
+    fn archived(&mut self, segment: &SegmentFile, archived: Archived, applied_now: bool) {
         self.applier.forget(&segment.id);
         match (archived, applied_now) {
             (Archived::OtherContent(words), _) => {
@@ -367,17 +515,16 @@ impl Run<'_> {
             }
             (Archived::Moved | Archived::RelativeLink, true) => {}
         }
-        Ok(())
     }
 
     /// A file that can't be opened or read: the others go on.
-    fn failed(&mut self, path: &Path, error: &ProcessError, named: bool) {
+    fn failed(&mut self, path: &Path, error: &ProcessError) {
         let not_opened = matches!(error, ProcessError::Io(DataDirError { action: "open", .. }));
         let refused = Refused {
             path: path.to_owned(),
             reason: describe(error),
         };
-        if not_opened && !named {
+        if not_opened && !self.named {
             self.summary.unusable.push(refused);
         } else {
             self.summary.refused.push(refused);
@@ -396,20 +543,20 @@ impl Run<'_> {
 struct Told<'t> {
     summary: &'t mut Summary,
     on_progress: &'t mut dyn FnMut(RunProgress<'_>),
-    name: &'t str,
     bytes_total: u64,
-    at: u64,
     locked_since: Option<Instant>,
 }
 
 impl Watch for Told<'_> {
-    fn committed(&mut self, _segment: &SegmentId, to: u64, applied: &Applied, _took: Duration) {
-        self.summary.counts.add(&applied.counts);
-        self.summary.bytes += to - self.at;
-        self.at = to;
+    fn committed(&mut self, commits: &[Commit<'_>], _took: Duration) {
+        for commit in commits {
+            self.summary.counts.add(&commit.applied.counts);
+            self.summary.bytes += commit.to - commit.from;
+        }
+        let last = commits.last().map(|commit| commit.segment.name());
         (self.on_progress)(RunProgress {
             step: Step::Apply,
-            segment: self.name,
+            segment: &last.unwrap_or_default(),
             bytes: self.summary.bytes,
             bytes_total: self.bytes_total,
         });

@@ -7,6 +7,19 @@
 //! [`Writer::apply`](crate::store::Writer::apply): one transaction. Wholly applied files move to
 //! `applied/YYYY-MM/`, a convenience for people; no step decides by where a file lies.
 //!
+//! # Many small segments
+//! Segments of up to 256 KiB that wait at the same time are applied together, at most 256 of them:
+//! 1. open each; 2. make what is seen of them durable: one `syncfs` where the file system is known to
+//!    report errors to it, else an fdatasync of each file; 3. confirm and read each to its end; its
+//!    length must be the same after that; 4. one transaction, in which each row moves from its own
+//!    `from` to its own end together with its own totals, ids and rejected lines, in the order of the
+//!    segments; 5. move memory; 6. make the archive's directories durable, rename each file, sync the
+//!    directories.
+//!
+//! A crash before the commit leaves every row as it was, and a crash after it every row at its end:
+//! the argument for one range holds for each of them. A range whose user might overflow is done again
+//! by itself, within the transaction.
+//!
 //! # Invariants
 //! - Never reads past the durable end: a power cut could otherwise leave totals for lines that are
 //!   gone. A file found by listing is fsynced, and its directory, before its first byte counts.

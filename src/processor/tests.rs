@@ -655,7 +655,9 @@ fn a_file_that_grows_before_its_last_line_is_applied_is_not_done() {
     // Red if it is marked as applied to its end, so that what is appended never counts.
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("events_x.jsonl");
-    let begun = format!("{}{}", line("u", 1), line("u", 2).trim_end());
+    // So many lines that it is not applied together with others.
+    let many = 10_000;
+    let begun = format!("{}{}", line("u", 1).repeat(many), line("u", 2).trim_end());
     let complete = format!("{begun}\n{}", line("u", 4));
     fs::write(&path, &begun).expect("written");
     let config = ProcessConfig::new(dir.path());
@@ -666,10 +668,10 @@ fn a_file_that_grows_before_its_last_line_is_applied_is_not_done() {
     let refused = summary.expect("it runs").refused;
     assert_eq!(refused.len(), 1);
     assert!(refused[0].reason.contains("changed while it was read"));
-    assert_eq!(totals(&dir), [total("u", 1, 1)]);
+    assert_eq!(totals(&dir), [total("u", 10_000, 10_000)]);
     let summary = run_once(&config, &disk(), &[], &mut |_| {}).expect("it runs");
     assert_eq!(summary.refused.len(), 0);
-    assert_eq!(totals(&dir), [total("u", 7, 3)]);
+    assert_eq!(totals(&dir), [total("u", 10_006, 10_002)]);
 }
 
 #[test]

@@ -15,7 +15,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub(super) use self::startup_scan::missing_in_words;
-use super::applier::{Applier, Confirmed, Corrupt, Watch, Work, open_sealed};
+use super::applier::{
+    Applier, Commit, Confirmed, Corrupt, Opened, Small, Watch, Work, open_sealed, open_together,
+};
 use super::retention::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, describe, rebuild};
 use crate::aggregate::pool::Pool;
@@ -26,9 +28,7 @@ use crate::data_dir::{Catalog, Claims, Found, Place};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{DeadSegment, Progress, Settled};
-use crate::store::{
-    Applied, RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent,
-};
+use crate::store::{RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent};
 use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::sums;
 
@@ -307,11 +307,13 @@ impl Worker {
         self.board.active = tail.number;
         self.look_for_files(applier)?;
         let ids: Vec<SegmentId> = self.board.sealed.keys().cloned().collect();
-        for id in ids {
-            if self.board.progress.is_stopping() && id.number().is_none() {
+        let mut rest = &ids[..];
+        while let Some(first) = rest.first() {
+            if self.board.progress.is_stopping() && first.number().is_none() {
                 break; // Files from elsewhere have time until the next start.
             }
-            self.sealed_file(applier, &id)?;
+            let done = self.sealed_files(applier, rest)?;
+            rest = &rest[done..];
         }
         self.active_file(applier, &tail)?;
         self.board.account(&tail);

@@ -18,7 +18,7 @@ mod totals;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, params};
 
 use self::overflow::OverflowReplay;
 use super::segments::{self, SegmentRow};
@@ -114,6 +114,16 @@ pub enum Outcome {
     Raced,
 }
 
+/// How applying several ranges together ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum OutcomeOfAll {
+    /// All of them are committed; what each did, in their order.
+    Applied(Vec<Applied>),
+    /// The progress of the segment of this range was not at its `from`: nothing was changed, by the
+    /// other ranges neither. Read the rows again.
+    Raced(usize),
+}
+
 /// What one attempt came to, before the commit.
 pub(super) enum Attempt {
     Ready(Applied),
@@ -136,7 +146,7 @@ impl From<rusqlite::Error> for Failure {
 
 /// Steps 3 to 6, inside the transaction; the caller began it and commits it.
 pub(super) fn attempt(
-    transaction: &Transaction<'_>,
+    transaction: &Connection,
     range: &Range<'_>,
     suspects: &HashSet<String>,
     source: &mut dyn Source,
@@ -176,7 +186,7 @@ pub(super) fn attempt(
 }
 
 /// Step 3: the row moves from `from` to `to`, or somebody else was here (`None`).
-fn claim(transaction: &Transaction<'_>, range: &Range<'_>) -> Result<Option<SegmentRow>, Failure> {
+fn claim(transaction: &Connection, range: &Range<'_>) -> Result<Option<SegmentRow>, Failure> {
     let state = range.end.state().name();
     let changed = match segments::one(transaction, range.segment)? {
         Some(row) => transaction.prepare_cached(CLAIM_SEGMENT)?.execute(params![
@@ -267,7 +277,7 @@ impl Refused {
 
 /// Step 6: the first of a segment are kept, in file order.
 fn keep_rejected(
-    transaction: &Transaction<'_>,
+    transaction: &Connection,
     range: &Range<'_>,
     refused: BTreeMap<u64, (&'static str, String)>,
     source: &mut dyn Source,

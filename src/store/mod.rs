@@ -9,6 +9,10 @@
 //! can't both find the old one. Progress is recorded nowhere else, and memory (such as
 //! [`Progress`]) follows after the commit.
 //!
+//! [`Writer::apply_together`] does the same for ranges of several segments in one transaction: each
+//! row moves from its own `from` to its own `to`, with the totals of that range, and all of them do or
+//! none does. So what holds of one range holds of each of them.
+//!
 //! A commit that fails may have happened or not: the caller then opens a new [`Writer`] and asks
 //! the rows. Nothing is remembered across an error.
 //!
@@ -43,7 +47,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub use self::alone::is_in_use;
-pub use self::apply::{Applied, Delta, Outcome, Range, RangeEnd, Source};
+pub use self::apply::{Applied, Delta, Outcome, OutcomeOfAll, Range, RangeEnd, Source};
 pub use self::copy::{Copied, copy_database};
 pub use self::ledger::Ledger;
 pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};

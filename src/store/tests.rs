@@ -63,6 +63,20 @@ impl Lines {
         end: RangeEnd,
         now_ms: i64,
     ) -> Result<Outcome, StoreError> {
+        self.with_range(segment, from, to, end, now_ms, |range, source| {
+            writer.apply(range, source)
+        })
+    }
+
+    fn with_range<T>(
+        &self,
+        segment: &SegmentId,
+        from: usize,
+        to: usize,
+        end: RangeEnd,
+        now_ms: i64,
+        then: impl FnOnce(&Range<'_>, &mut dyn Source) -> T,
+    ) -> T {
         let mut sums = std::collections::BTreeMap::<&str, Sums>::new();
         let mut with_id = IdEvents::default();
         for (offset, event) in self.0.iter().enumerate().take(to).skip(from) {
@@ -91,14 +105,12 @@ impl Lines {
                 lines: (to - from) as u64,
             },
         };
-        writer.apply(
-            &range,
-            &mut Part {
-                lines: self,
-                from,
-                to,
-            },
-        )
+        let mut source = Part {
+            lines: self,
+            from,
+            to,
+        };
+        then(&range, &mut source)
     }
 }
 
@@ -361,6 +373,114 @@ fn the_line_that_overflows_is_rejected_whatever_the_cut() {
             "13|overflow",
             "16|id_conflict"
         ]
+    );
+}
+
+/// The ranges `[0, to)` of segments `a`, `b`, ... of these lines, in one transaction.
+fn apply_together(writer: &mut Writer, segments: &[(&Lines, usize)]) -> OutcomeOfAll {
+    fn next(
+        writer: &mut Writer,
+        rest: &[(&Lines, usize)],
+        ranges: Vec<(Range<'_>, &mut dyn Source)>,
+    ) -> OutcomeOfAll {
+        let mut ranges = ranges;
+        let Some(((lines, to), rest)) = rest.split_first() else {
+            return writer.apply_together(&mut ranges).expect("it applies");
+        };
+        let name = char::from(b'a' + u8::try_from(ranges.len()).unwrap_or(0));
+        let segment = SegmentId::Imported(name.to_string());
+        lines.with_range(
+            &segment,
+            0,
+            *to,
+            RangeEnd::Complete,
+            1_000_500,
+            |range, source| {
+                let range = Range {
+                    segment: range.segment,
+                    file_name: range.file_name,
+                    delta: Delta { ..range.delta },
+                    ..*range
+                };
+                let mut all: Vec<(Range<'_>, &mut dyn Source)> = Vec::new();
+                for (range, source) in ranges {
+                    all.push((range, source));
+                }
+                all.push((range, source));
+                next(writer, rest, all)
+            },
+        )
+    }
+    next(writer, segments, Vec::new())
+}
+
+/// All that the database holds but for when.
+fn everything(dir: &TempDir) -> Vec<Vec<String>> {
+    [
+        TOTALS,
+        "SELECT segment, offset, code, line FROM rejected_line ORDER BY segment, offset",
+        "SELECT name, state, applied_bytes, lines, events, duplicates, rejected, net_check, id_events, id_net_check FROM segment ORDER BY name",
+        "SELECT id, segment, offset FROM event_id ORDER BY id",
+        "SELECT segments, lines, events, duplicates, rejected FROM applied_sum",
+    ]
+    .map(|sql| dump(dir, sql))
+    .into()
+}
+
+/// Users of whom a total overflows, ids that come again in a later segment, and one that contradicts.
+#[test]
+fn segments_applied_together_come_to_what_they_do_one_after_the_other() {
+    const HUGE: u64 = 1_000_000_000_000_000_000;
+    let huge = || Lines::event("rich", Kind::Add, HUGE, None);
+    let mut first = vec![Lines::event("z", Kind::Add, 1, Some("x"))];
+    first.extend((0..6).map(|_| huge()));
+    let mut second = vec![
+        Lines::event("z", Kind::Add, 1, Some("x")),
+        Lines::event("z", Kind::Add, 2, Some("x")),
+        Lines::event("poor", Kind::Subtract, 5, None),
+    ];
+    second.extend((0..6).map(|_| huge()));
+    let third = vec![
+        Lines::event("rich", Kind::Add, 1, Some("late")),
+        Lines::event("rich", Kind::Subtract, HUGE, None),
+        huge(),
+        huge(),
+    ];
+    let segments = [first, second, third].map(Lines);
+    let (alone, mut writer) = open();
+    let mut expected = Vec::new();
+    for (lines, name) in segments.iter().zip(["a", "b", "c"]) {
+        let id = SegmentId::Imported(name.to_owned());
+        match lines.apply_as(&mut writer, &id, 0, lines.0.len(), RangeEnd::Complete) {
+            Outcome::Applied(applied) => expected.push(applied),
+            Outcome::Raced => panic!("there is no other writer"),
+        }
+    }
+    let (together, mut writer) = open();
+    let all: Vec<_> = segments
+        .iter()
+        .map(|lines| (lines, lines.0.len()))
+        .collect();
+    let outcome = apply_together(&mut writer, &all);
+    assert_eq!(outcome, OutcomeOfAll::Applied(expected));
+    assert_eq!(everything(&together), everything(&alone));
+    let rejected = dump(&together, "SELECT count(*) FROM rejected_line");
+    assert_ne!(rejected, ["0"], "some overflow");
+}
+
+#[test]
+fn of_segments_applied_together_none_is_where_one_was_applied_before() {
+    let lines = Lines(vec![Lines::event("u", Kind::Add, 1, None)]);
+    let (dir, mut writer) = open();
+    lines.apply(&mut writer, "b", 0, 1);
+    let before = everything(&dir);
+    let outcome = apply_together(&mut writer, &[(&lines, 1), (&lines, 1), (&lines, 1)]);
+    assert_eq!(outcome, OutcomeOfAll::Raced(1));
+    assert_eq!(everything(&dir), before);
+    let outcome = apply_together(&mut writer, &[(&lines, 1)]);
+    assert!(
+        matches!(outcome, OutcomeOfAll::Applied(_)),
+        "the lock is free"
     );
 }
 

@@ -14,7 +14,8 @@ use super::family::{self, Token};
 use super::open::{self, Existing};
 use super::segments;
 use super::{
-    AppliedSegments, Ledger, Outcome, Pruned, Range, SegmentRow, SegmentState, Source, StoreError,
+    AppliedSegments, Ledger, Outcome, OutcomeOfAll, Pruned, Range, SegmentRow, SegmentState,
+    Source, StoreError,
 };
 use crate::data_dir::disk::{self, Written};
 use crate::data_dir::segment::{Numbers, SegmentId, Tag};
@@ -231,33 +232,83 @@ impl Writer {
         }
     }
 
+    /// Applies ranges of several segments, in this order, in one transaction: all of them, or nothing.
+    /// For small ranges: what one of them changes stays in memory until the next one. After an error
+    /// other than a lock this writer must not be used any more.
+    pub fn apply_together(
+        &mut self,
+        ranges: &mut [(Range<'_>, &mut dyn Source)],
+    ) -> Result<OutcomeOfAll, StoreError> {
+        self.leave_first_load()?;
+        let path = &self.path;
+        let failed = |failure| Self::failed(path, failure);
+        let sqlite = |source| StoreError::sqlite(path, "apply ranges")(source);
+        let mut transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(StoreError::sqlite(path, "begin a transaction"))?;
+        let mut all = Vec::with_capacity(ranges.len());
+        for (at, (range, source)) in ranges.iter_mut().enumerate() {
+            let mut suspects = HashSet::new();
+            // Of a range with suspects only that range is done again.
+            let mut savepoint = transaction.savepoint().map_err(sqlite)?;
+            let applied = loop {
+                match apply::attempt(&savepoint, range, &suspects, *source).map_err(failed)? {
+                    Attempt::Ready(applied) => break applied,
+                    Attempt::Raced => return Ok(OutcomeOfAll::Raced(at)),
+                    Attempt::Suspects(more) => {
+                        suspects.extend(more);
+                        savepoint.rollback().map_err(sqlite)?;
+                    }
+                }
+            };
+            savepoint.commit().map_err(sqlite)?;
+            all.push(applied);
+        }
+        transaction
+            .commit()
+            .map_err(StoreError::sqlite(path, "commit ranges"))?;
+        if self.journal == Journal::FirstLoad {
+            self.journal = Journal::Loaded;
+        }
+        Ok(OutcomeOfAll::Applied(all))
+    }
+
+    fn failed(path: &Path, failure: Failure) -> StoreError {
+        match failure {
+            Failure::Sqlite(source) => StoreError::sqlite(path, "apply a range")(source),
+            Failure::Source(source) => StoreError::Source(source),
+        }
+    }
+
+    /// Turns the WAL on if the first load is committed.
+    fn leave_first_load(&mut self) -> Result<(), StoreError> {
+        if self.journal == Journal::Loaded {
+            let doing = StoreError::sqlite(&self.path, "turn the WAL on");
+            open::turn_wal_on(&self.connection).map_err(&doing)?;
+            // The first read makes the files of the WAL.
+            data_version(&self.connection).map_err(&doing)?;
+            self.token.begin_writing();
+            self.journal = Journal::Wal;
+        }
+        Ok(())
+    }
+
     fn attempt(
         &mut self,
         range: &Range<'_>,
         suspects: &HashSet<String>,
         source: &mut dyn Source,
     ) -> Result<Attempt, StoreError> {
+        self.leave_first_load()?;
         let path = &self.path;
-        if self.journal == Journal::Loaded {
-            open::turn_wal_on(&self.connection)
-                .map_err(StoreError::sqlite(path, "turn the WAL on"))?;
-            // The first read creates the files of the WAL.
-            data_version(&self.connection).map_err(StoreError::sqlite(path, "turn the WAL on"))?;
-            self.token.begin_writing();
-            self.journal = Journal::Wal;
-        }
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(StoreError::sqlite(path, "begin a transaction"))?;
         // Dropped without a commit, the transaction is rolled back.
-        let attempt =
-            apply::attempt(&transaction, range, suspects, source).map_err(
-                |failure| match failure {
-                    Failure::Sqlite(source) => StoreError::sqlite(path, "apply a range")(source),
-                    Failure::Source(source) => StoreError::Source(source),
-                },
-            )?;
+        let attempt = apply::attempt(&transaction, range, suspects, source)
+            .map_err(|failure| Self::failed(path, failure))?;
         if matches!(attempt, Attempt::Ready(_)) {
             transaction
                 .commit()

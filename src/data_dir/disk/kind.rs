@@ -1,7 +1,7 @@
 //! What kind of file system a file lies on, by the type that statfs reports: whether SQLite's WAL is
 //! safe there, and whether its files have content of their own.
 //!
-//! The WAL needs memory shared between processes and locks that work; across machines, or through a
+//! SQLite's WAL needs memory shared between processes and locks that work; across machines, or through a
 //! server in between, one or the other does not hold.
 
 use std::io;
@@ -22,6 +22,39 @@ const UNSAFE: [(u32, &str); 12] = [
     (0x4750_4653, "GPFS"),
     (0x786F_4256, "vboxsf"),
 ];
+
+/// Local file systems of which `syncfs` makes all files durable, as an fsync of each does.
+const SYNCED_AS_A_WHOLE: [u32; 6] = [
+    0xEF53,      // ext2, ext3, ext4
+    0x5846_5342, // XFS
+    0x9123_683E, // Btrfs
+    0xF2F5_2010, // F2FS
+    0x794C_7630, // overlayfs
+    0x0102_1994, // tmpfs
+];
+
+/// Linux reports a failed write to `syncfs` since 5.8.
+const SYNCFS_REPORTS_SINCE: (u32, u32) = (5, 8);
+
+/// Whether one `syncfs` does what an fdatasync of each file would, errors included.
+pub(super) fn syncs_as_a_whole(dir: &Path) -> io::Result<bool> {
+    let known = is_one_of(&SYNCED_AS_A_WHOLE, rustix::fs::statfs(dir)?.f_type.into());
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    Ok(known && version(&release).is_some_and(|version| version >= SYNCFS_REPORTS_SINCE))
+}
+
+/// The first two numbers of a kernel's release, such as `6.1.0-13-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    Some((next()?, next()?))
+}
+
+fn is_one_of(types: &[u32], f_type: i128) -> bool {
+    let of_32_bits = f_type & i128::from(u32::MAX);
+    types.iter().any(|id| i128::from(*id) == of_32_bits)
+}
 
 /// The name of the file system of `dir` if SQLite's WAL is not safe there.
 pub fn unsafe_for_wal(dir: &Path) -> io::Result<Option<&'static str>> {
@@ -60,6 +93,21 @@ fn find(types: &[(u32, &'static str)], f_type: i128) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_local_file_systems_of_a_kernel_that_reports_errors_are_synced_as_a_whole() {
+        assert!(is_one_of(&SYNCED_AS_A_WHOLE, 0xEF53));
+        let negative = i128::from(i32::from_ne_bytes(0x9123_683E_u32.to_ne_bytes()));
+        assert!(is_one_of(&SYNCED_AS_A_WHOLE, negative), "sign-extended");
+        for (id, name) in UNSAFE {
+            assert!(!is_one_of(&SYNCED_AS_A_WHOLE, id.into()), "{name}");
+        }
+        assert_eq!(version("6.1.0-13-amd64"), Some((6, 1)));
+        assert_eq!(version("4.19"), Some((4, 19)));
+        assert!(version("5.7.19").is_some_and(|old| old < SYNCFS_REPORTS_SINCE));
+        assert!(version("5.10").is_some_and(|new| new >= SYNCFS_REPORTS_SINCE));
+        assert_eq!(version("unknown"), None);
+    }
 
     #[test]
     fn network_file_systems_are_named_and_local_ones_are_not() {

@@ -46,6 +46,7 @@ macro_rules! disk_calls {
             fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
             fn free_files(&self, dir: &Path) -> io::Result<Option<u64>>;
             fn count_again(&self);
+            fn sync_file_system(&self, dir: &Path) -> io::Result<bool>;
             fn size_at(&self, path: &Path) -> io::Result<u64>;
             fn used_bytes(&self, dir: &Path) -> io::Result<u64>;
         }

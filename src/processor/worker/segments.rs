@@ -5,13 +5,15 @@ use std::io;
 use std::time::Instant;
 
 use super::{
-    Applier, Claims, Confirmed, Corrupt, FILE_RETRY_AFTER, Found, Place, ProcessError, Sealed,
-    SegmentFile, SegmentId, SegmentRow, SegmentState, Tag, Worker, archive, describe,
-    describe_rivals, open_sealed, retention, settle, topic,
+    Applier, Claims, Confirmed, Corrupt, FILE_RETRY_AFTER, Found, Opened, Place, ProcessError,
+    Sealed, SegmentFile, SegmentId, SegmentRow, SegmentState, Small, Tag, Worker, archive,
+    describe, describe_rivals, open_sealed, open_together, retention, settle, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::DataDirError;
 use crate::data_dir::disk::Unusable;
+use crate::processor::applier::TOGETHER_MAX;
+use crate::processor::archive::Leaving;
 
 impl Worker {
     /// New sealed files in the directory itself.
@@ -156,51 +158,99 @@ impl Worker {
         );
     }
 
-    /// A file that fails is named in readiness and tried again later; the others go on.
-    pub(super) fn sealed_file(
+    /// Applies the first of these files, those that are small together; how many it went through. A
+    /// file that fails is named in readiness and tried again later; the others go on.
+    pub(super) fn sealed_files(
         &mut self,
         applier: &mut Applier<'_>,
-        id: &SegmentId,
-    ) -> Result<(), ProcessError> {
-        let Some(sealed) = self.board.sealed.get_mut(id) else {
-            return Ok(());
-        };
-        if sealed.retry_at.is_some_and(|at| at > Instant::now()) {
-            return Ok(());
-        }
-        let (path, tag, place) = (sealed.path.clone(), sealed.tag, sealed.place);
-        let done = match self.apply_sealed(applier, id, tag, &path, place) {
-            Err(
-                error @ (ProcessError::Store(_)
-                | ProcessError::Stopped
-                | ProcessError::Raced { .. }),
-            ) => {
-                return Err(error);
+        ids: &[SegmentId],
+    ) -> Result<usize, ProcessError> {
+        let sealed = &self.board.sealed;
+        let due: Vec<_> = ids
+            .iter()
+            .take(TOGETHER_MAX)
+            .map(|id| {
+                let sealed = sealed.get(id)?;
+                let waits = sealed.retry_at.is_some_and(|at| at > Instant::now());
+                (!waits).then(|| (id, sealed.tag, sealed.path.clone(), sealed.place))
+            })
+            .collect();
+        let files = due.iter().flatten();
+        let opened = open_together(
+            &*self.disk,
+            &self.config.data_dir,
+            files.map(|(id, tag, path, _)| (*id, *tag, &**path)),
+            applier.small_bytes(),
+        );
+        let mut opened = opened.into_iter();
+        let mut together = Together::default();
+        for (done, due) in due.iter().enumerate() {
+            let Some((id, tag, path, place)) = due else {
+                continue;
+            };
+            let file = match opened.next() {
+                // No descriptor was left for it.
+                None => {
+                    self.commit_together(applier, together)?;
+                    return Ok(done);
+                }
+                Some(Opened::Small(segment)) => {
+                    self.small_file(applier, segment, *place, &mut together)
+                }
+                Some(Opened::Large) => {
+                    self.commit_together(applier, std::mem::take(&mut together))?;
+                    self.large_file(applier, id, *tag, path, *place)
+                }
+                // In the archive: it was moved there, or the sync after our rename failed.
+                Some(Opened::Failed(ProcessError::Io(DataDirError { source, .. })))
+                    if source.kind() == io::ErrorKind::NotFound && self.is_applied(id) =>
+                {
+                    self.done_with(applier, id);
+                    Ok(())
+                }
+                Some(Opened::Failed(error)) => Err(error),
+            };
+            if let Err(error) = file {
+                self.go_on_after(id, error)?;
             }
-            Err(error) => {
+            if together.bytes > applier.held_bytes_max() {
+                self.commit_together(applier, std::mem::take(&mut together))?;
+            }
+        }
+        self.commit_together(applier, together)?;
+        Ok(due.len())
+    }
+
+    /// An error of one file is named; one of the database ends the round.
+    fn go_on_after(&mut self, id: &SegmentId, error: ProcessError) -> Result<(), ProcessError> {
+        match error {
+            ProcessError::Store(_) | ProcessError::Stopped | ProcessError::Raced { .. } => {
+                Err(error)
+            }
+            error => {
                 self.failed(id, &error);
-                return Ok(());
+                Ok(())
             }
-            Ok(done) => done,
-        };
-        if done {
-            // What contradicts it stays named.
-            let directory = self.config.directory_tag();
-            let named = self.left_alone.keys().any(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                SegmentId::of_file(&name, directory).is_some_and(|(other, _)| other == *id)
-            });
-            if !named {
-                self.board.health.clear(&topic(id));
-            }
-            self.board.sealed.remove(id);
-            if let Some(number) = id.number() {
-                self.board.applied.remove(&number);
-            }
-            applier.forget(id);
-            self.board.publish();
         }
-        Ok(())
+    }
+
+    /// Nothing is left to be done with the file.
+    fn done_with(&mut self, applier: &mut Applier<'_>, id: &SegmentId) {
+        // What contradicts it stays named.
+        let directory = self.config.directory_tag();
+        let named = self.left_alone.keys().any(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            SegmentId::of_file(&name, directory).is_some_and(|(other, _)| other == *id)
+        });
+        if !named {
+            self.board.health.clear(&topic(id));
+        }
+        self.board.sealed.remove(id);
+        if let Some(number) = id.number() {
+            self.board.applied.remove(&number);
+        }
+        applier.forget(id);
+        self.board.publish();
     }
 
     fn failed(&mut self, id: &SegmentId, error: &ProcessError) {
@@ -228,24 +278,95 @@ impl Worker {
         self.board.health.set(&topic(id), describe(error));
     }
 
-    /// Whether nothing is left to be done with the file.
-    pub(super) fn apply_sealed(
+    /// A file that is applied by itself.
+    fn large_file(
         &mut self,
         applier: &mut Applier<'_>,
         id: &SegmentId,
         tag: Option<Tag>,
         path: &std::path::Path,
         place: Place,
-    ) -> Result<bool, ProcessError> {
-        let segment = match open_sealed(&*self.disk, id, tag, path) {
-            // In the archive: somebody put it there, or the sync after our rename failed.
-            Err(ProcessError::Io(DataDirError { source, .. }))
-                if source.kind() == io::ErrorKind::NotFound && self.is_applied(id) =>
-            {
-                return Ok(true);
+    ) -> Result<(), ProcessError> {
+        let segment = open_sealed(&*self.disk, id, tag, path)?;
+        match self.start(applier, &segment)? {
+            Start::Later => Ok(()),
+            Start::Done => {
+                self.done_with(applier, id);
+                Ok(())
             }
-            opened => opened?,
-        };
+            Start::Whole(row) => self.archive(applier, &[(segment, place, row)]),
+            Start::At(start, size) => {
+                applier.apply_sealed(&segment, start, size, &mut self.board)?;
+                self.now_whole(id);
+                // Before the archive's syncs: it does not lag behind.
+                self.board.publish();
+                if let Some(row) = applier.writer.segment(id)? {
+                    return self.archive(applier, &[(segment, place, row)]);
+                }
+                self.done_with(applier, id);
+                Ok(())
+            }
+        }
+    }
+
+    /// A file that is applied with others.
+    fn small_file(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: SegmentFile,
+        place: Place,
+        together: &mut Together,
+    ) -> Result<(), ProcessError> {
+        match self.start(applier, &segment)? {
+            Start::Later => {}
+            Start::Done => self.done_with(applier, &segment.id),
+            Start::Whole(row) => together.whole.push((segment, place, row)),
+            Start::At(start, size) => {
+                let small = applier.read_small(segment, start, size)?;
+                together.bytes += small.memory_bytes();
+                together.places.push(place);
+                together.small.push(small);
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies small files in one transaction, then moves them to the archive.
+    fn commit_together(
+        &mut self,
+        applier: &mut Applier<'_>,
+        together: Together,
+    ) -> Result<(), ProcessError> {
+        let Together {
+            small,
+            places,
+            mut whole,
+            ..
+        } = together;
+        if !small.is_empty() {
+            applier.commit_together(&small, &mut self.board)?;
+            for small in &small {
+                self.now_whole(&small.segment.id);
+            }
+            // Before the archive's syncs: it does not lag behind.
+            self.board.publish();
+        }
+        for (small, place) in small.into_iter().zip(places) {
+            match applier.writer.segment(&small.segment.id)? {
+                Some(row) => whole.push((small.segment, place, row)),
+                None => self.done_with(applier, &small.segment.id),
+            }
+        }
+        self.archive(applier, &whole)
+    }
+
+    /// From where a file is to be applied, if it is.
+    fn start(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+    ) -> Result<Start, ProcessError> {
+        let (id, path) = (&segment.id, &segment.path);
         let pruned = self.board.pruned;
         if id.number().is_some_and(|number| number <= pruned)
             && applier.writer.segment(id)?.is_none()
@@ -254,29 +375,27 @@ impl Worker {
                 .file
                 .stat()
                 .map_err(ProcessError::io("look at", path))?;
-            self.left_alone.insert(path.to_owned(), stat.identity);
+            self.left_alone.insert(path.clone(), stat.identity);
             self.board
                 .health
                 .set(&topic(id), retention::was_pruned(path, pruned));
-            return Ok(true);
+            return Ok(Start::Done);
         }
-        let start = match applier.confirm(&segment)? {
+        let start = match applier.confirm(segment)? {
             Confirmed::At(bytes) => bytes,
-            Confirmed::Applied(row) => {
-                return self.archive(applier, &segment, place, &row).map(|()| true);
-            }
+            Confirmed::Applied(row) => return Ok(Start::Whole(row)),
             Confirmed::Rival(reason) => {
-                return self.leave_rival(&segment, reason).map(|()| true);
+                self.leave_rival(segment, reason)?;
+                return Ok(Start::Done);
             }
             Confirmed::Corrupt(corrupt) => {
-                return self
-                    .mark_corrupt(applier, &segment, &corrupt)
-                    .map(|()| true);
+                self.mark_corrupt(applier, segment, &corrupt)?;
+                return Ok(Start::Done);
             }
             Confirmed::Restored(row) => {
                 applier.note(&row, SegmentState::Sealed, None)?;
                 self.board.restored(id, row.corrupt_lines);
-                return Ok(false);
+                return Ok(Start::Later);
             }
         };
         let size = segment
@@ -284,19 +403,16 @@ impl Worker {
             .size()
             .map_err(ProcessError::io("look at", path))?;
         if !self.is_complete(id, size) {
-            return Ok(false);
+            return Ok(Start::Later);
         }
-        self.count_once(id, &segment, start, size)?;
-        applier.apply_sealed(&segment, start, size, &mut self.board)?;
+        self.count_once(id, segment, start, size)?;
+        Ok(Start::At(start, size))
+    }
+
+    fn now_whole(&mut self, id: &SegmentId) {
         if let Some(sealed) = self.board.sealed.get_mut(id) {
             sealed.whole = true;
         }
-        // Before the archive's syncs: it does not lag behind.
-        self.board.publish();
-        if let Some(row) = applier.writer.segment(id)? {
-            self.archive(applier, &segment, place, &row)?;
-        }
-        Ok(true)
     }
 
     fn is_applied(&self, id: &SegmentId) -> bool {
@@ -375,32 +491,80 @@ impl Worker {
         Ok(())
     }
 
-    /// Moves a whole file away; what can't be moved stays and is named.
-    pub(super) fn archive(
+    /// Moves whole files away; what can't be moved stays and is named.
+    fn archive(
         &mut self,
-        applier: &Applier<'_>,
-        segment: &SegmentFile,
-        place: Place,
-        row: &SegmentRow,
+        applier: &mut Applier<'_>,
+        files: &[(SegmentFile, Place, SegmentRow)],
     ) -> Result<(), ProcessError> {
-        if place != Place::Incoming {
-            return Ok(());
+        let mut leaving = Vec::new();
+        let mut identities = Vec::new();
+        for (segment, place, row) in files {
+            if *place != Place::Incoming {
+                self.done_with(applier, &segment.id);
+                continue;
+            }
+            match segment.file.stat() {
+                Ok(stat) => {
+                    leaving.push(Leaving {
+                        segment,
+                        row,
+                        has_read: applier.has_read(&row.id, stat.identity, stat.size),
+                    });
+                    identities.push(stat.identity);
+                }
+                Err(error) => {
+                    let error = ProcessError::io("look at", &segment.path)(error);
+                    self.go_on_after(&segment.id, error)?;
+                }
+            }
         }
-        let stat = segment
-            .file
-            .stat()
-            .map_err(ProcessError::io("look at", &segment.path))?;
-        let has_read = applier.has_read(&row.id, stat.identity, stat.size);
-        let data_dir = &self.config.data_dir;
-        let archived = archive::archive(&*self.disk, data_dir, segment, row, has_read)?;
-        if archived == archive::Archived::RelativeLink {
-            self.left_alone.insert(segment.path.clone(), stat.identity);
-        }
-        if let Some(refusal) = archived.refusal() {
-            self.left_alone.insert(segment.path.clone(), stat.identity);
-            let words = format!("{}: {refusal}. Move this one away", segment.path.display());
-            self.board.health.set(&topic(&row.id), words);
+        let archived = archive::archive(&*self.disk, &self.config.data_dir, &leaving);
+        for ((file, identity), archived) in leaving.iter().zip(identities).zip(archived) {
+            let segment = file.segment;
+            match archived {
+                Err(error) => {
+                    self.go_on_after(&segment.id, error)?;
+                    continue;
+                }
+                Ok(archived) => {
+                    if archived == archive::Archived::RelativeLink {
+                        self.left_alone.insert(segment.path.clone(), identity);
+                    }
+                    if let Some(refusal) = archived.refusal() {
+                        self.left_alone.insert(segment.path.clone(), identity);
+                        let words =
+                            format!("{}: {refusal}. Move this one away", segment.path.display());
+                        self.board.health.set(&topic(&segment.id), words);
+                    }
+                }
+            }
+            self.done_with(applier, &segment.id);
         }
         Ok(())
     }
+}
+
+/// Small files of a round that are applied and archived together.
+#[derive(Default)]
+struct Together {
+    small: Vec<Small>,
+    /// Where each of them lies.
+    places: Vec<Place>,
+    /// Those of which only the move to the archive is left.
+    whole: Vec<(SegmentFile, Place, SegmentRow)>,
+    /// Of memory, for `small`.
+    bytes: usize,
+}
+
+/// What is to be done with a sealed file.
+enum Start {
+    /// It is applied from here to its size.
+    At(u64, u64),
+    /// Only its move to the archive is left.
+    Whole(SegmentRow),
+    /// Nothing.
+    Done,
+    /// It is checked again in the next round.
+    Later,
 }

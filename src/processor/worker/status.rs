@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::accounting;
 use super::{
-    Applied, DATABASE, DeadSegment, Health, LAST_FLUSH_MAX, Position, Progress, PublishedStatus,
+    Commit, DATABASE, DeadSegment, Health, LAST_FLUSH_MAX, Position, Progress, PublishedStatus,
     SegmentId, Settled, StoreError, Tail, Watch, describe, topic,
 };
 
@@ -36,6 +36,7 @@ impl PublishedStatus {
         let waiting = self
             .sealed
             .iter()
+            .take_while(|(id, _)| id.number().is_some()) // Ours come first.
             .filter(|(_, sealed)| !sealed.whole)
             .find_map(|(id, _)| id.number().filter(|number| !self.lost.contains_key(number)));
         let number = waiting.unwrap_or(self.active).min(self.active);
@@ -108,22 +109,25 @@ impl PublishedStatus {
 }
 
 impl Watch for PublishedStatus {
-    fn committed(&mut self, segment: &SegmentId, to: u64, applied: &Applied, took: Duration) {
+    fn committed(&mut self, commits: &[Commit<'_>], took: Duration) {
         self.progress.flushes().observe(took);
-        if let Some(number) = segment.number() {
-            self.applied.insert(number, to);
-            let ahead = self.sealed.get(segment).is_some_and(|sealed| sealed.ahead);
-            if !ahead {
-                self.committed = self.committed.max(Position {
-                    segment: number,
-                    offset: to,
-                });
+        for commit in commits {
+            let (id, to) = (&commit.segment.id, commit.to);
+            if let Some(number) = id.number() {
+                self.applied.insert(number, to);
+                let ahead = self.sealed.get(id).is_some_and(|sealed| sealed.ahead);
+                if !ahead {
+                    self.committed = self.committed.max(Position {
+                        segment: number,
+                        offset: to,
+                    });
+                }
             }
+            let (ledger, counts) = (&mut self.settled.ledger, commit.applied.counts);
+            ledger.applied += counts.events;
+            ledger.duplicates += counts.duplicates;
+            ledger.rejected += counts.rejected;
         }
-        let (ledger, counts) = (&mut self.settled.ledger, applied.counts);
-        ledger.applied += counts.events;
-        ledger.duplicates += counts.duplicates;
-        ledger.rejected += counts.rejected;
         self.publish();
     }
 

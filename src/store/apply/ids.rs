@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use rusqlite::Transaction;
+use rusqlite::Connection;
 
 use super::super::IdEvent;
 use super::id_blocks::{Counts, IdBlocks};
@@ -32,7 +32,7 @@ pub(super) enum IdLookup {
 
 /// Counts the events with an id and, during an overflow replay, the lines of its users.
 pub(super) fn count<'a>(
-    transaction: &Transaction<'_>,
+    transaction: &Connection,
     range: &Range<'a>,
     key: i64,
     replay: &mut OverflowReplay,
@@ -70,7 +70,7 @@ pub(super) fn count<'a>(
 /// Reads and writes each table in the order of its key. Of several events with one id the first in the
 /// file counts.
 fn count_together<'a>(
-    transaction: &Transaction<'_>,
+    transaction: &Connection,
     range: &Range<'a>,
     key: i64,
     now_s: i64,

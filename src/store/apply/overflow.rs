@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use rusqlite::{OptionalExtension, Transaction};
+use rusqlite::{Connection, OptionalExtension};
 
 use super::super::UserLine;
 use super::{Failure, Source, Tally};
@@ -20,7 +20,7 @@ pub(super) struct OverflowReplay {
 
 impl OverflowReplay {
     pub(super) fn start(
-        transaction: &Transaction<'_>,
+        transaction: &Connection,
         suspects: &HashSet<String>,
         source: &mut dyn Source,
     ) -> Result<Self, Failure> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use rusqlite::{CachedStatement, Connection, Transaction, params};
+use rusqlite::{CachedStatement, Connection, params};
 
 use super::super::Sums;
 use super::overflow::{OverflowReplay, SELECT_REVENUE};
@@ -20,7 +20,7 @@ const BLOCK_USERS: usize = 256;
 
 /// Step 5. Users whose totals might leave 64 bits are left out and given back.
 pub(super) fn add<'a>(
-    transaction: &Transaction<'_>,
+    transaction: &Connection,
     range: &Range<'a>,
     replay: &OverflowReplay,
     tally: &mut Tally<'a>,
