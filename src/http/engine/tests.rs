@@ -29,9 +29,9 @@ impl Handler for Fake {
     fn admit(&self, request: &Request) -> Admission {
         match request.target() {
             "/refused" => Admission::Refuse(Reply::empty(404)),
-            "/worker" => Admission::Take(Lane::Worker),
+            "/worker" => Admission::Accept(Lane::Worker),
             "/admit-panics" => panic!("as a handler might"),
-            _ => Admission::Take(Lane::Io),
+            _ => Admission::Accept(Lane::Io),
         }
     }
 
@@ -87,9 +87,9 @@ impl Fixture {
             held: Mutex::default(),
             refused: Mutex::default(),
         });
-        let listen = Listen::Address(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let engine =
-            Engine::start(listen, limits, Arc::clone(&fake) as Arc<dyn Handler>).expect("started");
+            Engine::start(address, limits, Arc::clone(&fake) as Arc<dyn Handler>).expect("started");
         Self {
             addr: engine.local_addr(),
             engine: Some(engine),

@@ -211,7 +211,7 @@ impl Inner {
 impl Handler for Routes {
     fn admit(&self, request: &Request) -> Admission {
         match self.inner.object(request) {
-            Ok(lane) => Admission::Take(lane),
+            Ok(lane) => Admission::Accept(lane),
             Err((route, problem)) => {
                 self.inner.counters.answered(route, problem.status());
                 Admission::Refuse(problem.reply())
