@@ -1,25 +1,26 @@
-//! Why the system is not ready, in words.
+//! The reasons why the server is not ready, for `/readyz` and `/status`.
 //!
-//! Every part that can break owns one topic here: it sets the reason when it breaks and clears it
-//! when it works again. `/readyz` and `/status` show what stands. Locks are held for a copy only.
+//! Each component that can fail owns one topic. It sets a reason when it fails and clears it when it
+//! works again. Any thread may call any method. The lock of the reasons is held for a copy only; the
+//! lock of the probes is held while they run, so a probe must not block.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The reasons that stand now, by topic (`journal`, `database`, `segment events-000042`, ...).
+/// The current reasons by topic (`journal`, `database`, `segment events-000042`, ...).
 #[derive(Default)]
 pub struct Health {
     reasons: Mutex<BTreeMap<String, String>>,
     probes: Mutex<Vec<Probe>>,
 }
 
-/// Asked each time somebody wants to know: a reason that stands just now, if any. For what can't
-/// report itself because it hangs.
+/// Runs each time the reasons are read and returns a reason, or `None` if its component works. It
+/// serves components that cannot report a failure themselves, such as a thread that hangs.
 pub type Probe = Box<dyn Fn() -> Option<String> + Send>;
 
 impl Health {
-    /// Turns readiness red for `topic`; a later reason for the same topic replaces the earlier.
-    /// Logged when it is new, so that the log tells when it began.
+    /// Marks `topic` as failed. A later reason for the same topic replaces the earlier one. A new
+    /// reason is logged; the same reason again is not.
     pub fn set(&self, topic: &str, reason: impl Into<String>) {
         let reason = reason.into();
         let before = self.lock().insert(topic.to_owned(), reason.clone());
@@ -28,27 +29,27 @@ impl Health {
         }
     }
 
-    /// `topic` works (again).
+    /// Removes the reason of `topic`, and logs this if there was one.
     pub fn clear(&self, topic: &str) {
         if self.lock().remove(topic).is_some() {
             tracing::info!(topic, "ready again");
         }
     }
 
-    /// Every topic that begins so works, as far as is known.
-    pub fn clear_all(&self, beginning: &str) {
+    /// Removes the reasons of all topics that start with `prefix`.
+    pub fn clear_all(&self, prefix: &str) {
         let topics: Vec<String> = self.lock().keys().cloned().collect();
-        for topic in topics.iter().filter(|topic| topic.starts_with(beginning)) {
+        for topic in topics.iter().filter(|topic| topic.starts_with(prefix)) {
             self.clear(topic);
         }
     }
 
-    /// Whether a reason stands for `topic`.
+    /// Whether `topic` has a reason. Probes are not run.
     pub fn is_set(&self, topic: &str) -> bool {
         self.lock().contains_key(topic)
     }
 
-    /// Adds a probe to what [`Health::reasons`] asks.
+    /// Adds a probe that [`Health::reasons`] runs.
     pub fn watch(&self, probe: Probe) {
         self.probes
             .lock()
@@ -56,7 +57,7 @@ impl Health {
             .push(probe);
     }
 
-    /// What stands in the way, one sentence each; empty when ready.
+    /// The reasons of all topics and probes; empty if the server is ready.
     pub fn reasons(&self) -> Vec<String> {
         let mut reasons: Vec<String> = self.lock().values().cloned().collect();
         let probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);

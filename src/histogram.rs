@@ -1,24 +1,24 @@
-//! How long things take, counted in fixed buckets: any thread adds, nobody waits.
+//! Durations, counted in fixed buckets. Any thread may add one; no method blocks.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Upper bounds of a histogram's buckets, in microseconds: an acknowledgement takes about one
-/// fdatasync (0.1 ms on a good disk, 10 ms on a spinning one), a flush up to seconds.
+/// Upper bounds of the buckets, inclusive, in microseconds. An acknowledgement takes about one
+/// fdatasync (0.1 ms on an SSD, 10 ms on a hard disk), a flush up to seconds.
 const BOUNDS_US: [u64; 15] = [
     250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000,
 ];
 
-/// How long things took, in fixed buckets.
+/// A histogram of durations with fixed buckets.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    /// One for each bound, and one for what lies above all of them.
+    /// One for each bound, and one for durations above the last bound.
     counts: [AtomicU64; BOUNDS_US.len() + 1],
     sum_ns: AtomicU64,
 }
 
-/// A histogram's figures at one moment.
+/// A copy of a histogram.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HistogramSnapshot {
     counts: [u64; BOUNDS_US.len() + 1],
@@ -26,18 +26,18 @@ pub struct HistogramSnapshot {
 }
 
 impl Histogram {
-    /// Adds one duration. Lock-free, two additions.
-    pub fn observe(&self, took: Duration) {
-        let bucket = BOUNDS_US.partition_point(|&bound| Duration::from_micros(bound) < took);
+    /// Adds one duration: two atomic additions, no lock.
+    pub fn observe(&self, duration: Duration) {
+        let bucket = BOUNDS_US.partition_point(|&bound| Duration::from_micros(bound) < duration);
         if let Some(count) = self.counts.get(bucket) {
             count.fetch_add(1, Relaxed);
         }
-        let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.sum_ns.fetch_add(took_ns, Relaxed);
+        let duration_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.sum_ns.fetch_add(duration_ns, Relaxed);
     }
 
-    /// The figures now, read one after the other: a reader may see them a few observations out of
-    /// step with each other, never wrong for good.
+    /// Copies the histogram, one number after the other: durations that are added meanwhile may be
+    /// in some of the numbers and not in others.
     pub fn snapshot(&self) -> HistogramSnapshot {
         HistogramSnapshot {
             counts: std::array::from_fn(|bucket| self.counts[bucket].load(Relaxed)),
@@ -47,13 +47,14 @@ impl Histogram {
 }
 
 impl HistogramSnapshot {
-    /// Each bucket's upper bound, inclusive (`None`: none), and how many fell into it.
+    /// The inclusive upper bound of each bucket (`None` for the last, which has none) and the number
+    /// of durations in this bucket alone.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> + '_ {
         let bounds = BOUNDS_US.iter().map(|us| Some(Duration::from_micros(*us)));
         bounds.chain([None]).zip(self.counts)
     }
 
-    /// All of them added up.
+    /// The sum of all durations.
     pub fn sum(&self) -> Duration {
         self.sum
     }

@@ -320,7 +320,7 @@ fn http_config(config: &ServeConfig) -> http::HttpConfig {
     };
     let body_bytes_max = usize::try_from(config.max_body_bytes).unwrap_or(usize::MAX);
     http::HttpConfig {
-        listen: http::Listen::Address(config.listen),
+        listen: config.listen,
         host_name: config.listen_name.clone(),
         access,
         limits: http::Limits {

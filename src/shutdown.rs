@@ -1,4 +1,5 @@
-//! A request to stop: by a signal, or because a part failed. Wakes everyone who waits on it.
+//! The shutdown token: requested by a signal, or by a component that failed. It wakes every thread
+//! that waits for it. Also the other signals that the program handles.
 
 use std::convert::Infallible;
 use std::io;
@@ -9,78 +10,88 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
-/// Cheap to clone; all clones stop together.
+/// A request to shut down, shared by all its clones. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
-    /// Dropped to stop: a channel without senders wakes all its receivers.
-    held: Arc<Mutex<Option<Sender<Infallible>>>>,
-    stopped: Receiver<Infallible>,
+    /// `None` once shutdown was requested: a channel without senders wakes all its receivers.
+    sender: Arc<Mutex<Option<Sender<Infallible>>>>,
+    receiver: Receiver<Infallible>,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        let (held, stopped) = bounded(0);
+        let (sender, receiver) = bounded(0);
         Self {
-            held: Arc::new(Mutex::new(Some(held))),
-            stopped,
+            sender: Arc::new(Mutex::new(Some(sender))),
+            receiver,
         }
     }
 }
 
 impl Shutdown {
-    /// Stops at the first SIGINT or SIGTERM; a second one ends the process at once, as if
-    /// neither were caught.
+    /// A token that the first SIGINT or SIGTERM requests. A second signal terminates the process at
+    /// once, which is the default action of both signals.
+    ///
+    /// # Errors
+    /// A signal handler cannot be installed, or the thread `signals` cannot be started.
     pub fn on_signals() -> io::Result<Self> {
-        let stop = Self::default();
+        let shutdown = Self::default();
         let armed = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             signal_hook::flag::register_conditional_default(signal, Arc::clone(&armed))?;
             signal_hook::flag::register(signal, Arc::clone(&armed))?;
         }
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
-        let asked = stop.clone();
+        let requested = shutdown.clone();
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
                 if signals.forever().next().is_some() {
-                    asked.request();
+                    requested.request();
                 }
             })?;
-        Ok(stop)
+        Ok(shutdown)
     }
 
-    /// Asks everyone to stop.
+    /// Requests the shutdown. A second call has no effect.
     pub fn request(&self) {
-        self.held
+        self.sender
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
     }
 
-    /// Whether to stop.
+    /// Whether the shutdown was requested.
     pub fn requested(&self) -> bool {
-        self.stopped.try_recv() == Err(TryRecvError::Disconnected)
+        self.receiver.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// Waits that long, or until asked to stop: true if so.
+    /// Waits until the shutdown is requested, for at most `time`; true if it was requested.
     pub fn wait(&self, time: Duration) -> bool {
-        self.stopped.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
+        self.receiver.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
     }
 
-    /// For `select!`: becomes ready when asked to stop, and never carries anything.
+    /// A channel for `select!`. It carries no message and is disconnected by the request.
     pub fn channel(&self) -> &Receiver<Infallible> {
-        &self.stopped
+        &self.receiver
     }
 }
 
-/// A write past the limit on file sizes (`ulimit -f`) fails with EFBIG from now on, as on a full disk;
-/// unless its signal is caught, it ends the process.
+/// Catches SIGXFSZ, so that a write past the file size limit (`ulimit -f`) fails with EFBIG and is
+/// handled like a full disk. Without this, the signal terminates the process.
+///
+/// # Errors
+/// The signal handler cannot be installed.
 pub fn outlive_file_size_limit() -> io::Result<()> {
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     Ok(())
 }
 
-/// SIGHUP as messages: read again what can be read again.
+/// A channel with a message for each SIGHUP, the request to reload files. A signal that arrives while
+/// a message is queued adds none.
+///
+/// # Errors
+/// The signal handler cannot be installed, or the thread `reloads` cannot be started.
 pub fn reloads() -> io::Result<Receiver<()>> {
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP])?;
     let (sender, reloads) = bounded(1);
@@ -88,8 +99,8 @@ pub fn reloads() -> io::Result<Receiver<()>> {
         .name("reloads".to_owned())
         .spawn(move || {
             for _signal in &mut signals {
-                // One that waits already will read what this one is about.
-                let _waiting = sender.try_send(());
+                // The reload of a queued message comes after this signal as well.
+                let _full = sender.try_send(());
             }
         })?;
     Ok(reloads)

@@ -1,37 +1,37 @@
-//! Times as text and as milliseconds, for whatever the clock says. Pure but for [`now_ms`].
+//! Times as RFC 3339 text and as milliseconds since 1970. Only [`now_ms`] reads the clock.
 //!
-//! A clock that is not set may say any year. RFC 3339 has the years 1970 to 9999 as we write it, and
-//! formatting another one panics; so a time outside is clamped to the nearest inside. Whether a
-//! time is to be believed is decided elsewhere.
+//! A clock that is not set may show any year, and `humantime` panics for times outside the years
+//! 1970 to 9999. Every function here therefore clamps such a time to the nearest one inside. Whether
+//! a time is plausible is decided by the caller.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// 9999-12-31T23:59:59.999Z in milliseconds since 1970.
 pub const MS_MAX: i64 = 253_402_300_799_999;
 
-/// The clock now, milliseconds since 1970 UTC, from 0 to [`MS_MAX`].
+/// The current time in milliseconds since 1970 UTC, from 0 to [`MS_MAX`].
 pub fn now_ms() -> i64 {
     to_ms(SystemTime::now())
 }
 
-/// Milliseconds since 1970 UTC, from 0 to [`MS_MAX`].
+/// A time in milliseconds since 1970 UTC, clamped to 0 to [`MS_MAX`].
 pub fn to_ms(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).map_or(MS_MAX, |ms| ms.min(MS_MAX))
 }
 
-/// The time so many milliseconds after 1970 UTC, from 1970 to 9999.
+/// The time `ms` milliseconds after 1970 UTC, clamped to the years 1970 to 9999.
 pub fn of_ms(ms: i64) -> SystemTime {
     let since = Duration::from_millis(u64::try_from(ms.clamp(0, MS_MAX)).unwrap_or_default());
     UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH)
 }
 
-/// `2026-11-22T06:41:00.123Z`.
+/// The time as text with milliseconds: `2026-11-22T06:41:00.123Z`.
 pub fn rfc3339_millis(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(of_ms(to_ms(time))).to_string()
 }
 
-/// `2026-11-22T06:41:00Z`.
+/// The time as text with seconds, rounded down: `2026-11-22T06:41:00Z`.
 pub fn rfc3339_seconds(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(of_ms(to_ms(time))).to_string()
 }
@@ -41,8 +41,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_not_set_has_a_time_all_the_same() {
-        // Red if a time that RFC 3339 has no text for panics.
+    fn a_time_outside_1970_to_9999_is_clamped() {
+        // Red if formatting a time outside these years panics.
         let second = Duration::from_secs(1);
         let before = UNIX_EPOCH.checked_sub(second).expect("a time");
         let after = of_ms(MS_MAX).checked_add(second).expect("a time");

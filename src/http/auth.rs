@@ -1,8 +1,8 @@
-//! Who may ask: tokens, and whether the request comes from where it should.
+//! Access control: bearer tokens, and the checks of `Origin` and `Host`.
 //!
-//! A token is compared in constant time with every token of the file, and appears in no log and
-//! no answer. `Origin` and `Host` are looked at whether or not tokens are asked for: any page in
-//! a browser may post to 127.0.0.1, and a name of the attacker's may lead there (DNS rebinding).
+//! A token is compared in constant time with each token of the file. No log line and no reply contains
+//! a token. `Origin` and `Host` are checked even if no token is required, because any web page can make
+//! a browser post to 127.0.0.1, and an attacker's host name can resolve to it (DNS rebinding).
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,18 +10,18 @@ use std::sync::{PoisonError, RwLock};
 
 use subtle::{Choice, ConstantTimeEq as _};
 
-/// Who may ask for what is not open to all.
+/// Which clients may use the paths that are not open to all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Whoever reaches the address; only right for a loopback address.
+    /// Every client on this machine. The server must listen on a loopback address.
     Loopback,
-    /// Who has a token of this file.
+    /// Every client with a token of this file.
     TokenFile(PathBuf),
-    /// Whoever reaches the address, wherever it is: asked for in so many words (`--no-auth`).
+    /// Every client that reaches the address (`--no-auth`).
     Anyone,
 }
 
-/// Why there are no tokens.
+/// Why the token file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     /// The file cannot be read.
@@ -29,39 +29,39 @@ pub enum AuthError {
     Read {
         /// The token file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// A line is no token.
+    /// A line is not a valid token.
     #[error(
-        "the token file {}, line {line}: a token is printable ASCII without spaces, at most {TOKEN_BYTES_MAX} bytes",
+        "cannot use the token file {}: line {line} is not a token; a token is printable ASCII without spaces, at most {TOKEN_BYTES_MAX} bytes",
         path.display()
     )]
     Malformed {
         /// The token file.
         path: PathBuf,
-        /// Which line, from 1.
+        /// The line number, from 1.
         line: usize,
     },
-    /// There is none in it.
-    #[error("the token file {} holds no token; write one on a line", path.display())]
+    /// The file has no line with a token.
+    #[error("cannot use the token file {}: it contains no token; write one token on each line", path.display())]
     Empty {
         /// The token file.
         path: PathBuf,
     },
 }
 
-/// The longest token, in bytes.
-pub const TOKEN_BYTES_MAX: usize = 512;
+/// Maximum length of a token in bytes.
+const TOKEN_BYTES_MAX: usize = 512;
 
-/// The tokens in force; read again by [`Self::reload`].
+/// The valid tokens, read from the token file by [`Self::read`] and [`Self::reload`].
 #[derive(Debug)]
 pub(super) struct Tokens {
     path: PathBuf,
     tokens: RwLock<Vec<Token>>,
 }
 
-/// One token, padded to one length so that comparing tells nothing of the length either.
+/// A token, padded to the maximum length: the time of a comparison does not depend on its length.
 #[derive(Clone)]
 struct Token([u8; TOKEN_BYTES_MAX]);
 
@@ -72,7 +72,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl Token {
-    /// `None` if it cannot be one.
+    /// `None` if the text is not a valid token.
     fn new(text: &[u8]) -> Option<Self> {
         let fits = !text.is_empty() && text.len() <= TOKEN_BYTES_MAX;
         if !fits || !text.iter().all(u8::is_ascii_graphic) {
@@ -85,7 +85,8 @@ impl Token {
 }
 
 impl Tokens {
-    /// Reads the file: a token a line; empty lines and those that begin with `#` are skipped.
+    /// Reads the file, which has one token on each line. Empty lines and lines that start with `#` are
+    /// skipped.
     pub(super) fn read(path: &Path) -> Result<Self, AuthError> {
         Ok(Self {
             path: path.to_owned(),
@@ -93,7 +94,7 @@ impl Tokens {
         })
     }
 
-    /// Reads the file again. On an error the tokens in force stay in force.
+    /// Reads the file again and returns the number of tokens. After an error the tokens stay as they were.
     pub(super) fn reload(&self) -> Result<usize, AuthError> {
         let tokens = read_tokens(&self.path)?;
         let count = tokens.len();
@@ -101,13 +102,13 @@ impl Tokens {
         Ok(count)
     }
 
-    /// Whether the `Authorization` header carries one of them.
+    /// Whether the `Authorization` header contains a valid token.
     pub(super) fn allow(&self, authorization: Option<&str>) -> bool {
         let Some(given) = authorization.and_then(bearer) else {
             return false;
         };
         let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
-        // All are compared, whichever matches.
+        // All tokens are compared, even after a match.
         let matches = tokens.iter().fold(Choice::from(0), |found, token| {
             found | token.0.ct_eq(&given.0)
         });
@@ -140,7 +141,7 @@ fn read_tokens(path: &Path) -> Result<Vec<Token>, AuthError> {
     Ok(tokens)
 }
 
-/// The token of `Bearer TOKEN`; the scheme's case is free.
+/// The token of `Bearer TOKEN`; the scheme may be in any case.
 fn bearer(authorization: &str) -> Option<Token> {
     let (scheme, token) = authorization.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("bearer") {
@@ -154,31 +155,31 @@ pub(super) fn is_open(path: &str) -> bool {
     matches!(path, "/" | "/healthz" | "/readyz" | "/openapi.json")
 }
 
-/// Why a request does not come from where it should.
+/// Which header makes a request foreign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Foreign {
-    /// A page from elsewhere sent it.
+    /// A web page of another origin sent it.
     Origin,
-    /// It was sent to a name that is not this machine's own.
+    /// The host it was sent to is not a name of this server.
     Host,
 }
 
 /// Whether only this machine can reach the address: 127.0.0.0/8 and `::1`, also as `::ffff:127.0.0.1`.
-/// The one rule, for the configuration too.
+/// The configuration uses the same rule.
 pub fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-/// What the server listens on, as far as `Host` may name it.
+/// The address of the server, for the check of `Host`.
 #[derive(Debug)]
 pub(super) struct Listening {
     pub(super) ip: IpAddr,
-    /// The host name that was asked for instead of an address, if one was.
+    /// The host name in the configuration; `None` if it has an address.
     pub(super) name: Option<String>,
 }
 
-/// Checks `Origin` and `Host`. `host` is what the request was sent to: the authority of a whole URL
-/// as its target, else the `Host` header.
+/// Checks `Origin` and `Host`. `host` is the authority of the request target if the target is a full
+/// URL, otherwise the `Host` header. A foreign `Host` is rejected on a loopback address only.
 pub(super) fn check_origin(
     listening: &Listening,
     host: Option<&str>,
@@ -196,7 +197,8 @@ pub(super) fn check_origin(
     }
 }
 
-/// `127.0.0.1`, `localhost`, `[::1]` or what is listened on, any port or none.
+/// Whether the host is `127.0.0.1`, `localhost`, `[::1]`, or the server's address or name, with any port or
+/// none.
 fn is_own_name(listening: &Listening, host: &str) -> bool {
     let (name, port) = split_port(host);
     let known = ["127.0.0.1", "localhost", "[::1]"].into_iter();
@@ -207,7 +209,7 @@ fn is_own_name(listening: &Listening, host: &str) -> bool {
             || address(name).is_some_and(|ip| ip.to_canonical() == listening.ip.to_canonical()))
 }
 
-/// `127.0.0.2` or `[::1]`.
+/// Parses a host such as `127.0.0.2` or `[::1]`; `None` if it is a name.
 fn address(name: &str) -> Option<IpAddr> {
     match name.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
@@ -215,8 +217,8 @@ fn address(name: &str) -> Option<IpAddr> {
     }
 }
 
-/// Whether a page of that origin was served by this host: same name, same port. A proxy in front
-/// may speak https to the browser, so the scheme only says which port is meant by none.
+/// Whether origin and host have the same name and port. The scheme is used for the default port only,
+/// because a proxy may serve the page by https.
 fn is_same(origin: &str, host: Option<&str>) -> bool {
     let Some(host) = host else { return false };
     let (default, authority) = if let Some(authority) = origin.strip_prefix("http://") {
@@ -224,7 +226,7 @@ fn is_same(origin: &str, host: Option<&str>) -> bool {
     } else if let Some(authority) = origin.strip_prefix("https://") {
         ("443", authority)
     } else {
-        return false; // `null` and what is no web page
+        return false; // `null`, or not a web page
     };
     let (its_name, its_port) = split_port(authority);
     let (our_name, our_port) = split_port(host);
@@ -232,7 +234,7 @@ fn is_same(origin: &str, host: Option<&str>) -> bool {
         && its_port.unwrap_or(default) == our_port.unwrap_or(default)
 }
 
-/// `[::1]:80` is `[::1]` and `80`.
+/// Splits `[::1]:80` into `[::1]` and `80`; the port is `None` if there is none.
 fn split_port(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((name, port)) if !port.contains(']') => (name, Some(port)),
@@ -278,11 +280,11 @@ mod tests {
         assert!(tokens.allow(Some("Bearer gamma")) && !tokens.allow(Some("Bearer alpha")));
         std::fs::write(&path, "# none\n").expect("written");
         assert!(matches!(tokens.reload(), Err(AuthError::Empty { .. })));
-        assert!(tokens.allow(Some("Bearer gamma")), "still in force");
+        assert!(tokens.allow(Some("Bearer gamma")), "still valid");
     }
 
     #[test]
-    fn a_file_that_is_none_says_where() {
+    fn an_error_names_the_line_and_no_token() {
         let (_dir, path) = file("alpha\ntwo words\n");
         let error = Tokens::read(&path).expect_err("malformed");
         assert!(matches!(error, AuthError::Malformed { line: 2, .. }));
@@ -300,9 +302,9 @@ mod tests {
     }
 
     #[test]
-    fn the_host_may_be_the_address_or_name_that_is_listened_on() {
-        // Red if a loopback address other than the usual ones is refused to those who name it, or if
-        // one that is not listened on is taken.
+    fn the_host_may_be_the_address_or_name_of_the_server() {
+        // Red if the server's own loopback address is rejected because it is not 127.0.0.1, or if
+        // another loopback address is accepted.
         for (ip, name, own, foreign) in [
             ("127.0.0.2", None, "127.0.0.2:80", "127.0.0.3:80"),
             ("::ffff:127.0.0.1", None, "[::ffff:127.0.0.1]:8000", "[::2]"),
@@ -320,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_from_elsewhere_are_foreign() {
+    fn other_hosts_and_origins_are_foreign() {
         let loopback = on("127.0.0.1", None);
         let check = |host, origin| check_origin(&loopback, host, origin);
         for host in [
@@ -361,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn elsewhere_than_on_loopback_any_host_will_do_but_not_any_origin() {
+    fn beyond_loopback_any_host_is_accepted_and_other_origins_are_not() {
         let beyond = on("10.0.0.1", None);
         assert_eq!(check_origin(&beyond, Some("stats.example"), None), Ok(()));
         let check = |origin| check_origin(&beyond, Some("stats.example"), Some(origin));

@@ -1,17 +1,18 @@
-//! CloudEvents 1.0 over HTTP, turned into event lines.
+//! Converts CloudEvents 1.0 over HTTP to event lines.
 //!
 //! | CloudEvent | event |
 //! |---|---|
-//! | `source`, a space, `id` | `id`; where that is over 128 bytes, its SHA-256 in hex |
+//! | `source`, a space, `id` | `id`; if longer than 128 bytes, its SHA-256 in hex |
 //! | `type` | `name` |
 //! | `subject` | `userId` |
-//! | `data.value` | `value`, digit for digit |
+//! | `data.value` | `value`, with the same digits |
 //!
-//! Nothing else of a CloudEvent is kept. A source with white space in it is refused (it is no URI
-//! reference): `a b` + `c` and `a` + `b c` would be one id, and one of the two events lost.
+//! All other attributes are discarded. A source with white space is invalid: it is not a URI reference,
+//! and `a b` + `c` and `a` + `b c` would have the same id, so that one of the two events would be
+//! treated as a duplicate.
 //!
-//! Pure, no I/O. What comes out has passed [`Event::parse`]; what that has to say about a field is
-//! said about the CloudEvent's (`/subject`, `/data/value`), so that the sender finds it.
+//! No I/O. Each line is checked by [`Event::parse`]. Its errors are reported for the attribute of the
+//! CloudEvent (`/subject`, `/data/value`) and not for the field of the line.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -24,24 +25,24 @@ use sha2::{Digest as _, Sha256};
 
 use crate::event::{Event, EventError, ID_BYTES_MAX};
 
-/// How a request carries its CloudEvents.
+/// The content mode of a request, as in the HTTP protocol binding of CloudEvents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// One, as JSON: `application/cloudevents+json`.
+    /// One CloudEvent as JSON: `application/cloudevents+json`.
     Structured,
-    /// An array of them: `application/cloudevents-batch+json`.
+    /// A JSON array of CloudEvents: `application/cloudevents-batch+json`.
     Batch,
-    /// One, its attributes in `ce-` headers, its data the body.
+    /// One CloudEvent with its attributes in `ce-` headers and its data in the body.
     Binary,
 }
 
-/// A header's value by its name in lower case; the first, where there are several.
+/// Returns the first value of a header by its name in lower case.
 pub type Headers<'h> = dyn Fn(&'static str) -> Option<&'h str> + 'h;
 
-/// `code` of a CloudEvent in another format than JSON (HTTP 415).
+/// The `code` of a CloudEvent in a format other than JSON (HTTP 415).
 pub const UNSUPPORTED_FORMAT: &str = "unsupported_format";
 
-/// Which mode a request is in; `None`: it says nothing of CloudEvents.
+/// The mode of a request; `None` if it does not contain CloudEvents.
 ///
 /// # Errors
 /// [`UNSUPPORTED_FORMAT`] for `application/cloudevents+avro` and the like.
@@ -53,7 +54,7 @@ pub fn mode(headers: &Headers<'_>) -> Result<Option<Mode>, EventError> {
         other if other.starts_with("application/cloudevents") => Err(error(
             "",
             UNSUPPORTED_FORMAT,
-            "CloudEvents are taken as application/cloudevents+json, \
+            "unsupported format; send CloudEvents as application/cloudevents+json, \
              application/cloudevents-batch+json, or with ce- headers",
         )),
         _ => {
@@ -64,11 +65,11 @@ pub fn mode(headers: &Headers<'_>) -> Result<Option<Mode>, EventError> {
     }
 }
 
-/// The events of a request, in order: for each its line, without a newline, or what is wrong with
-/// it. An empty batch has none.
+/// The events of a request in their order, each one as its line without a newline, or as its error. The
+/// result of an empty batch is empty.
 ///
 /// # Errors
-/// What is wrong with the body as a whole: not JSON, or a batch that is no array.
+/// The body is not JSON, or the batch is not an array.
 pub fn lines(
     mode: Mode,
     headers: &Headers<'_>,
@@ -90,14 +91,14 @@ pub fn lines(
     }
 }
 
-/// One CloudEvent in JSON.
+/// Converts a CloudEvent in JSON.
 fn structured(event: &RawValue) -> Result<Vec<u8>, EventError> {
     let event = Members::read(event, "", "a CloudEvent is a JSON object")?;
     check_version(event.string("specversion")?.as_deref())?;
     let id = event_id(event.string("source")?, event.string("id")?)?;
     check_data_type(event.string("datacontenttype")?.as_deref())?;
     if event.get("data_base64").is_some() {
-        let detail = "data in base64 is not read; send it as JSON in data";
+        let detail = "base64 is not supported; send JSON in data";
         return Err(error("/data_base64", "data_not_json", detail));
     }
     line(
@@ -108,7 +109,7 @@ fn structured(event: &RawValue) -> Result<Vec<u8>, EventError> {
     )
 }
 
-/// One CloudEvent whose attributes are headers.
+/// Converts a CloudEvent with its attributes in headers.
 fn binary(headers: &Headers<'_>, body: &str) -> Result<Vec<u8>, EventError> {
     let attribute = |name: &'static str, pointer: &'static str| {
         headers(name)
@@ -134,7 +135,7 @@ fn binary(headers: &Headers<'_>, body: &str) -> Result<Vec<u8>, EventError> {
     )
 }
 
-/// The event's line, of JSON texts, checked.
+/// Builds the line of an event from the JSON texts of its fields, and checks it.
 fn line(
     subject: Option<&str>,
     kind: Option<&str>,
@@ -177,12 +178,12 @@ fn in_terms_of_the_cloud_event(error: EventError) -> EventError {
     }
 }
 
-/// `source` and `id` together are what makes a CloudEvent unique, so together they are the id.
+/// The id of an event: `source` and `id`, which together identify a CloudEvent.
 fn event_id(source: Option<Cow<'_, str>>, id: Option<Cow<'_, str>>) -> Result<String, EventError> {
     let source = required(source, "/source", "a URI reference such as /billing")?;
     let id = required(id, "/id", "a name for this event, unique within its source")?;
     if source.contains(char::is_whitespace) {
-        let detail = "a source is a URI reference; it holds no white space";
+        let detail = "a source is a URI reference and contains no white space";
         return Err(error("/source", "white_space", detail));
     }
     let both = format!("{source} {id}");
@@ -193,7 +194,7 @@ fn event_id(source: Option<Cow<'_, str>>, id: Option<Cow<'_, str>>) -> Result<St
             "/id"
         };
         let control = control.escape_unicode();
-        let detail = format!("holds the control character {control}; none are taken");
+        let detail = format!("contains the control character {control}, which is not allowed");
         return Err(error(pointer, "control_character", detail));
     }
     if both.len() <= ID_BYTES_MAX {
@@ -225,7 +226,7 @@ fn check_version(version: Option<&str>) -> Result<(), EventError> {
         Some(_) => Err(error(
             "/specversion",
             "unsupported_version",
-            "CloudEvents of version 1.0 are taken, no other",
+            "unsupported version; expected \"1.0\"",
         )),
         None => Err(error(
             "/specversion",
@@ -235,7 +236,7 @@ fn check_version(version: Option<&str>) -> Result<(), EventError> {
     }
 }
 
-/// No type at all means JSON, says the specification.
+/// Checks that the data is JSON. By the specification it is JSON if it has no type.
 fn check_data_type(data_type: Option<&str>) -> Result<(), EventError> {
     let Some(data_type) = data_type else {
         return Ok(());
@@ -245,17 +246,18 @@ fn check_data_type(data_type: Option<&str>) -> Result<(), EventError> {
     if subtype == "json" || subtype.ends_with("+json") {
         return Ok(());
     }
-    let detail = "data is JSON here; expected application/json";
+    let detail = "the data must be JSON; expected application/json";
     Err(error("/datacontenttype", "data_not_json", detail))
 }
 
-/// `Application/JSON; charset=utf-8` -> `application/json`
+/// The media type without parameters in lower case: `Application/JSON; charset=utf-8` becomes
+/// `application/json`.
 fn media_type(content_type: &str) -> String {
     let kind = content_type.split(';').next().unwrap_or_default();
     kind.trim().to_ascii_lowercase()
 }
 
-/// An attribute's value out of its header: quotes taken off, then percent-decoded once.
+/// The value of an attribute in a header: quotes are removed, then it is percent-decoded once.
 fn decoded<'h>(header: &'h str, pointer: &'static str) -> Result<Cow<'h, str>, EventError> {
     let quoted = header
         .strip_prefix('"')
@@ -267,12 +269,12 @@ fn decoded<'h>(header: &'h str, pointer: &'static str) -> Result<Cow<'h, str>, E
             .map(|text| Cow::Owned(text.into_owned())),
     };
     text.map_err(|_| {
-        let detail = "the header is not UTF-8 once its %XX are decoded";
+        let detail = "the percent-decoded header is not UTF-8";
         error(pointer, "not_utf8", detail)
     })
 }
 
-/// The inside of a quoted string: a backslash stands for the character after it.
+/// Removes the backslashes of a quoted string: each one stands for the character after it.
 fn unescaped(quoted: &str) -> String {
     let mut chars = quoted.chars();
     std::iter::from_fn(|| match chars.next() {
@@ -295,7 +297,7 @@ fn error(pointer: &'static str, code: &'static str, detail: impl Into<String>) -
     }
 }
 
-/// The members of a JSON object, their values still raw; no name twice.
+/// The members of a JSON object with raw values. Each name occurs once.
 struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Members<'a> {
@@ -307,19 +309,19 @@ impl<'a> Members<'a> {
         let members: Self = serde_json::from_str(object.get())
             .map_err(|_| error(pointer, "not_object", expected))?;
         let mut seen = HashSet::new();
-        if let Some((twice, _)) = members.0.iter().find(|(name, _)| !seen.insert(name)) {
+        if let Some((name, _)) = members.0.iter().find(|(name, _)| !seen.insert(name)) {
             // RFC 6901: `~` and `/` are escaped in a pointer.
-            let escaped = twice.replace('~', "~0").replace('/', "~1");
+            let escaped = name.replace('~', "~0").replace('/', "~1");
             return Err(EventError {
                 pointer: Cow::Owned(format!("{pointer}/{escaped}")),
                 code: "duplicate_key",
-                detail: format!("the key {twice:?} is given twice; give it once"),
+                detail: format!("the key {name:?} is given twice; give it once"),
             });
         }
         Ok(members)
     }
 
-    /// A member's JSON text; one that is null counts as not there, says the specification.
+    /// The JSON text of a member. By the specification a null member counts as absent.
     fn get(&self, name: &str) -> Option<&'a RawValue> {
         let (_, value) = self.0.iter().find(|(known, _)| known == name)?;
         (value.get() != "null").then_some(*value)
@@ -338,7 +340,7 @@ impl<'a> Members<'a> {
     }
 }
 
-/// A string, borrowed unless it has escapes.
+/// A string, borrowed if it has no escapes.
 #[derive(serde::Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -416,12 +418,12 @@ mod tests {
         post(&headers, body)
     }
 
-    /// The one event's line, or pointer and code of what is wrong.
+    /// The line of the only event, or the pointer and the code of its error.
     fn one(outcome: Outcome) -> Result<String, (String, &'static str)> {
-        let told = |e: EventError| (e.pointer.into_owned(), e.code);
-        let mut events = outcome.map_err(told)?;
+        let place_and_code = |e: EventError| (e.pointer.into_owned(), e.code);
+        let mut events = outcome.map_err(place_and_code)?;
         assert_eq!(events.len(), 1);
-        let line = events.remove(0).map_err(told)?;
+        let line = events.remove(0).map_err(place_and_code)?;
         Ok(String::from_utf8(line).expect("UTF-8"))
     }
 
@@ -440,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn other_requests_are_left_alone() {
+    fn other_requests_have_no_mode() {
         for content_type in [None, Some("application/json"), Some("text/plain")] {
             let find = |name: &str| content_type.filter(|_| name == "content-type");
             assert_eq!(mode(&find), Ok(None));
@@ -483,7 +485,7 @@ mod tests {
     const LONG_ID_SHA256: &str = "319ca1648f0d466c651f75a086e96e2ef2532bcfe24183674c4194bb7fc0d25d";
 
     #[test]
-    fn what_is_missing_or_wrong_is_named_in_the_cloud_event() {
+    fn an_error_names_the_attribute_of_the_cloud_event() {
         for (from, to, pointer, code) in [
             (r#""specversion":"1.0","#, "", "/specversion", "missing"),
             (

@@ -1,16 +1,16 @@
-//! What the front door counts, in plain atomics: written by every thread, read by `/status` and
-//! the metrics.
+//! The counters of the HTTP server: atomics that every thread adds to, and that `/status` and `/metrics`
+//! read.
 //!
-//! Events are counted twice, apart from each other: as *received* where a request is read, and as
-//! *accepted* or *refused* where its fate is decided. What is on its way to the disk is received and
-//! neither of the others yet; once nothing is, the two sides are equal, or events were lost between.
+//! Events are counted in two independent places: as *received* when a request is read, and as *accepted*
+//! or *refused* when its outcome is known. Events that are being written to disk are received only. When
+//! no such event is left, received equals accepted + refused; otherwise events were lost.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::engine::Refusal;
 use crate::histogram::Histogram;
 
-/// The routes that are told apart.
+/// The routes with counters of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `/liveEvent`
@@ -25,14 +25,14 @@ pub enum Route {
     Segments,
     /// `/rejected`
     Rejected,
-    /// `/healthz`, `/readyz`, `/status` and the pages about the service itself
+    /// `/healthz`, `/readyz`, `/status`, `/metrics`, `/openapi.json` and the status page
     Service,
-    /// Anything else, and what is refused before its path is looked at
+    /// Other paths, and requests that are refused before their path is checked
     Other,
 }
 
 impl Route {
-    /// All of them.
+    /// All routes, in the order of their discriminants.
     pub const ALL: [Self; 8] = [
         Self::LiveEvent,
         Self::User,
@@ -44,7 +44,7 @@ impl Route {
         Self::Other,
     ];
 
-    /// Its name as a metric's label.
+    /// The value of the metric label `route`.
     pub fn name(self) -> &'static str {
         match self {
             Self::LiveEvent => "/liveEvent",
@@ -59,35 +59,35 @@ impl Route {
     }
 }
 
-/// The statuses that are answered; any other is counted as the last.
+/// The statuses with counters of their own; all others are counted as 0.
 pub const STATUSES: [u16; 20] = [
     200, 202, 204, 400, 401, 403, 404, 405, 408, 410, 413, 415, 417, 422, 431, 500, 503, 505, 507,
     0,
 ];
 
-/// Events of this run.
+/// The events of this run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
-    /// Read from requests.
+    /// Events read from requests.
     pub received: u64,
-    /// Acknowledged.
+    /// Events stored and acknowledged.
     pub accepted: u64,
-    /// Not taken: no events, or 503, or 507.
+    /// Events that were not stored: invalid, or answered with 503 or 507.
     pub refused: u64,
 }
 
 impl Events {
-    /// Accepted events that are no line of the files, or (negative) lines that are no accepted event.
-    /// `lines` were appended in this run, as read between the two looks `before` and `after`; `None`
-    /// while events are on their way.
+    /// The number of accepted events without a line in the files, or (negative) of lines without an
+    /// accepted event. `lines` is the number of lines appended in this run, read after `before` and
+    /// before `after`. `None` if events were being written at that time.
     pub fn unaccounted(before: Self, lines: u64, after: Self) -> Option<i64> {
         let settled = before.accepted + before.refused;
-        // What is received is never less than what is settled, so nothing came or went between.
+        // Received is never less than accepted + refused, so no counter changed between the two reads.
         (settled == after.received).then(|| before.accepted.cast_signed() - lines.cast_signed())
     }
 }
 
-/// The counters.
+/// The counters of an HTTP server.
 #[derive(Debug, Default)]
 pub struct Counters {
     received: AtomicU64,
@@ -99,37 +99,37 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// So many events were read from a request; [`Self::settle`] says later what became of them.
+    /// Counts events read from a request. [`Self::settle`] counts their outcome.
     pub fn receive(&self, events: u64) {
         self.received.fetch_add(events, Ordering::SeqCst);
     }
 
-    /// So many events were acknowledged and so many refused.
+    /// Counts acknowledged and refused events.
     pub fn settle(&self, accepted: u64, refused: u64) {
         self.accepted.fetch_add(accepted, Ordering::SeqCst);
         self.refused.fetch_add(refused, Ordering::SeqCst);
     }
 
-    /// Events so far.
+    /// The current numbers of events.
     pub fn events(&self) -> Events {
         let accepted = self.accepted.load(Ordering::SeqCst);
         let refused = self.refused.load(Ordering::SeqCst);
         Events {
-            // Last: never less than the sum of the others.
+            // Read last, so that it is never less than the sum of the others.
             received: self.received.load(Ordering::SeqCst),
             accepted,
             refused,
         }
     }
 
-    /// A request was answered.
+    /// Counts an answered request.
     pub fn answered(&self, route: Route, status: u16) {
-        let place = STATUSES.iter().position(|known| *known == status);
-        let place = place.unwrap_or(STATUSES.len() - 1);
-        self.requests[route as usize][place].fetch_add(1, Ordering::Relaxed);
+        let index = STATUSES.iter().position(|known| *known == status);
+        let index = index.unwrap_or(STATUSES.len() - 1);
+        self.requests[route as usize][index].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Requests answered so, up to now.
+    /// The numbers of answered requests by route and status, without those that are 0.
     pub fn requests(&self) -> impl Iterator<Item = (Route, u16, u64)> + '_ {
         Route::ALL.into_iter().flat_map(move |route| {
             let counts = &self.requests[route as usize];
@@ -141,12 +141,12 @@ impl Counters {
         })
     }
 
-    /// The engine refused a request.
+    /// Counts a request that the engine refused.
     pub fn refused(&self, refusal: Refusal) {
         self.refusals[refusal.index()].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many requests the engine has refused, by reason.
+    /// The numbers of requests that the engine refused, by reason.
     pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let counts = self
             .refusals
@@ -155,7 +155,7 @@ impl Counters {
         Refusal::REASONS.into_iter().zip(counts)
     }
 
-    /// Times from a request's arrival to its durable acknowledgement.
+    /// The times from the last byte of a request to its durable acknowledgement.
     pub fn ack(&self) -> &Histogram {
         &self.ack
     }
@@ -166,8 +166,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_accounted_for_once_none_is_on_its_way() {
-        // Red if an event that got lost between request and file passes for one on its way.
+    fn events_are_accounted_for_when_none_is_being_written() {
+        // Red if an event that was lost between request and file counts as being written.
         let counters = Counters::default();
         counters.receive(5);
         counters.settle(2, 1);

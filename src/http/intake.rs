@@ -1,12 +1,12 @@
-//! From a request's body to whole, checked lines.
+//! Converts the body of a request to event lines.
 //!
-//! A body is one JSON object, a JSON array of them, or NDJSON. Pure, no I/O: bytes in, the lines
-//! as they go to the file and the errors of those that can't, out. A clean NDJSON body (no
-//! carriage return, no blank line, a newline at its end, every line an event) *is* its lines: it
-//! is checked where it lies and handed on without a copy.
+//! A body is one JSON object, a JSON array of objects, or NDJSON. The result is the lines as they are
+//! appended to the file, and the errors of invalid ones. No I/O. A clean NDJSON body (no carriage
+//! return, no blank line, a newline at its end, every line a valid event) is checked in place and used
+//! without a copy.
 //!
-//! Raw line ends inside an object (pretty-printed JSON) are left out of its line: JSON has them
-//! only between tokens, where white space never matters.
+//! Line ends inside an object (pretty-printed JSON) are removed from its line: JSON allows them only
+//! between tokens, where white space has no meaning.
 
 use std::fmt;
 
@@ -16,54 +16,54 @@ use serde_json::value::RawValue;
 use crate::event::BYTE_ORDER_MARK;
 use crate::event::{Event, EventError};
 
-/// How many refused lines are described one by one; the rest is counted.
+/// The maximum number of errors in [`Intake::errors`]; further ones are counted only.
 pub const ERRORS_MAX: usize = 100;
 
-/// What becomes of a body in which some lines are no events.
+/// What to do with a body that has invalid lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalid {
-    /// Nothing of it is taken.
+    /// Store nothing.
     Refuse,
-    /// The good lines are taken.
+    /// Store the valid lines.
     Skip,
 }
 
-/// One line that is no event.
+/// An invalid line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LineError {
-    /// Which line, from 1, blank ones counted; in an array the place.
+    /// The line number from 1, blank lines included; in an array the index from 1.
     pub line: u64,
-    /// What is wrong with it.
+    /// Why the line is invalid.
     pub error: EventError,
 }
 
-/// A body, read.
+/// The events of a body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Intake {
-    /// The lines that are events, each ended by `\n`.
+    /// The valid events, each as one line that ends with `\n`.
     pub lines: Vec<u8>,
-    /// How many.
+    /// The number of valid events.
     pub accepted: u32,
-    /// How many are not.
+    /// The number of invalid events.
     pub refused: u64,
-    /// The first [`ERRORS_MAX`] of those.
+    /// The errors of the first [`ERRORS_MAX`] invalid events.
     pub errors: Vec<LineError>,
-    /// At least one line, or the body as a whole, is not even JSON.
+    /// At least one invalid event is not JSON.
     pub syntax: bool,
 }
 
-/// Why a body holds no lines at all.
+/// Why a body has no events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IntakeError {
-    /// Nothing, or white space only.
+    /// The body is empty or white space.
     Empty,
-    /// `[]`
+    /// The body is `[]`.
     EmptyArray,
-    /// It begins as an array and is not JSON.
+    /// The body starts as an array and is not JSON.
     NotJson(String),
 }
 
-/// The body without a byte order mark at its very start; anywhere else it is a fault.
+/// Removes a byte order mark at the start of the body; at any other place it is an error.
 pub fn without_byte_order_mark(mut body: Vec<u8>) -> Vec<u8> {
     if body.starts_with(BYTE_ORDER_MARK) {
         body.drain(..BYTE_ORDER_MARK.len());
@@ -71,7 +71,7 @@ pub fn without_byte_order_mark(mut body: Vec<u8>) -> Vec<u8> {
     body
 }
 
-/// Reads a body, in which there is no byte order mark.
+/// Reads a body without a byte order mark.
 pub fn read(body: Vec<u8>) -> Result<Intake, IntakeError> {
     match body.iter().find(|byte| !is_space(**byte)) {
         None => Err(IntakeError::Empty),
@@ -80,22 +80,22 @@ pub fn read(body: Vec<u8>) -> Result<Intake, IntakeError> {
     }
 }
 
-/// Takes events that were read one by one, each as its line or as what is wrong with it.
+/// Collects events that were read separately, each one as its line or its error.
 pub fn of_events(events: Vec<Result<Vec<u8>, EventError>>) -> Result<Intake, IntakeError> {
     if events.is_empty() {
         return Err(IntakeError::EmptyArray);
     }
     let mut intake = Intake::default();
-    for (place, event) in (1..).zip(events) {
+    for (number, event) in (1..).zip(events) {
         match event {
-            Ok(line) => intake.take(&line),
-            Err(error) => intake.refuse(place, error),
+            Ok(line) => intake.accept(&line),
+            Err(error) => intake.refuse(number, error),
         }
     }
     Ok(intake)
 }
 
-/// Whether a line is an event: the one place that decides what is taken.
+/// Checks whether a line is a valid event. All formats of bodies use this check.
 fn check(line: &[u8]) -> Result<(), EventError> {
     Event::parse(line).map(drop)
 }
@@ -104,7 +104,8 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
-/// Without the white space around it; what JSON does not call so is a fault of the line.
+/// Removes the white space around a line. Only the white space of JSON is removed; any other makes the
+/// line invalid.
 fn trim(text: &[u8]) -> &[u8] {
     let is_text = |byte: &u8| !is_space(*byte);
     let start = text.iter().position(is_text).unwrap_or(text.len());
@@ -124,8 +125,8 @@ impl Intake {
         }
     }
 
-    /// Appends one event's text as one line.
-    fn take(&mut self, text: &[u8]) {
+    /// Appends the text of an event as one line.
+    fn accept(&mut self, text: &[u8]) {
         let mut rest = text;
         while let Some(end) = memchr::memchr2(b'\n', b'\r', rest) {
             self.lines.extend_from_slice(&rest[..end]);
@@ -137,7 +138,7 @@ impl Intake {
     }
 }
 
-/// NDJSON, or one object over several lines.
+/// Reads NDJSON, or one object over several lines.
 fn read_lines(body: Vec<u8>) -> Intake {
     let clean = clean_prefix(&body);
     if clean.bytes == body.len() {
@@ -149,7 +150,7 @@ fn read_lines(body: Vec<u8>) -> Intake {
     }
     if clean.bytes == 0 && check(trim(&body)).is_ok() {
         let mut intake = Intake::default();
-        intake.take(trim(&body));
+        intake.accept(trim(&body));
         return intake;
     }
     let mut intake = Intake {
@@ -167,7 +168,7 @@ fn read_lines(body: Vec<u8>) -> Intake {
             continue;
         }
         match check(text) {
-            Ok(()) => intake.take(text),
+            Ok(()) => intake.accept(text),
             Err(error) => {
                 first_error.get_or_insert((line_number, error.is_syntax()));
                 intake.refuse(line_number, error);
@@ -180,8 +181,8 @@ fn read_lines(body: Vec<u8>) -> Intake {
     intake
 }
 
-/// Of a body none of whose lines is an event and whose first line is not JSON: if it is one
-/// object over several lines, it is that one object that is no event, not each of its lines.
+/// Handles a body without a valid line whose first line is not JSON. If the body as a whole is JSON, it
+/// is one invalid event over several lines, and its lines are not reported separately.
 fn whole_object(body: &[u8], intake: &mut Intake) {
     if let Err(error) = check(trim(body))
         && !error.is_syntax()
@@ -191,16 +192,16 @@ fn whole_object(body: &[u8], intake: &mut Intake) {
     }
 }
 
-/// How much of a body is taken as it is.
+/// The part of a body that needs no change.
 struct Clean {
     bytes: usize,
     lines: u32,
 }
 
-/// The longest run of whole lines at the body's start that are events and need no change.
+/// The longest prefix of the body whose lines are complete, valid and need no change.
 fn clean_prefix(body: &[u8]) -> Clean {
     let mut clean = Clean { bytes: 0, lines: 0 };
-    // A carriage return may only be left out by copying.
+    // A carriage return can be removed only by copying the lines.
     let until = memchr::memchr(b'\r', body).unwrap_or(body.len());
     for end in memchr::memchr_iter(b'\n', &body[..until]) {
         if check(&body[clean.bytes..end]).is_err() {
@@ -227,7 +228,7 @@ fn read_array(body: &[u8]) -> Result<Intake, IntakeError> {
     Ok(intake)
 }
 
-/// Takes an array's elements as they come, so that a long one costs no list of them.
+/// Reads the elements of an array one by one, so that a long array needs no list of them.
 struct Elements<'i>(&'i mut Intake);
 
 impl<'de> Visitor<'de> for Elements<'_> {
@@ -238,13 +239,13 @@ impl<'de> Visitor<'de> for Elements<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        let mut place = 0;
+        let mut number = 0;
         while let Some(element) = elements.next_element::<&RawValue>()? {
-            place += 1;
+            number += 1;
             let text = element.get().as_bytes();
             match check(text) {
-                Ok(()) => self.0.take(text),
-                Err(error) => self.0.refuse(place, error),
+                Ok(()) => self.0.accept(text),
+                Err(error) => self.0.refuse(number, error),
             }
             if self.0.accepted == u32::MAX {
                 return Err(A::Error::custom("too many events"));
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clean_body_is_its_lines_and_is_not_copied() {
+    fn a_clean_body_is_not_copied() {
         let body = format!("{ONE}\n{ONE}\n").into_bytes();
         let at = body.as_ptr();
         let intake = read(body).expect("lines");
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_clean_becomes_clean() {
+    fn other_bodies_are_converted_to_clean_lines() {
         let two = format!("{ONE}\n{ONE}\n");
         for body in [
             format!("{ONE}\n{ONE}"),
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_event_is_named_by_its_number() {
+    fn an_invalid_line_is_reported_with_its_number() {
         let (kept, accepted, errors) = lines(&format!("{ONE}\n\n{BAD}\n{ONE}\nnonsense\n"));
         assert_eq!((kept, accepted), (format!("{ONE}\n{ONE}\n"), 2));
         assert_eq!(errors, [(3, "negative"), (5, "not_json")]);
@@ -321,8 +322,8 @@ mod tests {
     }
 
     #[test]
-    fn a_form_feed_is_no_empty_line() {
-        // Red if a body that holds something is neither taken nor refused.
+    fn a_form_feed_is_an_invalid_line() {
+        // Red if a body that is not empty is neither accepted nor refused.
         for body in ["\u{c}", "\n\u{c}\n["] {
             let intake = read(body.into()).expect("lines");
             assert_eq!(intake.accepted, 0);
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_bodies_that_are_nothing() {
+    fn a_body_without_events_is_an_error() {
         for body in ["", " \r\n\t"] {
             assert_eq!(read(body.into()), Err(IntakeError::Empty));
         }
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_listed_up_to_a_bound_and_counted_beyond() {
+    fn errors_are_listed_up_to_a_bound_and_counted_above_it() {
         let intake = read(format!("{BAD}\n").repeat(1000).into()).expect("lines");
         assert_eq!((intake.accepted, intake.refused), (0, 1000));
         assert_eq!(intake.errors.len(), ERRORS_MAX);
@@ -351,9 +352,9 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever the body, what is taken is whole lines, each an event, as many as counted.
+        /// For any body, the result is complete lines, each one a valid event, and their number.
         #[test]
-        fn every_line_taken_is_an_event(parts in proptest::collection::vec(0..8_usize, 0..30), array: bool) {
+        fn every_accepted_line_is_a_valid_event(parts in proptest::collection::vec(0..8_usize, 0..30), array: bool) {
             let pieces = [ONE, BAD, "\n", "\r\n", " ", "{", "}", "\n\n"];
             let mut body: String = parts.iter().map(|&part| pieces[part]).collect();
             if array {

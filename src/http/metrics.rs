@@ -1,9 +1,9 @@
-//! What `/metrics` shows: a plain snapshot, rendered as Prometheus text (format 0.0.4).
+//! The metrics: a snapshot, rendered in the Prometheus text format 0.0.4.
 //!
-//! Pure but for [`Process::read`], which looks into `/proc/self`.
+//! Only [`Process::read`] does I/O: it reads `/proc/self`.
 //!
-//! Every name begins `tallyline_`, units are base units, and no user is ever a label: the number of
-//! series is fixed, whoever sends what.
+//! All names start with `tallyline_`, and units are base units. No label contains data from a client, so
+//! the number of series is bounded.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,22 +14,22 @@ use super::engine::Figures;
 use crate::histogram::HistogramSnapshot;
 use crate::store::Ledger;
 
-/// The `Content-Type` of what [`Snapshot::render`] writes.
+/// The `Content-Type` of the text that [`Snapshot::render`] returns.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// This process, as the system sees it; `None` where it would not say.
+/// Figures of this process from `/proc/self`; `None` if they cannot be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {
-    /// Memory that is really in use, in bytes.
+    /// Resident memory in bytes.
     pub resident_bytes: Option<u64>,
-    /// File descriptors in use.
+    /// Number of open file descriptors.
     pub open_fds: Option<u64>,
-    /// Threads.
+    /// Number of threads.
     pub threads: Option<u64>,
 }
 
 impl Process {
-    /// Looks into `/proc/self`; everything is `None` where there is none.
+    /// Reads `/proc/self`.
     pub fn read() -> Self {
         let status = crate::data_dir::disk::read_to_string(Path::new("/proc/self/status"))
             .unwrap_or_default();
@@ -39,7 +39,7 @@ impl Process {
         };
         Self {
             resident_bytes: field("VmRSS:").map(|kib| kib * 1024),
-            // The one that reads the directory is not counted.
+            // The descriptor that reads the directory is not counted.
             open_fds: std::fs::read_dir("/proc/self/fd")
                 .ok()
                 .map(|fds| (fds.count() as u64).saturating_sub(1)),
@@ -48,69 +48,68 @@ impl Process {
     }
 }
 
-/// How many segments are in which state.
+/// The number of segments in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segments {
-    /// Appended to now: 0 or 1.
+    /// The segment that events are appended to: 0 or 1.
     pub active: u64,
-    /// Sealed, not wholly applied yet.
+    /// Sealed and not fully applied.
     pub sealed: u64,
-    /// Wholly applied and kept.
+    /// Fully applied.
     pub applied: u64,
-    /// Changed after they were applied in part: not applied further.
+    /// Changed after a part of them was applied; the rest is not applied.
     pub corrupt: u64,
-    /// Known to the database, their file gone.
+    /// Their file is gone and was not fully applied.
     pub missing: u64,
 }
 
-/// Everything `/metrics` shows. Counters begin at 0 when the process starts.
+/// The values of all metrics. Counters start at 0 when the process starts.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// When this process started.
+    /// When the server started.
     pub started_at: SystemTime,
-    /// What stands in the way of readiness; 0 is ready.
+    /// The number of reasons why the server is not ready; 0 if it is ready.
     pub unready_reasons: u64,
-    /// Events that came in.
+    /// Events read from requests.
     pub received: u64,
-    /// Of these, acknowledged.
+    /// Events acknowledged.
     pub accepted: u64,
-    /// Of these, refused at the door.
+    /// Events refused.
     pub refused: u64,
-    /// All time, by what became of each line; `None` while the database can't be read.
-    pub ledger: Option<Ledger>,
-    /// Seconds since the oldest acknowledged event that is not yet applied was acknowledged.
+    /// The lines of all segments ever written, by state.
+    pub ledger: Ledger,
+    /// Age in seconds of the oldest acknowledged event that is not applied; 0 if there is none.
     pub lag_seconds: f64,
-    /// Bytes that wait to be written.
+    /// Bytes in the append queue.
     pub queue_bytes: u64,
-    /// Bytes that may wait before appends are refused.
+    /// Maximum bytes in the append queue; appends above it are refused.
     pub queue_bytes_max: u64,
-    /// By state; `None` while the database can't be read.
+    /// The segments by state; `None` if the database cannot be read.
     pub segments: Option<Segments>,
-    /// Length of the active segment.
+    /// Length of the active segment in bytes.
     pub active_segment_bytes: u64,
-    /// What the data directory takes, if known.
+    /// Size of the data directory in bytes; `None` if it cannot be read.
     pub data_bytes: Option<u64>,
-    /// What its file system has left for us, if known.
+    /// Free bytes on its file system for this process; `None` if unknown.
     pub disk_free_bytes: Option<u64>,
-    /// From a request's last byte to its durable acknowledgement.
+    /// Time from the last byte of a request to its durable acknowledgement.
     pub ack: HistogramSnapshot,
-    /// One flush of new events into the database: reading, counting, the transaction.
+    /// Time to apply new events: reading, aggregating and the transaction.
     pub flush: HistogramSnapshot,
-    /// Requests answered, by route (a label: the path as the API's description writes it) and
-    /// status; those of one class are added up.
+    /// Answered requests by route label and status; the statuses of a class are added up.
     pub requests: Vec<(&'static str, u16, u64)>,
     /// Requests that the HTTP engine refused, by reason.
     pub http_refused: Vec<(&'static str, u64)>,
-    /// Figures of the HTTP engine.
+    /// The counters of the HTTP engine.
     pub http: Figures,
     /// Log lines that could not be written.
     pub lost_log_lines: u64,
-    /// The process.
+    /// Figures of the process.
     pub process: Process,
 }
 
 impl Snapshot {
-    /// The text that a scraper reads.
+    /// The snapshot as Prometheus text.
     pub fn render(&self) -> String {
         let mut text = Text(String::with_capacity(16 << 10));
         self.process_metrics(&mut text);
@@ -118,12 +117,12 @@ impl Snapshot {
         self.file_metrics(&mut text);
         text.histogram(
             "tallyline_ack_duration_seconds",
-            "From a request's last byte to its durable acknowledgement.",
+            "Time from the last byte of a request to its durable acknowledgement.",
             &self.ack,
         );
         text.histogram(
             "tallyline_flush_duration_seconds",
-            "One flush of new events into the database.",
+            "Time of one flush of new events into the database.",
             &self.flush,
         );
         self.request_metrics(&mut text);
@@ -132,10 +131,14 @@ impl Snapshot {
 
     fn request_metrics(&self, text: &mut Text) {
         let name = "tallyline_http_requests_total";
-        text.head(name, "counter", "Requests answered, by class of status.");
+        text.head(
+            name,
+            "counter",
+            "Answered requests by route and class of status.",
+        );
         let mut by_class = BTreeMap::new();
         for &(route, status, count) in &self.requests {
-            // A rate needs a 0 to begin at: a route seen once shows all that may come.
+            // A rate needs a series that starts at 0: all classes of a route appear together.
             for class in ["2xx", "4xx", "5xx"] {
                 by_class.entry((route, class)).or_insert(0);
             }
@@ -156,7 +159,7 @@ impl Snapshot {
             self.http.in_flight,
         );
         let name = "tallyline_http_refused_total";
-        let help = "Requests that were refused before they reached a route, by reason.";
+        let help = "Requests that the HTTP engine refused, by reason.";
         text.head(name, "counter", help);
         for (reason, count) in &self.http_refused {
             text.labelled(name, &[("reason", reason)], count);
@@ -168,17 +171,17 @@ impl Snapshot {
         );
         text.gauge(
             "tallyline_http_connections_limit",
-            "Connections that may be open.",
+            "Maximum number of open connections.",
             self.http.connections_max,
         );
         text.counter(
             "tallyline_http_connections_evicted_total",
-            "Idle connections that were closed to make room for others.",
+            "Idle connections that were closed to accept others or to free memory.",
             self.http.evicted,
         );
         text.counter(
             "tallyline_http_io_held_up_total",
-            "Times that the HTTP I/O thread was held up for 100 ms or more; the log says by what.",
+            "Steps that held up the HTTP I/O thread for 100 ms or more; the log names them.",
             self.http.held_up,
         );
     }
@@ -189,38 +192,38 @@ impl Snapshot {
         text.labelled(name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
         text.gauge(
             "tallyline_ready",
-            "1 if it can do its work, as /readyz says.",
+            "1 if the server is ready as in /readyz, else 0.",
             u8::from(self.unready_reasons == 0),
         );
         text.gauge(
             "tallyline_unready_reasons",
-            "What stands in the way of readiness; /readyz says it in words.",
+            "Number of reasons why the server is not ready; /readyz lists them.",
             self.unready_reasons,
         );
         let started = self.started_at.duration_since(SystemTime::UNIX_EPOCH);
         text.gauge(
             "tallyline_process_start_time_seconds",
-            "When the process started, since 1970 UTC.",
+            "When the process started, in seconds since 1970 UTC.",
             started.unwrap_or_default().as_secs_f64(),
         );
         text.counter(
             "tallyline_log_lines_lost_total",
-            "Log lines that stderr did not take in time, or not at all.",
+            "Log lines that could not be written to stderr, or not in time.",
             self.lost_log_lines,
         );
         text.gauge_if_known(
             "tallyline_process_resident_memory_bytes",
-            "Memory in use.",
+            "Resident memory in bytes.",
             self.process.resident_bytes,
         );
         text.gauge_if_known(
             "tallyline_process_open_fds",
-            "File descriptors in use.",
+            "Open file descriptors.",
             self.process.open_fds,
         );
         text.gauge_if_known(
             "tallyline_process_threads",
-            "Threads.",
+            "Threads of the process.",
             self.process.threads,
         );
     }
@@ -228,47 +231,47 @@ impl Snapshot {
     fn event_metrics(&self, text: &mut Text) {
         text.counter(
             "tallyline_events_received_total",
-            "Events that came in: accepted + refused, and those on their way to the disk.",
+            "Events read from requests: accepted, refused, and those being written to disk.",
             self.received,
         );
         text.counter(
             "tallyline_events_accepted_total",
-            "Events acknowledged.",
+            "Events stored and acknowledged.",
             self.accepted,
         );
         text.counter(
             "tallyline_events_refused_total",
-            "Events refused at the door.",
+            "Events refused: invalid, or answered with 503 or 507.",
             self.refused,
         );
         text.gauge(
             "tallyline_apply_lag_seconds",
-            "Since the oldest event that is not yet applied was acknowledged.",
+            "Age of the oldest acknowledged event that is not applied.",
             self.lag_seconds,
         );
         text.gauge(
             "tallyline_append_queue_bytes",
-            "Bytes that wait to be written.",
+            "Bytes in the append queue.",
             self.queue_bytes,
         );
         text.gauge(
             "tallyline_append_queue_limit_bytes",
-            "Bytes that may wait before appends are refused.",
+            "Maximum bytes in the append queue; appends above it are refused.",
             self.queue_bytes_max,
         );
-        let Some(ledger) = self.ledger else { return };
+        let ledger = self.ledger;
         text.gauge(
             "tallyline_unaccounted_lines",
-            "Lines without a fate, or (negative) with two: 0, or events were lost or counted twice.",
+            "Lines without a state, or (negative) with two; not 0 if lines were lost or counted twice.",
             ledger.unaccounted,
         );
         text.gauge(
             "tallyline_lines",
-            "Lines in the files, all time.",
+            "Lines of all segments ever written.",
             ledger.lines,
         );
         let name = "tallyline_lines_by_state";
-        let help = "Lines in the files by what became of them; their sum is tallyline_lines.";
+        let help = "Lines by state; their sum is tallyline_lines.";
         text.head(name, "gauge", help);
         for (state, lines) in [
             ("applied", ledger.applied),
@@ -284,17 +287,17 @@ impl Snapshot {
     fn file_metrics(&self, text: &mut Text) {
         text.gauge(
             "tallyline_active_segment_bytes",
-            "Length of the file that is appended to.",
+            "Length of the active segment.",
             self.active_segment_bytes,
         );
         text.gauge_if_known(
             "tallyline_data_bytes",
-            "What the data directory takes.",
+            "Size of the data directory.",
             self.data_bytes,
         );
         text.gauge_if_known(
             "tallyline_disk_free_bytes",
-            "What the data directory's file system has left.",
+            "Free bytes on the file system of the data directory.",
             self.disk_free_bytes,
         );
         let Some(segments) = self.segments else {
@@ -314,11 +317,12 @@ impl Snapshot {
     }
 }
 
-/// The text so far. Writing to a `String` never fails, so results are dropped.
+/// Builds the text. Results are ignored, because writing to a `String` cannot fail.
 struct Text(String);
 
 impl Text {
-    /// Names, help texts and labels are our own: none needs escaping.
+    /// Writes the description of a metric. All names, help texts and labels are constants of this crate
+    /// that need no escaping.
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
@@ -328,7 +332,7 @@ impl Text {
         let _ = writeln!(self.0, "{name} {value}");
     }
 
-    /// Nothing at all where the value is not known.
+    /// Writes nothing if the value is unknown.
     fn gauge_if_known(&mut self, name: &str, help: &str, value: Option<u64>) {
         if let Some(value) = value {
             self.gauge(name, help, value);
@@ -375,7 +379,7 @@ mod tests {
             received: 7,
             accepted: 5,
             refused: 2,
-            ledger: Some(Ledger {
+            ledger: Ledger {
                 lines: 15,
                 applied: 1,
                 duplicates: 2,
@@ -383,7 +387,7 @@ mod tests {
                 pending: 4,
                 corrupt: 5,
                 unaccounted: -6,
-            }),
+            },
             lag_seconds: 0.25,
             queue_bytes: 10,
             queue_bytes_max: 1 << 26,
@@ -416,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_is_shown_line_by_line() {
+    fn a_snapshot_is_rendered() {
         let text = snapshot().render();
         for line in [
             "# TYPE tallyline_events_received_total counter",
@@ -453,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_ours_and_is_described_once() {
+    fn every_name_has_the_prefix_and_one_description() {
         let text = snapshot().render();
         let mut described = std::collections::HashSet::new();
         for line in text.lines() {
@@ -469,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_seen() {
+    fn the_figures_of_this_process_are_read() {
         let process = Process::read();
         assert!(process.resident_bytes.is_some_and(|bytes| bytes > 4096));
         assert!(process.open_fds.is_some_and(|fds| fds >= 3));

@@ -1,12 +1,18 @@
-//! The front door: events in over HTTP, totals out.
+//! The HTTP server: it ingests events and returns totals.
 //!
-//! [`Server`] is all that the composition root needs: start it with an [`App`] (what it serves)
-//! and an [`HttpConfig`] (how), ask where it listens, stop it. Inside, [`engine`] is the wire,
-//! [`routes`] the calls, [`intake`] and [`cloudevents`] what a body means, [`problem`] how errors
-//! look, [`auth`] who may ask, [`counters`] what is counted, [`metrics`] how that is shown to
-//! machines and [`page`] to people. Threads and their rules are told in [`engine`].
+//! The composition root starts a [`Server`] with an [`App`] (what it serves) and an [`HttpConfig`]
+//! (its settings), and stops it. The modules:
 //!
-//! The front door knows the journal and the store, and nothing of who applies what it takes.
+//! - [`engine`]: HTTP on the wire; it owns all threads and documents their rules
+//! - [`routes`]: the handlers of all paths
+//! - [`intake`], [`cloudevents`]: the formats of event bodies
+//! - [`problem`]: the format of errors
+//! - [`auth`]: tokens, hosts and origins
+//! - [`counters`], [`metrics`]: the server's counters, and all metrics in the Prometheus format
+//! - [`page`]: the status page
+//!
+//! The server appends to the journal, reads the database and waits for positions of
+//! [`Progress`]. It does not depend on the processor, which applies the events.
 
 mod auth;
 pub mod cloudevents;
@@ -24,11 +30,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-pub use auth::{Access, AuthError, TOKEN_BYTES_MAX, is_loopback};
+pub use auth::{Access, AuthError, is_loopback};
 use auth::{Listening, Tokens};
 pub use counters::Counters;
+pub use engine::Limits;
 use engine::{Blocking, Engine, EngineError};
-pub use engine::{Figures, Limits, Listen};
 use routes::{Files, Inner, Routes};
 use uuid::Uuid;
 
@@ -38,72 +44,71 @@ use crate::journal::Journal;
 use crate::progress::Progress;
 use crate::store::Readers;
 
-/// How to serve.
+/// The settings of a [`Server`].
 #[derive(Debug)]
 pub struct HttpConfig {
-    /// Where to listen.
-    pub listen: Listen,
-    /// The host name that stands for that address, if one was asked for: a `Host` like the address.
+    /// The address to listen on; port 0 chooses a free port.
+    pub listen: SocketAddr,
+    /// The host name that the address was configured with; accepted as `Host`, like the address.
+    /// `None` if the address was given in digits.
     pub host_name: Option<String>,
-    /// Who may ask.
+    /// Whether requests need a token.
     pub access: Access,
-    /// Bounds; [`Limits::body_bytes_max`] holds for a body as sent and, if it was, as inflated.
+    /// Bounds of the engine. [`Limits::body_bytes_max`] holds for a body as sent, and for a compressed
+    /// body also after decompression.
     pub limits: Limits,
 }
 
-/// What is served.
+/// The parts of the program that the server uses.
 pub struct App {
-    /// Takes the events.
+    /// Stores the events.
     pub journal: Journal,
-    /// Reads the totals.
+    /// Reads the database.
     pub readers: Readers,
-    /// Tells what was applied.
+    /// Reports the applied positions.
     pub progress: Arc<Progress>,
-    /// Tells what is broken; the topic `http` is ours.
+    /// The reasons of `/readyz`. The server sets and clears the topic `http`.
     pub health: Arc<Health>,
-    /// Looks at the files, for `/segments` and the metrics.
+    /// The file system, for `/segments` and the metrics.
     pub disk: Arc<dyn Disk>,
-    /// Where they lie.
+    /// The path of the data directory.
     pub data_dir: PathBuf,
-    /// How many log lines could not be written.
+    /// Returns the number of log lines that could not be written.
     pub lost_log_lines: fn() -> u64,
-    /// The name of that directory, wherever it is moved to.
+    /// The identifier of the data directory, which stays the same when the directory is moved.
     pub directory: Uuid,
 }
 
-/// Why there is no server.
+/// Why a [`Server`] cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// Anyone on the network could write, and nobody said that this is meant.
+    /// The address is not a loopback address, and neither tokens nor [`Access::Anyone`] are configured.
     #[error(
-        "{0} can be reached from other machines, and no token is asked for: give --token-file FILE, or --no-auth if that is meant"
+        "cannot serve {0} without a token: other machines can reach this address; give --token-file FILE, or --no-auth to allow every client"
     )]
     Exposed(SocketAddr),
-    /// The tokens.
+    /// The token file cannot be used.
     #[error(transparent)]
     Auth(#[from] AuthError),
-    /// The engine.
+    /// The engine cannot start.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
 
-/// A running server. Stop it with [`Self::stop`]; dropped, it goes on serving.
+/// A running server. It serves until [`Self::stop`]; dropping it does not stop it.
 pub struct Server {
     engine: Engine,
     inner: Arc<Inner>,
 }
 
 impl Server {
-    /// Starts serving. When it returns, the port answers.
+    /// Starts the server. When this returns, the port answers.
     pub fn start(config: HttpConfig, app: App) -> Result<Self, HttpError> {
         let tokens = match &config.access {
             Access::TokenFile(path) => Some(Tokens::read(path)?),
             Access::Loopback | Access::Anyone => None,
         };
-        let address = match &config.listen {
-            Listen::Address(address) => *address,
-            Listen::Bound(listener) => listener.local_addr().map_err(EngineError::Listener)?,
-        };
+        let address = config.listen;
         if config.access == Access::Loopback && !is_loopback(address.ip()) {
             return Err(HttpError::Exposed(address));
         }
@@ -135,29 +140,20 @@ impl Server {
         Ok(Self { engine, inner })
     }
 
-    /// Where it listens, with the port that was picked.
+    /// The bound address; its port is never 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.engine.local_addr()
     }
 
-    /// What it counts.
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.inner.counters)
-    }
-
-    /// Figures of the engine.
-    pub fn figures(&self) -> Figures {
-        self.engine.figures()
-    }
-
-    /// Reads the token file again; says how many tokens are in force now, `None` without a token
-    /// file. On an error those in force stay.
+    /// Reads the token file again and returns the number of valid tokens, or `None` if the server
+    /// has no token file. After an error the tokens stay as they were.
     pub fn reload_tokens(&self) -> Result<Option<usize>, AuthError> {
         self.inner.tokens.as_ref().map(Tokens::reload).transpose()
     }
 
-    /// Stops accepting, answers what was accepted, ends all connections. The journal and the
-    /// progress must still be running. Takes at most [`Limits::drain_time`] and a second and a half.
+    /// Stops accepting, answers the requests of accepted connections, and closes all connections.
+    /// The journal and the processor must still run, because handlers wait for them. Takes at most
+    /// [`Limits::drain_time`] and 1.5 s.
     pub fn stop(self) {
         self.inner.stopping.store(true, Ordering::Relaxed);
         self.engine.stop();

@@ -1,7 +1,7 @@
-//! Errors as the client sees them: a status and an `application/problem+json` body (RFC 9457).
+//! Error replies: a status and an `application/problem+json` body (RFC 9457).
 //!
-//! Every answer is honest: what is answered here means that nothing of the request was appended,
-//! or its words say what was.
+//! A problem means that no event of the request was stored. The exceptions say so: `outcome` is
+//! `unknown`, or the detail says what was done.
 
 use std::borrow::Cow;
 
@@ -14,11 +14,11 @@ use crate::journal::AppendError;
 /// The media type of problems.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
-/// A problem on its way to a client. Boxed: it is the rare half of many results.
+/// A problem. Boxed, because it is the rare case of many results.
 #[derive(Clone, Debug)]
 pub(super) struct Problem(Box<Content>);
 
-/// The members of its body, and its headers.
+/// The members of the body, and the headers.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Content {
@@ -26,16 +26,16 @@ struct Content {
     status: u16,
     #[serde(skip_serializing_if = "str::is_empty")]
     detail: Cow<'static, str>,
-    /// Lines at fault, as many as are listed.
+    /// The invalid lines, at most [`super::intake::ERRORS_MAX`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<Fault>,
-    /// How many lines at fault are not listed.
+    /// The number of invalid lines that are not in `errors`.
     #[serde(skip_serializing_if = "is_zero")]
     more_errors: u64,
-    /// Why the system is not ready.
+    /// Why the server is not ready.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<String>,
-    /// `unknown`: whether it was appended cannot be told.
+    /// `unknown` if the events may have been stored or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<&'static str>,
     /// Further members.
@@ -45,7 +45,7 @@ struct Content {
     headers: Vec<(&'static str, Cow<'static, str>)>,
 }
 
-/// One line at fault.
+/// An invalid line.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Fault {
     line: u64,
@@ -56,13 +56,13 @@ pub(super) struct Fault {
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,
-    reason = "the signature serde asks for"
+    reason = "serde requires this signature"
 )]
 fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// The lines at fault as they are listed.
+/// The invalid lines as listed in replies.
 pub(super) fn faults(errors: &[LineError]) -> Vec<Fault> {
     let fault = |error: &LineError| Fault {
         line: error.line,
@@ -74,7 +74,7 @@ pub(super) fn faults(errors: &[LineError]) -> Vec<Fault> {
 }
 
 impl Problem {
-    /// A problem; the detail is a sentence for a person, with the next step.
+    /// A problem with a status and a detail: a sentence for people, with the next step.
     pub(super) fn new(status: u16, detail: impl Into<Cow<'static, str>>) -> Self {
         Self(Box::new(Content {
             title: title(status),
@@ -89,7 +89,7 @@ impl Problem {
         }))
     }
 
-    /// With a header; its value must be ours.
+    /// Adds a header. Its value must not contain bytes from a client, see [`Reply::headers`].
     pub(super) fn header(
         mut self,
         name: &'static str,
@@ -99,35 +99,33 @@ impl Problem {
         self
     }
 
-    /// The client may try again in a second.
+    /// Adds `Retry-After: 1`: the client may send the request again after a second.
     pub(super) fn retry(self) -> Self {
         self.header("Retry-After", "1")
     }
 
-    /// With why the system is not ready.
+    /// Adds the reasons why the server is not ready.
     pub(super) fn reasons(mut self, reasons: Vec<String>) -> Self {
         self.0.reasons = reasons;
         self
     }
 
-    /// With one more member.
+    /// Adds a member to the body.
     pub(super) fn member(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
         self.0.more.insert(name.to_owned(), value.into());
         self
     }
 
-    /// A body in which lines are no events, and nothing of which was taken.
+    /// The problem of a body with invalid lines, of which nothing was stored.
     pub(super) fn of_intake(intake: &Intake) -> Self {
         let status = if intake.syntax { 400 } else { 422 };
         let lines = intake.refused + u64::from(intake.accepted);
         let detail = if lines == 1 {
-            "it is no event; nothing was taken".to_owned()
+            "invalid event; nothing was stored".to_owned()
         } else {
-            let (refused, is_are) = match intake.refused {
-                1 => ("1".to_owned(), "is no event"),
-                refused => (refused.to_string(), "are no events"),
-            };
-            format!("{refused} of {lines} lines {is_are}; nothing was taken")
+            let refused = intake.refused;
+            let verb = if refused == 1 { "is" } else { "are" };
+            format!("{refused} of {lines} lines {verb} invalid; nothing was stored")
         };
         let mut problem = Self::new(status, detail);
         problem.0.errors = faults(&intake.errors);
@@ -135,14 +133,14 @@ impl Problem {
         problem
     }
 
-    /// The same as 422: of several lines, none was taken.
+    /// Changes the status to 422: none of several lines was stored.
     pub(super) fn unprocessable(mut self) -> Self {
         self.0.status = 422;
         self.0.title = title(422);
         self
     }
 
-    /// A batch that was not acknowledged.
+    /// The problem of a batch that was not acknowledged.
     pub(super) fn of_append(error: &AppendError) -> Self {
         let detail = error.to_string();
         match error {
@@ -157,43 +155,44 @@ impl Problem {
         }
     }
 
-    /// What the engine refuses.
+    /// The problem of a request that the engine refuses.
     pub(super) fn of_refusal(refusal: Refusal, body_bytes_max: usize) -> Self {
         match refusal {
             Refusal::Malformed(why) => Self::new(400, format!("malformed request: {why}")),
             Refusal::Tls => Self::new(
                 400,
-                "this port speaks plain HTTP, not TLS; use http:// here, or a reverse proxy for https://",
+                "this port serves plain HTTP, not TLS; use an http:// URL, or a reverse proxy for https://",
             ),
-            Refusal::HeadTimedOut => Self::new(408, "the request's head did not come in time"),
+            Refusal::HeadTimedOut => Self::new(408, "the request head did not arrive in time"),
             Refusal::HeadTooLarge => Self::new(
                 431,
-                "the request's head is longer than 16 KiB, or has more than 128 fields",
+                "the request head is longer than 16 KiB, or has more than 128 fields",
             ),
             Refusal::Expectation => {
-                Self::new(417, "the only expectation that is met is 100-continue")
+                Self::new(417, "the only supported expectation is 100-continue")
             }
-            Refusal::Version => Self::new(505, "HTTP/1.1 and HTTP/1.0 are spoken here"),
+            Refusal::Version => Self::new(505, "the supported versions are HTTP/1.1 and HTTP/1.0"),
             Refusal::BodyTooLarge => Self::new(
                 413,
                 format!("the body is larger than {body_bytes_max} bytes; send smaller batches"),
             ),
-            Refusal::BodyTimedOut => Self::new(408, "the body did not come in time"),
+            Refusal::BodyTimedOut => Self::new(408, "the body did not arrive in time"),
             Refusal::Busy => Self::new(503, "too many requests at once; try again").retry(),
-            Refusal::Panicked => {
-                Self::new(500, "this is a defect in the server; its log says more")
-            }
+            Refusal::Panicked => Self::new(
+                500,
+                "internal error, a defect in the server; see its log for details",
+            ),
         }
     }
 
-    /// The status it will have.
+    /// The HTTP status.
     pub(super) fn status(&self) -> u16 {
         self.0.status
     }
 
-    /// As a reply.
+    /// Converts the problem to a reply.
     pub(super) fn reply(self) -> Reply {
-        // Strings, numbers and lists of them: this cannot fail.
+        // This cannot fail: the members are strings, numbers and lists of them.
         let body = serde_json::to_vec(&self.0).unwrap_or_default();
         let mut reply = Reply::new(self.0.status, PROBLEM_JSON, body);
         reply.headers = self.0.headers;
@@ -201,7 +200,7 @@ impl Problem {
     }
 }
 
-/// The status's standard phrase: what RFC 9457 asks for where a problem has no type of its own.
+/// The standard phrase of the status: the title that RFC 9457 requires of a problem without a type.
 fn title(status: u16) -> &'static str {
     let status = http::StatusCode::from_u16(status).ok();
     status
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_at_fault_are_listed_and_the_rest_counted() {
+    fn invalid_lines_are_listed_up_to_a_bound_and_counted_above_it() {
         let bad = "{\"userId\":\"u\",\"name\":\"add_revenue\",\"value\":-1}\n";
         let intake = intake::read(bad.repeat(250).into()).expect("lines");
         let (status, json) = json(Problem::of_intake(&intake));
@@ -234,7 +233,7 @@ mod tests {
         assert_eq!(json["errors"][2]["code"], "negative");
         assert_eq!(
             json["detail"],
-            "250 of 250 lines are no events; nothing was taken"
+            "250 of 250 lines are invalid; nothing was stored"
         );
     }
 
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_appended_says_what_to_do() {
+    fn an_append_error_has_a_status_and_a_next_step() {
         for (error, status, outcome, retry) in [
             (AppendError::DiskFull("full".into()), 507, None, false),
             (AppendError::Busy { waiting: 1 }, 503, None, true),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tallyline::http::engine::{
-    Admission, Engine, Handler, Lane, Limits, Listen, Method, Refusal, Reply, Request,
+    Admission, Engine, Handler, Lane, Limits, Method, Refusal, Reply, Request,
 };
 
 use super::model::{BODY_BYTES_MAX, Reading};
@@ -23,7 +23,7 @@ struct Recorder(Mutex<Vec<Reading>>);
 
 impl Handler for Recorder {
     fn admit(&self, _: &Request) -> Admission {
-        Admission::Take(Lane::Io)
+        Admission::Accept(Lane::Io)
     }
 
     fn handle(&self, mut request: Request) {
@@ -63,10 +63,10 @@ impl Talk {
             ..Limits::default()
         };
         let read = Arc::new(Recorder::default());
-        let listen = Listen::Address(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let handler = Arc::clone(&read) as Arc<dyn Handler>;
         Self {
-            engine: Engine::start(listen, limits, handler).expect("an engine"),
+            engine: Engine::start(address, limits, handler).expect("an engine"),
             read,
             turn: Mutex::new(()),
         }

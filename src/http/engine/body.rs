@@ -1,23 +1,24 @@
-//! The body of a request: which bytes on the wire belong to it, and memory for them. No I/O, no clock.
+//! The body of a request: decoding it, and memory for it. No I/O, no clock.
 //!
-//! Chunks are decoded strictly (RFC 9112, 7.1): a size is plain hexadecimal, lines end with CRLF.
-//! Extensions and trailer fields are discarded. Memory follows the bytes that came, never those
-//! that were announced, but for addresses: see [`reserve`].
+//! Chunks are decoded strictly (RFC 9112, 7.1): a size is plain hexadecimal, and lines end with CRLF.
+//! Extensions and trailer fields are discarded. Memory is used for bytes that have arrived, not for
+//! bytes that were announced; only addresses are reserved ahead, see [`reserve`].
 
 use super::framing::Length;
 
-/// The longest line of a chunk's size, in bytes, with its extensions.
+/// Maximum length of a line with a chunk size, extensions included, in bytes.
 const SIZE_LINE_BYTES_MAX: usize = 1024;
-/// Bytes of all extensions, or of all trailer fields, of one body.
+/// Maximum total length of the extensions and trailer fields of one body, in bytes.
 const DISCARDED_BYTES_MAX: usize = 16 << 10;
-/// glibc maps an allocation of more than 32 MiB, unmaps it when it is freed, and keeps nothing of
-/// it (smaller ones raise the threshold for mapping, and are kept when freed).
+/// glibc maps each allocation above 32 MiB and unmaps it when it is freed. The mapping threshold for
+/// smaller ones is dynamic, and their memory may stay with the process.
 const MAPPED_BYTES_MIN: usize = 33 << 20;
-/// From this size on a body is mapped: below, mapping costs more than it saves.
+/// A body above this size is mapped. For smaller bodies the mapping costs more than it saves.
 pub(super) const LARGE_BYTES: usize = 1 << 20;
 
-/// Makes room for `bytes` in all. A large vector reserves more addresses than it needs, which
-/// costs nothing until they are written to, so that its memory goes back to the system at once.
+/// Reserves a total capacity of at least `bytes`. A vector above [`LARGE_BYTES`] reserves
+/// [`MAPPED_BYTES_MIN`], so that its memory returns to the system when it is freed. Addresses that are
+/// not written to use no memory.
 pub(crate) fn reserve(vec: &mut Vec<u8>, bytes: usize) {
     let more = |bytes: usize| bytes.saturating_sub(vec.len());
     let (exact, mapped) = (more(bytes), more(bytes.max(MAPPED_BYTES_MIN)));
@@ -26,20 +27,20 @@ pub(crate) fn reserve(vec: &mut Vec<u8>, bytes: usize) {
     }
 }
 
-/// Finds the body's bytes among those on the wire.
+/// Finds the bytes of the body among the bytes on the wire.
 #[derive(Debug)]
 pub(super) enum Decoder {
-    /// So many bytes are left.
+    /// A body with a length; this many bytes are still to come.
     Bytes(u64),
-    /// Chunks, and how many bytes of extensions and trailer fields were discarded.
+    /// A chunked body; `discarded` counts the bytes of its extensions and trailer fields.
     Chunked { next: Part, discarded: usize },
 }
 
-/// What comes next of a chunked body.
+/// The part of a chunked body that is expected next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     SizeLine,
-    /// So many bytes, then CRLF.
+    /// This many bytes, then CRLF.
     Data(u64),
     Trailer,
     End,
@@ -67,8 +68,8 @@ impl Decoder {
         )
     }
 
-    /// Decodes the start of `input`: how many bytes are consumed, and how many of them, from the
-    /// first on, belong to the body. Nothing is consumed where a line is incomplete.
+    /// Decodes the start of `input`. Returns the number of bytes consumed, and how many of them, from
+    /// the first on, belong to the body. An incomplete line is not consumed.
     pub(super) fn decode(&mut self, input: &[u8]) -> Result<(usize, usize), &'static str> {
         let (next, discarded) = match self {
             Self::Bytes(left)
@@ -109,7 +110,7 @@ impl Decoder {
     }
 }
 
-/// The line that `input` begins with, without its CRLF, and whether that has come.
+/// The first line of `input` without its CRLF, and whether the CRLF has arrived.
 fn line(input: &[u8], bytes_max: usize) -> Result<(&[u8], bool), &'static str> {
     let window = &input[..input.len().min(bytes_max + 1)];
     let Some(end) = window.iter().position(|byte| is_control(*byte)) else {
@@ -127,7 +128,7 @@ fn line(input: &[u8], bytes_max: usize) -> Result<(&[u8], bool), &'static str> {
     }
 }
 
-/// The size of a chunk, and how many bytes of extensions follow it.
+/// The size of a chunk, and the length of the extensions after it in bytes.
 fn size_line(line: &[u8], is_complete: bool) -> Result<(u64, usize), &'static str> {
     let digits = line.iter().map_while(|byte| char::from(*byte).to_digit(16));
     let count = digits.clone().count();
@@ -142,7 +143,7 @@ fn size_line(line: &[u8], is_complete: bool) -> Result<(u64, usize), &'static st
     }
 }
 
-/// The length of a trailer field.
+/// Checks a trailer field and returns its length in bytes.
 fn trailer(line: &[u8], is_complete: bool) -> Result<usize, &'static str> {
     let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
     let has_colon = name.len() < line.len();
@@ -164,10 +165,10 @@ fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// Whether it is complete, the body, the bytes consumed; or what is wrong.
+    /// Whether the body is complete, the body, the number of bytes consumed; or the error.
     type Outcome = Result<(bool, Vec<u8>, usize), &'static str>;
 
-    /// Receives in pieces of that length.
+    /// Decodes the input in pieces of `piece` bytes.
     fn receive(length: Length, input: &[u8], piece: usize) -> Outcome {
         let mut decoder = Decoder::new(length);
         let (mut body, mut at, mut end) = (Vec::new(), 0, 0);
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_body_is_mapped_and_a_small_one_is_not() {
+    fn only_a_large_body_is_mapped() {
         let mut body = Vec::new();
         reserve(&mut body, LARGE_BYTES);
         assert!(body.capacity() < MAPPED_BYTES_MIN);

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! Head --no body--> Handling --reply--> (written) --> Head, or Linger --> closed
-//!   \--> Upload --whole--^
+//!   \--> Upload --complete--^
 //! ```
 //!
-//! One request of a connection is in hand at a time. What a client sends meanwhile stays in the
-//! kernel's buffer, or up to one read of it in ours; so replies are in order, and a client
-//! that never reads is not read from. Everything here runs on the I/O thread and never blocks.
+//! A connection handles one request at a time. Further bytes of the client stay in the kernel's buffer,
+//! except for at most one read in `input`. Replies are therefore in the order of the requests, and a
+//! client that does not read its replies is not read from. All of this runs on the I/O thread and
+//! never blocks.
 //!
-//! A connection that the server ends is shut down for writing first and then read from for up to
-//! [`LINGER_TIME`]: closed at once with bytes unread, it would be reset, and the client could lose
-//! the reply.
+//! To end a connection, the server shuts it down for writing and reads from it for up to
+//! [`LINGER_TIME`]. If it were closed with unread bytes, the kernel would reset it, and the client could
+//! lose the reply.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
@@ -30,15 +31,15 @@ use super::turn::{Next, Turn};
 use super::upload::{ROOM_WAIT, SMALL_BYTES_MAX, Then, Upload, millis};
 use super::{Admission, Lane, Limits, Refusal, Reply, Shared};
 
-/// Bytes read from one connection before the others have their turn.
+/// Maximum bytes read from one connection in one turn.
 const TURN_BYTES_MAX: usize = 256 << 10;
 /// How long a connection is read from after it was shut down for writing.
 const LINGER_TIME: Duration = Duration::from_secs(1);
-/// Bytes that are read then, at most: who sends more does not read.
+/// Maximum bytes read in this time: a client that sends more does not read the reply.
 const LINGER_BYTES_MAX: u64 = 8 << 20;
-/// A connection is kept for longer than was announced, for a request that is on its way then.
+/// Added to the announced keep-alive time, for a request that is sent just before its end.
 const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
-/// An idle connection keeps an input buffer up to this size.
+/// Maximum capacity of the input buffer that an idle connection keeps, in bytes.
 pub(super) const IDLE_BUFFER_BYTES_MAX: usize = 1 << 10;
 
 /// A connection.
@@ -48,48 +49,49 @@ pub(super) struct Connection {
     peer: SocketAddr,
     pub(super) key: Key,
     state: State,
-    /// Read and not yet consumed.
+    /// Bytes read and not yet consumed.
     input: Vec<u8>,
-    /// What must be written before anything else, and how much of it is.
+    /// Bytes to write before anything is read.
     out: Vec<u8>,
+    /// How many bytes of `out` are written.
     written: usize,
-    /// The current request is HEAD.
+    /// The method of the current request is HEAD.
     to_head: bool,
-    /// Of the current request.
+    /// Whether the current request keeps the connection.
     persistence: Persistence,
     arriving: Arriving,
-    /// A whole request has come.
+    /// At least one complete request was received.
     served: bool,
-    /// Since when it is in its state, or in the current window of a body or reply.
+    /// When the current state began, or the current window of a body or reply.
     since: Instant,
-    /// Bytes of the body or reply when that window began.
+    /// Bytes of the body or reply that were transferred before this window.
     moved_before: u64,
 }
 
-/// What the kernel has of a connection that is to be read.
+/// What the kernel's receive buffer may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arriving {
-    /// Nothing; an event says when that changes.
+    /// It is empty; an event reports new bytes.
     Nothing,
-    /// Perhaps something.
+    /// It may hold bytes.
     Bytes,
-    /// The client has shut down its side: the end comes after what there is, without another event.
+    /// The client has shut down its side. The end follows the remaining bytes without another event.
     LastBytes,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Between requests, or part of a head has come.
+    /// Between requests, or receiving a head.
     Head,
-    /// A body is coming.
+    /// Receiving a body.
     Upload(Box<Upload>),
-    /// The handler has the request.
+    /// The request was passed to the handler, which has not answered yet.
     Handling,
-    /// The reply was the last one.
+    /// Writing the last reply, then reading until the client closes the connection.
     Linger,
 }
 
-/// Whether the connection goes on at once, or what becomes of it for now.
+/// `Continue` if the connection can take another step, else how the loop continues with it.
 type Step<T = ()> = ControlFlow<Next, T>;
 
 impl Connection {
@@ -111,7 +113,7 @@ impl Connection {
         }
     }
 
-    /// The socket reported something. False where the connection is broken.
+    /// Handles an event of the socket. False if the connection is broken.
     pub(super) fn event(&mut self, event: &mio::event::Event) -> bool {
         if event.is_read_closed() {
             self.arriving = Arriving::LastBytes;
@@ -121,20 +123,20 @@ impl Connection {
         !event.is_error()
     }
 
-    /// Reads once more, whether or not the socket reported something.
+    /// Makes the next step read, even if no event was reported.
     pub(super) fn set_readable(&mut self) {
         if self.arriving == Arriving::Nothing {
             self.arriving = Arriving::Bytes;
         }
     }
 
-    /// Whether nothing is asked and nothing is owed.
+    /// Whether no request has begun and all replies are written.
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.state, State::Head) && self.input.is_empty() && self.out.is_empty()
     }
 
-    /// Whether it may be closed to make room, and in which order: those that never sent a whole
-    /// request first, the longest idle first.
+    /// The rank of the connection if it may be evicted; lower ranks are evicted first: connections
+    /// without a complete request, then those that are idle longest.
     pub(super) fn rank_to_evict(&self, idle_since: Instant) -> Option<(bool, Instant)> {
         let expendable = match &self.state {
             _ if !self.out.is_empty() => true,
@@ -145,7 +147,7 @@ impl Connection {
         (expendable && self.since <= idle_since).then_some((self.served, self.since))
     }
 
-    /// Bytes of memory that it holds in buffers.
+    /// Bytes of memory in its buffers, without bodies that have reserved room.
     pub(super) fn buffered_bytes(&self) -> usize {
         let body = match &self.state {
             State::Upload(upload) if upload.request.share.is_none() => upload.request.body.len(),
@@ -154,7 +156,7 @@ impl Connection {
         self.input.capacity() + body + self.out.len()
     }
 
-    /// The rate of an upload that has room, in bytes a second, where it is low enough to yield.
+    /// The rate of its upload in bytes a second, if it has room and is slow enough to yield it.
     pub(super) fn yielding_rate(&self, now: Instant) -> Option<u64> {
         match &self.state {
             State::Upload(upload) => upload.yielding_rate(now),
@@ -162,7 +164,7 @@ impl Connection {
         }
     }
 
-    /// When it has waited for too long.
+    /// When its current state or window times out; `None` while the handler has the request.
     pub(super) fn deadline(&self, limits: &Limits) -> Option<Instant> {
         let time = match &self.state {
             _ if !self.out.is_empty() => limits.write_time,
@@ -176,7 +178,7 @@ impl Connection {
         Some(self.since + time)
     }
 
-    /// Its deadline has passed.
+    /// Handles a deadline that has passed.
     pub(super) fn time_out(&mut self, turn: &mut Turn<'_>) -> Next {
         let limits = &turn.shared.limits;
         let least = |time: Duration| limits.rate_min * millis(time) / 1000;
@@ -200,7 +202,7 @@ impl Connection {
         self.advance(turn)
     }
 
-    /// Bytes of the current body or reply so far.
+    /// Bytes of the current body or reply that were transferred so far.
     fn moved(&self) -> u64 {
         match &self.state {
             _ if !self.out.is_empty() => self.written as u64,
@@ -214,7 +216,7 @@ impl Connection {
         self.moved_before = self.moved();
     }
 
-    /// Goes on for as long as there is something to do, and the connection has its turn.
+    /// Takes steps until the connection must wait, is closed, or has used up its budget.
     pub(super) fn advance(&mut self, turn: &mut Turn<'_>) -> Next {
         turn.budget = TURN_BYTES_MAX;
         loop {
@@ -234,7 +236,7 @@ impl Connection {
         }
     }
 
-    /// Writes what is owed.
+    /// Writes `out`.
     fn write(&mut self, turn: &Turn<'_>) -> Step {
         if self.out.is_empty() {
             return Continue(());
@@ -251,13 +253,13 @@ impl Connection {
         (self.out, self.written) = (Vec::new(), 0);
         self.begin_window(turn.now);
         if matches!(self.state, State::Linger) {
-            // Where this fails, the client has gone.
-            let _gone = self.stream.shutdown(Shutdown::Write);
+            // This fails if the client has closed the connection.
+            let _closed = self.stream.shutdown(Shutdown::Write);
         }
         Continue(())
     }
 
-    /// Reads at most `bytes_max` bytes into the scratch buffer: how many, 0 at the end.
+    /// Reads at most `bytes_max` bytes into the scratch buffer. Returns their number, 0 at the end.
     fn read(&mut self, turn: &mut Turn<'_>, bytes_max: usize) -> Step<usize> {
         let bytes_max = bytes_max.min(turn.scratch.len());
         while self.arriving != Arriving::Nothing {
@@ -321,7 +323,7 @@ impl Connection {
         Continue(())
     }
 
-    /// A valid head has come.
+    /// Begins a request after its head was received.
     fn begin(&mut self, turn: &mut Turn<'_>, head: Head) {
         let framing = head.framing;
         self.to_head = head.method == Method::Head;
@@ -338,10 +340,10 @@ impl Connection {
         let refuse = |refusal| Then::Answer(turn.shared.handler.refusal(refusal));
         let then = match turn.admit(&request) {
             None => refuse(Refusal::Panicked),
-            Some(Admission::Take(_)) if announced > bytes_max as u64 => {
+            Some(Admission::Accept(_)) if announced > bytes_max as u64 => {
                 refuse(Refusal::BodyTooLarge)
             }
-            Some(Admission::Take(lane)) => Then::Handle(lane),
+            Some(Admission::Accept(lane)) => Then::Handle(lane),
             Some(Admission::Refuse(reply)) => Then::Answer(reply),
         };
         let mut upload = Upload::new(request, then, framing.body, turn.now);
@@ -349,7 +351,7 @@ impl Connection {
         if upload.is_complete() {
             return self.received(turn, upload);
         }
-        // The client waits for this answer before it sends a body.
+        // The client waits for the reply before it sends a body.
         if upload.asks_to_continue && matches!(upload.then, Then::Answer(_)) {
             return self.received(turn, upload);
         }
@@ -378,7 +380,7 @@ impl Connection {
             self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             return Continue(());
         }
-        // Of chunks no more at once than a small body, until there is room for a large one.
+        // Without room, one read of a chunked body is limited to the size of a small body.
         let bytes_max = match upload.request.share {
             None => SMALL_BYTES_MAX,
             Some(_) => usize::MAX,
@@ -390,19 +392,19 @@ impl Connection {
         Continue(())
     }
 
-    /// Gives the upload what is in hand, and the `count` bytes that were just read.
+    /// Passes `input` and the `count` bytes in the scratch buffer to the upload.
     fn receive(&mut self, turn: &mut Turn<'_>, count: usize) {
         let State::Upload(upload) = &mut self.state else {
             return;
         };
         let (input, fresh) = (&mut self.input, &turn.scratch[..count]);
         let received = if input.is_empty() {
-            let taken = upload.receive(fresh, turn.shared);
-            taken.map(|taken| input.extend_from_slice(&fresh[taken..]))
+            let consumed = upload.receive(fresh, turn.shared);
+            consumed.map(|consumed| input.extend_from_slice(&fresh[consumed..]))
         } else {
             input.extend_from_slice(fresh);
-            let taken = upload.receive(input, turn.shared);
-            taken.map(|taken| drop(input.drain(..taken)))
+            let consumed = upload.receive(input, turn.shared);
+            consumed.map(|consumed| drop(input.drain(..consumed)))
         };
         let is_too_large = upload.count > Upload::discard_max(turn.shared.limits.body_bytes_max);
         match received {
@@ -416,7 +418,7 @@ impl Connection {
         }
     }
 
-    /// The body is complete, or no more of it is awaited.
+    /// Ends an upload: the body is complete, or the rest of it is not read.
     fn received(&mut self, turn: &mut Turn<'_>, upload: Upload) {
         let is_complete = upload.is_complete();
         let mut request = upload.request;
@@ -431,7 +433,7 @@ impl Connection {
         }
     }
 
-    /// Has a whole request handled.
+    /// Passes a complete request to the handler.
     fn dispatch(&mut self, turn: &mut Turn<'_>, request: Request, lane: Lane) {
         self.served = true;
         self.state = State::Handling;
@@ -445,7 +447,7 @@ impl Connection {
         }
     }
 
-    /// The handler has answered.
+    /// Sends the reply of the handler.
     pub(super) fn answered(&mut self, turn: &mut Turn<'_>, reply: &Reply) -> Next {
         if !matches!(self.state, State::Handling) {
             return Next::Wait;
@@ -454,9 +456,9 @@ impl Connection {
         self.advance(turn)
     }
 
-    /// Refuses what has come, and ends the connection.
+    /// Refuses the current request, and closes the connection after the reply.
     pub(super) fn refuse(&mut self, turn: &mut Turn<'_>, refusal: Refusal) {
-        tracing::debug!(peer = %self.peer, ?refusal, "refused");
+        tracing::debug!(peer = %self.peer, ?refusal, "refused a request");
         let reply = turn.shared.handler.refusal(refusal);
         self.reply(turn, &reply.closing());
     }
@@ -473,7 +475,8 @@ impl Connection {
         self.begin_window(turn.now);
     }
 
-    /// Leaves its state. A request that was not handed out is not answered by itself.
+    /// Leaves the current state: releases its room, ends its request. The caller sends a reply or closes
+    /// the connection.
     pub(super) fn leave(&mut self, shared: &Shared, room: &mut Room) {
         match std::mem::replace(&mut self.state, State::Head) {
             State::Upload(upload) => {
@@ -487,7 +490,7 @@ impl Connection {
         }
     }
 
-    /// Whether the client has sent anything beyond the current request.
+    /// Whether the client has sent bytes after the current request.
     fn has_more(&mut self, turn: &mut Turn<'_>) -> bool {
         if self.input.is_empty()
             && let Continue(count) = self.read(turn, HEAD_BYTES_MAX)
@@ -497,7 +500,7 @@ impl Connection {
         !self.input.is_empty()
     }
 
-    /// There is room for its upload.
+    /// Gives room to its upload and continues.
     pub(super) fn grant(&mut self, turn: &mut Turn<'_>, share: Share) -> Next {
         if let State::Upload(upload) = &mut self.state {
             upload.grant(share);

@@ -1,31 +1,30 @@
-//! What the header fields say about the message: whether a body follows, how its end is found, and
-//! whether the connection persists.
+//! Message framing by header fields: the length of the body, and whether the connection persists.
 //!
-//! Two readers of the same head (a proxy and this server) must not find two different ends, or one
-//! user's body becomes another user's request. A head that allows two readings is rejected before
-//! anything else is done with it (RFC 9112, 6.3 and 11.2). No I/O.
+//! If a proxy and this server found different ends of a message, a part of one client's body could
+//! become the request of another client (request smuggling). An ambiguous head is therefore rejected
+//! (RFC 9112, 6.3 and 11.2). No I/O.
 
 use super::Refusal;
 
 /// Whether the connection stays open after the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Persistence {
-    /// It does, unless the reply ends it.
+    /// It stays open, unless the reply closes it.
     Kept,
-    /// It ends with the reply.
+    /// It is closed after the reply.
     Ends,
 }
 
-/// How the end of the body is found.
+/// The length of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Length {
-    /// So many bytes follow; 0 where there is no body.
+    /// The number of bytes; 0 if there is no body.
     Bytes(u64),
-    /// Chunks follow.
+    /// The body is chunked.
     Chunked,
 }
 
-/// What the header fields say.
+/// The framing of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Framing {
     pub(super) persistence: Persistence,
@@ -34,7 +33,7 @@ pub(super) struct Framing {
     pub(super) expects_continue: bool,
 }
 
-/// Checks the fields that frame the message.
+/// Checks the header fields that frame the message.
 pub(super) fn check<'a>(
     is_http11: bool,
     fields: impl Iterator<Item = (&'a str, &'a [u8])>,
@@ -103,7 +102,7 @@ fn content_length(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return malformed("the Content-Length is not a whole number");
     }
-    // More than 64 bits is more than any limit: it is refused as too large.
+    // A number of more than 64 bits saturates, and is refused as too large.
     let digits = value.iter().map(|digit| u64::from(digit - b'0'));
     Ok(digits.fold(0, |length: u64, digit| {
         length.saturating_mul(10).saturating_add(digit)
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_allows_two_readings_is_malformed() {
+    fn an_ambiguous_head_is_malformed() {
         for (fields, why) in [
             (
                 &[("Content-Length", "3"), ("content-length", "3")][..],
@@ -181,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn how_the_end_of_the_body_is_found() {
+    fn the_length_of_the_body_follows_from_the_fields() {
         let body = |fields: &[(&str, &str)]| with_host(fields).map(|framing| framing.body);
         assert_eq!(body(&[]), Ok(Length::Bytes(0)));
         assert_eq!(body(&[("Content-Length", "007")]), Ok(Length::Bytes(7)));
@@ -193,7 +192,7 @@ mod tests {
             body(&[("Content-Length", "99999999999999999999999")]),
             Ok(Length::Bytes(u64::MAX))
         );
-        // As Java's HttpClient sends it with its first request.
+        // Java's HttpClient sends these with its first request.
         let upgrade = [
             ("Connection", "Upgrade, HTTP2-Settings"),
             ("Upgrade", "h2c"),
@@ -211,12 +210,12 @@ mod tests {
             framing.map(|framing| framing.expects_continue)
         };
         assert_eq!(expect(true, "100-Continue"), Ok(true));
-        assert_eq!(expect(true, "a miracle"), Err(Refusal::Expectation));
+        assert_eq!(expect(true, "200-ok"), Err(Refusal::Expectation));
         assert_eq!(expect(false, "100-continue"), Ok(false));
     }
 
     #[test]
-    fn how_long_the_connection_lives() {
+    fn whether_the_connection_persists() {
         let persistence = |is_http11, values: &[&str]| {
             let mut fields = vec![("Host", "h")];
             fields.extend(values.iter().map(|value| ("Connection", *value)));

@@ -1,7 +1,7 @@
 //! The head of a request: request line and header fields, parsed by `httparse`.
 //!
-//! While a head is incomplete it is parsed anew with each read, so that a fault is found with the
-//! byte that makes it one, and nothing needs to be remembered in between. Bytes over 0x7f in values
+//! An incomplete head is parsed again from its start after each read. An invalid head is thus rejected
+//! at its first invalid byte, and no parser state is kept between reads. Bytes above 0x7f in values
 //! are opaque (RFC 9110, 5.5). No I/O.
 
 use std::mem::MaybeUninit;
@@ -12,14 +12,14 @@ use httparse::{Error, Status};
 use super::Refusal;
 use super::framing::{self, Framing};
 
-/// The longest head in bytes, with its line ends.
+/// The maximum length of a head in bytes, line ends included.
 pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;
-/// Header fields of a head.
+/// The maximum number of header fields in a head.
 const FIELDS_MAX: usize = 128;
 /// The first byte of a TLS connection.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// The request methods that are distinguished.
+/// A request method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// GET
@@ -30,31 +30,31 @@ pub enum Method {
     Post,
     /// OPTIONS
     Options,
-    /// Any other.
+    /// Any other method.
     Other,
 }
 
 /// A complete, valid head.
 #[derive(Debug)]
 pub(super) struct Head {
-    /// Its lines, each ended by CRLF. What is not UTF-8 in them is U+FFFD, which equals nothing
-    /// expected.
+    /// The lines of the head, each ended by CRLF. Invalid UTF-8 is replaced by U+FFFD, which occurs in
+    /// no value that the server expects.
     text: String,
-    /// Where the target is in it.
+    /// The range of the target in `text`.
     target: Range<usize>,
     pub(super) method: Method,
-    pub(super) is_http11: bool,
     pub(super) framing: Framing,
 }
 
 impl Head {
-    /// Reads the head at the start of `input`, and its length; `None` where more of it must come.
+    /// Parses the head at the start of `input` and returns it with its length in bytes, or `None` if it
+    /// is not complete.
     pub(super) fn read(input: &[u8]) -> Result<Option<(Self, usize)>, Refusal> {
         if input.first() == Some(&TLS_HANDSHAKE) {
             return Err(Refusal::Tls);
         }
         let window = &input[..input.len().min(HEAD_BYTES_MAX)];
-        // httparse takes a bare LF for a line end: it is shown what comes before one.
+        // httparse accepts a bare LF as a line end: it gets only the bytes before the first one.
         let is_bare = |at: &usize| !window[..*at].ends_with(b"\r");
         let bare_lf = memchr::memchr_iter(b'\n', window).find(is_bare);
         let lines = &window[..bare_lf.unwrap_or(window.len())];
@@ -83,14 +83,13 @@ impl Head {
         let head = Self {
             method: method(method_name),
             target: start..start + target.len(),
-            is_http11,
             framing,
             text: String::from_utf8_lossy(&lines[..length]).into_owned(),
         };
         Ok(Some((head, length)))
     }
 
-    /// Method and path as sent, for the log: the query may hold anything.
+    /// Method and path as sent, without the query.
     pub(super) fn line(&self) -> &str {
         let line = &self.text[..self.target.end];
         line.split('?').next().unwrap_or_default()
@@ -101,7 +100,7 @@ impl Head {
         &self.text[self.target.clone()]
     }
 
-    /// The value of the first field of that name.
+    /// The value of the first field `name`, in any case, without white space around it.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut start = 0;
         let mut lines = memchr::memchr_iter(b'\n', self.text.as_bytes()).map(|end| {
@@ -118,7 +117,7 @@ impl Head {
     }
 }
 
-/// How many bytes of empty lines there are before a request line: they are ignored (RFC 9112, 2.2).
+/// The length in bytes of the empty lines before the request line, which are ignored (RFC 9112, 2.2).
 pub(super) fn empty_lines(input: &[u8]) -> usize {
     let lines = input.chunks_exact(2).take_while(|line| *line == b"\r\n");
     2 * lines.count()
@@ -140,9 +139,9 @@ fn malformed<T>(why: &'static str) -> Result<T, Refusal> {
 
 fn refusal(error: Error, bytes: &[u8]) -> Refusal {
     let line = bytes.split(u8::is_ascii_control).next().unwrap_or_default();
-    let mut words = line.split(|byte| *byte == b' ');
-    let words = (words.next(), words.next(), words.next());
-    match (error, words) {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let parts = (parts.next(), parts.next(), parts.next());
+    match (error, parts) {
         (Error::TooManyHeaders, _) => Refusal::HeadTooLarge,
         (Error::HeaderName, _) => Refusal::Malformed(
             "a header name is not a token, or is not followed directly by a colon",
@@ -165,6 +164,7 @@ fn refusal(error: Error, bytes: &[u8]) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use super::super::framing::Persistence;
     use super::*;
 
     fn read(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
@@ -172,7 +172,7 @@ mod tests {
         Ok(found.map(|(head, _)| head))
     }
 
-    /// Byte by byte the same is read, and a fault is found with the byte that makes it one.
+    /// Reads the bytes one by one: after how many of them the head is complete or rejected.
     fn piecemeal(bytes: &[u8]) -> (usize, Option<Refusal>) {
         for end in 1..=bytes.len() {
             match read(&bytes[..end]) {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_read_with_its_fields() {
+    fn a_head_is_parsed_with_its_fields() {
         let head =
             read(b"\r\nPOST /a?b HTTP/1.1\r\nHOST: h\r\nX-Name:  a\tb \r\nx-name: c\r\n\r\nbody");
         let head = head.expect("valid").expect("complete");
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(head.header("host"), Some("h"));
         assert_eq!(head.header("X-NAME"), Some("a\tb"));
         assert_eq!(head.header("y"), None);
-        assert!(head.is_http11);
+        assert_eq!(head.framing.persistence, Persistence::Kept, "HTTP/1.1");
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_found_with_the_byte_that_makes_it() {
+    fn an_invalid_head_is_rejected_at_its_first_invalid_byte() {
         let get = b"GET / HTTP/1.1\r\nHost: h\r\n".len();
         let line =
             Refusal::Malformed("the request line is not METHOD TARGET VERSION, ended by CRLF");
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_has_a_bound() {
+    fn the_size_of_a_head_is_bounded() {
         let head = |bytes: usize| {
             let start = "GET / HTTP/1.1\r\nHost: h\r\nX: ";
             let padding = "x".repeat(bytes - start.len() - 4);

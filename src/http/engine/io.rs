@@ -1,9 +1,10 @@
-//! The loop that owns every socket: accepts, reads, writes, keeps deadlines. Thread `http-io`.
+//! The event loop of the thread `http-io`, which owns all sockets: it accepts, reads, writes and keeps
+//! deadlines.
 //!
-//! Other threads reach it through the [`Mailbox`] only. It sleeps in `poll` and nowhere else: no
-//! read, write or accept blocks, and handlers that may block run elsewhere. Where the process has no
-//! descriptor left, or the bound of connections is reached, it stops accepting until there is room;
-//! meanwhile clients wait in the kernel's queue.
+//! Other threads reach it through the [`Mailbox`] only. It sleeps in `poll` only: all sockets are
+//! non-blocking, and handlers that may block run on other threads. When no descriptor is left, or the
+//! maximum number of connections is open, the loop stops accepting and retries. Meanwhile new
+//! connections wait in the kernel's queue.
 
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,24 +24,24 @@ use super::{Refusal, Shared, system};
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
-/// What is reported of connections.
+/// The events that are reported for connections.
 const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
-/// What one read may bring.
+/// Maximum bytes of one read.
 const SCRATCH_BYTES: usize = 64 << 10;
-/// Connections accepted before the others have their turn.
+/// Maximum number of connections accepted in one turn of the loop.
 const ACCEPTS_A_TURN: usize = 128;
-/// Connections accepted when a stop begins.
+/// Maximum number of connections accepted when a shutdown begins.
 const STOP_ACCEPTS_MAX: usize = 4096;
-/// Deadlines are looked at no more often than this.
+/// Minimum time between two checks of all deadlines.
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
-/// How long accepting pauses where it is impossible.
+/// How long accepting pauses after it failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// After so long without accepting, readiness says so.
+/// How long accepting must fail until the handler is notified.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(1);
-/// A connection may be closed to make room after it was idle for so long.
+/// How long a connection must be idle before it may be evicted.
 const EVICT_IDLE_MIN: Duration = Duration::from_secs(1);
 
-/// What the loop polls with.
+/// The poll and the listener registered with it.
 pub(super) struct Sockets {
     poll: Poll,
     listener: TcpListener,
@@ -58,29 +59,29 @@ impl Sockets {
     }
 }
 
-/// The loop's own state.
+/// The state of the loop.
 pub(super) struct Io {
     shared: Arc<Shared>,
     poll: Poll,
-    /// `None` once stopping.
+    /// `None` during a shutdown.
     listener: Option<TcpListener>,
     connections: Slab<Connection>,
     serial: u64,
     room: Room,
     scratch: Box<[u8]>,
-    /// The earliest deadline of a connection, or earlier.
+    /// When to check the deadlines: at the earliest deadline of all connections, or before it.
     sweep_at: Option<Instant>,
-    /// Connections may wait to be accepted.
+    /// The kernel's queue may hold connections to accept.
     acceptable: bool,
-    /// Not before this.
+    /// When to accept again; `None` for at once.
     accept_at: Option<Instant>,
-    /// Since when connections that may wait could not be accepted.
+    /// Since when accepting fails.
     held_off: Option<Instant>,
-    /// The handler was told that accepting is impossible.
+    /// The handler was notified that accepting fails.
     reported: bool,
-    /// Bytes in all connections' buffers.
+    /// Bytes in the buffers of all connections.
     buffered: usize,
-    /// What is not answered by then is cut off.
+    /// When a shutdown closes the connections that are still open; `None` if there is no shutdown.
     stop_at: Option<Instant>,
 }
 
@@ -104,7 +105,7 @@ impl Io {
         }
     }
 
-    /// Runs until it was told to stop and everything is answered, or the drain time has passed.
+    /// Runs until a shutdown was requested and all connections are closed, or the drain time has passed.
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         let mut messages = Vec::new();
@@ -142,7 +143,7 @@ impl Io {
             }
             self.sweep(Instant::now());
             self.accept(Instant::now());
-            self.shared.stepped(started, "its sockets");
+            self.shared.end_step(started, "a turn of the loop");
             let count = self.connections.len();
             self.shared.connections.store(count, Ordering::Relaxed);
         }
@@ -154,7 +155,7 @@ impl Io {
             .is_some_and(|at| self.connections.is_empty() || is_late(at))
     }
 
-    /// How long until something is due.
+    /// The time until the next timer; `None` if no timer is set.
     fn next_timer(&self) -> Option<Duration> {
         let accept_at = self.accept_at.filter(|_| self.acceptable);
         let times = [self.sweep_at, accept_at, self.stop_at];
@@ -174,8 +175,8 @@ impl Io {
         }
     }
 
-    /// Has a connection do something, and sees to what follows.
-    fn advance(&mut self, key: Key, what: impl FnOnce(&mut Connection, &mut Turn<'_>) -> Next) {
+    /// Calls `action` on a connection, unless it was closed meanwhile, and acts on the result.
+    fn advance(&mut self, key: Key, action: impl FnOnce(&mut Connection, &mut Turn<'_>) -> Next) {
         let connection = self.connections.get_mut(key.index);
         let Some(connection) = connection.filter(|connection| connection.key == key) else {
             return;
@@ -189,8 +190,8 @@ impl Io {
             stopping: self.stop_at.is_some(),
             budget: 0,
         };
-        // A defect costs one connection, not all of them.
-        let next = catch_unwind(AssertUnwindSafe(|| what(connection, turn)));
+        // A panic closes this connection and leaves the others open.
+        let next = catch_unwind(AssertUnwindSafe(|| action(connection, turn)));
         self.buffered = self.buffered + connection.buffered_bytes() - before;
         if let Some(at) = connection.deadline(&self.shared.limits) {
             self.sweep_at = Some(self.sweep_at.map_or(at, |sweep_at| sweep_at.min(at)));
@@ -199,7 +200,7 @@ impl Io {
             Next::Wait => {}
             Next::Again => {
                 let (stream, token) = (&mut connection.stream, Token(key.index));
-                // Reports at once that there is something to read.
+                // Registering again reports the pending data as a new event.
                 if failed(&self.poll.registry().reregister(stream, token, INTEREST)) {
                     self.close(key.index);
                 }
@@ -213,12 +214,12 @@ impl Io {
         if let Some(mut connection) = self.connections.try_remove(index) {
             self.buffered -= connection.buffered_bytes();
             connection.leave(&self.shared, &mut self.room);
-            // There may be room for another one.
+            // Another connection may be accepted at once.
             self.accept_at = None;
         }
     }
 
-    /// Ends what has waited for too long.
+    /// Times out the connections whose deadline has passed.
     fn sweep(&mut self, now: Instant) {
         if self.sweep_at.is_none_or(|at| at > now) {
             return;
@@ -238,8 +239,8 @@ impl Io {
         }
     }
 
-    /// An upload has waited for room for too long: the slowest of those that have room yields, or it
-    /// is refused itself.
+    /// Makes room for an upload that has waited too long: refuses the slowest upload that has room, or,
+    /// if none is slow, the waiting one.
     fn relieve(&mut self, key: Key) {
         let now = Instant::now();
         let rate = |connection: &Connection| Some((connection.yielding_rate(now)?, connection.key));
@@ -269,7 +270,7 @@ impl Io {
         if !self.acceptable || self.accept_at.is_some_and(|at| now < at) {
             return;
         }
-        // Where nothing else happens, the others have their turn, and accepting goes on.
+        // After `ACCEPTS_A_TURN` connections the loop takes another turn at once and continues.
         self.accept_at = Some(now);
         for _ in 0..ACCEPTS_A_TURN {
             let Some(listener) = &self.listener else {
@@ -282,7 +283,7 @@ impl Io {
                 Vec::new()
             };
             if full && expendable.is_empty() {
-                return self.hold_off(now, "the bound of connections is reached");
+                return self.hold_off(now, "the maximum number of connections is open");
             }
             match listener.accept() {
                 Ok((stream, peer)) => {
@@ -295,9 +296,9 @@ impl Io {
                 }
                 Err(error) if system::is_exhausted(&error) => {
                     self.evict(self.expendable(now, |_| true));
-                    return self.hold_off(now, "no descriptor is left");
+                    return self.hold_off(now, "no file descriptor or no memory is left");
                 }
-                // This client has gone already.
+                // The client has closed this connection already.
                 Err(_) => {}
             }
         }
@@ -322,7 +323,7 @@ impl Io {
         self.advance(key, Connection::advance);
     }
 
-    /// Accepting is impossible for now.
+    /// Pauses accepting. Logs and notifies the handler after [`ACCEPT_PATIENCE`].
     fn hold_off(&mut self, now: Instant, why: &str) {
         self.accept_at = Some(now + ACCEPT_PAUSE);
         let since = *self.held_off.get_or_insert(now);
@@ -333,14 +334,15 @@ impl Io {
         }
     }
 
-    /// Some of those connections that are idle longest. Several at once: to look for them takes time.
-    fn expendable(&self, now: Instant, which: fn(&Connection) -> bool) -> Vec<usize> {
+    /// Indexes of the connections to evict among those that match `filter`, the longest idle first. It
+    /// returns up to 1/64 of all connections at once, because the search visits all of them.
+    fn expendable(&self, now: Instant, filter: fn(&Connection) -> bool) -> Vec<usize> {
         let Some(idle_since) = now.checked_sub(EVICT_IDLE_MIN) else {
             return Vec::new();
         };
         let ranked = |(index, connection): (usize, &Connection)| {
             let rank = connection.rank_to_evict(idle_since)?;
-            which(connection).then_some((rank, index))
+            filter(connection).then_some((rank, index))
         };
         let mut ranked: Vec<_> = self.connections.iter().filter_map(ranked).collect();
         ranked.sort_unstable();
@@ -356,7 +358,8 @@ impl Io {
         }
     }
 
-    /// Accepts what waits to be accepted, and no more; closes what is idle.
+    /// Begins the shutdown: accepts the connections in the kernel's queue, closes the listener and closes
+    /// the idle connections.
     fn begin_stop(&mut self) {
         let now = Instant::now();
         self.acceptable = true;
@@ -382,10 +385,10 @@ impl Io {
     }
 }
 
-/// Whether polling a connection has failed; a log line says so.
+/// Whether registering a connection failed, which is logged.
 fn failed(polled: &io::Result<()>) -> bool {
     if let Err(error) = polled {
-        tracing::warn!(%error, "cannot poll a connection");
+        tracing::warn!(%error, "cannot poll a connection; closing it");
     }
     polled.is_err()
 }

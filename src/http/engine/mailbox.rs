@@ -1,4 +1,5 @@
-//! How other threads reach the I/O thread.
+//! The queue of messages from other threads to the I/O thread. Sending never blocks on the I/O thread:
+//! the lock is held for a push or a swap.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -6,25 +7,26 @@ use mio::Waker;
 
 use super::Reply;
 
-/// Names a connection: an index is used again, a serial number is not.
+/// Identifies a connection. An index is used again after its connection was closed; a serial number is
+/// unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) index: usize,
     pub(super) serial: u64,
 }
 
-/// What is left for the I/O thread.
+/// A message to the I/O thread.
 #[derive(Debug)]
 pub(super) enum Message {
     /// The reply to the request of a connection.
     Reply(Key, Reply),
-    /// Room for large bodies was given back.
+    /// Memory for large bodies was released while an upload waited for it.
     Room,
-    /// Stop.
+    /// Begin the shutdown.
     Shutdown,
 }
 
-/// Messages for the I/O thread, and the way to wake it.
+/// The messages, and the waker of the I/O thread.
 #[derive(Debug)]
 pub(super) struct Mailbox {
     inbox: Mutex<Inbox>,
@@ -34,7 +36,7 @@ pub(super) struct Mailbox {
 #[derive(Debug, Default)]
 struct Inbox {
     messages: Vec<Message>,
-    /// The I/O thread is in `poll`, and was not woken yet.
+    /// The I/O thread is in `poll` or about to enter it, and was not woken yet.
     asleep: bool,
 }
 
@@ -50,26 +52,26 @@ impl Mailbox {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves a message; a system call only where the I/O thread sleeps.
+    /// Adds a message, and wakes the I/O thread if it sleeps.
     pub(super) fn post(&self, message: Message) {
         let mut inbox = self.lock();
         inbox.messages.push(message);
         let wakes = std::mem::take(&mut inbox.asleep);
         drop(inbox);
         if wakes {
-            // It fails only where the loop has ended.
+            // This fails only after the loop has ended.
             let _ended = self.waker.wake();
         }
     }
 
-    /// Whether the I/O thread may sleep: there is no message. From then on a message wakes it.
+    /// Whether the I/O thread may sleep, because there is no message. If so, the next message wakes it.
     pub(super) fn may_sleep(&self) -> bool {
         let mut inbox = self.lock();
         inbox.asleep = inbox.messages.is_empty();
         inbox.asleep
     }
 
-    /// Takes the messages. The I/O thread is awake.
+    /// Moves all messages to `into`, which must be empty. From now on messages do not wake the I/O thread.
     pub(super) fn take(&self, into: &mut Vec<Message>) {
         let mut inbox = self.lock();
         inbox.asleep = false;

@@ -1,37 +1,38 @@
-//! The HTTP engine: requests in, replies out, now or later.
+//! The HTTP engine: it reads requests from sockets, passes them to a [`Handler`] and writes the replies.
 //!
-//! What the rest of the program knows of HTTP on the wire is here: [`Request`], [`Reply`],
-//! [`Handler`], [`Engine`]. HTTP/1.1 and 1.0 are served (RFC 9112), strictly: a request that two
-//! readers could understand in two ways is rejected, and its connection closed.
+//! The rest of the program uses [`Engine`], [`Handler`], [`Request`] and [`Reply`], and does not see
+//! sockets. The engine serves HTTP/1.1 and 1.0 (RFC 9112). It rejects each request that can be parsed
+//! in two ways, and closes its connection.
 //!
-//! # The way of a request
-//! `io` accepts a connection and gives it its `turn` when `poll` says so; `connection` is its state
-//! machine. `head` parses the head, `framing` says how the body ends, and `upload` receives it within
-//! bounds: `body` decodes it, and a large one first waits for `room`. The [`Handler`] admits or refuses
-//! the `request` by its head, and handles it with its body: on the I/O thread, or on `workers`. Its
-//! [`Reply`] is left in the I/O thread's `mailbox` by whatever thread has it, and `reply` is its form
-//! on the wire. `system` holds what is special to Linux.
+//! # The path of a request
+//! `io` accepts a connection and gives it a `turn` for each event of `poll`; `connection` is its state
+//! machine. `head` parses the head and `framing` finds the length of the body. The [`Handler`] admits or
+//! refuses the `request` by its head. `upload` receives the body, `body` decodes it, and a large body
+//! first waits for `room`, memory that all large bodies share. The [`Handler`] then handles the request
+//! on the I/O thread or on one of the `workers`. The thread that answers puts the [`Reply`] into the
+//! `mailbox` of the I/O thread, and `reply` encodes it. `system` has the calls that are specific to
+//! Linux.
 //!
 //! # Threads
-//! | thread | does | may block on |
+//! | thread | work | may block on |
 //! |---|---|---|
 //! | `http-io` | all sockets: accepts, reads, writes, keeps deadlines; handles small requests | nothing |
 //! | `http-worker-N` | handles requests with large or compressed bodies | nothing |
-//! | `http-blocking-N` | handles requests that read the database or the disk | those |
+//! | `http-blocking-N` | handles requests that read the database or the disk | the database, the disk |
 //!
-//! No thread waits for a client. A handler on `http-io` must not block: what blocks asks for
-//! [`MayBlock`], which only `http-blocking-N` has. If it is slow all the same, by
-//! [`HELD_UP_MIN`] or more, a log line and [`Figures::held_up`] say so.
+//! No thread blocks on a client. A handler must not block `http-io`: blocking operations require a
+//! [`MayBlock`], which exists on `http-blocking-N` only. A step on `http-io` that takes
+//! [`HELD_UP_MIN`] or more is logged and counted in [`Figures::held_up`].
 //!
 //! # Bounds
-//! Connections, heads, bodies (each, and all large ones together), buffers, requests in flight, and
-//! the time a client may take for each step are bounded by [`Limits`]. One request of a connection
-//! is in hand at a time.
+//! [`Limits`] bounds connections, heads, bodies (each one, and all large ones together), buffers,
+//! requests in flight, and the time that a client may take for each step. Of each connection, one
+//! request is handled at a time.
 //!
 //! # On failure
-//! A handler that panics, or drops its request, answers 500. What the engine itself refuses is
-//! answered by [`Handler::refusal`] and counted there. When accepting fails it is retried, and the
-//! handler is told.
+//! If a handler panics or drops its request, the request is answered with 500. [`Handler::refusal`]
+//! makes the replies to requests that the engine refuses. If accepting fails, the engine retries it
+//! and calls [`Handler::accepting`].
 
 mod body;
 mod connection;
@@ -48,7 +49,7 @@ mod upload;
 mod workers;
 
 use std::marker::PhantomData;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -65,32 +66,34 @@ use workers::Workers;
 /// Bounds of the engine; the defaults are what `serve` uses.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of a body; default 8 MiB. Up to four times as much is read and discarded, so that the
-    /// client sees the answer.
+    /// Maximum bytes of a body; default 8 MiB. Of a larger body, up to four times this limit is read
+    /// and discarded, so that the client reads the reply.
     pub body_bytes_max: usize,
-    /// Bytes of all bodies over 16 KiB together; a body waits for 2 s until there is room for it.
-    /// Default 32 MiB.
+    /// Maximum bytes of all bodies over 16 KiB together; default 32 MiB. A body waits up to 2 s until
+    /// enough of this memory is free.
     pub bodies_bytes_max: usize,
-    /// Bytes of all connections' buffers (heads, small bodies, replies); past it connections that
-    /// are idle longest are closed. Default 64 MiB.
+    /// Maximum bytes of the buffers of all connections (heads, small bodies, replies); default 64 MiB.
+    /// Above it, the connections that are idle longest are closed.
     pub buffers_bytes_max: usize,
-    /// Connections; default 16,384. Less where the system's limit of open descriptors is lower.
+    /// Maximum number of connections; default 16,384. It is lowered to what the limit of open
+    /// descriptors allows.
     pub connections_max: usize,
-    /// Unanswered requests; past it 503. Default 8192.
+    /// Maximum number of unanswered requests; default 8192. Further requests are answered with 503.
     pub in_flight_max: usize,
-    /// How long a connection is kept between requests, and a second more; default 75 s, longer than
-    /// proxies keep theirs.
+    /// The announced time that an idle connection is kept; default 75 s, longer than the usual
+    /// timeouts of proxies. It is closed one second later.
     pub keep_alive: Duration,
-    /// A head must be complete in this time from its first byte; default 30 s.
+    /// Maximum time from the first byte of a head to its last; default 30 s.
     pub head_time: Duration,
-    /// A body must be complete in this time, or come at [`Self::rate_min`] for each such time;
-    /// default 20 s.
+    /// Maximum time for a body; default 20 s. It starts again if the client sent at least
+    /// [`Self::rate_min`] in it.
     pub body_time: Duration,
-    /// The same for taking a reply; default 20 s.
+    /// Maximum time for writing a reply, by the same rule; default 20 s.
     pub write_time: Duration,
-    /// Bytes a second that a slow client must send of a body, or take of a reply; default 1 KiB.
+    /// Minimum rate at which a client must send a body and read a reply, in bytes a second; default
+    /// 1 KiB.
     pub rate_min: u64,
-    /// How long a stop waits for requests in flight; default 3 s.
+    /// How long a shutdown waits for requests in flight; default 3 s.
     pub drain_time: Duration,
 }
 
@@ -112,31 +115,21 @@ impl Default for Limits {
     }
 }
 
-/// Where to listen.
-#[derive(Debug)]
-pub enum Listen {
-    /// Bind this address; port 0 picks one.
-    Address(SocketAddr),
-    /// Use this listener, bound by somebody else (socket activation). It is left listening for
-    /// its owner when the engine stops.
-    Bound(TcpListener),
-}
-
-/// Why there is no engine.
+/// Why the engine cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The address cannot be listened on.
+    /// Binding or listening failed.
     #[error("cannot listen on {address}; is another server running there?")]
     Bind {
-        /// As asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// The listener cannot be used.
+    /// The bound listener cannot be polled.
     #[error("cannot use the listening socket")]
     Listener(#[source] std::io::Error),
-    /// No thread.
+    /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
 }
@@ -144,76 +137,76 @@ pub enum EngineError {
 /// Which threads handle a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// The I/O thread, where the body is small; else a worker. Handling never blocks and is short.
+    /// The I/O thread if the body is small, otherwise a worker. The handler takes microseconds.
     Io,
-    /// A worker: handling never blocks, but takes time.
+    /// A worker. The handler takes longer, for example to decompress the body.
     Worker,
 }
 
-/// Snapshot that this thread may block; [`Request::on_blocking_thread`] gives it, and it cannot leave
-/// that thread.
+/// Proof that the current thread may block. [`Request::on_blocking_thread`] provides it; it cannot be
+/// sent to another thread.
 #[derive(Debug)]
 pub struct MayBlock(PhantomData<*const ()>);
 
-/// Something that blocks whoever uses it: out of reach without [`MayBlock`].
+/// A value whose methods block; it is accessible with a [`MayBlock`] only.
 #[derive(Debug)]
 pub struct Blocking<T>(T);
 
 impl<T> Blocking<T> {
-    /// Puts it out of reach.
-    pub fn new(what: T) -> Self {
-        Self(what)
+    /// Wraps a value.
+    pub fn new(value: T) -> Self {
+        Self(value)
     }
 
-    /// What blocks, for a thread that may.
+    /// The value, on a thread that may block.
     pub fn get(&self, _: &MayBlock) -> &T {
         &self.0
     }
 }
 
 impl MayBlock {
-    /// For threads whose only work is to block.
+    /// For the threads `http-blocking-N`.
     fn on_this_thread() -> Self {
         Self(PhantomData)
     }
 }
 
-/// What is done with a request whose head was read.
+/// The decision about a request, made after its head was read.
 #[derive(Debug)]
 pub enum Admission {
-    /// Handle it there.
-    Take(Lane),
-    /// Answer this. The body is discarded.
+    /// Read the body and handle the request on these threads.
+    Accept(Lane),
+    /// Discard the body and send this reply.
     Refuse(Reply),
 }
 
 /// Why the engine itself refuses a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// 400: it is not HTTP/1.1, or can be understood in two ways.
+    /// 400: the request is malformed or ambiguous; the text says why.
     Malformed(&'static str),
-    /// 400: it begins a TLS connection.
+    /// 400: the client starts a TLS handshake.
     Tls,
-    /// 408: its head did not come in time.
+    /// 408: the head was not complete within [`Limits::head_time`].
     HeadTimedOut,
-    /// 431: its head is too long.
+    /// 431: the head has too many bytes or fields.
     HeadTooLarge,
-    /// 417: it expects something other than `100-continue`.
+    /// 417: the `Expect` header is not `100-continue`.
     Expectation,
-    /// 505: it is of another version of HTTP.
+    /// 505: the HTTP version is not 1.1 or 1.0.
     Version,
-    /// 413: its body is over the limit.
+    /// 413: the body exceeds [`Limits::body_bytes_max`].
     BodyTooLarge,
-    /// 408: its body did not come in time.
+    /// 408: the body arrived slower than [`Limits::body_time`] and [`Limits::rate_min`] allow.
     BodyTimedOut,
-    /// 503: too much is going on.
+    /// 503: a queue is full, or too many requests are in flight.
     Busy,
-    /// 500: a handler panicked.
+    /// 500: the handler panicked or dropped the request.
     Panicked,
 }
 
 impl Refusal {
-    /// The names of all reasons, in the order of [`Self::index`].
+    /// The names of all reasons, as in metric labels, in the order of [`Self::index`].
     pub const REASONS: [&'static str; 10] = [
         "malformed",
         "tls",
@@ -227,7 +220,7 @@ impl Refusal {
         "panicked",
     ];
 
-    /// The place of its reason in [`Self::REASONS`].
+    /// The index of the reason in [`Self::REASONS`].
     pub fn index(self) -> usize {
         match self {
             Self::Malformed(_) => 0,
@@ -244,59 +237,61 @@ impl Refusal {
     }
 }
 
-/// What serves the requests. Called from several threads at once.
+/// Serves the requests. Several threads call it at once.
 pub trait Handler: Send + Sync + 'static {
-    /// Looks at the head, before any of the body is read. On the I/O thread: it must not block.
+    /// Decides by the head whether the request is handled; the body has not been read. It runs on the
+    /// I/O thread and must not block.
     fn admit(&self, request: &Request) -> Admission;
-    /// Handles an admitted request with its body, and sees to it that it is answered in time. It
-    /// must not block: what does goes on by [`Request::on_blocking_thread`].
+    /// Handles an admitted request with its body. The request must be answered, now or later. This
+    /// method must not block: blocking work runs by [`Request::on_blocking_thread`].
     fn handle(&self, request: Request);
     /// The reply to a request that the engine refuses. Must not panic.
     fn refusal(&self, refusal: Refusal) -> Reply;
-    /// The engine stops and has waited for most of its drain time: what is not answered now is cut
-    /// off soon.
+    /// Three quarters of the drain time of a shutdown have passed: answer the waiting requests now,
+    /// because their connections are closed at its end.
     fn drain_ends(&self) {}
-    /// Accepting connections has been impossible for a second, or works again.
+    /// Accepting connections has failed for a second (`false`), or works again (`true`).
     fn accepting(&self, _works: bool) {}
 }
 
-/// Figures of the engine.
+/// The counters of the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Requests taken and not yet answered.
+    /// Requests received and not yet answered.
     pub in_flight: usize,
     /// Open connections.
     pub connections: usize,
-    /// Connections that may be open.
+    /// Maximum number of open connections.
     pub connections_max: usize,
-    /// Connections closed to make room for others.
+    /// Idle connections that were closed to accept others or to free memory.
     pub evicted: u64,
-    /// How often a handler or a turn of the loop took [`HELD_UP_MIN`] of the I/O thread.
+    /// How often a handler or a turn of the loop took [`HELD_UP_MIN`] or more of the I/O thread.
     pub held_up: u64,
 }
 
-/// A step on the I/O thread that takes so long is logged and counted.
+/// A step on the I/O thread that takes this long is logged and counted.
 pub const HELD_UP_MIN: Duration = Duration::from_millis(100);
-/// Threads that may block. More would wait for the same database and the same cores.
+/// Number of threads that may block. More of them would compete for the same database and cores.
 const BLOCKING_THREADS: usize = 2;
-/// Requests that may wait for them.
+/// Maximum number of requests queued for these threads.
 const BLOCKING_QUEUE_MAX: usize = 4096;
-/// Threads for large bodies, and bodies that may wait for them.
+/// Number of threads for large and compressed bodies.
 const WORKER_THREADS: usize = 2;
+/// Maximum number of requests queued for these threads.
 const WORKER_QUEUE_MAX: usize = 1024;
-/// What a stop gives the loop after its drain time, and all other threads after that.
+/// How long a shutdown waits for the I/O thread after the drain time, and then for all other threads.
 const ENDS_TIME: Duration = Duration::from_millis(750);
 
 /// A running engine.
 #[derive(Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
-    /// Disconnected when the I/O thread has ended.
+    /// Disconnected when the I/O thread ends.
     running: Receiver<std::convert::Infallible>,
     local_addr: SocketAddr,
 }
 
-/// What all threads of one engine share.
+/// The state that all threads of an engine share.
 struct Shared {
     handler: Arc<dyn Handler>,
     limits: Limits,
@@ -304,8 +299,9 @@ struct Shared {
     workers: Workers,
     blocking: Workers,
     in_flight: AtomicUsize,
-    /// Bytes of room for large bodies that are taken, and whether others wait for room.
+    /// Bytes reserved for large bodies.
     room_taken: AtomicUsize,
+    /// Whether uploads wait until such bytes are released.
     room_wanted: AtomicBool,
     connections: AtomicUsize,
     evicted: AtomicU64,
@@ -319,24 +315,16 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Engine {
-    /// Listens and serves. When it returns, the port answers.
+    /// Listens on `address` and starts the threads. When this returns, the port answers.
     pub fn start(
-        listen: Listen,
+        address: SocketAddr,
         mut limits: Limits,
         handler: Arc<dyn Handler>,
     ) -> Result<Self, EngineError> {
         let descriptors = system::descriptors_for_connections();
         limits.connections_max = limits.connections_max.min(descriptors);
-        let listener = match listen {
-            Listen::Address(address) => {
-                system::listen(address).map_err(|source| EngineError::Bind { address, source })?
-            }
-            Listen::Bound(bound) => {
-                system::set_options(&socket2::SockRef::from(&bound))
-                    .map_err(EngineError::Listener)?;
-                bound
-            }
-        };
+        let listener =
+            system::listen(address).map_err(|source| EngineError::Bind { address, source })?;
         let local_addr = listener.local_addr().map_err(EngineError::Listener)?;
         let (sockets, mailbox) = Sockets::new(listener).map_err(EngineError::Listener)?;
         let threads = |name, count, queue_max| {
@@ -371,18 +359,19 @@ impl Engine {
         })
     }
 
-    /// The address it listens on, with the port that was picked.
+    /// The bound address; its port is never 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Figures now.
-    pub fn figures(&self) -> Figures {
+    /// The current counters.
+    #[cfg(test)]
+    fn figures(&self) -> Figures {
         self.shared.figures()
     }
 
-    /// Stops accepting, answers what was accepted, closes all connections, waits for the threads.
-    /// Takes at most [`Limits::drain_time`] and a second and a half.
+    /// Stops accepting, answers the requests of accepted connections, closes all connections and waits
+    /// for the threads. Takes at most [`Limits::drain_time`] and 1.5 s.
     pub fn stop(self) {
         self.shared.mailbox.post(Message::Shutdown);
         let drain_time = self.shared.limits.drain_time;
@@ -408,12 +397,13 @@ impl Shared {
         }
     }
 
-    /// A step on the I/O thread has ended. Counted and logged where it took too long.
-    fn stepped(&self, started: Instant, what: &str) {
-        let took = started.elapsed();
-        if took >= HELD_UP_MIN {
+    /// Ends a step on the I/O thread that began at `started`. If it took [`HELD_UP_MIN`] or more, it is
+    /// counted and logged.
+    fn end_step(&self, started: Instant, step: &str) {
+        let duration = started.elapsed();
+        if duration >= HELD_UP_MIN {
             self.held_up.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!("the HTTP I/O thread was held up for {took:?} by {what}");
+            tracing::warn!("{step} held up the HTTP I/O thread for {duration:?}");
         }
     }
 }

@@ -9,22 +9,21 @@ use httpdate::HttpDate;
 
 use crate::timestamp;
 
-/// JSON.
-pub(super) const JSON: &str = "application/json";
+const JSON: &str = "application/json";
 
-/// What a client is answered.
+/// A reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
-    /// The media type of the body; nothing is said where the body is empty.
+    /// The media type of the body; not sent if the body is empty.
     pub content_type: &'static str,
-    /// Further headers. Values are ours: nothing a client sent may be echoed here (a line end in
-    /// it would be a header of the client's own).
+    /// Further headers. A value must not contain bytes from a client, because a line end in it would
+    /// add another header.
     pub headers: Vec<(&'static str, Cow<'static, str>)>,
-    /// The body, sent whole with its length.
+    /// The body; it is sent with a `Content-Length`.
     pub body: Cow<'static, [u8]>,
-    /// The connection ends with this reply.
+    /// Close the connection after this reply.
     pub close: bool,
 }
 
@@ -54,22 +53,22 @@ impl Reply {
         Self::new(status, "", Vec::new())
     }
 
-    /// With one more header; see [`Self::headers`] for what must not be in it.
+    /// Adds a header; [`Self::headers`] says what its value must not contain.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// The same, ending the connection.
+    /// Closes the connection after this reply.
     #[must_use]
     pub fn closing(mut self) -> Self {
         self.close = true;
         self
     }
 
-    /// Appends it as it goes over the wire: without the body in answer to a HEAD. The connection is
-    /// kept for so long after it, or ends with it.
+    /// Appends the bytes on the wire to `out`, without the body if the request was HEAD. `kept` is how
+    /// long the connection stays open; `None` closes it.
     // Writing to a Vec cannot fail.
     pub(super) fn encode(&self, to_head: bool, kept: Option<Duration>, out: &mut Vec<u8>) {
         out.reserve(256 + self.body.len());

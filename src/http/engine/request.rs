@@ -1,4 +1,4 @@
-//! A request on its way to the handler, and its answer's way back.
+//! A request on its way to the handler, and the way back for its reply.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,19 +9,19 @@ use super::room::Share;
 use super::workers::Workers;
 use super::{Figures, MayBlock, Refusal, Reply, Shared};
 
-/// A request. It may be answered later and from any thread: [`Self::answer`] never blocks.
-/// Dropped without an answer it answers 500.
+/// A request. Any thread may answer it, at any time; [`Self::answer`] never blocks. A request that is
+/// dropped without an answer is answered with 500.
 #[derive(Debug)]
 pub struct Request {
     pub(super) head: Head,
     pub(super) body: Vec<u8>,
-    /// Room that a large body takes, until its handler returns.
+    /// The memory reserved for a large body; released when the handler returns.
     pub(super) share: Option<Share>,
     pub(super) received: Instant,
     key: Key,
-    /// `None` once answered.
+    /// `None` after it was answered.
     shared: Option<Arc<Shared>>,
-    /// What it answers when it is dropped.
+    /// The reply if the request is dropped.
     if_dropped: Refusal,
 }
 
@@ -38,7 +38,7 @@ impl Request {
         }
     }
 
-    /// The method.
+    /// The request method.
     pub fn method(&self) -> Method {
         self.head.method
     }
@@ -48,33 +48,28 @@ impl Request {
         self.head.target()
     }
 
-    /// The first header of that name. What is not UTF-8 in it is U+FFFD.
+    /// The value of the first header `name`, in any case; invalid UTF-8 in it is replaced by U+FFFD.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.header(name)
     }
 
-    /// Whether HTTP/1.1 is spoken.
-    pub fn is_http11(&self) -> bool {
-        self.head.is_http11
-    }
-
-    /// Figures of the engine it came through.
+    /// The current counters of the engine.
     pub fn figures(&self) -> Figures {
         let shared = self.shared.as_ref();
         shared.map_or_else(Figures::default, |shared| shared.figures())
     }
 
-    /// When its last byte had been read.
+    /// When its last byte was read.
     pub fn received(&self) -> Instant {
         self.received
     }
 
-    /// The body; a second time it is empty.
+    /// Takes the body; a second call returns an empty one.
     pub fn take_body(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.body)
     }
 
-    /// Answers; never blocks.
+    /// Sends the reply to the I/O thread. Never blocks.
     pub fn answer(mut self, reply: Reply) {
         self.answer_mut(reply);
     }
@@ -85,7 +80,7 @@ impl Request {
         }
     }
 
-    /// Goes on with the request on a thread that may block.
+    /// Runs `work` on a thread that may block. If its queue is full, the request is answered with 503.
     pub fn on_blocking_thread(self, work: impl FnOnce(Self, &MayBlock) + Send + 'static) {
         self.submit(
             |shared| &shared.blocking,
@@ -93,7 +88,7 @@ impl Request {
         );
     }
 
-    /// Has it handled by a worker.
+    /// Runs the handler on a worker. If its queue is full, the request is answered with 503.
     pub(super) fn on_worker(self) {
         self.submit(|shared| &shared.workers, Self::handle);
     }
@@ -104,7 +99,7 @@ impl Request {
         work: impl FnOnce(Self) + Send + 'static,
     ) {
         if let Some(shared) = self.shared.clone() {
-            // Where the queue is full, the job is dropped, and the request with it.
+            // If the queue is full, the job is dropped, and the request with it.
             self.if_dropped = Refusal::Busy;
             threads(&shared).submit(Box::new(move || {
                 self.if_dropped = Refusal::Panicked;
@@ -113,25 +108,25 @@ impl Request {
         }
     }
 
-    /// Hands it to the handler, on this thread.
+    /// Calls the handler on this thread.
     pub(super) fn handle(mut self) {
         if let Some(shared) = self.shared.clone() {
-            let _until_handled = self.share.take();
+            let _held_until_handled = self.share.take();
             shared.handler.handle(self);
         }
     }
 
-    /// Method and path, for the log: the query may hold anything.
+    /// Method and path, for the log. The query is left out, because it may contain confidential data.
     pub(super) fn line(&self) -> String {
         self.head.line().to_owned()
     }
 
-    /// The connection answers it, or has ended.
+    /// Drops the request without a reply, because the connection replies itself or is closed.
     pub(super) fn disarm(mut self) {
         self.shared = None;
     }
 
-    /// Answers for the engine.
+    /// Answers with the reply to this refusal.
     pub(super) fn refuse(mut self, refusal: Refusal) {
         self.if_dropped = refusal;
     }

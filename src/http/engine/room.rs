@@ -1,4 +1,7 @@
-//! Room for large bodies, shared by all connections: their bytes in memory have one bound.
+//! The memory for large bodies, which all connections share: [`super::Limits::bodies_bytes_max`].
+//!
+//! A body reserves its bytes before it is read, and releases them after its handler has returned. If too
+//! few are free, the upload waits in a queue, first come, first served.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,13 +10,13 @@ use std::sync::atomic::Ordering;
 use super::Shared;
 use super::mailbox::{Key, Message};
 
-/// The uploads that wait for room, in order. Of the I/O thread.
+/// The queue of uploads that wait for room. The I/O thread owns it.
 pub(super) struct Room {
     shared: Arc<Shared>,
     waiting: VecDeque<(Key, usize)>,
 }
 
-/// A part of the room, in bytes; given back when dropped.
+/// Bytes that are reserved for one body; dropping it releases them.
 #[derive(Debug)]
 pub(super) struct Share {
     shared: Arc<Shared>,
@@ -26,7 +29,8 @@ impl Room {
         Self { shared, waiting }
     }
 
-    /// Takes room for so many bytes. Where there is none, or others wait, it is queued.
+    /// Reserves bytes. If too few are free, or other uploads wait, the connection is queued and this
+    /// returns `None`.
     pub(super) fn take(&mut self, key: Key, bytes: usize) -> Option<Share> {
         let first = self.waiting.is_empty();
         let share = first.then(|| Share::take(&self.shared, bytes)).flatten();
@@ -36,9 +40,9 @@ impl Room {
         share
     }
 
-    /// The first of the queue, where there is room for it now.
+    /// Removes the first connection of the queue if there is room for it now.
     pub(super) fn next(&mut self) -> Option<(Key, Share)> {
-        // Before the attempt: room that is given back after it wakes the I/O thread.
+        // Stored before the attempt, so that bytes released after it wake the I/O thread.
         let wanted = &self.shared.room_wanted;
         wanted.store(!self.waiting.is_empty(), Ordering::SeqCst);
         let (key, bytes) = self.waiting.front()?;
@@ -47,17 +51,17 @@ impl Room {
         Some(granted)
     }
 
-    /// A connection waits no longer.
+    /// Removes a connection from the queue.
     pub(super) fn leave(&mut self, key: Key) {
         self.waiting.retain(|(waiting, _)| *waiting != key);
     }
 }
 
 impl Share {
-    /// Only the I/O thread takes.
+    /// Reserves bytes, on the I/O thread only: no other thread does so between the load and the addition.
     fn take(shared: &Arc<Shared>, bytes: usize) -> Option<Self> {
         let taken = shared.room_taken.load(Ordering::SeqCst);
-        // A body that is larger than the room has it to itself.
+        // A body that exceeds the bound is accepted if there is no other one.
         if taken > 0 && taken + bytes > shared.limits.bodies_bytes_max {
             return None;
         }

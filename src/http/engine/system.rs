@@ -18,11 +18,11 @@ const BACKLOG: i32 = 4096;
 /// readers, the listener, the poll.
 const DESCRIPTORS_RESERVED: u64 = 48;
 
-/// Binds and listens.
+/// Returns a listening socket with all options set.
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait until the kernel has forgotten the last run's connections.
+    // Without this, a restart fails while connections of the last run are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     set_options(&SockRef::from(&socket))?;
     socket.bind(&address.into())?;
@@ -30,9 +30,9 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Sets the options that accepted connections inherit; also on a listener bound elsewhere.
-pub(super) fn set_options(listener: &SockRef<'_>) -> io::Result<()> {
-    // Otherwise the second part of a reply waits for the client's delayed acknowledgement.
+/// Sets the options that accepted connections inherit.
+fn set_options(listener: &SockRef<'_>) -> io::Result<()> {
+    // Without this, the second part of a reply waits for the client's delayed acknowledgement.
     listener.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))
@@ -70,7 +70,7 @@ fn raise_descriptor_limit() -> Option<u64> {
     }
 }
 
-/// Whether an accept failed because the process or the system has no descriptor or memory for it.
+/// Whether accepting failed because the process or the system has no free descriptor or memory.
 pub(super) fn is_exhausted(error: &io::Error) -> bool {
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     let code = error.raw_os_error();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_want_of_descriptors_or_memory_stops_accepting() {
+    fn only_a_lack_of_descriptors_or_memory_is_exhaustion() {
         let error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
         assert!(is_exhausted(&error(Errno::MFILE)));
         assert!(is_exhausted(&error(Errno::NFILE)));

@@ -1,4 +1,5 @@
-//! A real engine on port 0 with a handler of the test's own, and clients of every kind.
+//! Tests of a running engine on port 0 with a test handler: bounds, timeouts, slow and malformed clients,
+//! shutdown.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -6,16 +7,16 @@ use std::sync::{Mutex, mpsc};
 
 use super::*;
 
-/// Long enough for any machine; a test that waits so long fails.
+/// The timeout of every wait in these tests: a test that waits this long fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Answers with the target and the body's length, in the way the path asks for.
+/// A handler that answers with the target and the length of the body; the path selects how.
 struct Fake {
-    /// Requests for `/later`, answered by a thread that is not allowed to block.
+    /// Requests for `/later`, which another thread answers.
     later: Mutex<mpsc::Sender<Request>>,
     /// Requests for `/held`, until the test answers them.
     held: Mutex<Vec<Request>>,
-    /// What the engine refused.
+    /// The refusals of the engine, the newest last.
     refused: Mutex<Vec<Refusal>>,
 }
 
@@ -29,9 +30,9 @@ impl Handler for Fake {
     fn admit(&self, request: &Request) -> Admission {
         match request.target() {
             "/refused" => Admission::Refuse(Reply::empty(404)),
-            "/worker" => Admission::Take(Lane::Worker),
-            "/admit-panics" => panic!("as a handler might"),
-            _ => Admission::Take(Lane::Io),
+            "/worker" => Admission::Accept(Lane::Worker),
+            "/admit-panics" => panic!("the handler panics"),
+            _ => Admission::Accept(Lane::Io),
         }
     }
 
@@ -44,14 +45,14 @@ impl Handler for Fake {
             "/held" => self.held.lock().expect("unpoisoned").push(request),
             "/closing" => request.answer(Reply::empty(200).closing()),
             "/lookup" => request.on_blocking_thread(|request, _| echo(request)),
-            "/blocking-panics" => request.on_blocking_thread(|_, _| panic!("as a handler might")),
+            "/blocking-panics" => request.on_blocking_thread(|_, _| panic!("the handler panics")),
             "/slow" => {
                 let started = Instant::now();
                 while started.elapsed() < HELD_UP_MIN {}
                 echo(request);
             }
             "/large" => request.answer(Reply::new(200, "text/plain", vec![b'x'; 1 << 20])),
-            "/panics" => panic!("as a handler might"),
+            "/panics" => panic!("the handler panics"),
             "/dropped" => drop(request),
             _ => echo(request),
         }
@@ -87,9 +88,9 @@ impl Fixture {
             held: Mutex::default(),
             refused: Mutex::default(),
         });
-        let listen = Listen::Address(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let engine =
-            Engine::start(listen, limits, Arc::clone(&fake) as Arc<dyn Handler>).expect("started");
+            Engine::start(address, limits, Arc::clone(&fake) as Arc<dyn Handler>).expect("started");
         Self {
             addr: engine.local_addr(),
             engine: Some(engine),
@@ -105,14 +106,14 @@ impl Fixture {
         self.engine.as_ref().expect("running")
     }
 
-    /// An ordinary request on a fresh connection is answered in good time.
+    /// Asserts that a request on a new connection is answered in time.
     fn serves(&self) {
         let start = Instant::now();
         assert_eq!(self.connect().ask("GET /ok"), (200, "/ok 0".into()));
         assert!(start.elapsed() < PATIENCE);
     }
 
-    /// Waits until the engine's figures are so.
+    /// Waits until the engine's counters satisfy `holds`.
     fn until(&self, what: &str, holds: impl Fn(Figures) -> bool) {
         let start = Instant::now();
         while !holds(self.engine().figures()) {
@@ -121,7 +122,7 @@ impl Fixture {
         }
     }
 
-    /// Takes a request for `/held`, which came.
+    /// Waits for a request for `/held` and takes it.
     fn take_held(&self) -> Request {
         let start = Instant::now();
         loop {
@@ -139,7 +140,7 @@ impl Fixture {
     }
 }
 
-/// A TLS 1.2 hello, its beginning.
+/// The first bytes of a TLS 1.2 client hello.
 const TLS_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 
 fn small() -> Limits {
@@ -179,7 +180,7 @@ impl Client {
         self.answer()
     }
 
-    /// Sends the same again and again until the server has ended the connection; how many times.
+    /// Sends `bytes` repeatedly until the server has closed the connection. Returns how many times.
     fn send_until_ended(&mut self, bytes: &[u8], times_max: usize) -> usize {
         let start = Instant::now();
         for times in 0..times_max {
@@ -199,12 +200,12 @@ impl Client {
     }
 
     fn answer(&mut self) -> (u16, String) {
-        let (status, _, body) = self.whole_answer();
+        let (status, _, body) = self.full_answer();
         (status, body)
     }
 
-    /// Status, header lines in lower case, body.
-    fn whole_answer(&mut self) -> (u16, Vec<String>, String) {
+    /// The status, the header lines in lower case, and the body.
+    fn full_answer(&mut self) -> (u16, Vec<String>, String) {
         let mut line = String::new();
         self.reader.read_line(&mut line).expect("a status line");
         let status = line.get(9..12).and_then(|s| s.parse().ok());
@@ -227,7 +228,7 @@ impl Client {
         (status, headers, String::from_utf8(body).expect("text"))
     }
 
-    /// The server has nothing more to say and ends the connection.
+    /// Asserts that the server sends nothing more and closes the connection.
     fn ends(&mut self) {
         let mut rest = Vec::new();
         match self.reader.read_to_end(&mut rest) {
@@ -267,7 +268,7 @@ fn bodies_small_and_large_and_chunked() {
         client.send("0\r\n\r\n");
         assert_eq!(client.answer(), (200, format!("/c {length}")));
     }
-    // Refused by its head: the body is thrown away and the connection goes on.
+    // Refused by its head: the body is discarded and the connection stays open.
     assert_eq!(
         client.post("/refused", &"x".repeat(9_000)),
         (404, String::new())
@@ -277,7 +278,7 @@ fn bodies_small_and_large_and_chunked() {
 }
 
 #[test]
-fn a_body_over_the_limit_is_413_and_the_connection_lives_up_to_four_times_it() {
+fn a_body_over_the_limit_is_413_and_is_discarded_up_to_four_times_the_limit() {
     let fixture = Fixture::start(small());
     let mut client = fixture.connect();
     assert_eq!(client.post("/a", &"x".repeat(40_000)), (413, String::new()));
@@ -286,7 +287,7 @@ fn a_body_over_the_limit_is_413_and_the_connection_lives_up_to_four_times_it() {
 }
 
 #[test]
-fn an_absurd_content_length_is_413_and_the_process_lives() {
+fn a_huge_content_length_is_413_and_uses_no_memory() {
     let fixture = Fixture::start(Limits::default());
     for length in [
         "100000000000000",
@@ -297,11 +298,11 @@ fn an_absurd_content_length_is_413_and_the_process_lives() {
         client.send(format!(
             "POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\nxxx"
         ));
-        let (status, headers, _) = client.whole_answer();
+        let (status, headers, _) = client.full_answer();
         assert_eq!(status, 413);
         assert!(headers.contains(&"connection: close".into()), "{headers:?}");
         client.ends();
-        // Also where nothing is ever sent of it, and in a head that is refused.
+        // Also if the body is never sent, and if the head is refused.
         let mut client = fixture.connect();
         client.send(format!(
             "POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\nContent-Length: 5\r\n\r\n"
@@ -330,8 +331,8 @@ fn chunks_over_the_limit_are_413() {
 }
 
 #[test]
-fn the_size_of_a_chunk_that_does_not_end_is_cut_off() {
-    // Red if only the body's deadline ends it: the library keeps all of it meanwhile.
+fn a_chunk_size_line_that_does_not_end_is_refused() {
+    // Red if such a line is buffered until the deadline of the body.
     let limits = Limits {
         body_time: Duration::from_hours(1),
         ..Limits::default()
@@ -345,7 +346,7 @@ fn the_size_of_a_chunk_that_does_not_end_is_cut_off() {
 }
 
 #[test]
-fn framing_that_can_be_read_in_two_ways_is_400_and_what_follows_is_not_believed() {
+fn ambiguous_framing_is_400_and_the_bytes_after_it_are_not_parsed() {
     let fixture = Fixture::start(Limits::default());
     for head in [
         "Content-Length: +3",
@@ -423,7 +424,7 @@ fn a_hundred_pipelined_requests_are_answered_in_order_beside_other_clients() {
 }
 
 #[test]
-fn a_body_is_asked_for_when_its_request_is_in_turn() {
+fn continue_is_sent_when_the_request_is_in_turn() {
     let fixture = Fixture::start(Limits::default());
     let mut client = fixture.connect();
     client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -435,10 +436,10 @@ fn a_body_is_asked_for_when_its_request_is_in_turn() {
     assert_eq!(client.answer().0, 100);
     client.send("hi");
     assert_eq!(client.answer(), (200, "/e 2".into()));
-    // Whoever does not wait is not asked.
+    // A client that does not wait for `100 Continue` gets none.
     client.send(format!("{expect}hi"));
     assert_eq!(client.answer(), (200, "/e 2".into()));
-    // Whoever is refused is told so instead.
+    // A refused request gets its final reply instead.
     client.send(
         "POST /refused HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
     );
@@ -448,8 +449,8 @@ fn a_body_is_asked_for_when_its_request_is_in_turn() {
 }
 
 #[test]
-fn who_sends_on_after_its_last_answer_is_cut_off() {
-    // Red if the library goes on reading from a connection that is not believed any more.
+fn a_client_that_sends_after_its_last_reply_is_disconnected() {
+    // Red if the engine reads without a bound after it has refused a request.
     let fixture = Fixture::start(Limits::default());
     let mut client = fixture.connect();
     assert_eq!(client.ask("GET /closing").0, 200);
@@ -459,7 +460,7 @@ fn who_sends_on_after_its_last_answer_is_cut_off() {
 }
 
 #[test]
-fn stalled_and_trickled_heads_and_bodies_do_not_stop_the_others() {
+fn stalled_and_trickled_requests_do_not_block_others() {
     let limits = Limits {
         body_time: Duration::from_millis(300),
         head_time: Duration::from_millis(300),
@@ -483,7 +484,7 @@ fn stalled_and_trickled_heads_and_bodies_do_not_stop_the_others() {
         );
         assert_eq!(client.ask("GET /ok"), (200, "/ok 0".into()));
     }
-    // What never came is answered, and no connection is left.
+    // Each incomplete request is answered, and all connections are closed.
     for client in &mut stalled {
         assert_eq!(client.answer().0, 408);
         client.ends();
@@ -493,7 +494,7 @@ fn stalled_and_trickled_heads_and_bodies_do_not_stop_the_others() {
 }
 
 #[test]
-fn a_trickled_head_ends_in_time_and_slow_but_whole_requests_live() {
+fn a_trickled_head_times_out_and_a_slow_complete_request_does_not() {
     let limits = Limits {
         head_time: Duration::from_millis(1500),
         ..Limits::default()
@@ -507,7 +508,7 @@ fn a_trickled_head_ends_in_time_and_slow_but_whole_requests_live() {
     while trickles.stream.write_all(b"x").is_ok() && start.elapsed() < PATIENCE {
         assert_eq!(lives.ask("GET /ok"), (200, "/ok 0".into()));
     }
-    assert!(start.elapsed() < PATIENCE, "cut off");
+    assert!(start.elapsed() < PATIENCE, "disconnected");
     assert_eq!(lives.ask("GET /ok"), (200, "/ok 0".into()));
     echo(fixture.take_held());
     assert_eq!(waits.answer(), (200, "/held 0".into()));
@@ -527,7 +528,7 @@ fn a_trickled_body_ends_at_its_deadline() {
         let mut client = fixture.connect();
         client.send(format!("POST /a HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\n"));
         let start = Instant::now();
-        // A request of somebody else for each byte: slow enough not to get done in time.
+        // A request of another client after each byte: too slow for the deadline.
         while client.stream.write_all(b"0").is_ok() && start.elapsed() < PATIENCE {
             assert_eq!(lives.ask("GET /ok"), (200, "/ok 0".into()));
         }
@@ -550,7 +551,7 @@ fn a_handler_that_panics_answers_500() {
 }
 
 #[test]
-fn clients_that_never_read_do_not_stop_the_others() {
+fn clients_that_never_read_do_not_block_others() {
     let limits = Limits {
         write_time: Duration::from_secs(2),
         rate_min: 1 << 30,
@@ -566,17 +567,17 @@ fn clients_that_never_read_do_not_stop_the_others() {
         assert_eq!(client.ask("GET /later"), (200, "/later 0".into()));
         assert_eq!(client.ask("GET /lookup"), (200, "/lookup 0".into()));
     }
-    fixture.until("they are cut off", |figures| figures.connections <= 1);
+    fixture.until("they are disconnected", |figures| figures.connections <= 1);
     drop(deaf);
     fixture.stop();
 }
 
 #[test]
-fn old_and_closing_clients_head_and_continue() {
+fn http_1_0_connection_close_head_and_continue() {
     let fixture = Fixture::start(Limits::default());
     let mut client = fixture.connect();
     client.send("GET /a HTTP/1.0\r\n\r\n");
-    let (status, headers, _) = client.whole_answer();
+    let (status, headers, _) = client.full_answer();
     assert_eq!(status, 200);
     assert!(headers.contains(&"connection: close".into()));
     client.ends();
@@ -585,17 +586,12 @@ fn old_and_closing_clients_head_and_continue() {
     client.send("GET /a HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
     assert!(
         client
-            .whole_answer()
+            .full_answer()
             .1
             .contains(&"connection: keep-alive".into())
     );
     client.send("GET /a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
-    assert!(
-        client
-            .whole_answer()
-            .1
-            .contains(&"connection: close".into())
-    );
+    assert!(client.full_answer().1.contains(&"connection: close".into()));
     client.ends();
 
     let mut client = fixture.connect();
@@ -637,7 +633,7 @@ fn a_stop_answers_what_was_accepted_and_ends_every_connection() {
         let request = fake.held.lock().expect("unpoisoned").pop().expect("held");
         echo(request);
         assert_eq!(held.answer(), (200, "/held 0".into()));
-        let (status, headers, _) = held.whole_answer();
+        let (status, headers, _) = held.full_answer();
         assert_eq!(status, 200);
         assert!(headers.contains(&"connection: close".into()), "{headers:?}");
     });
@@ -656,7 +652,7 @@ fn a_stop_does_not_wait_for_a_handler_that_blocks() {
     let busy = fake.held.lock().expect("unpoisoned");
     let mut client = fixture.connect();
     client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
-    fixture.until("it has it", |figures| figures.in_flight == 1);
+    fixture.until("the handler has it", |figures| figures.in_flight == 1);
     let (stopped, stops) = mpsc::channel();
     std::thread::spawn(move || {
         fixture.stop();
@@ -668,7 +664,7 @@ fn a_stop_does_not_wait_for_a_handler_that_blocks() {
 }
 
 #[test]
-fn under_load_a_stop_takes_no_longer_than_it_may() {
+fn a_stop_under_load_ends_within_its_time() {
     let fixture = Fixture::start(Limits::default());
     let addr = fixture.addr;
     std::thread::scope(|scope| {
@@ -711,8 +707,8 @@ fn under_load_a_stop_takes_no_longer_than_it_may() {
 }
 
 #[test]
-fn a_held_request_holds_up_its_own_connection_only() {
-    // Red if more than one request of a connection is in hand, or if what it sends meanwhile is kept.
+fn a_held_request_delays_its_own_connection_only() {
+    // Red if a connection has more than one request in progress, or buffers what it sends meanwhile.
     let fixture = Fixture::start(Limits::default());
     let mut client = fixture.connect();
     client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -726,7 +722,7 @@ fn a_held_request_holds_up_its_own_connection_only() {
             Err(error) => panic!("{error}"),
         }
     }
-    assert!(sent < 64 << 20, "nobody reads it");
+    assert!(sent < 64 << 20, "it is not read");
     client.stream.set_nonblocking(false).expect("set");
     for _ in 0..20 {
         fixture.serves();
@@ -741,7 +737,7 @@ fn a_held_request_holds_up_its_own_connection_only() {
 }
 
 #[test]
-fn the_engines_own_answers_are_counted_by_reason() {
+fn refusals_of_the_engine_are_counted_by_reason() {
     let limits = Limits {
         head_time: Duration::from_millis(50),
         ..small()
@@ -772,7 +768,7 @@ fn the_engines_own_answers_are_counted_by_reason() {
     ] {
         let mut client = fixture.connect();
         client.send(bytes);
-        let (answer, headers, _) = client.whole_answer();
+        let (answer, headers, _) = client.full_answer();
         assert_eq!(answer, status, "{refusal:?}");
         assert!(headers.contains(&"connection: close".into()), "{headers:?}");
         client.ends();
@@ -783,7 +779,7 @@ fn the_engines_own_answers_are_counted_by_reason() {
 }
 
 #[test]
-fn past_its_bound_of_connections_those_that_never_asked_go_first() {
+fn at_the_connection_limit_those_without_a_request_are_evicted_first() {
     let limits = Limits {
         connections_max: 20,
         ..Limits::default()
@@ -811,7 +807,7 @@ fn past_its_bound_of_connections_those_that_never_asked_go_first() {
         assert_eq!(client.ask("GET /b"), (200, "/b 0".into()));
     }
     drop((kept, new));
-    // When nobody is idle for long enough, who comes waits for room.
+    // If no connection is idle long enough, a new one waits in the kernel's queue.
     let mut all: Vec<_> = (0..30).map(|_| fixture.connect()).collect();
     for client in &mut all {
         client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -840,7 +836,7 @@ fn past_its_bound_of_connections_those_that_never_asked_go_first() {
 }
 
 #[test]
-fn past_its_bound_of_buffers_those_that_never_asked_are_closed() {
+fn at_the_buffer_limit_connections_without_a_request_are_evicted() {
     let limits = Limits {
         buffers_bytes_max: 1 << 20,
         ..Limits::default()
@@ -857,7 +853,7 @@ fn past_its_bound_of_buffers_those_that_never_asked_are_closed() {
         })
         .collect();
     fixture.until("few are left", |figures| {
-        // Each turn of the loop looks for more.
+        // Each turn of the loop evicts more of them.
         fixture.serves();
         figures.connections < 80
     });
@@ -867,7 +863,7 @@ fn past_its_bound_of_buffers_those_that_never_asked_are_closed() {
 }
 
 #[test]
-fn a_stalled_upload_yields_its_room_to_one_that_comes() {
+fn a_stalled_upload_yields_its_room_to_a_new_one() {
     let limits = Limits {
         bodies_bytes_max: 1 << 20,
         ..Limits::default()
@@ -882,12 +878,12 @@ fn a_stalled_upload_yields_its_room_to_one_that_comes() {
         let mut client = fixture.connect();
         assert_eq!(client.post("/a", &body), (200, "/a 600000".into()));
     }
-    // Chunks need room for what may come.
+    // A chunked body needs room for a body of the maximum length.
     let mut client = fixture.connect();
     client.send("POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
     client.send(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()));
     assert_eq!(client.answer(), (200, "/c 600000".into()));
-    // A small body needs none.
+    // A small body needs no room.
     assert_eq!(client.post("/a", "small"), (200, "/a 5".into()));
     fixture.stop();
 }
@@ -904,7 +900,7 @@ fn without_room_for_it_a_large_body_is_503() {
     let mut waits = fixture.connect();
     waits.send("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 500000\r\n\r\n");
     waits.stream.set_nonblocking(true).expect("set");
-    // Fast enough to keep its room: the other one is refused before it is done.
+    // This upload is fast enough to keep its room: the other one is refused before it is complete.
     let piece = [b'x'; 16_000];
     let mut sent = 0;
     let start = Instant::now();
@@ -925,7 +921,7 @@ fn without_room_for_it_a_large_body_is_503() {
 }
 
 #[test]
-fn past_its_bound_of_requests_in_flight_it_is_503() {
+fn at_the_limit_of_requests_in_flight_the_answer_is_503() {
     let limits = Limits {
         in_flight_max: 2,
         ..Limits::default()
@@ -955,7 +951,7 @@ fn a_handler_that_holds_up_the_io_thread_is_counted() {
 }
 
 #[test]
-fn idle_connections_end_after_the_time_that_was_announced() {
+fn idle_connections_are_closed_after_the_announced_time() {
     let limits = Limits {
         keep_alive: Duration::from_secs(1),
         ..Limits::default()
@@ -963,7 +959,7 @@ fn idle_connections_end_after_the_time_that_was_announced() {
     let fixture = Fixture::start(limits);
     let (mut silent, mut idle) = (fixture.connect(), fixture.connect());
     idle.send(GET_A);
-    let (_, headers, _) = idle.whole_answer();
+    let (_, headers, _) = idle.full_answer();
     assert!(
         headers.contains(&"connection: keep-alive".into()),
         "{headers:?}"
@@ -978,8 +974,8 @@ fn idle_connections_end_after_the_time_that_was_announced() {
 }
 
 #[test]
-fn a_slow_client_that_is_fast_enough_is_served() {
-    // Red if a body or a reply has one deadline, however much of it is moving.
+fn a_client_at_the_minimum_rate_is_served() {
+    // Red if a body or a reply has one deadline, regardless of its rate.
     let limits = Limits {
         body_time: Duration::from_millis(200),
         write_time: Duration::from_millis(200),
@@ -1006,7 +1002,7 @@ fn a_slow_client_that_is_fast_enough_is_served() {
 
 #[test]
 fn a_refusal_reaches_a_client_that_is_still_sending() {
-    // Red if the connection is closed with bytes unread: the reset takes the answer along.
+    // Red if the connection is closed with unread bytes: the reset discards the reply.
     let fixture = Fixture::start(small());
     for _ in 0..20 {
         let mut client = fixture.connect();

@@ -1,4 +1,4 @@
-//! What a connection has of the loop while it is its turn, and what becomes of it afterwards.
+//! A turn: the resources that the loop lends to a connection, and the state of the connection after it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,45 +8,45 @@ use super::request::Request;
 use super::room::Room;
 use super::{Admission, HELD_UP_MIN, Shared};
 
-/// What a connection needs of the loop for one turn.
+/// The resources of the loop that one connection uses during its turn.
 pub(super) struct Turn<'a> {
     pub(super) now: Instant,
     pub(super) scratch: &'a mut [u8],
     pub(super) shared: &'a Arc<Shared>,
     pub(super) room: &'a mut Room,
     pub(super) stopping: bool,
-    /// Bytes that this connection may still read.
+    /// Bytes that the connection may still read in this turn.
     pub(super) budget: usize,
 }
 
-/// What becomes of a connection for now.
+/// How the loop continues with a connection after its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// It waits for an event, a reply or its deadline.
+    /// Wait for an event, a reply or the deadline.
     Wait,
-    /// It has had its share of this turn.
+    /// Give it another turn after the other connections: it has used up its budget.
     Again,
-    /// It is over.
+    /// Close it.
     Close,
-    /// Its upload has waited for room for too long.
+    /// Make room: its upload has waited longer than `ROOM_WAIT`.
     WantsRoom,
 }
 
 impl Turn<'_> {
-    /// Has the request handled on this thread.
+    /// Calls the handler on this thread.
     pub(super) fn handle(&mut self, request: Request) {
         let line = request.line();
-        // Dropped by a panic, the request answers 500.
+        // A panic drops the request, which answers it with 500.
         let _panicked = catch_unwind(AssertUnwindSafe(|| request.handle()));
-        self.shared.stepped(self.now, &line);
+        self.shared.end_step(self.now, &line);
     }
 
-    /// Has the request admitted or refused by its head; `None` where the handler panics.
+    /// Lets the handler admit or refuse the request by its head; `None` if the handler panics.
     pub(super) fn admit(&mut self, request: &Request) -> Option<Admission> {
         let admit = || self.shared.handler.admit(request);
         let admission = catch_unwind(AssertUnwindSafe(admit));
         if self.now.elapsed() >= HELD_UP_MIN {
-            self.shared.stepped(self.now, &request.line());
+            self.shared.end_step(self.now, &request.line());
         }
         admission.ok()
     }

@@ -1,4 +1,4 @@
-//! A request whose body is coming, and the room that a large one needs.
+//! An upload: a request whose body is being received. A large body needs room, see [`super::room`].
 
 use std::time::{Duration, Instant};
 
@@ -8,36 +8,37 @@ use super::request::Request;
 use super::room::Share;
 use super::{Lane, Refusal, Reply, Shared};
 
-/// A body up to this length is handled on the I/O thread where its lane allows; a larger one needs
-/// room.
+/// Maximum bytes of a small body: it needs no room, and [`Lane::Io`] handles it on the I/O thread.
 pub(super) const SMALL_BYTES_MAX: usize = 16 << 10;
-/// How long a large body waits for room.
+/// How long a large body waits for room before another upload yields, or it is refused itself.
 pub(super) const ROOM_WAIT: Duration = Duration::from_secs(2);
-/// An upload slower than this, in bytes a second, yields its room when others wait for it.
+/// An upload slower than this, in bytes a second, yields its room if another upload waits for it.
 const YIELDING_RATE: u64 = 128 << 10;
 
-/// A request whose body is coming.
+/// A request whose body is being received.
 #[derive(Debug)]
 pub(super) struct Upload {
-    /// With the part of the body that has come and is kept.
+    /// The request, with the part of its body that was received and kept.
     pub(super) request: Request,
     pub(super) then: Then,
     decoder: Decoder,
-    /// The announced length; `None` for chunks.
+    /// The announced length in bytes; `None` for a chunked body.
     announced: Option<usize>,
-    /// Bytes of the body that have come, kept or not.
+    /// Bytes of the body received so far, kept or discarded.
     pub(super) count: u64,
     began: Instant,
-    /// It waits for room.
+    /// The upload waits for room; nothing is read.
     pub(super) waits: bool,
+    /// The client waits for `100 Continue`.
     pub(super) asks_to_continue: bool,
 }
 
-/// What follows a whole body.
+/// What the connection does after the complete body.
 #[derive(Debug)]
 pub(super) enum Then {
+    /// Pass the request to the handler.
     Handle(Lane),
-    /// The body is discarded.
+    /// Discard the body and send this reply.
     Answer(Reply),
 }
 
@@ -58,7 +59,7 @@ impl Upload {
         }
     }
 
-    /// The longest body that is read to its end, though it is not kept.
+    /// Maximum bytes of a body that is discarded: a longer one closes the connection.
     pub(super) fn discard_max(bytes_max: usize) -> u64 {
         4 * bytes_max as u64
     }
@@ -67,8 +68,8 @@ impl Upload {
         self.decoder.is_complete()
     }
 
-    /// Takes what belongs to the body from the start of `input`: how many bytes that was, or what is
-    /// wrong with the chunks. Past the limit nothing is kept.
+    /// Consumes the bytes at the start of `input` that belong to the body and returns their number, or
+    /// the error in the chunks. A body above the limit is discarded.
     pub(super) fn receive(&mut self, input: &[u8], shared: &Shared) -> Result<usize, &'static str> {
         let bytes_max = shared.limits.body_bytes_max;
         let mut at = 0;
@@ -99,7 +100,8 @@ impl Upload {
         body.extend_from_slice(data);
     }
 
-    /// How much room it needs and does not have. Of chunks it is unknown how many will come.
+    /// The room in bytes that the upload needs and has not reserved. A chunked body needs it once it is no
+    /// longer small, and then reserves the maximum, because its length is unknown.
     pub(super) fn wants_room(&self, bytes_max: usize) -> Option<usize> {
         if self.request.share.is_some() || matches!(self.then, Then::Answer(_)) {
             return None;
@@ -116,7 +118,7 @@ impl Upload {
         }
     }
 
-    /// Its rate in bytes a second, where it has room and is slow enough to yield it.
+    /// The rate of the upload in bytes a second, if it has room and is slow enough to yield it.
     pub(super) fn yielding_rate(&self, now: Instant) -> Option<u64> {
         self.request.share.as_ref()?;
         let elapsed = now.saturating_duration_since(self.began);
@@ -125,7 +127,7 @@ impl Upload {
     }
 }
 
-/// In whole milliseconds.
+/// A duration in whole milliseconds.
 pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

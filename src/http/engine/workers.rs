@@ -1,7 +1,7 @@
-//! A fixed number of named threads behind a bounded queue.
+//! A thread pool: a fixed number of named threads with a bounded queue.
 //!
-//! They do what would hold up the I/O thread: parse large bodies, inflate, read the database. A job
-//! that panics is contained: the thread goes on. Past the queue's bound a job is dropped.
+//! It runs work that takes too long for the I/O thread: parsing large bodies, decompressing, reading
+//! the database. A panic ends the job, not the thread. If the queue is full, a new job is dropped.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,19 +12,19 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 
-/// Something to do for one of the threads.
+/// Work for one of the threads.
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 
-/// The threads.
+/// A thread pool.
 pub(super) struct Workers {
-    /// `None` once stopped.
+    /// `None` after [`Self::stop`].
     jobs: Mutex<Option<Sender<Job>>>,
-    /// Disconnected when all threads have ended.
+    /// Disconnected when the last thread ends.
     running: Receiver<Infallible>,
 }
 
 impl Workers {
-    /// Starts `threads` threads named `name-1` and so on; `queue_max` jobs may wait.
+    /// Starts the threads `name-1`, `name-2`, ...; the queue holds `queue_max` jobs.
     pub(super) fn start(name: &str, threads: usize, queue_max: usize) -> io::Result<Self> {
         let (jobs, queue) = crossbeam_channel::bounded::<Job>(queue_max);
         let (runs, running) = crossbeam_channel::bounded(0);
@@ -35,7 +35,7 @@ impl Workers {
                 .spawn(move || {
                     let _until_it_ends = runs;
                     for job in queue {
-                        // The job's request answers 500 when it is dropped.
+                        // A panic drops the job's request, which answers it with 500.
                         let _panicked = catch_unwind(AssertUnwindSafe(job));
                     }
                 })?;
@@ -46,7 +46,7 @@ impl Workers {
         })
     }
 
-    /// Queues the job, or drops it where the queue is full or the threads were stopped.
+    /// Queues the job. Drops it if the queue is full or the pool was stopped.
     pub(super) fn submit(&self, job: Job) {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(jobs) = jobs.as_ref() {
@@ -54,7 +54,7 @@ impl Workers {
         }
     }
 
-    /// Takes no more jobs, and waits until `deadline` for those there are.
+    /// Stops accepting jobs, and waits until `deadline` for the queued ones.
     pub(super) fn stop(&self, deadline: Instant) {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         drop(jobs.take());
@@ -74,33 +74,33 @@ mod tests {
     #[test]
     fn a_panic_is_contained_and_a_stop_finishes_what_is_queued() {
         let workers = Workers::start("test", 1, 8).expect("started");
-        let (done, told) = mpsc::channel();
+        let (done, finished) = mpsc::channel();
         for panics in [true, false, true, false] {
             let done = done.clone();
             workers.submit(Box::new(move || {
-                assert!(!panics, "as a handler might");
+                assert!(!panics, "the job panics");
                 done.send(()).expect("the test waits");
             }));
         }
         workers.stop(Instant::now() + PATIENCE);
         drop(done);
-        assert_eq!(told.iter().count(), 2);
+        assert_eq!(finished.iter().count(), 2);
         let (late, ran) = mpsc::channel::<()>();
         workers.submit(Box::new(move || late.send(()).expect("the test waits")));
-        assert!(ran.recv().is_err(), "after a stop it is dropped");
+        assert!(ran.recv().is_err(), "a job after the stop is dropped");
     }
 
     #[test]
-    fn past_its_bound_a_job_is_dropped() {
+    fn a_job_is_dropped_if_the_queue_is_full() {
         let workers = Workers::start("test", 1, 1).expect("started");
         let (begun, begins) = mpsc::channel();
         let (end, ends) = mpsc::channel::<()>();
         workers.submit(Box::new(move || {
             begun.send(()).expect("the test waits");
-            assert!(ends.recv().is_err(), "the end is dropped");
+            assert!(ends.recv().is_err(), "the sender is dropped");
         }));
         begins.recv_timeout(PATIENCE).expect("it runs");
-        let (done, told) = mpsc::channel();
+        let (done, finished) = mpsc::channel();
         for number in 0..3 {
             let done = done.clone();
             workers.submit(Box::new(move || {
@@ -108,7 +108,7 @@ mod tests {
             }));
         }
         drop((done, end));
-        assert_eq!(told.iter().collect::<Vec<_>>(), [0], "one is queued");
+        assert_eq!(finished.iter().collect::<Vec<_>>(), [0], "one is queued");
         workers.stop(Instant::now() + PATIENCE);
     }
 }

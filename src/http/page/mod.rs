@@ -1,63 +1,65 @@
-//! The status page served at `/`: one HTML file, embedded, that draws what the server knows.
+//! The status page at `/`: an embedded HTML file that shows the state of the server.
 //!
-//! Static text, no thread, no state, no failure: whatever the figures are, the browser fetches them
-//! itself and says so when it can't. The page needs no token (a browser could not send one while it
-//! loads a page); the calls it makes do, and it asks for one when they answer 401.
+//! This module has static text only: no thread, no state, no failure. The browser requests the figures
+//! and shows an error if that fails. The page itself needs no token, because a browser cannot send one
+//! when it loads a page. Its requests do, and if they are answered with 401, the page prompts for a
+//! token.
 //!
-//! # What the page asks of its own origin
+//! # Requests of the page
 //!
-//! All by GET, relative to the page, with `Authorization: Bearer` once a token is known. Polling stops
-//! while the tab is hidden or paused, and slows down while nothing answers.
+//! All requests are GET, have paths relative to the page, and have `Authorization: Bearer` if a token
+//! was entered. Polling stops while the tab is hidden or paused, and slows down while the server does
+//! not answer.
 //!
-//! | call | when |
+//! | request | when |
 //! |---|---|
 //! | `status` | each second |
-//! | `userEvents?order=-revenue&limit=10` | `applied` moved; at most every 2 s, and for at most 1/20 of the time |
-//! | `segments?limit=20` | `lines`, `applied`, `pending` or `corrupt` moved; likewise |
-//! | `rejected?limit=20` | `rejected` moved; likewise |
-//! | `userEvents/{userId}` | on demand, then each time totals move while it is on show |
-//! | `readyz` | while the token is missing, without one |
+//! | `userEvents?order=-revenue&limit=10` | `applied` changed; at most every 2 s, and at most 1/20 of the time |
+//! | `segments?limit=20` | `lines`, `applied`, `pending` or `corrupt` changed; same limits |
+//! | `rejected?limit=20` | `rejected` changed; same limits |
+//! | `userEvents/{userId}` | on demand, then each time totals change while the user is shown |
+//! | `readyz` | while the token is missing, without a token |
 //!
-//! The panels' calls are made every 10 s or so even if nothing moved. Two of the answers are shaped
-//! for the page:
+//! The requests of the panels are also made about every 10 s. Two of the replies are designed for the
+//! page:
 //!
 //! ```text
 //! GET /segments?limit=20 -> {"segments": [{
-//!     "name":         "events-000042",          the segment's identity, or the file name of one from elsewhere
+//!     "name":         "events-000042",          of an imported segment its file name
 //!     "file":         "applied/2026-11/events-2026-11-22T06-41-00.123Z-000042.jsonl",   below the data directory
-//!     "state":        "active" | "sealed" | "applied" | "file_missing" (applied, and its file is gone) | "corrupt" | "missing",
-//!     "bytes":        1834,                     of the file (active: durable); null if there is no file
+//!     "state":        "active" | "sealed" | "applied" | "file_missing" (applied, without a file) | "corrupt" | "missing",
+//!     "bytes":        1834,                     length of the file (active: durable bytes); null if there is no file
 //!     "appliedBytes": 1834,
-//!     "events":       20,                       counted
+//!     "events":       20,                       applied
 //!     "rejected":     1,
 //!     "duplicates":   0,
-//!     "sealedAt":     "2026-11-22T06:41:00.123Z",   null: not sealed, or not known
-//!     "completedAt":      "2026-11-22T06:41:00.391Z",   null: not wholly applied
-//!     "reason":       null                      why it is corrupt or lost
-//! }]}                                           newest first: the active one, then by when they were first seen
+//!     "sealedAt":     "2026-11-22T06:41:00.123Z",   null: not sealed, or unknown
+//!     "completedAt":  "2026-11-22T06:41:00.391Z",   null: not fully applied
+//!     "reason":       null                      why it is corrupt or missing
+//! }]}                                           newest first: the active one, then by when the processor found them
 //!
 //! GET /rejected?limit=20 -> {"rejected": [{
 //!     "segment": "events-000042",               as `name` above
 //!     "offset":  1702,                          bytes from the start of the file to the start of the line
 //!     "code":    "negative",
 //!     "reason":  "value: must not be negative",
-//!     "line":    "{\"userId\": ..."             its first 1024 bytes at most, U+FFFD for what is not UTF-8
-//! }]}                                           the segment last applied to first, in it the largest offset first
+//!     "line":    "{\"userId\": ..."             at most its first 1024 bytes; invalid UTF-8 is U+FFFD
+//! }]}                                           by segment, the last applied one first, then by offset, descending
 //! ```
 //!
-//! `limit` is 1 to 1000, 20 if absent. Field names are camelCase as everywhere in the API; fields may
-//! be added.
+//! `limit` is 1 to 1000, by default 20. Field names are camelCase as in the whole API; fields may be
+//! added.
 //!
-//! # Policy
+//! # Content security policy
 //!
-//! [`HEADERS`] lets the browser run the one script and the one style sheet of this file, known by their
-//! hashes, and speak to the page's own origin, nothing else. So even a user id that is made to look
-//! like markup could do nothing, were it ever put in as such (it is not: text goes in as text).
+//! The policy in [`HEADERS`] allows the script and the style sheet of this file, by their hashes, and
+//! requests to the origin of the page. It forbids everything else. The script inserts data as text, and
+//! if it ever inserted a user id as markup, the policy would still prevent a script in it from running.
 
-/// The page, UTF-8.
+/// The page as UTF-8.
 pub(crate) const HTML: &str = include_str!("page.html");
 
-/// The headers to send with it, `Content-Type` included.
+/// The response headers of the page, `Content-Type` included.
 pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("Content-Type", "text/html; charset=utf-8"),
     (
@@ -79,7 +81,7 @@ mod tests {
     use base64::Engine as _;
     use sha2::{Digest as _, Sha256};
 
-    /// What stands between the only `<name ...>` and the only `</name>`.
+    /// The text between the only `<name ...>` and the only `</name>`.
     fn only(name: &str) -> &'static str {
         let (open, close) = (format!("<{name}"), format!("</{name}>"));
         assert_eq!(HTML.matches(&open).count(), 1, "one {open}");
@@ -98,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_policy_names_the_hashes_of_script_and_style() {
-        // Red after every change of the page: the message is the line to put into HEADERS.
+        // Red after each change of the script or style: the message has the new value for HEADERS.
         for (directive, element) in [("script-src", "script"), ("style-src", "style")] {
             let hash =
                 base64::engine::general_purpose::STANDARD.encode(Sha256::digest(only(element)));
@@ -108,8 +110,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_the_page_needs_a_weaker_policy() {
-        // The browser would drop style attributes and handlers silently.
+    fn the_page_needs_no_weaker_policy() {
+        // The browser ignores style attributes and inline handlers silently.
         for forbidden in [
             " style=",
             " onclick=",
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_users_send_is_never_read_as_markup() {
+    fn the_script_never_inserts_markup() {
         let script = only("script");
         for forbidden in [
             "innerHTML",
@@ -141,11 +143,11 @@ mod tests {
     }
 
     #[test]
-    fn it_speaks_to_its_own_origin_only() {
-        // The name of SVG's namespace looks like an address and is none.
+    fn the_page_requests_its_own_origin_only() {
+        // The name of the SVG namespace is not requested.
         let rest = HTML.replace("http://www.w3.org/2000/svg", "");
-        for elsewhere in ["http:", "https:", "ws:", "//fonts", "@import", "url("] {
-            assert!(!rest.contains(elsewhere), "{elsewhere}");
+        for foreign in ["http:", "https:", "ws:", "//fonts", "@import", "url("] {
+            assert!(!rest.contains(foreign), "{foreign}");
         }
         assert!(!only("script").contains("fetch(\"/"), "paths are relative");
     }

@@ -1,7 +1,8 @@
-//! `GET /segments` and `GET /rejected`: what became of the files, for people and the status page.
+//! `GET /segments` and `GET /rejected`: the segments and the rejected lines, for people and the status
+//! page.
 //!
-//! Both run on a thread that may block. A row says what the processor last saw; the files themselves are looked
-//! for where they should lie now, and are `null` where they are not.
+//! Both run on a thread that may block. A segment shows the state in the database, and its file where
+//! it is now; `file` is `null` if there is no file.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,35 +25,35 @@ use crate::timestamp;
 const LIMIT_DEFAULT: u32 = 20;
 const LIMIT_MAX: u32 = 1000;
 
-/// The newest segments and their state.
+/// Answers with the newest segments and their states.
 pub(super) fn segments(inner: &Arc<Inner>, request: Request, query: &str) {
     inner.answer_blocking(request, Route::Segments, query, list_segments);
 }
 
-/// The newest lines that were not counted, now or once a position is applied.
+/// Answers with the newest rejected lines, at once or after a position is applied.
 pub(super) fn rejected(inner: &Arc<Inner>, request: Request, query: &str) {
-    let asked = match RejectedQuery::read(query) {
-        Ok(asked) => asked,
+    let query = match RejectedQuery::parse(query) {
+        Ok(query) => query,
         Err(problem) => return inner.answer(request, Route::Rejected, problem.reply()),
     };
     let list = {
         let inner = Arc::clone(inner);
-        move |request: Request, asked: RejectedQuery| {
-            // Called on a thread that must not wait for the database.
+        move |request: Request, query: RejectedQuery| {
+            // The current thread may be one that must not block.
             request.on_blocking_thread(move |request, may_block| {
-                let reply = list_rejected(&inner, &asked, may_block);
+                let reply = list_rejected(&inner, &query, may_block);
                 let reply = reply.unwrap_or_else(Problem::reply);
                 inner.answer(request, Route::Rejected, reply);
             });
         }
     };
-    let Some(after) = asked.after else {
-        return list(request, asked);
+    let Some(after) = query.after else {
+        return list(request, query);
     };
-    let deadline = Instant::now() + asked.wait;
+    let deadline = Instant::now() + query.wait;
     let waiting = Arc::clone(inner);
     let done = move |waited| match waited {
-        WaitOutcome::Applied => list(request, asked),
+        WaitOutcome::Applied => list(request, query),
         other => waiting.answer(
             request,
             Route::Rejected,
@@ -62,7 +63,7 @@ pub(super) fn rejected(inner: &Arc<Inner>, request: Request, query: &str) {
     inner.progress.when_applied(after, deadline, Box::new(done));
 }
 
-/// What is asked of the rejected lines.
+/// The query parameters of `/rejected`.
 struct RejectedQuery {
     limit: u32,
     filter: RejectedFilter,
@@ -71,7 +72,7 @@ struct RejectedQuery {
 }
 
 impl RejectedQuery {
-    fn read(query: &str) -> Result<Self, Problem> {
+    fn parse(query: &str) -> Result<Self, Problem> {
         let params = Params::parse(query, &["limit", "since", "idPrefix", "after", "wait"])?;
         Ok(Self {
             limit: params.limit(LIMIT_DEFAULT, LIMIT_MAX)?,
@@ -91,11 +92,11 @@ fn limit(query: &str) -> Result<u32, Problem> {
 
 fn list_rejected(
     inner: &Inner,
-    asked: &RejectedQuery,
+    query: &RejectedQuery,
     may_block: &MayBlock,
 ) -> Result<Reply, Problem> {
     let readers = inner.readers.get(may_block);
-    let lines = readers.newest_rejected(asked.limit, &asked.filter);
+    let lines = readers.newest_rejected(query.limit, &query.filter);
     let lines = lines.map_err(|error| unreadable(&error))?;
     let lines: Vec<Value> = lines
         .into_iter()
@@ -121,7 +122,7 @@ fn list_segments(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Rep
     let rows = rows.map_err(|error| unreadable(&error))?;
     let active = SegmentId::Native(tail.number);
     let mut segments = Vec::with_capacity(rows.len() + 1);
-    // What nothing was applied of yet has no row.
+    // The active segment has no row until a part of it is applied.
     if tail.durable_end > 0 && !rows.iter().any(|row| row.id == active) {
         segments.push(unapplied(&active, &tail));
     }
@@ -152,7 +153,7 @@ fn segment(files: &Files, row: &SegmentRow, tail: &Tail) -> Value {
     let completed_at = row.completed_at_ms.map(rfc3339);
     let state = match &file {
         None if row.state == SegmentState::Applied => MISSING,
-        _ => state_name(row.state),
+        _ => row.state.name(),
     };
     json!({
         "name": row.id.to_string(),
@@ -169,21 +170,13 @@ fn segment(files: &Files, row: &SegmentRow, tail: &Tail) -> Value {
     })
 }
 
-/// The state of a segment that was applied and whose file is gone.
+/// The state of an applied segment without a file.
 const MISSING: &str = "file_missing";
 
-/// `applied` is the word of the API, as it is the name of the archive.
-fn state_name(state: SegmentState) -> &'static str {
-    match state {
-        SegmentState::Applied => "applied",
-        other => other.name(),
-    }
-}
-
-/// Where a segment's file lies below the data directory, and its length.
+/// The path of a segment's file below the data directory, and its length in bytes.
 fn file(files: &Files, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
     if row.file_name == ACTIVE_FILE {
-        // Sealed since, it lies under a name that the processor has not seen yet.
+        // If the segment was sealed since, the processor does not know the new name yet.
         let is_active = row.id.number() == Some(tail.number);
         return is_active.then(|| (ACTIVE_FILE.to_owned(), tail.durable_end));
     }
@@ -192,7 +185,7 @@ fn file(files: &Files, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
         let month = month.get(.."2026-11".len()).unwrap_or_default();
         format!("{APPLIED_DIR}/{month}/{}", row.file_name)
     });
-    // Twice in the archive: it may be moved there between two looks.
+    // The archive is checked twice, because the file may be moved there between the two checks.
     let places = [archived.clone(), Some(row.file_name.clone()), archived];
     places.into_iter().flatten().find_map(|path| {
         let bytes = files.disk.size_at(&files.data_dir.join(&path)).ok()?;

@@ -1,8 +1,8 @@
-//! `POST /liveEvent`: events in.
+//! `POST /liveEvent`: ingests events.
 //!
-//! Nothing waits here: the batch is queued with the journal, and the committer's callback answers
-//! (or, for `ack=applied`, asks the progress to call back). Every answer tells the truth: 202
-//! with `"acked":"durable"` where `applied` was asked for and did not come in time.
+//! No thread waits: the batch is queued at the journal, and the callback of the committer answers. For
+//! `ack=applied` it registers a waiter, whose callback answers. If the events are not applied in time,
+//! the reply is 202 with `"acked":"durable"`.
 
 use std::fmt::Write as _;
 use std::io::{self, Read as _};
@@ -20,17 +20,19 @@ use crate::http::problem::{self, Problem};
 use crate::journal::{AppendError, Batch};
 use crate::progress::WaitOutcome;
 
-/// What a sender waits for.
+/// When a request is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ack {
+    /// The events are durable in the journal.
     Durable,
+    /// The events are applied to the totals.
     Applied,
 }
 
 const WAIT_DEFAULT: Duration = Duration::from_secs(5);
 const WAIT_MAX: Duration = Duration::from_mins(1);
 
-/// How the body is encoded.
+/// The content encoding of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {
     Identity,
@@ -50,13 +52,13 @@ fn encoding(request: &Request) -> Result<Encoding, Problem> {
         }
         Some(_) => Err(Problem::new(
             415,
-            "the body may be sent plain or as Content-Encoding: gzip",
+            "unsupported Content-Encoding; send the body without one, or with gzip",
         )
         .header("Accept-Encoding", "gzip")),
     }
 }
 
-/// Which threads handle the request: inflating takes time.
+/// Which threads handle the request: decompressing takes too long for the I/O thread.
 pub(super) fn lane(request: &Request) -> Result<Lane, Problem> {
     Ok(match encoding(request)? {
         Encoding::Identity => Lane::Io,
@@ -64,17 +66,17 @@ pub(super) fn lane(request: &Request) -> Result<Lane, Problem> {
     })
 }
 
-/// How the request wants to be treated.
-struct Wish {
+/// The query parameters of `/liveEvent`.
+struct Options {
     ack: Ack,
     wait: Duration,
     invalid: Invalid,
 }
 
-fn wish(query: &str) -> Result<Wish, Problem> {
+fn options(query: &str) -> Result<Options, Problem> {
     let params = Params::parse(query, &["ack", "wait", "invalid"])?;
     let invalid = [("refuse", Invalid::Refuse), ("skip", Invalid::Skip)];
-    Ok(Wish {
+    Ok(Options {
         ack: params.one_of(
             "ack",
             &[("durable", Ack::Durable), ("applied", Ack::Applied)],
@@ -84,20 +86,25 @@ fn wish(query: &str) -> Result<Wish, Problem> {
     })
 }
 
-/// Takes events.
+/// Reads the events of a request and appends them to the journal.
 pub(super) fn post(inner: &Arc<Inner>, mut request: Request, query: &str) {
-    match take(inner, &mut request, query) {
-        Ok((wish, intake)) => append(inner, request, &wish, intake),
+    match receive(inner, &mut request, query) {
+        Ok((options, intake)) => append(inner, request, &options, intake),
         Err(problem) => inner.answer(request, Route::LiveEvent, problem.reply()),
     }
 }
 
-/// The events of the request, counted as refused where they are not taken.
-fn take(inner: &Inner, request: &mut Request, query: &str) -> Result<(Wish, Intake), Problem> {
-    let wish = wish(query)?;
+/// Reads the events of a request and counts them as received. If none is stored, they are counted as
+/// refused.
+fn receive(
+    inner: &Inner,
+    request: &mut Request,
+    query: &str,
+) -> Result<(Options, Intake), Problem> {
+    let options = options(query)?;
     let mut body = request.take_body();
     if encoding(request)? == Encoding::Gzip {
-        body = inflated(&body, inner.body_bytes_max)?;
+        body = decompress(&body, inner.body_bytes_max)?;
     }
     let intake = read(request, body)?.map_err(|error| {
         let refused = u64::from(error != IntakeError::Empty && error != IntakeError::EmptyArray);
@@ -111,18 +118,18 @@ fn take(inner: &Inner, request: &mut Request, query: &str) -> Result<(Wish, Inta
     })?;
     let all = intake.refused + u64::from(intake.accepted);
     inner.counters.receive(all);
-    if intake.accepted == 0 || (wish.invalid == Invalid::Refuse && intake.refused > 0) {
+    if intake.accepted == 0 || (options.invalid == Invalid::Refuse && intake.refused > 0) {
         inner.counters.settle(0, all);
         let mut problem = Problem::of_intake(&intake);
-        if wish.invalid == Invalid::Skip {
+        if options.invalid == Invalid::Skip {
             problem = problem.unprocessable();
         }
         return Err(problem);
     }
-    Ok((wish, intake))
+    Ok((options, intake))
 }
 
-/// Reads the body as CloudEvents where its headers say so, else as our own.
+/// Reads the body as CloudEvents if the headers say so, otherwise as events in the native format.
 fn read(request: &Request, body: Vec<u8>) -> Result<Result<Intake, IntakeError>, Problem> {
     let body = intake::without_byte_order_mark(body);
     let headers = |name| request.header(name);
@@ -138,16 +145,18 @@ fn read(request: &Request, body: Vec<u8>) -> Result<Result<Intake, IntakeError>,
     })
 }
 
-/// Events of one kind become about ten times smaller by deflate; hardly any become more than that.
+/// The compression ratio that memory is reserved for at first. Events usually compress about ten times.
 const INFLATED_BY: usize = 16;
 
-/// Inflates, up to the limit that plain bodies have: a small bomb must not become a large body.
-fn inflated(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, Problem> {
-    let plain = inflate(body, bytes_max + 1)
-        .map_err(|error| Problem::new(400, format!("the body is not gzip: {error}")))?;
+/// Decompresses a body up to the limit of plain bodies, so that a decompression bomb uses no more memory
+/// than a plain body.
+fn decompress(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, Problem> {
+    let plain = inflate(body, bytes_max + 1).map_err(|error| {
+        Problem::new(400, format!("cannot decompress the body as gzip: {error}"))
+    })?;
     if plain.len() > bytes_max {
         let detail =
-            format!("inflated, the body is larger than {bytes_max} bytes; send smaller batches");
+            format!("the decompressed body is larger than {bytes_max} bytes; send smaller batches");
         return Err(Problem::new(413, detail));
     }
     Ok(plain)
@@ -169,15 +178,15 @@ fn inflate(body: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {
     Ok(plain)
 }
 
-/// Queues the lines; the rest happens on the committer's thread.
-fn append(inner: &Arc<Inner>, request: Request, wish: &Wish, mut intake: Intake) {
+/// Queues the lines at the journal. The callback runs on the thread of the committer.
+fn append(inner: &Arc<Inner>, request: Request, options: &Options, mut intake: Intake) {
     let batch = Batch {
         bytes: std::mem::take(&mut intake.lines),
         lines: intake.accepted,
     };
     let done = {
         let inner = Arc::clone(inner);
-        let (ack, wait) = (wish.ack, wish.wait);
+        let (ack, wait) = (options.ack, options.wait);
         move |result: Result<Position, AppendError>| match result {
             Ok(position) => {
                 let took = request.received().elapsed();
@@ -187,7 +196,7 @@ fn append(inner: &Arc<Inner>, request: Request, wish: &Wish, mut intake: Intake)
                     .settle(u64::from(intake.accepted), intake.refused);
                 match ack {
                     Ack::Durable => {
-                        let reply = Reply::json(202, taken(&intake, position, None));
+                        let reply = Reply::json(202, acknowledgement(&intake, position, None));
                         inner.answer(request, Route::LiveEvent, reply);
                     }
                     Ack::Applied => when_applied(&inner, request, intake, position, wait),
@@ -204,7 +213,7 @@ fn append(inner: &Arc<Inner>, request: Request, wish: &Wish, mut intake: Intake)
     inner.journal.append(batch, Box::new(done));
 }
 
-/// Answers once a GET would show the events, or says that they are durable.
+/// Answers when the totals include the events, or, after `wait`, that they are durable.
 fn when_applied(
     inner: &Arc<Inner>,
     request: Request,
@@ -221,7 +230,7 @@ fn when_applied(
                     (202, "durable")
                 }
             };
-            let reply = Reply::json(status, taken(&intake, position, Some(acked)));
+            let reply = Reply::json(status, acknowledgement(&intake, position, Some(acked)));
             inner.answer(request, Route::LiveEvent, reply);
         }
     };
@@ -230,8 +239,8 @@ fn when_applied(
     progress.when_applied(position, deadline, Box::new(done));
 }
 
-/// What is said of events that were taken.
-fn taken(intake: &Intake, position: Position, acked: Option<&str>) -> String {
+/// The body of the reply to events that were stored.
+fn acknowledgement(intake: &Intake, position: Position, acked: Option<&str>) -> String {
     let mut json = String::with_capacity(64);
     // Writing to a String cannot fail.
     let _never = write!(json, "{{\"accepted\":{}", intake.accepted);
@@ -261,20 +270,21 @@ mod tests {
     use std::io::Write as _;
 
     #[test]
-    fn what_is_said_of_events_taken() {
+    fn an_acknowledgement_as_json() {
         let position = "42-1834".parse().expect("a position");
         let clean =
             intake::read("{\"userId\":\"u\",\"name\":\"add_revenue\",\"value\":1}\n".into());
         let clean = clean.expect("lines");
         assert_eq!(
-            taken(&clean, position, None),
+            acknowledgement(&clean, position, None),
             r#"{"accepted":1,"position":"42-1834"}"#
         );
         let mut mixed = clean.lines.clone();
         mixed.extend_from_slice(b"7\n");
         let mixed = intake::read(mixed).expect("lines");
         let json: serde_json::Value =
-            serde_json::from_str(&taken(&mixed, position, Some("durable"))).expect("JSON");
+            serde_json::from_str(&acknowledgement(&mixed, position, Some("durable")))
+                .expect("JSON");
         assert_eq!(json["accepted"], 1);
         assert_eq!(json["refused"], 1);
         assert_eq!(json["acked"], "durable");
@@ -282,16 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_413_and_garbage_400() {
+    fn a_decompression_bomb_is_413_and_invalid_gzip_is_400() {
         let zip = |bytes: &[u8]| {
             let mut zip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
             zip.write_all(bytes).expect("zipped");
             zip.finish().expect("zipped")
         };
-        assert_eq!(inflated(&zip(b"{}"), 10).ok(), Some(b"{}".to_vec()));
+        assert_eq!(decompress(&zip(b"{}"), 10).ok(), Some(b"{}".to_vec()));
         let bomb = zip(&vec![b' '; 1 << 20]);
         assert!(bomb.len() < 2048);
-        let status = |body: &[u8]| inflated(body, 1 << 19).map_err(|problem| problem.status());
+        let status = |body: &[u8]| decompress(body, 1 << 19).map_err(|problem| problem.status());
         assert_eq!(status(&bomb), Err(413));
         assert_eq!(status(b"nonsense"), Err(400));
         assert_eq!(status(&bomb[..bomb.len() - 9]), Err(413));
@@ -299,13 +309,16 @@ mod tests {
     }
 
     #[test]
-    fn wishes() {
-        assert!(
-            wish("ack=applied&wait=1s&invalid=skip")
-                .is_ok_and(|wish| { wish.ack == Ack::Applied && wish.invalid == Invalid::Skip })
-        );
+    fn the_query_is_parsed() {
+        let parsed = options("ack=applied&wait=1s&invalid=skip").expect("valid");
+        assert_eq!(parsed.ack, Ack::Applied);
+        assert_eq!(parsed.invalid, Invalid::Skip);
         for bad in ["ack=aplied", "wait=2m", "invalid=yes", "acks=applied"] {
-            assert_eq!(wish(bad).map_err(|p| p.status()).err(), Some(400), "{bad}");
+            assert_eq!(
+                options(bad).map_err(|p| p.status()).err(),
+                Some(400),
+                "{bad}"
+            );
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The routes: which call is answered by what.
+//! The routes: the handlers of all paths.
 //!
-//! Whatever may be refused without the body is refused before it is read ([`Handler::admit`]), in
-//! this order: where it comes from (403), who sends it (401), what it asks for (404, 405), how
-//! its body is encoded (415). Nothing here blocks but what runs on a thread that may: the database
-//! and the disk are out of reach elsewhere ([`Blocking`]).
+//! A request is checked by its head before the body is read ([`Handler::admit`]), in this order: host
+//! and origin (403), token (401), path and method (404, 405), encoding of the body (415). Handlers run
+//! on threads that must not block. The database and the disk are accessible only on threads that may
+//! ([`Blocking`]).
 
 mod listings;
 mod live_event;
@@ -32,41 +32,38 @@ use crate::journal::Journal;
 use crate::progress::Progress;
 use crate::store::Readers;
 
-/// What every route may use.
+/// The state that all routes share.
 pub(super) struct Inner {
     pub(super) journal: Journal,
     pub(super) progress: Arc<Progress>,
     pub(super) health: Arc<Health>,
-    /// Reading the database blocks.
     pub(super) readers: Blocking<Readers>,
-    /// So does reading the disk.
     pub(super) files: Blocking<Files>,
-    /// `None`: no token is asked for.
+    /// `None` if requests need no token.
     pub(super) tokens: Option<Tokens>,
-    /// What the server listens on.
     pub(super) listening: Listening,
-    /// The name of the data directory.
+    /// The identifier of the data directory.
     pub(super) directory: Uuid,
     pub(super) lost_log_lines: fn() -> u64,
     pub(super) counters: Arc<Counters>,
-    /// Bytes of a body, as sent and inflated.
+    /// Maximum bytes of a body, as sent and after decompression.
     pub(super) body_bytes_max: usize,
     pub(super) stopping: AtomicBool,
     pub(super) started_at: SystemTime,
 }
 
-/// The files that are looked at, for `/segments` and the metrics.
+/// The data directory, for `/segments` and the metrics.
 pub(super) struct Files {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) data_dir: PathBuf,
 }
 
-/// The handler behind the engine.
+/// The handler of the engine.
 pub(super) struct Routes {
     pub(super) inner: Arc<Inner>,
 }
 
-/// A call that there is.
+/// What a method and a path select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call<'a> {
     LiveEvent,
@@ -81,27 +78,28 @@ enum Call<'a> {
     Rejected,
     Openapi,
     StatusPage,
-    /// OPTIONS, with what `Allow` says.
+    /// OPTIONS, with the value of `Allow`.
     Allowed(&'static str),
 }
 
-/// A call that there is not.
+/// Why a method and a path select nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NoCall {
+    /// The path does not exist.
     Path,
-    /// With what `Allow` says.
+    /// The path has other methods: the value of `Allow`.
     Method(&'static str),
 }
 
-/// In debug builds the handler of this path panics; otherwise there is no such path.
+/// In debug builds the handler of this path panics; in release builds the path does not exist.
 const PANIC: &str = "/panic";
-/// In debug builds the handler of this path takes 150 ms of its thread.
+/// In debug builds the handler of this path occupies its thread for 150 ms.
 const SLOW: &str = "/slow";
 const GET: &str = "GET, HEAD, OPTIONS";
 const POST: &str = "POST, OPTIONS";
 const ALL: &str = "GET, HEAD, POST, OPTIONS";
 
-/// The one table of calls.
+/// The table of all paths and methods.
 fn call(method: Method, path: &str) -> Result<Call<'_>, NoCall> {
     use Method::{Get, Head, Post};
     let get = match path {
@@ -144,7 +142,7 @@ fn is_one_segment(id: &str) -> bool {
     !id.is_empty() && !id.contains('/')
 }
 
-/// A target's parts: what it was sent to (only a whole URL says), path, query.
+/// Splits a target into authority, path and query. Only a full URL has an authority.
 fn split_target(target: &str) -> (Option<&str>, &str, &str) {
     let scheme = target.find("://").filter(|_| !target.starts_with('/'));
     let (authority, rest) = match scheme {
@@ -161,13 +159,13 @@ fn split_target(target: &str) -> (Option<&str>, &str, &str) {
 }
 
 impl Inner {
-    /// Answers and counts.
+    /// Sends a reply and counts it.
     fn answer(&self, request: Request, route: Route, reply: Reply) {
         self.counters.answered(route, reply.status);
         request.answer(reply);
     }
 
-    /// Answers with what is found on a thread that may block.
+    /// Runs `find` on a thread that may block, and sends its reply.
     fn answer_blocking(
         self: &Arc<Self>,
         request: Request,
@@ -182,8 +180,8 @@ impl Inner {
         });
     }
 
-    /// What can be said against a request by its head alone.
-    fn object(&self, request: &Request) -> Result<Lane, (Route, Problem)> {
+    /// Checks the head of a request. Returns the threads that handle the request, or why it is refused.
+    fn check_head(&self, request: &Request) -> Result<Lane, (Route, Problem)> {
         let (authority, path, _) = split_target(request.target());
         let host = authority.or_else(|| request.header("Host"));
         let foreign = auth::check_origin(&self.listening, host, request.header("Origin"));
@@ -210,8 +208,8 @@ impl Inner {
 
 impl Handler for Routes {
     fn admit(&self, request: &Request) -> Admission {
-        match self.inner.object(request) {
-            Ok(lane) => Admission::Take(lane),
+        match self.inner.check_head(request) {
+            Ok(lane) => Admission::Accept(lane),
             Err((route, problem)) => {
                 self.inner.counters.answered(route, problem.status());
                 Admission::Refuse(problem.reply())
@@ -223,10 +221,10 @@ impl Handler for Routes {
         let inner = &self.inner;
         let target = request.target().to_owned();
         let (_, path, query) = split_target(&target);
-        // So that a test can see what becomes of the client, and of the server.
+        // For tests of a handler that panics, and of one that is slow.
         assert!(
             !(cfg!(debug_assertions) && path == PANIC),
-            "as it was asked to"
+            "a request for {PANIC} was received"
         );
         if cfg!(debug_assertions) && path == SLOW {
             let started = Instant::now();
@@ -269,7 +267,7 @@ impl Handler for Routes {
         if works {
             health.clear("http");
         } else {
-            let reason = "cannot accept connections: no descriptor is left, or all connections that may be open are in use; retrying";
+            let reason = "cannot accept connections: no file descriptor or no memory is left, or the maximum number of connections is open; retrying";
             health.set("http", reason);
         }
     }
@@ -281,7 +279,7 @@ fn forbidden(foreign: Foreign) -> Problem {
         match foreign {
             Foreign::Origin => "the request comes from a web page of another origin",
             Foreign::Host => {
-                "the request was sent to a name that is not this machine's own; use 127.0.0.1, localhost, [::1] or what --listen says"
+                "the host of the request is not a name of this server; use 127.0.0.1, localhost, [::1] or the address of --listen"
             }
         },
     )
@@ -299,11 +297,10 @@ fn no_call(none: NoCall) -> Problem {
     match none {
         NoCall::Path => Problem::new(
             404,
-            "there is no such path; there are /liveEvent, /userEvents, /userEvents/{userId} (a / in it is sent as %2F), /flush, /status, /segments, /rejected, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
+            "unknown path; the paths are /liveEvent, /userEvents, /userEvents/{userId} (send a / in the id as %2F), /flush, /status, /segments, /rejected, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
         ),
-        NoCall::Method(allow) => {
-            Problem::new(405, format!("the path takes {allow}")).header("Allow", allow)
-        }
+        NoCall::Method(allow) => Problem::new(405, format!("the methods of this path are {allow}"))
+            .header("Allow", allow),
     }
 }
 
@@ -318,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_of_calls() {
+    fn a_method_and_a_path_select_a_call() {
         assert_eq!(call(Method::Post, "/liveEvent"), Ok(Call::LiveEvent));
         assert_eq!(
             call(Method::Head, "/userEvents/a%2Fb"),
@@ -343,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_come_apart() {
+    fn a_target_is_split() {
         assert_eq!(split_target("/a?b=c?d"), (None, "/a", "b=c?d"));
         assert_eq!(split_target("http://h:1/a?b"), (Some("h:1"), "/a", "b"));
         assert_eq!(split_target("http://h"), (Some("h"), "/", ""));

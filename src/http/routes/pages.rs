@@ -1,4 +1,4 @@
-//! `/` and `/openapi.json`: what is the same for everybody and needs no token.
+//! `/` and `/openapi.json`: static pages that need no token.
 
 use super::Inner;
 use crate::http::counters::Route;
@@ -7,7 +7,7 @@ use crate::http::page;
 
 const OPENAPI: &str = include_str!("../openapi.json");
 
-/// The status page.
+/// Answers with the status page.
 pub(super) fn status_page(inner: &Inner, request: Request) {
     let mut reply = Reply::new(200, "", page::HTML.as_bytes());
     for &(name, value) in page::HEADERS {
@@ -20,7 +20,7 @@ pub(super) fn status_page(inner: &Inner, request: Request) {
     inner.answer(request, Route::Service, reply);
 }
 
-/// The API's description.
+/// Answers with the description of the API.
 pub(super) fn openapi(inner: &Inner, request: Request) {
     let reply = Reply::new(200, "application/json", OPENAPI.as_bytes());
     inner.answer(request, Route::Service, reply);

@@ -1,4 +1,5 @@
-//! Query parameters. An unknown one is an error: a misspelt `ack=` must not be a weaker promise.
+//! Query parameters. An unknown parameter is an error, because a misspelt `ack=` would otherwise give a
+//! weaker acknowledgement than requested.
 
 use std::time::Duration;
 
@@ -7,12 +8,12 @@ use percent_encoding::percent_decode;
 use crate::data_dir::segment::Position;
 use crate::http::problem::Problem;
 
-/// The parameters of one request.
+/// The query parameters of a request.
 #[derive(Debug)]
 pub(super) struct Params(Vec<(String, String)>);
 
 impl Params {
-    /// Reads a query; only `known` names are taken, each once.
+    /// Parses a query. Each parameter must be one of `known` and may occur once.
     pub(super) fn parse(query: &str, known: &[&str]) -> Result<Self, Problem> {
         let mut params: Vec<(String, String)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -21,8 +22,8 @@ impl Params {
             if !known.contains(&name.as_str()) {
                 let known = known.join(", ");
                 let detail = match known.as_str() {
-                    "" => "this call takes no query parameters".to_owned(),
-                    known => format!("unknown query parameter; this call takes {known}"),
+                    "" => "this path has no query parameters".to_owned(),
+                    known => format!("unknown query parameter; this path has {known}"),
                 };
                 return Err(Problem::new(400, detail));
             }
@@ -34,13 +35,13 @@ impl Params {
         Ok(Self(params))
     }
 
-    /// The value of that name.
+    /// The value of a parameter; `None` if it is not given.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(known, _)| known == name)?;
         Some(&found.1)
     }
 
-    /// `wait`, such as `5s`.
+    /// The duration `wait`, such as `5s`, at most `max`.
     pub(super) fn wait(&self, default: Duration, max: Duration) -> Result<Duration, Problem> {
         let Some(text) = self.get("wait") else {
             return Ok(default);
@@ -57,13 +58,13 @@ impl Params {
         }
     }
 
-    /// A position of that name, such as `42-1834`.
+    /// The value of a parameter as a position, such as `42-1834`.
     pub(super) fn position(&self, name: &str) -> Result<Option<Position>, Problem> {
         let position = self.get(name).map(str::parse::<Position>).transpose();
         position.map_err(|error| Problem::new(400, format!("{name}: {error}")))
     }
 
-    /// `limit`, a whole number from 1 to `max`.
+    /// The whole number `limit`, from 1 to `max`.
     pub(super) fn limit(&self, default: u32, max: u32) -> Result<u32, Problem> {
         match self.get("limit").map(str::parse) {
             None => Ok(default),
@@ -75,19 +76,19 @@ impl Params {
         }
     }
 
-    /// One of several words, the first if it is not given.
+    /// The choice that a parameter names; the first choice if it is not given.
     pub(super) fn one_of<T: Copy>(
         &self,
         name: &str,
-        words: &[(&'static str, T)],
+        choices: &[(&'static str, T)],
     ) -> Result<T, Problem> {
         let Some(given) = self.get(name) else {
-            return Ok(words[0].1);
+            return Ok(choices[0].1);
         };
-        let found = words.iter().find(|(word, _)| *word == given);
+        let found = choices.iter().find(|(choice, _)| *choice == given);
         found.map(|(_, value)| *value).ok_or_else(|| {
-            let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-            Problem::new(400, format!("{name} is one of {}", words.join(", ")))
+            let choices: Vec<_> = choices.iter().map(|(choice, _)| *choice).collect();
+            Problem::new(400, format!("{name} is one of {}", choices.join(", ")))
         })
     }
 }
@@ -97,7 +98,8 @@ fn decoded(text: &str) -> Result<String, Problem> {
         .ok_or_else(|| Problem::new(400, "the query is not percent-encoded UTF-8"))
 }
 
-/// Percent-decodes; `None` where that is no UTF-8 or a `%` is not followed by two digits.
+/// Percent-decodes a text. `None` if a `%` is not followed by two hexadecimal digits, or the result is not
+/// UTF-8.
 pub(super) fn decode(text: &str) -> Option<String> {
     let broken = text.match_indices('%').any(|(at, _)| {
         let digits = text.as_bytes().get(at + 1..at + 3);
@@ -115,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_decoded_and_none_is_ignored() {
+    fn parameters_are_decoded_and_unknown_ones_are_errors() {
         let params = Params::parse("a=caf%C3%A9+x&b=%2B&&c", &["a", "b", "c"]).expect("params");
         assert_eq!(params.get("a"), Some("café x"));
         assert_eq!(params.get("b"), Some("+"));
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_have_a_bound() {
+    fn a_wait_is_bounded() {
         let wait = |query: &str| {
             let params = Params::parse(query, &["wait"]).expect("params");
             params

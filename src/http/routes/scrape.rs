@@ -1,5 +1,5 @@
-//! `GET /metrics`: a snapshot for Prometheus. It reads the database and the data
-//! directory, on a thread that may block, and leaves out what either does not tell.
+//! `GET /metrics`: a snapshot for Prometheus. It reads the database and the data directory on a thread
+//! that may block. Values that cannot be read are left out.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::http::engine::{Figures, MayBlock, Reply, Request};
 use crate::http::metrics::{CONTENT_TYPE, Process, Segments, Snapshot};
 use crate::store::SegmentState;
 
-/// The figures now.
+/// Answers with all metrics.
 pub(super) fn metrics(inner: &Arc<Inner>, request: Request) {
     let inner = Arc::clone(inner);
     request.on_blocking_thread(move |request, may_block| {
@@ -30,7 +30,7 @@ fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
         received: events.received,
         accepted: events.accepted,
         refused: events.refused,
-        ledger: Some(ledger),
+        ledger,
         lag_seconds: inner.progress.lag_seconds(),
         queue_bytes,
         queue_bytes_max,
@@ -52,7 +52,7 @@ fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
     }
 }
 
-/// `None` where the database can't be read: `/readyz` says why.
+/// `None` if the database cannot be read; `/readyz` says why.
 fn segments(inner: &Inner, may_block: &MayBlock) -> Option<Segments> {
     let mut segments = Segments::default();
     for (state, count) in inner.readers.get(may_block).segment_counts().ok()? {

@@ -1,4 +1,4 @@
-//! `POST /flush`, `/healthz`, `/readyz`, `/status`: the service about itself.
+//! `POST /flush`, `/healthz`, `/readyz` and `/status`: the state of the service.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::store::Ledger;
 const FLUSH_WAIT_DEFAULT: Duration = Duration::from_mins(1);
 const FLUSH_WAIT_MAX: Duration = Duration::from_mins(10);
 
-/// Rotates, then answers once all that was acknowledged before is applied.
+/// Rotates the active segment and answers when all events acknowledged before are applied.
 pub(super) fn flush(inner: &Arc<Inner>, request: Request, query: &str) {
     let wait = Params::parse(query, &["wait"])
         .and_then(|params| params.wait(FLUSH_WAIT_DEFAULT, FLUSH_WAIT_MAX));
@@ -64,11 +64,11 @@ fn flushed(inner: &Inner, position: Position, waited: WaitOutcome) -> Reply {
         }
         WaitOutcome::Unavailable => Problem::new(
             503,
-            "rotated; nothing is applied here (--no-process), too many wait already, or the server is stopping",
+            "rotated; this server does not apply events (--no-process), too many requests wait, or the server is stopping",
         ),
         WaitOutcome::Gone => Problem::new(
             410,
-            "rotated; a segment before it was lost or is not to be trusted",
+            "rotated; a segment before the position is missing or corrupt and will not be applied",
         ),
     };
     problem
@@ -78,13 +78,13 @@ fn flushed(inner: &Inner, position: Position, waited: WaitOutcome) -> Reply {
         .reply()
 }
 
-/// The process is there.
+/// Answers that the process runs.
 pub(super) fn healthz(inner: &Inner, request: Request) {
     let reply = Reply::json(200, "{\"status\":\"ok\"}".into());
     inner.answer(request, Route::Service, reply);
 }
 
-/// It can do its work, or why not.
+/// Answers whether the server is ready, or why it is not.
 pub(super) fn readyz(inner: &Inner, request: Request) {
     let reasons = reasons(inner);
     let reply = if reasons.is_empty() {
@@ -95,8 +95,8 @@ pub(super) fn readyz(inner: &Inner, request: Request) {
     inner.answer(request, Route::Service, reply);
 }
 
-/// The events of this run and the lines of all time. What was accepted and is no line of the files is
-/// among the unaccounted, and so is the reverse.
+/// The events of this run, and the ledger of all lines ever written. `unaccounted` also counts accepted
+/// events without a line, and lines without an accepted event.
 pub(super) fn accounts(inner: &Inner) -> (Events, Ledger, Run) {
     let before = inner.counters.events();
     let lines = inner.journal.tail().lines;
@@ -107,7 +107,7 @@ pub(super) fn accounts(inner: &Inner) -> (Events, Ledger, Run) {
     (events, ledger, run)
 }
 
-/// What stands in the way of its work, in words.
+/// The reasons why the server is not ready; empty if it is.
 pub(super) fn reasons(inner: &Inner) -> Vec<String> {
     let mut reasons = inner.health.reasons();
     let before = inner.counters.events();
@@ -115,7 +115,7 @@ pub(super) fn reasons(inner: &Inner) -> Vec<String> {
     if let Some(off @ (1.. | ..=-1)) = Events::unaccounted(before, lines, inner.counters.events()) {
         let (accepted, off) = (before.accepted, off.abs());
         reasons.push(format!(
-            "{accepted} events were accepted and {lines} lines appended in this run: {off} are unaccounted for. Run `tallyline verify`"
+            "{accepted} events were accepted and {lines} lines appended in this run: {off} are unaccounted for; run `tallyline verify`"
         ));
     }
     if inner.is_stopping() {
@@ -124,7 +124,7 @@ pub(super) fn reasons(inner: &Inner) -> Vec<String> {
     reasons
 }
 
-/// The ledger.
+/// Answers with the ledger and the state of the server.
 pub(super) fn status(inner: &Inner, request: Request) {
     let progress = &inner.progress;
     let (events, ledger, run) = accounts(inner);

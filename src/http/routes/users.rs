@@ -1,7 +1,7 @@
-//! `GET /userEvents/{userId}` and `GET /userEvents`: totals out.
+//! `GET /userEvents/{userId}` and `GET /userEvents`: the totals of users.
 //!
-//! The database is read on a thread that may block. Waiting for a position holds no thread: the
-//! progress calls back.
+//! The database is read on a thread that may block. A request that waits for a position occupies no
+//! thread: [`crate::progress::Progress`] calls back.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ pub(super) const WAIT_MAX: Duration = Duration::from_mins(1);
 const LIMIT_DEFAULT: u32 = 50;
 const LIMIT_MAX: u32 = 1000;
 
-/// One user's total, now or once a position is applied.
+/// Answers with the total of a user, at once or after a position is applied.
 pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &str) {
-    let (id, after, wait) = match asked(raw_id, query) {
-        Ok(asked) => asked,
+    let (id, after, wait) = match parse(raw_id, query) {
+        Ok(parsed) => parsed,
         Err(problem) => return inner.answer(request, Route::User, problem.reply()),
     };
     let inner_then = Arc::clone(inner);
@@ -49,7 +49,8 @@ pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &st
     progress.when_applied(after, Instant::now() + wait, Box::new(done));
 }
 
-fn asked(raw_id: &str, query: &str) -> Result<(String, Option<Position>, Duration), Problem> {
+/// The user id, the position to wait for, and how long to wait.
+fn parse(raw_id: &str, query: &str) -> Result<(String, Option<Position>, Duration), Problem> {
     let id = params::decode(raw_id)
         .ok_or_else(|| Problem::new(400, "the user id in the path is not percent-encoded UTF-8"))?;
     let params = Params::parse(query, &["after", "wait"])?;
@@ -58,23 +59,23 @@ fn asked(raw_id: &str, query: &str) -> Result<(String, Option<Position>, Duratio
     Ok((id, after, wait))
 }
 
-/// Why a position that was waited for is not applied.
+/// The problem of a wait whose position was not applied.
 pub(super) fn not_applied(inner: &Inner, waited: WaitOutcome) -> Problem {
     let progress = &inner.progress;
     match waited {
         WaitOutcome::Gone => Problem::new(
             410,
-            "the position's segment was lost or is not to be trusted; it will not be applied",
+            "the segment of the position is missing or corrupt; it will not be applied",
         ),
         WaitOutcome::Unavailable => Problem::new(
             503,
-            "nothing is applied here (--no-process), too many wait already, or the server is stopping",
+            "this server does not apply events (--no-process), too many requests wait, or the server is stopping",
         )
         .retry()
         .member("processing", !progress.applies_elsewhere()),
         WaitOutcome::Applied | WaitOutcome::TimedOut => Problem::new(
             503,
-            "the position is not applied yet; ask again or wait longer",
+            "the position is not applied yet; try again, or with a longer wait",
         )
         .retry()
         .member("applied", progress.applied().to_string()),
@@ -93,7 +94,7 @@ fn total(inner: &Inner, id: &str, may_block: &MayBlock) -> Reply {
     }
 }
 
-/// No such user yet: what is not applied yet may be theirs.
+/// The problem of a user without a total. Pending lines may contain events of the user.
 fn unknown(inner: &Inner) -> Problem {
     let progress = &inner.progress;
     let pending = progress.ledger(|| inner.journal.tail().lines).0.pending;
@@ -105,13 +106,13 @@ fn unknown(inner: &Inner) -> Problem {
         )
     } else {
         format!(
-            "no event of this user has been applied; {pending} lines are pending: ask again, or with after=POSITION"
+            "no event of this user has been applied; {pending} lines are pending: try again, or with after=POSITION"
         )
     };
     Problem::new(404, detail).member("pending", pending)
 }
 
-/// A page of users.
+/// Answers with a page of users.
 pub(super) fn list(inner: &Arc<Inner>, request: Request, query: &str) {
     inner.answer_blocking(request, Route::Users, query, page);
 }
@@ -133,7 +134,7 @@ fn page(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Probl
         .ok_or_else(|| {
             Problem::new(
                 400,
-                "the cursor is not one of this order; begin again without it",
+                "the cursor does not belong to this order; start again without a cursor",
             )
         })?;
     let mut json = String::with_capacity(32 + page.users.len() * 96);
@@ -153,17 +154,17 @@ fn page(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Probl
     Ok(Reply::json(200, json))
 }
 
-/// The database did not answer.
+/// The problem of a database that cannot be read. It is also logged.
 pub(super) fn unreadable(error: &StoreError) -> Problem {
-    tracing::warn!(%error, "the database did not answer a lookup");
-    Problem::new(503, format!("the database does not answer: {error}")).retry()
+    tracing::warn!(%error, "cannot read the database for a request");
+    Problem::new(503, format!("cannot read the database: {error}")).retry()
 }
 
 fn push_user(json: &mut String, total: &UserTotal) {
     json.push_str("{\"userId\":");
     push_string(json, &total.user_id);
     let updated_at = timestamp::rfc3339_millis(timestamp::of_ms(total.updated_at_ms));
-    // Writing to a String cannot fail. The revenue is its exact decimal, never a float.
+    // Writing to a String cannot fail. The revenue is an exact decimal, not a float.
     let _never = write!(
         json,
         ",\"revenue\":{},\"events\":{},\"updatedAt\":\"{updated_at}\"}}",
@@ -172,7 +173,7 @@ fn push_user(json: &mut String, total: &UserTotal) {
 }
 
 fn push_string(json: &mut String, text: &str) {
-    // A string is always JSON.
+    // Serializing a string cannot fail.
     json.push_str(&serde_json::to_string(text).unwrap_or_default());
 }
 
@@ -200,8 +201,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked() {
-        let (id, after, wait) = asked("caf%C3%A9%2F%25", "after=42-1834&wait=1s").expect("asked");
+    fn the_path_and_the_query_are_parsed() {
+        let (id, after, wait) = parse("caf%C3%A9%2F%25", "after=42-1834&wait=1s").expect("valid");
         assert_eq!(id, "café/%");
         assert_eq!(after, "42-1834".parse().ok());
         assert_eq!(wait, Duration::from_secs(1));
@@ -214,7 +215,7 @@ mod tests {
             ("u", "at=1"),
         ] {
             assert_eq!(
-                asked(id, query).map_err(|p| p.status()).err(),
+                parse(id, query).map_err(|p| p.status()).err(),
                 Some(400),
                 "{id} {query}"
             );
