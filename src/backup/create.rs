@@ -324,7 +324,7 @@ impl Copy<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) if Unusable::is_reason_of(&error) => {
                 if self.skipped.insert(path.to_owned()) {
-                    tracing::warn!("cannot back up {}: {error}", path.display());
+                    tracing::warn!("skipped {}: {error}", path.display());
                 }
                 return Ok(true);
             }
@@ -367,7 +367,7 @@ impl Copy<'_> {
         };
         if let Some(entry) = self.manifest.files.iter().find(is_it) {
             tracing::warn!(
-                "cannot back up {}: it is a copy of segment {id}, which is sealed already: {}",
+                "skipped {}: it is a copy of segment {id}, which is sealed already: {}",
                 path.display(),
                 entry.path
             );

@@ -169,7 +169,6 @@ pub(super) fn settle(
         let asked = Instant::now();
         let answer = poster.get(&format!("{target}&wait={}ms", wait.as_millis()));
         let (applied, done) = match answer {
-            Err(error) => (Applied::Unknown(error.to_string()), false),
             Ok((200, body, _)) => match serde_json::from_slice::<Listing>(&body) {
                 Ok(listing) => {
                     settled.rejected = made(listing, record);
@@ -183,19 +182,8 @@ pub(super) fn settle(
                     true,
                 ),
             },
-            Ok((410, ..)) => (Applied::Gone, true),
-            Ok((503, body, _)) => {
-                let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
-                match problem.processing {
-                    Some(false) => (Applied::Elsewhere, true),
-                    _ => (Applied::NotYet, false),
-                }
-            }
-            Ok((status, body, _)) => {
-                let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
-                let reason = format!("GET /rejected answered {status}: {}", problem.detail);
-                (Applied::Unknown(reason), status < 500)
-            }
+            Ok((status, body, _)) => without_listing(status, &body),
+            Err(error) => (Applied::Unknown(error.to_string()), false),
         };
         settled.applied = applied;
         if done || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -204,6 +192,20 @@ pub(super) fn settle(
         let pause = PAUSE.saturating_sub(asked.elapsed());
         if stop.wait(pause) {
             return settled;
+        }
+    }
+}
+
+/// What an answer other than 200 means, and whether it is final.
+fn without_listing(status: u16, body: &[u8]) -> (Applied, bool) {
+    let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
+    match status {
+        410 => (Applied::Gone, true),
+        503 if problem.processing == Some(false) => (Applied::Elsewhere, true),
+        503 => (Applied::NotYet, false),
+        _ => {
+            let reason = format!("GET /rejected answered {status}: {}", problem.detail);
+            (Applied::Unknown(reason), status < 500)
         }
     }
 }

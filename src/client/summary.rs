@@ -151,6 +151,63 @@ impl Summary {
             ),
         }
     }
+
+    /// The last line: success or failure of the send.
+    fn write_verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let accepted = self.counts.accepted;
+        let lines = counted(self.lines, "line");
+        let refused = HumanCount(self.refused());
+        match &self.verdict {
+            SendOutcome::Failed(_) if self.lines == 0 => {
+                write!(
+                    f,
+                    "FAILED: nothing was acknowledged; {}",
+                    self.how_to_continue()
+                )
+            }
+            SendOutcome::Failed(_) => write!(
+                f,
+                "FAILED: not everything was sent; acknowledged: {lines}, {refused} of them refused; {}",
+                self.how_to_continue()
+            ),
+            SendOutcome::Stopped => write!(
+                f,
+                "STOPPED before the end; acknowledged: {lines}, {refused} of them refused; {}",
+                self.how_to_continue()
+            ),
+            SendOutcome::Complete if self.applied == Applied::Gone => write!(
+                f,
+                "FAILED: {lines} were acknowledged, but not all of them will be counted"
+            ),
+            SendOutcome::Complete if self.rejected > 0 => write!(
+                f,
+                "REJECTED: {} accepted but not counted, {refused} refused ({})",
+                counted(self.rejected, "event"),
+                self.refused_where()
+            ),
+            SendOutcome::Complete
+                if self.refused() > 0 && accepted == 0 && self.lines_earlier == 0 =>
+            {
+                let (events, place) = (counted(self.refused(), "event"), self.refused_where());
+                write!(
+                    f,
+                    "REFUSED: all of it, {events} ({place}); nothing was stored"
+                )
+            }
+            SendOutcome::Complete | SendOutcome::Followed if self.refused() > 0 => write!(
+                f,
+                "REFUSED: {} not stored ({}); all others were",
+                counted(self.refused(), "event"),
+                self.refused_where()
+            ),
+            SendOutcome::Followed => {
+                let last = HumanCount(self.lines);
+                write!(f, "OK: stopped following after line {last}; none refused")
+            }
+            SendOutcome::Complete if self.lines == 0 => write!(f, "OK: nothing to send"),
+            SendOutcome::Complete => write!(f, "OK: {lines} acknowledged, none refused"),
+        }
+    }
 }
 
 /// A path in JSON. Bytes that are not UTF-8 become U+FFFD.
@@ -214,57 +271,6 @@ impl fmt::Display for Summary {
         if let Some(text) = self.why_pending() {
             writeln!(f, "{text}")?;
         }
-        let lines = counted(self.lines, "line");
-        let refused = HumanCount(self.refused());
-        match &self.verdict {
-            SendOutcome::Failed(_) if self.lines == 0 => {
-                write!(
-                    f,
-                    "FAILED: nothing was acknowledged; {}",
-                    self.how_to_continue()
-                )
-            }
-            SendOutcome::Failed(_) => write!(
-                f,
-                "FAILED: not everything was sent; acknowledged: {lines}, {refused} of them refused; {}",
-                self.how_to_continue()
-            ),
-            SendOutcome::Stopped => write!(
-                f,
-                "STOPPED before the end; acknowledged: {lines}, {refused} of them refused; {}",
-                self.how_to_continue()
-            ),
-            SendOutcome::Complete if self.applied == Applied::Gone => write!(
-                f,
-                "FAILED: {lines} were acknowledged, but not all of them will be counted"
-            ),
-            SendOutcome::Complete if self.rejected > 0 => write!(
-                f,
-                "REJECTED: {} accepted but not counted, {refused} refused ({})",
-                counted(self.rejected, "event"),
-                self.refused_where()
-            ),
-            SendOutcome::Complete
-                if self.refused() > 0 && accepted == 0 && self.lines_earlier == 0 =>
-            {
-                let (events, place) = (counted(self.refused(), "event"), self.refused_where());
-                write!(
-                    f,
-                    "REFUSED: all of it, {events} ({place}); nothing was stored"
-                )
-            }
-            SendOutcome::Complete | SendOutcome::Followed if self.refused() > 0 => write!(
-                f,
-                "REFUSED: {} not stored ({}); all others were",
-                counted(self.refused(), "event"),
-                self.refused_where()
-            ),
-            SendOutcome::Followed => {
-                let last = HumanCount(self.lines);
-                write!(f, "OK: stopped following after line {last}; none refused")
-            }
-            SendOutcome::Complete if self.lines == 0 => write!(f, "OK: nothing to send"),
-            SendOutcome::Complete => write!(f, "OK: {lines} acknowledged, none refused"),
-        }
+        self.write_verdict(f)
     }
 }

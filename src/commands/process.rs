@@ -86,17 +86,21 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
             database.display()
         );
     }
-    let exit = if !(summary.refused.is_empty() && summary.missing.is_empty()) {
+    let exit = exit_of(&summary);
+    if config.verbosity == Verbosity::Normal || exit != Exit::Done {
+        print(text.as_bytes())?;
+    }
+    Ok(exit)
+}
+
+fn exit_of(summary: &Summary) -> Exit {
+    if !(summary.refused.is_empty() && summary.missing.is_empty()) {
         Exit::Failed
     } else if summary.counts.rejected > 0 || !summary.unusable.is_empty() {
         Exit::Refused
     } else {
         Exit::Done
-    };
-    if config.verbosity == Verbosity::Normal || exit != Exit::Done {
-        print(text.as_bytes())?;
     }
-    Ok(exit)
 }
 
 fn describe(summary: &Summary, dir: &Path) -> String {
