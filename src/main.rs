@@ -1,4 +1,4 @@
-//! Parse, log, dispatch, print what went wrong once, exit.
+//! Parses the command line, starts the log, runs the command, prints an error once, and exits.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use tallyline::cli::config::{
     BackupConfig, DemoConfig, ProcessConfig, RestoreConfig, SendConfig, UsageError, VerifyConfig,
 };
 use tallyline::cli::exit::Exit;
-use tallyline::cli::logging::{self, Manner};
+use tallyline::cli::logging::{self, LogMode};
 use tallyline::commands::{
     backup, demo, generate, manual, process, query, send, serve, torture, verify,
 };
@@ -15,12 +15,12 @@ use tallyline::shutdown;
 
 fn main() -> ExitCode {
     let cli = Cli::of_this_process();
-    let manner = match cli.command {
-        Command::Serve(_) => Manner::Service,
-        Command::Demo(_) => Manner::QuietService,
-        _ => Manner::Tool,
+    let mode = match cli.command {
+        Command::Serve(_) => LogMode::Service,
+        Command::Demo(_) => LogMode::QuietService,
+        _ => LogMode::Tool,
     };
-    let log = logging::start(&cli.logging, manner);
+    let log = logging::start(&cli.logging, mode);
     if let Err(error) = shutdown::outlive_file_size_limit() {
         tracing::warn!("cannot catch SIGXFSZ, so a file size limit ends the program: {error}");
     }

@@ -183,7 +183,7 @@ fn a_backup_is_a_plain_directory_and_leaves_its_source_alone() {
     assert!(!names.iter().any(|name| name.contains("-wal")), "{names:?}");
     let made = contents(&to);
     let ran = verify(&to).expect(0);
-    assert!(ran.stdout.contains("as its manifest says"), "{ran}");
+    assert!(ran.stdout.contains("matches its manifest"), "{ran}");
     assert_eq!(contents(&to), made);
     // Neither is it used by mistake, nor made twice, nor inside the directory.
     let ran = process(&to).expect(1);
@@ -389,7 +389,7 @@ fn an_interrupted_backup_leaves_nothing_or_what_the_next_one_removes() {
     fs::create_dir(&part).unwrap();
     fs::write(part.join("precious"), "x").unwrap();
     let ran = backup(&data, &to).expect(1);
-    assert!(ran.stderr.contains("not an unfinished backup"), "{ran}");
+    assert!(ran.stderr.contains("not an incomplete backup"), "{ran}");
     assert!(part.join("precious").exists());
 }
 
@@ -436,7 +436,7 @@ fn a_killed_restore_is_finished_by_the_next_and_nothing_uses_it_before() {
             ];
             for used in uses {
                 let ran = used().expect(1);
-                assert!(ran.stderr.contains("only partly restored"), "{ran}");
+                assert!(ran.stderr.contains("is incomplete"), "{ran}");
                 assert!(ran.stderr.contains(arg(&to)), "{ran}");
             }
         }

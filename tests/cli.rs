@@ -260,7 +260,7 @@ fn an_input_that_cannot_be_read_is_named_once_and_nothing_else_is_said() {
     assert_eq!(
         ran.stderr,
         format!(
-            "error: there is no file {path}; name the file of events to send, or `-` for stdin\n"
+            "error: cannot read {path}: there is no such file; name the file of events to send, or `-` for stdin\n"
         )
     );
     let ran = run(&["send", arg(scratch.path())]).expect(1);
@@ -297,7 +297,7 @@ fn process_and_verify_count_in_words_and_are_quiet_when_asked() {
             .contains("2 lines: 1 event (net 1), 0 duplicates, 1 rejected\n"),
         "{ran}"
     );
-    assert!(ran.stdout.contains("totals of 1 user, each"), "{ran}");
+    assert!(ran.stdout.contains("totals of 1 user exactly"), "{ran}");
     assert_eq!(verify(&["--quiet"]).expect(0).stdout, "");
     fs::remove_dir_all(&data).unwrap();
     let ran = verify(&[]).expect(1);
@@ -347,7 +347,7 @@ fn send_tells_refused_from_done_and_keeps_the_refused() {
     let kept = fs::read_to_string(&rejects).unwrap();
     assert!(kept.contains("value") && kept.contains("-1"), "{kept}");
     assert_eq!(kept.lines().count(), 1, "{kept}");
-    assert!(ran.stdout.contains("REFUSED: 1 event not taken"), "{ran}");
+    assert!(ran.stdout.contains("REFUSED: 1 event not stored"), "{ran}");
     run_with_input(&args, event("u", 4).as_bytes()).expect(0);
     let ran = run_with_input(&args, bad.as_bytes()).expect(3);
     assert!(ran.stdout.contains("REFUSED: all of it, 1 event"), "{ran}");

@@ -366,7 +366,7 @@ fn what_is_no_file_is_named_and_a_fifo_is_read() {
         ),
         ("loop", "symbolic links"),
         ("dir", "it is a directory"),
-        ("absent", "there is no file"),
+        ("absent", "there is no such file"),
     ] {
         let ran = send(&server, &at(name), &[]).expect(1);
         assert!(

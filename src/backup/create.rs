@@ -1,20 +1,23 @@
-//! Making a backup, beside a running server or of a stopped directory.
+//! Creates a backup of a stopped data directory, or while the server runs.
 //!
-//! # The ordered steps
-//! 1. `DIR.part` is created, with a marker that stays locked: one that a killed backup left is
-//!    removed, anything else of that name is left alone.
-//! 2. The hold on the data directory is shared, so nothing is pruned until the end.
+//! # Steps
+//! 1. `DIR.part` is created, with a marker that is locked until the end. A `DIR.part` that a killed
+//!    backup left behind is removed; anything else of that name is an error.
+//! 2. A shared lock on the data directory prevents pruning until the end.
 //! 3. The database is copied.
-//! 4. `directory.json` is read, all sealed files are listed and copied.
-//! 5. The active file is opened and copied up to its last line end, under a sealed name.
-//! 6. The directory is listed again, and what was sealed below the active segment meanwhile is
-//!    copied; again as long as a file is moved between a listing and its copy.
-//! 7. `directory.json` of the backup: the same UUID, the number after the highest.
-//! 8. All is synced, then `manifest.json` is written, and `DIR.part` renamed to `DIR`.
+//! 4. `directory.json` is read, and all sealed files are listed and copied.
+//! 5. The active file is copied up to its last line end, under a sealed name.
+//! 6. The directory is listed again, and segments below the active one that were sealed since are
+//!    copied. This is repeated while a file moves between a listing and its copy.
+//! 7. `directory.json` of the backup is written: the same UUID, and the number after the highest.
+//! 8. Everything is synced, `manifest.json` is written, and `DIR.part` is renamed to `DIR`.
 //!
-//! Everything acknowledged before 2 is in a segment that was sealed before 6, or in the active one as
-//! it is in 5: a segment is created only after the one before it was sealed. A file that is archived
-//! meanwhile is found by its inode and name, and copied once.
+//! An event acknowledged before step 2 is in a segment sealed before step 6, or in the active file of
+//! step 5, because a segment is created only after the one before it was sealed. A file that is
+//! archived meanwhile is recognised by its inode and name, and copied once.
+//!
+//! # Failure
+//! `DIR.part` is removed and the error is returned; `DIR` never exists incomplete.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -41,7 +44,7 @@ use crate::shutdown::Shutdown;
 use crate::store::{Copied, DATABASE_FILE, copy_database, read_kept};
 use crate::timestamp;
 
-/// Copies `data_dir` to the new directory `to`. `on_progress` gets the bytes copied and to copy.
+/// Copies `data_dir` to the new directory `to`. `on_progress` gets the bytes copied and the total.
 pub(crate) fn create(
     data_dir: &Path,
     to: &Path,
@@ -50,7 +53,7 @@ pub(crate) fn create(
 ) -> anyhow::Result<Manifest> {
     if !data_dir.is_dir() {
         bail!(
-            "there is no data directory {}; --data-dir says where",
+            "there is no data directory {}; name one with --data-dir",
             data_dir.display()
         );
     }
@@ -60,7 +63,7 @@ pub(crate) fn create(
     let part = Part::begin(to)?;
     let created = timestamp::rfc3339_seconds(SystemTime::now());
     let _stays =
-        DirHold::share(data_dir).with_context(|| format!("cannot hold {}", data_dir.display()))?;
+        DirHold::share(data_dir).with_context(|| format!("cannot lock {}", data_dir.display()))?;
     let Some(directory) = Directory::read(&RealDisk, data_dir)
         .with_context(|| format!("cannot read {}", data_dir.join(DIRECTORY_FILE).display()))?
     else {
@@ -88,14 +91,17 @@ pub(crate) fn create(
     Ok(manifest)
 }
 
-/// `DIR` must be new, and none of the data directory's own.
+/// Fails if `to` exists or lies in the data directory.
 fn refuse_place(data_dir: &Path, to: &Path) -> anyhow::Result<()> {
     if fs::symlink_metadata(to).is_ok() {
-        let reason = format!("{} exists already; name a new directory", to.display());
+        let reason = format!(
+            "cannot create {}: it exists already; name a new directory",
+            to.display()
+        );
         return Err(UsageError::new(reason).into());
     }
     if to.file_name().is_none() {
-        let reason = format!("{} is no name of a new directory", to.display());
+        let reason = format!("cannot create {}: not a directory name", to.display());
         return Err(UsageError::new(reason).into());
     }
     let home = data_dir
@@ -106,7 +112,7 @@ fn refuse_place(data_dir: &Path, to: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot find the parent directory of {}", to.display()))?;
     if place.starts_with(&home) {
         let reason = format!(
-            "{} lies in the data directory {}; name a directory outside it",
+            "cannot create {}: it lies in the data directory {}; name a directory outside it",
             to.display(),
             data_dir.display()
         );
@@ -115,11 +121,11 @@ fn refuse_place(data_dir: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `DIR.part`: removed again unless it is finished.
+/// `DIR.part`. Dropping it removes it, unless it was finished.
 struct Part {
     path: PathBuf,
     finished: bool,
-    /// Held until the end, so that a second backup does not take it for a left-over.
+    /// Held until the end, so that another backup does not remove the directory as left over.
     _lock: Lock,
 }
 
@@ -138,7 +144,7 @@ impl Part {
         })
     }
 
-    /// Gives it its name; it is complete and durable before.
+    /// Renames it. Its files are durable before.
     fn finish(mut self, to: &Path, manifest: &Manifest) -> anyhow::Result<()> {
         manifest
             .write(&self.path)
@@ -167,24 +173,24 @@ impl Drop for Part {
     }
 }
 
-/// Removes what a backup left that was killed.
+/// Removes what a killed backup left behind.
 fn remove_left_over(path: &Path) -> anyhow::Result<()> {
     if fs::symlink_metadata(path).is_err() {
         return Ok(());
     }
-    // Killed before it wrote anything: only an empty directory is removed like this.
+    // It was killed before it wrote anything. This removes an empty directory only.
     if fs::remove_dir(path).is_ok() {
         return Ok(());
     }
     let marker = path.join(UNFINISHED_FILE);
     if !exists(&marker)? {
         bail!(
-            "{} exists and is not an unfinished backup; move it away",
+            "cannot use {}: it exists and is not an incomplete backup; move it away",
             path.display()
         );
     }
     let _ended = Lock::take(&marker)?;
-    tracing::info!("removing {}, an unfinished backup", path.display());
+    tracing::info!("removing {}, an incomplete backup", path.display());
     fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
@@ -196,11 +202,11 @@ struct Copy<'c> {
     manifest: Manifest,
     bytes: u64,
     bytes_total: u64,
-    /// What is copied, by the source's inode and name.
+    /// Copied files, by inode and name of the source.
     known: HashMap<(Identity, OsString), PathBuf>,
-    /// Sources that are no regular files.
+    /// Sources that are not regular files.
     skipped: BTreeSet<PathBuf>,
-    /// Directories that were created in the backup.
+    /// Directories created in the backup.
     dirs: BTreeSet<PathBuf>,
 }
 
@@ -210,7 +216,7 @@ impl Copy<'_> {
         let before = self.read_directory()?;
         let catalog = self.list()?;
         self.bytes_total = self.bytes + self.size_of(&catalog);
-        // What was moved meanwhile is in the next listing.
+        // A file that was moved meanwhile is in the next listing.
         self.sealed(&catalog, u64::MAX)?;
         let active = self.active(&before)?.unwrap_or(u64::MAX);
         loop {
@@ -250,7 +256,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// The entry of a file that was written into the backup, and is synced here.
+    /// The manifest entry of a file in the backup. Syncs the file.
     fn entry_of(&self, relative: &Path) -> anyhow::Result<Entry> {
         let path = self.part.join(relative);
         let read = || -> io::Result<Entry> {
@@ -269,7 +275,10 @@ impl Copy<'_> {
             .with_context(|| format!("cannot read {}", path.display()))?;
         match directory {
             Some(directory) if directory.id == self.manifest.directory => Ok(directory),
-            _ => bail!("{} changed during the backup; try again", path.display()),
+            _ => bail!(
+                "cannot back up {}: it changed meanwhile; try again",
+                path.display()
+            ),
         }
     }
 
@@ -290,7 +299,7 @@ impl Copy<'_> {
     }
 
     /// Copies the sealed files outside the quarantine: imported ones, and native ones with a number
-    /// below `end`. Whether one was moved away before it could be opened.
+    /// below `end`. Returns whether one was moved before it could be opened.
     fn sealed(&mut self, catalog: &Catalog, end: u64) -> anyhow::Result<bool> {
         let mut moved = false;
         for found in catalog.sealed.values().flatten() {
@@ -302,7 +311,7 @@ impl Copy<'_> {
         Ok(moved)
     }
 
-    /// Copies one file; false if it is not there any more.
+    /// Copies one file; false if it no longer exists.
     fn file(&mut self, path: &Path) -> anyhow::Result<bool> {
         let context = || format!("cannot copy {}", path.display());
         let name = path.file_name().unwrap_or_default().to_owned();
@@ -315,7 +324,7 @@ impl Copy<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) if Unusable::is_reason_of(&error) => {
                 if self.skipped.insert(path.to_owned()) {
-                    tracing::warn!("not backed up: {}: {error}", path.display());
+                    tracing::warn!("skipped {}: {error}", path.display());
                 }
                 return Ok(true);
             }
@@ -330,7 +339,7 @@ impl Copy<'_> {
         Ok(true)
     }
 
-    /// Copies the active file up to its last line end. Its number, unless nothing is in it.
+    /// Copies the active file up to its last line end. Returns its number, or `None` if it is empty.
     fn active(&mut self, directory: &Directory) -> anyhow::Result<Option<u64>> {
         let path = self.data_dir.join(ACTIVE_FILE);
         let context = || format!("cannot copy {}", path.display());
@@ -346,7 +355,7 @@ impl Copy<'_> {
         let label = read_label(&*file).with_context(context)?;
         let Some(label) = label.filter(|label| label.tag.directory == directory.tag()) else {
             bail!(
-                "cannot back up {}: it was not written by this directory's server, so nothing says which segment it is; run `tallyline process --data-dir {}` while no server runs, which imports it or sets it aside",
+                "cannot back up {}: its first line does not belong to this data directory, so its segment is unknown; run `tallyline process --data-dir {}` while no server runs, which imports or quarantines it",
                 path.display(),
                 self.data_dir.display()
             );
@@ -358,7 +367,7 @@ impl Copy<'_> {
         };
         if let Some(entry) = self.manifest.files.iter().find(is_it) {
             tracing::warn!(
-                "not backed up: {} is a copy of segment {id}, which is sealed already: {}",
+                "skipped {}: it is a copy of segment {id}, which is sealed already: {}",
                 path.display(),
                 entry.path
             );
@@ -370,7 +379,7 @@ impl Copy<'_> {
         Ok(Some(label.number))
     }
 
-    /// Copies what was set aside.
+    /// Copies the files in the quarantine.
     fn quarantine(&mut self) -> anyhow::Result<()> {
         for path in manifest::files_below(&self.data_dir.join(QUARANTINE_DIR))? {
             self.file(&path)?;
@@ -378,8 +387,8 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Writes the backup's `directory.json`. A number that was given to a segment with events is not
-    /// given again, whether or not its file is there.
+    /// Writes the backup's `directory.json`. The number of a segment that had events is not used
+    /// again, even if its file no longer exists.
     fn name_next(&mut self, before: &Directory) -> anyhow::Result<()> {
         let tag = directory_tag(self.manifest.directory);
         let copied = Catalog::scan(&RealDisk, self.part, tag)
@@ -400,7 +409,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Copies the first `end` bytes of an open file into the backup and lists the copy.
+    /// Copies the first `end` bytes of an open file into the backup and adds it to the manifest.
     fn copy(&mut self, from: &dyn DiskFile, end: u64, relative: &Path) -> anyhow::Result<()> {
         let target = self.part.join(relative);
         self.make_dirs(parent(&target))?;
@@ -415,7 +424,7 @@ impl Copy<'_> {
             let want = usize::try_from(end - at).unwrap_or(BLOCK).min(BLOCK);
             let count = from.read_at(&mut block[..want], at)?;
             if count == 0 {
-                bail!("it was cut to {at} bytes while it was read; try again");
+                bail!("cannot read past byte {at}: it was truncated meanwhile; try again");
             }
             to.write_all_at(&block[..count], at)?;
             hasher.update(&block[..count]);

@@ -1,6 +1,6 @@
-//! `manifest.json`: what a backup holds, so that a damaged or incomplete one is noticed.
+//! `manifest.json`: the list of a backup's files, to detect damaged and missing ones.
 //!
-//! It is written last, and every field that a restore relies on is checked against the files.
+//! It is written last. Every field that a restore uses is checked against the files.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,46 +16,45 @@ use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{APPLIED_DIR, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
 use crate::store::DATABASE_FILE;
 
-/// The version of the format that this program writes, and the highest that it reads.
+/// Version of the format. Other versions are not read.
 const FORMAT: u32 = 1;
 
-/// What a backup holds.
+/// The content of a manifest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
-    /// Tells a manifest of ours from any other file of that name, and its version.
+    /// Version of the format. The field also identifies the file as a manifest.
     pub(crate) tallyline_backup: u32,
     /// The UUID of the data directory.
     pub(crate) directory: Uuid,
-    /// When the backup began.
+    /// Time at which the backup began, as RFC 3339.
     pub(crate) created: String,
-    /// The version of the program that made it.
+    /// Version of the program that made the backup.
     pub(crate) program: String,
-    /// The database; `None` where there was none.
+    /// The database; `None` if there was none.
     pub(crate) database: Option<Entry>,
-    /// All other files.
+    /// All other files except the manifest.
     pub(crate) files: Vec<Entry>,
 }
 
 /// One file of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    /// Below the backup, with `/`.
+    /// Path relative to the backup, with `/`.
     pub(crate) path: String,
-    /// The identity of the segment that it is, if it is one: `events-000042` or the name of an
-    /// imported file.
+    /// For a segment: `events-000042`, or the name of an imported file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) segment: Option<String>,
-    /// The tag of a native segment.
+    /// For a native segment: its tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tag: Option<String>,
-    /// Length.
+    /// Length in bytes.
     pub(crate) bytes: u64,
-    /// CRC-32 of the content, 8 hex digits.
+    /// CRC-32 of the content, as 8 hex digits.
     pub(crate) crc32: String,
 }
 
 impl Entry {
-    /// The entry for a file of that length and checksum.
+    /// An entry for the file at `path` of the data directory `directory`.
     pub(crate) fn new(path: &Path, directory: Uuid, bytes: u64, crc32: u32) -> Self {
         let path = path.to_string_lossy().into_owned();
         let (segment, tag) = identity(&path, directory);
@@ -68,7 +67,7 @@ impl Entry {
         }
     }
 
-    /// The checksum.
+    /// The checksum; `None` if the text is malformed.
     pub(crate) fn checksum(&self) -> Option<u32> {
         u32::from_str_radix(&self.crc32, 16).ok()
     }
@@ -81,7 +80,7 @@ impl Entry {
         self.path.split('/').next() == Some(QUARANTINE_DIR)
     }
 
-    /// Whether the path may lie in a data directory: nothing is written anywhere else.
+    /// Whether the path is one that a data directory can contain. A restore writes no others.
     fn is_allowed(&self) -> bool {
         let path = Path::new(&self.path);
         let plain = path
@@ -100,7 +99,7 @@ impl Entry {
     }
 }
 
-/// What a path says of the segment that it is.
+/// Segment and tag that a path stands for.
 fn identity(path: &str, directory: Uuid) -> (Option<String>, Option<String>) {
     let name = path.rsplit('/').next().unwrap_or(path);
     match SegmentId::of_file(name, directory_tag(directory)) {
@@ -121,19 +120,19 @@ impl Manifest {
         }
     }
 
-    /// Reads the manifest of the backup `dir`.
+    /// Reads and checks the manifest of the backup `dir`.
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(MANIFEST_FILE);
         let text = match disk::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
-                "{} is not a backup: it has no {MANIFEST_FILE}",
+                "cannot restore {}: it is not a backup, because it has no {MANIFEST_FILE}",
                 dir.display()
             ),
             text => text.with_context(|| format!("cannot read {}", path.display()))?,
         };
         let malformed = || {
             format!(
-                "cannot read {}: malformed; use another backup",
+                "cannot read {}: malformed manifest; use another backup",
                 path.display()
             )
         };
@@ -143,20 +142,24 @@ impl Manifest {
             .and_then(serde_json::Value::as_u64)
         else {
             bail!(
-                "{} is not the manifest of a tallyline backup",
+                "cannot read {}: it is not the manifest of a tallyline backup",
                 path.display()
             );
         };
         if format != u64::from(FORMAT) {
             bail!(
-                "cannot read {}: its format is {format}, and this program reads format {FORMAT} only; use the version that made it",
+                "cannot read {}: unsupported format {format}, this program reads format {FORMAT}; use the version that made it",
                 path.display()
             );
         }
         let manifest: Self = serde_json::from_value(value).with_context(malformed)?;
         for entry in manifest.all() {
             if !entry.is_allowed() {
-                bail!("{}: malformed path {:?}", path.display(), entry.path);
+                bail!(
+                    "cannot read {}: malformed path {:?}",
+                    path.display(),
+                    entry.path
+                );
             }
         }
         Ok(manifest)
@@ -170,7 +173,7 @@ impl Manifest {
         })
     }
 
-    /// Every file, the database last.
+    /// All files, the database last.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Entry> {
         self.files.iter().chain(&self.database)
     }
@@ -180,14 +183,14 @@ impl Manifest {
     }
 }
 
-/// Whether a directory is a backup, to be restored and not to be used.
+/// Whether a directory is a backup, which can be restored but not used as a data directory.
 pub(crate) fn is_backup(dir: &Path) -> anyhow::Result<bool> {
     let path = dir.join(MANIFEST_FILE);
     match disk::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         text => {
             let text = text.with_context(|| format!("cannot read {}", path.display()))?;
-            // Damaged or not: what begins like one of ours is one of ours.
+            // A damaged manifest counts too, if it begins like one.
             let head = &text[..text.len().min(256)];
             Ok(String::from_utf8_lossy(head).contains("\"tallyline_backup\""))
         }
@@ -196,15 +199,14 @@ pub(crate) fn is_backup(dir: &Path) -> anyhow::Result<bool> {
 
 /// What is wrong with a backup's files.
 pub(crate) enum Fault {
-    /// A file is missing, or not what the manifest says.
+    /// A file is missing, or differs from the manifest.
     Damaged(String),
     /// A file that the manifest does not list.
     Extra(String),
 }
 
-/// Checks a directory against its manifest, if it has one: each file that is missing, damaged or not
-/// listed is given to `on_fault`. `None` for a directory that is no backup; else whether it holds a
-/// database.
+/// Checks a directory against its manifest. Calls `on_fault` for each file that is missing, damaged or
+/// not listed. Returns `None` if the directory is not a backup, else whether it has a database.
 pub fn check(
     dir: &Path,
     on_fault: &mut dyn FnMut(String),
@@ -215,7 +217,7 @@ pub fn check(
     }
     let manifest = Manifest::read(dir)?;
     let mut faults = |fault| match fault {
-        Fault::Damaged(words) | Fault::Extra(words) => on_fault(words),
+        Fault::Damaged(detail) | Fault::Extra(detail) => on_fault(detail),
     };
     check_files(&manifest, dir, &mut faults, on_progress)?;
     Ok(Some(manifest.database.is_some()))
@@ -238,8 +240,8 @@ pub(crate) fn check_files(
                 entry.path
             )));
         }
-        if let Some(words) = fault_of(entry, dir, manifest.directory)? {
-            on_fault(Fault::Damaged(words));
+        if let Some(detail) = fault_of(entry, dir, manifest.directory)? {
+            on_fault(Fault::Damaged(detail));
         }
         bytes += entry.bytes;
         on_progress(bytes, bytes_total);
@@ -247,12 +249,12 @@ pub(crate) fn check_files(
     match Directory::read(&RealDisk, dir) {
         Ok(Some(found)) if found.id == manifest.directory => {}
         Ok(Some(found)) => on_fault(Fault::Damaged(format!(
-            "{} is of the data directory {}, but {MANIFEST_FILE} says {}",
+            "{} belongs to the data directory {}, but {MANIFEST_FILE} says {}",
             dir.join(DIRECTORY_FILE).display(),
             found.id,
             manifest.directory
         ))),
-        // Named above, if it is listed.
+        // Reported above if it is listed.
         Ok(None) | Err(_) if listed.contains(DIRECTORY_FILE) => {}
         Ok(None) | Err(_) => on_fault(Fault::Damaged(format!(
             "{} does not list {DIRECTORY_FILE}",
@@ -277,7 +279,7 @@ fn fault_of(entry: &Entry, dir: &Path, directory: Uuid) -> anyhow::Result<Option
     let shown = path.display();
     if identity(&entry.path, directory) != (entry.segment.clone(), entry.tag.clone()) {
         return Ok(Some(format!(
-            "{}: the segment of {} is not what its name says",
+            "{}: the segment of {} does not match its name",
             dir.join(MANIFEST_FILE).display(),
             entry.path
         )));
@@ -297,15 +299,16 @@ fn fault_of(entry: &Entry, dir: &Path, directory: Uuid) -> anyhow::Result<Option
                 entry.bytes
             )));
         }
-        Ok((checksum(&*file, size)? != entry.checksum())
-            .then(|| format!("{shown} is damaged: its checksum is not what {MANIFEST_FILE} says")))
+        Ok((checksum(&*file, size)? != entry.checksum()).then(|| {
+            format!("{shown} is damaged: its checksum differs from that in {MANIFEST_FILE}")
+        }))
     };
     let found = read();
     file.release_cache(entry.bytes);
     found.with_context(|| format!("cannot read {shown}"))
 }
 
-/// Every file of a directory and below, in no order.
+/// All files of a directory and its subdirectories, in no particular order.
 pub(crate) fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut dirs = vec![dir.to_owned()];

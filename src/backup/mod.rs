@@ -1,19 +1,19 @@
-//! `tallyline backup` and `tallyline restore`: a data directory copied as a whole, and put back.
+//! `tallyline backup` and `tallyline restore`: copies of a whole data directory.
 //!
-//! # What a backup is
-//! A data directory of its own: the database as of one moment, every segment, and the active one up
-//! to its last whole line under a sealed name. `manifest.json` lists each file with its length and
-//! checksum. Events that were acknowledged before the backup began are in it; of later ones, some.
+//! # Backup
+//! A backup has the layout of a data directory: the database as of one moment, all segments, and the
+//! active one, up to its last complete line, under a sealed name. `manifest.json` lists each file with
+//! its length and checksum. All events that were acknowledged before the backup began are in it; later
+//! ones may be.
 //!
-//! The database is copied first, so the files know all that the database knows, and more. What is
-//! more is applied after a restore, as after a crash. Lines that were written but not yet
-//! acknowledged when the active file was copied may be in the backup, as they may be in the file
-//! after a power cut.
+//! The database is copied first, so the files hold all events that it has counted. The other events
+//! are applied after a restore, as after a crash. Lines that were written but not yet acknowledged when
+//! the active file was copied may be in the backup, as they may be in the file after a power failure.
 //!
-//! # What a restore does
-//! See [`restore`]. Whatever is in the target directory, its totals are exact afterwards, or nothing
-//! is changed and the reason is named. While a restore is unfinished, `restore.json` lies in the
-//! directory, and nothing else uses it.
+//! # Restore
+//! See [`restore`]. Either the totals are exact afterwards, or nothing is changed and the error says
+//! why. While a restore is incomplete, `restore.json` is in the directory, and other commands refuse to
+//! use it.
 
 mod create;
 mod manifest;
@@ -30,22 +30,22 @@ pub use self::manifest::check;
 pub(crate) use self::restore::restore;
 use crate::data_dir::disk::{Disk as _, DiskFile, RealDisk};
 
-/// The list of a backup's files, in the backup.
+/// Name of the list of files in a backup.
 pub const MANIFEST_FILE: &str = "manifest.json";
-/// Lies in a data directory while a restore of it is unfinished.
+/// Name of the marker of an incomplete restore, in the data directory.
 pub const RESTORE_FILE: &str = "restore.json";
-/// Lies in a backup that is being made, and is locked by the process that makes it.
+/// Name of the marker of an incomplete backup, locked by the process that makes it.
 const UNFINISHED_FILE: &str = ".tallyline-backup";
-/// How much of a file is read at once.
+/// Number of bytes read at once.
 const BLOCK: usize = 1 << 20;
 
-/// Refuses a data directory of which a restore is unfinished.
+/// Fails if a restore of the data directory is incomplete.
 pub fn refuse_unfinished(data_dir: &Path) -> anyhow::Result<()> {
     if !exists(&data_dir.join(RESTORE_FILE))? {
         return Ok(());
     }
     bail!(
-        "{} is only partly restored ({RESTORE_FILE} lies in it); finish it: run `tallyline restore {} --data-dir {}`",
+        "cannot use {}: its restore is incomplete ({RESTORE_FILE} exists); to complete it, run `tallyline restore {} --data-dir {}`",
         data_dir.display(),
         restore::backup_named_in(data_dir)
             .as_deref()
@@ -54,11 +54,11 @@ pub fn refuse_unfinished(data_dir: &Path) -> anyhow::Result<()> {
     );
 }
 
-/// Refuses to change a backup: it would no longer be what its manifest says.
+/// Fails if the data directory is a backup. Using it would invalidate its manifest.
 pub fn refuse_backup(data_dir: &Path) -> anyhow::Result<()> {
     if manifest::is_backup(data_dir)? {
         bail!(
-            "{} is a backup; restore it to a directory of its own: `tallyline restore {} --data-dir NEW`",
+            "cannot use {}: it is a backup; restore it to another directory: `tallyline restore {} --data-dir NEW`",
             data_dir.display(),
             data_dir.display()
         );
@@ -68,10 +68,10 @@ pub fn refuse_backup(data_dir: &Path) -> anyhow::Result<()> {
 
 fn exists(path: &Path) -> anyhow::Result<bool> {
     path.try_exists()
-        .with_context(|| format!("cannot look at {}", path.display()))
+        .with_context(|| format!("cannot read metadata of {}", path.display()))
 }
 
-/// CRC-32 of the first `length` bytes; `None` where the file ends before.
+/// CRC-32 of the first `length` bytes; `None` if the file is shorter.
 fn checksum(file: &dyn DiskFile, length: u64) -> io::Result<Option<u32>> {
     let mut hasher = crc32fast::Hasher::new();
     let mut block = vec![0; BLOCK];
@@ -89,7 +89,7 @@ fn checksum(file: &dyn DiskFile, length: u64) -> io::Result<Option<u32>> {
     Ok(Some(hasher.finalize()))
 }
 
-/// Syncs the directory that a path lies in.
+/// Syncs the parent directory of a path.
 fn sync_parent(path: &Path) -> anyhow::Result<()> {
     let parent = parent(path);
     RealDisk

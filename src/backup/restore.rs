@@ -1,22 +1,22 @@
-//! Putting a backup back.
+//! Restores a backup.
 //!
 //! Both locks of the target are held. The backup is checked against its manifest, and the target
-//! against the backup (see [`target`](super::target)): whatever is refused is refused before anything
-//! is changed. Then, in steps that can each be done again:
+//! against the backup (see [`target`](super::target)); all errors in them are reported before anything
+//! is changed. Then these steps follow, each of which can be repeated:
 //!
-//! 1. `restore.json`: from here on nothing else uses the directory until the restore is finished.
+//! 1. `restore.json` is written. Other commands refuse to use the directory until it is removed.
 //! 2. A target without `directory.json` gets the backup's.
-//! 3. Files that are the beginning of one in the backup are moved to `quarantine/`: the backup's is
-//!    added in their place. All of their bytes are in it.
+//! 3. Files whose content is the beginning of a longer file in the backup are moved to `quarantine/`.
+//!    Step 5 adds the backup's file in their place.
 //! 4. The active file is sealed, under the label of the directory in which it was written. In a
-//!    target with another UUID, its segments are imported files from then on, and count once.
-//! 5. Missing files are added; none is replaced.
-//! 6. The old database is moved to `quarantine/`, with its `-wal`, and the backup's put in place.
-//! 7. `directory.json`: the backup's UUID, and the number after the highest.
+//!    target with another UUID, its segments become imported files and count once.
+//! 5. Missing files are added; no file is replaced.
+//! 6. The old database is moved to `quarantine/` with its `-wal`, and the backup's is copied.
+//! 7. `directory.json` is written: the backup's UUID, and the number after the highest.
 //! 8. `restore.json` is removed.
 //!
-//! The database knows a subset of the files then, as after a crash, and the next start applies the
-//! rest. What only the old database knew was refused before.
+//! Then the database has counted a subset of the events in the files, as after a crash, and the next
+//! start applies the others. A target with events that only its old database has counted is an error.
 
 use std::fs;
 use std::io;
@@ -39,25 +39,25 @@ use crate::processor;
 use crate::store::DATABASE_FILE;
 use crate::timestamp;
 
-/// What a restore did.
+/// The result of a restore.
 #[derive(Debug, Default)]
 pub(crate) struct Restored {
-    /// Files added, the database not counted.
+    /// Number of files added, without the database.
     pub(crate) added: u64,
-    /// Segments of the backup that were there.
+    /// Number of segments of the backup that the target already had.
     pub(crate) present: u64,
-    /// Where the old database is now.
+    /// Path of the old database in the quarantine; `None` if there was none.
     pub(crate) old_database: Option<PathBuf>,
 }
 
-/// `restore.json`.
+/// The content of `restore.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Marker {
     backup: String,
     started: String,
 }
 
-/// The backup that an unfinished restore of this directory is from.
+/// The backup named in `restore.json`; `None` if it cannot be read.
 pub(crate) fn backup_named_in(data_dir: &Path) -> Option<String> {
     Some(read_marker(data_dir)?.backup)
 }
@@ -67,7 +67,7 @@ fn read_marker(data_dir: &Path) -> Option<Marker> {
     serde_json::from_slice(&text).ok()
 }
 
-/// Restores `backup` to `data_dir`. `on_progress` gets bytes checked or copied, and of how many.
+/// Restores `backup` to `data_dir`. `on_progress` gets the bytes checked or copied, and the total.
 pub(crate) fn restore(
     backup: &Path,
     data_dir: &Path,
@@ -85,10 +85,10 @@ pub(crate) fn restore(
     let _serve = Lock::take(&data_dir.join(SERVE_LOCK))?;
     let _process = Lock::take(&data_dir.join(PROCESS_LOCK))?;
     let held =
-        DirHold::alone(data_dir).with_context(|| format!("cannot hold {}", data_dir.display()))?;
+        DirHold::alone(data_dir).with_context(|| format!("cannot lock {}", data_dir.display()))?;
     let Some(_held) = held else {
         bail!(
-            "a `tallyline backup` or `tallyline verify` reads {}; try again once it is done",
+            "cannot lock {}: a `tallyline backup` or `tallyline verify` reads it; try again when it has ended",
             data_dir.display()
         );
     };
@@ -97,7 +97,7 @@ pub(crate) fn restore(
     for step in STEPS {
         step(&restore, &mut restored, on_progress).with_context(|| {
             format!(
-                "{} is only partly restored; run `tallyline restore` again once the cause is mended",
+                "the restore of {} is incomplete; correct the cause and run `tallyline restore` again",
                 data_dir.display()
             )
         })?;
@@ -118,7 +118,7 @@ fn refuse_place(backup: &Path, data_dir: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot find {}", to.display()))?;
     if to.starts_with(&from) {
         let reason = format!(
-            "{} lies in the backup {}; name a directory outside it",
+            "cannot restore to {}: it lies in the backup {}; name a directory outside it",
             data_dir.display(),
             backup.display()
         );
@@ -132,14 +132,14 @@ struct Restore {
     manifest: Manifest,
     data_dir: PathBuf,
     plan: Plan,
-    /// What `directory.json` of the backup says.
+    /// The content of the backup's `directory.json`.
     directory: Directory,
     started: String,
 }
 
 type Step = fn(&Restore, &mut Restored, &mut dyn FnMut(u64, u64)) -> anyhow::Result<()>;
 
-/// In this order; a restore that was killed after any of them is finished by all of them again.
+/// The steps in order. If a restore is killed after any of them, all are run again.
 const STEPS: [Step; 8] = [
     Restore::mark,
     Restore::adopt,
@@ -152,7 +152,7 @@ const STEPS: [Step; 8] = [
 ];
 
 impl Restore {
-    /// Checks all that can be refused; changes nothing.
+    /// Checks backup and target. Changes nothing.
     fn prepare(
         backup: &Path,
         manifest: Manifest,
@@ -161,13 +161,13 @@ impl Restore {
     ) -> anyhow::Result<Self> {
         let mut faults = Vec::new();
         let mut on_fault = |fault| match fault {
-            Fault::Damaged(words) => faults.push(words),
-            Fault::Extra(words) => tracing::warn!("not restored: {words}"),
+            Fault::Damaged(detail) => faults.push(detail),
+            Fault::Extra(fault) => tracing::warn!("not restored: {fault}"),
         };
         manifest::check_files(&manifest, backup, &mut on_fault, on_progress)?;
         if let [first, rest @ ..] = &faults[..] {
-            for words in &faults {
-                tracing::error!("{words}");
+            for fault in &faults {
+                tracing::error!("{fault}");
             }
             let more = match rest.len() {
                 0 => String::new(),
@@ -254,7 +254,7 @@ impl Restore {
             bytes += entry.bytes;
             on_progress(bytes, bytes_total);
             if fs::symlink_metadata(&target).is_ok() {
-                // In the quarantine; elsewhere it was compared.
+                // In the quarantine. All other files were compared.
                 continue;
             }
             make_dirs(&self.data_dir, parent(&target))?;
@@ -264,7 +264,7 @@ impl Restore {
         Ok(())
     }
 
-    /// Copies one file of the backup to its place, which is free; it is there whole or not at all.
+    /// Copies one file of the backup to its path, where no file exists. The copy appears complete.
     fn copy(&self, relative: &str, bytes: u64, crc: Option<u32>) -> anyhow::Result<()> {
         let (from, to) = (self.backup.join(relative), self.data_dir.join(relative));
         let context = || format!("cannot copy {} to {}", from.display(), to.display());
@@ -289,7 +289,7 @@ impl Restore {
         if self.is_database_in_place(&path)? {
             return Ok(());
         }
-        // The database first: without it, what is left of the others is read by nobody.
+        // The database first: without it, the other files are not read.
         for suffix in ["", "-wal", "-shm", "-journal"] {
             let old = with_suffix(&path, suffix);
             if fs::symlink_metadata(&old).is_ok() {
@@ -304,7 +304,7 @@ impl Restore {
         }
     }
 
-    /// Whether a restore that was cut short has put it there.
+    /// Whether an interrupted restore has already copied the database.
     fn is_database_in_place(&self, path: &Path) -> anyhow::Result<bool> {
         let Some(entry) = &self.manifest.database else {
             return Ok(false);
@@ -349,12 +349,12 @@ impl Restore {
             .with_context(|| format!("cannot remove {}", path.display()))
     }
 
-    /// When the restore began, as names have it.
+    /// The time at which the restore began, for file names.
     fn time(&self) -> String {
         self.started.replace(':', "-")
     }
 
-    /// Moves a file to `quarantine/`, replacing nothing; where it is now.
+    /// Moves a file to `quarantine/` without replacing any. Returns its new path.
     fn to_quarantine(&self, path: &Path, name: &str) -> anyhow::Result<PathBuf> {
         let quarantine = self.data_dir.join(QUARANTINE_DIR);
         let context = || format!("cannot move {} to {}", path.display(), quarantine.display());
@@ -381,7 +381,7 @@ impl Restore {
     }
 }
 
-/// Copies `bytes` bytes; their CRC-32.
+/// Copies `bytes` bytes and returns their CRC-32.
 fn copy_bytes(from: &dyn DiskFile, to: &dyn DiskFile, bytes: u64) -> io::Result<u32> {
     let mut hasher = crc32fast::Hasher::new();
     let mut block = vec![0; BLOCK];
@@ -400,7 +400,7 @@ fn copy_bytes(from: &dyn DiskFile, to: &dyn DiskFile, bytes: u64) -> io::Result<
     Ok(hasher.finalize())
 }
 
-/// Creates a directory of the data directory, and those above it, durably.
+/// Creates a directory in the data directory, and its parents, durably.
 fn make_dirs(data_dir: &Path, dir: &Path) -> anyhow::Result<()> {
     if dir == data_dir || exists(dir)? {
         return Ok(());
@@ -423,8 +423,8 @@ mod tests {
     use crate::store::read_checks;
     use crate::verify::{Target, verify};
 
-    /// Takes events of 1 each in batches that are sealed; `copy` gets the files as they are before the
-    /// server is stopped, the last two events in the active file.
+    /// Ingests events of 1 each, in batches that are sealed. `copy` gets the files before the server
+    /// is stopped, with the last two events in the active file.
     fn serve(data: &Path, batches: usize, copy: Option<&Path>) {
         let server = Server::start(&ServeConfig::at(data)).expect("it starts");
         let url = format!("http://{}", server.address());
@@ -446,7 +446,7 @@ mod tests {
         server.stop();
     }
 
-    /// All but the database and the locks.
+    /// Copies all files but the database and the locks.
     fn copy_tree(from: &Path, to: &Path) {
         for path in manifest::files_below(from).expect("listed") {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -472,8 +472,8 @@ mod tests {
 
     #[test]
     fn a_restore_stopped_after_any_step_is_finished_by_the_next() {
-        // Red if a step cannot be done again, is not covered by restore.json, or if what it left is
-        // taken for something else by the second run.
+        // Red if a step cannot be repeated, is not covered by restore.json, or leaves files that the
+        // second run takes for others.
         let scratch = tempfile::tempdir().expect("a directory");
         let at = |name: &str| scratch.path().join(name);
         serve(&at("own"), 3, Some(&at("older")));

@@ -1,6 +1,6 @@
-//! What lies in the directory that a backup is restored to, and how it relates to the backup.
+//! Compares the target directory of a restore with the backup.
 //!
-//! Read-only: everything that is refused is refused here, before anything is changed.
+//! Read-only. An error here means that nothing was changed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -19,31 +19,31 @@ use crate::data_dir::{
 };
 use crate::store::{DATABASE_FILE, Pruned, SegmentRow, SegmentState, read_directory, read_kept};
 
-/// What is to be done.
+/// What a restore has to do.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// Files of the backup that are missing in the target.
+    /// Files of the backup that the target lacks.
     pub(super) add: Vec<Entry>,
-    /// Files of the target that are the beginning of one in the backup: they are set aside.
+    /// Files of the target to move to the quarantine, because the backup has longer ones.
     pub(super) aside: Vec<PathBuf>,
-    /// Segments of the backup that are in the target already.
+    /// Number of segments of the backup that the target already has.
     pub(super) present: u64,
-    /// What `directory.json` of the target says; `None` where there is none, or it is malformed.
+    /// The target's `directory.json`; `None` if there is none, or if it is malformed.
     pub(super) directory: Option<Directory>,
 }
 
-/// How a file of the target relates to the backup's of the same identity.
+/// A file of the target compared with the backup's file of the same identity.
 #[derive(Debug, PartialEq, Eq)]
 enum Relation {
     Equal,
-    /// It begins with the backup's and goes on.
+    /// The backup's file is the beginning of it.
     Longer,
-    /// The backup's begins with it and goes on.
+    /// It is the beginning of the backup's file.
     Shorter,
     Other,
 }
 
-/// Works out what a restore has to do, or why it must not.
+/// Plans a restore, or says why it is not possible.
 pub(super) fn plan(backup: &Path, manifest: &Manifest, data_dir: &Path) -> anyhow::Result<Plan> {
     let tag = directory_tag(manifest.directory);
     let database = backup.join(DATABASE_FILE);
@@ -118,7 +118,7 @@ fn scan(data_dir: &Path, tag: DirectoryTag) -> anyhow::Result<Catalog> {
         .with_context(|| format!("cannot list {}", data_dir.display()))
 }
 
-/// The label, the path and the last line end of an active file that holds events and a label.
+/// Label, path and last line end of the active file; `None` if it has no events or no label.
 fn active(data_dir: &Path) -> anyhow::Result<Option<(Label, PathBuf, u64)>> {
     let path = data_dir.join(ACTIVE_FILE);
     let file = match RealDisk.open_read(&path) {
@@ -136,22 +136,21 @@ struct Target<'t> {
     backup: &'t Path,
     manifest: &'t Manifest,
     data_dir: &'t Path,
-    /// The backup's rows of native segments.
+    /// Rows of native segments in the backup's database.
     rows: HashMap<u64, &'t SegmentRow>,
-    /// Paths of the backup whose content is in the target.
+    /// Paths of the backup whose content the target has.
     here: BTreeSet<String>,
     plan: Plan,
 }
 
 impl Target<'_> {
-    /// Entries outside the quarantine.
+    /// The entries outside the quarantine.
     fn entries(&self) -> impl Iterator<Item = &Entry> + use<'_> {
         let entries = self.manifest.files.iter();
         entries.filter(|entry| !entry.is_in_quarantine() && entry.segment.is_some())
     }
 
-    /// A file of the target that is a native segment of the backup's directory. `end`: only so much of
-    /// it counts.
+    /// Compares a native segment of the backup's directory. `end`: only the bytes before it count.
     fn native(&mut self, label: Label, path: &Path, end: Option<u64>) -> anyhow::Result<()> {
         let id = SegmentId::Native(label.number);
         let row = self.rows.get(&label.number).copied();
@@ -166,7 +165,7 @@ impl Target<'_> {
             let tag: Option<Tag> = entry.tag.as_deref().and_then(|tag| tag.parse().ok());
             if tag != Some(label.tag) {
                 bail!(
-                    "cannot restore to {}: {} and {} are different segments of number {}. Both copies of the directory went on after they parted. {CURE}",
+                    "cannot restore to {}: {} and {} are different segments of number {}. Both copies of the directory were used after they diverged. {CURE}",
                     self.data_dir.display(),
                     path.display(),
                     other.display(),
@@ -192,7 +191,7 @@ impl Target<'_> {
         }
         if let Some(other) = row.and_then(|row| row.tag).filter(|tag| *tag != label.tag) {
             bail!(
-                "cannot restore to {}: {} is segment {} with tag {}, but the backup's database {} knows that number as {other}. Both copies of the directory went on after they parted. {CURE}",
+                "cannot restore to {}: {} is segment {} with tag {}, but in the backup's database {} that number has tag {other}. Both copies of the directory were used after they diverged. {CURE}",
                 self.data_dir.display(),
                 path.display(),
                 label.number,
@@ -203,7 +202,7 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// A file of the target that counts by its name.
+    /// Compares a file of the target that is identified by its name.
     fn imported(&mut self, found: &Found) -> anyhow::Result<()> {
         let path = &found.path;
         let name = found.id.to_string();
@@ -216,7 +215,7 @@ impl Target<'_> {
             let other = self.backup.join(&entry.path);
             if relation(path, None, &other, entry)? != Relation::Equal {
                 bail!(
-                    "cannot restore to {}: {} and {} have one name and different contents. Move the first away; if its events are to count, run `tallyline process FILE` with it under another name",
+                    "cannot restore to {}: {} and {} have the same name and different contents. Move the first away; to count its events, run `tallyline process FILE` with it under another name",
                     self.data_dir.display(),
                     path.display(),
                     other.display()
@@ -233,13 +232,13 @@ impl Target<'_> {
         }
     }
 
-    /// A segment under a name that is not its own here: the backup must not hold it under another
-    /// name, or it would count twice.
+    /// Checks a segment whose name is not its native one. If the backup had it under another name, its
+    /// events would count twice.
     fn foreign(&self, label: Label, path: &Path) -> anyhow::Result<()> {
         let tag = directory_tag(self.manifest.directory);
         if label.tag.directory == tag {
             bail!(
-                "cannot restore to {}: {} says in its first line that it is segment {} of the backup's own directory, and it would count a second time under its name. Move it away; if the backup does not hold its events, run `tallyline process FILE` with it afterwards",
+                "cannot restore to {}: according to its first line, {} is segment {} of the backup's own directory, and it would count twice under its name. Move it away; if the backup lacks its events, run `tallyline process FILE` with it afterwards",
                 self.data_dir.display(),
                 path.display(),
                 label.number
@@ -260,8 +259,8 @@ impl Target<'_> {
     }
 }
 
-/// What a person can do about two segments of one number.
-const CURE: &str = "Nothing was changed. Move the file in the target away and restore again; if its events are to count, run `tallyline process FILE` with it afterwards, or restore to a new directory";
+/// Advice about two segments of one number.
+const CURE: &str = "Nothing was changed. Move the file in the target away and restore again; to count its events, run `tallyline process FILE` with it afterwards, or restore to a new directory";
 
 fn name_of(path: &Path) -> &str {
     path.file_name()
@@ -305,8 +304,8 @@ fn relation(
     read().with_context(|| format!("cannot compare {} and {}", path.display(), other.display()))
 }
 
-/// Refuses where events are counted in the target's database and nowhere else: in segments that were
-/// pruned after the backup, or whose files are gone. A database that cannot be read says nothing.
+/// Fails if the target's database has counted events that no file has: those of segments that were
+/// pruned after the backup, or whose files are missing. Does nothing if the database cannot be read.
 fn lost_with_database(
     manifest: &Manifest,
     backup: (&[SegmentRow], &Pruned),
@@ -375,7 +374,7 @@ fn lost_with_database(
         return Ok(());
     };
     bail!(
-        "cannot restore to {}: events of {} ({}{first}) are counted in {}, which would be replaced, and are in no file here or in the backup. To give them up, move that database away and restore again",
+        "cannot restore to {}: events of {} ({}{first}) are counted in {}, which would be replaced, and no file here or in the backup has them. To discard them, move that database away and restore again",
         data_dir.display(),
         crate::cli::output::counted(gone.len() as u64, "segment"),
         if gone.len() > 1 { "the first is " } else { "" },

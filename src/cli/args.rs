@@ -1,8 +1,8 @@
-//! The command line: the flags and nothing else.
+//! The command line: flags only.
 //!
-//! What the flags mean together, their bounds and their defaults is decided in
-//! [`config`](crate::cli::config). A flag left out is looked for in the environment (`TALLYLINE_` and
-//! the flag's name); `serve` then looks into its config file.
+//! [`config`](crate::cli::config) checks the flags against each other, applies bounds and fills in
+//! defaults. A flag that is not given is read from the environment (`TALLYLINE_` and the flag's
+//! name), then, for `serve`, from the config file.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
@@ -14,21 +14,21 @@ use uuid::Uuid;
 
 use crate::cli::{Size, Span};
 
-/// The whole command line.
+/// The command line of every subcommand.
 #[derive(Debug, Parser)]
 #[command(name = "tallyline", version, propagate_version = true)]
-#[command(about = "Takes revenue events over HTTP, keeps them in JSON Lines files, and keeps exact per-user totals", long_about = None)]
+#[command(about = "Ingests revenue events over HTTP, stores them in JSON Lines files, and keeps exact per-user totals", long_about = None)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "\
 Examples:
-  tallyline demo                                the whole path on a sample, in one go
-  tallyline serve                               take events on http://127.0.0.1:8000
-  tallyline send events.jsonl                   send a file to it
-  tallyline query user1                         one user's total, out of the database
+  tallyline demo                                run everything once on a sample
+  tallyline serve                               ingest events on http://127.0.0.1:8000
+  tallyline send events.jsonl                   send a file to the server
+  tallyline query user1                         show one user's total from the database
   tallyline generate --events 1000000 | tallyline send -
 
 Exit codes: 0 done; 1 failed; 2 usage; 3 done, but events were refused or lines rejected.
-A flag left out is read from the environment: --data-dir from TALLYLINE_DATA_DIR, and so on.")]
+A flag that is not given is read from the environment: --data-dir from TALLYLINE_DATA_DIR, etc.")]
 pub struct Cli {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at the type")]
@@ -39,8 +39,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// The command line of this process. Where it can't be understood, or asks for help, the words
-    /// are shown and the process ends.
+    /// Parses the command line of this process. On `--help`, or if it is invalid, this prints the
+    /// help or the error and exits.
     pub fn of_this_process() -> Self {
         for (old, name) in RENAMED {
             let [old, name] = [old, name].map(variable_of);
@@ -55,7 +55,7 @@ impl Cli {
     }
 }
 
-/// Flags of earlier versions and their names today.
+/// Flags that were renamed: the former and the current name.
 const RENAMED: [(&str, &str); 5] = [
     ("--flush-every", "--flush-interval"),
     ("--keep-ids", "--dedup-window"),
@@ -64,19 +64,19 @@ const RENAMED: [(&str, &str); 5] = [
     ("--rotate-every", "--rotate-interval"),
 ];
 
-/// The variable of a flag: `TALLYLINE_DATA_DIR` of `--data-dir`.
+/// The environment variable of a flag: `TALLYLINE_DATA_DIR` for `--data-dir`.
 fn variable_of(flag: &str) -> String {
     format!("TALLYLINE{}", &flag[1..].replace('-', "_").to_uppercase())
 }
 
-/// Today's name of a flag or config key of an earlier version, which is written without dashes.
+/// The current name of a renamed flag or config key. Both are written without dashes in front.
 pub(crate) fn renamed(key: &str) -> Option<&'static str> {
     let (_, name) = RENAMED.iter().find(|(old, _)| &old[2..] == key)?;
     Some(&name[2..])
 }
 
-/// "Did you mean" names a renamed flag by its new name, and a command by its name, whichever of its
-/// aliases came nearest.
+/// Corrects the suggestion of an error: a renamed flag gets its current name, and an alias of a
+/// command the command's own name.
 fn with_todays_names(mut error: clap::Error) -> clap::Error {
     let renamed = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(given)) => RENAMED.iter().find(|(old, _)| old == given),
@@ -104,17 +104,17 @@ fn with_todays_names(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// What goes to stderr, for every command.
+/// How much every command logs to stderr, and in which format.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LoggingArgs {
-    /// Say more on stderr; twice for every step
+    /// Log more to stderr; give it twice to log every step
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
-    /// Say only what went wrong; no progress bar, no summary of what went well
+    /// Log errors only; no progress bar, and no summary on success
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// How log lines on stderr look: text, or json for machines
+    /// Format of log lines on stderr: text or JSON
     #[arg(
         long,
         global = true,
@@ -126,68 +126,68 @@ pub struct LoggingArgs {
     pub log_format: LogFormat,
 }
 
-/// The look of a log line.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text.
     #[default]
     Text,
-    /// One JSON object a line, for machines.
+    /// One JSON object a line.
     Json,
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve, send a sample through the real client, show the totals
+    /// Start a server, send a sample to it and show the totals
     Demo(DemoArgs),
-    /// Take events over HTTP, keep them in files, apply them to the database
+    /// Ingest events over HTTP, store them in files, apply them to the database
     #[command(alias = "server")]
     Serve(Box<ServeArgs>),
-    /// Send a file or stdin of events to a server
+    /// Send events from a file or stdin to a server
     #[command(alias = "client")]
     Send(Box<SendArgs>),
-    /// Apply every file of a data directory to the database, then exit
+    /// Apply all unapplied files of a data directory to the database, then exit
     #[command(alias = "processor")]
     Process(ProcessArgs),
-    /// Recount from the files and compare with the database
+    /// Recount the events in the files and compare the result with the database
     Verify(VerifyArgs),
-    /// Copy a data directory, also beside a running server
+    /// Copy a data directory; the server may be running
     Backup(BackupArgs),
-    /// Put a backup back into a data directory; the server must be stopped
+    /// Restore a backup into a data directory; the server must be stopped
     Restore(RestoreArgs),
-    /// Show totals, read from the database
+    /// Show totals from the database
     Query(QueryArgs),
-    /// Write a workload of made-up events to stdout
+    /// Write generated events to stdout
     Generate(GenerateArgs),
-    /// Write the completion script for a shell to stdout
+    /// Write a shell completion script to stdout
     Completions(CompletionsArgs),
     /// Write the manual page (roff) to stdout
     Man,
-    /// Kill -9 a real server at random moments and prove that nothing is lost or doubled
+    /// Kill a real server with SIGKILL at random moments and check that no event is lost or counted twice
     Torture(TortureArgs),
 }
 
-/// `tallyline demo`
+/// Flags of `tallyline demo`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  tallyline demo                 show the totals and keep serving: look at http://127.0.0.1:8000/
+  tallyline demo                 show the totals and keep serving on http://127.0.0.1:8000/
   tallyline demo --exit          show the totals and exit")]
 pub struct DemoArgs {
-    /// Exit once the totals are shown, instead of serving on
+    /// Exit after showing the totals instead of serving until a signal
     #[arg(long)]
     pub exit: bool,
-    /// Address and port to listen on, loopback only; port 0 picks a free one
+    /// Address and port to listen on, loopback only; port 0 picks a free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
     #[arg(env = "TALLYLINE_LISTEN")]
     pub listen: String,
-    /// Where the demo keeps its files; must be new, empty or a former demo's [default: data/demo]
+    /// Data directory of the demo; must be new, empty or from an earlier demo [default: data/demo]
     #[arg(long, value_name = "DIR", env = "TALLYLINE_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
 }
 
-/// `tallyline serve`
+/// Flags of `tallyline serve`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 Examples:
@@ -195,44 +195,44 @@ Examples:
   tallyline serve --rotate-interval 10s --flush-interval 100ms
   tallyline serve --listen 0.0.0.0:8000 --token-file /etc/tallyline/tokens
   tallyline serve --listen 127.0.0.1:0 --port-file port     in CI: any free port
-  tallyline serve --config tallyline.toml --check      what would be in force, and exit
+  tallyline serve --config tallyline.toml --check      print the effective configuration and exit
 
 Durations: 10ms, 1s, 5m, 30days, or forever. Sizes: 4096, 64KiB, 256MiB, 1GB.
 The config file is TOML with the flags' names: rotate-interval = \"1m\", no-process = true.
-Flags win over the environment (TALLYLINE_ROTATE_INTERVAL), that over the config file.")]
+Flags override environment variables (TALLYLINE_ROTATE_INTERVAL), which override the config file.")]
 pub struct ServeArgs {
-    /// Address and port to listen on; port 0 picks a free one [default: 127.0.0.1:8000]
+    /// Address and port to listen on; port 0 picks a free port [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR", env = "TALLYLINE_LISTEN")]
     #[arg(help_heading = "Network and access")]
     pub listen: Option<String>,
-    /// File of Bearer tokens, one a line; needed (or --no-auth) to listen beyond loopback
+    /// File of bearer tokens, one a line; this or --no-auth is required to listen beyond loopback
     #[arg(long, value_name = "FILE", env = "TALLYLINE_TOKEN_FILE")]
     #[arg(help_heading = "Network and access")]
     pub token_file: Option<PathBuf>,
-    /// Listen beyond loopback without any token: every client that reaches the port may post and read
+    /// Listen beyond loopback without tokens: every client that reaches the port can post and read
     #[arg(long, env = "TALLYLINE_NO_AUTH", value_name = "true|false")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(help_heading = "Network and access", hide_possible_values = true)]
     pub no_auth: Option<bool>,
-    /// Write the port number to this file once the port answers
+    /// Write the port number to this file when the server is ready for requests
     #[arg(long, value_name = "FILE", env = "TALLYLINE_PORT_FILE")]
     #[arg(help_heading = "Network and access")]
     pub port_file: Option<PathBuf>,
-    /// Largest request body, raw and decompressed [default: 8MiB]
+    /// Maximum size of a request body, raw and decompressed [default: 8MiB]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MAX_BODY")]
     #[arg(help_heading = "Network and access")]
     pub max_body: Option<Size>,
-    /// How long an idle connection is kept; longer than a proxy in front keeps its own [default: 75s]
+    /// Close a connection idle for this long; must exceed a reverse proxy's timeout [default: 75s]
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_KEEP_ALIVE")]
     #[arg(help_heading = "Network and access")]
     pub keep_alive: Option<Span>,
 
-    /// Where events and totals are kept; created if missing [default: data]
+    /// Data directory, for events and totals; created if missing [default: data]
     #[arg(long, value_name = "DIR", env = "TALLYLINE_DATA_DIR")]
     #[arg(help_heading = "Files and disk")]
     pub data_dir: Option<PathBuf>,
-    /// Start only if the data directory has this UUID (see its directory.json), for a volume that
-    /// may not be mounted [default: any]
+    /// Start only if the data directory has this UUID (see its directory.json); detects a volume
+    /// that is not mounted [default: any]
     #[arg(long, value_name = "UUID", env = "TALLYLINE_EXPECT_ID")]
     #[arg(help_heading = "Files and disk")]
     pub expect_id: Option<Uuid>,
@@ -244,38 +244,38 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_ROTATE_SIZE")]
     #[arg(help_heading = "Files and disk")]
     pub rotate_size: Option<Size>,
-    /// Answer 507 before the data directory grows past this [default: no bound but the disk]
+    /// Maximum size of the data directory; events beyond it get status 507 [default: unlimited]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MAX_DISK")]
     #[arg(help_heading = "Files and disk")]
     pub max_disk: Option<Size>,
-    /// Disk kept free for applying and pruning; appends get 507 before it is touched [default: 64MiB]
+    /// Disk space kept free for applying and pruning; events that need it get status 507 [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_DISK_RESERVE")]
     #[arg(help_heading = "Files and disk")]
     pub disk_reserve: Option<Size>,
-    /// Remove whole files this long after they were applied [default: forever]
+    /// Delete a file this long after it was fully applied [default: forever]
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_RETENTION")]
     #[arg(help_heading = "Files and disk")]
     pub retention: Option<Span>,
 
-    /// How often new events reach the database, at most 1day; where many come, sooner [default: 1s]
+    /// Maximum delay between acknowledgement and totals, at most 1day; shorter under load [default: 1s]
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_FLUSH_INTERVAL")]
     #[arg(help_heading = "Processing")]
     pub flush_interval: Option<Span>,
-    /// How long ids of applied events are remembered [default: forever]
+    /// Deduplication window: how long the ids of applied events are kept [default: forever]
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_DEDUP_WINDOW")]
     #[arg(help_heading = "Processing")]
     pub dedup_window: Option<Span>,
-    /// Memory the processor may hold, all in all [default: 384MiB]
+    /// Maximum memory of the processor [default: 384MiB]
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MEMORY")]
     #[arg(help_heading = "Processing")]
     pub memory: Option<Size>,
-    /// Only take events; `tallyline process` applies them
+    /// Only ingest events; run `tallyline process` to apply them
     #[arg(long, env = "TALLYLINE_NO_PROCESS", value_name = "true|false")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(help_heading = "Processing", hide_possible_values = true)]
     pub no_process: Option<bool>,
 
-    /// Read settings from this TOML file, below flags and environment
+    /// Read settings from this TOML file; flags and environment variables override it
     #[arg(long, value_name = "FILE", env = "TALLYLINE_CONFIG")]
     #[arg(help_heading = "Configuration")]
     pub config: Option<PathBuf>,
@@ -284,28 +284,28 @@ pub struct ServeArgs {
     pub check: bool,
 }
 
-/// `tallyline send`
+/// Flags of `tallyline send`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  tallyline send                                events.jsonl here, to http://127.0.0.1:8000
+  tallyline send                                send ./events.jsonl to http://127.0.0.1:8000
   tallyline send day.jsonl.gz --rejects bad.jsonl
   producer | tallyline send - --to https://events.example.com
-  tallyline send app.jsonl --follow             a growing file, across its rotation
-  tallyline send invoices.jsonl --source invoices-2026     never counted twice, from any machine
+  tallyline send app.jsonl --follow             follow a growing file and its rotation
+  tallyline send invoices.jsonl --source invoices-2026     counted once, from any machine
 
-Interrupted (Ctrl-C, kill -9, a crash of either side)? Run the same command again: it continues
-where it stopped and counts nothing twice. A file that was sent in full is not sent to the same
-server again (exit code 2) unless --again; lines added to it since are.
-Token, if the server wants one: TALLYLINE_TOKEN in the environment, or --token-file.
+If it is interrupted (Ctrl-C, kill -9, a crash of either side), run the same command again: it
+continues where it stopped, and every event is counted once. A file that was sent in full is not
+sent to the same server again (exit code 2) unless --again is given; later lines of it are sent.
+If the server requires a token, set TALLYLINE_TOKEN or give --token-file.
 Exit codes: 0 all accepted; 1 failed or stopped; 2 usage, or sent in full before; 3 sent, but some
-events were refused, or rejected because their id names another event.")]
+events were refused, or rejected because their id belongs to another event.")]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "the switches of a command line"
 )]
 pub struct SendArgs {
-    /// File of events, one JSON object a line or a JSON array, gzip'd or not; `-` is stdin
+    /// File of events, one JSON object a line or a JSON array, plain or gzip'd; `-` is stdin
     #[arg(value_name = "FILE", default_value = "events.jsonl")]
     pub file: PathBuf,
 
@@ -313,44 +313,44 @@ pub struct SendArgs {
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     #[arg(env = "TALLYLINE_TO", help_heading = "Server")]
     pub to: String,
-    /// File with the Bearer token (its first line that is neither empty nor a # comment)
+    /// File with the bearer token: its first line that is neither empty nor a # comment
     #[arg(long, value_name = "FILE", env = "TALLYLINE_TOKEN_FILE")]
     #[arg(help_heading = "Server")]
     pub token_file: Option<PathBuf>,
-    /// Give up after this long without an answer to the same request, or forever
+    /// Give up if a request gets no answer for this long; `forever` never gives up
     #[arg(long, value_name = "DURATION", default_value = "1m")]
     #[arg(env = "TALLYLINE_RETRY_FOR", help_heading = "Server")]
     pub retry_for: Span,
 
-    /// Events per request; 1 sends each alone
+    /// Maximum events per request
     #[arg(long, value_name = "N", default_value = "500", env = "TALLYLINE_BATCH")]
     #[arg(help_heading = "Speed")]
     pub batch: NonZeroU32,
-    /// Requests under way at once
+    /// Maximum concurrent requests, one connection each
     #[arg(long, value_name = "N", default_value = "2")]
     #[arg(env = "TALLYLINE_CONNECTIONS", help_heading = "Speed")]
     pub connections: NonZeroU32,
-    /// At most this many events a second [default: as fast as they are taken]
+    /// Maximum events per second [default: unlimited]
     #[arg(long, value_name = "N", env = "TALLYLINE_RATE")]
     #[arg(help_heading = "Speed")]
     pub rate: Option<NonZeroU64>,
 
-    /// Make ids of NAME and the line's number: counted once, from any machine
+    /// Make ids from NAME and line numbers, so that every machine that sends the file makes the same ids
     #[arg(long, value_name = "NAME", env = "TALLYLINE_SOURCE")]
     #[arg(conflicts_with_all = ["no_ids", "follow"], help_heading = "Counting once")]
     pub source: Option<String>,
-    /// Send events as they are; what is sent again after a lost answer may count twice
+    /// Do not add ids; events sent again after a lost answer may count twice
     #[arg(long, help_heading = "Counting once")]
     pub no_ids: bool,
-    /// Send a file once more that was sent in full before: its events count again
+    /// Send a file again that was sent in full before; its events count again
     #[arg(long, conflicts_with = "follow", help_heading = "Counting once")]
     pub again: bool,
-    /// Keep the run's name and progress here [default: FILE.tallyline-state; none for stdin]
+    /// State file of the run's name and progress [default: FILE.tallyline-state; none for stdin]
     #[arg(long, value_name = "FILE", env = "TALLYLINE_STATE")]
     #[arg(help_heading = "Counting once")]
     pub state: Option<PathBuf>,
 
-    /// Once all is sent, wait this long at most until it is in the totals; 0s: do not wait
+    /// Maximum time to wait, after sending, until the totals include all events; 0s does not wait
     #[arg(
         long,
         value_name = "DURATION",
@@ -359,10 +359,10 @@ pub struct SendArgs {
     )]
     #[arg(help_heading = "Input and output")]
     pub wait: Span,
-    /// Stay and send what is added to the file, like `tail -F`
+    /// Keep running and send lines as they are added to the file, like `tail -F`
     #[arg(long, help_heading = "Input and output")]
     pub follow: bool,
-    /// Write refused lines here, with line number and reason, as JSON Lines
+    /// Write refused lines to this file as JSON Lines, with line number and reason
     #[arg(long, value_name = "FILE", env = "TALLYLINE_REJECTS")]
     #[arg(help_heading = "Input and output")]
     pub rejects: Option<PathBuf>,
@@ -371,33 +371,34 @@ pub struct SendArgs {
     pub json: bool,
 }
 
-/// `tallyline process`
+/// Flags of `tallyline process`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  tallyline process                             every file of data/ that is not applied yet
+  tallyline process                             apply all unapplied files of data/
   tallyline process --data-dir /var/lib/tallyline
-  tallyline process backup/events_1700000000000.jsonl     copy it in, then apply it
-  tallyline process march.json april.jsonl.gz   JSON arrays and gzip are converted on the way
-  tallyline process --rebuild                   a new database from all files
+  tallyline process backup/events_1700000000000.jsonl     copy the file in, then apply it
+  tallyline process march.json april.jsonl.gz   convert JSON arrays and gzip, then apply
+  tallyline process --rebuild                   build a new database from all files
 
 Exit codes: 0 all applied; 1 failed, or a file was refused; 3 applied, but some lines were rejected.")]
 pub struct ProcessArgs {
-    /// Files to copy into the data directory and apply [default: apply what is there]
+    /// Files to import into the data directory and apply [default: apply the files in it]
     ///
-    /// JSON Lines; gzip, JSON arrays and objects over several lines are converted on import. A file
-    /// that was applied before is skipped: by its name and content; a segment of a tallyline data
-    /// directory by what its first line says, under whatever name, and only what is new in it counts.
+    /// JSON Lines are copied; gzip, JSON arrays and objects over several lines are converted. A file
+    /// that was imported before is skipped; it is recognised by its name and content. A segment of a
+    /// tallyline data directory is recognised by its first line, whatever its name, and only the
+    /// events in it that are not applied yet are counted.
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Where events and totals are kept; created if missing
+    /// Data directory, for events and totals; created if missing
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
-    /// Make the database anew from all kept files; the server must be stopped
+    /// Build a new database from all files of the data directory; the server must be stopped
     #[arg(long)]
     pub rebuild: bool,
-    /// Memory it may hold, all in all
+    /// Maximum memory
     #[arg(
         long,
         value_name = "SIZE",
@@ -407,22 +408,22 @@ pub struct ProcessArgs {
     pub memory: Size,
 }
 
-/// `tallyline verify`
+/// Flags of `tallyline verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   tallyline verify
-  tallyline verify --data-dir /var/lib/tallyline     also beside a running server
+  tallyline verify --data-dir /var/lib/tallyline     the server may be running
 
 Exit codes: 0 files and database agree; 1 they differ, or some files could not be checked.")]
 pub struct VerifyArgs {
-    /// Where events and totals are kept
+    /// Data directory
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
 }
 
-/// `tallyline backup`
+/// Flags of `tallyline backup`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -432,83 +433,83 @@ Examples:
 The backup holds every event that was acknowledged before it began. It appears under its name only
 when it is complete. `tallyline verify --data-dir DIR` checks it at any time.")]
 pub struct BackupArgs {
-    /// The backup to create; must not exist, and must lie outside the data directory
+    /// Backup directory to create; must not exist, and must lie outside the data directory
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Where events and totals are kept
+    /// Data directory to copy
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
-    /// Recount the finished backup and compare with its database
+    /// Recount the finished backup and compare the result with its database
     #[arg(long)]
     pub verify: bool,
 }
 
-/// `tallyline restore`
+/// Flags of `tallyline restore`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   tallyline restore /backup/2026-11-22
   tallyline restore /backup/2026-11-22 --data-dir /var/lib/tallyline
 
-Files are added where they are missing and never replaced; the database is replaced, the old one kept
-in quarantine/. What the files there hold beyond the backup is applied at the next start. If it is
-interrupted, run it again: until then the directory is not used.")]
+Missing files are added; no existing file is replaced. The database is replaced, and the old one is
+moved to quarantine/. Events in existing files that the backup lacks are applied at the next start.
+If restore is interrupted, run it again; until it completes, no command uses the directory.")]
 pub struct RestoreArgs {
-    /// The backup
+    /// Backup directory
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Where to restore it; created if missing
+    /// Data directory to restore into; created if missing
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
 }
 
-/// `tallyline query`
+/// Flags of `tallyline query`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  tallyline query                    all in all, and the 20 users with the highest revenue
-  tallyline query user1 user2        these users
+  tallyline query                    overall totals, and the 20 users with the highest revenue
+  tallyline query user1 user2        the totals of these users
   tallyline query --top 1000 --csv > top.csv
   tallyline query user1 --json | jq .[0].revenue
 
-The server need not run; where it does, the database is about a second behind its answers.")]
+The server need not run. While it runs, the database is about a second behind its acknowledgements.")]
 pub struct QueryArgs {
-    /// Whose totals; none: all in all and the top
+    /// Users whose totals to show [default: overall totals and the top users]
     #[arg(value_name = "USER")]
     pub users: Vec<String>,
-    /// How many users to show, highest revenue first
+    /// Number of users to show, highest revenue first
     #[arg(long, value_name = "N", default_value_t = 20, env = "TALLYLINE_TOP")]
     pub top: u32,
-    /// Where events and totals are kept
+    /// Data directory
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
     /// Print JSON
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,
-    /// Print CSV: the users, with a heading
+    /// Print CSV: one user a row, with a header row
     #[arg(long)]
     pub csv: bool,
 }
 
-/// `tallyline generate`
+/// Flags of `tallyline generate`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   tallyline generate > events.jsonl
   tallyline generate --events 10000000 --users 1000000 --seed 7 | tallyline send -
 
-The same numbers give the same bytes. A few users have most of the events; 3 in 10 subtract.")]
+The same numbers give the same bytes. A few users have most of the events; 3 in 10 events subtract.")]
 pub struct GenerateArgs {
-    /// How many events
+    /// Number of events
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub events: u64,
-    /// Among about how many users
+    /// Approximate number of users
     #[arg(long, value_name = "N", default_value = "100")]
     pub users: NonZeroU32,
-    /// Another seed, other events
+    /// Seed of the random number generator
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
     /// Give every event an id
@@ -516,7 +517,7 @@ pub struct GenerateArgs {
     pub ids: bool,
 }
 
-/// `tallyline completions`
+/// Flags of `tallyline completions`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -524,25 +525,25 @@ Examples:
   tallyline completions zsh > \"${fpath[1]}/_tallyline\"
   tallyline completions fish > ~/.config/fish/completions/tallyline.fish")]
 pub struct CompletionsArgs {
-    /// For which shell
+    /// Shell
     #[arg(value_enum)]
     pub shell: Shell,
 }
 
-/// `tallyline torture`
+/// Flags of `tallyline torture`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   tallyline torture                             20 rounds in a temporary directory
   tallyline torture --dir /mnt/disk/torture --rounds 3000 --seed 1")]
 pub struct TortureArgs {
-    /// Directory on the disk to test; must be new or empty [default: a temporary one]
+    /// Directory on the disk to test; must be new or empty [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// How many times to kill and restart
+    /// Number of times to kill and restart the server
     #[arg(long, value_name = "N", default_value = "20")]
     pub rounds: NonZeroU32,
-    /// What to draw the random moments from [default: the clock]
+    /// Seed of the random moments [default: from the clock]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
@@ -587,7 +588,7 @@ mod tests {
             let text = with_todays_names(error).to_string();
             assert!(text.contains(&format!("'{name}'")), "{text}");
             let mut flags = serve.get_arguments().filter_map(clap::Arg::get_long);
-            assert!(flags.any(|flag| flag == &name[2..]), "{name} is a flag");
+            assert!(flags.any(|flag| flag == &name[2..]), "{name} is not a flag");
         }
         assert_eq!(variable_of("--data-dir"), "TALLYLINE_DATA_DIR");
     }

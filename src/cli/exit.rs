@@ -1,23 +1,23 @@
-//! How a command ended, as the shell is told.
+//! Exit codes.
 
 use std::process::ExitCode;
 
-/// The exit codes of every command. An error (`Err` up to `main`) is 1, or 2 where it is a
+/// The exit codes of every command. `main` turns an error into 1, or into 2 if it is a
 /// [`UsageError`](crate::cli::config::UsageError).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// 0: done, and nothing was refused.
+    /// 0: success, and no event was refused.
     Done,
-    /// 1: failed; for `verify`, files and database differ.
+    /// 1: failed; for `verify`, files and database differ or some files could not be checked.
     Failed,
-    /// 2: the command line, the environment or the config file asks for something that can't be.
+    /// 2: invalid command line, environment variable or config file.
     Usage,
     /// 3: done, but events were refused, lines rejected or files skipped (`send` and `process` only).
     Refused,
 }
 
 impl Exit {
-    /// The number.
+    /// The code that the process returns to the shell.
     pub fn code(self) -> u8 {
         match self {
             Self::Done => 0,

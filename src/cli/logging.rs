@@ -1,13 +1,13 @@
-//! What goes to stderr: log lines and progress bars, which must not draw over each other.
+//! Log lines and progress bars on stderr.
 //!
-//! Every bar belongs to [`bars`]; a log line written while bars stand makes them step aside. Only
-//! our own crate speaks below warnings: what libraries trace may hold a header with a token.
+//! Every progress bar belongs to [`bars`], which hides the bars while a log line is written.
+//! Libraries log warnings and errors only: their traces may contain a header with a token.
 //!
 //! # Failure
-//! Logging never ends or blocks a server. Its lines go through a bounded queue to a thread of their
-//! own, `log`, which alone waits for stderr; a line is lost when the queue is full (a pipe that
-//! is not read) or when stderr cannot be written (closed, or its disk is full). [`lost_lines`]
-//! counts those. A tool writes its lines itself, and goes on when that fails.
+//! Logging never ends or blocks a server. Its lines go through a bounded queue to the thread `log`,
+//! the only one that writes to stderr. A line is dropped if the queue is full (a pipe that is not
+//! read) or if the write fails (stderr closed, or its disk full); [`lost_lines`] counts both. A tool
+//! writes its lines directly and continues if a write fails.
 
 use std::backtrace::Backtrace;
 use std::io::{self, IsTerminal as _, Write};
@@ -22,54 +22,54 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::cli::args::{LogFormat, LoggingArgs};
 
-/// Lines that may wait for stderr; of some hundred bytes each.
+/// Capacity of the queue for stderr. A line has some hundred bytes.
 const LINES_MAX: usize = 1024;
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
-/// Lines that stderr did not take.
+/// Number of lines that could not be written to stderr.
 static UNWRITTEN: AtomicU64 = AtomicU64::new(0);
-/// Counts lines that found the queue full.
+/// Counts lines that were dropped because the queue was full.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// The bars on stderr; hidden where stderr is no terminal.
+/// The progress bars on stderr; hidden if stderr is not a terminal.
 pub fn bars() -> &'static MultiProgress {
     &BARS
 }
 
-/// Log lines of this process that were not written.
+/// Number of log lines that this process dropped: the queue was full or the write failed.
 pub fn lost_lines() -> u64 {
     let dropped = DROPPED.get().map_or(0, ErrorCounter::dropped_lines);
     UNWRITTEN.load(Ordering::Relaxed) + dropped as u64
 }
 
-/// How a command logs when neither `-v` nor `-q` is given.
+/// Default log level of a command, and whether its lines go through the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manner {
-    /// A server: what it does is in its log, which must not stop it.
+pub enum LogMode {
+    /// A server: level `info`, through the queue.
     Service,
-    /// A server that says little: only warnings go to the log, which must not stop it.
+    /// A server that logs warnings only, through the queue.
     QuietService,
-    /// A tool: its output speaks; only warnings go to the log.
+    /// A tool: warnings only, written directly.
     Tool,
 }
 
-/// The log of this process. Dropped, it writes out what waits, for a second at most.
+/// The log of this process. Dropping it writes the queued lines, for at most one second.
 pub struct Log {
     sink: Sink,
-    /// Last: what waits is written when it is dropped.
+    /// The last field, because dropping it writes the queued lines.
     _guard: Option<WorkerGuard>,
 }
 
 impl Log {
-    /// Writes a line of the caller's own. Where stderr cannot be written it is lost.
+    /// Writes a line without level and time. The line is lost if stderr cannot be written.
     pub fn line(&self, text: &str) {
         self.sink.line(text);
     }
 }
 
-/// Starts logging to stderr. The level: `-v`, `-q`, else `TALLYLINE_LOG` (a level, or directives
-/// such as `tallyline::journal=trace`), else what the manner asks for. With `-q` no bar is drawn.
-pub fn start(args: &LoggingArgs, manner: Manner) -> Log {
+/// Starts logging to stderr. The level comes from `-v` or `-q`, else from `TALLYLINE_LOG` (a level, or
+/// directives such as `tallyline::journal=trace`), else from `mode`. With `-q` no bar is drawn.
+pub fn start(args: &LoggingArgs, mode: LogMode) -> Log {
     if args.quiet {
         bars().set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
@@ -77,19 +77,19 @@ pub fn start(args: &LoggingArgs, manner: Manner) -> Log {
         (true, _) => "error".to_owned(),
         (_, 1) => "warn,tallyline=debug".to_owned(),
         (_, 2..) => "warn,tallyline=trace".to_owned(),
-        _ => match (std::env::var("TALLYLINE_LOG"), manner) {
+        _ => match (std::env::var("TALLYLINE_LOG"), mode) {
             (Ok(level), _) if level.contains(['=', ',']) => level,
             (Ok(level), _) if !level.is_empty() => format!("warn,tallyline={level}"),
-            (_, Manner::Service) => "warn,tallyline=info".to_owned(),
-            (_, Manner::Tool | Manner::QuietService) => "warn".to_owned(),
+            (_, LogMode::Service) => "warn,tallyline=info".to_owned(),
+            (_, LogMode::Tool | LogMode::QuietService) => "warn".to_owned(),
         },
     };
     let filter = EnvFilter::builder().parse_lossy(directives);
     let colour = io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let (sink, guard) = match manner {
-        Manner::Tool => (Sink::Direct, None),
-        Manner::Service | Manner::QuietService => {
+    let (sink, guard) = match mode {
+        LogMode::Tool => (Sink::Direct, None),
+        LogMode::Service | LogMode::QuietService => {
             let (writer, guard) = NonBlockingBuilder::default()
                 .buffered_lines_limit(LINES_MAX)
                 .lossy(true)
@@ -99,7 +99,7 @@ pub fn start(args: &LoggingArgs, manner: Manner) -> Log {
             (Sink::Thread(writer), Some(guard))
         }
     };
-    // What cannot be logged must not be printed instead: `eprintln!` panics where stderr fails.
+    // Internal errors are not printed: `eprintln!` panics if stderr fails.
     let log = tracing_subscriber::fmt()
         .log_internal_errors(false)
         .with_env_filter(filter)
@@ -121,7 +121,7 @@ pub fn start(args: &LoggingArgs, manner: Manner) -> Log {
     }
 }
 
-/// A panic as the standard library prints it.
+/// A panic, formatted as the standard library formats it.
 fn describe(panic: &PanicHookInfo<'_>) -> String {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
@@ -129,10 +129,10 @@ fn describe(panic: &PanicHookInfo<'_>) -> String {
     format!("thread '{name}' {panic}\n{backtrace}")
 }
 
-/// Where lines go.
+/// How lines reach stderr.
 #[derive(Clone)]
 enum Sink {
-    /// Written by whoever logs.
+    /// Written by the thread that logs.
     Direct,
     /// Written by the thread `log`.
     Thread(NonBlocking),
@@ -155,7 +155,7 @@ impl<'a> MakeWriter<'a> for Sink {
     }
 }
 
-/// A line on its way: handed on whole when it is dropped.
+/// A line being formatted; dropping it passes it to the sink as a whole.
 struct Line {
     sink: Sink,
     text: Vec<u8>,
@@ -177,7 +177,7 @@ impl Drop for Line {
         if self.text.is_empty() {
             return;
         }
-        // Neither fails: what is not written is counted.
+        // Neither write returns an error: failed writes are counted.
         let _counted = match &mut self.sink {
             Sink::Direct => Stderr.write_all(&self.text),
             Sink::Thread(writer) => writer.write_all(&self.text),
@@ -185,8 +185,8 @@ impl Drop for Line {
     }
 }
 
-/// Stderr, the bars out of the way while it is written to. It never fails: whoever logs cannot do
-/// anything about it.
+/// Stderr. It hides the progress bars during a write. A write that fails is counted and reported as
+/// a success, because the caller could do nothing about it.
 #[derive(Clone, Copy, Debug)]
 struct Stderr;
 

@@ -1,8 +1,8 @@
-//! The command line: flags, what they mean together, and how text reaches the terminal.
+//! The command line: flags, configuration, and output to the terminal.
 //!
-//! [`args`] holds the flags and nothing else; [`config`] builds one checked value for each command
-//! from them, the environment and the config file; [`output`], [`logging`] and [`exit`] are what all
-//! commands print and return.
+//! [`args`] holds the flags only. [`config`] builds one checked value for each command from the flags,
+//! the environment and the config file. [`output`], [`logging`] and [`exit`] hold what all commands
+//! print and return.
 
 pub mod args;
 pub mod config;

@@ -1,4 +1,4 @@
-//! Text and progress bars for people: what all commands print in the same way.
+//! Text and progress bars that all commands print in the same way.
 
 use std::io::{self, Write as _};
 
@@ -8,13 +8,13 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use super::exit::Exit;
 use super::logging;
 
-/// `1 event`, `20,000 events`.
+/// A count with its noun: `1 event`, `20,000 events`.
 pub(crate) fn counted(count: u64, one: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{} {one}{plural}", HumanCount(count))
 }
 
-/// Writes all of it to stdout; a reader that went away (`| head`) has had what it wanted.
+/// Writes `text` to stdout. A closed pipe (`| head`) is not an error.
 pub(crate) fn print(text: &[u8]) -> anyhow::Result<Exit> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
@@ -25,7 +25,7 @@ pub(crate) fn print(text: &[u8]) -> anyhow::Result<Exit> {
     }
 }
 
-/// A bar over bytes, with room for a message.
+/// A progress bar over bytes, with room for a message.
 pub(crate) fn bar() -> ProgressBar {
     let style = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left  {msg}";
     let style =

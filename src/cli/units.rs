@@ -1,4 +1,4 @@
-//! Durations and sizes as people write them, on the command line and in the config file.
+//! Durations and sizes as written on the command line and in the config file.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A duration in humantime's words (`10ms`, `1m 30s`), or `forever` (`None`).
+/// A duration in humantime's format (`10ms`, `1m 30s`), or `forever` (`None`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Option<Duration>);
 
-/// A text that is no [`Span`].
+/// A text that is not a [`Span`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0}; write a duration such as 10ms, 1s, 5m, 2h or 30days, or forever")]
 pub struct SpanError(humantime::DurationError);
@@ -48,12 +48,12 @@ impl<'de> Deserialize<'de> for Span {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
-/// A text that is no [`Size`].
+/// A text that is not a [`Size`].
 #[derive(Debug, thiserror::Error)]
 #[error("write a whole number of bytes such as 4096, 64KiB, 256MiB or 1GB")]
 pub struct SizeError;
 
-/// Units with their bytes, largest first; those of 1024 are the ones shown.
+/// Units and their bytes, largest first. Sizes are shown in the units of 1024.
 const UNITS: [(&str, u64); 10] = [
     ("TiB", 1 << 40),
     ("TB", 1_000_000_000_000),
@@ -77,7 +77,7 @@ impl FromStr for Size {
             .find_map(|&(unit, factor)| Some((text.strip_suffix(unit)?, factor)))
             .unwrap_or((text, 1));
         let number = number.trim_end();
-        // Digits only: `u64::from_str` would take a `+` as well.
+        // Digits only: `u64::from_str` would accept a `+` as well.
         if !number.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(SizeError);
         }

@@ -1,7 +1,7 @@
-//! The one way to make an HTTP client: every request of this program goes out through it.
+//! Builds the HTTP client that all requests of this program use.
 //!
-//! No redirects are followed, a status is never an error, and no proxy stands between two programs
-//! of one machine, whatever `HTTP_PROXY` says.
+//! Redirects are not followed, and an error status is an answer, not an error. Requests to this
+//! machine bypass the proxy of `HTTP_PROXY`.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use http::Uri;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
-/// For requests to `base_url`, each answered `within` that time or failed. Keeps one connection
-/// open.
+/// A client for requests to `base_url`. A request fails if it gets no answer `within` that time. One
+/// connection is kept open.
 pub(super) fn agent(base_url: &str, within: Duration) -> ureq::Agent {
     let mut builder = ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -27,7 +27,7 @@ pub(super) fn agent(base_url: &str, within: Duration) -> ureq::Agent {
     builder.build().new_agent()
 }
 
-/// Whether a base URL leads to this machine.
+/// Whether a base URL names this machine.
 fn is_loopback(base_url: &str) -> bool {
     let Ok(uri) = base_url.parse::<Uri>() else {
         return false;
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_is_told_by_the_whole_host() {
+    fn loopback_is_recognised_by_the_whole_host() {
         for here in [
             "http://127.0.0.1:8000",
             "http://127.1.2.3",

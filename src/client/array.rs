@@ -1,65 +1,65 @@
-//! Cuts JSON arrays into their elements, byte by byte and in no memory of its own.
+//! Splits JSON arrays into their elements, byte by byte and without a buffer of its own.
 //!
-//! Only brackets, commas and strings are understood: whether an element is an event is for the
-//! server to say. Between and after arrays, lines are lines. An element's number is its place.
+//! It knows brackets, commas and strings only; the server decides whether an element is an event.
+//! Between and after arrays, each line is an element. Elements are numbered in input order.
 
-/// Where an array's text is being read.
+/// What the next byte belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
-    /// Before the first array or after one, with nothing but white space since the last line end.
+    /// Before the first array or after one; only white space since the last line end.
     Outside,
-    /// In a line outside of arrays.
+    /// A line outside of arrays.
     Line,
-    /// In an array, after `[` or `,`: an element comes.
+    /// In an array, after `[` or `,`; an element is expected.
     Before,
-    /// In an element.
+    /// In an element of an array.
     Element,
-    /// In an array, after an element: `,` or `]` comes.
+    /// In an array, after an element; `,` or `]` is expected.
     After,
 }
 
-/// What was found.
+/// What [`Cutter::next`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
-    /// An element from `start` to `end`; neither has white space around it.
+    /// An element from `start` to `end`, without white space around it.
     Element {
-        /// Its first byte.
+        /// Offset of its first byte.
         start: usize,
-        /// The byte after its last.
+        /// Offset of the byte after its last.
         end: usize,
     },
-    /// A comma or a bracket with no element before it, and where it is.
+    /// A comma or a bracket at this offset, with no element before it.
     Empty(usize),
-    /// More bytes are needed.
+    /// No complete element; more bytes are needed.
     More,
 }
 
-/// What is left at the end of the input.
+/// The state at the end of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rest {
-    /// Where an element, or a line, under way begins.
+    /// Offset of an element or line that has no end.
     pub(super) start: Option<usize>,
-    /// The array's closing bracket did not come.
+    /// An array has no closing bracket.
     pub(super) unclosed: bool,
 }
 
-/// Reads on from where the last cut was made.
+/// Finds elements one after the other.
 #[derive(Clone, Debug)]
 pub(super) struct Cutter {
     at: At,
-    /// Brackets open in the element.
+    /// Number of open brackets in the element.
     depth: u64,
     in_string: bool,
     escaped: bool,
     after_comma: bool,
-    /// The first byte of the element or line under way, and the byte after its last that is no
-    /// white space.
+    /// Offsets of the first byte of the current element or line, and of the byte after its last that
+    /// is not white space.
     start: usize,
     end: usize,
 }
 
 impl Cutter {
-    /// At the input's beginning, or after an element or a line of it.
+    /// A cutter at the beginning of the input, or after an element or line.
     pub(super) fn new(in_array: bool) -> Self {
         Self {
             at: if in_array { At::After } else { At::Outside },
@@ -72,25 +72,25 @@ impl Cutter {
         }
     }
 
-    /// Whether the place after the last cut is in an array.
+    /// Whether the last cut was in an array.
     pub(super) fn in_array(&self) -> bool {
         !matches!(self.at, At::Outside | At::Line)
     }
 
-    /// The bytes before `cut` are gone: what follows has moved to the front.
+    /// Adjusts the offsets after the bytes before `cut` were removed from the buffer.
     pub(super) fn moved(&mut self, cut: usize) {
         self.start = self.start.saturating_sub(cut);
         self.end = self.end.saturating_sub(cut);
     }
 
-    /// Reads `bytes` from `*looked_at` on, to the next cut.
+    /// Scans `bytes` from `*looked_at` to the next cut.
     pub(super) fn next(&mut self, bytes: &[u8], looked_at: &mut usize) -> Cut {
         while let Some(&byte) = bytes.get(*looked_at) {
             let here = *looked_at;
             match self.at {
                 At::Element => {
                     if let Some(cut) = self.in_element(byte, here) {
-                        // The delimiter is read again, after the element.
+                        // The delimiter is scanned again, after the element.
                         return cut;
                     }
                 }
@@ -135,7 +135,7 @@ impl Cutter {
                     };
                     self.start = here;
                     self.depth = 0;
-                    continue; // the same byte once more, as the first of what it begins
+                    continue; // scan the same byte again, as the first of an element or line
                 }
             }
             *looked_at += 1;
@@ -176,7 +176,7 @@ impl Cutter {
         }
     }
 
-    /// The input has come to its end.
+    /// Ends the input.
     pub(super) fn finish(&mut self) -> Rest {
         let under_way = matches!(self.at, At::Element | At::Line);
         let unclosed = self.in_array();
@@ -192,7 +192,7 @@ impl Cutter {
 mod tests {
     use super::*;
 
-    /// The elements of `text`, given in pieces of `size` bytes; an empty one for a missing one.
+    /// The elements of `text`, read in chunks of `size` bytes; a missing element is an empty string.
     fn elements(text: &str, size: usize) -> (Vec<String>, Rest) {
         let mut cutter = Cutter::new(false);
         let (mut found, mut looked_at, mut known) = (Vec::new(), 0, 0);

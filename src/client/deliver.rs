@@ -1,13 +1,12 @@
-//! Brings one batch to its end: every line accepted or refused, whatever it takes.
+//! Delivers one batch: repeats requests until each line is accepted or refused.
 //!
-//! Owned by one sending thread. A request that got no good answer is sent again, with pauses that
-//! double and are never quite the same, until `--retry-for` has passed in which the server
-//! answered nobody. A body that is too large, or refused without saying which line is to blame, is
-//! halved.
+//! Owned by one sending thread. A request that fails is sent again, after pauses that double and are
+//! randomised. The run fails when the server has answered no request for `--retry-for`. A body that is
+//! too large, or refused without naming a line, is split in two.
 //!
-//! What the server makes of a body depends on its beginning: `[` is an array, and a body that is
-//! one object as a whole is one event. Lines of a broken file must not be taken for such, so lines
-//! that are objects go first, and what could be mistaken is refused right here.
+//! The server takes a body that begins with `[` for an array, and a body that is a single object for
+//! one event. Lines of a broken file must not be taken for either. Therefore lines that are objects
+//! are sent first, and a body that could be mistaken is refused here.
 
 use std::time::{Duration, Instant};
 
@@ -26,20 +25,20 @@ use crate::data_dir::segment::Position;
 use crate::event::Event;
 use crate::shutdown::Shutdown;
 
-/// The first pause before a request is sent again, and the longest.
+/// The first and the longest pause before a request is sent again.
 pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(100);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Why a batch was left unfinished.
+/// Why a batch is unfinished.
 #[derive(Debug)]
 pub(super) enum Halt {
-    /// Asked to stop; what is not done is not counted as done.
+    /// A stop was requested. Lines without an answer do not count as acknowledged.
     Stopped,
-    /// It can't be done.
+    /// The run failed.
     Failed(SendError),
 }
 
-/// A sending thread's tools.
+/// Delivers the batches of one sending thread.
 pub(super) struct Deliverer<'a> {
     pub(super) config: &'a SendConfig,
     pub(super) ids: &'a IdMaker,
@@ -48,29 +47,29 @@ pub(super) struct Deliverer<'a> {
     pub(super) poster: Poster,
 }
 
-/// A line as it will be sent.
+/// A line that is ready to be sent.
 struct Ready<'a> {
     number: u64,
-    /// As in the input.
+    /// The line as in the input.
     text: &'a [u8],
-    /// With its id.
+    /// Range of the line, with its id, in the buffer of all bodies.
     body: std::ops::Range<usize>,
-    /// How well it serves as the first line of a body: 0 an object, 1 harmless, 2 `{`, 3 `[`.
+    /// Order in a body: 0 objects, 1 lines that cannot be mistaken, 2 lines with `{`, 3 with `[`.
     rank: u8,
     counts_once: bool,
 }
 
-/// What came of the lines of a batch.
+/// Results for the lines of a batch.
 #[derive(Default)]
 struct Outcomes {
     accepted: u64,
     refusals: Vec<Refusal>,
-    /// The last position that was acknowledged.
+    /// The last acknowledged position.
     last: Option<Position>,
 }
 
 impl Deliverer<'_> {
-    /// Delivers the batch and tells the tally.
+    /// Delivers the batch and records its result in the tally.
     pub(super) fn deliver(&self, batch: &Batch) -> Result<(), Halt> {
         let mut outcomes = Outcomes::default();
         let mut body = Vec::with_capacity(batch.text.len() + 64 * batch.lines.len());
@@ -79,7 +78,7 @@ impl Deliverer<'_> {
         for line in &batch.lines {
             let text = &batch.text[line.range.clone()];
             if let Some(fault) = line.fault {
-                let (code, detail) = described(fault);
+                let (code, detail) = code_and_detail(fault);
                 let refusal = refusal(line.number, text, code, detail);
                 outcomes.refusals.push(refusal);
                 continue;
@@ -98,7 +97,7 @@ impl Deliverer<'_> {
                 counts_once: self.ids.counts_once(shape),
             });
         }
-        lines.sort_by_key(|line| line.rank); // stable: ids stay in order
+        lines.sort_by_key(|line| line.rank); // a stable sort: ids stay in order
         self.tally.begin();
         self.deliver_all(&lines, &body, &mut outcomes)?;
         outcomes.refusals.sort_by_key(|refusal| refusal.line);
@@ -114,7 +113,7 @@ impl Deliverer<'_> {
             .map_err(Halt::Failed)
     }
 
-    /// Sends the lines together, and in ever smaller groups where that is not taken.
+    /// Sends the lines in one request, and splits them where the server does not accept them.
     fn deliver_all(
         &self,
         lines: &[Ready<'_>],
@@ -132,7 +131,7 @@ impl Deliverer<'_> {
                 continue;
             }
             match self.request(&group, &body)? {
-                Answer::Taken {
+                Answer::Accepted {
                     accepted,
                     refused,
                     errors,
@@ -143,7 +142,7 @@ impl Deliverer<'_> {
                     {
                         return Err(self.failed(format!(
                             "sent {} lines, but the answer accepts {accepted}, refuses {refused} and names {}; \
-                             the server's version does not go with this one",
+                             the server's version is not compatible with this one",
                             group.len(),
                             refusals.len()
                         )));
@@ -157,7 +156,7 @@ impl Deliverer<'_> {
                     more_errors,
                     ..
                 } if errors.len() as u64 + more_errors == group.len() as u64 => {
-                    // None is good: those that the answer does not name need not be sent again.
+                    // All lines are refused: those that the answer does not name are not sent again.
                     let named = named(&group, &errors, 0);
                     let unnamed = group
                         .iter()
@@ -173,7 +172,7 @@ impl Deliverer<'_> {
                         halve(&group, "refused", &reason, &mut groups, outcomes);
                         continue;
                     }
-                    // Nothing was taken: the others of the group have not had their turn yet.
+                    // Nothing was stored: the other lines of the group are sent again.
                     let others = group
                         .into_iter()
                         .filter(|line| !refusals.iter().any(|refusal| refusal.line == line.number));
@@ -191,7 +190,7 @@ impl Deliverer<'_> {
         Ok(())
     }
 
-    /// One request until it has an answer that is final; never [`Answer::Again`].
+    /// Sends one request until its answer is final. Does not return [`Answer::Again`].
     fn request(&self, group: &[&Ready<'_>], body: &[u8]) -> Result<Answer, Halt> {
         let mut pause = PAUSE_FIRST;
         let mut since: Option<Instant> = None;
@@ -207,7 +206,7 @@ impl Deliverer<'_> {
                 self.tally.answered();
                 return Ok(answer);
             };
-            // In doubt once, however often it is repeated.
+            // An event is counted as doubtful once, however often its request is repeated.
             let doubtful = if outcome == Outcome::Unknown && in_doubt == 0 {
                 group.iter().filter(|line| !line.counts_once).count() as u64
             } else {
@@ -217,7 +216,7 @@ impl Deliverer<'_> {
             let since = since.get_or_insert_with(Instant::now);
             let silent = self
                 .tally
-                .unanswered(&self.told(&reason), doubtful)
+                .unanswered(&self.with_url(&reason), doubtful)
                 .min(since.elapsed());
             let Some(wait) = pause_before_retry(self.config.retry_for, silent, after, pause) else {
                 return Err(self.failed(gave_up(&reason, self.config.retry_for)));
@@ -229,7 +228,7 @@ impl Deliverer<'_> {
         }
     }
 
-    fn told(&self, reason: &str) -> String {
+    fn with_url(&self, reason: &str) -> String {
         format!("{}: {reason}", self.config.to)
     }
 
@@ -241,8 +240,8 @@ impl Deliverer<'_> {
     }
 }
 
-/// How long to wait before a request is sent again; `None`: `retry_for` has passed in silence.
-/// What the server asks for (`after`) is heeded as far as there is time for it.
+/// The pause before a request is sent again; `None` if `retry_for` has passed without any answer.
+/// `after`, the server's `Retry-After`, is honoured within the remaining time.
 pub(super) fn pause_before_retry(
     retry_for: Option<Duration>,
     silent: Duration,
@@ -257,30 +256,30 @@ pub(super) fn pause_before_retry(
     }
 }
 
-/// Why a request was not sent again.
+/// The error of a request that was not sent again.
 pub(super) fn gave_up(reason: &str, retry_for: Option<Duration>) -> String {
     format!("{reason}; gave up after {}", Span(retry_for))
 }
 
-fn described(fault: Fault) -> (&'static str, String) {
+fn code_and_detail(fault: Fault) -> (&'static str, String) {
     match fault {
         Fault::TooLong(length) => {
             let max = crate::event::LINE_BYTES_MAX;
-            let detail = format!("the line has {length} bytes; at most {max} are taken");
+            let detail = format!("the line has {length} bytes; the maximum is {max}");
             ("line_too_long", detail)
         }
         Fault::NoElement => (
             "not_json",
-            "a comma of the array stands without an element".to_owned(),
+            "missing element before or after a comma of the array".to_owned(),
         ),
         Fault::Unclosed => (
             "not_json",
-            "the array has no closing bracket; is the file cut short?".to_owned(),
+            "the array has no closing bracket; the file may be truncated".to_owned(),
         ),
     }
 }
 
-/// Half of it to all of it, so that many senders don't come back together.
+/// A random time from half of `pause` to all of it, so that senders do not retry at the same time.
 fn shortened(pause: Duration) -> Duration {
     let half = pause / 2;
     #[expect(
@@ -333,8 +332,8 @@ fn halve<'l, 'a>(
     groups.push(first.to_vec());
 }
 
-/// The refusals of an answer as lines of the file. A long answer may name only some of its
-/// `refused` lines; we read an event as the server does, so we can tell which the others are.
+/// The refusals of an answer, by line of the input. An answer may name only some of its `refused`
+/// lines. The others are found by parsing the events as the server does.
 fn named(group: &[&Ready<'_>], errors: &[LineError], refused: u64) -> Vec<Refusal> {
     let mut refusals: Vec<Refusal> = Vec::new();
     for error in errors {
@@ -346,7 +345,7 @@ fn named(group: &[&Ready<'_>], errors: &[LineError], refused: u64) -> Vec<Refusa
             .last()
             .is_some_and(|refusal| refusal.line == line.number)
         {
-            continue; // a line is refused once, for its first reason
+            continue; // a line is reported once, with its first reason
         }
         refusals.push(Refusal {
             line: line.number,
@@ -367,14 +366,14 @@ fn named(group: &[&Ready<'_>], errors: &[LineError], refused: u64) -> Vec<Refusa
     refusals
 }
 
-/// Refused for what we ourselves find wrong with it.
+/// A refusal with the error found by parsing the line here.
 fn refused_here(line: &Ready<'_>) -> Refusal {
     match Event::parse(line.text) {
         Err(error) => Refusal {
             pointer: error.pointer.into_owned(),
             ..refusal(line.number, line.text, error.code, error.detail)
         },
-        Ok(_) => refusal(line.number, line.text, "refused", "no event".to_owned()),
+        Ok(_) => refusal(line.number, line.text, "refused", "not an event".to_owned()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Why a send did not come to its end.
+//! The errors of a send.
 
 use std::fmt;
 use std::io;
@@ -8,141 +8,141 @@ use uuid::Uuid;
 
 use crate::cli::output::counted;
 
-/// The lines acknowledged until then stay acknowledged, and the state (where one is kept) lets the
-/// same command go on.
+/// Why a send failed. Acknowledged lines stay acknowledged; with a state file, the same command
+/// continues the run.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// There is no such file.
-    #[error("there is no file {}; name the file of events to send, or `-` for stdin", path.display())]
+    /// The input does not exist.
+    #[error("cannot read {}: there is no such file; name the file of events to send, or `-` for stdin", path.display())]
     NoInput {
-        /// The file.
+        /// Path of the input.
         path: PathBuf,
     },
     /// The input could not be opened or read.
     #[error("cannot read {}", path.display())]
     Input {
-        /// The file, or `-`.
+        /// Path of the input, or `-`.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A symbolic link that leads nowhere.
+    /// The input is a symbolic link whose target does not exist.
     #[error("cannot read {}: it is a symbolic link to {}, which does not exist", path.display(), target.display())]
     Dangling {
-        /// The link.
+        /// Path of the link.
         path: PathBuf,
-        /// Where it leads.
+        /// Target of the link.
         target: PathBuf,
     },
-    /// Nothing that events can be read from.
+    /// The input is not a kind of file that can be read.
     #[error("cannot read {}: it is {kind}; name a regular file, a FIFO, or `-` for stdin", path.display())]
     NotAFile {
-        /// The path.
+        /// Path of the input.
         path: PathBuf,
-        /// Such as `a directory`.
+        /// Kind of the file, such as `a directory`.
         kind: &'static str,
     },
-    /// Only a regular file grows line by line.
+    /// The input cannot be followed, because it is not a regular file of lines.
     #[error("cannot follow {}: it is {kind}; --follow reads regular files of one event a line", path.display())]
     NotFollowed {
-        /// The path.
+        /// Path of the input.
         path: PathBuf,
-        /// Such as `gzip'd`.
+        /// Kind of the file, such as `gzip'd`.
         kind: &'static str,
     },
-    /// The input is something else than events; nothing of it was sent.
+    /// The input has another format. Nothing was sent.
     #[error("cannot send {}: it looks like {looks_like}; {cure}", path.display())]
     NotEvents {
-        /// The file, or `-`.
+        /// Path of the input, or `-`.
         path: PathBuf,
-        /// Such as `CSV`.
+        /// Detected format, such as `CSV`.
         looks_like: &'static str,
-        /// What to do.
+        /// Advice.
         cure: String,
     },
-    /// All of it was sent to the same data directory before.
+    /// The input was sent in full to the same data directory before.
     #[error("{0}")]
     SentBefore(Box<SentBefore>),
-    /// Lines of it that were sent before were changed or removed.
-    #[error("cannot send {}: it is not what was sent from it before ({lines} to {to}, run {run}, as {} says), and lines of it that were counted would count again. If only some were added or changed, put these into a file of another name; --again sends all of it as new events", path.display(), state.display())]
+    /// Lines of the input that were sent before were changed or removed.
+    #[error("cannot send {}: its content differs from what was sent before ({lines} to {to}, run {run}, according to {}), and lines that were counted would count again; put added or changed lines into a new file, or send all of it as new events with --again", path.display(), state.display())]
     Edited {
-        /// The file.
+        /// Path of the input.
         path: PathBuf,
-        /// How many lines were sent, in words.
+        /// Number of lines that were sent, such as `5 lines`.
         lines: String,
-        /// The base URL they were sent to.
+        /// Base URL they were sent to.
         to: String,
-        /// The run's name.
+        /// Name of the run.
         run: String,
-        /// The state file.
+        /// Path of the state file.
         state: PathBuf,
     },
     /// The state file could not be read or written.
-    #[error("cannot keep the progress in {}; name a writable file with --state", path.display())]
+    #[error("cannot read or write the state file {}; name a writable file with --state", path.display())]
     State {
-        /// The state file.
+        /// Path of the state file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The state file is not one of ours.
-    #[error("{} does not read as a state of `tallyline send` ({reason}); restore it, or name another with --state: that sends everything as a new run, and events that were sent before count twice unless they carry ids or were sent with --source", path.display())]
+    /// The state file is not a valid state of `send`.
+    #[error("cannot use the state file {}: {reason}; restore it, or name another with --state: this sends everything as a new run, and events that were sent before count twice unless they have ids or were sent with --source", path.display())]
     StateUnreadable {
-        /// The state file.
+        /// Path of the state file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is invalid.
         reason: String,
     },
-    /// The state file is no file that a state can be kept in.
-    #[error("cannot keep the progress in {}: it is {kind}; name a regular file with --state", path.display())]
+    /// The state file is not a regular file.
+    #[error("cannot write the state file {}: it is {kind}; name a regular file with --state", path.display())]
     StateNotAFile {
-        /// The path.
+        /// Path of the state file.
         path: PathBuf,
-        /// Such as `a FIFO`.
+        /// Kind of the file, such as `a FIFO`.
         kind: &'static str,
     },
-    /// Another process sends with this state.
-    #[error("another `tallyline send` is at work with {}; wait for it, or name another --state", path.display())]
+    /// Another process has locked the state file.
+    #[error("cannot lock the state file {}: another `tallyline send` uses it; wait until it ends, or name another file with --state", path.display())]
     StateBusy {
-        /// The state file.
+        /// Path of the state file.
         path: PathBuf,
     },
-    /// The state was made with other ids.
-    #[error("the run in {} was begun with {begun}, not with {asked}; go on the same way, or remove that file to send everything as a new run", state.display())]
+    /// The flags ask for other ids than those of the run in the state.
+    #[error("cannot continue the run in {}: it was begun with {begun}, not with {asked}; use the same flags, or remove that file to send everything as a new run", state.display())]
     OtherIds {
-        /// The state file.
+        /// Path of the state file.
         state: PathBuf,
-        /// What the run has.
+        /// Ids of the run.
         begun: String,
-        /// What the flags ask for.
+        /// Ids that the flags ask for.
         asked: String,
     },
-    /// The input is not what the run in the state began with.
-    #[error("{} is not what its unfinished run began with: the first {bytes} bytes differ, {lines} lines of them were acknowledged; put the former content back to go on, or send this one as new events by --again (the progress is in {})", input.display(), state.display())]
+    /// The input does not begin with the content that its unfinished run has sent.
+    #[error("cannot continue the run of {}: its first {bytes} bytes have changed, and {lines} lines of them were acknowledged; restore the former content, or send the file as new events with --again (the state file is {})", input.display(), state.display())]
     Changed {
-        /// The input.
+        /// Path of the input.
         input: PathBuf,
-        /// The state file.
+        /// Path of the state file.
         state: PathBuf,
-        /// How many bytes were compared.
+        /// Number of bytes that were compared.
         bytes: u64,
-        /// Lines acknowledged before.
+        /// Number of lines acknowledged before.
         lines: u64,
     },
     /// The file of refused lines could not be written.
     #[error("cannot write refused lines to {}", path.display())]
     Rejects {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The server can't be reached, or does not answer as it should.
+    /// The server cannot be reached, or does not answer as expected.
     #[error("{url}: {reason}")]
     Server {
-        /// Where we sent to.
+        /// Base URL of the server.
         url: String,
-        /// What happened, and what to do.
+        /// What happened, and advice.
         reason: String,
     },
     /// A thread could not be started.
@@ -150,20 +150,20 @@ pub enum SendError {
     Thread(#[source] io::Error),
 }
 
-/// A file that need not be sent.
+/// A file that was sent in full before.
 #[derive(Debug)]
 pub struct SentBefore {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Its lines.
+    /// Number of lines that were sent.
     pub lines: u64,
-    /// The base URL they were sent to.
+    /// Base URL they were sent to.
     pub to: String,
-    /// The data directory of that server, if it named it.
+    /// Id of that server's data directory; `None` if the server did not report it.
     pub directory: Option<Uuid>,
-    /// The run's name.
+    /// Name of the run.
     pub run: String,
-    /// The state file.
+    /// Path of the state file.
     pub state: PathBuf,
 }
 
@@ -180,7 +180,7 @@ impl fmt::Display for SentBefore {
         let lines = counted(*lines, "line");
         write!(
             f,
-            "{} was sent in full before: {lines} to {to}",
+            "cannot send {}: it was sent in full before: {lines} to {to}",
             path.display()
         )?;
         if let Some(directory) = directory {
@@ -188,7 +188,7 @@ impl fmt::Display for SentBefore {
         }
         write!(
             f,
-            ", run {run}, as {} says; sent again, its events would count twice. \
+            ", run {run}, according to {}; its events would count twice. \
              The same command sends lines that are added to it; --again sends all of it once more",
             state.display()
         )

@@ -1,4 +1,4 @@
-//! A server for the sender's tests: takes events as the real one does, unless told otherwise.
+//! A server for the tests of the sender. It answers as the real one does unless a script decides.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -7,35 +7,35 @@ use serde_json::json;
 
 use crate::event::Event;
 
-/// What to answer instead.
+/// An answer of the script.
 pub(super) enum Instead {
-    /// This status with this body; nothing is taken.
+    /// This status and this body; nothing is stored.
     Answer(u16, &'static str),
-    /// 503 with `Retry-After: 0`; nothing is taken.
+    /// 503 with `Retry-After: 0`; nothing is stored.
     RetryAfter,
-    /// Takes it, but answers that it does not know.
-    TakeAndForget,
+    /// Stores the events, but answers 503 with an unknown outcome.
+    StoreWithoutAnswer,
 }
 
-/// What the server saw.
+/// What the server received.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// Bodies, in order.
+    /// Bodies of the POST requests, in order.
     pub(super) bodies: Vec<String>,
     /// Headers of the last request, names in lower case.
     pub(super) headers: BTreeMap<String, String>,
-    /// What was asked by GET.
+    /// Targets of the GET requests, in order.
     pub(super) gets: Vec<String>,
-    /// Events taken, as often as taken: line by line.
-    pub(super) taken: Vec<String>,
+    /// Lines of stored events, in order, with repetitions.
+    pub(super) stored: Vec<String>,
 }
 
 impl Seen {
-    /// The ids taken, with how often each.
+    /// The ids of stored events, and how often each was stored.
     pub(super) fn ids(&self) -> BTreeMap<String, usize> {
         let mut ids = BTreeMap::new();
-        for line in &self.taken {
-            let event = Event::parse(line.as_bytes()).expect("taken");
+        for line in &self.stored {
+            let event = Event::parse(line.as_bytes()).expect("stored");
             let id = event.id.expect("an id").into_owned();
             *ids.entry(id).or_default() += 1;
         }
@@ -45,7 +45,7 @@ impl Seen {
 
 type Script = Box<dyn FnMut(usize, &str) -> Option<Instead> + Send>;
 
-/// Stops when dropped.
+/// The server. Dropping it stops its thread.
 pub(super) struct FakeServer {
     server: Arc<tiny_http::Server>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -53,12 +53,12 @@ pub(super) struct FakeServer {
 }
 
 impl FakeServer {
-    /// One that takes everything.
+    /// A server that accepts all events.
     pub(super) fn new() -> Self {
         Self::with(|_, _| None)
     }
 
-    /// One that asks `script` first: with the request's number from 0, and its body.
+    /// A server that calls `script` first, with the number of the request (from 0) and its body.
     pub(super) fn with(
         script: impl FnMut(usize, &str) -> Option<Instead> + Send + 'static,
     ) -> Self {
@@ -81,12 +81,12 @@ impl FakeServer {
         }
     }
 
-    /// Its base URL.
+    /// The base URL.
     pub(super) fn url(&self) -> String {
         format!("http://{}", self.server.server_addr())
     }
 
-    /// What it saw so far.
+    /// What was received so far.
     pub(super) fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.seen.lock().expect("no panic")
     }
@@ -122,11 +122,11 @@ fn answer(mut request: tiny_http::Request, number: usize, script: &mut Script, s
     let (status, text) = match &instead {
         Some(Instead::Answer(status, text)) => (*status, (*text).to_owned()),
         Some(Instead::RetryAfter) => (503, json!({"detail": "busy"}).to_string()),
-        Some(Instead::TakeAndForget) => {
-            take(&body, &mut seen);
+        Some(Instead::StoreWithoutAnswer) => {
+            store(&body, &mut seen);
             (503, json!({"outcome": "unknown"}).to_string())
         }
-        None => take(&body, &mut seen),
+        None => store(&body, &mut seen),
     };
     drop(seen);
     let kind = if status < 400 {
@@ -143,14 +143,14 @@ fn answer(mut request: tiny_http::Request, number: usize, script: &mut Script, s
     if matches!(instead, Some(Instead::RetryAfter)) {
         response = response.with_header(header("Retry-After", "0"));
     }
-    // The sender may be gone.
+    // The sender may have closed the connection.
     let _gone = request.respond(response);
 }
 
-/// The name of every fake server's data directory: they stand for one server.
+/// Id of the data directory. It is the same for all fake servers, which stand for one server.
 pub(super) const DIRECTORY: &str = "01234567-89ab-4def-8123-456789abcdef";
 
-/// All that was taken is applied, and nothing is rejected.
+/// Answers that everything is applied and nothing is rejected.
 fn answer_get(request: tiny_http::Request, seen: &Mutex<Seen>) {
     let url = request.url().to_owned();
     let text = match url.as_str() {
@@ -158,12 +158,12 @@ fn answer_get(request: tiny_http::Request, seen: &Mutex<Seen>) {
         _ => json!({"rejected": []}).to_string(),
     };
     seen.lock().expect("no panic").gets.push(url);
-    // The sender may be gone.
+    // The sender may have closed the connection.
     let _gone = request.respond(tiny_http::Response::from_string(text));
 }
 
-/// `invalid=skip`; of many errors only the first two are named.
-fn take(body: &str, seen: &mut Seen) -> (u16, String) {
+/// Stores the valid lines, as with `invalid=skip`. Of the errors only the first two are named.
+fn store(body: &str, seen: &mut Seen) -> (u16, String) {
     let mut accepted = 0;
     let mut errors = Vec::new();
     let mut refused = 0;
@@ -171,7 +171,7 @@ fn take(body: &str, seen: &mut Seen) -> (u16, String) {
         match Event::parse(line.as_bytes()) {
             Ok(_) => {
                 accepted += 1;
-                seen.taken.push(line.to_owned());
+                seen.stored.push(line.to_owned());
             }
             Err(error) => {
                 refused += 1;

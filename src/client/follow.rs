@@ -1,11 +1,11 @@
-//! A file that grows: read on where it ended, and recognised by its content.
+//! A growing file: read from where it ended, and identified by its content.
 //!
-//! Owned by the thread that reads. Two things may happen to a followed file. It may be **renamed**:
-//! then the open file is read to its end, and another one lies at its path. Or it may be **copied
-//! and cut short** (logrotate's `copytruncate`), and may by the next look be as long as before and
-//! longer. Its length says nothing, so after each read its first and last bytes are compared with
-//! those that were read before. Where they differ, what was just read is thrown away, and the rest
-//! of the former content is read from the copy, if it lies in the same directory.
+//! Owned by the thread that reads. A followed file can be rotated in two ways. It may be **renamed**:
+//! then the open file is read to its end, and the new file at its path is opened. Or it may be
+//! **copied and truncated** (logrotate's `copytruncate`), and may be as long as before, or longer, at
+//! the next read. Therefore after each read its first and last bytes are compared with those read
+//! before. If they differ, the bytes just read are discarded, and the rest of the former content is
+//! read from the copy, if that is in the same directory.
 
 use std::fs::File;
 use std::io;
@@ -17,29 +17,29 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::input::{BLOCK_BYTES, Filled, POLL, identity, open_regular};
 use crate::shutdown::Shutdown;
 
-/// Bytes kept of the beginning and of the end of what was read.
+/// Number of bytes kept of the beginning and of the end of what was read.
 const WINDOW_BYTES: usize = 1 << 14;
 
-/// The open file and what is known of its content.
+/// The open file, and what was read of it.
 pub(super) struct Growing {
     file: File,
-    /// Whether `Idle` was said since the last bytes: then it is time to wait.
+    /// Whether `Idle` was returned since the last bytes; if so, the next read waits first.
     idle: bool,
-    /// It is a copy of what was followed: it is read to its end, and no more is waited for.
+    /// The file is the copy of a truncated file: it is read to its end, and then reading ends.
     is_copy: bool,
     seen: Content,
-    /// A copy of it is younger than this: older files that begin alike are not taken for one.
+    /// A copy is created after this time. An older file with the same beginning is not the copy.
     since: SystemTime,
 }
 
-/// What was read so far.
+/// Length, beginning and end of what was read.
 #[derive(Clone, Default)]
 struct Content {
     bytes: u64,
     checksum: crc32fast::Hasher,
-    /// Its first bytes.
+    /// The first bytes, up to [`WINDOW_BYTES`].
     first: Vec<u8>,
-    /// Its last bytes.
+    /// The last bytes, up to [`WINDOW_BYTES`].
     last: Vec<u8>,
 }
 
@@ -56,7 +56,7 @@ impl Content {
         self.last.drain(..surplus);
     }
 
-    /// Whether `file` still begins with it, by its first and last bytes.
+    /// Whether the windows at the beginning and the end are still the same in `file`.
     fn is_in(&self, file: &File) -> io::Result<bool> {
         let holds = |expected: &[u8], at: u64| -> io::Result<bool> {
             let mut found = vec![0; expected.len()];
@@ -66,7 +66,7 @@ impl Content {
         Ok(holds(&self.first, 0)? && holds(&self.last, self.bytes - self.last.len() as u64)?)
     }
 
-    /// Whether `file` begins with it, byte by byte.
+    /// Whether `file` begins with the whole content, compared byte by byte.
     fn is_all_in(&self, file: &File) -> io::Result<bool> {
         if file.metadata()?.len() < self.bytes || !self.is_in(file)? {
             return Ok(false);
@@ -76,7 +76,7 @@ impl Content {
             && found.checksum.finalize() == self.checksum.clone().finalize())
     }
 
-    /// The first `bytes` of `file`, or fewer if there are no more.
+    /// The content of the first `bytes` of `file`, or of all of it if it is shorter.
     fn of(file: &File, bytes: u64) -> io::Result<Self> {
         let mut content = Self::default();
         let mut block = vec![0; BLOCK_BYTES];
@@ -108,14 +108,14 @@ impl Growing {
         &self.file
     }
 
-    /// Goes past the first `bytes`; false if there are not so many.
+    /// Skips the first `bytes`; false if the file is shorter.
     pub(super) fn skip(&mut self, bytes: u64) -> io::Result<bool> {
         self.seen = Content::of(&self.file, bytes)?;
         Ok(self.seen.bytes == bytes)
     }
 
-    /// Appends the next bytes to `out`. It ends where its path has come to lead to another file, or
-    /// its content was replaced, and only once all that there was has been read.
+    /// Appends the next bytes to `out`. Returns `End` when all is read and the path names another
+    /// file, or when the file was truncated and no copy is found.
     pub(super) fn fill(
         &mut self,
         path: &Path,
@@ -123,7 +123,7 @@ impl Growing {
         stop: &Shutdown,
         out: &mut Vec<u8>,
     ) -> io::Result<Filled> {
-        // Looked at before the read: what was written until then is read below.
+        // Checked before the read, so that the read covers everything written before the rename.
         let moved = self.idle && !self.is_copy && {
             if stop.wait(POLL) {
                 return Ok(Filled::End);
@@ -139,7 +139,7 @@ impl Growing {
         let read = read_up_to(&self.file, self.seen.bytes, &mut out[start..]);
         out.truncate(start + *read.as_ref().unwrap_or(&0));
         let count = read?;
-        // After the read: what is there now was there then.
+        // Checked after the read, so that a truncation before or during the read is noticed.
         if !self.is_copy && !self.seen.is_in(&self.file)? {
             out.truncate(start);
             return self.replaced(path);
@@ -154,17 +154,17 @@ impl Growing {
         }
     }
 
-    /// The file was cut short, whatever it holds by now: what it held is in its copy.
+    /// The file was truncated. Continues with its copy, if there is one.
     fn replaced(&mut self, path: &Path) -> io::Result<Filled> {
         let Some(copy) = self.copy(path)? else {
             tracing::warn!(
-                "{} was cut short and is begun anew; no copy of it lies in its directory: lines added to it just before are not sent from here",
+                "{} was truncated and is read again from its beginning; no copy of it is in its directory: lines added just before the truncation are not sent",
                 path.display()
             );
             return Ok(Filled::End);
         };
         tracing::warn!(
-            "{} was cut short; its rest is read from its copy, then it is begun anew",
+            "{} was truncated; its remaining lines are read from its copy, then it is read again from its beginning",
             path.display()
         );
         self.file = copy;
@@ -172,7 +172,8 @@ impl Growing {
         Ok(Filled::Idle)
     }
 
-    /// A file beside `path`, made since it was opened, that begins with all that was read.
+    /// Finds a file in the directory of `path` that was created since the file was opened and begins
+    /// with everything that was read.
     fn copy(&self, path: &Path) -> io::Result<Option<File>> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let own = identity(&self.file.metadata()?);
@@ -183,7 +184,7 @@ impl Growing {
                     && metadata.created().is_ok_and(|at| at >= self.since)
                     && identity(&metadata) != own
             });
-            // One that cannot be read is not the copy, or is of no use.
+            // A file that cannot be read is skipped.
             if fits
                 && let Ok(file) = open_regular(&entry.path())
                 && self.seen.is_all_in(&file).unwrap_or(false)
@@ -195,14 +196,14 @@ impl Growing {
     }
 }
 
-/// Now, by the clock that files get their times from: it stands still for some milliseconds, so that
-/// the exact time may be later than that of a file made afterwards.
+/// The time by the coarse clock that file times come from. The exact time may be some milliseconds
+/// later than the creation time of a file created afterwards.
 fn file_time() -> SystemTime {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     Duration::try_from(now).map_or_else(|_| SystemTime::now(), |since| UNIX_EPOCH + since)
 }
 
-/// Reads at `offset` until `out` is full or the file ends.
+/// Reads at `offset` until `out` is full or the file ends. Returns the number of bytes.
 pub(super) fn read_up_to(file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
     while length < out.len() {

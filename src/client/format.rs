@@ -1,12 +1,12 @@
-//! How an input is cut into events.
+//! Detects how an input is split into events.
 
 pub(super) use crate::event::BYTE_ORDER_MARK;
 use crate::event::{Looks, Unfit};
 
-/// The most that is looked at.
+/// Number of bytes at the beginning of the input that are examined.
 pub(super) const HEAD_BYTES: usize = 1 << 12;
 
-/// How an input is cut into events.
+/// How an input is split into events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// One event a line.
@@ -15,7 +15,7 @@ pub(super) enum Format {
     Arrays,
 }
 
-/// The format of an input that begins with `head` (inflated), or why it cannot be sent.
+/// The format of an input whose inflated content begins with `head`, or why it cannot be sent.
 pub(super) fn of(head: &[u8]) -> Result<Format, Unfit> {
     match Looks::of(head) {
         Looks::Array => Ok(Format::Arrays),

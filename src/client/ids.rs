@@ -1,8 +1,8 @@
-//! The id an event gets on its way: the run's name and the line's number.
+//! The id that is added to an event without one: the run's name and the line's number.
 //!
-//! Written into the line's own JSON text, right after its `{`, so that everything else of the line
-//! stays as it is. Numbers are padded with zeros to 12 digits: the database keeps 128 neighbours
-//! of them in one row (`store::id_blocks`).
+//! It is inserted into the line's JSON text right after the `{`, so that the rest of the line is
+//! unchanged. Numbers are padded with zeros to 12 digits: the database stores 128 consecutive ones in
+//! one row (`store::id_blocks`).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,15 +18,15 @@ use crate::timestamp;
 
 use crate::cli::config::Ids;
 
-/// Makes ids for one run.
+/// Makes the ids of one run.
 #[derive(Clone, Debug)]
 pub(super) struct IdMaker {
-    /// The name as JSON text without its closing quote; empty: no ids are made.
+    /// The name as JSON text without its closing quote. If empty, no ids are made.
     opened: String,
 }
 
 impl IdMaker {
-    /// Ids of `name`; an empty one makes none.
+    /// A maker of ids that begin with `name`. If `name` is empty, no ids are made.
     pub(super) fn new(name: &str) -> Self {
         let mut opened = String::new();
         if !name.is_empty() {
@@ -36,7 +36,7 @@ impl IdMaker {
         Self { opened }
     }
 
-    /// Appends `line` to `out`, with an id if it is an object without one.
+    /// Appends `line` to `out`, with an id if it is an object that has none.
     pub(super) fn write(&self, line: &[u8], shape: Shape, number: u64, out: &mut Vec<u8>) {
         let make = matches!(shape, Shape::Object { id: false, .. }) && !self.opened.is_empty();
         let inner = if make { line.strip_prefix(b"{") } else { None };
@@ -57,17 +57,17 @@ impl IdMaker {
         out.extend_from_slice(inner);
     }
 
-    /// Whether an event of that shape can be sent twice and counts once.
+    /// Whether an event of that shape is counted once if it is sent twice.
     pub(super) fn counts_once(&self, shape: Shape) -> bool {
         match shape {
             Shape::Object { id, .. } => id || !self.opened.is_empty(),
-            Shape::Other => true, // refused, so never counted
+            Shape::Other => true, // always refused
         }
     }
 }
 
-/// The name of a run. One of our own making is a UUID that begins with the time (version 7), so that
-/// later runs come after earlier ones in the table of ids, too.
+/// The name of a run: that of `--source`, or a new UUID. The UUID begins with the time (version 7), so
+/// that the ids of later runs sort after those of earlier ones.
 pub(super) fn run_name(ids: &Ids) -> String {
     match ids {
         Ids::Off => String::new(),
@@ -76,27 +76,27 @@ pub(super) fn run_name(ids: &Ids) -> String {
     }
 }
 
-/// 64 bits that no other process has: what the standard library seeds its hash maps with.
+/// 64 random bits, from the seed of the standard library's hash maps.
 pub(super) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// What a line looks like from outside.
+/// What kind of text a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     /// One JSON object.
     Object {
-        /// It has an `id`, good or not.
+        /// Whether it has the key `id`, with any value.
         id: bool,
-        /// It has no keys at all.
+        /// Whether it has no keys.
         empty: bool,
     },
-    /// Anything else: no event.
+    /// Anything else. It is not an event.
     Other,
 }
 
 impl Shape {
-    /// Of a line without white space around it.
+    /// The shape of a line without white space around it.
     pub(super) fn of(line: &[u8]) -> Self {
         let mut json = serde_json::Deserializer::from_slice(line);
         let mut keys = Keys {
@@ -118,7 +118,7 @@ struct Keys {
     empty: bool,
 }
 
-/// Borrowed unless it has escapes.
+/// A key; borrowed unless it has escapes.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -140,7 +140,7 @@ impl<'de> Visitor<'de> for &mut Keys {
     }
 }
 
-/// The time that a run's name begins with, whatever the clock says.
+/// The current time, for the name of a run. A clock before 1970 counts as 1970.
 fn now() -> uuid::Timestamp {
     let ms = timestamp::now_ms().unsigned_abs();
     let nanos = u32::try_from(ms % 1000 * 1_000_000).unwrap_or_default();

@@ -1,8 +1,8 @@
-//! Where the bytes come from: a file, a gzip'd file, stdin or a FIFO, or a file that grows.
+//! The input of a send: a plain or gzip'd file, stdin, a FIFO, or a growing file.
 //!
-//! Owned by the thread that reads. Whether the input is gzip'd is told by its first two bytes, not
-//! by its name. Stdin is read by a thread of its own, so that what has come can be sent while
-//! nothing more comes, and so that a stop is heard; that thread is left behind at the end.
+//! Owned by the thread that reads. Gzip is detected by the first two bytes, not by the file's name.
+//! Stdin and FIFOs are read by a thread of their own, so that received lines are sent while the input
+//! is silent, and so that a stop takes effect at once. That thread is not joined.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Cursor, Read};
@@ -20,22 +20,22 @@ use super::follow::{Growing, read_up_to};
 use super::format::{self, Format};
 use crate::shutdown::Shutdown;
 
-/// Bytes read at once.
+/// Maximum number of bytes in one read.
 pub(super) const BLOCK_BYTES: usize = 1 << 18;
-/// How long stdin may be silent before what has come is sent.
+/// What was received from stdin is sent after it was silent for this long.
 const LINGER: Duration = Duration::from_millis(50);
-/// How often a followed file is looked at.
+/// Interval at which a followed file is checked.
 pub(super) const POLL: Duration = Duration::from_millis(200);
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// What a read brought.
+/// Result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filled {
     /// More bytes.
     Some,
-    /// Nothing for now: send what there is, then ask again.
+    /// No bytes at present. The caller sends what it has, then reads again.
     Idle,
-    /// Nothing ever again, or a stop.
+    /// The end of the input, or a stop.
     End,
 }
 
@@ -44,9 +44,9 @@ pub(super) struct Source {
     path: PathBuf,
     kind: Kind,
     format: Option<Format>,
-    /// Raw bytes read; those of the file, whatever they inflate to.
+    /// Number of raw bytes read. For a gzip'd file these are the compressed bytes.
     raw: Arc<AtomicU64>,
-    /// Read already, to be given out next.
+    /// Bytes that were read and are returned by the next read.
     pending: Vec<u8>,
     stop: Shutdown,
 }
@@ -54,7 +54,7 @@ pub(super) struct Source {
 enum Kind {
     File {
         reader: Box<dyn Read + Send>,
-        /// The same file again, for checksums.
+        /// The same file, for checksums.
         whole: File,
         gzip: bool,
     },
@@ -62,20 +62,19 @@ enum Kind {
     Stdin(Receiver<io::Result<Vec<u8>>>),
 }
 
-/// Which file it is on this machine, while it is open.
+/// Device and inode: the identity of an open file on this machine.
 pub(super) fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
 impl Source {
-    /// Opens a file to be read to its end, or anything else that can be read as stdin is: a FIFO,
-    /// a terminal.
+    /// Opens an input that is read to its end: a regular file, a FIFO or a terminal.
     pub(super) fn file(path: &Path, stop: &Shutdown) -> Result<Self, SendError> {
         let kind = std::fs::metadata(path).map_err(|source| no_metadata(path, source))?;
         let kind = kind.file_type();
         if kind.is_fifo() || kind.is_char_device() {
             let opened = path.to_owned();
-            // Opening a FIFO waits for its writer: where it does not keep anybody else.
+            // Opening a FIFO blocks until it has a writer, so that thread opens it.
             return Self::read_apart(path, move || File::open(opened), stop);
         }
         if !kind.is_file() {
@@ -105,7 +104,7 @@ impl Source {
         Ok(source)
     }
 
-    /// Back to the beginning of a file. What cannot be sent is refused here.
+    /// Goes back to the beginning of a file. Fails if its content cannot be sent.
     pub(super) fn rewind(&mut self) -> Result<(), SendError> {
         use std::io::Seek as _;
         let Kind::File {
@@ -133,7 +132,7 @@ impl Source {
         self.found(&head)
     }
 
-    /// Opens a file that grows, waiting until it is there; `None`: stopped meanwhile.
+    /// Opens a file to follow; waits until it exists. `None`: stopped meanwhile.
     pub(super) fn growing(path: &Path, stop: &Shutdown) -> Result<Option<Self>, SendError> {
         let failed = |source| SendError::Input {
             path: path.to_owned(),
@@ -143,7 +142,7 @@ impl Source {
             path: path.to_owned(),
             kind,
         };
-        let mut told = false;
+        let mut warned = false;
         let file = loop {
             match std::fs::metadata(path) {
                 Ok(metadata) if !metadata.is_file() => {
@@ -157,9 +156,9 @@ impl Source {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(error)),
             }
-            if !told {
-                tracing::warn!("waiting for {} to appear", path.display());
-                told = true;
+            if !warned {
+                tracing::warn!("waiting for {} to be created", path.display());
+                warned = true;
             }
             if stop.wait(POLL) {
                 return Ok(None);
@@ -183,7 +182,7 @@ impl Source {
         Ok(Some(source))
     }
 
-    /// Stdin, or whatever a test puts in its place.
+    /// Stdin, or a stream that replaces it in a test.
     pub(super) fn stream(
         stream: impl Read + Send + 'static,
         stop: &Shutdown,
@@ -191,7 +190,7 @@ impl Source {
         Self::read_apart(Path::new("-"), move || Ok(stream), stop)
     }
 
-    /// Read by a thread of its own, which opens it, too.
+    /// Starts a thread that opens and reads the stream.
     fn read_apart<R: Read + Send + 'static>(
         path: &Path,
         open: impl FnOnce() -> io::Result<R> + Send + 'static,
@@ -213,7 +212,7 @@ impl Source {
                 let mut reader = match opened {
                     Ok(opened) => opened.reader,
                     Err(error) => {
-                        let _nobody_listens = blocks.send(Err(error));
+                        let _stopped = blocks.send(Err(error));
                         return;
                     }
                 };
@@ -236,7 +235,7 @@ impl Source {
         })
     }
 
-    /// The first bytes, which say what it is; nothing is known yet if there are none.
+    /// Detects the format from the first bytes; does nothing if `head` is empty.
     fn found(&mut self, head: &[u8]) -> Result<(), SendError> {
         if head.is_empty() || self.format.is_some() {
             return Ok(());
@@ -257,12 +256,12 @@ impl Source {
         Ok(())
     }
 
-    /// How it is cut into events; `None` before its first bytes came.
+    /// How the input is split into events; `None` before its first bytes.
     pub(super) fn format(&self) -> Option<Format> {
         self.format
     }
 
-    /// Whether anything but white space (and the end of an array) is left. Reads it.
+    /// Whether anything follows but white space and the end of an array. Reads the input.
     pub(super) fn has_more(&mut self) -> Result<bool, SendError> {
         let mut block = Vec::with_capacity(BLOCK_BYTES);
         loop {
@@ -278,7 +277,7 @@ impl Source {
         }
     }
 
-    /// Appends what comes next to `out`.
+    /// Appends the next bytes to `out`.
     pub(super) fn fill(&mut self, out: &mut Vec<u8>) -> Result<Filled, SendError> {
         if !self.pending.is_empty() {
             out.append(&mut self.pending);
@@ -299,8 +298,8 @@ impl Source {
         Ok(filled)
     }
 
-    /// Goes past the first `bytes` (inflated); gives the checksum of them where they were read.
-    /// `Ok(None)`: there are not so many.
+    /// Skips the first `bytes` (inflated) and returns their checksum, or 0 if they are skipped without
+    /// being read. `Ok(None)`: the input is shorter.
     pub(super) fn skip(&mut self, bytes: u64) -> Result<Option<u32>, SendError> {
         let failed = |source| SendError::Input {
             path: self.path.clone(),
@@ -347,12 +346,12 @@ impl Source {
         Ok(Some(checksum.finalize()))
     }
 
-    /// Raw bytes read so far.
+    /// Number of raw bytes read so far.
     pub(super) fn raw_bytes(&self) -> u64 {
         self.raw.load(Ordering::Relaxed)
     }
 
-    /// The open file, where it is one, and whether it is gzip'd.
+    /// The open file and whether it is gzip'd; `None` for stdin.
     pub(super) fn open_file(&self) -> Option<(&File, bool)> {
         match &self.kind {
             Kind::File { whole, gzip, .. } => Some((whole, *gzip)),
@@ -361,18 +360,18 @@ impl Source {
         }
     }
 
-    /// Whether it may grow for ever.
+    /// Whether the input is a growing file.
     pub(super) fn grows(&self) -> bool {
         matches!(self.kind, Kind::Growing(_))
     }
 
-    /// For messages.
+    /// The path, for messages.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Reads once, whatever interrupts.
+/// Reads once; repeats the read if it is interrupted by a signal.
 fn read_some(reader: &mut (impl Read + ?Sized), block: &mut [u8]) -> io::Result<usize> {
     loop {
         match reader.read(block) {
@@ -413,7 +412,7 @@ fn received(
     }
 }
 
-/// What there is instead of a readable file.
+/// The error of a path whose metadata cannot be read.
 fn no_metadata(path: &Path, source: io::Error) -> SendError {
     let path = path.to_owned();
     match source.kind() {
@@ -425,7 +424,7 @@ fn no_metadata(path: &Path, source: io::Error) -> SendError {
     }
 }
 
-/// For messages: what a path leads to that is no regular file.
+/// The kind of a file that is not a regular one, for messages.
 pub(super) fn kind_name(kind: FileType) -> &'static str {
     if kind.is_dir() {
         "a directory"
@@ -436,11 +435,11 @@ pub(super) fn kind_name(kind: FileType) -> &'static str {
     } else if kind.is_block_device() || kind.is_char_device() {
         "a device"
     } else {
-        "no regular file"
+        "not a regular file"
     }
 }
 
-/// Opens a regular file; never waits for the other side of a FIFO that came in its place.
+/// Opens a regular file. Does not block if the path names a FIFO by now.
 pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let mut options = OpenOptions::new();
@@ -451,7 +450,7 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// A reader, inflated if its first two bytes say so, and the first bytes that it will give.
+/// A reader, inflated if the input is gzip'd, and the first bytes that it returns.
 struct Opened {
     reader: Box<dyn Read + Send>,
     gzip: bool,
@@ -479,7 +478,7 @@ fn inflated(mut reader: impl Read + Send + 'static) -> io::Result<Opened> {
     })
 }
 
-/// Up to the end of the first line that is not empty: no event could be sent before that came.
+/// Reads to the end of the first line that is not empty; no event can be sent before it is complete.
 fn head(reader: &mut dyn Read) -> io::Result<Vec<u8>> {
     let mut head = vec![0; format::HEAD_BYTES];
     let mut length = 0;
@@ -495,7 +494,7 @@ fn head(reader: &mut dyn Read) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Counts what passes.
+/// Counts the bytes that are read through it.
 struct Counted<R>(R, Arc<AtomicU64>);
 
 impl<R: Read> Read for Counted<R> {

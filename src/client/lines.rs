@@ -1,9 +1,9 @@
-//! Cuts an input into batches of lines that know their number in the file.
+//! Splits an input into batches of lines, each with its number in the file.
 //!
-//! Owned by the thread that reads. Of a JSON array each element is a line, and its number is its
-//! place in the array. Empty lines are counted, so that numbers stay those of the
-//! file, but not sent. Memory is bounded: a batch ends at its number of lines or at
-//! [`BATCH_BYTES`], and of a line longer than any event may be only the beginning is kept.
+//! Owned by the thread that reads. Each element of a JSON array is a line, and its number is its
+//! position in the array. Empty lines are counted, so that the numbers match the file, but not sent.
+//! Memory is bounded: a batch ends at its maximum of lines or at [`BATCH_BYTES`], and of a line longer
+//! than the longest event only the beginning is kept.
 
 use std::ops::Range;
 
@@ -13,93 +13,93 @@ use super::format::{BYTE_ORDER_MARK, Format};
 use super::input::{Filled, Source};
 use crate::event::LINE_BYTES_MAX;
 
-/// A batch ends past so many bytes, well below what a server takes by default.
+/// A batch ends when it exceeds this size, well below the server's default limit for a body.
 const BATCH_BYTES: usize = 1 << 20;
-/// What is kept of a line that is too long.
+/// Number of bytes kept of a line that is too long.
 const TOO_LONG_KEPT_BYTES: usize = 1 << 10;
 
-/// A place between two lines of the input.
+/// A position between two lines of the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Lines before it.
+    /// Number of lines before it.
     pub(super) lines: u64,
-    /// Bytes before it, inflated.
+    /// Number of inflated bytes before it.
     pub(super) bytes: u64,
-    /// CRC-32 of those bytes, where the input is checked so.
+    /// CRC-32 of those bytes; 0 if no checksum is kept.
     pub(super) crc32: u32,
-    /// Raw bytes read by then, for the progress bar.
+    /// Number of raw bytes read so far, for the progress bar.
     pub(super) raw_bytes: u64,
-    /// Length of the line before it, if that has no line end: it may grow yet.
+    /// Length of the line before it if that has no line end and may still grow; else 0.
     pub(super) open_bytes: u64,
-    /// It is inside a JSON array.
+    /// Whether it is inside a JSON array.
     pub(super) in_array: bool,
 }
 
 /// One line of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// Where it is in the batch's text: without white space around it.
+    /// Range of the line in the batch's text, without white space around it.
     pub(super) range: Range<usize>,
-    /// Its number in the file, from 1.
+    /// Number of the line in the file, from 1.
     pub(super) number: u64,
-    /// Why it need not be sent.
+    /// Why the line is not sent; `None` if it is.
     pub(super) fault: Option<Fault>,
 }
 
-/// What is found wrong with a line here.
+/// What is wrong with a line that is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It has so many bytes, of which only the first were kept.
+    /// It is too long: its length in bytes. Only its beginning was kept.
     TooLong(u64),
-    /// A comma of an array with no element before it, or none after it.
+    /// A comma of an array has no element before or after it.
     NoElement,
-    /// The array does not end: there is no closing bracket.
+    /// The array has no closing bracket.
     Unclosed,
 }
 
-/// Lines that go together. A batch may have none: then only empty lines came.
+/// Lines that are sent together. A batch of empty lines only has no lines.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// Which batch of the run, from 0.
+    /// Number of the batch in the run, from 0.
     pub(super) sequence: u64,
-    /// The lines' text.
+    /// Text of the lines.
     pub(super) text: Vec<u8>,
-    /// The lines.
+    /// The lines, in order.
     pub(super) lines: Vec<Line>,
-    /// The place after the last of them.
+    /// The position after the last line.
     pub(super) end: Place,
 }
 
-/// Whether to keep a checksum of all that was read.
+/// Whether a checksum of everything that was read is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Checksum {
-    /// Of every byte.
+    /// A checksum is kept, as for stdin.
     Kept,
-    /// The file is covered apart.
+    /// None is kept, because the file's bytes are covered by [`Cover`](super::state::Cover).
     Apart,
 }
 
-/// The cutter.
+/// Splits one input.
 pub(super) struct Batches {
     source: Source,
     lines_max: usize,
-    /// Read, not yet cut.
+    /// Bytes that were read and not yet removed.
     rest: Vec<u8>,
-    /// How much of `rest` was cut, and how much has been looked at for a line end.
+    /// How much of `rest` was split, and how much was scanned for a line end.
     cut: usize,
     looked_at: usize,
-    /// Bytes of the line under way that were let go because it is too long, and what it begins with.
+    /// Number of bytes discarded of a line that is too long, and its beginning.
     dropped: u64,
     head: Vec<u8>,
     at: Place,
-    /// Of an input of arrays.
+    /// Splits an input of arrays; `None` for an input of lines.
     cutter: Option<Cutter>,
     checksum: Option<crc32fast::Hasher>,
     sequence: u64,
 }
 
 impl Batches {
-    /// From `start` on, to which `source` has been brought.
+    /// Begins at `start`, to which `source` has been advanced.
     pub(super) fn new(source: Source, lines_max: u32, start: Place, checksum: Checksum) -> Self {
         Self {
             source,
@@ -145,12 +145,12 @@ impl Batches {
         }
     }
 
-    /// The source, for what else it knows.
+    /// The input.
     pub(super) fn source(&self) -> &Source {
         &self.source
     }
 
-    /// Takes the next line or element that is there as a whole; false if more bytes are needed.
+    /// Takes the next complete line or element; false if more bytes are needed.
     fn take_next(&mut self, batch: &mut Batch) -> bool {
         if self.cutter.is_none()
             && !self.rest.is_empty()
@@ -181,7 +181,7 @@ impl Batches {
         true
     }
 
-    /// What is left at the end of the input: a last line without its end.
+    /// Takes the last line, which has no line end.
     fn take_last(&mut self, batch: &mut Batch) {
         let whole = self.rest.len();
         let Some(cutter) = &mut self.cutter else {
@@ -203,7 +203,7 @@ impl Batches {
         self.at.in_array = false;
     }
 
-    /// A line that has no text, or none worth sending.
+    /// Adds a line that is not sent.
     fn faulty(&self, fault: Fault, batch: &mut Batch) {
         let end = batch.text.len();
         batch.lines.push(Line {
@@ -220,7 +220,7 @@ impl Batches {
         end
     }
 
-    /// Takes the line from `start` to `end` in `rest`; the next one begins after `next`.
+    /// Takes the line from `start` to `end` of `rest`; the next one begins at `next`.
     fn take_line(&mut self, start: usize, end: usize, next: usize, batch: &mut Batch) {
         let line = &self.rest[start..end];
         let length = self.dropped + line.len() as u64;
@@ -230,7 +230,7 @@ impl Batches {
         if let Some(checksum) = &mut self.checksum {
             checksum.update(&self.rest[self.cut..next]);
         }
-        // Of a line too long to keep, the beginning.
+        // Of a line that is too long, the beginning.
         let mut kept = match self.dropped {
             0 => line.trim_ascii(),
             _ => self.head.trim_ascii_start(),
@@ -261,7 +261,7 @@ impl Batches {
         self.dropped = 0;
     }
 
-    /// Lets go of what was cut, and of all but the beginning of a line that is too long anyway.
+    /// Removes what was split, and all but the beginning of a line that is too long.
     fn make_room(&mut self) {
         self.rest.drain(..self.cut);
         if let Some(cutter) = &mut self.cutter {
@@ -290,7 +290,7 @@ impl Batches {
             self.at.crc32 = checksum.clone().finalize();
         }
         self.at.raw_bytes = match self.source.open_file() {
-            // Inflated bytes say nothing of how much of the file is done.
+            // Inflated bytes do not show how much of the file is done.
             Some((_, true)) => self.source.raw_bytes(),
             _ => self.at.bytes,
         };
@@ -301,8 +301,8 @@ impl Batches {
     }
 }
 
-/// An element may be written over several lines. Between tokens a tab is as good as a line end; in
-/// a string neither is JSON.
+/// Replaces the line ends in an element by tabs. Between tokens both are white space; in a string
+/// neither is valid JSON.
 fn one_line(text: &mut [u8]) {
     for byte in text {
         if matches!(byte, b'\n' | b'\r') {

@@ -1,26 +1,27 @@
-//! The sender: streams a file, brings every line to an answer, tells how it went.
+//! The sender: streams an input to a server until every line is answered, and reports the result.
 //!
 //! ```text
 //!  input -> lines -> batches =bounded channel=> senders (one thread, one connection each)
 //!             |                                    | ids, POST, retry, halve
 //!             v                                    v
-//!      state: covered ahead               tally: counts, done without a gap -> state, rejects
+//!      state: checksum ahead              tally: counts, acknowledged up to -> state, rejects
 //! ```
 //!
-//! The calling thread reads and cuts ([`lines`]); each sender thread gives events their ids and
-//! delivers whole batches ([`deliver`]). Nothing is unbounded: a batch has at most 100,000 lines
-//! and about 1 MiB, as many wait as there are connections.
+//! The calling thread reads and splits the input ([`lines`]). Each sender thread adds ids to events
+//! and delivers whole batches ([`deliver`]). Memory is bounded: a batch has at most 100,000 lines and
+//! about 1 MiB, and the channel holds as many batches as there are connections.
 //!
-//! **Counted once.** An event without an id gets one of the run's name and its line's number
-//! ([`ids`]). A request whose answer was lost is sent again as it was; the processor counts an id
-//! once. The run's name and progress live in a state file ([`state`]), so the same holds across
-//! Ctrl-C, kill -9 and crashes of either side; a file that was sent in full is not sent again as if
-//! it were new, and one that has grown goes on where it ended.
+//! **Counted once.** An event without an id gets one made of the run's name and the line's number
+//! ([`ids`]). A request whose answer was lost is sent again unchanged, and the processor counts each id
+//! once. The run's name and progress are kept in a state file ([`state`]), so the same holds across
+//! Ctrl-C, kill -9 and crashes of either side. A file that was sent in full is not sent again as new
+//! events, and a file that has grown is sent from where it ended.
 //!
-//! **Applied.** When all is acknowledged, the sender waits until it is in the totals, and lists the
-//! lines that were rejected there (`settle`).
+//! **Applied.** When everything is acknowledged, the sender waits until it is in the totals, and lists
+//! the lines that were rejected when they were applied (`settle`).
 //!
-//! **Failure.** Whatever can't go on stops everybody; requests under way are waited for; the state
+//! **Failure.** An error stops all threads after their current requests. The state records how many
+//! lines from the beginning are acknowledged, and the last line of the summary says FAILED.
 //! says how far all lines without a gap are acknowledged; the summary's last line says FAILED.
 
 #![expect(
@@ -70,8 +71,7 @@ use self::state::{Cover, Record, StateFile};
 use crate::cli::config::{Ids, Input, Repeat, SendConfig};
 use crate::cli::output::counted;
 
-/// Sends the input to its end, to a failure (which requests `stop`, too) or until `stop`. Stdin is
-/// the process's own.
+/// Sends the input to its end, to a failure (which also requests `stop`), or until `stop`.
 pub fn send(config: &SendConfig, stop: &Shutdown) -> Summary {
     let began = Instant::now();
     let mut summary = Summary {
@@ -90,19 +90,18 @@ pub fn send(config: &SendConfig, stop: &Shutdown) -> Summary {
     };
     let verdict = match &config.input {
         Input::Follow(path) => follow(config, path, stop, &mut summary),
-        Input::File(path) => {
-            Source::file(path, stop).and_then(|source| whole(config, source, stop, &mut summary))
-        }
+        Input::File(path) => Source::file(path, stop)
+            .and_then(|source| send_once(config, source, stop, &mut summary)),
         Input::Stdin => Source::stream(std::io::stdin(), stop)
-            .and_then(|source| whole(config, source, stop, &mut summary)),
+            .and_then(|source| send_once(config, source, stop, &mut summary)),
     };
     summary.verdict = verdict.unwrap_or_else(SendOutcome::Failed);
     summary.elapsed = began.elapsed();
     summary
 }
 
-/// One input, one run.
-fn whole(
+/// Sends one input that has an end, in one run.
+fn send_once(
     config: &SendConfig,
     mut source: Source,
     stop: &Shutdown,
@@ -113,7 +112,7 @@ fn whole(
     };
     let begun = match begun {
         None => None,
-        Some(record) if record.complete => added(config, &mut source, record, summary)?,
+        Some(record) if record.complete => continue_complete(config, &mut source, record, summary)?,
         Some(record) => {
             let cover = resume(config, &mut source, &record)?;
             if cover.is_none() && config.repeat == Repeat::Again && source.open_file().is_some() {
@@ -145,10 +144,10 @@ fn whole(
     Ok(verdict)
 }
 
-/// What was added to a file since its run was complete goes on with that run. The same content, and a
-/// file of which something was changed that was sent, are refused, unless it is to be sent again
-/// (`None`): nothing tells which of its lines were counted.
-fn added(
+/// Continues a complete run with the lines that were added to its file since. Fails if the file is
+/// unchanged, or if lines that were sent were changed, because they may count again. With `--again`
+/// the answer is `None`: the file is sent as a new run.
+fn continue_complete(
     config: &SendConfig,
     source: &mut Source,
     mut record: Record,
@@ -181,18 +180,18 @@ fn added(
         })));
     }
     if record.open_bytes > 0 {
-        // A last line without its end has got one, or more: it is sent again, under its id.
+        // The last line had no line end and may have grown. It is sent again, with the same id.
         record.lines -= 1;
         record.bytes -= record.open_bytes;
         record.open_bytes = 0;
     }
-    // What was refused of the lines before was told then.
+    // Lines refused before were reported before.
     record.refused = 0;
     (record.complete, record.since) = (false, None);
     Ok(resume(config, source, &record)?.map(|cover| (record, cover)))
 }
 
-/// A growing file: each file its path comes to lead to is a run of its own.
+/// Sends a growing file. Each file that its path names in turn is a run of its own.
 fn follow(
     config: &SendConfig,
     path: &Path,
@@ -207,24 +206,24 @@ fn follow(
         let Some(mut source) = Source::growing(path, stop)? else {
             return Ok(SendOutcome::Followed);
         };
-        let mut go_on = None;
+        let mut resumed = None;
         let written = state.as_ref().and_then(StateFile::written);
-        // What was followed here until now is done, whatever lies there next.
+        // First the rest of the file that was followed before, whichever file is at the path now.
         if let Some(record) = begun
             && keep == Keep::Nothing
         {
             if let Some(cover) = resume(config, &mut source, &record)? {
-                go_on = Some((record, cover));
+                resumed = Some((record, cover));
             } else if !record.complete
                 && let Some((rotated, cover)) = rotated(config, path, &record, written, stop)?
             {
-                tracing::warn!("finishing {} first", rotated.path().display());
+                tracing::warn!("sending the rest of {} first", rotated.path().display());
                 source = rotated;
-                go_on = Some((record, cover));
+                resumed = Some((record, cover));
             } else {
                 if !record.complete {
                     tracing::warn!(
-                        "{} was replaced and what it was is gone: its lines after {} are not sent from here; the new file is a new run",
+                        "{} was replaced and its former content was not found: lines after line {} of it are not sent; the new file is a new run",
                         path.display(),
                         record.lines
                     );
@@ -235,20 +234,20 @@ fn follow(
                 };
             }
         }
-        if let Some((record, _)) = &mut go_on {
+        if let Some((record, _)) = &mut resumed {
             record.complete = false;
         }
-        let run = Run::new(config, source, stop, state, about, go_on, keep)?;
+        let run = Run::new(config, source, stop, state, about, resumed, keep)?;
         match run.go(summary)?.verdict {
-            SendOutcome::Complete => keep = Keep::Former,
+            SendOutcome::Complete => keep = Keep::Existing,
             SendOutcome::Stopped => return Ok(SendOutcome::Followed),
             other => return Ok(other),
         }
     }
 }
 
-/// What a followed file is called by now, if it is still in its directory: under another name, or as
-/// a copy of a file that was cut short. A copy is no older than the run's last word (`written`).
+/// Finds a followed file after its rotation, in the same directory: renamed, or as the copy of a file
+/// that was truncated. A copy is created after the last write of the state (`written`).
 fn rotated(
     config: &SendConfig,
     path: &Path,
@@ -284,11 +283,10 @@ fn rotated(
     Ok(None)
 }
 
-/// What the server says of itself, the state file, and the run in it for the server's data
-/// directory.
+/// The server's status, the state file, and the run in it for the server's data directory.
 type Begun = (About, Option<StateFile>, Option<Record>);
 
-/// Gets them; `None`: stopped meanwhile.
+/// Reads them. `None`: stopped meanwhile.
 fn begin(config: &SendConfig, stop: &Shutdown) -> Result<Option<Begun>, SendError> {
     let state = config.state.as_deref().map(StateFile::open).transpose()?;
     let Some(about) = about(config, stop)? else {
@@ -319,15 +317,15 @@ fn begin(config: &SendConfig, stop: &Shutdown) -> Result<Option<Begun>, SendErro
     Ok(Some((about, Some(state), record)))
 }
 
-/// Asks the server for the name of its data directory, as patiently as events are sent; `None`:
-/// stopped meanwhile.
+/// Requests the id of the server's data directory, with the same retries as events. `None`: stopped
+/// meanwhile.
 fn about(config: &SendConfig, stop: &Shutdown) -> Result<Option<About>, SendError> {
     let failed = |reason| SendError::Server {
         url: config.to.clone(),
         reason,
     };
-    let poster = Poster::asking(config);
-    let (mut pause, began, mut told) = (deliver::PAUSE_FIRST, Instant::now(), false);
+    let poster = Poster::for_get(config);
+    let (mut pause, began, mut warned) = (deliver::PAUSE_FIRST, Instant::now(), false);
     loop {
         let (reason, after) = match poster.about() {
             Ok(about) => return Ok(Some(about)),
@@ -339,7 +337,7 @@ fn about(config: &SendConfig, stop: &Shutdown) -> Result<Option<About>, SendErro
         let Some(wait) = deliver::pause_before_retry(config.retry_for, silent, after, pause) else {
             return Err(failed(deliver::gave_up(&reason, config.retry_for)));
         };
-        if !std::mem::replace(&mut told, true) {
+        if !std::mem::replace(&mut warned, true) {
             tracing::warn!("{}: {reason}; trying again", config.to);
         }
         pause = (pause * 2).min(deliver::PAUSE_MAX);
@@ -361,11 +359,11 @@ fn shown_ids(kind: &str, name: &str) -> String {
     match kind {
         "none" => "--no-ids".to_owned(),
         "source" => format!("--source {name}"),
-        _ => "ids of its own".to_owned(),
+        _ => "generated ids".to_owned(),
     }
 }
 
-/// Brings `source` to where the run stopped; `None` if it is not the same input.
+/// Advances `source` to where the run ended; `None` if it is not the same input.
 fn resume(
     config: &SendConfig,
     source: &mut Source,
@@ -388,7 +386,7 @@ fn resume(
     };
     if same && config.ids == Ids::Off && !record.settled {
         tracing::warn!(
-            "the run was cut off and has no ids: events after line {} may have been counted and are sent again",
+            "the run was interrupted and has no ids: events after line {} may have been counted and are sent again",
             record.lines
         );
     }

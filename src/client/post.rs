@@ -1,7 +1,7 @@
-//! One request and what its answer means.
+//! One HTTP request and the meaning of its answer.
 //!
-//! Owned by one sending thread, with a connection of its own that is kept open. Whether a request
-//! that brought no answer was taken is told as it is: nobody knows.
+//! Owned by one sending thread, with a connection of its own that is kept open. If a request gets no
+//! answer, its outcome is unknown: its events may have been stored.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,84 +14,84 @@ use super::state::Written;
 use crate::cli::config::SendConfig;
 use crate::data_dir::segment::Position;
 
-/// The longest wait for an answer; shorter where `--retry-for` is.
+/// Timeout of a POST request; shorter if `--retry-for` is.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
-/// The longest wait for the answer to a question.
+/// Timeout of a GET request.
 const QUESTION_WITHIN: Duration = Duration::from_secs(5);
-/// The longest `Retry-After` that is heeded as it stands.
+/// Maximum `Retry-After`; longer ones are shortened to it.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
-/// An answer that names every line of the largest batch fits.
+/// Maximum size of an answer. One that names every line of the largest batch fits.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
-/// What came of a request.
+/// Result of a request.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// The good lines are durable.
-    Taken {
-        /// How many.
+    /// The valid lines are durable.
+    Accepted {
+        /// Number of valid lines.
         accepted: u64,
-        /// How many were not taken.
+        /// Number of lines that were not stored.
         refused: u64,
-        /// Which, and why.
+        /// The refused lines that the answer names.
         errors: Vec<LineError>,
-        /// Where the good ones end.
+        /// End of the stored lines; `None` if the answer does not name it.
         position: Option<Position>,
     },
-    /// Nothing was taken, because of what was sent.
+    /// Nothing was stored, because lines are invalid.
     Refused {
-        /// Which lines, and why.
+        /// The invalid lines that the answer names.
         errors: Vec<LineError>,
-        /// How many more lines are at fault.
+        /// Number of invalid lines that it does not name.
         more_errors: u64,
-        /// Why, in general.
+        /// The server's reason.
         reason: String,
     },
-    /// Nothing was taken: the body is too large.
+    /// Nothing was stored, because the body is too large.
     TooLarge {
-        /// In the server's words.
+        /// The server's reason.
         reason: String,
     },
-    /// Worth trying again.
+    /// A temporary failure: the request can be sent again.
     Again {
         /// What happened.
         reason: String,
-        /// When the server wants to be asked again.
+        /// The server's `Retry-After`.
         after: Option<Duration>,
-        /// Whether it may have been taken all the same.
+        /// Whether events may have been stored nevertheless.
         outcome: Outcome,
     },
-    /// Trying again would bring the same.
+    /// A permanent failure: the request would fail again.
     Hopeless {
-        /// What happened, and what to do.
+        /// What happened, and advice.
         reason: String,
     },
 }
 
-/// What became of a request that was not answered well.
+/// Outcome of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Nothing of it was taken.
+    /// Nothing was stored.
     Nothing,
-    /// All, nothing, or some of it was taken.
+    /// All, some or none of the events were stored.
     Unknown,
 }
 
-/// A line the server did not take.
+/// A line that the server refused.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct LineError {
-    /// Its number in the body, from 1.
+    /// Number of the line in the body, from 1.
     pub(super) line: u64,
     /// JSON pointer to the field.
     pub(super) pointer: String,
-    /// For programs.
+    /// Machine-readable code.
     pub(super) code: String,
-    /// For people.
+    /// Message.
     pub(super) detail: String,
 }
 
 #[derive(Deserialize)]
-struct Taken {
+struct AcceptedBody {
     accepted: u64,
     #[serde(default)]
     refused: u64,
@@ -113,15 +113,15 @@ struct Problem {
 
 impl Problem {
     fn reason(&self, status: u16) -> String {
-        let words = if self.detail.is_empty() {
+        let text = if self.detail.is_empty() {
             &self.title
         } else {
             &self.detail
         };
-        if words.is_empty() {
+        if text.is_empty() {
             format!("answered {status}")
         } else {
-            format!("answered {status}: {words}")
+            format!("answered {status}: {text}")
         }
     }
 }
@@ -135,15 +135,15 @@ pub(super) struct Poster {
 }
 
 impl Poster {
-    /// Connects at the first request.
+    /// For POST requests. It connects at the first request.
     pub(super) fn new(config: &SendConfig) -> Self {
         let patience = config.retry_for.unwrap_or(ANSWER_WITHIN);
         let within = patience.clamp(Duration::from_secs(1), ANSWER_WITHIN);
         Self::within(config, within)
     }
 
-    /// For questions: they are asked again rather than waited for, so that a stop is heard.
-    pub(super) fn asking(config: &SendConfig) -> Self {
+    /// For GET requests. Their timeout is short, so that a stop takes effect soon.
+    pub(super) fn for_get(config: &SendConfig) -> Self {
         Self::within(config, QUESTION_WITHIN)
     }
 
@@ -160,14 +160,14 @@ impl Poster {
         }
     }
 
-    /// What the server says of itself.
+    /// The status that the server reports.
     pub(super) fn about(&self) -> Result<About, Answer> {
         let (status, text, after) = match self.get("/status") {
             Ok(got) => got,
             Err(error) => return Err(unanswered(&error)),
         };
         match status {
-            // An older server says less, and something in between may not let this through.
+            // An older server reports less, and a proxy may not forward this request.
             200 => Ok(serde_json::from_slice(&text).unwrap_or_default()),
             401 | 408 | 425 | 429 | 500.. => {
                 let problem = serde_json::from_slice(&text).ok();
@@ -177,7 +177,7 @@ impl Poster {
         }
     }
 
-    /// The answer to a GET of `target`: status, body, when to ask again.
+    /// Sends a GET request for `target`. Returns status, body and `Retry-After`.
     pub(super) fn get(
         &self,
         target: &str,
@@ -226,7 +226,7 @@ impl Poster {
             .read_to_vec();
         let text = match read {
             Ok(text) => text,
-            // The status alone can be enough: a refusal took nothing whatever its words were.
+            // An error status is sufficient without a body: nothing was stored.
             Err(error) if status < 400 => return unanswered(&error),
             Err(_) => Vec::new(),
         };
@@ -236,13 +236,17 @@ impl Poster {
             None
         };
         match status {
-            200..=299 => taken(status, &text),
+            200..=299 => accepted(status, &text),
             300..=399 => Answer::Hopeless {
                 reason: match location {
                     Some(to) => {
-                        format!("answered {status}, elsewhere: {to}; name that base URL with --to")
+                        format!(
+                            "answered {status}, a redirect to {to}; name that base URL with --to"
+                        )
                     }
-                    None => format!("answered {status}; name another base URL with --to"),
+                    None => {
+                        format!("answered {status}, a redirect; name another base URL with --to")
+                    }
                 },
             },
             _ => refused(status, problem, after),
@@ -250,17 +254,17 @@ impl Poster {
     }
 }
 
-/// What `GET /status` says that is of use here.
+/// The fields of `GET /status` that the sender uses.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct About {
-    /// The data directory's name.
+    /// Id of the data directory.
     pub(super) directory: Option<Uuid>,
-    /// The end of what was acknowledged by then.
+    /// End of the acknowledged events.
     pub(super) position: Option<Written>,
 }
 
-/// `Retry-After`: seconds, or a date by the server's own clock.
+/// Parses `Retry-After`: seconds, or a date by the server's clock.
 fn retry_after(after: Option<String>, date: Option<String>) -> Option<Duration> {
     let after = after?;
     let after = after.trim();
@@ -275,18 +279,16 @@ fn retry_after(after: Option<String>, date: Option<String>) -> Option<Duration> 
     Some(wait.min(RETRY_AFTER_MAX))
 }
 
-fn taken(status: u16, text: &[u8]) -> Answer {
-    match serde_json::from_slice::<Taken>(text) {
-        Ok(taken) => Answer::Taken {
-            accepted: taken.accepted,
-            refused: taken.refused,
-            errors: taken.errors,
-            position: taken.position.parse().ok(),
+fn accepted(status: u16, text: &[u8]) -> Answer {
+    match serde_json::from_slice::<AcceptedBody>(text) {
+        Ok(body) => Answer::Accepted {
+            accepted: body.accepted,
+            refused: body.refused,
+            errors: body.errors,
+            position: body.position.parse().ok(),
         },
         Err(_) => Answer::Hopeless {
-            reason: format!(
-                "answered {status}, but not in the way of a tallyline server; is --to right?"
-            ),
+            reason: format!("answered {status}, but not as a tallyline server does; check --to"),
         },
     }
 }
@@ -305,7 +307,7 @@ fn refused(status: u16, problem: Option<Problem>, after: Option<Duration>) -> An
         408 | 425 | 429 | 500.. => Answer::Again {
             reason,
             after,
-            // A server of ours says so if it does not know; something in between never knows.
+            // A tallyline server reports an unknown outcome; a proxy in between does not know it.
             outcome: if known && problem.outcome != "unknown" || status == 429 {
                 Outcome::Nothing
             } else {
@@ -313,7 +315,7 @@ fn refused(status: u16, problem: Option<Problem>, after: Option<Duration>) -> An
             },
         },
         401 => Answer::Hopeless {
-            reason: "answered 401: no token, or one that the server does not know; set TALLYLINE_TOKEN, or name a file with --token-file".to_owned(),
+            reason: "answered 401: the token is missing or not accepted; set TALLYLINE_TOKEN, or name a file with --token-file".to_owned(),
         },
         404 | 405 => Answer::Hopeless {
             reason: format!("{reason}; --to must be the base URL of a tallyline server"),
@@ -322,7 +324,7 @@ fn refused(status: u16, problem: Option<Problem>, after: Option<Duration>) -> An
     }
 }
 
-/// No answer. Where no connection came about, nothing can have been taken.
+/// The result of a request without an answer. Without a connection, nothing was stored.
 fn unanswered(error: &ureq::Error) -> Answer {
     let outcome = match error {
         ureq::Error::HostNotFound

@@ -1,4 +1,4 @@
-//! Lines that were refused, with their number in the file and the reason.
+//! The file of refused and rejected lines, with their numbers and reasons.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
@@ -8,36 +8,36 @@ use serde::Serialize;
 
 use super::error::SendError;
 
-/// Refused lines named in the log where no file takes them.
+/// Maximum number of refused lines that are logged if there is no file for them.
 const LOGGED_MAX: u64 = 10;
 /// Characters of a line shown in the log.
 const LOGGED_CHARS: usize = 200;
 
-/// One refused line, as it is written to the file of rejects.
+/// One refused or rejected line, as written to the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Refusal {
-    /// Its number in the input, from 1.
+    /// Number of the line in the input, from 1.
     pub(super) line: u64,
-    /// For programs.
+    /// Machine-readable code.
     pub(super) code: String,
-    /// JSON pointer to the field at fault; empty for the line as a whole.
+    /// JSON pointer to the invalid field; empty for the line as a whole.
     pub(super) pointer: String,
-    /// For people.
+    /// Message.
     pub(super) detail: String,
-    /// The line as it stands in the input.
+    /// The line as in the input.
     pub(super) text: String,
 }
 
-/// Whether the file of rejects is that of an earlier attempt of the same run.
+/// Whether the file's existing content is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
-    /// A new run: what an earlier one left is cut off.
+    /// A new run: the file is truncated.
     Nothing,
-    /// The same run goes on.
-    Former,
+    /// The run is continued: new lines are appended.
+    Existing,
 }
 
-/// Where refusals go.
+/// Writes refused lines to the file, or to the log.
 #[derive(Debug)]
 pub(super) struct Rejects {
     file: Option<(PathBuf, BufWriter<File>)>,
@@ -46,13 +46,13 @@ pub(super) struct Rejects {
 }
 
 impl Rejects {
-    /// To `path`, or to the log.
+    /// Opens the file at `path`; `None`: refused lines are logged.
     pub(super) fn open(path: Option<&PathBuf>, keep: Keep) -> Result<Self, SendError> {
         let open = |path: &PathBuf| {
             OpenOptions::new()
                 .create(true)
                 .write(true)
-                .append(keep == Keep::Former)
+                .append(keep == Keep::Existing)
                 .truncate(keep == Keep::Nothing)
                 .open(path)
                 .map(|file| (path.clone(), BufWriter::new(file)))
@@ -68,11 +68,11 @@ impl Rejects {
         })
     }
 
-    /// Writes them out (`fate` says what became of them: refused, or rejected); when this returns they are the system's to keep.
-    /// Where they cannot be written, they are logged instead, and the file is not tried again.
-    pub(super) fn write(&mut self, refusals: &[Refusal], fate: &str) -> Result<(), SendError> {
+    /// Writes the lines; `status` is `refused` or `rejected`. On return the system has them. If they
+    /// cannot be written, they are logged, and the file is not used again.
+    pub(super) fn write(&mut self, refusals: &[Refusal], status: &str) -> Result<(), SendError> {
         let Some((path, out)) = &mut self.file else {
-            self.log(refusals, fate);
+            self.log(refusals, status);
             return Ok(());
         };
         if refusals.is_empty() {
@@ -91,11 +91,11 @@ impl Rejects {
         let path = path.clone();
         self.file = None;
         self.logged_max = u64::MAX;
-        self.log(refusals, fate);
+        self.log(refusals, status);
         Err(SendError::Rejects { path, source })
     }
 
-    fn log(&mut self, refusals: &[Refusal], fate: &str) {
+    fn log(&mut self, refusals: &[Refusal], status: &str) {
         for refusal in refusals {
             self.logged += 1;
             if self.logged > self.logged_max {
@@ -110,9 +110,11 @@ impl Rejects {
             } = refusal;
             let colon = if pointer.is_empty() { "" } else { ": " };
             let text: String = text.chars().take(LOGGED_CHARS).collect();
-            tracing::warn!("line {line} {fate}: {pointer}{colon}{detail}: {text}");
+            tracing::warn!("line {line} {status}: {pointer}{colon}{detail}: {text}");
             if self.logged == self.logged_max {
-                tracing::warn!("further lines are not shown; --rejects FILE keeps them all");
+                tracing::warn!(
+                    "further lines are not shown; --rejects FILE writes all of them to a file"
+                );
             }
         }
     }

@@ -1,9 +1,9 @@
-//! One run over one input: reads in the calling thread, sends in threads of their own.
+//! One run over one input: the calling thread reads, other threads send.
 //!
-//! Before a line is handed to a sender, the state that covers it is durable (see [`state`](super::state)).
-//! The run is complete when the input came to its end and every batch was delivered. Its state says
-//! so before anything else is done, or is removed where it guards nothing; otherwise the state says
-//! how far all lines are acknowledged.
+//! The state that covers a line is durable before the line is passed to a sender (see
+//! [`state`](super::state)). The run is complete when the input has ended and every batch was
+//! delivered. Its state then records that, or is removed if it is not needed; otherwise it records how
+//! many lines from the beginning are acknowledged.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -28,12 +28,12 @@ use crate::cli::config::SendConfig;
 use crate::cli::logging;
 use crate::shutdown::Shutdown;
 
-/// With `--rate`, so many requests a second, so that the rate is even.
+/// Number of requests per second with `--rate`, for an even rate.
 const PACED_REQUESTS_PER_SECOND: u64 = 10;
-/// How far behind its rate a send may be and still catch up.
+/// A send that is behind its rate by more than this does not catch up.
 const PACE_LAG_MAX: Duration = Duration::from_millis(100);
 
-/// One run over one input, begun or gone on with.
+/// One run over one input, new or continued.
 pub(super) struct Run<'a> {
     config: &'a SendConfig,
     stop: &'a Shutdown,
@@ -46,7 +46,7 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Gets everything ready; nothing is sent yet.
+    /// Prepares a run. Nothing is sent yet.
     pub(super) fn new(
         config: &'a SendConfig,
         source: Source,
@@ -56,7 +56,11 @@ impl<'a> Run<'a> {
         begun: Option<(Record, Cover)>,
         keep: Keep,
     ) -> Result<Self, SendError> {
-        let keep = if begun.is_some() { Keep::Former } else { keep };
+        let keep = if begun.is_some() {
+            Keep::Existing
+        } else {
+            keep
+        };
         let rejects = Rejects::open(config.rejects.as_ref(), keep)?;
         let (mut record, cover) = match begun {
             Some(begun) => begun,
@@ -95,7 +99,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Reads here, sends in threads, and waits for all of them.
+    /// Reads the input, sends it with threads, and joins them.
     pub(super) fn go(mut self, summary: &mut Summary) -> Result<Finished, SendError> {
         let connections = self.config.connections.get() as usize;
         let (batches, queue) = bounded::<Batch>(connections);
@@ -150,7 +154,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What is left of a run that did not fail.
+/// The result of a run that did not fail.
 pub(super) struct Finished {
     pub(super) verdict: SendOutcome,
     pub(super) record: Record,
@@ -158,7 +162,7 @@ pub(super) struct Finished {
     pub(super) own: OwnLines,
 }
 
-/// Hands all batches to the senders. Gives how many they were if the input came to its end.
+/// Passes all batches to the senders. Returns their number if the input ended.
 fn read(
     config: &SendConfig,
     stop: &Shutdown,
@@ -169,7 +173,7 @@ fn read(
 ) -> Result<Option<u64>, SendError> {
     let covered = config.state.is_some();
     if covered {
-        // A state from the first moment on, and of a compressed file all is covered at once.
+        // The state is written before the first line. A compressed file is covered as a whole.
         if let Some((file, true)) = batches.source().open_file() {
             let all = file
                 .metadata()
@@ -212,7 +216,7 @@ fn read(
     Ok((!stop.requested()).then_some(handed))
 }
 
-/// What a finished or halted run comes to.
+/// Ends a finished or stopped run.
 fn conclude(
     ended: Ended,
     handed: Option<u64>,
@@ -240,7 +244,7 @@ fn conclude(
         if stays(&record, source) {
             record.complete = true;
             if record.in_array || source.format() == Some(Format::Arrays) {
-                // What follows the last element is replaced when the array grows.
+                // When an array grows, the bytes after its last element are replaced.
                 record = covered_to_its_end(record, source)?;
             }
             state.write(&record)?;
@@ -264,14 +268,14 @@ fn conclude(
     }
 }
 
-/// Whether a complete run's state stays, to tell that its file was sent: an event's own id, or one
-/// made of `--source`, guards it anyway; with `--no-ids` nothing is to guard it; stdin cannot be read
-/// again; and where nothing was accepted, nothing can count twice.
+/// Whether the state of a complete run is kept, so that the file is not sent again. It is not needed
+/// if ids of the events or of `--source` prevent double counting, with `--no-ids`, for stdin, which
+/// cannot be read again, or if nothing was accepted.
 fn stays(record: &Record, source: &Source) -> bool {
     record.ids == "run" && record.accepted > 0 && source.open_file().is_some()
 }
 
-/// A base URL that may be kept in a file.
+/// The base URL without user name and password.
 pub(super) fn without_credentials(to: &str) -> String {
     match to
         .split_once("://")
@@ -282,7 +286,7 @@ pub(super) fn without_credentials(to: &str) -> String {
     }
 }
 
-/// A plain file's record, its checksum over no more than the acknowledged bytes.
+/// The record of a plain file, with the checksum over the acknowledged bytes only.
 fn covered_to_its_end(mut record: Record, source: &Source) -> Result<Record, SendError> {
     if let Some((file, false)) = source.open_file() {
         let mut cover = Cover::default();
@@ -330,7 +334,7 @@ fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError>
     })
 }
 
-/// With a rate, batches are small enough that it is even.
+/// Maximum lines of a batch. With `--rate`, batches are small enough for an even rate.
 fn lines_max(config: &SendConfig) -> u32 {
     let paced = config
         .rate
@@ -339,7 +343,7 @@ fn lines_max(config: &SendConfig) -> u32 {
     config.batch.get().min(paced.max(1))
 }
 
-/// Keeps to a rate: each batch waits until those before it are paid for.
+/// Enforces a rate: a batch waits until the time of all events before it has passed.
 struct Pace {
     events_per_second: u64,
     next: Instant,
@@ -353,10 +357,10 @@ impl Pace {
         }
     }
 
-    /// Waits for its turn; true: asked to stop meanwhile.
+    /// Waits until the batch is due; true: a stop was requested meanwhile.
     fn wait(&mut self, events: u64, stop: &Shutdown) -> bool {
         let now = Instant::now();
-        // A pause that took too long is made up for; a server that was slow is not.
+        // A pause that was too long is made up for; the time of a slow server is not.
         let earliest = now.checked_sub(PACE_LAG_MAX).unwrap_or(now);
         self.next = self.next.max(earliest);
         let stopped = stop.wait(self.next.saturating_duration_since(now));
@@ -370,7 +374,7 @@ impl Pace {
     }
 }
 
-/// A bar over the bytes of a file, or a spinner where the end is not known.
+/// A progress bar over the bytes of a file, or a spinner if the length is unknown.
 fn progress(source: &Source, done_bytes: u64) -> ProgressBar {
     let length = match source.open_file() {
         Some((file, _)) if !source.grows() => file.metadata().map(|metadata| metadata.len()).ok(),
@@ -386,7 +390,7 @@ fn progress(source: &Source, done_bytes: u64) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    // Only then it is known whether and where to draw.
+    // A bar belongs to `bars` before it is drawn.
     let bar = logging::bars().add(bar);
     bar.set_message("0 events");
     bar

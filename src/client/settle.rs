@@ -1,9 +1,9 @@
-//! After everything was sent: waits until it is applied, and asks what became of it.
+//! After sending: waits until the events are applied, and lists those that were rejected.
 //!
-//! One question does both: `GET /rejected?after=POSITION` answers once the position is applied, and
-//! lists the rejected lines that carry the run's ids. Where the input has events with ids of its own, a
-//! second one lists the latest rejected lines, and those that were sent are recognised by their text. Nothing here changes the state file: what was
-//! acknowledged is acknowledged, whatever becomes known of it later.
+//! One request does both: `GET /rejected?after=POSITION` answers when the position is applied, and
+//! lists the rejected lines that have the run's ids. If the input has events with ids of their own, a
+//! second request lists the latest rejected lines, and those that were sent are recognised by their
+//! text. Nothing here changes the state file: acknowledged lines stay acknowledged.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -19,49 +19,48 @@ use super::state::Record;
 use crate::cli::config::SendConfig;
 use crate::shutdown::Shutdown;
 
-/// How much of a rejected line the server keeps.
+/// The server keeps this much of a rejected line.
 const REJECTED_LINE_BYTES_MAX: usize = 1024;
 
-/// The longest that one request waits: a stop is heard in between.
+/// Maximum time that one request waits, so that a stop takes effect.
 const STEP: Duration = Duration::from_secs(1);
-/// The pause after a request that was answered at once, or not at all.
+/// Pause after a request that was answered at once or failed.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Rejected lines asked for.
+/// Maximum number of rejected lines that are requested.
 const LISTED_MAX: usize = 1000;
 
-/// Whether what was sent is in the totals.
+/// Whether the sent events are in the totals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// It was not asked: nothing was sent, `--wait 0s`, or the run did not come to its end.
+    /// Not requested: nothing was sent, `--wait 0s`, or the run did not complete.
     NotAsked,
-    /// All of it.
+    /// All events are applied.
     Yes,
-    /// Not all of it within `--wait`.
+    /// Some events were not applied within `--wait`.
     NotYet,
-    /// The server applies nothing itself (`--no-process`).
+    /// The server does not apply events (`--no-process`).
     Elsewhere,
-    /// A segment of it is missing or corrupt: it will never be applied.
+    /// Some events will not be applied: their segment is missing or corrupt.
     Gone,
-    /// The server did not say, for this reason.
+    /// Unknown, for this reason.
     Unknown(String),
 }
 
-/// What became of what was sent.
+/// The result of [`settle`].
 pub(super) struct Settled {
     pub(super) applied: Applied,
-    /// Lines with the run's ids that were not counted, by their number.
+    /// Rejected lines, by their number.
     pub(super) rejected: Vec<Refusal>,
 }
 
-/// The most lines with ids of their own that are remembered, to recognise those that were rejected:
-/// 16 bytes each.
+/// Maximum number of remembered lines with ids of their own, 16 bytes each.
 const OWN_MAX: usize = 1_000_000;
 
-/// The lines that were sent with ids of their own: a hash of each, and its number in the input.
+/// The sent lines with ids of their own: a hash of each, and its number in the input.
 #[derive(Debug, Default)]
 pub(super) struct OwnLines {
     lines: Vec<(u64, u64)>,
-    /// Whether there were more than are remembered.
+    /// Whether there were more than [`OWN_MAX`].
     more: bool,
 }
 
@@ -73,8 +72,8 @@ impl OwnLines {
         self.lines.extend(lines.into_iter().take(room));
     }
 
-    /// Those among the listed lines. A line that was sent several times is found as often as it is
-    /// listed.
+    /// Selects the lines of this run from the listed ones. A line that was sent several times is
+    /// returned as often as it is listed.
     fn rejected(mut self, listing: Listing) -> Vec<Refusal> {
         self.lines.sort_unstable();
         let mut found: HashMap<u64, usize> = HashMap::new();
@@ -93,8 +92,7 @@ impl OwnLines {
     }
 }
 
-/// A hash of a line as the server's list of rejected lines shows it: its first bytes, without the blanks
-/// at its end.
+/// A hash of a line as the server lists it: its first bytes, without trailing blanks.
 pub(super) fn own_key(line: &[u8]) -> u64 {
     let shown = &line[..line.len().min(REJECTED_LINE_BYTES_MAX)];
     let shown = String::from_utf8_lossy(shown);
@@ -135,7 +133,7 @@ struct Problem {
     processing: Option<bool>,
 }
 
-/// Waits as long as the configuration says.
+/// Waits for up to `--wait` until the run's events are applied, and lists those that were rejected.
 pub(super) fn settle(
     config: &SendConfig,
     stop: &Shutdown,
@@ -152,7 +150,7 @@ pub(super) fn settle(
     if config.wait == Some(Duration::ZERO) {
         return settled;
     }
-    let poster = Poster::asking(config);
+    let poster = Poster::for_get(config);
     let mut target = format!("/rejected?limit={LISTED_MAX}&after={}", last.0);
     if let Some(since) = record.since {
         let _infallible = write!(target, "&since={}", since.0);
@@ -171,7 +169,6 @@ pub(super) fn settle(
         let asked = Instant::now();
         let answer = poster.get(&format!("{target}&wait={}ms", wait.as_millis()));
         let (applied, done) = match answer {
-            Err(error) => (Applied::Unknown(error.to_string()), false),
             Ok((200, body, _)) => match serde_json::from_slice::<Listing>(&body) {
                 Ok(listing) => {
                     settled.rejected = made(listing, record);
@@ -180,21 +177,13 @@ pub(super) fn settle(
                     }
                     (Applied::Yes, true)
                 }
-                Err(_) => (Applied::Unknown("it is no tallyline server".into()), true),
+                Err(_) => (
+                    Applied::Unknown("the server is not a tallyline server".into()),
+                    true,
+                ),
             },
-            Ok((410, ..)) => (Applied::Gone, true),
-            Ok((503, body, _)) => {
-                let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
-                match problem.processing {
-                    Some(false) => (Applied::Elsewhere, true),
-                    _ => (Applied::NotYet, false),
-                }
-            }
-            Ok((status, body, _)) => {
-                let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
-                let reason = format!("GET /rejected was answered {status}: {}", problem.detail);
-                (Applied::Unknown(reason), status < 500)
-            }
+            Ok((status, body, _)) => without_listing(status, &body),
+            Err(error) => (Applied::Unknown(error.to_string()), false),
         };
         settled.applied = applied;
         if done || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -207,7 +196,21 @@ pub(super) fn settle(
     }
 }
 
-/// Adds the lines with ids of their own. All is applied by now, so the answer comes at once.
+/// What an answer other than 200 means, and whether it is final.
+fn without_listing(status: u16, body: &[u8]) -> (Applied, bool) {
+    let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
+    match status {
+        410 => (Applied::Gone, true),
+        503 if problem.processing == Some(false) => (Applied::Elsewhere, true),
+        503 => (Applied::NotYet, false),
+        _ => {
+            let reason = format!("GET /rejected answered {status}: {}", problem.detail);
+            (Applied::Unknown(reason), status < 500)
+        }
+    }
+}
+
+/// Adds the lines with ids of their own. Everything is applied, so the answer comes at once.
 fn add_own(poster: &Poster, target: &str, own: OwnLines, rejected: &mut Vec<Refusal>) {
     let remembered = own.more.then_some(own.lines.len());
     let failed = |reason: String| {
@@ -217,7 +220,7 @@ fn add_own(poster: &Poster, target: &str, own: OwnLines, rejected: &mut Vec<Refu
     };
     let listing = match poster.get(target) {
         Ok((200, body, _)) => serde_json::from_slice::<Listing>(&body).map_err(|e| e.to_string()),
-        Ok((status, ..)) => Err(format!("GET /rejected was answered {status}")),
+        Ok((status, ..)) => Err(format!("GET /rejected answered {status}")),
         Err(error) => Err(error.to_string()),
     };
     let listing = match listing {
@@ -234,7 +237,7 @@ fn add_own(poster: &Poster, target: &str, own: OwnLines, rejected: &mut Vec<Refu
     rejected.dedup_by_key(|refusal| refusal.line);
 }
 
-/// The lines whose ids were made by this run: its name, a dash and the line's number.
+/// The lines whose ids this run made: its name, a dash and the line's number.
 fn made(listing: Listing, record: &Record) -> Vec<Refusal> {
     let mut rejected: Vec<Refusal> = Vec::new();
     if record.run.is_empty() {
@@ -251,7 +254,7 @@ fn made(listing: Listing, record: &Record) -> Vec<Refusal> {
     rejected
 }
 
-/// The number at the end of a made id, which stands first in its line.
+/// The number at the end of an id that this run made. The id is the first member of the line.
 fn number(line: &str, run: &str) -> Option<u64> {
     let opened = serde_json::Value::from(run).to_string();
     let opened = opened.strip_suffix('"')?;

@@ -1,18 +1,19 @@
-//! The state of a file's runs: their names, how far each was acknowledged, and what it began with.
+//! The state file of an input: its runs, their progress, and a checksum of what they sent.
 //!
-//! A small JSON file beside the input, replaced as a whole (temporary name, fsync, rename). It holds
-//! the runs of each data directory that the file was sent to, by the UUID that names the directory. A
-//! complete run of a file stays, so that the same content is not sent again as if it were new; one
-//! that has nothing to guard (stdin, `--source`, `--no-ids`) is removed. It may lag behind what was acknowledged: what is then sent
-//! again has the same ids and is counted once. It never runs ahead.
+//! A small JSON file beside the input, replaced atomically (temporary name, fsync, rename). It holds
+//! the runs for each data directory that the file was sent to, by the UUID of the directory. A complete
+//! run of a file is kept, so that the same content is not sent again as new events; a run that needs no
+//! such protection (stdin, `--source`, `--no-ids`) is removed. The state may be behind what was
+//! acknowledged: lines that are then sent again have the same ids and are counted once. It is never
+//! ahead.
 //!
-//! Whoever goes on with a run must have the same lines at the same numbers, or ids would name
-//! other events than before. So the state also holds a checksum that covers everything that may
-//! have been sent: it is written **before** those lines are (for stdin, which can't be read ahead,
-//! it covers what was acknowledged).
+//! A continued run must have the same lines at the same numbers, or ids would belong to other events
+//! than before. So the state also has a checksum that covers everything that may have been sent. It is
+//! written **before** those lines are sent. (Stdin cannot be read ahead; its checksum covers what was
+//! acknowledged.)
 //!
-//! One process at a time: the file is locked (flock), and each new file is locked before it takes
-//! the old one's place.
+//! Only one process uses it at a time: the file is locked (flock), and each new file is locked before
+//! it replaces the old one.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -28,9 +29,9 @@ use super::error::SendError;
 use super::input::{identity, kind_name};
 use crate::data_dir::segment::{Position, PositionError};
 
-/// The format that is written; 1 is read, too: a single run, removed when it was complete.
+/// The version that is written. Version 1 can be read: a single run, removed when it was complete.
 const VERSION: u64 = 2;
-/// Runs kept in one file: one a data directory, and CI makes a new one each time.
+/// Maximum number of runs in one file. There is one for each data directory; CI jobs make many.
 const RUNS_MAX: usize = 100;
 
 /// A position as text.
@@ -52,7 +53,7 @@ impl From<Written> for String {
     }
 }
 
-/// All that is written.
+/// The content of a state file.
 #[derive(Serialize)]
 struct Runs<'a> {
     version: u64,
@@ -63,55 +64,55 @@ struct Runs<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Record {
-    /// What the ids are made of besides the line's number; empty: no ids.
+    /// Prefix of the run's ids; empty: no ids.
     pub(super) run: String,
-    /// How they came about: `run`, `source` or `none`.
+    /// Kind of ids: `run`, `source` or `none`.
     pub(super) ids: String,
-    /// The file, for people who find this one; what is not UTF-8 is shown as U+FFFD.
+    /// Path of the input, for information only; bytes that are not UTF-8 become U+FFFD.
     pub(super) input: String,
-    /// Device of the file: to find it again after a rotation, never to trust it.
+    /// Device of the input. With the inode it helps to find a rotated file; the content is checked.
     pub(super) device: u64,
-    /// Inode of the file.
+    /// Inode of the input.
     pub(super) inode: u64,
-    /// The first so many lines were acknowledged, accepted or refused.
+    /// Number of lines from the beginning that were acknowledged, accepted or refused.
     pub(super) lines: u64,
-    /// They are so many bytes (inflated).
+    /// Their length in bytes (inflated).
     pub(super) bytes: u64,
-    /// Events among them that were accepted.
+    /// Number of events among them that were accepted.
     pub(super) accepted: u64,
-    /// Lines among them that were refused.
+    /// Number of lines among them that were refused.
     pub(super) refused: u64,
-    /// How many bytes of the input (raw for a file, inflated for stdin) the checksum covers.
+    /// Number of bytes that the checksum covers (raw for a file, inflated for stdin).
     pub(super) checked_bytes: u64,
-    /// CRC-32 of them.
+    /// CRC-32 of those bytes.
     pub(super) checked_crc32: u32,
-    /// Whether nothing beyond `lines` was sent: a clean stop, not a crash.
+    /// Whether no line after `lines` was sent: the run ended orderly.
     pub(super) settled: bool,
-    /// The data directory that it is sent to, where the server names it.
+    /// Id of the data directory; `None` if the server does not report it.
     #[serde(default)]
     pub(super) directory: Option<Uuid>,
-    /// The base URL that it was last sent to; empty: not known (format 1).
+    /// Base URL of the last send; empty if unknown (version 1).
     #[serde(default)]
     pub(super) to: String,
-    /// Everything that the input held was acknowledged.
+    /// Whether the whole input was acknowledged.
     #[serde(default)]
     pub(super) complete: bool,
     /// Length of the last line if it has no line end; it may have grown since.
     #[serde(default)]
     pub(super) open_bytes: u64,
-    /// `bytes` ends inside a JSON array.
+    /// Whether `bytes` is inside a JSON array.
     #[serde(default)]
     pub(super) in_array: bool,
-    /// The end of what the server had acknowledged when the run began.
+    /// End of the server's acknowledged events when the run began.
     #[serde(default)]
     pub(super) since: Option<Written>,
-    /// The last position that the run was answered.
+    /// The last position that the server acknowledged to the run.
     #[serde(default)]
     pub(super) last: Option<Written>,
 }
 
 impl Record {
-    /// Whether it is of that data directory, or of that URL where it has no name.
+    /// Whether the run belongs to that data directory, or to that URL if the directory is unknown.
     fn is_of(&self, directory: Option<Uuid>, to: &str) -> bool {
         match (self.directory, directory) {
             (Some(ours), Some(theirs)) => ours == theirs,
@@ -124,13 +125,13 @@ impl Record {
 #[derive(Debug)]
 pub(super) struct StateFile {
     path: PathBuf,
-    /// Holds the lock.
+    /// The open file, which holds the lock.
     locked: File,
-    /// Whether the directory's entry is durable.
+    /// Whether the directory entry is durable.
     entered: bool,
-    /// Nothing was ever written to it: it need not stay.
+    /// Whether nothing was written yet; then the file is removed at the end.
     blank: bool,
-    /// Runs of other data directories, the oldest first.
+    /// Runs of other data directories, oldest first.
     others: Vec<Record>,
 }
 
@@ -143,7 +144,7 @@ impl Drop for StateFile {
 }
 
 impl StateFile {
-    /// Opens and locks it.
+    /// Opens and locks the file.
     pub(super) fn open(path: &Path) -> Result<Self, SendError> {
         let failed = |source| SendError::State {
             path: path.to_owned(),
@@ -166,7 +167,7 @@ impl StateFile {
                 .open(path)
                 .map_err(failed)?;
             lock(&file, path)?;
-            // The holder before us may have replaced or removed what we opened.
+            // The former owner of the lock may have replaced or removed the file that was opened.
             let opened = file.metadata().map_err(failed)?;
             match std::fs::metadata(path) {
                 Ok(at_path) if identity(&at_path) == identity(&opened) => break file,
@@ -193,8 +194,8 @@ impl StateFile {
         })
     }
 
-    /// The latest run of that data directory that is `wanted`, if there is one. It is left out from
-    /// now on: what is written takes its place.
+    /// Removes and returns the latest run of that data directory that is `wanted`. The next write
+    /// replaces it.
     pub(super) fn take(
         &mut self,
         directory: Option<Uuid>,
@@ -206,7 +207,7 @@ impl StateFile {
         Some(self.others.remove(at))
     }
 
-    /// Puts `record` beside the runs of other data directories.
+    /// Writes `record` together with the runs of other data directories.
     pub(super) fn write(&mut self, record: &Record) -> Result<(), SendError> {
         self.replace(Some(record))
             .map_err(|source| SendError::State {
@@ -245,10 +246,10 @@ impl StateFile {
         Ok(())
     }
 
-    /// The run is complete, and nothing is kept of it.
+    /// Removes the run, which is complete.
     pub(super) fn remove(mut self) -> Result<(), SendError> {
         let removed = if self.others.is_empty() {
-            self.blank = false; // it is removed here
+            self.blank = false; // removed here, not on drop
             std::fs::remove_file(&self.path)
         } else {
             self.replace(None)
@@ -262,12 +263,12 @@ impl StateFile {
         }
     }
 
-    /// When it was last written, by the file system's clock.
+    /// Time of the last write, by the file system's clock.
     pub(super) fn written(&self) -> Option<SystemTime> {
         self.locked.metadata().and_then(|file| file.modified()).ok()
     }
 
-    /// Where it is.
+    /// Path of the state file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -299,23 +300,25 @@ fn parse(text: &str) -> Result<Vec<Record>, String> {
             let runs = kept.remove("runs").unwrap_or_default();
             serde_json::from_value(runs).map_err(words)
         }
-        Some(version) => Err(format!("its version is {version}, ours is {VERSION}")),
+        Some(version) => Err(format!(
+            "it has version {version}; the supported version is {VERSION}"
+        )),
         None => Err("it has no version".to_owned()),
     }
 }
 
-/// The checksum of a file's first bytes, extended as the file is sent.
+/// The checksum of a file's first bytes. It is extended as the file is sent.
 #[derive(Debug, Default)]
 pub(super) struct Cover {
     checksum: crc32fast::Hasher,
     bytes: u64,
 }
 
-/// How far ahead of the sending a file is covered, so that few writes of the state do.
+/// A file is covered this far ahead of sending, to save writes of the state.
 const COVER_AHEAD_BYTES: u64 = 64 << 20;
 
 impl Cover {
-    /// Covers the first `end` bytes, or all if there are fewer, and some way ahead.
+    /// Covers at least the first `end` bytes and some way ahead, or the whole file if it is shorter.
     pub(super) fn extend(&mut self, file: &File, end: u64) -> io::Result<()> {
         let end = (self.bytes + COVER_AHEAD_BYTES)
             .min(file.metadata()?.len())
@@ -323,7 +326,7 @@ impl Cover {
         self.extend_to(file, end)
     }
 
-    /// Covers the first `end` bytes, or all if there are fewer.
+    /// Covers the first `end` bytes, or the whole file if it is shorter.
     pub(super) fn extend_to(&mut self, file: &File, end: u64) -> io::Result<()> {
         let mut block = vec![0; 1 << 18];
         while self.bytes < end {
@@ -343,7 +346,7 @@ impl Cover {
         Ok(())
     }
 
-    /// How many bytes are covered, and their CRC-32.
+    /// Number of covered bytes, and their CRC-32.
     pub(super) fn checked(&self) -> (u64, u32) {
         (self.bytes, self.checksum.clone().finalize())
     }

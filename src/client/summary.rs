@@ -1,4 +1,4 @@
-//! How a send ended, for people and for programs. The last line can't be mistaken for success.
+//! The summary of a send, as text and as JSON. The last line of the text states success or failure.
 
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,32 +14,32 @@ use crate::cli::Span;
 use crate::cli::exit::Exit;
 use crate::cli::output::counted;
 
-/// What `send` did.
+/// The summary of a send.
 #[derive(Debug)]
 pub struct Summary {
-    /// What was counted by this process.
+    /// Counts of this process.
     pub counts: Counts,
-    /// Lines refused in earlier attempts of the same run.
+    /// Number of lines refused in earlier attempts of the run.
     pub refused_earlier: u64,
-    /// Lines acknowledged in earlier attempts of the same run; 0: it began here.
+    /// Number of lines acknowledged in earlier attempts of the run; 0 for a new run.
     pub lines_earlier: u64,
-    /// The input's lines up to here are acknowledged.
+    /// Number of lines from the beginning of the input that are acknowledged.
     pub lines: u64,
-    /// What the ids are made of; empty: none.
+    /// Prefix of the run's ids; empty: no ids.
     pub run: String,
-    /// How it ended.
+    /// How the send ended.
     pub verdict: SendOutcome,
-    /// Kept to go on with the run.
+    /// State file that remains, to continue the run; `None`: none remains.
     pub state: Option<PathBuf>,
-    /// Where refused lines were written.
+    /// File of refused lines.
     pub rejects: Option<PathBuf>,
-    /// Whether what was sent is in the totals.
+    /// Whether the sent events are in the totals.
     pub applied: Applied,
-    /// Lines that were accepted, but not counted: an id that names another event, an overflow.
+    /// Number of accepted events that are not counted: an id of another event, or an overflow.
     pub rejected: u64,
-    /// How long to wait for `applied`; `None`: as long as it takes.
+    /// Maximum time to wait for `applied`; `None`: no limit.
     pub wait: Option<Duration>,
-    /// How long it took.
+    /// Duration of the send.
     pub elapsed: Duration,
 }
 
@@ -48,16 +48,16 @@ pub struct Summary {
 pub enum SendOutcome {
     /// The whole input was acknowledged.
     Complete,
-    /// Asked to stop before the end.
+    /// Stopped before the end of the input.
     Stopped,
-    /// Asked to stop while following: there is no other end.
+    /// Stopped while following, which has no other end.
     Followed,
-    /// It could not go on.
+    /// Failed.
     Failed(SendError),
 }
 
 impl Summary {
-    /// The exit code.
+    /// The exit code of the command.
     pub fn exit(&self) -> Exit {
         match self.verdict {
             SendOutcome::Failed(SendError::SentBefore(_) | SendError::Edited { .. }) => Exit::Usage,
@@ -68,12 +68,12 @@ impl Summary {
         }
     }
 
-    /// Lines refused in the whole run.
+    /// Number of lines refused in the whole run.
     pub fn refused(&self) -> u64 {
         self.refused_earlier + self.counts.refused
     }
 
-    /// One JSON object.
+    /// The summary as one JSON object.
     pub fn to_json(&self) -> String {
         let error = match &self.verdict {
             SendOutcome::Failed(error) => Some(with_causes(error)),
@@ -93,7 +93,7 @@ impl Summary {
             "refused": self.counts.refused,
             "rejected": self.rejected,
             "applied": self.applied == Applied::Yes,
-            "pending": self.describe_applied_sums(),
+            "pending": self.why_pending(),
             "maybeTwice": self.counts.doubtful,
             "lines": self.lines,
             "linesEarlier": self.lines_earlier,
@@ -109,28 +109,28 @@ impl Summary {
         .to_string()
     }
 
-    /// Whether it came as far as to have something to go on from.
+    /// Whether a run was begun that can be continued.
     fn began(&self) -> bool {
         let nothing_read = self.run.is_empty() && self.lines == 0 && self.counts.requests == 0;
         !(nothing_read && matches!(self.verdict, SendOutcome::Failed(_)))
     }
 
-    /// Why what was sent may not be in the totals yet; `None`: it is, or it was not asked.
-    fn describe_applied_sums(&self) -> Option<String> {
+    /// Why sent events may not be in the totals; `None`: they are, or it was not requested.
+    fn why_pending(&self) -> Option<String> {
         match &self.applied {
             Applied::NotAsked | Applied::Yes => None,
             Applied::NotYet => {
                 let wait = Span(self.wait);
-                Some(format!("not applied yet after {wait}: the totals will follow"))
+                Some(format!("not applied yet after {wait}; the server applies it later"))
             }
             Applied::Elsewhere => Some(
-                "not applied: this server applies nothing itself (--no-process); run `tallyline process` on its data directory".to_owned(),
+                "not applied: the server does not apply events (--no-process); run `tallyline process` on its data directory".to_owned(),
             ),
             Applied::Gone => Some(
-                "not applied, and it will not be: a segment of it is missing or corrupt; the server's /readyz says which".to_owned(),
+                "not applied, and will not be: a segment of it is missing or corrupt; see the server's /readyz".to_owned(),
             ),
             Applied::Unknown(reason) => {
-                Some(format!("whether it is applied is not known: {reason}"))
+                Some(format!("unknown whether it is applied: {reason}"))
             }
         }
     }
@@ -138,82 +138,23 @@ impl Summary {
     fn refused_where(&self) -> String {
         match &self.rejects {
             Some(path) => format!("see {}", path.display()),
-            None => "--rejects FILE keeps them".to_owned(),
+            None => "use --rejects FILE to write them to a file".to_owned(),
         }
     }
 
-    fn how_to_go_on(&self) -> String {
+    fn how_to_continue(&self) -> String {
         match &self.state {
-            Some(_) => "run the same command again to go on from there".to_owned(),
+            Some(_) => "run the same command again to continue".to_owned(),
             None => format!(
-                "no state was kept: what comes after line {} was not acknowledged",
+                "there is no state file: lines after line {} were not acknowledged",
                 HumanCount(self.lines)
             ),
         }
     }
-}
 
-/// A path in JSON: what is not UTF-8 is shown as U+FFFD.
-fn shown(path: Option<&Path>) -> Option<String> {
-    path.map(|path| path.display().to_string())
-}
-
-/// The error with what caused it, on one line.
-fn with_causes(error: &SendError) -> String {
-    let mut words = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        let _infallible = write!(words, ": {error}");
-        source = error.source();
-    }
-    words
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts {
-            accepted,
-            doubtful,
-            requests,
-            retries,
-            ..
-        } = self.counts;
-        let seconds = self.elapsed.as_secs_f64();
-        if let SendOutcome::Failed(SendError::SentBefore(_)) = &self.verdict {
-            return write!(f, "NOT SENT: all of it was sent before");
-        }
-        if let SendOutcome::Failed(SendError::Edited { .. }) = &self.verdict {
-            return write!(f, "NOT SENT: it was changed since it was sent before");
-        }
-        if !self.began() {
-            return write!(f, "FAILED: nothing was sent");
-        }
-        let mut about = format!(
-            "{} accepted in {seconds:.1} s, {}",
-            counted(accepted, "event"),
-            counted(requests, "request")
-        );
-        if retries > 0 {
-            write!(about, ", {} sent again", HumanCount(retries))?;
-        }
-        if !self.run.is_empty() {
-            write!(about, "; run {}", self.run)?;
-        }
-        if self.lines_earlier > 0 {
-            let earlier = HumanCount(self.lines_earlier);
-            write!(about, ", gone on with after line {earlier}")?;
-        }
-        writeln!(f, "{about}")?;
-        if doubtful > 0 {
-            writeln!(
-                f,
-                "up to {} may be counted twice: sent without ids, and no answer told what became of them",
-                counted(doubtful, "event")
-            )?;
-        }
-        if let Some(words) = self.describe_applied_sums() {
-            writeln!(f, "{words}")?;
-        }
+    /// The last line: success or failure of the send.
+    fn write_verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let accepted = self.counts.accepted;
         let lines = counted(self.lines, "line");
         let refused = HumanCount(self.refused());
         match &self.verdict {
@@ -221,18 +162,18 @@ impl fmt::Display for Summary {
                 write!(
                     f,
                     "FAILED: nothing was acknowledged; {}",
-                    self.how_to_go_on()
+                    self.how_to_continue()
                 )
             }
             SendOutcome::Failed(_) => write!(
                 f,
                 "FAILED: not everything was sent; acknowledged: {lines}, {refused} of them refused; {}",
-                self.how_to_go_on()
+                self.how_to_continue()
             ),
             SendOutcome::Stopped => write!(
                 f,
                 "STOPPED before the end; acknowledged: {lines}, {refused} of them refused; {}",
-                self.how_to_go_on()
+                self.how_to_continue()
             ),
             SendOutcome::Complete if self.applied == Applied::Gone => write!(
                 f,
@@ -250,12 +191,12 @@ impl fmt::Display for Summary {
                 let (events, place) = (counted(self.refused(), "event"), self.refused_where());
                 write!(
                     f,
-                    "REFUSED: all of it, {events} ({place}); nothing was taken"
+                    "REFUSED: all of it, {events} ({place}); nothing was stored"
                 )
             }
             SendOutcome::Complete | SendOutcome::Followed if self.refused() > 0 => write!(
                 f,
-                "REFUSED: {} not taken ({}); all others were",
+                "REFUSED: {} not stored ({}); all others were",
                 counted(self.refused(), "event"),
                 self.refused_where()
             ),
@@ -264,7 +205,72 @@ impl fmt::Display for Summary {
                 write!(f, "OK: stopped following after line {last}; none refused")
             }
             SendOutcome::Complete if self.lines == 0 => write!(f, "OK: nothing to send"),
-            SendOutcome::Complete => write!(f, "OK: {lines} done, none refused"),
+            SendOutcome::Complete => write!(f, "OK: {lines} acknowledged, none refused"),
         }
+    }
+}
+
+/// A path in JSON. Bytes that are not UTF-8 become U+FFFD.
+fn shown(path: Option<&Path>) -> Option<String> {
+    path.map(|path| path.display().to_string())
+}
+
+/// The error and its causes, on one line.
+fn with_causes(error: &SendError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        let _infallible = write!(text, ": {error}");
+        source = error.source();
+    }
+    text
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts {
+            accepted,
+            doubtful,
+            requests,
+            retries,
+            ..
+        } = self.counts;
+        let seconds = self.elapsed.as_secs_f64();
+        if let SendOutcome::Failed(SendError::SentBefore(_)) = &self.verdict {
+            return write!(f, "NOT SENT: the whole file was sent before");
+        }
+        if let SendOutcome::Failed(SendError::Edited { .. }) = &self.verdict {
+            return write!(f, "NOT SENT: the file was changed since it was sent");
+        }
+        if !self.began() {
+            return write!(f, "FAILED: nothing was sent");
+        }
+        let mut about = format!(
+            "{} accepted in {seconds:.1} s, {}",
+            counted(accepted, "event"),
+            counted(requests, "request")
+        );
+        if retries > 0 {
+            write!(about, ", {} sent again", HumanCount(retries))?;
+        }
+        if !self.run.is_empty() {
+            write!(about, "; run {}", self.run)?;
+        }
+        if self.lines_earlier > 0 {
+            let earlier = HumanCount(self.lines_earlier);
+            write!(about, ", continued after line {earlier}")?;
+        }
+        writeln!(f, "{about}")?;
+        if doubtful > 0 {
+            writeln!(
+                f,
+                "up to {} may be counted twice: they have no ids, and the answers to their requests were lost",
+                counted(doubtful, "event")
+            )?;
+        }
+        if let Some(text) = self.why_pending() {
+            writeln!(f, "{text}")?;
+        }
+        self.write_verdict(f)
     }
 }

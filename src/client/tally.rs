@@ -1,8 +1,8 @@
-//! What was acknowledged so far: the counts, and how far the input is done without a gap.
+//! What was acknowledged so far: counts, and the number of batches done from the beginning.
 //!
-//! Shared by the sending threads behind one mutex, held for counting and, at most twice a second,
-//! for a write of the state. Order within: refused lines reach their file before the lines count
-//! as done, so that a crash in between writes them twice rather than never.
+//! Shared by the sending threads behind one mutex. The mutex is held for counting and, at most twice a
+//! second, for a write of the state. Refused lines are written to their file before the lines count as
+//! done, so that after a crash in between they are written twice and not lost.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,22 +18,22 @@ use super::state::{Record, StateFile, Written};
 use crate::data_dir::segment::Position;
 use crate::shutdown::Shutdown;
 
-/// The state is written at most this often for the sake of progress.
+/// Minimum interval between writes of the state that record progress only.
 const STATE_EVERY: Duration = Duration::from_millis(500);
 
-/// What was counted by this process.
+/// Counts of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Events the server has taken.
+    /// Number of accepted events.
     pub accepted: u64,
-    /// Lines it has refused.
+    /// Number of refused lines.
     pub refused: u64,
-    /// Events without an id that were, or will be, sent again after a lost answer: so many may be
-    /// counted twice.
+    /// Number of events without an id that were, or will be, sent again after a lost answer. They may
+    /// be counted twice.
     pub doubtful: u64,
-    /// Requests that were answered well or refused for good.
+    /// Number of requests with a final answer.
     pub requests: u64,
-    /// Requests that had to be sent again.
+    /// Number of requests that were sent again.
     pub retries: u64,
 }
 
@@ -57,12 +57,12 @@ pub(super) struct Tally {
 
 struct Inner {
     counts: Counts,
-    /// Done, but not all before it: by sequence.
+    /// Batches that are done before an earlier one, by sequence.
     waiting: BTreeMap<u64, Done>,
     next: u64,
-    /// Raw bytes of the input that are done, for the bar.
+    /// Number of raw input bytes that are done, for the progress bar.
     raw_bytes: u64,
-    /// Batches of which something may have been sent.
+    /// Number of batches that may have been sent in part.
     begun: u64,
     record: Record,
     state: Option<StateFile>,
@@ -71,21 +71,21 @@ struct Inner {
     rejects: Rejects,
     own: OwnLines,
     failure: Option<SendError>,
-    /// When the server last answered well.
+    /// Time of the server's last answer.
     answered: Instant,
-    /// Whether it is known that it does not.
+    /// Whether the warning of a silent server was logged.
     silent: bool,
 }
 
-/// A batch that came to its end.
+/// A batch whose lines are all answered.
 #[derive(Debug)]
 pub(super) struct Done {
     pub(super) end: Place,
     pub(super) accepted: u64,
     pub(super) refused: u64,
-    /// The last position that was answered.
+    /// The last acknowledged position.
     pub(super) last: Option<Position>,
-    /// The lines among them that have ids of their own: see [`OwnLines`].
+    /// The lines among them with ids of their own: see [`OwnLines`].
     pub(super) own: Vec<(u64, u64)>,
 }
 
@@ -96,14 +96,14 @@ pub(super) struct Ended {
     pub(super) failure: Option<SendError>,
     pub(super) state: Option<StateFile>,
     pub(super) rejects: Rejects,
-    /// What this process sent of events with ids of their own.
+    /// The lines with ids of their own that this process sent.
     pub(super) own: OwnLines,
-    /// Batches done without a gap.
+    /// Number of batches done from the beginning.
     pub(super) batches: u64,
 }
 
 impl Tally {
-    /// Goes on from `record`.
+    /// Continues from `record`.
     pub(super) fn new(
         record: Record,
         state: Option<StateFile>,
@@ -136,7 +136,7 @@ impl Tally {
         }
     }
 
-    /// The input's first bytes are covered so far: durable before this returns.
+    /// Records how far the input is covered. The state is durable before this returns.
     pub(super) fn covered(&self, (bytes, crc32): (u64, u32)) -> Result<(), SendError> {
         let mut inner = self.lock();
         inner.record.checked_bytes = bytes;
@@ -144,17 +144,17 @@ impl Tally {
         inner.write_state()
     }
 
-    /// The run has begun: its name is durable before this returns.
+    /// Records that the run has begun. Its name is durable before this returns.
     pub(super) fn begin_state(&self) -> Result<(), SendError> {
         self.lock().write_state()
     }
 
-    /// Something of a batch is about to be sent.
+    /// Records that part of a batch is about to be sent.
     pub(super) fn begin(&self) {
         self.lock().begun += 1;
     }
 
-    /// A batch is done: each of its lines was accepted or refused.
+    /// Records that a batch is done: each of its lines was accepted or refused.
     pub(super) fn done(
         &self,
         sequence: u64,
@@ -163,7 +163,7 @@ impl Tally {
     ) -> Result<(), SendError> {
         let mut inner = self.lock();
         inner.own.add(std::mem::take(&mut done.own));
-        // Whether they can be written changes nothing of what was acknowledged.
+        // A write error does not change what was acknowledged.
         let written = inner.rejects.write(refusals, "refused");
         inner.counts.accepted += done.accepted;
         inner.counts.refused += done.refused;
@@ -190,7 +190,7 @@ impl Tally {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "a rate for people"
+            reason = "an approximate rate"
         )]
         let rate = HumanCount(rate as u64);
         let refused = match refused {
@@ -202,18 +202,18 @@ impl Tally {
             .set_message(format!("{accepted} events{refused}, {rate}/s"));
     }
 
-    /// The server answered.
+    /// Records an answer of the server.
     pub(super) fn answered(&self) {
         let mut inner = self.lock();
         inner.counts.requests += 1;
         inner.answered = Instant::now();
         if std::mem::take(&mut inner.silent) {
-            tracing::warn!("the server answers again");
+            tracing::warn!("the server is answering again");
         }
     }
 
-    /// A request has to be sent again; `doubtful` of its events may count twice. Gives how long
-    /// ago the server last answered anybody. Said once, until it answers again.
+    /// Records that a request has to be sent again; `doubtful` of its events may count twice. Returns
+    /// the time since the server's last answer to any request. Logs a warning once, until an answer.
     pub(super) fn unanswered(&self, reason: &str, doubtful: u64) -> Duration {
         let mut inner = self.lock();
         inner.counts.retries += 1;
@@ -224,13 +224,13 @@ impl Tally {
         inner.answered.elapsed()
     }
 
-    /// The run can't go on: the first reason is kept, and everybody stops.
+    /// Records a failure and stops all threads. The first failure is kept.
     pub(super) fn fail(&self, error: SendError) {
         self.lock().failure.get_or_insert(error);
         self.stop.request();
     }
 
-    /// Everybody has stopped: the state says how far we came.
+    /// Ends the run after all threads have stopped. The state records the final progress.
     pub(super) fn end(self) -> Ended {
         let mut inner = self
             .inner
@@ -257,7 +257,7 @@ impl Tally {
 }
 
 impl Inner {
-    /// Takes into the record what is done without a gap.
+    /// Moves batches that are done without a gap into the record.
     fn advance(&mut self) {
         while let Some(done) = self.waiting.remove(&self.next) {
             self.next += 1;

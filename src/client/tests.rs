@@ -1,4 +1,4 @@
-//! The sender as a whole against a server that misbehaves on purpose.
+//! The sender against a server with scripted failures.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -97,7 +97,10 @@ fn every_event_gets_an_id_that_sorts_as_sent() {
         (summary.counts.accepted, summary.counts.requests),
         (1234, 13)
     );
-    assert_eq!(last_line(&summary), "OK: 1,234 lines done, none refused");
+    assert_eq!(
+        last_line(&summary),
+        "OK: 1,234 lines acknowledged, none refused"
+    );
     let seen = server.seen();
     let ids = seen.ids();
     assert_eq!(ids.len(), 1234);
@@ -109,13 +112,16 @@ fn every_event_gets_an_id_that_sorts_as_sent() {
 }
 
 #[test]
-fn a_completed_file_is_sent_again_only_if_asked_and_a_source_as_often_as_one_likes() {
+fn a_complete_file_is_sent_again_only_with_again_or_source() {
     let bench = Bench::new(&events(3));
     let server = FakeServer::new();
     assert_eq!(bench.send(&server, &[]).exit(), Exit::Done);
     let again = bench.send(&server, &[]);
-    assert_eq!((again.exit(), server.seen().taken.len()), (Exit::Usage, 3));
-    assert_eq!(last_line(&again), "NOT SENT: all of it was sent before");
+    assert_eq!((again.exit(), server.seen().stored.len()), (Exit::Usage, 3));
+    assert_eq!(
+        last_line(&again),
+        "NOT SENT: the whole file was sent before"
+    );
     assert!(failure(&again).contains(DIRECTORY), "{}", failure(&again));
     assert_eq!(bench.send(&server, &["--again"]).exit(), Exit::Done);
     assert_eq!(server.seen().ids().len(), 6);
@@ -155,7 +161,7 @@ fn refused_lines_are_named_by_their_line_in_the_file() {
     assert_eq!(summary.exit(), Exit::Refused);
     assert_eq!((summary.counts.accepted, summary.counts.refused), (13, 4));
     assert!(
-        last_line(&summary).starts_with("REFUSED: 4 events not taken"),
+        last_line(&summary).starts_with("REFUSED: 4 events not stored"),
         "{summary}"
     );
     let mut named: Vec<(u64, String, String)> = fs::read_to_string(&rejects)
@@ -191,8 +197,8 @@ fn refused_lines_are_named_by_their_line_in_the_file() {
 }
 
 #[test]
-fn a_broken_file_is_not_taken_for_one_event_or_an_array() {
-    // Whole, these are one object, or hold an array; line by line they are neither.
+fn a_broken_file_is_sent_line_by_line() {
+    // Taken together these lines are one object, or hold an array; each line alone is neither.
     for text in [
         "{\n\"userId\": \"u\",\n\"name\": \"add_revenue\", \"value\": 1\n}\n",
         "{\"userId\": \"u\", \"name\": \"add_revenue\",\n\"value\": 1}\n",
@@ -215,7 +221,7 @@ fn a_broken_file_is_not_taken_for_one_event_or_an_array() {
 }
 
 #[test]
-fn a_refusal_without_names_is_narrowed_down() {
+fn a_refusal_that_names_no_line_is_narrowed_down() {
     let bench = Bench::new(&events(16));
     let server = FakeServer::with(|_, body| {
         let bad = body.contains("\"value\": 7}");
@@ -228,16 +234,16 @@ fn a_refusal_without_names_is_narrowed_down() {
     });
     let summary = bench.send(&server, &["--batch", "16", "--again"]);
     assert_eq!((summary.counts.accepted, summary.exit()), (16, Exit::Done));
-    assert_eq!(server.seen().taken.len(), 16);
+    assert_eq!(server.seen().stored.len(), 16);
 }
 
 #[test]
-fn what_is_busy_is_asked_again_and_counts_once() {
+fn a_busy_server_is_retried_and_events_count_once() {
     let bench = Bench::new(&events(10));
     let server = FakeServer::with(|number, _| match number {
         0 | 1 => Some(Instead::RetryAfter),
         2 => Some(Instead::Answer(500, "")),
-        3 => Some(Instead::TakeAndForget),
+        3 => Some(Instead::StoreWithoutAnswer),
         _ => None,
     });
     let summary = bench.send(&server, &["--connections", "1"]);
@@ -248,11 +254,11 @@ fn what_is_busy_is_asked_again_and_counts_once() {
 }
 
 #[test]
-fn without_ids_a_lost_answer_is_told() {
+fn without_ids_a_lost_answer_is_reported() {
     let mut text = events(3);
     text.push_str(r#"{"userId": "u", "name": "add_revenue", "value": 1, "id": "own"}"#);
     let bench = Bench::new(&text);
-    let server = FakeServer::with(|number, _| (number == 0).then_some(Instead::TakeAndForget));
+    let server = FakeServer::with(|number, _| (number == 0).then_some(Instead::StoreWithoutAnswer));
     let summary = bench.send(&server, &["--no-ids"]);
     assert_eq!((summary.counts.accepted, summary.counts.doubtful), (4, 3));
     assert!(
@@ -264,7 +270,7 @@ fn without_ids_a_lost_answer_is_told() {
 }
 
 #[test]
-fn giving_up_is_a_failure_in_words_and_the_same_run_goes_on() {
+fn giving_up_fails_and_the_run_can_be_continued() {
     let bench = Bench::new(&events(100));
     let fails = Arc::new(AtomicUsize::new(30));
     let until = Arc::clone(&fails);
@@ -288,7 +294,7 @@ fn giving_up_is_a_failure_in_words_and_the_same_run_goes_on() {
 }
 
 #[test]
-fn refusals_of_an_earlier_attempt_are_not_forgotten() {
+fn refusals_of_an_earlier_attempt_are_counted() {
     let bench = Bench::new(&format!("bad\n{}", events(2)));
     let server = FakeServer::with(|number, _| (number == 2).then_some(Instead::Answer(503, "")));
     let flags = ["--batch", "1", "--connections", "1", "--retry-for", "0s"];
@@ -298,7 +304,7 @@ fn refusals_of_an_earlier_attempt_are_not_forgotten() {
     assert_eq!(second.refused(), 1);
 }
 
-/// Sends, asks it to stop at request `at`, and gives the summary.
+/// Sends, requests a stop at request `at`, and returns the summary.
 fn stopped_at(bench: &Bench, flags: &[&str], at: usize) -> (Summary, FakeServer) {
     let stop = Shutdown::default();
     let asked = stop.clone();
@@ -313,7 +319,7 @@ fn stopped_at(bench: &Bench, flags: &[&str], at: usize) -> (Summary, FakeServer)
 }
 
 #[test]
-fn a_stop_finishes_what_is_under_way_and_is_gone_on_with() {
+fn a_stop_finishes_current_requests_and_the_run_can_be_continued() {
     let bench = Bench::new(&events(1000));
     let (first, one) = stopped_at(&bench, &["--batch", "10"], 20);
     assert_eq!(first.exit(), Exit::Failed);
@@ -321,21 +327,21 @@ fn a_stop_finishes_what_is_under_way_and_is_gone_on_with() {
         last_line(&first).starts_with("STOPPED before the end"),
         "{first}"
     );
-    assert_eq!(first.counts.accepted, one.seen().taken.len() as u64);
+    assert_eq!(first.counts.accepted, one.seen().stored.len() as u64);
     let two = FakeServer::new();
     let second = bench.send(&two, &["--batch", "7"]);
     assert_eq!(second.exit(), Exit::Done);
     let mut ids = one.seen().ids();
     ids.extend(two.seen().ids());
     assert_eq!(ids.len(), 1000);
-    assert_eq!(one.seen().taken.len() + two.seen().taken.len(), 1000);
+    assert_eq!(one.seen().stored.len() + two.seen().stored.len(), 1000);
 }
 
 #[test]
 fn a_crash_loses_progress_but_not_the_run() {
     let bench = Bench::new(&events(50));
     let (first, one) = stopped_at(&bench, &["--batch", "1", "--connections", "1"], 5);
-    // As if killed before any progress was written: only the name is known.
+    // As if killed before any progress was written: the state has the name only.
     let text = fs::read_to_string(bench.state()).expect("state");
     let mut state: serde_json::Value = serde_json::from_str(&text).expect("state");
     for figure in ["lines", "bytes", "accepted"] {
@@ -351,7 +357,7 @@ fn a_crash_loses_progress_but_not_the_run() {
 }
 
 #[test]
-fn another_content_is_not_taken_for_the_same_run() {
+fn changed_content_does_not_continue_a_run() {
     let bench = Bench::new(&events(50));
     stopped_at(&bench, &["--batch", "1", "--connections", "1"], 5);
     let server = FakeServer::new();
@@ -365,7 +371,7 @@ fn another_content_is_not_taken_for_the_same_run() {
     );
     assert_eq!(server.seen().bodies.len(), 0);
     assert!(failure(&refused).contains("--again"), "{refused}");
-    // Grown is fine: what may have been sent is still there.
+    // A file that has grown is accepted: what may have been sent is still there.
     fs::write(bench.file(), events(60)).expect("write");
     assert_eq!(bench.send(&server, &[]).exit(), Exit::Done);
     assert!(
@@ -384,12 +390,12 @@ fn other_ids_than_the_run_was_begun_with_are_refused() {
     let server = FakeServer::new();
     for flags in [&["--no-ids"][..], &["--source", "x"]] {
         let refused = bench.send(&server, flags);
-        assert!(failure(&refused).contains("was begun with ids of its own"));
+        assert!(failure(&refused).contains("was begun with generated ids"));
     }
 }
 
 #[test]
-fn gzip_is_told_by_its_content_and_gone_on_with() {
+fn gzip_is_detected_by_content_and_its_run_continues() {
     let bench = Bench::new("");
     let file = fs::File::create(bench.file()).expect("file");
     let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
@@ -399,14 +405,14 @@ fn gzip_is_told_by_its_content_and_gone_on_with() {
     let two = FakeServer::new();
     let second = bench.send(&two, &["--batch", "10"]);
     assert_eq!((second.exit(), &second.run), (Exit::Done, &first.run));
-    // One that was not answered in time is sent again, under its id.
+    // A request that timed out is sent again with the same ids.
     let mut ids = one.seen().ids();
     ids.extend(two.seen().ids());
     assert_eq!(ids.len(), 300);
 }
 
 #[test]
-fn stdin_goes_on_where_its_state_says_if_it_is_the_same() {
+fn stdin_continues_where_its_state_ends_if_it_is_the_same() {
     let bench = Bench::new(&events(100));
     let text = events(100);
     let stream = |text: &str, server: &FakeServer, stop: &Shutdown| {
@@ -416,7 +422,7 @@ fn stdin_goes_on_where_its_state_says_if_it_is_the_same() {
         let mut summary = bench.send(&FakeServer::new(), &[]);
         summary.counts = Counts::default();
         summary.verdict =
-            whole(&config, source, stop, &mut summary).unwrap_or_else(SendOutcome::Failed);
+            send_once(&config, source, stop, &mut summary).unwrap_or_else(SendOutcome::Failed);
         summary
     };
     let stop = Shutdown::default();
@@ -433,20 +439,20 @@ fn stdin_goes_on_where_its_state_says_if_it_is_the_same() {
     ));
     let two = FakeServer::new();
     let other = stream(&numbered(7..99), &two, &Shutdown::default());
-    assert!(failure(&other).contains("is not what its unfinished run began with"));
+    assert!(failure(&other).contains("cannot continue the run of"));
     let second = stream(&text, &two, &Shutdown::default());
     assert!(
         matches!(second.verdict, SendOutcome::Complete),
         "{second:?}"
     );
-    assert_eq!((one.seen().taken.len(), two.seen().taken.len()), (50, 50));
+    assert_eq!((one.seen().stored.len(), two.seen().stored.len()), (50, 50));
 }
 
 #[test]
-fn what_is_no_tallyline_server_is_not_taken_for_one() {
+fn a_server_that_is_not_tallyline_is_reported() {
     let bench = Bench::new(&events(2));
     for (status, body, word) in [
-        (200, "<html>", "not in the way of a tallyline server"),
+        (200, "<html>", "not as a tallyline server does"),
         (200, r#"{"accepted": 1}"#, "sent 2 lines"),
         (401, "{}", "TALLYLINE_TOKEN"),
         (404, "{}", "base URL"),
@@ -465,7 +471,7 @@ fn what_is_no_tallyline_server_is_not_taken_for_one() {
 }
 
 #[test]
-fn nobody_there_and_no_file() {
+fn no_server_and_no_file_are_reported() {
     let bench = Bench::new(&events(2));
     let mut config = bench.config(&FakeServer::new(), &["--retry-for", "0s"]);
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -487,7 +493,7 @@ fn nobody_there_and_no_file() {
 }
 
 #[test]
-fn the_token_goes_along_and_an_empty_file_is_fine() {
+fn the_token_is_sent_and_an_empty_file_succeeds() {
     let bench = Bench::new(&events(1));
     let token = bench.path("token");
     fs::write(&token, "s3cret\n").expect("write");
@@ -505,8 +511,8 @@ fn the_token_goes_along_and_an_empty_file_is_fine() {
 }
 
 #[test]
-fn a_rate_is_kept_to() {
-    // Red if --rate is no more than a word: five requests of ten, a tenth of a second apart.
+fn a_rate_is_enforced() {
+    // Red if --rate has no effect: five requests of ten events, a tenth of a second apart.
     let bench = Bench::new(&events(50));
     let server = FakeServer::new();
     let summary = bench.send(&server, &["--rate", "100"]);
@@ -519,7 +525,7 @@ fn a_rate_is_kept_to() {
 }
 
 #[test]
-fn a_file_that_has_grown_goes_on_where_it_ended() {
+fn a_grown_file_is_sent_from_where_it_ended() {
     // Red if lines that were sent before are sent as new ones, or new lines under old ids.
     let bench = Bench::new(&events(3));
     let server = FakeServer::new();
@@ -528,7 +534,7 @@ fn a_file_that_has_grown_goes_on_where_it_ended() {
     let second = bench.send(&server, &[]);
     assert_eq!((second.exit(), second.counts.accepted), (Exit::Done, 3));
     assert_eq!(second.run, first.run);
-    assert_eq!(server.seen().taken.len(), 6);
+    assert_eq!(server.seen().stored.len(), 6);
     // The last line had no end. Now it has one, and another line after it.
     fs::write(bench.file(), events(5) + &events(2)).expect("write");
     let third = bench.send(&server, &[]);
@@ -542,7 +548,7 @@ fn a_file_that_has_grown_goes_on_where_it_ended() {
         fs::write(bench.file(), events(5) + &events(2) + blank).expect("write");
         assert_eq!(bench.send(&server, &[]).exit(), Exit::Usage, "{blank:?}");
     }
-    // Another content is sent only if that is asked for: nothing tells it from an edited file.
+    // Changed content is sent only with --again, because it may be an edited file.
     fs::write(bench.file(), numbered(50..=51)).expect("write");
     let other = bench.send(&server, &[]);
     assert_eq!((other.exit(), other.counts.accepted), (Exit::Usage, 0));
@@ -572,7 +578,7 @@ fn arrays_are_sent_element_by_element() {
 }
 
 #[test]
-fn an_array_is_gone_on_with_and_grows() {
+fn the_run_of_an_array_continues_and_grows() {
     let array = |count: u64| format!("[\n{}\n]\n", events(count).trim_end().replace('\n', ",\n"));
     let bench = Bench::new(&array(100));
     let flags = ["--batch", "1", "--connections", "1"];
@@ -591,7 +597,7 @@ fn an_array_is_gone_on_with_and_grows() {
 }
 
 #[test]
-fn a_broken_array_is_sent_as_far_as_it_goes_and_is_not_called_done() {
+fn a_broken_array_is_sent_up_to_its_fault_and_reported() {
     let one = events(1);
     let one = one.trim_end();
     for (text, accepted, refused) in [
@@ -611,7 +617,7 @@ fn a_broken_array_is_sent_as_far_as_it_goes_and_is_not_called_done() {
 }
 
 #[test]
-fn what_is_no_file_of_events_is_refused_by_name_before_anything_is_sent() {
+fn other_formats_are_refused_before_anything_is_sent() {
     let utf_16: Vec<u8> = events(2)
         .encode_utf16()
         .flat_map(u16::to_le_bytes)
@@ -640,7 +646,7 @@ fn what_is_no_file_of_events_is_refused_by_name_before_anything_is_sent() {
         let source = Source::stream(stdin, &stop).expect("thread");
         let mut config = bench.config(&server, &[]);
         config.state = None;
-        let failed = whole(&config, source, &stop, &mut summary).expect_err("no events");
+        let failed = send_once(&config, source, &stop, &mut summary).expect_err("no events");
         assert!(failed.to_string().contains(word), "{failed}");
         assert_eq!(server.seen().bodies.len(), 0);
         assert!(!bench.state().exists());
@@ -649,7 +655,7 @@ fn what_is_no_file_of_events_is_refused_by_name_before_anything_is_sent() {
 
 #[test]
 fn lines_that_are_all_refused_are_sent_once() {
-    // Red if those that the answer does not name are sent again: the server would count them again.
+    // Red if lines that the answer does not name are sent again.
     let bench = Bench::new(&"{\"userId\": \"u\"}\n".repeat(500));
     let server = FakeServer::new();
     let summary = bench.send(&server, &[]);
@@ -668,7 +674,7 @@ fn the_state_keeps_no_password() {
 }
 
 #[test]
-fn a_server_that_is_busy_for_a_day_is_not_waited_for_that_long() {
+fn retry_after_is_bounded_by_retry_for() {
     // Red if Retry-After is obeyed past --retry-for: the pause is what is left of it.
     let left = |after: u64| {
         let (patience, silent) = (Some(Duration::from_secs(2)), Duration::from_millis(500));

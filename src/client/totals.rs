@@ -1,4 +1,4 @@
-//! The totals, asked for over HTTP.
+//! Reads totals over HTTP.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ struct Users {
     users: Vec<User>,
 }
 
-/// A user's total as the server tells it.
+/// A user's total in the server's answer.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct User {
-    /// Whose.
+    /// The user's id.
     pub user_id: String,
-    /// Its own digits, for an amount is no float.
+    /// The revenue as the server's JSON number, which a float could not represent exactly.
     pub revenue: Box<RawValue>,
 }
 
-/// Has the server at `url` apply what it took, then asks for its first thousand users by id.
+/// Flushes the server at `url`, then reads its first 1000 users by id.
 pub fn totals(url: &str) -> anyhow::Result<Vec<User>> {
     let agent = agent(url, Duration::from_secs(90));
     let flushed = agent.post(format!("{url}/flush")).send_empty();
@@ -38,7 +38,7 @@ pub fn totals(url: &str) -> anyhow::Result<Vec<User>> {
         .users)
 }
 
-/// The text of a good answer.
+/// The body of an answer with a success status.
 fn body(answer: Result<Response<ureq::Body>, ureq::Error>) -> anyhow::Result<String> {
     let mut answer = answer?;
     let text = answer.body_mut().read_to_string()?;

@@ -1,6 +1,6 @@
-//! `tallyline demo`: the whole way once, on real input, in a directory of its own.
+//! `tallyline demo`: a real server and a real client on a small sample, in a directory of its own.
 //!
-//! The real server takes the sample from the real client; the totals are asked for over HTTP.
+//! The client sends the sample to the server and reads the totals over HTTP.
 
 #![expect(
     clippy::disallowed_methods,
@@ -21,19 +21,19 @@ use crate::data_dir::disk::Lock;
 use crate::server::Server;
 use crate::shutdown::Shutdown;
 
-/// The sample, as it is committed.
+/// The committed sample.
 const SAMPLE: &str = include_str!("../../data/sample.jsonl");
-/// The file that says that a directory is a demo's and may be emptied.
+/// File that marks a directory as a demo's, which may be emptied.
 const MARKER: &str = ".tallyline-demo";
 
-/// Serves, sends the sample, shows the totals; then goes on serving, or stops.
+/// Starts the server, sends the sample and shows the totals; then serves until a signal, or stops.
 pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
     let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
     let dir = &config.serve.data_dir;
     make_empty(dir)?;
     let sample = dir.join("sample.jsonl");
     fs::write(&sample, SAMPLE).with_context(|| format!("cannot write {}", sample.display()))?;
-    let server = Server::start(&config.serve).map_err(with_a_way_out)?;
+    let server = Server::start(&config.serve).map_err(with_advice)?;
     let url = format!("http://{}", server.address());
     let sent = client::send(&SendConfig::of_file(sample, url.clone()), &stop);
     if let SendOutcome::Failed(error) = sent.verdict {
@@ -51,7 +51,7 @@ pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
     if config.then == AfterDemo::Serve {
         writeln!(
             out,
-            "Serving on {url} until Ctrl-C; look at it in a browser, or try:"
+            "Serving on {url} until Ctrl-C; open it in a browser, or try:"
         )?;
         writeln!(out, "  curl {url}/userEvents/user1")?;
         writeln!(
@@ -66,33 +66,36 @@ pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// A newcomer may well have something else on that port.
-fn with_a_way_out(error: anyhow::Error) -> anyhow::Error {
+/// Adds advice to the error of a port in use.
+fn with_advice(error: anyhow::Error) -> anyhow::Error {
     let mut causes = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>());
     if causes.any(|cause| cause.kind() == io::ErrorKind::AddrInUse) {
-        return error.context("the demo's port is taken, --listen 127.0.0.1:0 picks a free one");
+        return error.context("the demo's port is in use; --listen 127.0.0.1:0 picks a free port");
     }
     error
 }
 
-/// An empty directory of the demo's own. One that holds anything else than a former demo is left alone.
+/// Creates `dir`, or empties it if it is an earlier demo's. Fails if it holds anything else.
 fn make_empty(dir: &Path) -> anyhow::Result<()> {
     let marker = dir.join(MARKER);
     if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         if !marker.exists() {
             let dir = dir.display();
             let reason = format!(
-                "{dir} is not empty and no former demo; name a new directory with --data-dir"
+                "{dir} is not empty and not from an earlier demo; name a new directory with --data-dir"
             );
             return Err(UsageError::new(reason).into());
         }
-        // A demo that runs there is left alone, too.
+        // Fails while a demo runs in the directory.
         let _lock = Lock::take(&dir.join(SERVE_LOCK))?;
         fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    fs::write(&marker, "A tallyline demo; emptied by the next.\n")
-        .with_context(|| format!("cannot write {}", marker.display()))
+    fs::write(
+        &marker,
+        "A tallyline demo; the next demo empties this directory.\n",
+    )
+    .with_context(|| format!("cannot write {}", marker.display()))
 }

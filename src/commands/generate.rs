@@ -1,7 +1,7 @@
-//! `generate`: made-up events, always the same ones for the same numbers.
+//! `tallyline generate`: generated events, the same ones for the same arguments.
 //!
 //! User `n` of N is drawn as `N * u^3` (u uniform in [0, 1)), so that a few users have most of the
-//! events; 3 in 10 subtract; values are whole, 1 to 1000.
+//! events. 3 in 10 events subtract; values are whole numbers from 1 to 1000.
 
 use std::io::{self, BufWriter, Write};
 
@@ -10,12 +10,12 @@ use anyhow::Context as _;
 use crate::cli::args::GenerateArgs;
 use crate::cli::exit::Exit;
 
-/// Writes the events to stdout; a reader that went away ends it quietly.
+/// Writes the events to stdout. A closed pipe is not an error.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<Exit> {
     let mut out = BufWriter::with_capacity(1 << 18, io::stdout().lock());
     match write(&mut out, args) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            // Not flushed again: nobody reads.
+            // Dropping the writer would flush it into the closed pipe again.
             let _unwritten = out.into_parts();
             Ok(Exit::Done)
         }
@@ -25,7 +25,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Exit> {
     }
 }
 
-/// Writes the events to `out`.
+/// Writes the events to `out`, as JSON Lines.
 pub fn write(out: &mut impl Write, args: &GenerateArgs) -> io::Result<()> {
     let mut random = fastrand::Rng::with_seed(args.seed);
     let users = f64::from(args.users.get());
@@ -56,7 +56,7 @@ pub fn write(out: &mut impl Write, args: &GenerateArgs) -> io::Result<()> {
     out.flush()
 }
 
-/// `number` in decimal; `write!` takes five times as long, and a workload has millions of them.
+/// Appends `number` in decimal. `write!` would take five times as long.
 fn digits(line: &mut Vec<u8>, mut number: u64) {
     let mut text = [0; 20];
     let mut start = text.len();

@@ -10,72 +10,72 @@ use crate::cli::args::Cli;
 use crate::cli::exit::Exit;
 use crate::cli::output::print;
 
-/// `completions SHELL`.
+/// Runs `tallyline completions`.
 pub fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "tallyline", &mut script);
     print(&script)
 }
 
-/// `man`: one page, a section for every command.
+/// Runs `tallyline man`: one page with a section for each command.
 pub fn page() -> anyhow::Result<Exit> {
     let mut page = Vec::new();
     render(&mut page).context("cannot render the manual page")?;
     print(&page)
 }
 
-/// What holds for all commands, after their sections.
+/// The sections after those of the commands.
 const LAST_SECTIONS: &str = r".SH ENVIRONMENT
 .TP
 \fBTALLYLINE_\fR...
-A flag left out is looked for here: \-\-data\-dir in TALLYLINE_DATA_DIR, and so on.
+A flag that is not given is read from the environment: \-\-data\-dir from TALLYLINE_DATA_DIR, and so on.
 .TP
 \fBTALLYLINE_TOKEN\fR
-The Bearer token of \fBtallyline send\fR.
+The bearer token of \fBtallyline send\fR.
 .TP
 \fBTALLYLINE_LOG\fR
-How much goes to stderr: error, warn, info, debug or trace.
+Log level on stderr: error, warn, info, debug or trace.
 .TP
 \fBNO_COLOR\fR
 No colours, even on a terminal.
 .SH FILES
 .TP
 \fIdata/events.jsonl\fR
-The active segment; the server appends here.
+The active segment, to which the server appends.
 .TP
 \fIdata/events\-TIME\-NUMBER.jsonl\fR
-Sealed segments, not wholly applied yet.
+Sealed segments that are not fully applied yet.
 .TP
 \fIdata/applied/\fR
-Segments wholly applied.
+Segments that are fully applied.
 .TP
 \fIdata/quarantine/\fR
-What could not be trusted, and why.
+Files and parts of files that were not applied, each with the reason.
 .TP
 \fIdata/revenue.db\fR
-Totals, in SQLite; it can be made again from the files.
+Totals, in SQLite; \fBtallyline process \-\-rebuild\fR builds it from the files.
 .TP
 \fIdata/directory.json\fR
-A UUID that names the directory.
+The UUID of the data directory.
 .TP
 \fIFILE.tallyline\-state\fR
-What \fBtallyline send\fR has sent of FILE, and to which data directories.
+How much of FILE \fBtallyline send\fR has sent, and to which data directories.
 .TP
 \fImanifest.json\fR
-In a backup: its files, with lengths and checksums.
+In a backup: the list of its files, with lengths and checksums.
 .TP
 \fIdata/restore.json\fR
-A restore is unfinished.
+Exists while a restore is incomplete.
 .SH EXIT STATUS
 .TP
 0
 Done.
 .TP
 1
-Failed; for \fBverify\fR: files and database differ; for \fBprocess\fR: a file was refused.
+Failed; for \fBverify\fR: files and database differ, or some files could not be checked; for \fBprocess\fR: a file was refused.
 .TP
 2
-Wrong usage.
+Invalid usage.
 .TP
 3
 \fBsend\fR and \fBprocess\fR: done, but events were refused or lines rejected.
@@ -85,7 +85,7 @@ fn render(page: &mut Vec<u8>) -> io::Result<()> {
     let mut command = Cli::command();
     command.build();
     let man = Man::new(with_short_usage(command.clone()));
-    // Without a date: the same version is the same page.
+    // No date, so that the same version gives the same page.
     let version = env!("CARGO_PKG_VERSION");
     writeln!(page, ".TH tallyline 1 \"\" \"tallyline {version}\"")?;
     man.render_name_section(page)?;
@@ -98,12 +98,12 @@ fn render(page: &mut Vec<u8>) -> io::Result<()> {
     for command in commands {
         let name = command.get_bin_name().unwrap_or(command.get_name());
         writeln!(page, ".SH \"{}\"", name.to_uppercase())?;
-        let man = Man::new(with_short_usage(without_what_all_have(command.clone())));
+        let man = Man::new(with_short_usage(without_global_options(command.clone())));
         let mut sections = Vec::new();
         man.render_description_section(&mut sections)?;
         man.render_synopsis_section(&mut sections)?;
         man.render_options_section(&mut sections)?;
-        // One level down: they are parts of the command's section, which it opens by itself.
+        // The sections of a command are one level down. The first one needs no heading.
         let sections = String::from_utf8_lossy(&sections)
             .replace(".SH DESCRIPTION\n", "")
             .replace(".SH ", ".SS ");
@@ -114,14 +114,14 @@ fn render(page: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// `tallyline serve [OPTIONS]` rather than all options in a row.
+/// Shows the usage as `tallyline serve [OPTIONS]` instead of listing all options.
 fn with_short_usage(mut command: Command) -> Command {
     let usage = command.render_usage().to_string();
     command.override_usage(usage.trim_start_matches("Usage: ").to_owned())
 }
 
-/// Options that every command has are told of once, at the top.
-fn without_what_all_have(command: Command) -> Command {
+/// Hides the options that every command has; they are described once, at the top.
+fn without_global_options(command: Command) -> Command {
     command.mut_args(|arg| {
         let everywhere =
             arg.is_global_set() || ["help", "version"].contains(&arg.get_id().as_str());
@@ -129,7 +129,7 @@ fn without_what_all_have(command: Command) -> Command {
     })
 }
 
-/// The examples as they stand, each in its line; what follows them line by line.
+/// Examples as preformatted blocks, and the text after them line by line.
 fn after_help(command: &Command, heading: &str) -> String {
     let text = command.get_after_help().map(ToString::to_string);
     let mut out = String::new();
@@ -142,7 +142,7 @@ fn after_help(command: &Command, heading: &str) -> String {
             None => out.extend([roff.as_str(), "\n.br\n"]),
         }
     }
-    // Consecutive examples are one block, and a paragraph ends a line by itself.
+    // Consecutive examples form one block, and a paragraph break ends a line.
     let out = out.replace(".fi\n.nf\n", "").replace(".br\n.PP", ".PP");
     out.strip_suffix(".br\n").unwrap_or(&out).to_owned()
 }
@@ -161,7 +161,7 @@ mod tests {
             assert!(page.contains(&heading), "{heading}");
         }
         assert!(page.contains("rotate\\-interval") && page.contains("TALLYLINE_ROTATE_INTERVAL"));
-        assert_eq!(page.matches("log\\-format").count(), 1, "said once");
+        assert_eq!(page.matches("log\\-format").count(), 1, "described once");
         assert!(!page.contains("EXTRA"));
         for section in ["EXAMPLES", "ENVIRONMENT", "FILES", "EXIT STATUS"] {
             assert!(page.contains(&format!("\n.SH {section}\n")), "{section}");

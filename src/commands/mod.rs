@@ -1,4 +1,4 @@
-//! The subcommands, one file each: what they do with the parts below, and what they print.
+//! The subcommands, one file each: they call the modules below and print the results.
 
 pub mod backup;
 pub mod demo;

@@ -1,7 +1,7 @@
-//! `tallyline process`: applies every sealed file there is, or the files named, then exits.
+//! `tallyline process`: applies all sealed files, or imports and applies named files, then exits.
 //!
-//! Without a running server it seals `events.jsonl` first, so that nothing is left uncounted. With
-//! `--rebuild` the database is made anew from all kept files; then no server may run.
+//! If no server runs, it seals `events.jsonl` first, so that all events are counted. With `--rebuild`
+//! it builds a new database from all files; then no server may run.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use indicatif::HumanCount;
 
 use crate::backup;
-use crate::cli::config::{DatabaseMode, ProcessConfig, Say};
+use crate::cli::config::{DatabaseMode, ProcessConfig, Verbosity};
 use crate::cli::exit::Exit;
 use crate::cli::output::{bar, counted, print};
 use crate::data_dir::Directory;
@@ -21,10 +21,9 @@ use crate::data_dir::numbers;
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
 use crate::processor::{self, RunProgress, Step, Summary};
-
 use crate::store::DATABASE_FILE;
 
-/// Applies, prints what became of it.
+/// Applies the files and prints a summary.
 pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let dir = &config.data_dir;
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -32,15 +31,15 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     backup::refuse_unfinished(dir)?;
     backup::refuse_backup(dir)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    // Held to the end by a rebuild: nobody may open the database meanwhile.
+    // A rebuild holds the lock to its end, so that no server opens the database.
     let serve_lock = match (config.database, Lock::take(&dir.join(SERVE_LOCK))) {
         (DatabaseMode::Keep, Err(LockError::Held { holder, .. })) => {
-            tracing::info!("{ACTIVE_FILE} is left to the server ({holder})");
+            tracing::info!("{ACTIVE_FILE} is not sealed because a server runs ({holder})");
             None
         }
         (_, lock) => Some(lock?),
     };
-    // A segment that holds events but has no file is lost, and recovery says so.
+    // A segment that has events but no file is missing; recovery reports it.
     let started =
         Directory::read(&*disk, dir).is_ok_and(|found| found.is_some_and(|it| it.started));
     if serve_lock.is_some() && (started || dir.join(ACTIVE_FILE).exists()) {
@@ -75,36 +74,40 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     for unusable in &summary.unusable {
         tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
     }
-    let mut words = describe(&summary, dir);
+    let mut text = describe(&summary, dir);
     for note in notes {
-        let _infallible = writeln!(words, "{note}");
+        let _infallible = writeln!(text, "{note}");
     }
     if summary.counts.rejected > 0 {
         let database = dir.join(DATABASE_FILE);
         let _infallible = writeln!(
-            words,
-            "why they were rejected: sqlite3 {} 'SELECT segment, offset, reason, line FROM rejected_line'",
+            text,
+            "see why they were rejected: sqlite3 {} 'SELECT segment, offset, reason, line FROM rejected_line'",
             database.display()
         );
     }
-    let exit = if !(summary.refused.is_empty() && summary.missing.is_empty()) {
+    let exit = exit_of(&summary);
+    if config.verbosity == Verbosity::Normal || exit != Exit::Done {
+        print(text.as_bytes())?;
+    }
+    Ok(exit)
+}
+
+fn exit_of(summary: &Summary) -> Exit {
+    if !(summary.refused.is_empty() && summary.missing.is_empty()) {
         Exit::Failed
     } else if summary.counts.rejected > 0 || !summary.unusable.is_empty() {
         Exit::Refused
     } else {
         Exit::Done
-    };
-    if config.say == Say::All || exit != Exit::Done {
-        print(words.as_bytes())?;
     }
-    Ok(exit)
 }
 
 fn describe(summary: &Summary, dir: &Path) -> String {
     let mut text = String::new();
     let counts = &summary.counts;
-    let mut line = |words: String| {
-        let _infallible = writeln!(text, "{words}");
+    let mut line = |sentence: String| {
+        let _infallible = writeln!(text, "{sentence}");
     };
     if !summary.skipped.is_empty() {
         line(format!(
@@ -114,16 +117,14 @@ fn describe(summary: &Summary, dir: &Path) -> String {
     }
     if !summary.missing.is_empty() {
         line(format!(
-            "missing: segments {} have no file and are not wholly applied, so events may be missing from the totals. Put their files back into {} and run this again",
+            "missing: segments {} have no file and are not fully applied, so events may be missing from the totals. Move their files back to {} and run this command again",
             numbers::ranges(&summary.missing),
             dir.display()
         ));
     }
     if summary.applied.is_empty() && summary.refused.is_empty() {
         let dir = dir.display();
-        line(format!(
-            "nothing to do: no file in {dir} waits to be applied"
-        ));
+        line(format!("nothing to do: {dir} has no unapplied file"));
     } else {
         line(format!(
             "{}: {} applied, {}, {} rejected",

@@ -1,7 +1,7 @@
-//! `query`: totals out of the database, for people and programs. The server need not run.
+//! `tallyline query`: shows totals from the database. The server need not run.
 //!
-//! Reads through the store's [`Readers`] and changes nothing; the last connection to close leaves
-//! no `-wal` behind. Amounts are shown exactly, as the micros say.
+//! It reads through [`Readers`] and changes nothing; closing the last connection removes the `-wal`
+//! file. Amounts are shown exactly.
 
 use std::fmt;
 use std::fs;
@@ -24,7 +24,7 @@ use crate::store::{
 };
 use crate::timestamp;
 
-/// Prints what was asked for. A user without events is named on stderr: exit code 1.
+/// Prints the totals. A user without applied events is reported on stderr, with exit code 1.
 pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
     let path = config.data_dir.join(DATABASE_FILE);
     let readers = Readers::new(&path, 1);
@@ -32,18 +32,18 @@ pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
         let pending = Pending::of(&config.data_dir, &readers)?;
         if pending.bytes > 0 {
             bail!(
-                "there is no database {}: {pending}; `tallyline process` applies them",
+                "there is no database {}: {pending}; run `tallyline process` to apply them",
                 path.display()
             );
         }
         bail!(
-            "there is no database {}; `tallyline serve` or `tallyline process` makes it, --data-dir says where",
+            "there is no database {}; start `tallyline serve`, run `tallyline process`, or name another data directory with --data-dir",
             path.display()
         );
     }
     readers.check()?;
     let exit = if config.users.is_empty() {
-        all_in_all(&readers, config)
+        overall_totals(&readers, config)
     } else {
         some_users(&readers, config)
     };
@@ -51,8 +51,8 @@ pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
     exit
 }
 
-fn all_in_all(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
-    // A page always has one at least; none are asked for with --top 0.
+fn overall_totals(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
+    // A page has at least one user, also for --top 0.
     let page = readers.users(Order::RevenueDescending, config.top.max(1), None)?;
     let mut users = page.map(|page| page.users).unwrap_or_default();
     users.truncate(config.top as usize);
@@ -91,14 +91,14 @@ fn some_users(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
         let unknown = unknown.join(", ");
         let pending = Pending::of(&config.data_dir, readers)?;
         if pending.bytes > 0 {
-            bail!("no events were applied of {unknown}; {pending}");
+            bail!("no events of {unknown} were applied; {pending}");
         }
-        bail!("no events were applied of {unknown}");
+        bail!("no events of {unknown} were applied");
     }
     Ok(Exit::Done)
 }
 
-/// What lies in the files of the data directory and is not in the database yet.
+/// Events in the files of the data directory that are not in the database yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Pending {
     files: u64,
@@ -106,7 +106,7 @@ struct Pending {
 }
 
 impl Pending {
-    /// By the files' lengths: none is opened. Segments in the archive have been applied.
+    /// Counts by file lengths; no file is opened. Archived segments are fully applied.
     fn of(data_dir: &Path, readers: &Readers) -> anyhow::Result<Self> {
         let cannot_list = || format!("cannot list {}", data_dir.display());
         let entries = match fs::read_dir(data_dir) {
@@ -115,14 +115,14 @@ impl Pending {
         };
         let unfinished = readers.unfinished_segments()?;
         let directory = read_directory(&data_dir.join(DATABASE_FILE))?.map_or(0, directory_tag);
-        // The row of `events.jsonl` may be that of a segment sealed since.
+        // The row of `events.jsonl` may belong to a segment that was sealed since.
         let mut active = unfinished.iter().find(|row| row.file_name == ACTIVE_FILE);
         let mut pending = Self::default();
         let mut active_bytes = None;
         for entry in entries {
             let entry = entry.with_context(cannot_list)?;
             let name = entry.file_name();
-            // Renamed or removed meanwhile: applied, or seen under its new name next time.
+            // Renamed or removed meanwhile: it is applied, or listed under its new name.
             let Ok(metadata) = entry.metadata() else {
                 continue;
             };
@@ -146,7 +146,7 @@ impl Pending {
     fn add(&mut self, file_bytes: u64, row: Option<&SegmentRow>) {
         let applied = row.map_or(0, |row| match row.state {
             SegmentState::Active | SegmentState::Sealed => row.applied_bytes,
-            // Nothing more of it will be applied.
+            // The rest of these is never applied.
             SegmentState::Applied | SegmentState::Corrupt | SegmentState::Missing => file_bytes,
         });
         let bytes = file_bytes.saturating_sub(applied);
@@ -162,7 +162,7 @@ impl fmt::Display for Pending {
     }
 }
 
-/// A user as `GET /userEvents/{userId}` shows one.
+/// A user in the format of `GET /userEvents/{userId}`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Shown<'a> {
@@ -183,7 +183,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// An amount as a JSON number with its own digits.
+/// An amount as a JSON number with all its digits.
 fn number(digits: String) -> Option<Box<RawValue>> {
     RawValue::from_string(digits).ok()
 }
@@ -299,7 +299,7 @@ enum Align {
     Right,
 }
 
-/// Columns two spaces apart.
+/// Aligns columns, two spaces apart.
 fn aligned(rows: &[Vec<String>], columns: &[Align]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
@@ -322,7 +322,7 @@ fn aligned(rows: &[Vec<String>], columns: &[Align]) -> String {
     text
 }
 
-/// Micros as an exact decimal, as [`Micros`] shows them: a sum over users can be past 64 bits.
+/// Micros as an exact decimal, in the format of [`Micros`]. A sum over users may exceed 64 bits.
 fn amount(micros: i128) -> String {
     if let Ok(micros) = i64::try_from(micros) {
         return Micros(micros).to_string();

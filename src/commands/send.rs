@@ -1,4 +1,4 @@
-//! `tallyline send`: sends a file or stdin to a server and prints what became of it.
+//! `tallyline send`: sends a file or stdin to a server and prints a summary.
 
 use anyhow::Context as _;
 
@@ -8,7 +8,7 @@ use crate::cli::output::{counted, print};
 use crate::client::{SendError, SendOutcome, send};
 use crate::shutdown::Shutdown;
 
-/// Sends, prints the summary; a failure is the error as well.
+/// Sends the input and prints the summary. A failure is returned as an error as well.
 pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
     let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
     let summary = send(config, &stop);
@@ -27,7 +27,7 @@ pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
         SendOutcome::Complete => {
             let lines = counted(summary.lines, "line");
             printed.with_context(|| {
-                format!("{lines} were sent and acknowledged, do not send them again; but")
+                format!("{lines} were sent and acknowledged; do not send them again. However")
             })?;
             Ok(exit)
         }

@@ -9,11 +9,11 @@ use crate::cli::output::print;
 use crate::server::{self, Server};
 use crate::shutdown::{self, Shutdown};
 
-/// Serves, or with `--check` prints the configuration in force.
+/// Runs the server, or with `--check` prints the effective configuration.
 pub fn run(args: ServeArgs) -> anyhow::Result<Exit> {
     let check = args.check;
     if let (false, Some(path)) = (check, ServeConfig::port_file_of(&args)) {
-        // Before anything can fail: a program that waits for the file must not read an old port.
+        // First, so that a program that waits for the file does not read an old port.
         server::remove_port_file(&path)?;
     }
     let effective = ServeConfig::from_args(args)?;

@@ -1,11 +1,11 @@
-//! `tallyline torture`: kill -9 at random moments, then prove that nothing was lost or doubled.
+//! `tallyline torture`: kills servers and senders at random moments, then checks the totals.
 //!
-//! The real server and real senders run as processes of their own in a directory of the user's
-//! choice, so that it is the user's disk that is put to the proof. Every event has an id (the
-//! sender's `--source` and its line, or one of its own), so whatever is sent again after a kill must
-//! count once. Half of the files begin with lines that some sender has sent before or is sending just
-//! now, and end with some of their own, so that ranges of ids overlap. What the totals must be is
-//! summed up here, from the lines as they were made, by nobody else's code.
+//! The real server and real senders run as separate processes in a directory that the user names, to
+//! test the disk under it. Every event has an id (the sender's `--source` and the line's number, or
+//! one of its own), so an event that is sent again after a kill must be counted once. Half of the files
+//! begin with lines that a sender has sent before or is sending at the same time, so that ranges of ids
+//! overlap. The expected totals are computed here from the generated lines, without the code that is
+//! tested.
 
 #![expect(
     clippy::disallowed_methods,
@@ -28,19 +28,19 @@ use crate::cli::output::print;
 use crate::event::{MICROS_PER_UNIT, Micros};
 use crate::store::{Order, Readers};
 
-/// Senders that run beside each other.
+/// Number of concurrent senders.
 const SENDERS: usize = 3;
-/// Users the events are for: few, so that every total is touched in every round.
+/// Number of users. They are few, so that each round changes every total.
 const USERS: u64 = 40;
-/// The longest a round lets everything run before it kills.
+/// Maximum time before a round kills a process.
 const ROUND_MICROS_MAX: u64 = 250_000;
-/// In every so many rounds a backup is made beside the running server, and restored over the data
-/// directory once the server was killed.
+/// One round in so many makes a backup while the server runs, and restores it to the data directory
+/// after the server was killed.
 const BACKUP_EVERY: u64 = 10;
-/// How long anything may take to come up or to finish before the run has failed.
+/// Maximum time for a process to start or to finish, before the run fails.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Runs the rounds and prints the table; [`Exit::Failed`] if anything is off by one event.
+/// Runs the rounds and prints the table. [`Exit::Failed`] if a single event is wrong.
 pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
     let (dir, temporary) = directory(config.dir.as_deref())?;
     let seed = config.seed.unwrap_or_else(seed_of_now);
@@ -85,17 +85,17 @@ pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
     }
     let kept = temporary.map(tempfile::TempDir::keep);
     tracing::error!(
-        "what was found is in {}",
+        "the files of the failed run are in {}",
         kept.as_deref().unwrap_or(&torture.dir).display()
     );
     Ok(Exit::Failed)
 }
 
-/// The directory, which must be new or empty: everything in it is ours to break.
+/// Creates the directory of the run, or checks that it is empty.
 fn directory(named: Option<&Path>) -> anyhow::Result<(PathBuf, Option<tempfile::TempDir>)> {
     let Some(dir) = named else {
         let temporary = tempfile::TempDir::with_prefix("tallyline-torture-")
-            .context("cannot make a directory")?;
+            .context("cannot create a temporary directory")?;
         return Ok((temporary.path().to_owned(), Some(temporary)));
     };
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -123,11 +123,11 @@ struct Torture {
     dir: PathBuf,
     random: fastrand::Rng,
     server: Option<Server>,
-    /// Another process that opens the database, reads and closes it, all the time.
+    /// A process that opens the database, reads it and closes it; one runs at any time.
     reader: Option<Child>,
     rounds: u64,
     senders: Vec<Sender>,
-    /// What each user's total must be in the end: micros and events.
+    /// Expected total of each user: micros and number of events.
     expected: BTreeMap<String, (i64, u64)>,
     tally: Tally,
 }
@@ -137,7 +137,7 @@ struct Server {
     port: u16,
 }
 
-/// One file at a time is sent until `send` says that all of it was acknowledged; then the next.
+/// Sends one file until `send` reports that it is acknowledged, then the next.
 struct Sender {
     name: String,
     files: u64,
@@ -145,7 +145,7 @@ struct Sender {
     /// Lines of the last file that had ids of their own.
     with_id: Vec<String>,
     running: Option<Child>,
-    /// The file was sent completely.
+    /// Whether the whole file was sent.
     done: bool,
 }
 
@@ -166,7 +166,7 @@ impl Sender {
     }
 }
 
-/// What happened, for the table.
+/// Counts for the table.
 #[derive(Default)]
 struct Tally {
     server_kills: u64,
@@ -195,7 +195,7 @@ impl Torture {
         if self.rounds.is_multiple_of(BACKUP_EVERY) {
             return self.back_up_and_restore();
         }
-        // Half the rounds kill the server, a quarter one sender, a quarter everything.
+        // Half the rounds kill the server, a quarter one sender, a quarter all processes.
         let victim = self.random.u64(..4);
         if victim != 0 {
             self.kill_server()?;
@@ -209,13 +209,13 @@ impl Torture {
         Ok(())
     }
 
-    /// The server's port, started if it does not run.
+    /// Starts the server if it does not run. Returns its port.
     fn serving(&mut self) -> anyhow::Result<u16> {
         if let Some(server) = &mut self.server {
             match server.child.try_wait()? {
                 None => return Ok(server.port),
                 Some(status) => bail!(
-                    "the server ended by itself ({status}); see {}",
+                    "the server ended unexpectedly ({status}); see {}",
                     self.log("server").display()
                 ),
             }
@@ -249,13 +249,13 @@ impl Torture {
             }
             if let Some(status) = child.try_wait()? {
                 bail!(
-                    "the server did not start ({status}); see {}",
+                    "the server could not start ({status}); see {}",
                     self.log("server").display()
                 );
             }
             ensure!(
                 began.elapsed() < PATIENCE,
-                "the server did not come up; see {}",
+                "the server did not start in time; see {}",
                 self.log("server").display()
             );
             std::thread::sleep(Duration::from_millis(2));
@@ -266,7 +266,7 @@ impl Torture {
         Ok(port)
     }
 
-    /// Lets the sender go on with its file, or with a new one once all of it was acknowledged.
+    /// Starts the sender with its file, or with a new one if that is acknowledged.
     fn keep_sending(&mut self, index: usize, port: u16) -> anyhow::Result<()> {
         if let Some(child) = &mut self.senders[index].running {
             let Some(status) = child.try_wait()? else {
@@ -280,15 +280,15 @@ impl Torture {
         self.send(index, port)
     }
 
-    /// One reader after another: each opens the database, adds up all users and closes it, as an
-    /// `sqlite3` beside the server does.
+    /// Starts a reader if none runs. Each opens the database, adds up all users and closes it, as
+    /// `sqlite3` does.
     fn keep_reading(&mut self) -> anyhow::Result<()> {
         if let Some(reader) = &mut self.reader {
             let Some(status) = reader.try_wait()? else {
                 return Ok(());
             };
             self.reader = None;
-            // Before the first event there is no database.
+            // The database does not exist before the first event.
             self.tally.reads += u64::from(status.success());
         }
         let child = self
@@ -301,8 +301,8 @@ impl Torture {
         Ok(())
     }
 
-    /// Makes a backup while everything runs, kills the server and restores the backup over the data
-    /// directory: what is newer there stays, so that nothing acknowledged is lost.
+    /// Makes a backup while everything runs, kills the server and restores the backup to the data
+    /// directory. Newer files are kept, so no acknowledged event is lost.
     fn back_up_and_restore(&mut self) -> anyhow::Result<()> {
         let backup = self.dir.join("backup");
         let data_dir = self.data_dir();
@@ -342,7 +342,7 @@ impl Torture {
                 "--retry-for",
                 "200ms",
             ])
-            // The name and the line make the ids: whatever is sent again counts once.
+            // The ids are made of the name and the line's number, so each event counts once.
             .args(["--source", &format!("{}-{}", sender.name, sender.files)])
             .spawn()
             .context("cannot start a sender")?;
@@ -350,13 +350,13 @@ impl Torture {
         Ok(())
     }
 
-    /// 0: all acknowledged. Anything else, the server gone for one, is to be gone on with.
+    /// 0: all is acknowledged. After any other status the sender is started again.
     fn sender_ended(&mut self, index: usize, status: ExitStatus) -> anyhow::Result<()> {
         let sender = &mut self.senders[index];
         sender.running = None;
         ensure!(
             status.code() != Some(3),
-            "{} says that good events were refused; see its log",
+            "{} reports that valid events were refused; see its log",
             sender.name
         );
         if status.success() {
@@ -459,7 +459,7 @@ impl Torture {
         self.sender_ended(index, status)
     }
 
-    /// Sends what is left, stops the server in order and compares: the faults found, in words.
+    /// Sends the remaining files, stops the server and checks the totals. Returns the faults.
     fn prove(&mut self) -> anyhow::Result<Vec<String>> {
         let port = self.serving()?;
         let deadline = Instant::now() + PATIENCE;
@@ -474,7 +474,7 @@ impl Torture {
                 }
                 ensure!(
                     Instant::now() < deadline,
-                    "{} does not get its file acknowledged",
+                    "{} could not get its file acknowledged in time",
                     self.senders[index].name
                 );
                 self.send(index, port)?;
@@ -517,7 +517,7 @@ impl Torture {
         Ok(())
     }
 
-    /// Every user's total against what was made.
+    /// Compares every user's total with the expected one.
     fn compare(&mut self) -> anyhow::Result<Vec<String>> {
         let readers = Readers::new(&self.data_dir().join(crate::store::DATABASE_FILE), 1);
         let mut faults = Vec::new();
@@ -544,10 +544,7 @@ impl Torture {
                 break;
             }
         }
-        faults.extend(
-            left.into_keys()
-                .map(|user| format!("{user}: not there at all")),
-        );
+        faults.extend(left.into_keys().map(|user| format!("{user}: missing")));
         Ok(faults)
     }
 
@@ -559,7 +556,7 @@ impl Torture {
         self.dir.join(format!("{name}.log"))
     }
 
-    /// This very program, its words appended to a log of `name`'s own.
+    /// A command of this program whose output is appended to `name`'s log.
     fn command(&self, name: &str) -> anyhow::Result<Command> {
         let path = self.log(name);
         let log = fs::OpenOptions::new().create(true).append(true).open(&path);
@@ -573,7 +570,7 @@ impl Torture {
     }
 }
 
-/// Nothing of ours outlives the run, however it ends.
+/// Kills the processes that still run.
 impl Drop for Torture {
     fn drop(&mut self) {
         let senders = self
@@ -614,7 +611,7 @@ impl Tally {
                 format!("{} ms", self.slowest_start.as_millis()),
             ),
             ("torn tails kept", self.torn_tails.to_string()),
-            ("reads from outside", self.reads.to_string()),
+            ("reads by other processes", self.reads.to_string()),
             ("backups restored", self.restores.to_string()),
             ("files sent", self.files.to_string()),
             ("events, each to count once", self.events.to_string()),
@@ -630,9 +627,9 @@ impl Tally {
             let _infallible = writeln!(table, "FAULT {fault}");
         }
         table.push_str(if faults.is_empty() {
-            "Every acknowledged event is counted once, and the files prove it.\n"
+            "Every acknowledged event is counted once, in the files and in the database.\n"
         } else {
-            "FAILED: totals and events differ; keep the directory and report it.\n"
+            "FAILED: the totals do not match the events; keep the directory and report it.\n"
         });
         table
     }

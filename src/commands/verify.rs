@@ -1,7 +1,7 @@
-//! `tallyline verify`: recounts the files and compares with the database; also beside a server.
+//! `tallyline verify`: recounts the files and compares the result with the database. A server may run.
 //!
-//! Each difference is a line on stdout as it is found, then what no file proves, then the verdict. Of a
-//! backup, every file is first compared with its manifest.
+//! Each difference is printed as it is found, then what no file can prove, then the verdict. The files
+//! of a backup are first compared with its manifest.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use anyhow::bail;
 use indicatif::HumanCount;
 
 use crate::backup;
-use crate::cli::config::{Say, VerifyConfig};
+use crate::cli::config::{Verbosity, VerifyConfig};
 use crate::cli::exit::Exit;
 use crate::cli::logging;
 use crate::cli::output::{bar, counted, print};
@@ -17,24 +17,24 @@ use crate::data_dir::disk::RealDisk;
 use crate::event::Micros;
 use crate::verify::{Finding, Target, VerifyReport, verify};
 
-/// Exit code 0 if files and database agree, 1 if they differ or it can't be told.
+/// Exit code 0 if files and database agree; 1 if they differ or some files could not be checked.
 pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     let target = Target::new(&config.data_dir);
     if !config.data_dir.is_dir() {
         bail!(
-            "there is no data directory {}; --data-dir says where",
+            "there is no data directory {}; name one with --data-dir",
             config.data_dir.display()
         );
     }
     backup::refuse_unfinished(&config.data_dir)?;
     let bar = bar();
-    let mut lost_words = None;
+    let mut print_error = None;
     let mut faults = 0;
-    let mut on_fault = |words: String| {
+    let mut on_fault = |fault: String| {
         faults += 1;
-        let line = format!("MISMATCH: {words}\n");
+        let line = format!("MISMATCH: {fault}\n");
         if let Err(error) = logging::bars().suspend(|| print(line.as_bytes())) {
-            lost_words.get_or_insert(error);
+            print_error.get_or_insert(error);
         }
     };
     let mut on_progress = |bytes, bytes_total| {
@@ -44,29 +44,29 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     let backup = backup::check(&config.data_dir, &mut on_fault, &mut on_progress)?;
     let mut on_finding = |finding: &Finding| {
         let line = match finding {
-            Finding::Mismatch(words) => format!("MISMATCH: {words}\n"),
-            Finding::Inconclusive(words) => format!("INCONCLUSIVE: {words}\n"),
-            Finding::Note(_) if config.say == Say::Trouble => return,
-            Finding::Note(words) => format!("not provable: {words}\n"),
+            Finding::Mismatch(detail) => format!("MISMATCH: {detail}\n"),
+            Finding::Inconclusive(detail) => format!("INCONCLUSIVE: {detail}\n"),
+            Finding::Note(_) if config.verbosity == Verbosity::Quiet => return,
+            Finding::Note(detail) => format!("not provable: {detail}\n"),
         };
         if let Err(error) = logging::bars().suspend(|| print(line.as_bytes())) {
-            lost_words.get_or_insert(error);
+            print_error.get_or_insert(error);
         }
     };
     let verdict = verify(&target, &RealDisk, &mut on_finding, &mut on_progress)?;
     bar.finish_and_clear();
-    if let Some(error) = lost_words {
+    if let Some(error) = print_error {
         return Err(error);
     }
-    if backup.is_some() && (config.say == Say::All || faults > 0) {
-        let words = match faults {
-            0 => "every file of the backup is as its manifest says\n".to_owned(),
+    if backup.is_some() && (config.verbosity == Verbosity::Normal || faults > 0) {
+        let result = match faults {
+            0 => "every file of the backup matches its manifest\n".to_owned(),
             faults => format!(
-                "the backup is not as its manifest says: {}\n",
+                "the backup does not match its manifest: {}\n",
                 counted(faults, "difference")
             ),
         };
-        print(words.as_bytes())?;
+        print(result.as_bytes())?;
     }
     let Some(verdict) = verdict else {
         if backup == Some(false) {
@@ -77,11 +77,11 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
             });
         }
         bail!(
-            "there is no database {}; `tallyline serve` or `tallyline process` makes it, --data-dir says where",
+            "there is no database {}; start `tallyline serve`, run `tallyline process`, or name another data directory with --data-dir",
             target.database.display()
         );
     };
-    if config.say == Say::All || !verdict.agrees() {
+    if config.verbosity == Verbosity::Normal || !verdict.agrees() {
         print(describe(&verdict).as_bytes())?;
     }
     Ok(if verdict.agrees() && faults == 0 {
@@ -111,12 +111,12 @@ fn describe(verdict: &VerifyReport) -> String {
         counted(counts.duplicates, "duplicate"),
         HumanCount(counts.rejected)
     );
-    let mut line = |words: String| {
-        let _infallible = writeln!(text, "{words}");
+    let mut line = |sentence: String| {
+        let _infallible = writeln!(text, "{sentence}");
     };
     if let Some(users) = users {
         line(format!(
-            "compared the totals of {}, each exactly",
+            "compared the totals of {} exactly",
             counted(*users, "user")
         ));
     }
@@ -124,9 +124,9 @@ fn describe(verdict: &VerifyReport) -> String {
         line("files and database agree".to_owned());
     } else {
         line(format!(
-            "files and database do not agree: {}, {} that can't be told",
+            "files and database do not agree: {}, {} could not be checked",
             counted(*differences, "difference"),
-            counted(*inconclusive, "thing")
+            counted(*inconclusive, "item")
         ));
     }
     text

@@ -11,7 +11,7 @@ on_terminal() { TERM=xterm COLUMNS=100 script -qec "$1" /dev/null </dev/null | t
 
 on_terminal "$send"
 grep -qE '[0-9]+% .*[0-9,]+ events.*, [0-9,]+/s.*, [0-9]+s left' "$tmp/terminal" || fail "no progress: $(cat -v "$tmp/terminal")"
-grep '[^[:space:]]' "$tmp/terminal" | tail -n 1 | grep -q '^OK: 6,000 lines done, none refused' || fail "$(cat -v "$tmp/terminal")"
+grep '[^[:space:]]' "$tmp/terminal" | tail -n 1 | grep -q '^OK: 6,000 lines acknowledged, none refused' || fail "$(cat -v "$tmp/terminal")"
 ok "send shows percent, rate and time left, and ends in OK"
 on_terminal "cat $tmp/events.jsonl | $bin send - --to $url --rate 3000"
 grep -qE '[0-9,]+ events.*, [0-9,]+/s' "$tmp/terminal" || fail "no progress: $(cat -v "$tmp/terminal")"

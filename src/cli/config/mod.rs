@@ -1,7 +1,8 @@
-//! What each command is to do: built from the flags, checked, and nothing left to decide.
+//! The configuration of each command: built from the flags and fully checked.
 //!
-//! This is the only place that reads the environment (beside clap, for the flags' variables) and
-//! the config file. Nothing here logs, prints or exits; what cannot be is a [`UsageError`].
+//! Apart from clap, which reads the flags' environment variables, this is the only module that reads
+//! the environment and the config file. Nothing here logs, prints or exits; invalid settings are a
+//! [`UsageError`].
 
 mod send;
 mod serve;
@@ -19,49 +20,49 @@ use crate::cli::args::{
 use crate::cli::{Size, Span};
 use crate::http;
 
-/// What was asked for can't be: exit code 2, with what to ask for instead.
+/// Invalid settings: exit code 2. The message says what is wrong and what would be valid.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(String);
 
 impl UsageError {
-    /// `reason` says what is wrong and what would be right.
+    /// An error with the message `reason`.
     pub fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }
 }
 
-/// `tallyline demo`.
+/// Configuration of `tallyline demo`.
 #[derive(Clone, Debug)]
 pub struct DemoConfig {
-    /// The server: everything at its default but the address and the directory.
+    /// The server. Only the address and the data directory differ from the defaults.
     pub serve: ServeConfig,
-    /// What to do once the totals are shown.
+    /// What to do after showing the totals.
     pub then: AfterDemo,
-    /// Whose directory it is.
+    /// Whether the directory is the default one or named by the user.
     pub dir: DemoDir,
 }
 
-/// What `demo` does once the totals are shown.
+/// What `demo` does after showing the totals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterDemo {
-    /// Go on serving until a signal.
+    /// Serve until a signal.
     Serve,
     /// Stop and exit 0.
     Exit,
 }
 
-/// The directory of a demo.
+/// The data directory of a demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DemoDir {
-    /// `data/demo`, the demo's own: emptied at each start.
+    /// `data/demo`, the default; emptied at each start.
     Own,
-    /// Named by the user: must be new, empty or a former demo's, else exit code 2.
+    /// Named by the user: must be new, empty or from an earlier demo, else exit code 2.
     Named,
 }
 
 impl DemoConfig {
-    /// The flags, checked. A demo has no tokens, so it stays on loopback.
+    /// Checks the flags. A demo has no tokens, so it listens on loopback only.
     pub fn new(args: DemoArgs) -> Result<Self, UsageError> {
         let dir = match args.data_dir {
             None => DemoDir::Own,
@@ -76,7 +77,7 @@ impl DemoConfig {
         let serve = ServeConfig::effective(serve, None)?.config;
         if !is_loopback(serve.listen) {
             return Err(UsageError::new(format!(
-                "the demo listens on loopback only, not on {}; for other machines use `tallyline serve` with --token-file",
+                "the demo listens on loopback only, not on {}; to serve other machines, use `tallyline serve` with --token-file",
                 serve.listen
             )));
         }
@@ -92,51 +93,51 @@ impl DemoConfig {
     }
 }
 
-/// `tallyline process`.
+/// Configuration of `tallyline process`.
 #[derive(Clone, Debug)]
 pub struct ProcessConfig {
-    /// Where events and totals are kept; created if missing. Default `data`.
+    /// Data directory; created if missing. Default `data`.
     pub data_dir: PathBuf,
-    /// Files from elsewhere to copy in first; none: apply what is there.
+    /// Files to import first. If empty, only the files of the data directory are applied.
     pub files: Vec<PathBuf>,
-    /// Keep the database, or make it anew.
+    /// Whether to keep the database or build a new one.
     pub database: DatabaseMode,
-    /// Bytes for totals on their way to the database: as [`ServeConfig::memory_bytes`].
+    /// Maximum memory of the processor in bytes: as [`ServeConfig::memory_bytes`].
     pub memory_bytes: u64,
-    /// Whether a run in which all went well says so.
-    pub say: Say,
+    /// Whether to print a summary on success.
+    pub verbosity: Verbosity,
 }
 
-/// How much a command says on stdout.
+/// How much a command prints to stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Say {
-    /// What was done.
-    All,
-    /// `--quiet`: nothing, where all went well.
-    Trouble,
+pub enum Verbosity {
+    /// A summary.
+    Normal,
+    /// `--quiet`: nothing on success.
+    Quiet,
 }
 
-impl Say {
+impl Verbosity {
     fn of(quiet: bool) -> Self {
-        if quiet { Self::Trouble } else { Self::All }
+        if quiet { Self::Quiet } else { Self::Normal }
     }
 }
 
-/// What `process` does with the database that is there.
+/// What `process` does with an existing database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatabaseMode {
-    /// Apply to it what is not applied yet.
+    /// Keeps it and applies what is not applied yet.
     Keep,
-    /// `--rebuild`: make a new one from all kept files.
+    /// `--rebuild`: builds a new one from all files.
     Rebuild,
 }
 
 impl ProcessConfig {
-    /// The flags, checked.
+    /// Checks the flags.
     pub fn new(args: ProcessArgs, quiet: bool) -> Result<Self, UsageError> {
         if args.rebuild && !args.files.is_empty() {
             return Err(UsageError::new(
-                "--rebuild makes a new database from all files in the data directory; bring other files in first, by `tallyline process FILE`",
+                "--rebuild builds a new database from all files in the data directory; to add other files, run `tallyline process FILE` first",
             ));
         }
         Ok(Self {
@@ -148,54 +149,54 @@ impl ProcessConfig {
                 DatabaseMode::Keep
             },
             memory_bytes: serve::memory_bytes(args.memory)?,
-            say: Say::of(quiet),
+            verbosity: Verbosity::of(quiet),
         })
     }
 }
 
-/// `tallyline verify`.
+/// Configuration of `tallyline verify`.
 #[derive(Clone, Debug)]
 pub struct VerifyConfig {
-    /// Where events and totals are kept. Default `data`.
+    /// Data directory. Default `data`.
     pub data_dir: PathBuf,
-    /// Whether agreement is worth a word.
-    pub say: Say,
+    /// Whether to print a summary if files and database agree.
+    pub verbosity: Verbosity,
 }
 
 impl VerifyConfig {
-    /// The flags.
+    /// Converts the flags.
     pub fn new(args: VerifyArgs, quiet: bool) -> Self {
         Self {
             data_dir: args.data_dir,
-            say: Say::of(quiet),
+            verbosity: Verbosity::of(quiet),
         }
     }
 }
 
-/// `tallyline backup`.
+/// Configuration of `tallyline backup`.
 #[derive(Clone, Debug)]
 pub struct BackupConfig {
-    /// The backup to create.
+    /// The backup directory to create.
     pub dir: PathBuf,
-    /// What is copied. Default `data`.
+    /// Data directory to copy. Default `data`.
     pub data_dir: PathBuf,
     /// Whether to recount the finished backup.
     pub check: CheckBackup,
-    /// Whether a backup in which all went well says so.
-    pub say: Say,
+    /// Whether to print a summary on success.
+    pub verbosity: Verbosity,
 }
 
-/// What is done with a finished backup.
+/// Whether a finished backup is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckBackup {
-    /// Nothing.
+    /// No check.
     No,
-    /// It is recounted, as by `verify`.
+    /// Recounts the backup, as `verify` does.
     Recount,
 }
 
 impl BackupConfig {
-    /// The flags.
+    /// Converts the flags.
     pub fn new(args: BackupArgs, quiet: bool) -> Self {
         Self {
             dir: args.dir,
@@ -205,54 +206,54 @@ impl BackupConfig {
             } else {
                 CheckBackup::No
             },
-            say: Say::of(quiet),
+            verbosity: Verbosity::of(quiet),
         }
     }
 }
 
-/// `tallyline restore`.
+/// Configuration of `tallyline restore`.
 #[derive(Clone, Debug)]
 pub struct RestoreConfig {
-    /// The backup.
+    /// Backup directory.
     pub dir: PathBuf,
-    /// Where it is restored. Default `data`.
+    /// Data directory to restore into. Default `data`.
     pub data_dir: PathBuf,
-    /// Whether a restore in which all went well says so.
-    pub say: Say,
+    /// Whether to print a summary on success.
+    pub verbosity: Verbosity,
 }
 
 impl RestoreConfig {
-    /// The flags.
+    /// Converts the flags.
     pub fn new(args: RestoreArgs, quiet: bool) -> Self {
         Self {
             dir: args.dir,
             data_dir: args.data_dir,
-            say: Say::of(quiet),
+            verbosity: Verbosity::of(quiet),
         }
     }
 }
 
-/// `tallyline query`.
+/// Configuration of `tallyline query`.
 #[derive(Clone, Debug)]
 pub struct QueryConfig {
-    /// Where events and totals are kept. Default `data`.
+    /// Data directory. Default `data`.
     pub data_dir: PathBuf,
-    /// Whose totals, in this order; none: all in all and the top.
+    /// Users to show, in this order. If empty, the overall totals and the top users are shown.
     pub users: Vec<String>,
-    /// How many users to show without `users`. Default 20, minimum 0.
+    /// Number of users to show if `users` is empty. Default 20, minimum 0.
     pub top: u32,
-    /// How to show them. Default table.
+    /// Output format. Default table.
     pub format: QueryFormat,
 }
 
-/// The form of `query`'s answer.
+/// Output format of `query`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryFormat {
-    /// Aligned columns for people.
+    /// Aligned columns.
     Table,
-    /// JSON, amounts exact.
+    /// JSON; amounts keep all their digits.
     Json,
-    /// CSV with a heading.
+    /// CSV with a header row.
     Csv,
 }
 
@@ -272,14 +273,14 @@ impl From<QueryArgs> for QueryConfig {
     }
 }
 
-/// `tallyline torture`.
+/// Configuration of `tallyline torture`.
 #[derive(Clone, Debug)]
 pub struct TortureConfig {
-    /// Must be new or empty; `None`: a temporary one.
+    /// Directory of the run; must be new or empty. `None`: a temporary directory.
     pub dir: Option<PathBuf>,
-    /// How many times to kill and restart. Default 20, minimum 1.
+    /// Number of times to kill and restart the server. Default 20, minimum 1.
     pub rounds: NonZeroU32,
-    /// What the random moments are drawn from; `None`: the clock.
+    /// Seed of the random moments. `None`: from the clock.
     pub seed: Option<u64>,
 }
 
@@ -293,7 +294,7 @@ impl From<TortureArgs> for TortureConfig {
     }
 }
 
-/// `value` if it lies within the bounds.
+/// `value` in bytes, if it is from `min` to `max`.
 fn within(name: &str, value: Size, min: u64, max: u64) -> Result<u64, UsageError> {
     if (min..=max).contains(&value.0) {
         return Ok(value.0);
@@ -304,7 +305,7 @@ fn within(name: &str, value: Size, min: u64, max: u64) -> Result<u64, UsageError
     )))
 }
 
-/// `value` if it is no shorter than `min`; forever is longer than anything.
+/// `value`, if it is at least `min`. `None` stands for forever, which has no upper bound.
 fn at_least(name: &str, value: Span, min: Duration) -> Result<Option<Duration>, UsageError> {
     match value.0 {
         Some(duration) if duration < min => {
@@ -317,7 +318,7 @@ fn at_least(name: &str, value: Span, min: Duration) -> Result<Option<Duration>, 
     }
 }
 
-/// `127.0.0.1:8000`, `[::1]:8000` or `localhost:8000`.
+/// Parses `127.0.0.1:8000`, `[::1]:8000` or `localhost:8000`; a name is resolved.
 fn address(name: &str, text: &str) -> Result<SocketAddr, UsageError> {
     let wrong = |why: String| {
         UsageError::new(format!(
@@ -333,18 +334,18 @@ fn address(name: &str, text: &str) -> Result<SocketAddr, UsageError> {
         .ok_or_else(|| wrong("no such address".to_owned()))
 }
 
-/// Whether only this machine can reach it.
+/// Whether only this machine can reach the address.
 fn is_loopback(address: SocketAddr) -> bool {
     http::is_loopback(address.ip())
 }
 
-/// The host of `edge-7:8000`, which is a name; `None` for an address.
+/// The host name in `edge-7:8000`; `None` if the text is an IP address.
 fn host_name(text: &str) -> Option<String> {
     let (name, _) = text.rsplit_once(':')?;
     text.parse::<SocketAddr>().is_err().then(|| name.to_owned())
 }
 
-/// `value` if it is from `min` to `max`.
+/// `value`, if it is from `min` to `max`.
 fn between(name: &str, value: Span, min: Duration, max: Duration) -> Result<Duration, UsageError> {
     match value.0 {
         Some(duration) if (min..=max).contains(&duration) => Ok(duration),

@@ -1,4 +1,4 @@
-//! `tallyline send`: what to send, where to, and how it is counted once.
+//! Configuration of `tallyline send`.
 
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
@@ -13,67 +13,67 @@ use http::Uri;
 use super::UsageError;
 use crate::cli::args::SendArgs;
 
-/// The most events in one request; the body's bytes are bounded apart from it.
+/// Maximum events in one request. The size of the body has its own bound.
 const BATCH_MAX: u32 = 100_000;
-/// The most requests under way at once: each has a thread.
+/// Maximum concurrent requests. Each has its own thread.
 const CONNECTIONS_MAX: u32 = 256;
-/// The longest `--source`: with a dash and the line's number, an id stays under 128 bytes.
+/// Maximum length of `--source`: with a dash and the line's number, an id stays under 128 bytes.
 const SOURCE_BYTES_MAX: usize = 100;
 
-/// What the sender is to do.
+/// Configuration of `tallyline send`.
 #[derive(Clone, Debug)]
 pub struct SendConfig {
-    /// What to send. Default the file `events.jsonl`.
+    /// Input. Default the file `events.jsonl`.
     pub input: Input,
     /// Base URL of the server without a slash at the end. Default `http://127.0.0.1:8000`.
     pub to: String,
-    /// Bearer token, from `TALLYLINE_TOKEN` or `--token-file`. Default none. Never logged.
+    /// Bearer token, from `TALLYLINE_TOKEN` or `--token-file`. Default none. Not logged.
     pub token: Option<Token>,
-    /// Events a request; 1 sends each alone. Default 500, 1 to 100,000.
+    /// Maximum events per request. Default 500, 1 to 100,000.
     pub batch: NonZeroU32,
-    /// Requests under way at once. Default 2, 1 to 256.
+    /// Maximum concurrent requests. Default 2, 1 to 256.
     pub connections: NonZeroU32,
-    /// At most this many events a second. Default no bound.
+    /// Maximum events per second. `None`, the default: unlimited.
     pub rate: Option<NonZeroU64>,
-    /// Give up after this long without an answer to the same request; `None`: never. Default 1 min.
+    /// Give up if a request gets no answer for this long; `None`: never. Default 1 min.
     pub retry_for: Option<Duration>,
-    /// Where refused lines go, as JSON Lines. Default nowhere: the first few are logged.
+    /// File for refused lines, as JSON Lines. `None`, the default: only the first few are logged.
     pub rejects: Option<PathBuf>,
-    /// What ids events without one get. Default [`Ids::Run`].
+    /// Ids of events that have none. Default [`Ids::Run`].
     pub ids: Ids,
-    /// Where the run's name and progress are kept; `None`: nowhere. Default beside the file.
+    /// State file of the run's name and progress; `None`: no state is kept. Default beside the input.
     pub state: Option<PathBuf>,
     /// What to do with a file that was sent in full before. Default [`Repeat::Refuse`].
     pub repeat: Repeat,
-    /// How long to wait, once all is sent, until it is applied; `None`: as long as it takes; zero:
-    /// not at all. Default 10 s.
+    /// Maximum time to wait, after sending, until all events are applied. `None`: no limit; zero: do
+    /// not wait. Default 10 s.
     pub wait: Option<Duration>,
-    /// How the summary is shown.
+    /// Format of the summary.
     pub report: Report,
 }
 
 /// What to do with a file that was sent in full to the same data directory before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
-    /// Send nothing: it would count twice.
+    /// Sends nothing, because the events would count twice.
     Refuse,
-    /// `--again`: send all of it as a new run.
+    /// `--again`: sends all of it as a new run.
     Again,
 }
 
-/// What is sent.
+/// The input of a send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// The bytes of stdin until its end.
+    /// Stdin, to its end.
     Stdin,
-    /// A file, until its end.
+    /// A file, to its end.
     File(PathBuf),
-    /// A growing file, for ever, across its rotation.
+    /// A growing file, until a signal, across its rotation.
     Follow(PathBuf),
 }
 
 impl Input {
-    /// The path, if it has one.
+    /// The path of the file; `None` for stdin.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Stdin => None,
@@ -82,29 +82,29 @@ impl Input {
     }
 }
 
-/// The ids that events without one get.
+/// Ids of events that have none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ids {
-    /// Made of the run's name and the line's number: resending counts nothing twice.
+    /// Made of the run's name and the line's number. Sending a run again counts nothing twice.
     Run,
-    /// Made of this name and the line's number: never counted twice, whoever sends it.
+    /// Made of this name and the line's number. Any machine that sends the file makes the same ids.
     Source(String),
-    /// None: a resend after a lost answer may count twice.
+    /// No ids are added. Events sent again after a lost answer may count twice.
     Off,
 }
 
-/// How the summary is shown.
+/// Format of the summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// A few lines for people.
+    /// Text.
     Text,
     /// One JSON object.
     Json,
-    /// Only if something went wrong.
+    /// Text, printed only if something went wrong.
     Quiet,
 }
 
-/// A secret: shown by nobody's `Debug`.
+/// A secret. Its `Debug` does not show it.
 #[derive(Clone)]
 pub struct Token(String);
 
@@ -122,7 +122,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl SendConfig {
-    /// The file's events to `to` with everything else at its default, no state and no report.
+    /// Sends a file to `to`, with no state file and no summary; all else has its default.
     pub fn of_file(file: PathBuf, to: String) -> Self {
         Self {
             input: Input::File(file),
@@ -141,12 +141,12 @@ impl SendConfig {
         }
     }
 
-    /// The flags, checked; the token from `TALLYLINE_TOKEN` (it wins) or `--token-file`.
+    /// Checks the flags. `TALLYLINE_TOKEN` takes precedence over `--token-file`.
     pub fn new(args: SendArgs, quiet: bool) -> Result<Self, UsageError> {
         let input = match (args.file.as_os_str() == "-", args.follow) {
             (true, true) => {
                 return Err(UsageError::new(
-                    "--follow needs a file; stdin is followed to its end anyway",
+                    "--follow needs a file; stdin is always read to its end",
                 ));
             }
             (true, false) => Input::Stdin,
@@ -213,15 +213,15 @@ impl SendConfig {
     }
 }
 
-/// `FILE.tallyline-state`.
+/// The default state file: `FILE.tallyline-state`.
 fn state_beside(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".tallyline-state");
     name.into()
 }
 
-/// Beside a regular file, or one that is still to come. What can be read only once has none: there
-/// would be nothing to go on with.
+/// A state file beside the input, if that is a regular file or does not exist yet. Input that can be
+/// read only once has none, because a run of it cannot be resumed.
 fn default_state(input: &Input) -> Option<PathBuf> {
     let path = input.path()?;
     let read_once = std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
@@ -229,7 +229,7 @@ fn default_state(input: &Input) -> Option<PathBuf> {
     (!read_once && !of_a_process).then(|| state_beside(path))
 }
 
-/// Where a regular file lies, by whatever name: a path may not be there yet.
+/// Identity of a regular file: its path, which may not exist yet, and its inode.
 #[derive(Debug)]
 struct Place {
     path: Option<PathBuf>,
@@ -272,7 +272,7 @@ fn regular(metadata: &Metadata) -> Option<(u64, u64)> {
     metadata.is_file().then(|| (metadata.dev(), metadata.ino()))
 }
 
-/// What is written is none of what is read.
+/// Fails if the file `written` is the file `other`, which is read.
 fn differ(
     flag: &str,
     written: Option<&Place>,
@@ -307,14 +307,14 @@ fn base_url(text: &str) -> Result<String, UsageError> {
         ))
     };
     let base = text.trim_end_matches('/');
-    let uri: Uri = base.parse().map_err(|_| wrong("is no base URL"))?;
+    let uri: Uri = base.parse().map_err(|_| wrong("is not a base URL"))?;
     let (Some("http" | "https"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(wrong("is no base URL"));
+        return Err(wrong("is not a base URL"));
     };
     if uri.host().is_none_or(str::is_empty) || base.contains(['?', '#']) {
-        return Err(wrong("is no base URL"));
+        return Err(wrong("is not a base URL"));
     }
-    // A port that is none would silently be the default one, and would be sent the token.
+    // `Uri` would replace an invalid port by the default port, and the token would go there.
     let host_and_port = authority.as_str().rsplit('@').next().unwrap_or_default();
     let after_host = host_and_port.rsplit(']').next().unwrap_or_default();
     if let Some((_, port)) = after_host.split_once(':')
@@ -324,7 +324,7 @@ fn base_url(text: &str) -> Result<String, UsageError> {
             "has the port {port:?}, which is not 1 to 65535"
         )));
     }
-    // Told the whole address, the original client's habit, we know what was meant.
+    // The full address of the endpoint is accepted, because the original client took it.
     Ok(base.strip_suffix("/liveEvent").unwrap_or(base).to_owned())
 }
 
@@ -359,7 +359,7 @@ fn token(file: Option<&Path>, variable: Option<OsString>) -> Result<Option<Token
     };
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(UsageError::new(format!(
-            "{from}: a token is printable ASCII without spaces"
+            "{from}: invalid token; a token is printable ASCII without spaces"
         )));
     }
     Ok(Some(Token(token)))

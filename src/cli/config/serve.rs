@@ -1,4 +1,4 @@
-//! `tallyline serve`: flags over environment over config file over default.
+//! Configuration of `tallyline serve`: flags, then environment, then config file, then defaults.
 
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
@@ -12,88 +12,88 @@ use uuid::Uuid;
 
 use crate::cli::args::{ServeArgs, renamed};
 
-/// The shortest period of rotation and of flushing: below it a disk does nothing else.
+/// Minimum interval of rotation and flushing. Shorter ones would keep the disk busy.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
-/// The longest period of flushing. Whoever wants no totals at all says `--no-process`.
+/// Maximum flush interval. `--no-process` turns applying off.
 const FLUSH_EVERY_MAX: Duration = Duration::from_hours(24);
-/// nginx and AWS's load balancers keep their connections for 60 s.
+/// Longer than the 60 s for which nginx and AWS load balancers keep connections to a server.
 const KEEP_ALIVE_DEFAULT: Duration = Duration::from_secs(75);
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
-/// What the server is to do.
+/// Configuration of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeConfig {
-    /// Where to listen; port 0 picks a free one. Default `127.0.0.1:8000`. Beyond loopback only
-    /// with tokens, or [`Access::OpenBeyondLoopback`].
+    /// Address to listen on; port 0 picks a free port. Default `127.0.0.1:8000`. An address beyond
+    /// loopback requires [`Access::Tokens`] or [`Access::OpenBeyondLoopback`].
     pub listen: SocketAddr,
-    /// The host name that stands for it, if one was asked for: allowed in `Host`. Default none.
+    /// Host name given in place of an address; accepted in `Host`. Default none.
     pub listen_name: Option<String>,
-    /// Who may come in. Default: anybody on this machine.
+    /// Access control. Default: open, on loopback only.
     pub access: Access,
-    /// Gets the port number once the port answers. Default none.
+    /// File that receives the port number when the server is ready for requests. Default none.
     pub port_file: Option<PathBuf>,
-    /// The largest request body in bytes, raw and decompressed. Default 8 MiB, 1 KiB to 1 GiB.
+    /// Maximum size of a request body in bytes, raw and decompressed. Default 8 MiB, 1 KiB to 1 GiB.
     pub max_body_bytes: u64,
-    /// How long an idle connection is kept. Default 75 s, 1 s to 1 h. More than a proxy in front
-    /// keeps its own: otherwise it may send a request into a connection that is being closed.
+    /// An idle connection is closed after this time. Default 75 s, 1 s to 1 h. It must exceed the
+    /// timeout of a reverse proxy, which could otherwise send a request to a connection being closed.
     pub keep_alive: Duration,
-    /// Where events and totals are kept; created if missing. Default `data`.
+    /// Data directory; created if missing. Default `data`.
     pub data_dir: PathBuf,
-    /// The UUID that `directory.json` must name, or the server does not start. Default: any.
+    /// UUID that `directory.json` must contain, or the server does not start. `None`: any.
     pub expect_id: Option<Uuid>,
-    /// Seal the active file this long after its first line; `None`: never by age. Default 1 min,
+    /// The active file is sealed this long after its first line; `None`: not by age. Default 1 min,
     /// minimum 10 ms.
     pub rotate_interval: Option<Duration>,
-    /// Seal the active file at this size in bytes. Default 256 MiB, 1 KiB to 1 TiB.
+    /// The active file is sealed at this size in bytes. Default 256 MiB, 1 KiB to 1 TiB.
     pub rotate_size: u64,
-    /// The data directory's bound in bytes: appends get 507 before it is passed. Default none,
+    /// Maximum size of the data directory in bytes; appends beyond it get status 507. Default none,
     /// minimum 64 KiB.
     pub max_disk_bytes: Option<u64>,
-    /// Bytes of disk kept free for applying and pruning. Default 64 MiB, 0 to 1 TiB.
+    /// Bytes of disk space kept free for applying and pruning. Default 64 MiB, 0 to 1 TiB.
     pub disk_reserve_bytes: u64,
-    /// Remove whole segments this long after they were applied; `None`: never. Default never,
+    /// A segment is deleted this long after it was fully applied; `None`: never. Default never,
     /// minimum 0.
     pub retention: Option<Duration>,
-    /// The most time until committed events are applied; `None`: as by default. Default 1 s, from
-    /// 10 ms to 24 h.
+    /// Maximum delay between acknowledgement and totals; `None`: the default, 1 s. From 10 ms to
+    /// 24 h.
     pub flush_interval: Option<Duration>,
-    /// How long ids of applied events are remembered, by the time of applying; `None`: for ever.
-    /// Default for ever, minimum 0.
+    /// Deduplication window: how long the ids of events are kept after they were applied; `None`: for
+    /// ever. Default for ever, minimum 0.
     pub dedup_window: Option<Duration>,
-    /// Bytes for totals on their way to the database; past them they are flushed early. Default
-    /// 256 MiB, 16 MiB to 1 TiB.
+    /// Maximum memory of the processor in bytes. Totals are flushed early to stay below it. Default
+    /// 384 MiB, 32 MiB to 1 TiB.
     pub memory_bytes: u64,
-    /// Who applies. Default this process.
+    /// Which process applies events. Default this one.
     pub processing: Processing,
 }
 
-/// Who may post and read.
+/// Which clients can post and read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Whoever reaches the loopback address.
+    /// Every client on this machine; the address is a loopback address.
     OpenOnLoopback,
-    /// `--no-auth`: whoever reaches the address, wherever from.
+    /// `--no-auth`: every client that reaches the address.
     OpenBeyondLoopback,
-    /// Bearers of a token of this file, one a line.
+    /// Clients with a bearer token of this file, one token a line.
     Tokens(PathBuf),
 }
 
-/// Who applies events to the database.
+/// Which process applies events to the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Processing {
-    /// This process, as events come.
+    /// This process, continuously.
     Here,
-    /// `--no-process`: `tallyline process`, some time.
+    /// `--no-process`: a later `tallyline process`.
     Elsewhere,
 }
 
-/// The configuration with where each setting came from; shown as TOML that `--config` reads.
+/// The configuration and the source of each setting; shown as TOML that `--config` accepts.
 #[derive(Clone, Debug)]
 pub struct Effective {
-    /// What is in force.
+    /// The effective configuration.
     pub config: ServeConfig,
     text: String,
 }
@@ -104,7 +104,7 @@ impl fmt::Display for Effective {
     }
 }
 
-/// The config file: the flags' names as TOML keys.
+/// The config file. Its TOML keys are the flags' names.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[expect(clippy::struct_field_names, reason = "the names are the flags'")]
@@ -129,10 +129,10 @@ struct File {
 }
 
 impl ServeConfig {
-    /// A server of one's own, as a test wants it: this directory, a free port of 127.0.0.1, no
-    /// tokens, and every other setting at its default. Change fields for more.
+    /// A server for tests: this data directory, a free port on 127.0.0.1, no tokens, and defaults
+    /// otherwise. The fields can be changed.
     ///
-    /// No environment variable and no file is read.
+    /// Reads no environment variable and no file.
     pub fn at(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -155,8 +155,8 @@ impl ServeConfig {
         }
     }
 
-    /// The port file that flags or config file name, though something else in them may be wrong; `None`
-    /// where the config file cannot be read or is not TOML.
+    /// The port file named by the flags or the config file, even if other settings are invalid.
+    /// `None` if there is none, or if the config file cannot be read or parsed.
     pub fn port_file_of(args: &ServeArgs) -> Option<PathBuf> {
         let in_file = || {
             let text = crate::data_dir::disk::read_to_string(args.config.as_ref()?).ok()?;
@@ -166,7 +166,7 @@ impl ServeConfig {
         args.port_file.clone().or_else(in_file)
     }
 
-    /// Flags (with their variables) over the config file `--config` names over defaults.
+    /// Merges flags and environment variables, the config file of `--config`, and defaults.
     pub fn from_args(args: ServeArgs) -> Result<Effective, UsageError> {
         match args.config.clone() {
             None => Self::effective(args, None),
@@ -179,7 +179,7 @@ impl ServeConfig {
         }
     }
 
-    /// As [`Self::from_args`], with the path and text of the config file at hand.
+    /// As [`Self::from_args`], with the path and the text of the config file.
     pub(super) fn effective(
         args: ServeArgs,
         file: Option<(&Path, &str)>,
@@ -281,12 +281,12 @@ impl ServeConfig {
     }
 }
 
-/// `--memory` within its bounds.
+/// The bytes of `--memory`, if they are within the bounds.
 pub(super) fn memory_bytes(size: Size) -> Result<u64, UsageError> {
     within("--memory", size, 32 * MIB, TIB)
 }
 
-/// `--keep-alive` within its bounds.
+/// The time of `--keep-alive`, if it is within the bounds.
 fn keep_alive_time(span: Span) -> Result<Duration, UsageError> {
     let (min, max) = (Duration::from_secs(1), Duration::from_hours(1));
     span.0
@@ -294,8 +294,8 @@ fn keep_alive_time(span: Span) -> Result<Duration, UsageError> {
         .ok_or_else(|| UsageError::new("--keep-alive is a duration from 1s to 1h"))
 }
 
-/// Beyond loopback, tokens or an explicit word are needed: nobody opens a port to the world by
-/// accident.
+/// Access control for `listen`. Beyond loopback, a token file or `--no-auth` is required, so that no
+/// port is opened to other machines by accident.
 fn access(
     listen: SocketAddr,
     token_file: Option<PathBuf>,
@@ -319,14 +319,14 @@ fn access(
         (None, true) => Ok(Access::OpenBeyondLoopback),
         (None, false) if is_loopback(listen) => Ok(Access::OpenOnLoopback),
         (None, false) => Err(UsageError::new(format!(
-            "--listen {listen} can be reached from other machines, and anybody there could post and read; \
-             give --token-file FILE (Bearer tokens, one a line), or --no-auth if the network is trusted, \
+            "--listen {listen} can be reached from other machines, where any client could post and read; \
+             give --token-file FILE (bearer tokens, one a line), or --no-auth if the network is trusted, \
              or listen on 127.0.0.1"
         ))),
     }
 }
 
-/// Picks each setting and writes down, as TOML, what it is and where it came from.
+/// Picks each setting and writes it, with its source, as a line of TOML.
 #[derive(Default)]
 struct Settings {
     text: String,
@@ -367,7 +367,7 @@ impl Settings {
     }
 }
 
-/// A value as TOML writes it.
+/// A value in TOML syntax.
 trait TomlText {
     fn toml_text(&self) -> String;
 }

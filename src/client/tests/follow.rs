@@ -1,13 +1,13 @@
-//! `--follow`: a file that grows, is renamed away, or is cut short.
+//! `--follow`: a file that grows, is renamed, or is truncated.
 
 use super::*;
 use crate::cli::exit::Exit;
 
-/// A server that tells how many events came; and a wait for exactly so many.
+/// A server that counts events, and a function that waits for a count.
 fn counting() -> (FakeServer, impl Fn(usize)) {
-    let (taken, arrived) = mpsc::channel();
+    let (sender, arrived) = mpsc::channel();
     let server = FakeServer::with(move |_, body| {
-        taken.send(body.lines().count()).expect("the test listens");
+        sender.send(body.lines().count()).expect("the test listens");
         None
     });
     let wait_for = move |events: usize| {
@@ -21,7 +21,7 @@ fn counting() -> (FakeServer, impl Fn(usize)) {
     (server, wait_for)
 }
 
-/// Lets the sender go when the test ends, however it ends: following has no other end.
+/// Stops the sender when dropped, because following does not end by itself.
 struct Ends<'a>(&'a Shutdown);
 
 impl Drop for Ends<'_> {
@@ -67,7 +67,7 @@ fn a_followed_file_is_sent_across_its_rotation() {
         );
     });
     assert_eq!(server.seen().ids().len(), 12);
-    // Gone on with later, after another rotation: first the rest of what was followed.
+    // Continued later, after another rotation: first the rest of the followed file.
     fs::rename(bench.file(), bench.path("events.jsonl.2")).expect("rename");
     let old = fs::read_to_string(bench.path("events.jsonl.2")).expect("read") + &numbered(13..=13);
     append(
@@ -88,8 +88,8 @@ fn a_followed_file_is_sent_across_its_rotation() {
 }
 
 #[test]
-fn a_followed_file_that_was_copied_and_cut_short_is_begun_anew() {
-    // Red if logrotate's copytruncate ends the following, or sends what was copied away again.
+fn a_copied_and_truncated_file_is_read_from_its_beginning() {
+    // Red if logrotate's copytruncate ends the following, or sends the copied lines again.
     let bench = Bench::new(&events(5));
     let stop = Shutdown::default();
     let (server, wait_for) = counting();
@@ -100,7 +100,7 @@ fn a_followed_file_that_was_copied_and_cut_short_is_begun_anew() {
         wait_for(5);
         fs::copy(bench.file(), bench.path("events.jsonl.1")).expect("copy");
         fs::write(bench.file(), "").expect("cut short");
-        // Shorter than before in any case, so it is noticed whenever the file is looked at.
+        // Shorter than before, so that the truncation is noticed at any time.
         append(&bench.file(), &numbered(6..=7));
         wait_for(2);
         stop.request();
@@ -112,8 +112,8 @@ fn a_followed_file_that_was_copied_and_cut_short_is_begun_anew() {
 }
 
 #[test]
-fn a_file_cut_short_and_longer_than_before_by_the_next_look_is_told_by_its_content() {
-    // Red if the length alone is looked at: the first lines of the new content are then skipped. The
+fn a_truncated_file_that_grew_past_its_length_is_detected_by_content() {
+    // Red if only the length is checked: the first lines of the new content are then skipped. The
     // line added before the copy was made comes from the copy.
     let bench = Bench::new(&events(5));
     let stop = Shutdown::default();
@@ -141,16 +141,16 @@ fn a_file_cut_short_and_longer_than_before_by_the_next_look_is_told_by_its_conte
     });
     let ids = server.seen().ids();
     assert_eq!((ids.len(), ids.values().max()), (28, Some(&1)));
-    let taken = server.seen().taken.join("\n");
+    let stored = server.seen().stored.join("\n");
     for value in (1..=6).chain(100..=121) {
-        assert!(taken.contains(&format!("\"value\": {value}}}")), "{value}");
+        assert!(stored.contains(&format!("\"value\": {value}}}")), "{value}");
     }
 }
 
 #[test]
-fn what_was_copied_and_cut_short_meanwhile_is_finished_from_the_copy() {
-    // Red if a restart of the sender loses the lines that are in the copy only, or takes a file that
-    // merely begins alike for the copy.
+fn a_file_truncated_between_runs_is_finished_from_its_copy() {
+    // Red if a restart of the sender loses the lines that only the copy has, or takes a file with the
+    // same beginning for the copy.
     let bench = Bench::new(&events(5));
     fs::write(bench.path("older.jsonl"), events(9)).expect("write");
     let (server, wait_for) = counting();
@@ -175,8 +175,8 @@ fn what_was_copied_and_cut_short_meanwhile_is_finished_from_the_copy() {
     follow(12);
     let ids = server.seen().ids();
     assert_eq!((ids.len(), ids.values().max()), (17, Some(&1)));
-    let taken = server.seen().taken.join("\n");
+    let stored = server.seen().stored.join("\n");
     for value in (1..=5).chain(20..=21).chain(100..=109) {
-        assert!(taken.contains(&format!("\"value\": {value}}}")), "{value}");
+        assert!(stored.contains(&format!("\"value\": {value}}}")), "{value}");
     }
 }
