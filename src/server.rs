@@ -105,7 +105,9 @@ impl Server {
             }
         }
         systemd::stopping();
-        tracing::info!("stopping: answering accepted requests, sealing the active segment, applying the rest");
+        tracing::info!(
+            "stopping: answering accepted requests, sealing the active segment, applying the rest"
+        );
     }
 
     /// Stops all parts in order and returns when their threads have ended. Everything acknowledged is then
@@ -127,9 +129,9 @@ impl Parts {
         let metered = MeteredDisk::new(dir, store::files_of(&database));
         if config.max_disk_bytes.is_some() {
             // So that the limit applies from the first event.
-            metered
-                .walk()
-                .with_context(|| format!("cannot compute the size of the files in {}", dir.display()))?;
+            metered.walk().with_context(|| {
+                format!("cannot compute the size of the files in {}", dir.display())
+            })?;
         }
         let usage = metered
             .start()

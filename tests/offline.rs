@@ -336,6 +336,6 @@ fn verify_reports_a_file_that_cannot_be_opened_once() {
     fs::remove_file(&file).unwrap();
     symlink("/nowhere", &file).unwrap();
     let ran = verify(&data).expect(1);
-    assert_says(&ran, &[arg(&file), "does not exist", "can't be recounted"]);
-    assert!(!ran.stdout.contains("is not there"), "{ran}");
+    assert_says(&ran, &[arg(&file), "does not exist", "cannot be recounted"]);
+    assert!(!ran.stdout.contains("is missing"), "{ran}");
 }
