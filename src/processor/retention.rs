@@ -113,7 +113,7 @@ impl Retention {
         end: u64,
         health: &Health,
     ) -> Result<(), ProcessError> {
-        if !self.config.clock.is_believed() {
+        if !self.config.clock.is_trusted() {
             return Ok(());
         }
         self.ids(writer)?;

@@ -148,7 +148,7 @@ pub(crate) fn is_what_was_applied(
     let size = segment
         .file
         .size()
-        .map_err(DataDirError::io("look at", &segment.path))?;
+        .map_err(DataDirError::io("inspect", &segment.path))?;
     if size != row.applied_bytes {
         return Ok(false);
     }

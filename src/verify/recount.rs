@@ -81,7 +81,7 @@ pub fn verify(
 ) -> Result<Option<VerifyReport>, VerifyError> {
     let config = &config.identified(disk)?;
     let dir = &config.data_dir;
-    let _held = DirHold::share(dir).map_err(VerifyError::io("hold", dir))?;
+    let _held = DirHold::share(dir).map_err(VerifyError::io("lock", dir))?;
     let Some(snapshot) = Snapshot::open(&config.database)? else {
         return Ok(None);
     };
