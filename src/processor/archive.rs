@@ -1,7 +1,8 @@
-//! Moving a wholly applied file to `applied/YYYY-MM/`: for people; nothing depends on it.
+//! Moves fully applied files to `applied/YYYY-MM/`. This only keeps the data directory small; a file is found
+//! in either place.
 //!
-//! Rename, never replacing, only if the file is what was applied; then fsync of both directories. A
-//! crash between leaves a file in one place or the other, and either is found.
+//! A file is moved only if it has the length and checksum that were applied. The rename never replaces a file,
+//! and both directories are synced after it. After a crash the file is in one place or the other.
 
 use std::io;
 use std::path::Path;
@@ -14,22 +15,21 @@ use crate::store::SegmentRow;
 use crate::timestamp::{self, now_ms};
 use crate::verify::contents::{is_what_was_applied, other_content};
 
-/// What became of a whole file that lies in the data directory itself.
+/// The result of archiving a fully applied file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Archived {
-    /// It is in the archive now.
+    /// It was moved to the archive.
     Moved,
-    /// A file of its name is there already; it stays where it is.
+    /// Not moved: the archive has a file of that name.
     NameTaken,
-    /// It is a symbolic link with a relative target, which would lead elsewhere from the archive; it
-    /// stays where it is.
+    /// Not moved: it is a symbolic link with a relative target, which would be wrong in the archive.
     RelativeLink,
-    /// It is not what was applied under its name; it stays where it is. Why, and what to do.
+    /// Not moved: it has another content than was applied. The text says so and what to do.
     OtherContent(String),
 }
 
 impl Archived {
-    /// Why the file stays where it is.
+    /// Why the file was not moved, for readiness.
     pub(super) fn refusal(&self) -> Option<&str> {
         match self {
             Self::Moved | Self::RelativeLink => None,
@@ -41,7 +41,8 @@ impl Archived {
     }
 }
 
-/// Moves a whole file to the archive. `has_read`: this process has just read all of it.
+/// Moves a fully applied file to the archive. If `has_read`, this process has read and applied all of it, so
+/// that the checksum need not be verified.
 pub(super) fn archive(
     disk: &dyn Disk,
     data_dir: &Path,
@@ -77,7 +78,7 @@ pub(super) fn archive(
             });
         }
     }
-    // The month's own entry too: a sync of it that failed once is not tried again where it is made.
+    // The entry of the month is synced too: `make_dir` does not repeat a sync that has failed.
     for dir in [&month, &applied, data_dir] {
         disk.sync_dir(dir).map_err(ProcessError::io("sync", dir))?;
     }
@@ -92,7 +93,7 @@ fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// `2026-11`, UTC.
+/// The month of a time in UTC, such as `2026-11`.
 fn month(at_ms: i64) -> String {
     let mut text = timestamp::rfc3339_seconds(timestamp::of_ms(at_ms));
     text.truncate("2026-11".len());

@@ -1,4 +1,7 @@
-//! Sealed files: found by listing, applied to their end, archived or marked_corrupt.
+//! Sealed files: found by listing the data directory, then applied and archived, or marked as corrupt.
+//!
+//! An error of one file is reported in readiness, and the file is tried again later; the others are still
+//! applied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,7 +17,7 @@ use crate::data_dir::DataDirError;
 use crate::data_dir::disk::Unusable;
 
 impl Worker {
-    /// New sealed files in the directory itself.
+    /// Finds new sealed files in the data directory, and files that were removed.
     pub(super) fn look_for_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = self.config.data_dir.clone();
         let names = self
@@ -23,7 +26,7 @@ impl Worker {
             .map_err(ProcessError::io("list", &data_dir))?;
         let mut new = BTreeMap::<SegmentId, Vec<Found>>::new();
         let mut left_alone = BTreeMap::new();
-        // A directory of such a name is no segment, and is named in readiness when it is opened.
+        // A directory with such a name is reported in readiness when it cannot be opened.
         for (name, _) in names {
             let Some((id, tag)) = SegmentId::of_file(&name, self.config.directory_tag()) else {
                 continue;
@@ -56,7 +59,7 @@ impl Worker {
                 released.insert(id);
             }
         }
-        // What contradicted a file that is gone is looked at again in the next round.
+        // Files that contradicted a removed one are checked again in the next round.
         let directory = self.config.directory_tag();
         self.left_alone.retain(|path, _| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -75,8 +78,8 @@ impl Worker {
             .map_err(ProcessError::io("sync", &data_dir))
     }
 
-    /// Files that came under one identity; where they contradict each other, or what was applied,
-    /// those that do are left alone.
+    /// Adds the new files with one id. Those that contradict each other or the applied prefix are not
+    /// applied.
     fn new_files(
         &mut self,
         applier: &Applier<'_>,
@@ -96,7 +99,8 @@ impl Worker {
         Ok(())
     }
 
-    /// A file that bears the active segment's number, and is not that segment sealed since, is its rival.
+    /// Makes a file with the active segment's number a rival, unless it is that segment and was sealed
+    /// meanwhile.
     pub(super) fn against_active(&self, id: &SegmentId, claims: &mut Claims<'_>) {
         let tail = self.journal.tail();
         if id.number() == Some(tail.number)
@@ -107,7 +111,7 @@ impl Worker {
         }
     }
 
-    /// Names the files that claim a number and are not its segment; their lines will not be applied.
+    /// Reports the rivals of a segment. They are not applied.
     pub(super) fn leave_rivals(
         &mut self,
         id: &SegmentId,
@@ -120,7 +124,7 @@ impl Worker {
         for rival in &claims.rivals {
             let path = &rival.path;
             let look = self.disk.identity(path);
-            if let Some(identity) = look.map_err(ProcessError::io("look at", path))? {
+            if let Some(identity) = look.map_err(ProcessError::io("inspect", path))? {
                 self.left_alone.insert(path.clone(), identity);
             }
         }
@@ -135,16 +139,16 @@ impl Worker {
             self.board.lost.remove(&number);
             self.missing.remove(&number);
         }
-        // Looked at after the listing: what this journal has sealed by now is below it.
+        // Read after the listing: every segment that this journal has sealed is below it.
         let ahead = number.filter(|&number| number > self.journal.tail().number);
         if let Some(number) = ahead {
             self.journal.reserve(number);
             tracing::warn!(
-                "{} is ahead of the active segment; no new segment gets its number",
+                "{} has a higher number than the active segment; the number is not used for a new segment",
                 found.path.display()
             );
         }
-        // What this journal sealed is counted by it.
+        // The journal counts the lines of the segments that it has sealed.
         let counted = number.is_some_and(|number| number >= self.since) && ahead.is_none();
         self.board.sealed.insert(
             found.id.clone(),
@@ -156,7 +160,7 @@ impl Worker {
         );
     }
 
-    /// A file that fails is named in readiness and tried again later; the others go on.
+    /// Applies one sealed file. An error is reported in readiness, and the file is tried again later.
     pub(super) fn sealed_file(
         &mut self,
         applier: &mut Applier<'_>,
@@ -184,7 +188,7 @@ impl Worker {
             Ok(done) => done,
         };
         if done {
-            // What contradicts it stays named.
+            // Its rivals stay reported.
             let directory = self.config.directory_tag();
             let named = self.left_alone.keys().any(|path| {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -215,7 +219,7 @@ impl Worker {
             return;
         };
         if gone && sealed.unusable {
-            // It never was a segment's file, and it was moved away.
+            // It was never a segment, and it was moved away.
             self.board.sealed.remove(id);
             self.board.health.clear(&topic(id));
             return;
@@ -228,7 +232,7 @@ impl Worker {
         self.board.health.set(&topic(id), describe(error));
     }
 
-    /// Whether nothing is left to be done with the file.
+    /// Applies and archives a file. Returns whether nothing remains to be done with it.
     pub(super) fn apply_sealed(
         &mut self,
         applier: &mut Applier<'_>,
@@ -238,7 +242,7 @@ impl Worker {
         place: Place,
     ) -> Result<bool, ProcessError> {
         let segment = match open_sealed(&*self.disk, id, tag, path) {
-            // In the archive: somebody put it there, or the sync after our rename failed.
+            // Archived already: by another program, or the sync after the rename failed.
             Err(ProcessError::Io(DataDirError { source, .. }))
                 if source.kind() == io::ErrorKind::NotFound && self.is_applied(id) =>
             {
@@ -253,7 +257,7 @@ impl Worker {
             let stat = segment
                 .file
                 .stat()
-                .map_err(ProcessError::io("look at", path))?;
+                .map_err(ProcessError::io("inspect", path))?;
             self.left_alone.insert(path.to_owned(), stat.identity);
             self.board
                 .health
@@ -282,7 +286,7 @@ impl Worker {
         let size = segment
             .file
             .size()
-            .map_err(ProcessError::io("look at", path))?;
+            .map_err(ProcessError::io("inspect", path))?;
         if !self.is_complete(id, size) {
             return Ok(false);
         }
@@ -291,7 +295,7 @@ impl Worker {
         if let Some(sealed) = self.board.sealed.get_mut(id) {
             sealed.whole = true;
         }
-        // Before the archive's syncs: it does not lag behind.
+        // Published before the file is archived, because that takes several syncs.
         self.board.publish();
         if let Some(row) = applier.writer.segment(id)? {
             self.archive(applier, &segment, place, &row)?;
@@ -313,7 +317,7 @@ impl Worker {
         let stat = segment
             .file
             .stat()
-            .map_err(ProcessError::io("look at", &segment.path))?;
+            .map_err(ProcessError::io("inspect", &segment.path))?;
         if corrupt.known {
             applier.forget(&segment.id);
         } else {
@@ -328,10 +332,10 @@ impl Worker {
         Ok(())
     }
 
-    /// A file that is not the segment of its number: nothing of it is applied, and whoever waits for a
-    /// position in it is answered so.
+    /// Records a file that is not the segment with its number. Nothing of it is applied, and waits for a
+    /// position in it end with `WaitOutcome::Gone`.
     fn leave_rival(&mut self, segment: &SegmentFile, reason: String) -> Result<(), ProcessError> {
-        let io = || ProcessError::io("look at", &segment.path);
+        let io = || ProcessError::io("inspect", &segment.path);
         let stat = segment.file.stat().map_err(io())?;
         let counted = self
             .board
@@ -348,7 +352,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Ours are complete when sealed; one from elsewhere once its size stands still for a round.
+    /// Whether the file is complete: a native segment always, an imported file if its size has not changed
+    /// since the previous round.
     pub(super) fn is_complete(&mut self, id: &SegmentId, size: u64) -> bool {
         let Some(sealed) = self.board.sealed.get_mut(id) else {
             return true;
@@ -356,7 +361,7 @@ impl Worker {
         id.number().is_some() || sealed.size.replace(size) == Some(size)
     }
 
-    /// Adds a file's lines to those that wait, unless they are among them.
+    /// Adds the pending lines of a file to the ledger, once.
     pub(super) fn count_once(
         &mut self,
         id: &SegmentId,
@@ -375,7 +380,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Moves a whole file away; what can't be moved stays and is named.
+    /// Archives a fully applied file. If that is not possible, it is reported in readiness.
     pub(super) fn archive(
         &mut self,
         applier: &Applier<'_>,
@@ -389,7 +394,7 @@ impl Worker {
         let stat = segment
             .file
             .stat()
-            .map_err(ProcessError::io("look at", &segment.path))?;
+            .map_err(ProcessError::io("inspect", &segment.path))?;
         let has_read = applier.has_read(&row.id, stat.identity, stat.size);
         let data_dir = &self.config.data_dir;
         let archived = archive::archive(&*self.disk, data_dir, segment, row, has_read)?;
@@ -398,7 +403,7 @@ impl Worker {
         }
         if let Some(refusal) = archived.refusal() {
             self.left_alone.insert(segment.path.clone(), stat.identity);
-            let words = format!("{}: {refusal}. Move this one away", segment.path.display());
+            let words = format!("{}: {refusal}. Move this file away", segment.path.display());
             self.board.health.set(&topic(&row.id), words);
         }
         Ok(())
