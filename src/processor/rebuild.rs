@@ -61,13 +61,7 @@ pub fn rebuild(
     let old = config.database();
     let new = dir.join(UNFINISHED);
     remove_unfinished(dir)?;
-    let (rows, pruned) = read_kept(&old).map_err(|error| {
-        ProcessError::NotRebuilt(format!(
-            "{}: it cannot be read, so the totals of pruned segments cannot be recovered: {}. Move it and its -wal away and run `tallyline process`, which builds a new one from all kept files",
-            old.display(),
-            describe(&error)
-        ))
-    })?;
+    let (rows, pruned) = read_old(&old)?;
     let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
         .map_err(ProcessError::io("list", dir))?;
     if pruned.number > 0 {
@@ -101,6 +95,17 @@ pub fn rebuild(
     notes.extend(close_old(&**disk, dir, &old)?);
     disk::replace(&new, &old).map_err(ProcessError::io("replace", &old))?;
     Ok(Rebuilt { summary, notes })
+}
+
+/// The rows of the old database and the sums of its pruned segments.
+fn read_old(old: &Path) -> Result<(Vec<SegmentRow>, Pruned), ProcessError> {
+    read_kept(old).map_err(|error| {
+        ProcessError::NotRebuilt(format!(
+            "{}: it cannot be read, so the totals of pruned segments cannot be recovered: {}. Move it and its -wal away and run `tallyline process`, which builds a new one from all kept files",
+            old.display(),
+            describe(&error)
+        ))
+    })
 }
 
 /// Removes the files of a rebuild that was interrupted.

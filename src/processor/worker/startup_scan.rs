@@ -18,6 +18,7 @@ use crate::aggregate::lines;
 use crate::data_dir::QUARANTINE_DIR;
 use crate::data_dir::numbers::{MISSING_MAX, gaps, ranges};
 use crate::data_dir::segment::sealed_file_name;
+use crate::store::AppliedSegments;
 use crate::verify::sums;
 
 impl Worker {
@@ -57,13 +58,32 @@ impl Worker {
         self.journal.reserve_all(&catalog.numbers());
         let unfinished = rows.iter().filter_map(|row| row.id.number());
         self.journal.reserve_all(&unfinished.collect());
+        self.add_sealed_files(applier, &catalog, &settled, &rows)?;
+        self.find_missing(applier, &catalog, &rows)?;
+        self.count_pending(applier, &rows, &tail)?;
+        for row in rows {
+            if let Some(number) = row.id.number() {
+                self.board.applied.insert(number, row.applied_bytes);
+            }
+        }
+        self.board.publish();
+        self.check_sums();
+        Ok(())
+    }
+
+    /// Adds the sealed files that are pending or not yet archived, and reports rivals.
+    fn add_sealed_files(
+        &mut self,
+        applier: &Applier<'_>,
+        catalog: &Catalog,
+        settled: &AppliedSegments,
+        rows: &[SegmentRow],
+    ) -> Result<(), ProcessError> {
+        let pruned = self.board.pruned;
         for (id, found) in &catalog.sealed {
             let row = rows.iter().find(|row| row.id == *id);
             let is_applied = settled.contains(id);
-            if !is_applied
-                && row.is_none()
-                && id.number().is_some_and(|number| number <= pruned.number)
-            {
+            if !is_applied && row.is_none() && id.number().is_some_and(|number| number <= pruned) {
                 continue; // Pruned and never applied; reported if the file is in the data directory itself.
             }
             // Rows of applied segments are read only for the few that have several files.
@@ -90,15 +110,6 @@ impl Worker {
                 self.board.sealed.insert(id.clone(), sealed);
             }
         }
-        self.find_missing(applier, &catalog, &rows)?;
-        self.count_pending(applier, &rows, &tail)?;
-        for row in rows {
-            if let Some(number) = row.id.number() {
-                self.board.applied.insert(number, row.applied_bytes);
-            }
-        }
-        self.board.publish();
-        self.check_sums();
         Ok(())
     }
 
@@ -149,6 +160,13 @@ impl Worker {
                 );
             }
         }
+        self.add_dead_segments(rows);
+        self.tell_missing();
+        Ok(())
+    }
+
+    /// Records the missing and corrupt segments, of which no more is applied.
+    fn add_dead_segments(&mut self, rows: &[SegmentRow]) {
         for &number in &self.missing {
             let row = rows.iter().find(|row| row.id.number() == Some(number));
             let applied_bytes = row.map_or(0, |row| row.applied_bytes);
@@ -179,8 +197,6 @@ impl Worker {
                 );
             }
         }
-        self.tell_missing();
-        Ok(())
     }
 
     /// Sets or clears the readiness topic of missing segments.
