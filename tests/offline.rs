@@ -120,7 +120,9 @@ fn what_is_applied_but_cannot_be_archived_is_said_to_be_counted() {
         assert_says(
             &ran,
             &[
-                "events_x.jsonl: its events are counted",
+                "cannot move",
+                "events_x.jsonl to",
+                "its events are counted",
                 arg(&in_the_way),
                 "Not a directory",
                 "do not import it under another name",

@@ -395,7 +395,7 @@ impl Worker {
                 tracing::warn!(%error, "cannot seal the corrupt segment; trying again");
             }
             Err(error) => {
-                tracing::warn!(%error, "the corrupt segment is not sealed yet; trying again")
+                tracing::warn!(%error, "the corrupt segment is not sealed yet; trying again");
             }
         }
     }
