@@ -1,14 +1,14 @@
-//! tallyline takes revenue events over HTTP, keeps them in plain JSON Lines files, and keeps exact
-//! per-user totals in one SQLite file.
+//! tallyline accepts revenue events over HTTP, stores them in plain JSON Lines files, and keeps exact
+//! totals per user in one SQLite database.
 //!
-//! Most people run the program and need nothing of this. As a library it is for tests: a whole
-//! server in your own process, and the client that sends files to it.
+//! Most users need only the program. The library is for tests: it runs a complete server in the test's
+//! own process, and it has the client that sends files to a server.
 //!
-//! # In a test of your own
+//! # Use in a test
 //!
-//! A [`Server`](server::Server) runs on a free port, with a directory of its own; several side by side
-//! do not meet. `POST /flush` answers once all that was acknowledged is in the totals, so no test has
-//! to sleep.
+//! A [`Server`](server::Server) listens on a free port and has its own data directory, so several can run
+//! in one process. `POST /flush` returns when every acknowledged event is in the totals, so a test does
+//! not have to sleep.
 //!
 //! ```
 //! use tallyline::config::ServeConfig;
@@ -31,11 +31,11 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 //!
-//! | to | there is |
+//! | to | use |
 //! |---|---|
-//! | start and stop a server | [`server::Server`], set up by [`config::ServeConfig`] |
-//! | send a file as `tallyline send` does, with ids, retries and a state to go on from | [`client::send`], set up by [`config::SendConfig`] |
-//! | read and check one event | [`event::Event`] |
+//! | start and stop a server | [`server::Server`], configured by [`config::ServeConfig`] |
+//! | send a file as `tallyline send` does, with ids, retries and a state file to resume from | [`client::send`], configured by [`config::SendConfig`] |
+//! | parse and validate one event | [`event::Event`] |
 //!
 //! Everything else is private.
 //!
@@ -44,82 +44,116 @@
 //! ```text
 //!  POST /liveEvent                                                     GET /userEvents/{userId}
 //!        |                                                                       ^
-//!  http: parse, check ---- Batch ----> journal: committer                        |
+//!  http: parse, validate -- Batch ---> journal: committer                        |
 //!        ^                             one write + one fdatasync        store: Readers (pool)
-//!        |                             for all who wait                          ^
+//!        |                             for all queued batches                    ^
 //!        +------- Position ------------+    |                                    |
-//!                                           | committed bytes                    |
+//!                                           | durable bytes                      |
 //!                                           v                                    |
-//!                      process: cut at line ends, parse on a pool,               |
-//!                      per-user deltas in memory                                 |
+//!                      processor: cut at line ends; aggregate: parse             |
+//!                      on a pool of threads into deltas per user                 |
 //!                                           |                                    |
 //!                                           v                                    |
 //!                      store: ONE transaction: totals += deltas, ids, rejected lines,
 //!                      and segment.applied_bytes: old -> new
+//!                                           |
+//!                                           v
+//!                      progress: applied Position -> waiting requests, lag
 //! ```
 //!
-//! A [`Position`](data_dir::segment::Position), a segment and a byte offset, is the one idea that carries the
-//! acknowledgement (an append returns one), exactly-once (the store holds the applied one), resume
-//! after a crash, freshness and read-your-writes (a GET can wait for one).
+//! A [`Position`](data_dir::segment::Position) is a segment number and a byte offset. An append returns
+//! the position up to which its bytes are durable; the store records the position up to which events are
+//! applied. Comparing the two gives exactly-once application, resumption after a crash, the lag, and
+//! read-your-writes: a GET can wait until a position is applied.
+//!
+//! # Modules
+//!
+//! In the order in which an event passes through them:
+//!
+//! | module | purpose |
+//! |---|---|
+//! | `commands` | the subcommands, one file each |
+//! | [`cli`] | flags, configuration, logging, exit codes |
+//! | [`server`] | the composition root: starts and stops the parts of a server |
+//! | [`http`] | the HTTP engine, routes, body formats, authentication, metrics, the status page |
+//! | [`event`] | one event: parsing, validation, exact amounts |
+//! | [`journal`] | appends batches to the active segment with group commit; rotation, recovery |
+//! | [`data_dir`] | names and positions of segments, listing, locks; `disk` is the interface to the file system |
+//! | [`processor`] | applies segments to the database, archives, prunes and imports them |
+//! | [`aggregate`] | lines to deltas per user, in memory and in parallel |
+//! | [`store`] | the SQLite database: schema, transactions, readers |
+//! | [`progress`] | the applied position, waiters and lag, in memory, between `processor` and `http` |
+//! | [`verify`] | recounts the files and compares them with the database |
+//! | [`backup`] | `tallyline backup` and `tallyline restore` |
+//! | [`client`] | `tallyline send`: input, ids, delivery, retries, state |
+//! | [`health`], [`systemd`], [`shutdown`] | why the server is not ready; notifications to systemd; signals |
+//! | [`histogram`], [`timestamp`] | durations in buckets; dates |
 //!
 //! # Invariants
 //!
-//! 1. **ACK.** A 2xx is sent only when the event's bytes are fdatasync'd, and its file's directory
-//!    entry too. A failed write acknowledges nobody. ([`journal`])
-//! 2. **Exactly once.** Totals, seen ids, rejected lines and a segment's applied bytes change in one
-//!    transaction, guarded by compare-and-set on the old offset. Memory changes after the commit.
-//!    ([`store`])
-//! 3. **The files are the truth**, the database is a view: delete it, process every file again, get
-//!    the same totals. ([`processor`])
-//! 4. **A segment is its number and its tag**, stored when it is created, never guessed from other
-//!    files, an inode or a content; two segments of one number are reported. Its applied prefix is
-//!    confirmed by a checksum before work goes on from there. Acknowledged bytes never change.
-//!    ([`data_dir`], [`journal`])
-//! 5. **Nothing silent.** Received = accepted + refused; lines in the files = applied + duplicates +
-//!    rejected + pending + corrupt. Each side is counted where it happens, and what they differ by
+//! 1. **Acknowledgement.** A 2xx is sent only after the event's bytes and the directory entry of their
+//!    file have been synced. If a write fails, no event of it is acknowledged. ([`journal`])
+//! 2. **Exactly once.** Totals, ids, rejected lines and a segment's applied bytes change in one
+//!    transaction, which compares the old offset before it sets the new one. State in memory changes
+//!    after the commit. ([`store`])
+//! 3. **The files are the source of truth**, and the database is derived from them. If it is deleted,
+//!    processing all files again gives the same totals. ([`processor`])
+//! 4. **A segment is identified by its number and its tag.** Both are stored when it is created and never
+//!    derived from other files, an inode or the content. Two segments with the same number are reported.
+//!    The applied prefix is verified by its checksum before more is applied. Acknowledged bytes never
+//!    change. ([`data_dir`], [`journal`])
+//! 5. **Every line is accounted for.** Lines received = accepted + refused; lines in the files = applied +
+//!    duplicates + rejected + pending + corrupt. Each term is counted where it arises, and any difference
 //!    is published as unaccounted. ([`store::Ledger`])
-//! 6. **Totals do not depend** on thread count, chunking, order or where rotation fell. ([`processor`])
-//! 7. **Everything bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
-//! 8. **The database never stops the taking** of events; broken parts turn readiness red, in words.
-//!    ([`health`])
+//! 6. **Totals are deterministic.** They do not depend on the number of threads, the chunking, the order
+//!    of segments or the points of rotation. ([`aggregate`], [`processor`])
+//! 7. **Every resource is bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
+//! 8. **The database never stops ingestion.** A failing part makes the server unready, and `/readyz` gives
+//!    the reason. ([`health`])
 //! 9. **One writer and one processor** per data directory. ([`data_dir::disk::Lock`])
 //!
 //! # Threads
 //!
 //! | name | owns | may block on |
 //! |---|---|---|
-//! | `main` | the start and stop of all others | a signal |
-//! | `committer` | the active file, all of its writes, syncs and rotations | the disk |
-//! | `process` | the database's only writing connection, how far each file is applied | the disk, the database |
-//! | `process-scan-N` | a chunk of lines at a time, their sums | the disk (reading), its queue |
-//! | `process-check` | nothing: adds the totals up after a start, for readiness | the database (reading) |
-//! | `process-clock` | the clock that says how far applying is behind | nothing |
-//! | `process-observe` | with `--no-process`: the ledger shown, read again now and then | the database (reading) |
+//! | `main` | start and stop of all others | a signal |
+//! | `committer` | the active file: its writes, syncs and rotations | the disk |
+//! | `process` | the only writing connection to the database, and how far each file is applied | the disk, the database |
+//! | `process-scan-N` | one chunk of lines at a time, and its sums | the disk (reading), its queue |
+//! | `process-check` | nothing: compares the database's sums after an unclean stop, for readiness | the database (reading) |
+//! | `process-clock` | deadlines of waiters, and the lag | nothing |
+//! | `process-observe` | with `--no-process`: the published ledger, which it reads again each interval | the disk, the database (reading) |
 //! | `http-io` | all sockets of the server; handles small requests | nothing |
 //! | `http-worker-N` | a request with a large or compressed body | nothing |
 //! | `http-blocking-N` | a request that reads the database or the data directory | the disk, the database (reading) |
-//! | `log` | in a server: the log lines that wait | stderr |
-//! | `disk-usage` | how many bytes the data directory holds: walks it now and then | the disk (listing) |
+//! | `log` | in a server: the queue of log lines | stderr |
+//! | `disk-usage` | the number of bytes in the data directory, which it counts periodically | the disk (listing) |
 //! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |
-//! | `send-N`, `stdin` | in `send`: a connection each; the lines of stdin | the server; stdin |
+//! | `send-N`, `stdin` | in `send`: one connection each; the lines of stdin | the server; stdin |
 //!
-//! No thread waits for a client. A request's `done` callback runs on the `committer` and never
-//! blocks: it leaves the reply in the mailbox of `http-io`. All queues between them are bounded.
+//! No thread blocks on a client. The callback that completes a request runs on `committer` after an append,
+//! and on `process` or `process-clock` after a wait for a position. It never blocks: it only puts the
+//! response into the mailbox of `http-io`. All queues between threads are bounded.
 //!
-//! # Who may know whom
+//! A server stops in this order: `http`, `journal`, `processor`. A second signal ends the process at once.
+//!
+//! # Dependencies
 //!
 //! ```text
-//! main > cli > config | serve (composition root) > http, process > journal, store > event, fs      client > event
+//! main > commands > cli, server, backup > http, processor, client > verify, progress
+//!      > journal, store > aggregate > data_dir, event
 //! ```
 //!
-//! `http` never sees `process`; `journal` knows no SQL and no HTTP; `store` knows no HTTP and no
-//! files; only `http::engine` knows sockets; only `http`, `client` and `event` know wire JSON.
+//! A module may use only modules to its right or in its own group, with one exception: `client` takes its
+//! configuration from `cli`. `journal` and `store` do not use each other, nor do `http`, `processor` and
+//! `client`. `tests/layering.rs` has the exact table and enforces it. Only `http::engine` handles the
+//! server's TCP sockets, only `store` runs SQL, and only `data_dir::disk` opens files.
 //!
 //! # Deliberately absent
 //!
 //! An async runtime, unsafe code, a second writer, replication, a query language.
 
-// Files are opened by `fs` alone, databases by `store` alone: see clippy.toml.
+// Only `data_dir::disk` opens files and only `store` opens databases: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod client;
@@ -135,8 +169,8 @@ pub mod cli;
 #[doc(hidden)]
 pub mod commands;
 
-// The rest is private. The tests in tests/ reach it through the feature `testing`, which the
-// dev-dependency on this crate turns on; a default build has neither.
+// The rest is private in a default build. The feature `testing`, which the dev-dependency of this crate on
+// itself enables, makes it public for the tests in tests/.
 #[cfg(not(feature = "testing"))]
 mod aggregate;
 #[cfg(feature = "testing")]

@@ -1,9 +1,11 @@
-//! What has been applied, for those who wait for it and those who ask.
+//! The applied position, the requests that wait for one, the ledger and the lag, in memory.
 //!
-//! The processor publishes after each commit; HTTP waits for positions and reads the ledger and
-//! the lag. Any thread; one lock, held for bookkeeping only, never while a waiter is called. A
-//! thread of its own ([`Progress::run_clock`]) keeps the deadlines, so that a waiter gets its
-//! answer in time though the processor may be stuck on a locked database.
+//! The processor publishes after each commit; HTTP waits for positions and reads the ledger and the lag.
+//! Every method may be called from any thread. One lock protects the state. It is held briefly and never
+//! while the callback of a waiter runs.
+//!
+//! The thread `process-clock` ([`Progress::run_clock`]) ends waits at their deadlines, so that a waiter gets
+//! its result in time even if the processor is blocked by a locked database.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,9 +15,9 @@ use crate::data_dir::segment::Position;
 use crate::histogram::Histogram;
 use crate::store::Ledger;
 
-/// The most that wait at once.
+/// Most waiters at one time; a further wait is [`WaitOutcome::Unavailable`].
 const WAITERS_MAX: usize = 4096;
-/// The most times of acknowledgement that are remembered for the lag.
+/// Most times of acknowledgement that are kept to compute the lag.
 const ACKNOWLEDGED_MAX: usize = 4096;
 
 /// How a wait for a position ended.
@@ -25,58 +27,59 @@ pub enum WaitOutcome {
     Applied,
     /// The deadline came first.
     TimedOut,
-    /// Its segment was lost or is corrupt: it will never be applied.
+    /// The segment is missing or corrupt, so the position will never be applied.
     Gone,
-    /// Too many wait already, or nothing applies here (`--no-process`): don't wait.
+    /// There are too many waiters, the processor has stopped, or this process does not apply
+    /// (`--no-process`).
     Unavailable,
 }
 
-/// Both sides of this run: found + appended = settled + pending + unaccounted.
+/// The lines of this run of the process: found + appended = settled + pending + unaccounted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Run {
-    /// Lines that were made durable in this run.
+    /// Lines that the journal has made durable.
     pub appended: u64,
-    /// Lines that waited in the files when this process came, and lines of files from elsewhere since.
+    /// Lines that were not yet applied when the process started, and lines of files imported since.
     pub found: i64,
-    /// Lines whose fate was committed since.
+    /// Lines that were committed as applied, duplicate, rejected or corrupt.
     pub settled: i64,
 }
 
-/// Who applies to the database.
+/// Which process applies events to the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applies {
-    /// A processor in this process: waiting makes sense.
+    /// This one, so requests may wait for a position.
     Here,
-    /// Another process, now and then (`--no-process`): nobody waits here.
+    /// Another one, at times that this process does not know (`--no-process`); every wait is
+    /// [`WaitOutcome::Unavailable`].
     Elsewhere,
 }
 
-/// A segment of which nothing past `applied_bytes` will be applied.
+/// A missing or corrupt segment: nothing after `applied_bytes` will be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadSegment {
-    /// Its number.
+    /// The number of the segment.
     pub number: u64,
-    /// What of it is applied.
+    /// Length of the applied prefix.
     pub applied_bytes: u64,
 }
 
-/// What the database says, and what is still to be applied.
+/// The lines that the database accounts for, and all lines in the files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Applied, duplicates, rejected and corrupt of the database, and what is unaccounted for; lines
-    /// and pending are not used.
+    /// The counts of the database and the unaccounted lines. `lines` and `pending` are not used.
     pub ledger: Ledger,
-    /// Lines in the files when `tail_lines` lines had been made durable by this process; counted
-    /// there, whatever became of them.
+    /// All lines in the files at the time when this process had made `tail_lines` lines durable.
     pub lines: u64,
-    /// See `lines`.
+    /// Lines that this process had made durable when `lines` was determined.
     pub tail_lines: u64,
-    /// Lines that were settled before this process came.
+    /// Lines that were settled when this process first read the database.
     pub settled_before: u64,
 }
 
 impl Settled {
-    /// Lines in the files without a fate, now that this process has made `tail_lines` lines durable.
+    /// Lines in the files that are not settled, given that this process has made `tail_lines` lines
+    /// durable. Negative if more lines are settled than were counted.
     pub fn waiting(&self, tail_lines: u64) -> i64 {
         self.lines_now(tail_lines)
             .saturating_sub(self.ledger.settled().cast_signed())
@@ -90,33 +93,34 @@ impl Settled {
 
 type Done = Box<dyn FnOnce(WaitOutcome) + Send>;
 
-/// What has been applied, published by the processor after each commit; waited for by HTTP.
+/// The progress of the processor, shared between it and HTTP.
 pub struct Progress {
     applies: Applies,
     state: Mutex<State>,
-    /// Signalled when the processor has something to do now, or is to stop.
+    /// Signalled when a waiter demands a flush, and at shutdown.
     demanded: Condvar,
-    /// Signalled when the clock has to look again.
+    /// Signalled when `run_clock` has a new deadline to observe, and at shutdown.
     clock: Condvar,
-    /// How long flushes took.
+    /// Durations of flushes.
     flushes: Histogram,
 }
 
 struct State {
     applied: Position,
-    lost: BTreeMap<u64, u64>,
+    /// Missing and corrupt segments: number to applied bytes.
+    dead: BTreeMap<u64, u64>,
     settled: Settled,
     waiters: BTreeMap<(Position, u64), Waiter>,
     deadlines: BTreeSet<(Instant, Position, u64)>,
     next_waiter: u64,
     demand: bool,
     stopping: bool,
-    /// Nobody waits any more; flushing goes on.
+    /// New waits are refused; flushing continues.
     waiting_ended: bool,
-    /// (position, not acknowledged before): of positions not applied yet, ascending.
+    /// (position, earliest time of acknowledgement) of positions not yet applied, ascending.
     acknowledged: VecDeque<(Position, Instant)>,
-    /// The latest position seen to be durable, and when it was looked at.
-    seen: (Position, Instant),
+    /// The durable end at the last check, and the time of the check.
+    durable: (Position, Instant),
 }
 
 struct Waiter {
@@ -124,20 +128,20 @@ struct Waiter {
     done: Done,
 }
 
-/// Waiters to be called once the lock is released.
+/// Callbacks of ended waits, to be called after the lock is released.
 #[derive(Default)]
 struct Calls(Vec<(Done, WaitOutcome)>);
 
 impl Calls {
     fn make(self) {
-        for (done, waited) in self.0 {
-            done(waited);
+        for (done, outcome) in self.0 {
+            done(outcome);
         }
     }
 }
 
 impl Progress {
-    /// Nothing applied yet; the processor publishes what the database says.
+    /// Starts with nothing applied; the processor publishes the state of the database.
     pub fn new(applies: Applies) -> Self {
         let start = Position {
             segment: 1,
@@ -147,7 +151,7 @@ impl Progress {
             applies,
             state: Mutex::new(State {
                 applied: start,
-                lost: BTreeMap::new(),
+                dead: BTreeMap::new(),
                 settled: Settled::default(),
                 waiters: BTreeMap::new(),
                 deadlines: BTreeSet::new(),
@@ -156,7 +160,7 @@ impl Progress {
                 stopping: false,
                 waiting_ended: false,
                 acknowledged: VecDeque::new(),
-                seen: (start, Instant::now()),
+                durable: (start, Instant::now()),
             }),
             demanded: Condvar::new(),
             clock: Condvar::new(),
@@ -164,23 +168,23 @@ impl Progress {
         }
     }
 
-    /// Whether another process applies (`--no-process`).
+    /// Whether another process applies events (`--no-process`).
     pub fn applies_elsewhere(&self) -> bool {
         self.applies == Applies::Elsewhere
     }
 
-    /// How long each flush took: reading, counting, the transaction.
+    /// Durations of flushes: reading, aggregating and committing one range.
     pub fn flushes(&self) -> &Histogram {
         &self.flushes
     }
 
-    /// Everything of our segments at or before it is in the database, but for lost segments.
+    /// Every native segment is applied up to this position, except for missing and corrupt segments.
     pub fn applied(&self) -> Position {
         self.lock().applied
     }
 
-    /// Calls `done` once: when `position` is applied, at `deadline`, or right here. Demands a flush
-    /// now; many waiters share one. At most 4096 wait.
+    /// Calls `done` once: when `position` is applied, at `deadline`, or before this returns if the outcome is
+    /// known already. A wait demands an immediate flush; concurrent waits share one.
     pub fn when_applied(
         &self,
         position: Position,
@@ -188,9 +192,9 @@ impl Progress {
         done: Box<dyn FnOnce(WaitOutcome) + Send>,
     ) {
         let mut state = self.lock();
-        if let Some(waited) = self.decided(&state, position) {
+        if let Some(outcome) = self.outcome(&state, position) {
             drop(state);
-            return done(waited);
+            return done(outcome);
         }
         let number = state.next_waiter;
         state.next_waiter += 1;
@@ -204,15 +208,16 @@ impl Progress {
         self.clock.notify_all();
     }
 
-    /// Blocks until then.
+    /// [`Progress::when_applied`], blocking.
+    #[cfg(any(test, feature = "testing"))]
     pub fn wait_applied(&self, position: Position, deadline: Instant) -> WaitOutcome {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         self.when_applied(
             position,
             deadline,
-            Box::new(move |waited| {
-                // Nobody receives any more only if this wait has given up.
-                let _given_up = sender.send(waited);
+            Box::new(move |outcome| {
+                // Fails only if the wait below has timed out.
+                let _timed_out = sender.send(outcome);
             }),
         );
         receiver
@@ -220,10 +225,11 @@ impl Progress {
             .unwrap_or(WaitOutcome::TimedOut)
     }
 
-    fn decided(&self, state: &State, position: Position) -> Option<WaitOutcome> {
-        if let Some(&applied_bytes) = state.lost.get(&position.segment) {
-            let counted = position.offset <= applied_bytes;
-            return Some(if counted {
+    /// The outcome of a wait that starts now; `None` if it has to wait.
+    fn outcome(&self, state: &State, position: Position) -> Option<WaitOutcome> {
+        if let Some(&applied_bytes) = state.dead.get(&position.segment) {
+            let is_applied = position.offset <= applied_bytes;
+            return Some(if is_applied {
                 WaitOutcome::Applied
             } else {
                 WaitOutcome::Gone
@@ -242,11 +248,12 @@ impl Progress {
         }
     }
 
-    /// The ledger; `tail_lines` gives `Tail::lines`. More fates than lines are unaccounted for at once,
-    /// fewer when nothing waits.
+    /// The ledger, and the lines of this run. `tail_lines` returns `Tail::lines`. If more lines are settled
+    /// than were counted, the difference is unaccounted immediately; if fewer, they are pending until
+    /// [`Settled::ledger`] reports them as unaccounted.
     pub fn ledger(&self, tail_lines: impl FnOnce() -> u64) -> (Ledger, Run) {
         let settled = self.lock().settled;
-        // Looked at later: no line is settled before it is among these.
+        // Read after `settled`, so that it includes every settled line.
         let tail_lines = tail_lines();
         let waiting = settled.waiting(tail_lines) - settled.ledger.unaccounted;
         let ledger = Ledger {
@@ -264,8 +271,8 @@ impl Progress {
         (ledger, run)
     }
 
-    /// Seconds since the oldest acknowledged event that is not yet applied was acknowledged; 0 if
-    /// none. Never less than the truth, and more by a look of the clock at most.
+    /// Age in seconds of the oldest acknowledged event that is not yet applied; 0 if there is none. It may
+    /// be too high by the interval of `run_clock`, but never too low.
     pub fn lag_seconds(&self) -> f64 {
         let state = self.lock();
         state
@@ -274,13 +281,14 @@ impl Progress {
             .map_or(0.0, |(_, since)| since.elapsed().as_secs_f64())
     }
 
-    /// For the processor, after a commit (or when it has read the database anew).
-    pub fn publish(&self, applied: Position, lost: &[DeadSegment], settled: Settled) {
+    /// Called by the processor after a commit, and after it has read the database. Ends every wait whose
+    /// outcome is known now.
+    pub fn publish(&self, applied: Position, dead: &[DeadSegment], settled: Settled) {
         let mut state = self.lock();
         state.applied = applied;
-        state.lost = lost
+        state.dead = dead
             .iter()
-            .map(|lost| (lost.number, lost.applied_bytes))
+            .map(|dead| (dead.number, dead.applied_bytes))
             .collect();
         state.settled = settled;
         while state
@@ -291,24 +299,24 @@ impl Progress {
             state.acknowledged.pop_front();
         }
         let mut calls = Calls::default();
-        let decided: Vec<(Position, u64)> = state
+        let ended: Vec<(Position, u64)> = state
             .waiters
             .keys()
             .filter(|(position, _)| {
-                *position <= applied || state.lost.contains_key(&position.segment)
+                *position <= applied || state.dead.contains_key(&position.segment)
             })
             .copied()
             .collect();
-        for key in decided {
-            let waited = self.decided(&state, key.0).unwrap_or(WaitOutcome::TimedOut);
-            state.take(key, waited, &mut calls);
+        for key in ended {
+            let outcome = self.outcome(&state, key.0).unwrap_or(WaitOutcome::TimedOut);
+            state.take(key, outcome, &mut calls);
         }
         drop(state);
         calls.make();
     }
 
-    /// For the processor: sleeps until somebody waits, `until` has come, or it is to stop; false if
-    /// only the time has come.
+    /// Called by the processor: blocks until a wait demands a flush, until [`Progress::stop`], or until the
+    /// time `until`. Returns false if only the time has passed.
     pub fn wait_for_demand(&self, until: Instant) -> bool {
         let mut state = self.lock();
         while !state.demand && !state.stopping {
@@ -325,7 +333,7 @@ impl Progress {
         std::mem::take(&mut state.demand) || state.stopping
     }
 
-    /// For the processor: sleeps until then, whoever waits, or until it is to stop.
+    /// Called by the processor: blocks until the time `until` or until [`Progress::stop`].
     pub fn wait_until(&self, until: Instant) {
         let mut state = self.lock();
         while !state.stopping {
@@ -341,26 +349,25 @@ impl Progress {
         }
     }
 
-    /// Whether the processor is to stop.
+    /// Whether [`Progress::stop`] or [`Progress::finish`] was called.
     pub fn is_stopping(&self) -> bool {
         self.lock().stopping
     }
 
-    /// Ends [`Progress::run_clock`] and [`Progress::wait_for_demand`]; nobody waits from now on,
-    /// those who wait get their answer from the last flush or at their deadline.
+    /// Ends [`Progress::run_clock`] and [`Progress::wait_for_demand`], and refuses new waits. Present waits
+    /// end with the last flush or at their deadline.
     pub fn stop(&self) {
         self.lock().stopping = true;
         self.demanded.notify_all();
         self.clock.notify_all();
     }
 
-    /// Answers everybody who still waits, as at their deadline; nobody waits from now on, but
-    /// flushing goes on.
+    /// Ends all waits with [`WaitOutcome::TimedOut`] and refuses new ones. Flushing continues.
     pub fn end_waiting(&self) {
         self.release(|state| state.waiting_ended = true);
     }
 
-    /// Answers everybody who still waits: there will be no more flushes.
+    /// Ends all waits with [`WaitOutcome::TimedOut`], because there will be no more flushes.
     pub fn finish(&self) {
         self.release(|state| state.stopping = true);
     }
@@ -378,15 +385,15 @@ impl Progress {
         calls.make();
     }
 
-    /// The clock's thread: answers those whose deadline has come and looks at the durable end
-    /// (`tail`) every `every`, for the lag. Returns once stopped.
+    /// The body of the thread `process-clock`: ends waits at their deadlines, and reads the durable end
+    /// (`tail`) once per interval `every` for the lag. Returns after [`Progress::stop`], when no wait is left.
     pub fn run_clock(self: &Arc<Self>, every: Duration, tail: &dyn Fn() -> Position) {
-        let mut next_look = Instant::now();
+        let mut next_check = Instant::now();
         loop {
             let now = Instant::now();
-            if now >= next_look {
+            if now >= next_check {
                 self.note_acknowledged(tail(), now);
-                next_look = now + every;
+                next_check = now + every;
             }
             let mut calls = Calls::default();
             let mut state = self.lock();
@@ -400,9 +407,9 @@ impl Progress {
                 return calls.make();
             }
             if calls.0.is_empty() {
-                let deadline = state.deadlines.first().map_or(next_look, |first| first.0);
+                let deadline = state.deadlines.first().map_or(next_check, |first| first.0);
                 let left = deadline
-                    .min(next_look)
+                    .min(next_check)
                     .saturating_duration_since(Instant::now());
                 drop(
                     self.clock
@@ -416,19 +423,19 @@ impl Progress {
         }
     }
 
-    /// Notes that everything before `position` is acknowledged by `now`.
+    /// Records that everything before `position` is acknowledged at the time `now`.
     fn note_acknowledged(&self, position: Position, now: Instant) {
         let mut state = self.lock();
-        let (seen, since) = state.seen;
-        if position > seen && position > state.applied {
+        let (durable, since) = state.durable;
+        if position > durable && position > state.applied {
             if state.acknowledged.len() >= ACKNOWLEDGED_MAX {
-                // The oldest stays: it is the lag. Of the others a few may go.
+                // The oldest is the lag and is kept; the lag becomes coarser where one is dropped.
                 state.acknowledged.remove(1);
             }
-            // The first of these events was acknowledged after the last look.
+            // The first of these events was acknowledged after the last check.
             state.acknowledged.push_back((position, since));
         }
-        state.seen = (position, now);
+        state.durable = (position, now);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -437,10 +444,11 @@ impl Progress {
 }
 
 impl State {
-    fn take(&mut self, key: (Position, u64), waited: WaitOutcome, calls: &mut Calls) {
+    /// Removes a waiter; its callback is added to `calls`.
+    fn take(&mut self, key: (Position, u64), outcome: WaitOutcome, calls: &mut Calls) {
         if let Some(waiter) = self.waiters.remove(&key) {
             self.deadlines.remove(&(waiter.deadline, key.0, key.1));
-            calls.0.push((waiter.done, waited));
+            calls.0.push((waiter.done, outcome));
         }
     }
 }
@@ -450,37 +458,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiters_are_told_applied_lost_or_timed_out() {
+    fn waits_end_as_applied_gone_or_timed_out() {
         let progress = Progress::new(Applies::Here);
         let at = |segment, offset| Position { segment, offset };
-        let (sender, told) = std::sync::mpsc::channel();
+        let (sender, outcomes) = std::sync::mpsc::channel();
         let wait = |position| {
             let sender = sender.clone();
             let later = Instant::now() + Duration::from_hours(1);
             progress.when_applied(
                 position,
                 later,
-                Box::new(move |waited| {
-                    sender.send((position, waited)).expect("the test listens");
+                Box::new(move |outcome| {
+                    sender.send((position, outcome)).expect("the test listens");
                 }),
             );
         };
         wait(at(1, 10));
         wait(at(2, 10));
         wait(at(3, 10));
-        assert!(told.try_recv().is_err());
-        let lost = [DeadSegment {
+        assert!(outcomes.try_recv().is_err());
+        let dead = [DeadSegment {
             number: 2,
             applied_bytes: 5,
         }];
-        progress.publish(at(1, 10), &lost, Settled::default());
-        assert_eq!(told.try_recv(), Ok((at(1, 10), WaitOutcome::Applied)));
-        assert_eq!(told.try_recv(), Ok((at(2, 10), WaitOutcome::Gone)));
-        assert!(told.try_recv().is_err());
+        progress.publish(at(1, 10), &dead, Settled::default());
+        assert_eq!(outcomes.try_recv(), Ok((at(1, 10), WaitOutcome::Applied)));
+        assert_eq!(outcomes.try_recv(), Ok((at(2, 10), WaitOutcome::Gone)));
+        assert!(outcomes.try_recv().is_err());
         wait(at(2, 5));
-        assert_eq!(told.try_recv(), Ok((at(2, 5), WaitOutcome::Applied)));
+        assert_eq!(outcomes.try_recv(), Ok((at(2, 5), WaitOutcome::Applied)));
         progress.finish();
-        assert_eq!(told.try_recv(), Ok((at(3, 10), WaitOutcome::TimedOut)));
+        assert_eq!(outcomes.try_recv(), Ok((at(3, 10), WaitOutcome::TimedOut)));
         let off = Progress::new(Applies::Elsewhere);
         assert_eq!(
             off.wait_applied(at(1, 1), Instant::now()),
@@ -527,7 +535,7 @@ mod tests {
         // 11 are settled, of 7 lines at 10.
         assert_eq!(seen(20), (17, 6, 0));
         assert_eq!(seen(14), (11, 0, 0));
-        assert_eq!(seen(13), (10, 0, -1), "a fate without a line is not hidden");
+        assert_eq!(seen(13), (10, 0, -1), "more settled than counted");
         let (_, run) = progress.ledger(|| 20);
         assert_eq!((run.found, run.settled), (-5, 9));
         settled.ledger.unaccounted = 2;

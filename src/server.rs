@@ -1,10 +1,11 @@
-//! The composition root: starts the parts in order, stops and joins them in reverse.
+//! The composition root: starts the parts of a server in order, and stops and joins them.
 //!
-//! Locks, then the journal (which recovers), then the processor, then the port. Stopping: http
-//! first, so that nothing new comes in and all that was accepted is answered; then the journal,
-//! which seals; then the processor, which applies what is left and closes the database.
+//! Start: the locks, the journal (which recovers the active segment), the processor, HTTP. Shutdown: HTTP
+//! first, which stops accepting requests and answers those it has; then the journal, which seals the active
+//! segment; then the processor, which applies the rest and closes the database. If a part cannot be
+//! started, those that run are stopped in the same order.
 //!
-//! How to have a [`Server`] in a test of your own: see the front page of the [library](crate).
+//! For a [`Server`] in a test, see the front page of the [library](crate).
 
 use std::fs;
 use std::io;
@@ -30,15 +31,15 @@ use crate::shutdown::Shutdown;
 use crate::store::{self, DATABASE_FILE, Readers};
 use crate::systemd;
 
-/// Bytes that may wait for the disk; past them clients are asked to come again.
+/// Most bytes of batches that wait to be written; beyond that, requests are answered with 503.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
-/// How often the journal looks at its path and the disk when nothing else happens.
+/// How often an idle journal checks the path of the active file and the free disk space.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
-/// Reading connections: more would only wait for the same two cores.
+/// Most reading connections to the database.
 const READERS_MAX: u32 = 8;
 
-/// A running server, in this process. Dropping it stops it, as [`Server::stop`] does. It catches no
-/// signals: the `serve` command does.
+/// A running server in this process. Dropping it stops it, as [`Server::stop`] does. It does not catch
+/// signals; the `serve` command does.
 pub struct Server {
     address: SocketAddr,
     parts: Parts,
@@ -46,14 +47,14 @@ pub struct Server {
     _locks: Locks,
 }
 
-/// What keeps others out of the data directory.
+/// The locks that keep other processes out of the data directory.
 struct Locks {
     serve: Arc<Lock>,
     _process: Option<Lock>,
 }
 
-/// What runs, or as much of it as has been started. Dropping it stops that in order, so that nothing
-/// runs after a start that failed.
+/// The parts that have been started. Dropping it stops them in order, so that no part keeps running after a
+/// failed start.
 #[derive(Default)]
 struct Parts {
     http: Option<http::Server>,
@@ -65,10 +66,10 @@ struct Parts {
 }
 
 impl Server {
-    /// Starts everything; when it returns, the port answers.
+    /// Starts a server. When this returns, the port accepts connections.
     ///
-    /// An error says what was tried: a directory that cannot be written, one that another server
-    /// or processor holds, an address in use, a token file that cannot be read. Nothing runs then.
+    /// Fails if the data directory cannot be written or is locked by another server or processor, if the
+    /// address is in use, or if the token file cannot be read. After an error nothing is left running.
     pub fn start(config: &ServeConfig) -> anyhow::Result<Self> {
         if let Some(path) = &config.port_file {
             remove_port_file(path)?;
@@ -90,12 +91,12 @@ impl Server {
         })
     }
 
-    /// The address it listens on, with the port that was picked where port 0 was asked for.
+    /// The address that the server listens on. If port 0 was configured, it has the port that was chosen.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until somebody asks to stop; SIGHUP reads the tokens again meanwhile.
+    /// Serves until `stop` is requested. Each message on `reloads` reads the token file again.
     pub fn until(&self, stop: &Shutdown, reloads: &Receiver<()>) {
         loop {
             select! {
@@ -104,11 +105,13 @@ impl Server {
             }
         }
         systemd::stopping();
-        tracing::info!("stopping: answering what was accepted, sealing, applying");
+        tracing::info!(
+            "stopping: answering accepted requests, sealing the active segment, applying the rest"
+        );
     }
 
-    /// Stops in order, and returns when all its threads have ended: nothing acknowledged is lost,
-    /// what was taken is applied, and one database file is left.
+    /// Stops all parts in order and returns when their threads have ended. Everything acknowledged is then
+    /// applied, and the database is a single file.
     pub fn stop(self) {
         drop(self);
         tracing::info!("stopped");
@@ -116,24 +119,23 @@ impl Server {
 }
 
 impl Parts {
-    /// Starts all parts; the caller holds the locks. After an error those that run are stopped by
-    /// dropping this.
+    /// Starts all parts; the caller holds the locks. After an error, dropping `self` stops those that run.
     fn start(&mut self, config: &ServeConfig, locks: &Locks) -> anyhow::Result<SocketAddr> {
         let dir = &config.data_dir;
         let database = dir.join(DATABASE_FILE);
-        // Before anything is opened: from here on the database's files are opened by SQLite alone.
+        // First: from here on, only SQLite opens the files of the database.
         let readers = Readers::new(&database, READERS_MAX);
         self.readers = Some(readers.clone());
         let metered = MeteredDisk::new(dir, store::files_of(&database));
         if config.max_disk_bytes.is_some() {
-            // The bound holds from the first event on.
-            metered
-                .walk()
-                .with_context(|| format!("cannot add up the files in {}", dir.display()))?;
+            // So that the limit applies from the first event.
+            metered.walk().with_context(|| {
+                format!("cannot compute the size of the files in {}", dir.display())
+            })?;
         }
         let usage = metered
             .start()
-            .context("cannot start the thread that adds up the files")?;
+            .context("cannot start the thread that computes the size of the data directory")?;
         self.usage = Some(usage);
         let disk: Arc<dyn Disk> = Arc::new(metered);
         let health = Arc::new(Health::default());
@@ -148,17 +150,23 @@ impl Parts {
         };
         let progress = Arc::new(Progress::new(applies));
         let process_config = process_config(config);
-        let (on, of) = (Arc::clone(&progress), Arc::clone(&health));
-        let seen_disk = Arc::clone(&disk);
+        let (shared_progress, shared_health) = (Arc::clone(&progress), Arc::clone(&health));
+        let shared_disk = Arc::clone(&disk);
         let processor = match config.processing {
-            Processing::Here => Processor::start(process_config, disk, journal.clone(), on, of)?,
+            Processing::Here => Processor::start(
+                process_config,
+                disk,
+                journal.clone(),
+                shared_progress,
+                shared_health,
+            )?,
             Processing::Elsewhere => Processor::observe(
                 process_config,
                 disk,
                 journal.clone(),
                 readers.clone(),
-                on,
-                of,
+                shared_progress,
+                shared_health,
             )?,
         };
         self.processor = Some(processor);
@@ -167,7 +175,7 @@ impl Parts {
             readers,
             progress,
             health,
-            disk: seen_disk,
+            disk: shared_disk,
             data_dir: dir.clone(),
             lost_log_lines: logging::lost_lines,
             directory,
@@ -186,10 +194,10 @@ impl Parts {
     fn reload_tokens(&self) {
         let Some(http) = &self.http else { return };
         match http.reload_tokens() {
-            Ok(None) => tracing::info!("SIGHUP: no token file to read again"),
+            Ok(None) => tracing::info!("SIGHUP: no token file is configured"),
             Ok(Some(count)) => tracing::info!("SIGHUP: {count} tokens are in force now"),
             Err(error) => tracing::error!(
-                "SIGHUP: {:#}; the tokens stay as they were",
+                "SIGHUP: {:#}; the previous tokens stay in force",
                 anyhow::Error::from(error)
             ),
         }
@@ -198,7 +206,7 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        // Before the port is closed: no one is to find a port that does not answer.
+        // First, so that the file never names a port that does not answer.
         drop(self.port_file.take());
         if let Some(http) = self.http.take() {
             http.stop();
@@ -216,10 +224,10 @@ impl Drop for Parts {
     }
 }
 
-/// Removes the port file of a server that is gone: until the port answers there is no file. That of a
-/// server that runs is left alone.
+/// Removes the port file that a server left behind, so that no file exists until the port answers. The
+/// file of a running server is kept.
 pub fn remove_port_file(path: &Path) -> anyhow::Result<()> {
-    // What cannot be opened is no file that a server holds.
+    // A file that cannot be opened is not held by a server.
     if disk::is_held(path).unwrap_or(false) {
         return Ok(());
     }
@@ -230,19 +238,19 @@ pub fn remove_port_file(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The port number, in a file that is locked (flock) as long as the port answers; dropping this removes
-/// it, unless another file lies there by now.
+/// The file with the port number. It is locked with `flock` while the port answers. Dropping this removes
+/// the file, unless another one has replaced it.
 struct PortFile {
     path: PathBuf,
     held: Arc<dyn DiskFile>,
 }
 
 impl PortFile {
-    /// Written whole: a reader sees all of it or no file.
+    /// Writes the file atomically: a reader sees the complete number or no file.
     fn write(path: &Path, address: SocketAddr) -> anyhow::Result<Self> {
         let written = if disk::is_held(path).unwrap_or(false) {
             Err(io::Error::other(
-                "it belongs to another server that runs; give each a file of its own",
+                "it belongs to another running server; give each server its own file",
             ))
         } else {
             disk::put_held(path, format!("{}\n", address.port()).as_bytes())
@@ -265,7 +273,7 @@ impl Drop for PortFile {
     }
 }
 
-/// A database on some file systems may lose what was committed.
+/// Warns if the data directory is on a file system on which SQLite's write-ahead log is not safe.
 fn warn_of_file_system(dir: &Path) {
     match disk::unsafe_for_wal(dir) {
         Ok(None) => {}
@@ -277,7 +285,7 @@ fn warn_of_file_system(dir: &Path) {
     }
 }
 
-/// Whether the data directory is the one that was asked for; asked before anything is created in it.
+/// Checks that the data directory has the id of `--expect-id`. Called before anything is created in it.
 fn expect_id(config: &ServeConfig) -> anyhow::Result<()> {
     let Some(expected) = config.expect_id else {
         return Ok(());
@@ -299,7 +307,7 @@ fn expect_id(config: &ServeConfig) -> anyhow::Result<()> {
     }
 }
 
-/// One writer, and one processor unless that is left to `process`.
+/// Locks the data directory as its only writer, and as its only processor unless `--no-process` is given.
 fn lock(dir: &Path, processing: Processing) -> anyhow::Result<Locks> {
     let serve = Arc::new(Lock::take(&dir.join(SERVE_LOCK))?);
     let process = match processing {
@@ -325,7 +333,7 @@ fn http_config(config: &ServeConfig) -> http::HttpConfig {
         access,
         limits: http::Limits {
             body_bytes_max,
-            // Four of the largest, and at least as many as small machines have memory for.
+            // Four bodies of the largest size, but at least 16 MiB.
             bodies_bytes_max: body_bytes_max.saturating_mul(4).max(16 << 20),
             keep_alive: config.keep_alive,
             ..http::Limits::default()

@@ -581,7 +581,7 @@ fn a_copy_without_the_active_file_is_not_complete_for_verify() {
     for _ in 0..2 {
         let ran = verify(&data).expect(1);
         assert!(
-            ran.stdout.contains("segments 3: neither file nor row"),
+            ran.stdout.contains("segments 3: neither a file nor a row"),
             "{ran}"
         );
         process(&data);

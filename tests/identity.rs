@@ -167,7 +167,7 @@ fn a_copy_of_the_running_directory_in_any_order_is_exact_or_refused() {
         let answer = again.get("/userEvents/u");
         let exact = answer.status == 200 && answer.json()["revenue"] == 9;
         assert!(
-            exact || said.contains("not wholly applied"),
+            exact || said.contains("not fully applied"),
             "order {order}: {said}"
         );
         again.stop().expect(0);
@@ -290,7 +290,7 @@ fn two_contents_under_one_number(end: End) {
     let ran = process(&a).expect(1);
     assert!(ran.stderr.contains(name), "{ran}");
     let ran = run(&["process", "--rebuild", "--data-dir", a.to_str().unwrap()]).expect(1);
-    assert!(ran.stderr.contains("old database is as it was"), "{ran}");
+    assert!(ran.stderr.contains("old database is unchanged"), "{ran}");
     // The cure that the words give.
     let aside = scratch.path().join("aside.jsonl");
     fs::rename(&put, &aside).unwrap();

@@ -383,7 +383,7 @@ fn a_database_written_over_in_place_under_an_idle_server_is_caught_up() {
             applied(&server, event("w", 1));
         }
         fs::write(data.join("revenue.db"), fs::read(&old).unwrap()).unwrap();
-        until_logged(&server, "wrote over the file in place");
+        until_logged(&server, "overwrote the file in place");
         until_events(&server, "u", 9);
         until_events(&server, "v", 1);
         until_ready(&server);
@@ -408,7 +408,7 @@ fn a_database_that_was_only_touched_keeps_its_wal() {
         .open(data.join("revenue.db"))
         .unwrap();
     file.set_modified(std::time::SystemTime::now()).unwrap();
-    until_logged(&server, "wrote over the file in place");
+    until_logged(&server, "overwrote the file in place");
     until_ready(&server);
     assert!(fs::metadata(wal(&data)).unwrap().len() >= size);
     applied(&server, event("u", 1));

@@ -186,7 +186,7 @@ fn a_file_moved_to_the_quarantine_before_it_is_applied_is_missing() {
     assert!(ran.stdout.contains(aside.to_str().unwrap()), "{ran}");
     for flags in [&[][..], &["--no-process"]] {
         let server = Server::with(&data, flags);
-        until_named(&server, "segment 2: no file and not wholly applied");
+        until_named(&server, "segment 2: no file and not fully applied");
         server.stop().expect(0);
     }
     // Given up by an empty file in its place, as readiness says.
@@ -228,7 +228,7 @@ fn a_partly_applied_file_moved_to_the_quarantine_is_missing() {
     let ran = command(&["verify"], &data).expect(1);
     assert!(ran.stdout.contains(aside.to_str().unwrap()), "{ran}");
     let server = Server::start(&data);
-    until_named(&server, "segment 1: no file and not wholly applied");
+    until_named(&server, "segment 1: no file and not fully applied");
     server.stop().expect(0);
     fs::rename(&aside, &file).unwrap();
     command(&["process"], &data).expect(0);

@@ -1,22 +1,23 @@
-//! Lines that are unaccounted for, in readiness.
+//! Readiness for unaccounted lines.
 //!
-//! Lines are counted where they are written or found, their fates where they are committed; once
-//! nothing waits the two sides must be equal.
+//! Lines are counted when they are appended or found, and counted again as applied, duplicate, rejected or
+//! corrupt when they are committed. The two counts must be equal when no line is pending.
 
 use crate::health::Health;
 
 const ACCOUNTING: &str = "accounting";
 
-/// Says so in readiness while lines without a fate, or (negative) fates without a line, stay.
+/// Sets or clears the topic `accounting`. `unaccounted` is the number of lines that were not committed, or,
+/// if negative, of lines that were committed but never counted as appended or found.
 pub(super) fn report(health: &Health, unaccounted: i64) {
-    let off = unaccounted.unsigned_abs();
-    let words = match unaccounted {
+    let lines = unaccounted.unsigned_abs();
+    let what = match unaccounted {
         0 => return health.clear(ACCOUNTING),
-        1.. => "lines were appended or found and came to nothing",
-        _ => "lines more were counted than were appended or found",
+        1.. => "lines were appended or found, but not counted",
+        _ => "more lines were counted than were appended or found",
     };
     health.set(
         ACCOUNTING,
-        format!("{off} {words}: the totals may be wrong. Run `tallyline verify`"),
+        format!("{lines} {what}: the totals may be wrong; run `tallyline verify`"),
     );
 }

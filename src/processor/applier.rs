@@ -1,7 +1,7 @@
-//! One segment's bytes into the database: confirm the prefix, fold a range, apply it, again.
+//! Applies one segment to the database: verifies the applied prefix, then scans and commits range by range.
 //!
-//! Used by the coordinator thread and by the one-shot run. What it holds in memory of a segment
-//! ([`Follow`]) is what the last commit said; after any error it is forgotten and read anew.
+//! Used by the thread `process` and by a batch run. The state of a segment in memory ([`Follow`]) changes only
+//! after a commit. After any error it is discarded and read from the database again.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -28,10 +28,9 @@ use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, OutcomeOfAll, Range, RangeEnd, SegmentRow,
     SegmentState, Source, StoreError, Writer,
 };
-
 use crate::verify::seal;
 
-/// Of a segment that is applied as it comes, what is applied is let go each so many bytes.
+/// While the active segment is applied, its pages are released from the page cache after this many bytes.
 const RELEASE_BYTES: u64 = 4 << 20;
 /// Of a larger segment, a transaction of its own costs less than reading it.
 const SMALL_BYTES_MAX: u64 = 256 << 10;
@@ -68,77 +67,79 @@ pub(super) struct Commit<'a> {
     pub(super) applied: Applied,
 }
 
-/// Told of every commit, and asked whether to wait when the database is locked.
+/// Receives every commit, and decides whether to wait while the database is locked.
 pub(super) trait Watch {
     /// These were committed, in one transaction, which took so long with the reading.
     fn committed(&mut self, commits: &[Commit<'_>], took: Duration);
     /// Somebody holds the database's lock: whether to go on trying.
     fn locked(&mut self, error: &StoreError) -> bool;
-    /// The lock was had.
+    /// The commit got the lock.
     fn unlocked(&mut self);
 }
 
-/// How far a segment is applied, and that the file's prefix is what was applied.
+/// The applied prefix of a segment, which was verified in a file.
 struct Follow {
-    /// CRC-32 of the applied bytes; its length is how many.
+    /// CRC-32 of the applied bytes, with their number as its length.
     applied: Hasher,
+    /// The file in which the prefix was verified.
     confirmed: Identity,
-    /// The sealed file that was compared with what its name says of it.
+    /// The path of the sealed file that was compared with the seal in its name; `None` if it has none.
     sealed: Option<PathBuf>,
 }
 
-/// Whether work can go on from what is applied.
+/// Whether more of a file can be applied.
 pub(super) enum Confirmed {
-    /// The prefix is what was applied: this many bytes.
+    /// Yes: this many bytes are applied, and the file begins with them.
     At(u64),
-    /// It is wholly applied already.
+    /// The segment is fully applied.
     Applied(SegmentRow),
-    /// Another segment of that number was applied, or the file is not what its name says: not that
-    /// segment, or no JSON Lines. None of it is applied, and why.
+    /// Nothing of the file is applied: another segment with its number was applied, its label does not match
+    /// its name, or it is not JSON Lines. The reason and what to do.
     Rival(String),
-    /// The file is not what was applied.
+    /// The file has changed since it was applied or sealed.
     Corrupt(Corrupt),
-    /// It was corrupt, and is what was applied again.
+    /// It was marked corrupt, and matches the applied prefix again.
     Restored(SegmentRow),
 }
 
-/// A file that is not what was applied under its name.
+/// A file that has changed since it was applied or sealed.
 pub(super) struct Corrupt {
     pub(super) applied_bytes: u64,
     pub(super) size: u64,
     pub(super) reason: String,
-    /// Whether the database says so already.
+    /// Whether it is already marked as corrupt in the database.
     pub(super) known: bool,
 }
 
-/// What was applied, and what that cost.
+/// The work of a round.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Work {
+    /// Bytes applied.
     pub(super) bytes: u64,
-    /// Of the time, what the database took.
+    /// Duration of the commits.
     pub(super) committing: Duration,
 }
 
 pub(super) struct Applier<'p> {
     pub(super) writer: Writer,
-    /// All that it did.
+    /// The work since this was last reset.
     pub(super) work: Work,
     pool: &'p mut Pool,
     clock: Arc<Clock>,
     follows: HashMap<SegmentId, Follow>,
-    /// The data directory, as labels name it.
+    /// The data directory's part of the tags in labels.
     directory: DirectoryTag,
 }
 
 impl<'p> Applier<'p> {
-    /// Opens the database.
+    /// Opens the database, or creates it.
     pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
         let mut writer = Writer::open(&config.database(), Existing::OrCreate)?;
         writer.belong_to(config.directory)?;
         Self::new(config, pool, writer)
     }
 
-    /// For a run that applies all there is, and then closes the database.
+    /// For a batch run, with a writer that is open already.
     pub(super) fn of(
         config: &ProcessConfig,
         pool: &'p mut Pool,
@@ -161,24 +162,24 @@ impl<'p> Applier<'p> {
         })
     }
 
-    /// Drops the database, after an error; without a checkpoint if one of its files was replaced.
+    /// Closes the database after an error; without a checkpoint if one of its files was replaced.
     pub(super) fn release(self) {
         if self.writer.replaced().is_some() {
             self.writer.abandon();
         }
     }
 
-    /// Confirms by its checksum that the file begins with what was applied of it. Done once for a
-    /// file as long as nothing fails.
+    /// Verifies by checksum that the file begins with its applied prefix, and that a sealed file matches its
+    /// seal. A file is verified once, and again after an error.
     pub(super) fn confirm(&mut self, segment: &SegmentFile) -> Result<Confirmed, ProcessError> {
         let stat = segment
             .file
             .stat()
-            .map_err(ProcessError::io("look at", &segment.path))?;
+            .map_err(ProcessError::io("inspect", &segment.path))?;
         if let Some(follow) = self.follows.get(&segment.id)
             && follow.confirmed == stat.identity
             && follow.applied.total_len() <= stat.size
-            // Until the first line is applied, there may have been too little of it to tell.
+            // Before its first line is applied, a file may have been too short to determine its format.
             && (follow.applied.total_len() > 0 || segment.tag.is_some())
             && (follow.sealed.as_ref() == Some(&segment.path)
                 || seal::of_path(&segment.path).is_none())
@@ -211,7 +212,7 @@ impl<'p> Applier<'p> {
         };
         if stat.size < applied_bytes {
             return corrupt(format!(
-                "{name}: {applied_bytes} bytes of it were applied, but it has only {}; the totals keep what was applied. Restore the file, or move it to quarantine/",
+                "{name}: {applied_bytes} bytes of it were applied, but it has only {}; the applied events stay in the totals. Restore the file, or move it to quarantine/",
                 stat.size
             ));
         }
@@ -219,7 +220,7 @@ impl<'p> Applier<'p> {
             .map_err(ProcessError::io("read", &segment.path))?;
         if found != expected {
             return corrupt(format!(
-                "{name}: {applied_bytes} bytes were applied under another content; the totals keep what was applied, the other {} bytes are not applied. Restore the file, or move it to quarantine/",
+                "{name}: {applied_bytes} bytes were applied with another content; the applied events stay in the totals, the other {} bytes are not applied. Restore the file, or move it to quarantine/",
                 stat.size - applied_bytes
             ));
         }
@@ -241,15 +242,15 @@ impl<'p> Applier<'p> {
         Ok(Confirmed::At(applied_bytes))
     }
 
-    /// Why a file is not the segment that its name says, or not the one that the database knows under
-    /// that number.
+    /// Describes why a file is not the segment in its name, or not the one in the database, and what to do;
+    /// `None` if it is.
     fn rival(
         &self,
         segment: &SegmentFile,
         row: Option<&SegmentRow>,
     ) -> Result<Option<String>, ProcessError> {
         let path = segment.path.display();
-        let cure = "If its events are to count, move it out of the data directory and run `tallyline process FILE` with it, which imports what is not counted yet; else move it to quarantine/";
+        let cure = "To count its events, move it out of the data directory and run `tallyline process FILE` with it, which imports the events that are not counted yet; otherwise move it to quarantine/";
         if let Some(row) = row
             && row.tag != segment.tag
         {
@@ -259,7 +260,7 @@ impl<'p> Applier<'p> {
             )));
         }
         if row.is_some_and(|row| row.applied_bytes > 0) {
-            return Ok(None); // Its prefix says so, by checksum.
+            return Ok(None); // The checksum of the prefix identifies it.
         }
         let io = || ProcessError::io("read", &segment.path);
         let label = read_label(&*segment.file).map_err(io())?;
@@ -272,7 +273,7 @@ impl<'p> Applier<'p> {
             let ours = label.filter(|label| label.tag.directory == self.directory);
             return Ok(ours.filter(|ours| part.is_none_or(|part| part.label != *ours)).map(|ours| {
                 format!(
-                    "{path}: its first line says that it is segment {} of this data directory under another name, so it is not applied. {cure}",
+                    "{path}: according to its first line it is segment {} of this data directory under another name, so it is not applied. {cure}",
                     ours.number
                 )
             }));
@@ -281,25 +282,25 @@ impl<'p> Applier<'p> {
             return Ok(None);
         }
         Ok(Some(format!(
-            "segment {}: {path} does not say in its first line that it is this segment, so it was renamed, edited or emptied and is not applied. {cure}",
+            "segment {}: the first line of {path} is not the label of this segment, so it was renamed, edited or emptied and is not applied. {cure}",
             segment.id
         )))
     }
 
-    /// Whether every applied byte of the segment was read by this process from this file.
+    /// Whether this process has read and applied every byte of this file.
     pub(super) fn has_read(&self, id: &SegmentId, identity: Identity, size: u64) -> bool {
         self.follows
             .get(id)
             .is_some_and(|f| f.confirmed == identity && f.applied.total_len() == size)
     }
 
-    /// Forgets a segment that is done with.
+    /// Discards the state of a segment.
     pub(super) fn forget(&mut self, id: &SegmentId) {
         self.follows.remove(id);
     }
 
-    /// Applies all that is left of a confirmed sealed file of `size` bytes. A last line without its
-    /// end counts only once the rest is applied and the file has not grown meanwhile.
+    /// Applies the rest of a confirmed sealed file of `size` bytes. A last line without a line end is applied
+    /// last, and only if the file has not grown meanwhile.
     pub(super) fn apply_sealed(
         &mut self,
         segment: &SegmentFile,
@@ -316,8 +317,8 @@ impl<'p> Applier<'p> {
         self.apply(segment, size, RangeEnd::Complete, watch)
     }
 
-    /// Applies a confirmed segment up to `to`, in as many transactions as memory asks for. The last
-    /// one makes it what `end` says; nothing is left out if nothing is left but that.
+    /// Applies a confirmed segment up to `to`, in as many transactions as the memory budget requires. The last
+    /// one sets the state to `end`; for `RangeEnd::Complete` there is one even if no byte is left.
     pub(super) fn apply(
         &mut self,
         segment: &SegmentFile,
@@ -359,7 +360,7 @@ impl<'p> Applier<'p> {
             )?;
             self.work.bytes += aggregate.to - from;
             self.work.committing += scanned_at.elapsed();
-            // Only now: it is committed.
+            // Only after the commit.
             if let Some(follow) = self.follows.get_mut(&segment.id) {
                 follow.applied = checksum;
             }
@@ -508,7 +509,7 @@ impl<'p> Applier<'p> {
             segment
                 .file
                 .size()
-                .map_err(ProcessError::io("look at", &segment.path))
+                .map_err(ProcessError::io("inspect", &segment.path))
         };
         let sealed = Seal {
             bytes: aggregate.to,
@@ -570,7 +571,8 @@ impl<'p> Applier<'p> {
         }
     }
 
-    /// Records a file as corrupt: no more of it is applied. Returns the lines that are not.
+    /// Marks a file as corrupt in the database: no more of it is applied. Returns the number of lines that are
+    /// not applied.
     pub(super) fn mark_corrupt(
         &mut self,
         segment: &SegmentFile,
@@ -594,7 +596,7 @@ impl<'p> Applier<'p> {
         Ok(corrupt_lines)
     }
 
-    /// Records that a segment's file is gone, or back.
+    /// Records in the database that a segment's file is missing, or present again.
     pub(super) fn note(
         &mut self,
         row: &SegmentRow,
@@ -678,7 +680,7 @@ impl Source for FileSource<'_> {
     }
 }
 
-/// Opens a sealed file and makes what is seen of it durable.
+/// Opens a sealed file and syncs it, so that only durable bytes are applied.
 pub(super) fn open_sealed(
     disk: &dyn Disk,
     id: &SegmentId,
@@ -790,7 +792,7 @@ fn refusal(looks: Looks, path: &Path) -> Option<String> {
         Looks::Lines => return None,
         Looks::Unfit(unfit) => {
             return Some(format!(
-                "it is not JSON Lines but looks like {}, so nothing of it is applied. Move it out of the data directory and {}",
+                "it looks like {}, not JSON Lines, so it is not applied. Move it out of the data directory and {}",
                 unfit.what,
                 unfit.cure(path)
             ));
@@ -800,6 +802,6 @@ fn refusal(looks: Looks, path: &Path) -> Option<String> {
         Looks::Objects => "JSON objects over several lines",
     };
     Some(format!(
-        "it is not JSON Lines but looks like {what}, so nothing of it is applied. Move it out of the data directory and name it to `tallyline process FILE` (while no server applies there) or `tallyline send FILE`: both convert it"
+        "it looks like {what}, not JSON Lines, so it is not applied. Move it out of the data directory and run `tallyline process FILE` (while no server applies there) or `tallyline send FILE`, which convert it"
     ))
 }

@@ -1,4 +1,5 @@
-//! Moving a wholly applied file to `applied/YYYY-MM/`: for people; nothing depends on it.
+//! Moves fully applied files to `applied/YYYY-MM/`. This only keeps the data directory small; a file is found
+//! in either place.
 //!
 //! The directory of the month is made durable; then a rename, never replacing, only if the file is what
 //! was applied; then fsync of the directories that it came to and left. Files that were applied together
@@ -17,22 +18,21 @@ use crate::store::SegmentRow;
 use crate::timestamp::{self, now_ms};
 use crate::verify::contents::{is_what_was_applied, other_content};
 
-/// What became of a whole file that lies in the data directory itself.
+/// The result of archiving a fully applied file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Archived {
-    /// It is in the archive now.
+    /// It was moved to the archive.
     Moved,
-    /// A file of its name is there already; it stays where it is.
+    /// Not moved: the archive has a file of that name.
     NameTaken,
-    /// It is a symbolic link with a relative target, which would lead elsewhere from the archive; it
-    /// stays where it is.
+    /// Not moved: it is a symbolic link with a relative target, which would be wrong in the archive.
     RelativeLink,
-    /// It is not what was applied under its name; it stays where it is. Why, and what to do.
+    /// Not moved: it has another content than was applied. The text says so and what to do.
     OtherContent(String),
 }
 
 impl Archived {
-    /// Why the file stays where it is.
+    /// Why the file was not moved, for readiness.
     pub(super) fn refusal(&self) -> Option<&str> {
         match self {
             Self::Moved | Self::RelativeLink => None,
@@ -133,7 +133,7 @@ fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> io::Result<()> {
     disk.sync_dir(parent)
 }
 
-/// `2026-11`, UTC.
+/// The month of a time in UTC, such as `2026-11`.
 fn month(at_ms: i64) -> String {
     let mut text = timestamp::rfc3339_seconds(timestamp::of_ms(at_ms));
     text.truncate("2026-11".len());

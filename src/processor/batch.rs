@@ -1,8 +1,12 @@
-//! The one-shot run behind `process`: every sealed file in the directory, or the files named.
+//! The batch run behind `tallyline process`: applies every sealed file in the data directory, or the files
+//! that were named.
 //!
-//! The caller holds `process.lock` and has sealed the active segment if no server runs. A file from
-//! elsewhere is first copied in (see [`import`](super::import)), so that it stays among the files
-//! that are the truth.
+//! It runs on the caller's thread. The caller holds `process.lock`, and has sealed the active segment if no
+//! server runs. A named file is first imported into the data directory (see [`import`](super::import)), so
+//! that the data directory has every file from which the totals are derived.
+//!
+//! A file that cannot be applied is listed in the [`Summary`], and the others are still applied. An error of
+//! the database ends the run; what was committed stays applied.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -27,24 +31,24 @@ use crate::store::{Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, 
 use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::sums;
 
-/// How long a database that somebody else has locked is waited for.
+/// How long to wait for a database that another program has locked.
 const LOCKED_MAX: Duration = Duration::from_mins(1);
 
-/// What a run did.
+/// The result of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// Files that were applied to their end, by name.
+    /// Names of the files that were fully applied in this run.
     pub applied: Vec<String>,
-    /// Files that had been applied before, by name.
+    /// Names of the files that had been applied before.
     pub skipped: Vec<String>,
-    /// Files that were not applied, and why. Exit code 1 if there are any.
+    /// Files that were not applied. Exit code 1 if there are any.
     pub refused: Vec<Refused>,
-    /// What is called like a segment in the data directory but cannot be opened, and why. Exit
-    /// code 3 if there is any; what was named on the command line is among the refused instead.
+    /// Entries of the data directory that have the name of a segment but cannot be opened. Exit code 3 if there
+    /// are any. Files that were named on the command line are in `refused` instead.
     pub unusable: Vec<Refused>,
-    /// Numbers of ours that have neither a file nor a whole row. Exit code 1 if there are any.
+    /// Numbers of native segments that have no file and no fully applied row. Exit code 1 if there are any.
     pub missing: BTreeSet<u64>,
-    /// What became of the lines applied in this run. Exit code 3 if any was rejected.
+    /// The lines applied in this run, by outcome. Exit code 3 if any was rejected.
     pub counts: Counts,
     /// Bytes applied in this run.
     pub bytes: u64,
@@ -53,36 +57,36 @@ pub struct Summary {
 /// A file that was not applied.
 #[derive(Clone, Debug)]
 pub struct Refused {
-    /// Where it lies, untouched.
+    /// Its path; the file is unchanged.
     pub path: PathBuf,
-    /// Why, and what to do.
+    /// Why it was not applied, and what to do.
     pub reason: String,
 }
 
-/// What a run does just now.
+/// A step of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Converts a file that was named.
+    /// A named file is converted.
     Import,
-    /// Applies a segment.
+    /// A segment is applied.
     Apply,
 }
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct RunProgress<'a> {
-    /// What it does.
+    /// The present step.
     pub step: Step,
     /// The file being converted or the segment being applied.
     pub segment: &'a str,
-    /// Bytes of the file converted, or bytes applied so far in this run.
+    /// Bytes of the file converted so far, or bytes applied so far in this run.
     pub bytes: u64,
-    /// Bytes of the file, or bytes there were to apply at the start of the run.
+    /// Bytes of the file, or bytes to apply at the start of the run.
     pub bytes_total: u64,
 }
 
-/// Applies every sealed file in the data directory, or only `files`. `on_progress` is called after
-/// each commit.
+/// Applies every sealed file in the data directory, or only `files` if there are any. `on_progress` is called
+/// after each commit.
 pub fn run_once(
     config: &ProcessConfig,
     disk: &Arc<dyn Disk>,
@@ -134,7 +138,7 @@ pub fn run_once(
     Ok(summary)
 }
 
-/// Tries again while another program has the database locked, as long as a commit would.
+/// Repeats the attempt while another program has the database locked, for at most [`LOCKED_MAX`].
 fn when_unlocked<T>(
     mut attempt: impl FnMut() -> Result<T, ProcessError>,
 ) -> Result<T, ProcessError> {
@@ -143,7 +147,7 @@ fn when_unlocked<T>(
         match attempt() {
             Err(ProcessError::Store(error)) if error.is_locked() => {
                 let since = *since.get_or_insert_with(|| {
-                    tracing::warn!(%error, "waiting");
+                    tracing::warn!(%error, "waiting for the database");
                     Instant::now()
                 });
                 if since.elapsed() >= LOCKED_MAX {
@@ -196,11 +200,11 @@ enum Start {
 }
 
 impl Run<'_> {
-    /// What is in the directory and not wholly applied, or not in the archive yet.
+    /// The files in the data directory that are not fully applied, or not yet archived.
     fn all(&mut self) -> Result<Vec<Found>, ProcessError> {
         let data_dir = &self.config.data_dir;
         let pruned = self.applier.writer.pruned()?;
-        // Before the listing: what is sealed by then is in it.
+        // Read before the listing, which then has every segment sealed by now.
         let given_out = given_out(self.disk, data_dir)?;
         let active = active_label(self.disk, data_dir, self.config.directory_tag())?;
         let (applied, _) = self.applier.writer.applied()?;
@@ -233,7 +237,7 @@ impl Run<'_> {
                 [_] if is_applied => None,
                 _ => self.applier.writer.segment(id)?,
             };
-            // In the archive, what was let go is nobody's business but the owner's.
+            // A pruned segment in the archive is not reported.
             let is_gone =
                 !is_applied && row.is_none() && id.number().is_some_and(|number| number <= pruned);
             let claims = settle(self.disk, found, row.as_ref());
@@ -266,7 +270,7 @@ impl Run<'_> {
         Ok(todo)
     }
 
-    /// The files named, brought in where they lie elsewhere.
+    /// The named files, after those outside the data directory were imported.
     fn named(&mut self, files: &[PathBuf]) -> Result<Vec<Found>, ProcessError> {
         let mut importer = Importer::new(self.config, self.disk)?;
         let mut todo = Vec::new();
@@ -504,14 +508,14 @@ impl Run<'_> {
         self.applier.forget(&segment.id);
         match (archived, applied_now) {
             (Archived::OtherContent(words), _) => {
-                self.refuse(&segment.path, format!("{words}. Then move this one away"));
+                self.refuse(&segment.path, format!("{words}. Then move this file away"));
             }
-            // The same content once more: in the archive already.
+            // The same content again; it is in the archive already.
             (Archived::Moved | Archived::NameTaken | Archived::RelativeLink, false) => {
                 self.summary.skipped.push(segment.name());
             }
             (Archived::NameTaken, true) => {
-                tracing::warn!(path = %segment.path.display(), "applied, but it stays where it is: a file of that name is in the archive already");
+                tracing::warn!(path = %segment.path.display(), "cannot archive the applied file: the archive has a file of that name");
             }
             (Archived::Moved | Archived::RelativeLink, true) => {}
         }
@@ -539,7 +543,7 @@ impl Run<'_> {
     }
 }
 
-/// Counts what is committed, and tells.
+/// Adds commits to the summary and reports progress.
 struct Told<'t> {
     summary: &'t mut Summary,
     on_progress: &'t mut dyn FnMut(RunProgress<'_>),
@@ -564,7 +568,7 @@ impl Watch for Told<'_> {
 
     fn locked(&mut self, error: &StoreError) -> bool {
         let since = *self.locked_since.get_or_insert_with(|| {
-            tracing::warn!(%error, "waiting");
+            tracing::warn!(%error, "waiting for the database");
             Instant::now()
         });
         since.elapsed() < LOCKED_MAX

@@ -1,23 +1,23 @@
-//! Whether the clock is to be believed, for what depends on ages: retention and the keeping of ids.
+//! Whether the system clock can be trusted to measure ages, which retention and the deduplication window
+//! depend on.
 //!
-//! Boards without a clock start in 1970 until they have asked the network; a wrong year in a BIOS
-//! or a bad time server can set any time. If ages were measured by such a clock, files of seconds
-//! ago would be pruned and their ids forgotten, and an event sent again would count again.
+//! Boards without a battery-backed clock start in 1970 until they reach a time server; a wrong year in a BIOS
+//! or a faulty time server can set any time. If such a clock were trusted, segments that were applied seconds
+//! ago would be pruned and their ids expired, and an event that is sent again would be counted again.
 //!
-//! So the last time seen is stored in the database, and while the process runs the clock is compared
-//! with one that only counts up, sleep included. The clock is doubted
-//! - at the first look, if it is before the time stored, more than a year past it, or before
-//!   [`SET_FROM_MS`] (nobody has set it);
-//! - later, if it jumped.
+//! Therefore the time is stored in the database every 10 minutes, and while the process runs the clock is
+//! compared with `CLOCK_BOOTTIME`, which cannot be set and includes time in suspend. The clock is doubted
+//! - at the first check, if it is before the stored time, more than a year after it, or before
+//!   [`SET_FROM_MS`], which means that it was never set;
+//! - at a later check, if it has jumped by more than a minute against `CLOCK_BOOTTIME`.
 //!
-//! While it is doubted nothing is pruned or expired. Records bear the later of its time and the last
-//! one believed plus what has passed since, so that none looks older than it is; those that turn out
-//! to be of a time to come, or of a clock that was not set, are dated again before they are judged
-//! by their age ([`Clock::stamps`]). Once the new time has held for an hour it is believed; if the
-//! clock comes back to where it was expected, at once. A laptop that slept for a week has not jumped:
-//! the time of sleep is counted.
+//! While the clock is doubted, nothing is pruned or expires. Records get the later of its time and the last
+//! trusted time plus the time passed since, so that no record appears older than it is. Records that turn
+//! out to be in the future, or from before the clock was set, are dated again before their age is used
+//! ([`Clock::stamps`]). A new time is trusted after it has been consistent for an hour, and at once if the
+//! clock returns to the expected time. A machine that was suspended for a week has not jumped.
 //!
-//! The coordinator looks each round; any thread asks for the time.
+//! The thread `process` checks the clock in each round; any thread may read the time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -26,26 +26,27 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::store::Stamps;
 use crate::timestamp::{self, MS_MAX};
 
-/// 2024-01-01: this program is younger, so a clock before has not been set.
+/// 2024-01-01. The program is newer than this, so a clock that is earlier has not been set.
 pub(super) const SET_FROM_MS: i64 = 1_704_067_200_000;
-/// How far clock and counter may part between two looks: time servers correct in small steps.
+/// Largest difference between clock and counter from one check to the next; time servers correct in smaller
+/// steps.
 const TOLERANCE_MS: i64 = 60_000;
-/// Further past the time stored than this, a clock is doubted at a start.
+/// At start-up, a clock that is later than the stored time by more than this is doubted.
 const AHEAD_MAX_MS: i64 = 366 * 24 * 3_600_000;
-/// How long a new time must hold.
+/// How long a new time must be consistent before it is trusted.
 const HELD_MS: i64 = 3_600_000;
 /// How often the time is stored.
 const STORE_EVERY_MS: i64 = 600_000;
 
-/// The clocks of the machine, or of a test.
+/// The clocks of the machine, or those of a test.
 pub(crate) trait Clocks: std::fmt::Debug + Send + Sync {
     /// The time of day: milliseconds since 1970 UTC, from 0 to [`MS_MAX`].
     fn wall_ms(&self) -> i64;
-    /// Milliseconds that have passed since some moment, sleep included; nobody can set it.
+    /// Milliseconds since an arbitrary moment, including time in suspend. It never jumps.
     fn passed_ms(&self) -> i64;
 }
 
-/// The clocks of this machine.
+/// The system clock and `CLOCK_BOOTTIME`.
 #[derive(Debug)]
 struct Machine;
 
@@ -60,7 +61,7 @@ impl Clocks for Machine {
     }
 }
 
-/// The clock of a processor; see the module.
+/// A clock that knows whether it can be trusted; see the module.
 #[derive(Debug)]
 pub(crate) struct Clock {
     clocks: Box<dyn Clocks>,
@@ -75,7 +76,7 @@ struct Moment {
 }
 
 impl Moment {
-    /// What the time of day should be by the counter.
+    /// The expected time of day when the counter is at `passed_ms`.
     fn at(self, passed_ms: i64) -> i64 {
         let since = passed_ms.saturating_sub(self.passed_ms);
         self.wall_ms.saturating_add(since).clamp(0, MS_MAX)
@@ -84,13 +85,13 @@ impl Moment {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The last look; `None` before the first.
-    looked: Option<Moment>,
-    /// The last time believed.
-    believed: Option<Moment>,
-    /// The counter when the time that is doubted was first seen.
+    /// The last check; `None` before the first.
+    checked: Option<Moment>,
+    /// The last check at which the clock was trusted.
+    trusted: Option<Moment>,
+    /// The counter when the doubted time was first seen; `None` while the clock is trusted.
     doubted_since_ms: Option<i64>,
-    /// The time that the database has.
+    /// The time that is stored in the database.
     stored_ms: Option<i64>,
 }
 
@@ -108,54 +109,54 @@ impl Clock {
         }
     }
 
-    /// Looks at the clock; `stored_ms` is the time that the database has, for the first look. Gives the
-    /// time that is to be stored now, if one is.
+    /// Checks the clock. `stored_ms` is the time in the database, which only the first check uses. Returns
+    /// the time to store now; `None` if storing is not due or the clock is doubted.
     pub(super) fn look(&self, stored_ms: Option<i64>) -> Option<i64> {
         let now = Moment {
             wall_ms: self.clocks.wall_ms(),
             passed_ms: self.clocks.passed_ms(),
         };
         let mut state = self.lock();
-        let doubt = match state.looked.replace(now) {
+        let doubt = match state.checked.replace(now) {
             None => state.first(now, stored_ms),
             Some(before) => state.next(before, now),
         };
-        if let Some(why) = doubt {
+        if let Some(reason) = doubt {
             tracing::warn!(
-                "the clock {why}: nothing is pruned and no id expires until the time has held for an hour"
+                "the clock {reason}: nothing is pruned and no id expires until the time has been consistent for an hour"
             );
         }
         if state.doubted_since_ms.is_some() {
             return None;
         }
-        state.believed = Some(now);
+        state.trusted = Some(now);
         let due = |stored: i64| now.wall_ms.abs_diff(stored) >= STORE_EVERY_MS.unsigned_abs();
         state.stored_ms.is_none_or(due).then_some(now.wall_ms)
     }
 
-    /// Notes that the time is stored.
+    /// Records that the time `at_ms` was stored in the database.
     pub(super) fn stored(&self, at_ms: i64) {
         self.lock().stored_ms = Some(at_ms);
     }
 
-    /// Whether ages can be measured by it.
-    pub(super) fn is_believed(&self) -> bool {
+    /// Whether ages can be measured with it.
+    pub(super) fn is_trusted(&self) -> bool {
         let state = self.lock();
-        state.looked.is_some() && state.doubted_since_ms.is_none()
+        state.checked.is_some() && state.doubted_since_ms.is_none()
     }
 
-    /// Now, for records: milliseconds since 1970 UTC, from 0 to [`MS_MAX`]. While the clock is doubted,
-    /// the later of its time and what the last one believed has become.
+    /// The present time for records: milliseconds since 1970 UTC, from 0 to [`MS_MAX`]. While the clock is
+    /// doubted, the later of its time and the expected time.
     pub(super) fn now_ms(&self) -> i64 {
         let state = self.lock();
         let wall_ms = self.clocks.wall_ms();
-        match (state.believed, state.doubted_since_ms) {
-            (Some(believed), Some(_)) => believed.at(self.clocks.passed_ms()).max(wall_ms),
+        match (state.trusted, state.doubted_since_ms) {
+            (Some(trusted), Some(_)) => trusted.at(self.clocks.passed_ms()).max(wall_ms),
             _ => wall_ms,
         }
     }
 
-    /// The time now, and the dates of records that can be.
+    /// The present time, and the range of dates that a record can have.
     pub(super) fn stamps(&self) -> Stamps {
         let now_ms = self.now_ms();
         Stamps {
@@ -171,46 +172,52 @@ impl Clock {
 }
 
 impl State {
-    /// Why the time of the first look is doubted, if it is.
+    /// Judges the first check. Returns why the clock is doubted; `None` if it is trusted.
     fn first(&mut self, now: Moment, stored_ms: Option<i64>) -> Option<String> {
         self.stored_ms = stored_ms;
-        let (wall, says) = (now.wall_ms, text(now.wall_ms));
-        let why = match stored_ms {
+        let (wall, shown) = (now.wall_ms, text(now.wall_ms));
+        let reason = match stored_ms {
             Some(stored) if wall < stored.saturating_sub(TOLERANCE_MS) => {
-                format!("says {says}, before the last time seen, {}", text(stored))
+                format!(
+                    "shows {shown}, before the last stored time, {}",
+                    text(stored)
+                )
             }
             Some(stored) if wall > stored.saturating_add(AHEAD_MAX_MS) => format!(
-                "says {says}, more than a year after the last time seen, {}",
+                "shows {shown}, more than a year after the last stored time, {}",
                 text(stored)
             ),
-            _ if !(SET_FROM_MS..MS_MAX).contains(&wall) => format!("is not set: it says {says}"),
+            _ if !(SET_FROM_MS..MS_MAX).contains(&wall) => format!("is not set: it shows {shown}"),
             _ => return None,
         };
         self.doubted_since_ms = Some(now.passed_ms);
-        self.believed = stored_ms.map(|stored_ms| Moment {
+        self.trusted = stored_ms.map(|stored_ms| Moment {
             wall_ms: stored_ms,
             passed_ms: now.passed_ms,
         });
-        Some(why)
+        Some(reason)
     }
 
-    /// Why the time is doubted from now on, if it is.
+    /// Judges a later check. Returns why the clock is doubted from now on; `None` if nothing changed for the
+    /// worse.
     fn next(&mut self, before: Moment, now: Moment) -> Option<String> {
         let near = |expected: i64| now.wall_ms.abs_diff(expected) <= TOLERANCE_MS.unsigned_abs();
         let expected = before.at(now.passed_ms);
-        let says = text(now.wall_ms);
+        let shown = text(now.wall_ms);
         if let Some(since) = self.doubted_since_ms {
             let is_set = (SET_FROM_MS..MS_MAX).contains(&now.wall_ms);
-            let is_back = self.believed.is_some_and(|at| near(at.at(now.passed_ms)));
+            let is_back = self.trusted.is_some_and(|at| near(at.at(now.passed_ms)));
             if is_back {
                 self.doubted_since_ms = None;
-                tracing::info!("the clock is back at {says}, where it was expected");
+                tracing::info!("the clock is back at the expected time, {shown}");
             } else if !near(expected) {
                 self.doubted_since_ms = Some(now.passed_ms);
-                return Some(format!("jumped from {} to {says}", text(expected)));
+                return Some(format!("jumped from {} to {shown}", text(expected)));
             } else if is_set && now.passed_ms.saturating_sub(since) >= HELD_MS {
                 self.doubted_since_ms = None;
-                tracing::info!("the clock has held for an hour; {says} is believed");
+                tracing::info!(
+                    "the clock was consistent for an hour; its time, {shown}, is used from now on"
+                );
             }
             return None;
         }
@@ -218,7 +225,7 @@ impl State {
             return None;
         }
         self.doubted_since_ms = Some(now.passed_ms);
-        Some(format!("jumped from {} to {says}", text(expected)))
+        Some(format!("jumped from {} to {shown}", text(expected)))
     }
 }
 
@@ -279,7 +286,7 @@ pub(super) mod tests {
         (clock, fake)
     }
 
-    /// Looks each minute of `ms`.
+    /// Checks once per minute for `ms`.
     fn hold(clock: &Clock, fake: &Fake, ms: i64) {
         for _ in 0..ms / MINUTE {
             fake.pass(MINUTE);
@@ -288,7 +295,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_time_that_can_be_is_believed_at_once() {
+    fn a_plausible_time_is_trusted_at_once() {
         for stored in [
             None,
             Some(NOW),
@@ -297,77 +304,80 @@ pub(super) mod tests {
             Some(NOW - 365 * DAY),
         ] {
             let (clock, _) = started(NOW, stored);
-            assert!(clock.is_believed(), "{stored:?}");
+            assert!(clock.is_trusted(), "{stored:?}");
             assert_eq!(clock.now_ms(), NOW);
         }
-        let never_looked = Clock::of(Box::new(Fake::at(NOW)));
-        assert!(!never_looked.is_believed());
+        let never_checked = Clock::of(Box::new(Fake::at(NOW)));
+        assert!(!never_checked.is_trusted());
     }
 
     #[test]
-    fn a_time_that_cannot_be_is_believed_after_an_hour() {
+    fn an_implausible_time_is_trusted_after_an_hour() {
         for (wall, stored) in [
             (NOW, Some(NOW + 2 * MINUTE)),
             (NOW, Some(NOW - 367 * DAY)),
             (NOW, Some(NOW + 1000 * DAY)),
         ] {
             let (clock, fake) = started(wall, stored);
-            assert!(!clock.is_believed(), "{stored:?}");
+            assert!(!clock.is_trusted(), "{stored:?}");
             let later = stored.expect("stored").max(wall);
-            assert_eq!(clock.now_ms(), later, "no record looks older than it is");
+            assert_eq!(clock.now_ms(), later, "no record appears older than it is");
             hold(&clock, &fake, HOUR - MINUTE);
-            assert!(!clock.is_believed(), "{stored:?}");
+            assert!(!clock.is_trusted(), "{stored:?}");
             assert_eq!(clock.now_ms(), later + HOUR - MINUTE);
             hold(&clock, &fake, MINUTE);
-            assert!(clock.is_believed(), "{stored:?}");
+            assert!(clock.is_trusted(), "{stored:?}");
             assert_eq!(clock.now_ms(), wall + HOUR);
         }
     }
 
     #[test]
-    fn a_clock_that_is_not_set_is_never_believed() {
+    fn a_clock_that_is_not_set_is_never_trusted() {
         for wall in [0, SET_FROM_MS - 2 * DAY, MS_MAX] {
             let (clock, fake) = started(wall, None);
             hold(&clock, &fake, 2 * HOUR);
-            assert!(!clock.is_believed(), "{wall}");
+            assert!(!clock.is_trusted(), "{wall}");
             fake.set(NOW);
             clock.look(None);
-            assert!(!clock.is_believed(), "set now, it must hold");
+            assert!(
+                !clock.is_trusted(),
+                "set just now, so not consistent for an hour yet"
+            );
             hold(&clock, &fake, HOUR);
-            assert!(clock.is_believed());
+            assert!(clock.is_trusted());
         }
     }
 
     #[test]
-    fn a_jump_is_doubted_and_sleep_is_none() {
+    fn a_jump_is_doubted_and_suspend_is_not_a_jump() {
         let (clock, fake) = started(NOW, None);
         fake.pass(7 * DAY);
-        assert!(clock.look(None).is_some(), "a week of sleep");
-        assert!(clock.is_believed());
+        assert!(clock.look(None).is_some(), "a week in suspend");
+        assert!(clock.is_trusted());
         for jump in [HOUR, -HOUR, 2 * MINUTE, -2 * MINUTE, 1000 * DAY] {
             let before = fake.wall_ms();
             fake.set(before + jump);
             assert_eq!(clock.look(None), None, "not stored");
-            assert!(!clock.is_believed(), "{jump}");
+            assert!(!clock.is_trusted(), "{jump}");
             assert_eq!(clock.now_ms(), before.max(before + jump));
-            // Another jump, and it must hold from there.
+            // After another jump the hour starts again.
             hold(&clock, &fake, HOUR / 2);
             fake.set(fake.wall_ms() + jump);
             clock.look(None);
             hold(&clock, &fake, HOUR / 2);
-            assert!(!clock.is_believed(), "{jump}");
-            // Back where it was expected.
+            assert!(!clock.is_trusted(), "{jump}");
+            // Back at the expected time.
             fake.set(before + HOUR);
             clock.look(None);
-            assert!(clock.is_believed(), "{jump}");
+            assert!(clock.is_trusted(), "{jump}");
         }
         fake.set(fake.wall_ms() + MINUTE / 2);
         clock.look(None);
-        assert!(clock.is_believed(), "a correction");
+        assert!(clock.is_trusted(), "a small correction");
     }
 
     #[test]
-    fn the_time_is_stored_now_and_then() {
+    fn the_time_is_stored_every_ten_minutes() {
         let fake = Fake::at(NOW);
         let clock = Clock::of(Box::new(fake.clone()));
         assert_eq!(clock.look(None), Some(NOW));
@@ -379,7 +389,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn this_machine_counts_up() {
+    fn the_counter_of_this_machine_runs() {
         let clock = Clock::default();
         clock.look(None);
         assert!(Machine.passed_ms() > 0 && clock.now_ms() > 0);

@@ -1,18 +1,19 @@
-//! `process FILE`: how a file that was named becomes a segment of the data directory.
+//! The import of files that were named to `tallyline process`: each becomes a segment of the data directory.
 //!
-//! 1. **Recognise** what it is: a file that lies here already; JSON Lines; gzip, JSON arrays or
-//!    objects over several lines; a native segment, by the label in its first line; or something
-//!    that is refused before anything is stored ([`looks`]).
-//! 2. **Convert** it to JSON Lines, if it is not that ([`convert`]).
-//! 3. **Compare** it with what is here. A native segment is known by its label, and of it only the
-//!    lines are imported that were not counted ([`native`], [`part`]). Any other file is known by its name: the
-//!    same name with the same content was imported before, with another content it is refused.
-//! 4. **Copy in** under a temporary name (`.part`, which no scan takes for a segment), fsync, rename,
-//!    fsync of the directory. Whatever fails or is refused before the rename leaves nothing behind;
-//!    an interrupted run leaves the `.part`, which the next one with that name replaces.
+//! 1. **Detect the format**: a file in the data directory itself; JSON Lines; gzip; JSON arrays or objects
+//!    over several lines; a native segment, by the label in its first line. Other formats are rejected before
+//!    anything is stored ([`Looks`]).
+//! 2. **Convert** to JSON Lines where necessary ([`convert`]).
+//! 3. **Compare** with the segments of the data directory. A native segment is identified by its label, and
+//!    only its lines that are not counted yet are imported ([`native`], [`part`]). Any other file is
+//!    identified by its name: if a file of that name was imported, one with the same content is skipped, and
+//!    one with another content is rejected.
+//! 4. **Copy** to a temporary name (`.part`, which is not a segment's), sync, rename, sync of the directory.
+//!    An error before the rename removes the temporary file. An interrupted run leaves it, and the next
+//!    import under that name replaces it.
 //!
-//! All that is needed to recognise a file again is in the imported files and their names, so that it
-//! holds after a rebuild, too. Runs on the caller's thread, which holds `process.lock`.
+//! The files and their names are enough to recognise a file again, so this works after a rebuild too. Runs on
+//! the caller's thread, which holds `process.lock`.
 
 mod convert;
 mod native;
@@ -29,59 +30,60 @@ pub(super) use self::part::Part;
 use self::part::{further_label, in_common};
 use super::{ProcessConfig, ProcessError};
 use crate::aggregate::scan;
-use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
-use crate::data_dir::{Catalog, Directory, Found, Place, read_label};
+use crate::data_dir::{Catalog, Directory, Found, Place, SegmentFile, read_label};
 use crate::event::Looks;
 use crate::store::{SegmentState, Writer};
-use crate::verify::contents;
-use crate::verify::contents::settle;
+use crate::verify::contents::{self, settle};
 
-/// The longest file name that Linux file systems take.
+/// Longest file name on Linux file systems.
 const NAME_BYTES_MAX: usize = 255;
 const COPY_BLOCK: u64 = 1 << 20;
 
-/// What became of a file that was named.
+/// The result of importing one file.
 #[derive(Debug)]
 pub(super) enum Brought {
-    /// It is here now, and is to be applied.
+    /// The segment with its events, which is to be applied.
     In(Found),
-    /// All of it was applied before: what it is called.
+    /// All its events were applied before; the name to report.
     Before(String),
-    /// It was named before in the same run.
+    /// It was named twice in this run.
     Again,
-    /// Nothing of it was stored: why, and what to do.
+    /// Nothing of it was stored; the reason and what to do.
     Refused(String),
 }
 
-/// Brings files into one data directory.
+/// Imports files into one data directory.
 pub(super) struct Importer<'i> {
     config: &'i ProcessConfig,
     disk: &'i dyn Disk,
-    /// The data directory without links.
+    /// The data directory as an absolute path without symbolic links.
     home: PathBuf,
-    /// What is here, and what was brought in since.
+    /// The files at the start of the run and those imported since.
     catalog: Catalog,
+    /// The content of `directory.json`; `None` if it is missing.
     directory: Option<Directory>,
-    /// The files that were named so far.
+    /// The files named so far.
     named: HashSet<Identity>,
 }
 
-/// A file that was named, as JSON Lines.
+/// A file to import, as JSON Lines.
 #[derive(Clone)]
 struct Content {
-    /// What people know it by.
+    /// The path on the command line, for messages.
     path: PathBuf,
-    /// The file itself, and its size when it was opened.
+    /// The file at that path.
     source: Arc<dyn DiskFile>,
+    /// Its identity and size when it was opened.
     stat: FileStat,
-    /// The name under which it is imported.
+    /// The file name in the data directory.
     name: String,
-    /// Its lines: the source's own, or what that was converted to.
+    /// The file with the lines: `source`, or the result of its conversion.
     file: Arc<dyn DiskFile>,
+    /// Size of `file` in bytes.
     size: u64,
-    /// Where it was converted to, if it was.
+    /// The path of the result of the conversion; `None` if `file` is `source`.
     staged: Option<PathBuf>,
 }
 
@@ -108,8 +110,7 @@ impl<'i> Importer<'i> {
         })
     }
 
-    /// Brings one file in. `on_read` is called with the bytes read of the source so far, and its
-    /// size.
+    /// Imports one file. While it is converted, `on_read` is called with the bytes read and its size.
     pub(super) fn bring_in(
         &mut self,
         writer: &Writer,
@@ -122,7 +123,7 @@ impl<'i> Importer<'i> {
             }
             opened => opened.map_err(ProcessError::io("open", path))?,
         };
-        let stat = source.stat().map_err(ProcessError::io("look at", path))?;
+        let stat = source.stat().map_err(ProcessError::io("inspect", path))?;
         if !self.named.insert(stat.identity) {
             return Ok(Brought::Again);
         }
@@ -147,7 +148,7 @@ impl<'i> Importer<'i> {
         };
         let mut content = Content {
             path: path.to_owned(),
-            name: name_from_elsewhere(unpacked),
+            name: imported_name(unpacked),
             file: Arc::clone(&source),
             size: stat.size,
             staged: None,
@@ -159,7 +160,7 @@ impl<'i> Importer<'i> {
             .len();
         if name_bytes > NAME_BYTES_MAX {
             return Ok(Brought::Refused(format!(
-                "its name is too long: in the data directory it becomes {}.part, {name_bytes} bytes, and a file name may have {NAME_BYTES_MAX}; nothing was stored. Give the file a shorter name",
+                "its name is too long: in the data directory it becomes {}.part, which has {name_bytes} bytes, and at most {NAME_BYTES_MAX} are possible; nothing was stored. Give the file a shorter name",
                 content.name
             )));
         }
@@ -179,7 +180,7 @@ impl<'i> Importer<'i> {
         brought
     }
 
-    /// A file in the data directory itself needs no import.
+    /// A file in the data directory itself, which needs no import.
     fn at_home(&self, name: &str) -> Brought {
         let data_dir = &self.config.data_dir;
         match SegmentId::of_file(name, self.config.directory_tag()) {
@@ -193,12 +194,12 @@ impl<'i> Importer<'i> {
                 "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
             ),
             None => Brought::Refused(format!(
-                "it lies in the data directory under a name that is not a segment's; move it elsewhere, or rename it to events_{name}"
+                "it is in the data directory, but its name is not that of a segment; move it to another directory, or rename it to events_{name}"
             )),
         }
     }
 
-    /// Converts the content to a `.part` file.
+    /// Converts the content to JSON Lines in a `.part` file.
     fn stage(
         &self,
         content: &mut Content,
@@ -215,11 +216,12 @@ impl<'i> Importer<'i> {
         Ok(())
     }
 
-    /// The temporary name under which the content is written.
+    /// The temporary path of the content.
     fn part_of(&self, content: &Content) -> PathBuf {
         with_suffix(&self.config.data_dir.join(&content.name), ".part")
     }
 
+    /// Creates the temporary file, replacing one from an interrupted run.
     fn create_part(&self, part: &Path) -> io::Result<Arc<dyn DiskFile>> {
         match self.disk.remove(part) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -227,7 +229,7 @@ impl<'i> Importer<'i> {
         }
     }
 
-    /// Removes what was staged and not put in place.
+    /// Removes the result of the conversion, unless it was renamed into place.
     fn discard(&self, content: &Content) {
         if let Some(part) = &content.staged {
             self.remove_part(part);
@@ -243,12 +245,13 @@ impl<'i> Importer<'i> {
         }
     }
 
+    /// Determines which lines are new, and copies them in.
     fn compare(&mut self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let label = read_label(&*content.file).map_err(io())?;
         if let Some((at, further)) = further_label(&*content.file, content.size).map_err(io())? {
             return Ok(Brought::Refused(format!(
-                "the line that ends at byte {at} is the first of segment {}, so this is several files put together, and what was counted of them cannot be told; nothing was stored. Name the segments' own files instead",
+                "the line that ends at byte {at} is the first of segment {}, so these are several segments in one file, and which of their lines were counted cannot be determined; nothing was stored. Name the original files of the segments instead",
                 further.number
             )));
         }
@@ -267,7 +270,7 @@ impl<'i> Importer<'i> {
         Ok(brought)
     }
 
-    /// A file that is known by its name.
+    /// A file without a label, which is identified by its name.
     fn by_name(&self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let id = SegmentId::Imported(content.name.clone());
@@ -286,23 +289,23 @@ impl<'i> Importer<'i> {
                 Brought::Before(content.name.clone())
             } else {
                 let path = content.staged.is_none().then_some(&*content.path);
-                let words = contents::other_content(&*content.file, path, row).map_err(io())?;
-                Brought::Refused(words)
+                let reason = contents::other_content(&*content.file, path, row).map_err(io())?;
+                Brought::Refused(reason)
             });
         }
         let found = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
         if let Some(found) = settle(self.disk, found, row.as_ref()).usable {
-            let there = self
+            let kept = self
                 .disk
                 .open_read(&found.path)
                 .map_err(ProcessError::io("open", &found.path))?;
-            let same = there.size().map_err(io())? == content.size
-                && in_common(&*content.file, 0, &*there).map_err(io())? == content.size;
+            let same = kept.size().map_err(io())? == content.size
+                && in_common(&*content.file, 0, &*kept).map_err(io())? == content.size;
             return Ok(if same {
                 Brought::In(found.clone())
             } else {
                 Brought::Refused(format!(
-                    "{} has the name under which it is imported, with another content, and is not applied yet; nothing was stored. Give it another name only if none of its events is in that file",
+                    "{} has the name that this file would get, has another content, and is not applied yet; nothing was stored. Rename this file only if none of its events is in that one",
                     found.path.display()
                 ))
             });
@@ -310,7 +313,7 @@ impl<'i> Importer<'i> {
         self.copy_in(content, (0, content.size), id, None)
     }
 
-    /// Puts the range of the content into the data directory under its name.
+    /// Copies the range `start..to` of the content into the data directory, under its name there.
     fn copy_in(
         &self,
         content: &Content,
@@ -359,20 +362,20 @@ impl<'i> Importer<'i> {
             })
         } else {
             Brought::Refused(
-                "its length changed while it was read; nothing was stored. Name it again once no program writes to it".to_owned(),
+                "its length changed while it was read; nothing was stored. Name it again when no program writes to it".to_owned(),
             )
         })
     }
 }
 
 impl Content {
-    /// What the source is called.
+    /// The file name of the source.
     fn file_name(&self) -> String {
         let name = self.path.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
     }
 
-    /// The same to be imported under another name.
+    /// The same content with another name in the data directory.
     fn named(&self, name: String) -> Self {
         Self {
             name,
@@ -381,7 +384,7 @@ impl Content {
     }
 }
 
-/// Copies a range of the file `from.0` at the path `from.1`.
+/// Copies the range `start..end` to the beginning of another file. Each file comes with its path, for errors.
 fn copy(
     from: (&dyn DiskFile, &Path),
     (start, end): (u64, u64),
@@ -399,7 +402,7 @@ fn copy(
     Ok(())
 }
 
-/// Why a path that was named is not opened, and what to do.
+/// Describes why a path cannot be opened, and what to do.
 fn not_opened(path: &Path, error: &io::Error) -> String {
     let unusable = error
         .get_ref()
@@ -410,15 +413,15 @@ fn not_opened(path: &Path, error: &io::Error) -> String {
             format!("it is a directory; name the files in it, such as {path}/*.jsonl")
         }
         Some(Unusable::NotRegular(what)) => format!(
-            "it is a {what}, not a regular file, so nothing was read from it. Write what comes out of it to a file, such as with `cat {path} > FILE.jsonl`, and name that; or pass it to `tallyline send -`"
+            "it is a {what}, not a regular file, so nothing was read from it. Write its output to a file, such as with `cat {path} > FILE.jsonl`, and name that; or pipe it to `tallyline send -`"
         ),
         _ => error.to_string(),
     }
 }
 
-/// The name in the data directory of a file without a label.
-fn name_from_elsewhere(name: &str) -> String {
-    // What is called like a native segment and has no label is none.
+/// The name in the data directory for a file that is not a native segment.
+fn imported_name(name: &str) -> String {
+    // A file that has the name of a native segment but no label is not one, and gets another name.
     if label_in_name(name).is_none() && SegmentId::of_file(name, 0).is_some() {
         return name.to_owned();
     }
@@ -436,7 +439,7 @@ fn name_from_elsewhere(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn names_from_elsewhere_are_never_ours() {
+    fn imported_names_are_never_native() {
         for (name, here) in [
             ("foo.jsonl", "events_foo.jsonl"),
             ("foo.json", "events_foo.json.jsonl"),
@@ -447,7 +450,7 @@ mod tests {
                 "events_events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl",
             ),
         ] {
-            assert_eq!(super::name_from_elsewhere(name), here);
+            assert_eq!(super::imported_name(name), here);
         }
     }
 }

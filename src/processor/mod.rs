@@ -1,11 +1,16 @@
-//! The processor: from committed bytes to exact totals.
+//! The processor: applies durable bytes to the totals in the database.
 //!
-//! One thread, the coordinator, owns the store's writer and all state. It follows the active
-//! segment up to the journal's durable end, every flush interval or when somebody waits, and the
-//! sealed ones by listing the directory: ours in number order, files from elsewhere by name. A
-//! range is cut at line ends, aggregate by a pool of threads into sums per user, and given to
-//! [`Writer::apply`](crate::store::Writer::apply): one transaction. Wholly applied files move to
-//! `applied/YYYY-MM/`, a convenience for people; no step decides by where a file lies.
+//! One thread, `process`, owns the store's writer and all state. In each round it applies the active segment
+//! up to the journal's durable end, and the sealed files that it finds by listing the data directory: native
+//! segments by number, imported files by name. A round starts every flush interval, or when a request waits
+//! for a position. Each range of a file ends at a line end; a pool of threads aggregates it into sums per
+//! user, and [`Writer::apply`](crate::store::Writer::apply) commits them in one transaction. Fully applied
+//! files are moved to `applied/YYYY-MM/`, which keeps the data directory small; the directory of a file has no
+//! other meaning.
+//!
+//! With `--no-process`, `observer` publishes the state instead, while another process applies. `tallyline
+//! process` applies on the caller's thread (`batch`), after it has imported the files that were named
+//! (`import`).
 //!
 //! # Many small segments
 //! Segments of up to 256 KiB that wait at the same time are applied together, at most 256 of them:
@@ -21,20 +26,20 @@
 //! by itself, within the transaction.
 //!
 //! # Invariants
-//! - Never reads past the durable end: a power cut could otherwise leave totals for lines that are
-//!   gone. A file found by listing is fsynced, and its directory, before its first byte counts.
-//! - The prefix that the database says is applied is confirmed by its checksum before work goes on
-//!   from there; what comes after it, by the length and checksum in a sealed file's name, before any of
-//!   it is applied. If either is another, the file is marked corrupt, loudly, and the rest goes on.
-//! - A number with neither a file, nor a row that is whole, nor a place in `pruned` is missing. A file in
-//!   the quarantine does not stand for it unless it is empty, which is how events are given up.
-//! - Totals do not depend on threads, chunks, or where ranges are cut.
-//! - Memory follows the commit, never precedes it; after any error it is read from the rows anew.
+//! - The processor never reads past the durable end. Otherwise a power failure could leave totals for lines
+//!   that are lost. A file found by listing is synced, and its directory too, before it is applied.
+//! - Before more of a file is applied, its applied prefix is verified by the checksum in its row, and the
+//!   bytes after it by the length and checksum in the name of a sealed file. If one of them differs, the file
+//!   is marked corrupt and readiness reports it; the other files are still applied.
+//! - A number is missing if it has no file, no row of a fully applied segment, and was not pruned. A file in
+//!   the quarantine counts as present only if it is empty, by which the operator accepts the loss.
+//! - Totals do not depend on the number of threads, the chunks, or the ends of ranges.
+//! - State in memory changes only after the commit. After any error it is read from the database again.
 //!
 //! # Failure
-//! A broken or locked database turns readiness red and is tried again with growing pauses; the
-//! journal goes on taking. A file that can't be read turns readiness red under its name; the others
-//! go on.
+//! If the database is damaged or locked, readiness reports it, and the processor tries again with increasing
+//! pauses; ingestion continues. If a file cannot be read, readiness reports it by name; the other files are
+//! still applied.
 
 mod accounting;
 mod applier;
@@ -56,6 +61,8 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 pub use self::batch::{Refused, RunProgress, Step, Summary, run_once};
 use self::clock::Clock;
 pub use self::rebuild::{Rebuilt, rebuild};
@@ -70,35 +77,34 @@ use crate::journal::Journal;
 use crate::progress::Progress;
 use crate::store::{DATABASE_FILE, Readers, StoreError, read_directory};
 use crate::verify::{self, VerifyError};
-use uuid::Uuid;
 
-/// How the processor behaves.
+/// The configuration of the processor.
 #[derive(Clone, Debug)]
 pub struct ProcessConfig {
     /// The data directory.
     pub data_dir: PathBuf,
-    /// The most time between an acknowledgement and its place in the totals; at least 10 ms.
+    /// Maximum delay between acknowledgement and totals; at least 10 ms. Shorter under load.
     pub flush_interval: Duration,
     /// Scanning threads, at least 1.
     pub threads: usize,
-    /// The most memory that applying may hold, in bytes. From 32 MiB on that is kept; below, a
-    /// range ends after its first chunk.
+    /// Memory budget for applying, in bytes. It is kept from 32 MiB on; with less, every range is a single
+    /// chunk.
     pub memory_bytes: usize,
-    /// Prune whole segments this long after they were applied; `None`: never. The server's
-    /// processor only.
+    /// Prune a segment this long after it was fully applied; `None`: never. Only the server's processor
+    /// prunes.
     pub retention: Option<Duration>,
-    /// Let ids go this long after they were applied; `None`: never. The server's processor only.
+    /// Expire an id this long after it was applied; `None`: never. Only the server's processor expires ids.
     pub dedup_window: Option<Duration>,
-    /// The database file; default `revenue.db` in the data directory.
+    /// The database file; by default `revenue.db` in the data directory.
     pub database: PathBuf,
-    /// The UUID of the data directory; nil until it has been read.
+    /// The UUID of the data directory; nil until [`ProcessConfig::established`] or [`Processor::start`].
     pub directory: Uuid,
-    /// The time, as far as it is to be believed.
+    /// The source of time for ages and records.
     pub(crate) clock: Arc<Clock>,
 }
 
 impl ProcessConfig {
-    /// Flushes each second, a thread a core, 384 MiB, nothing let go.
+    /// Flushes every second with one thread per core and 384 MiB; prunes and expires nothing.
     pub fn new(data_dir: &Path) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
@@ -113,12 +119,12 @@ impl ProcessConfig {
         }
     }
 
-    /// What the names of native segments carry of the data directory's UUID.
+    /// The part of the data directory's UUID that is in the names of native segments.
     fn directory_tag(&self) -> DirectoryTag {
         directory_tag(self.directory)
     }
 
-    /// With the UUID that `directory.json` says, which is made where it is missing; the caller holds
+    /// Fills in the UUID from `directory.json`, which is created if it is missing. The caller holds
     /// `process.lock`.
     fn established(&self, disk: &dyn Disk) -> Result<Self, ProcessError> {
         let known = read_directory(&self.database)?;
@@ -143,77 +149,77 @@ impl ProcessConfig {
         MemoryBudget::of(self.memory_bytes, self.threads)
     }
 
-    /// Where the database lies.
+    /// The path of the database file.
     pub fn database(&self) -> PathBuf {
         self.database.clone()
     }
 }
 
-/// Why the processor did not start, or `process` did not get done.
+/// The processor could not start, or could not complete its work.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// No thread could be started.
     #[error("cannot start the processor's threads")]
     Thread(#[source] std::io::Error),
-    /// The database did not do what was asked.
+    /// The database could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A file or directory could not be read or written.
     #[error(transparent)]
     Io(#[from] DataDirError),
-    /// A file that is wholly applied could not be moved to the archive.
+    /// A fully applied file could not be moved to the archive.
     #[error(
-        "{}: its events are counted, but the file cannot be moved to {}: {cause}. It is moved once that directory can be written and is on the same file system; do not import it under another name, which would count its events twice",
+        "cannot move {} to {}: {cause}; its events are counted. It is moved once that directory can be written and is on the same file system; do not import it under another name, which would count its events twice",
         path.display(),
         archive.display()
     )]
     NotArchived {
-        /// The file.
+        /// The applied file.
         path: PathBuf,
-        /// The directory of the archive.
+        /// The target directory in the archive.
         archive: PathBuf,
-        /// What the system said.
+        /// The error of the file system.
         cause: std::io::Error,
     },
-    /// Somebody else applied the same segment at the same time.
+    /// Another process applied the same segment at the same time.
     #[error(
-        "segment {segment}: another processor applied it at the same time; only one may run in a data directory"
+        "segment {segment}: another processor applied it at the same time; stop one of them, only one may run per data directory"
     )]
     Raced {
-        /// Which.
+        /// The id of the segment.
         segment: String,
     },
-    /// Another file lies at the path of the database or of one of its files now.
-    #[error("database {}: {what} while the server had it open; how far the files are applied is read from what is there now, and the rest is applied", path.display())]
+    /// Another file has replaced the database file or one of the files beside it.
+    #[error("database {}: {what} while the server had it open; the applied positions are read again from the present file, and the rest is applied", path.display())]
     Replaced {
         /// The database file.
         path: PathBuf,
-        /// What happened, such as `revenue.db-wal was removed`.
+        /// The change, such as `revenue.db-wal was removed`.
         what: String,
     },
-    /// Another program wrote into the database.
-    #[error("database {}: another program changed it; how far the files are applied is read from it anew", path.display())]
+    /// Another program committed a transaction to the database.
+    #[error("database {}: another program changed it; the applied positions are read from it again", path.display())]
     ChangedByOthers {
         /// The database file.
         path: PathBuf,
     },
-    /// Another program wrote to the database file itself.
-    #[error("database {}: another program wrote over the file in place while the server had it open; it is read anew, and what the files of events hold beyond it is applied", path.display())]
+    /// Another program wrote to the database file without SQLite's locks, such as `cp`.
+    #[error("database {}: another program overwrote the file in place while the server had it open; it is read again, and the events in the files that it lacks are applied", path.display())]
     Overwritten {
         /// The database file.
         path: PathBuf,
     },
-    /// The file's length changed while it was read.
+    /// The length of the file changed while it was read.
     #[error("{} changed while it was read; it is applied once it is complete", path.display())]
     Changed {
-        /// Which.
+        /// The changed file.
         path: PathBuf,
     },
-    /// The new database could not be made or put in place; the old one is as it was.
-    #[error("not rebuilt: {0}")]
+    /// The new database could not be built or put in place. The old one is unchanged.
+    #[error("cannot rebuild the database: {0}")]
     NotRebuilt(String),
-    /// Told to stop.
-    #[error("stopped before it was done; what was not applied is applied next time")]
+    /// Shutdown was requested.
+    #[error("stopped before everything was applied; the rest is applied at the next start")]
     Stopped,
 }
 
@@ -233,26 +239,26 @@ impl ProcessError {
     }
 }
 
-/// The error and its causes in one sentence, for readiness.
+/// The error and its causes, joined by colons, for readiness and the log.
 fn describe(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
+    let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        words = format!("{words}: {error}");
+        text = format!("{text}: {error}");
         cause = error.source();
     }
-    words
+    text
 }
 
-/// The running processor.
+/// The threads of a running processor.
 pub struct Processor {
     progress: Arc<Progress>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Processor {
-    /// Starts applying; the caller holds `process.lock`. The database is opened in the background,
-    /// and again whenever it breaks: readiness tells, topic `database`.
+    /// Starts to apply; the caller holds `process.lock`. The database is opened in the background, and
+    /// opened again after an error; meanwhile readiness reports the error under the topic `database`.
     pub fn start(
         mut config: ProcessConfig,
         disk: Arc<dyn Disk>,
@@ -263,14 +269,14 @@ impl Processor {
         config.directory = journal.directory();
         let pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
         let clock = start_clock(&config, &journal, &progress)?;
-        let on = Arc::clone(&progress);
-        let coordinator = Builder::new()
+        let shared = Arc::clone(&progress);
+        let worker = Builder::new()
             .name("process".to_owned())
-            .spawn(move || worker::run(config, disk, journal, &on, &health, pool));
-        Self::started(progress, coordinator, clock)
+            .spawn(move || worker::run(config, disk, journal, &shared, &health, pool));
+        Self::started(progress, worker, clock)
     }
 
-    /// Where one thread could not be started, the other is stopped.
+    /// Joins the two threads to a processor. If `worker` could not be started, the clock is stopped.
     fn started(
         progress: Arc<Progress>,
         worker: io::Result<JoinHandle<()>>,
@@ -292,8 +298,8 @@ impl Processor {
         }
     }
 
-    /// For a server that does not apply: keeps the ledger and the lag truthful while another
-    /// process applies now and then. Changes nothing.
+    /// Starts the threads of a server that does not apply (`--no-process`): they publish the ledger and the
+    /// lag while another process applies. Changes nothing on disk.
     pub fn observe(
         mut config: ProcessConfig,
         disk: Arc<dyn Disk>,
@@ -304,30 +310,30 @@ impl Processor {
     ) -> Result<Self, ProcessError> {
         config.directory = journal.directory();
         let clock = start_clock(&config, &journal, &progress)?;
-        let on = Arc::clone(&progress);
+        let shared = Arc::clone(&progress);
         let observer = Builder::new()
             .name("process-observe".to_owned())
-            .spawn(move || observer::run(&config, disk, &journal, &readers, &on, &health));
+            .spawn(move || observer::run(&config, disk, &journal, &readers, &shared, &health));
         Self::started(progress, observer, clock)
     }
 
-    /// Applies what is durable, answers those who still wait, and leaves a single database file
-    /// where nobody else has it open: close the [`Readers`] before, and the journal. A database
-    /// that stays locked is left as it is; its files are applied next time.
+    /// Applies everything durable, ends the waits, and closes the database to a single file, unless another
+    /// program has it open. The journal and the [`Readers`] must be closed before. If the database stays
+    /// locked, the rest is applied at the next start.
     pub fn stop(self) {
         self.progress.stop();
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!(
-                    "a thread of the processor panicked; what it had not committed is applied next time"
+                    "a thread of the processor panicked; its uncommitted events are applied at the next start"
                 );
             }
         }
     }
 }
 
-/// How often the durable end is looked at for the lag.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often the durable end is read for the lag, at least.
+const CLOCK_INTERVAL: Duration = Duration::from_millis(200);
 
 fn start_clock(
     config: &ProcessConfig,
@@ -335,7 +341,7 @@ fn start_clock(
     progress: &Arc<Progress>,
 ) -> Result<JoinHandle<()>, ProcessError> {
     let (journal, progress) = (journal.clone(), Arc::clone(progress));
-    let every = LOOK_EVERY.min(config.flush_interval);
+    let every = CLOCK_INTERVAL.min(config.flush_interval);
     Builder::new()
         .name("process-clock".to_owned())
         .spawn(move || {

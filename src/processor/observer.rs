@@ -1,10 +1,16 @@
-//! The ledger of a server that does not apply itself (`--no-process`): read only.
+//! The status of a server that does not apply (`--no-process`). Read-only.
 //!
-//! Another process applies now and then. Each round, the rows say what is settled and the files
-//! how many lines there are; a sealed file is read once, its lines are counted and it is compared
-//! with what its name says of it. Files that contradict each other are named in readiness. The
-//! archive, in which nothing waits but where the database was replaced by an older one, is listed
-//! when that is so and once in a while; the rows of fully applied segments are not read.
+//! Another process applies events at its own times. In each round, the thread `process-observe` reads the
+//! rows of the segments and counts the lines in the files, and publishes the applied position and the
+//! ledger. A sealed file is read once: its lines are counted and it is compared with the seal in its name.
+//! Readiness reports files that cannot be read, are missing or contradict each other.
+//!
+//! The rows of fully applied segments are not read. The archive has pending segments only after the database
+//! was replaced by an older one, so it is listed when segments are no longer applied, and otherwise once a
+//! minute at most.
+//!
+//! If a round fails, readiness reports the error under the topic `database`, and the next round starts from
+//! a new listing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -14,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
 
-use super::worker::{MISSING, missing_in_words, topic};
+use super::worker::{MISSING, describe_missing, topic};
 use super::{ProcessConfig, accounting, describe};
 use crate::aggregate::lines;
 use crate::data_dir::disk::{Disk, Identity};
@@ -31,11 +37,12 @@ use crate::verify::seal;
 const DATABASE: &str = "database";
 /// The longest time between two rounds.
 const EVERY_MAX: Duration = Duration::from_mins(1);
-/// How often the archive is listed at least; but listing takes no more than one part in so many of the
-/// time.
-const LIST_ARCHIVE_EVERY: Duration = Duration::from_mins(1);
-const LISTING: u32 = 50;
+/// Least time between two listings of the archive.
+const ARCHIVE_INTERVAL_MIN: Duration = Duration::from_mins(1);
+/// The pause after a listing of the archive is at least this many times its duration.
+const ARCHIVE_PAUSE_FACTOR: u32 = 50;
 
+/// The body of the thread: runs until the progress is stopped.
 pub(super) fn run(
     config: &ProcessConfig,
     disk: Arc<dyn Disk>,
@@ -68,8 +75,8 @@ pub(super) fn run(
                 {
                     health.clear(topic);
                 }
-                for (topic, words) in &failed {
-                    health.set(topic, words);
+                for (topic, reason) in &failed {
+                    health.set(topic, reason);
                 }
                 unreadable = failed.into_keys().collect();
             }
@@ -80,24 +87,24 @@ pub(super) fn run(
     progress.finish();
 }
 
-/// What a round saw besides what it published.
+/// What a round found besides the published status.
 struct Observed {
-    /// Lines without a fate, or fates without a line.
+    /// See [`accounting::report`].
     unaccounted: i64,
-    /// Files that cannot be read, are missing or contradict each other, by their topic in readiness.
+    /// Problems with files, by their topic in readiness.
     failed: BTreeMap<String, String>,
 }
 
-/// Why a round failed.
+/// A round failed.
 #[derive(Debug, thiserror::Error)]
 enum ObserveError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("cannot count the lines that wait in {}", .0.display())]
+    #[error("cannot count the pending lines in {}", .0.display())]
     Io(PathBuf, #[source] io::Error),
 }
 
-/// Publishes what there is; the topics of files that could not be read, and why.
+/// Publishes the present state. A problem with one file does not fail the round.
 fn round(
     config: &ProcessConfig,
     journal: &Journal,
@@ -111,7 +118,7 @@ fn round(
     let mut listing = lines.list(config, &applied.native).map_err(io)?;
     let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
     let mut pending = 0;
-    // Fates of more lines than a file has.
+    // Negative: lines that are settled beyond those in the file.
     let mut unaccounted = 0;
     let mut frontier = None;
     let mut failed = BTreeMap::new();
@@ -119,7 +126,7 @@ fn round(
         let corrupt = row(id).is_some_and(|row| row.state == SegmentState::Corrupt);
         let is_applied = applied.contains(id);
         let known_row = if is_applied {
-            // In the listing by name are the few that more than one file bears.
+            // The listing has an applied segment only if it has several files, which is rare.
             readers.segment(id)?
         } else {
             row(id).cloned()
@@ -129,9 +136,9 @@ fn round(
         }
         let claims = Claims::of(found, known_row.as_ref().map(|row| row.tag));
         if (!claims.rivals.is_empty() || !claims.copies.is_empty())
-            && let Some(words) = lines.contradiction(id, found, known_row.as_ref())
+            && let Some(reason) = lines.contradiction(id, found, known_row.as_ref())
         {
-            failed.insert(topic(id), words);
+            failed.insert(topic(id), reason);
             continue;
         }
         let usable = claims.usable;
@@ -157,7 +164,7 @@ fn round(
                     unaccounted -= settled.saturating_sub(counted).cast_signed();
                 }
                 Ok(None) => {}
-                // Named, and the others go on.
+                // Reported; the other files are still counted.
                 Err(error) => {
                     let error = ObserveError::Io(found.path.clone(), error);
                     failed.insert(topic(id), describe(&error));
@@ -174,13 +181,13 @@ fn round(
         &tail,
         pruned.number,
     );
-    if let Some(words) = missing_in_words(&missing, config) {
-        failed.insert(MISSING.to_owned(), words);
+    if let Some(reason) = describe_missing(&missing, config) {
+        failed.insert(MISSING.to_owned(), reason);
     }
     listing.applied = applied.native;
     lines.forget_applied(&listing);
     lines.listing = Some(listing);
-    // What was sealed and applied since the look at the tail has more lines than that.
+    // Only if it is still active: if it was sealed since the tail was read, its row has more lines.
     let settled = row(&SegmentId::Native(tail.number))
         .filter(|row| row.state == SegmentState::Active)
         .map_or(0, |row| row.counts.lines);
@@ -190,7 +197,7 @@ fn round(
     ledger.unaccounted = unaccounted;
     let number = frontier.unwrap_or(tail.number);
     let offset = row(&SegmentId::Native(number)).map_or(0, |row| row.applied_bytes);
-    let lost: Vec<DeadSegment> = rows.iter().filter_map(lost).collect();
+    let dead: Vec<DeadSegment> = rows.iter().filter_map(dead_segment).collect();
     let settled = Settled {
         ledger,
         lines: (ledger.settled() + pending).saturating_add_signed(unaccounted),
@@ -202,7 +209,7 @@ fn round(
             segment: number,
             offset,
         },
-        &lost,
+        &dead,
         settled,
     );
     Ok(Observed {
@@ -211,8 +218,8 @@ fn round(
     })
 }
 
-/// Numbers below the active one that have neither a file, nor a fully applied row, and were not
-/// pruned.
+/// Numbers below the active one that have no file and no fully applied row, and were not pruned; at most
+/// [`MISSING_MAX`].
 fn missing(
     disk: &dyn Disk,
     catalog: &Catalog,
@@ -221,22 +228,22 @@ fn missing(
     tail: &Tail,
     pruned: u64,
 ) -> BTreeSet<u64> {
-    let mut there = applied.clone();
+    let mut present = applied.clone();
     for (id, found) in &catalog.sealed {
         let row = rows.iter().find(|row| row.id == *id);
         if let Some(number) = id.number()
-            && !there.contains(number)
+            && !present.contains(number)
             && stand_for(disk, found, row)
         {
-            there.insert(number);
+            present.insert(number);
         }
     }
-    gaps(pruned + 1, tail.number, there.ranges())
+    gaps(pruned + 1, tail.number, present.ranges())
         .take(MISSING_MAX)
         .collect()
 }
 
-fn lost(row: &SegmentRow) -> Option<DeadSegment> {
+fn dead_segment(row: &SegmentRow) -> Option<DeadSegment> {
     let number = row.id.number()?;
     matches!(row.state, SegmentState::Corrupt | SegmentState::Missing).then_some(DeadSegment {
         number,
@@ -244,44 +251,46 @@ fn lost(row: &SegmentRow) -> Option<DeadSegment> {
     })
 }
 
-/// The files, as last listed.
+/// The last listing of the files.
 struct Listing {
     catalog: Catalog,
-    /// The segments that were fully applied then.
+    /// The segments that were fully applied at that time.
     applied: Numbers,
-    /// When the archive is listed again, whatever the database says.
+    /// When the archive is listed again in any case.
     due: Instant,
 }
 
-/// Lines of files, counted once.
+/// What is remembered of the files between rounds.
 struct Lines {
     disk: Arc<dyn Disk>,
     /// `None` before the first round, and after one that failed.
     listing: Option<Listing>,
+    /// Sealed files that were read and are not applied.
     sealed: HashMap<SegmentId, Sealed>,
     /// (number, counted up to, lines) of the active segment.
     active: (u64, u64, u64),
-    /// Lines that were settled at the first look.
+    /// Lines that were settled in the first round.
     settled_before: Option<u64>,
-    /// Why files of one number contradict each other, if they do, and which files these are.
-    contradictions: HashMap<SegmentId, (Vec<Look>, Option<String>)>,
+    /// Segments with several files: these files, and how they contradict each other; `None` if they are
+    /// copies.
+    contradictions: HashMap<SegmentId, (Vec<FileState>, Option<String>)>,
 }
 
-/// A file as it was seen: read again once it is another, or has another size.
-type Look = (PathBuf, Option<Identity>, u64);
+/// Path, identity and size of a file. It is read again when one of them has changed.
+type FileState = (PathBuf, Option<Identity>, u64);
 
-/// A sealed file as it was when it was last read.
+/// The result of reading a sealed file.
 #[derive(Clone)]
 struct Sealed {
     size: u64,
     lines: u64,
-    /// Why it is not what was sealed, or not the segment that its name says.
+    /// How it differs from the seal in its name.
     broken: Option<String>,
 }
 
 impl Lines {
-    /// Lists the directory; the archive only where it is due, or where segments are no longer applied
-    /// that were: then the database was replaced, and what waits may lie in the archive.
+    /// Lists the directory. The archive is listed only if that is due, or if segments that were applied are
+    /// no longer: then the database was replaced, and files in the archive may be pending.
     fn list(&mut self, config: &ProcessConfig, applied: &Numbers) -> io::Result<Listing> {
         let (disk, data_dir) = (&*self.disk, &config.data_dir);
         let kept = self.listing.take().filter(|listing| {
@@ -296,7 +305,7 @@ impl Lines {
         let began = Instant::now();
         let tag = config.directory_tag();
         let catalog = Catalog::scan_unapplied(disk, data_dir, tag, applied)?;
-        let pause = LIST_ARCHIVE_EVERY.max(began.elapsed() * LISTING);
+        let pause = ARCHIVE_INTERVAL_MIN.max(began.elapsed() * ARCHIVE_PAUSE_FACTOR);
         Ok(Listing {
             catalog,
             applied: applied.clone(),
@@ -304,7 +313,7 @@ impl Lines {
         })
     }
 
-    /// Forgets the counts of files that are gone or need none.
+    /// Drops what is remembered of files that are applied or gone.
     fn forget_applied(&mut self, listing: &Listing) {
         self.sealed.retain(|id, _| {
             let is_applied = id.number().is_some_and(|id| listing.applied.contains(id));
@@ -312,10 +321,10 @@ impl Lines {
         });
     }
 
-    /// `None` if the file is gone.
+    /// Reads a sealed file, unless its size is that of the last time; `None` if it no longer exists.
     fn of_sealed(&mut self, id: &SegmentId, path: &Path) -> io::Result<Option<Sealed>> {
         let file = match self.disk.open_read(path) {
-            // Archived since the listing: the next round sees it.
+            // Archived since the listing; the next round finds it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
@@ -332,32 +341,34 @@ impl Lines {
         Ok(Some(sealed))
     }
 
-    /// Why the files that bear one number contradict each other, or what was applied.
+    /// Describes how the files of one segment contradict each other or the applied prefix; `None` if they
+    /// are copies.
     fn contradiction(
         &mut self,
         id: &SegmentId,
         found: &[Found],
         row: Option<&SegmentRow>,
     ) -> Option<String> {
-        let look = |found: &Found| {
+        let state = |found: &Found| {
             let path = &found.path;
             let identity = self.disk.identity(path).ok().flatten();
             (path.clone(), identity, self.disk.size_at(path).unwrap_or(0))
         };
-        let looks: Vec<Look> = found.iter().map(look).collect();
-        if let Some((before, words)) = self.contradictions.get(id)
-            && *before == looks
+        let states: Vec<FileState> = found.iter().map(state).collect();
+        if let Some((before, reason)) = self.contradictions.get(id)
+            && *before == states
         {
-            return words.clone();
+            return reason.clone();
         }
         let claims = settle(&*self.disk, found, row);
-        let words = (!claims.rivals.is_empty())
+        let reason = (!claims.rivals.is_empty())
             .then(|| describe_rivals(&*self.disk, id, &claims.rivals, row));
         self.contradictions
-            .insert(id.clone(), (looks, words.clone()));
-        words
+            .insert(id.clone(), (states, reason.clone()));
+        reason
     }
 
+    /// Counts the durable lines of the active segment, reading only those that are new.
     fn of_active(&mut self, tail: &Tail) -> io::Result<u64> {
         let (number, counted, lines) = self.active;
         let (from, lines) = if number == tail.number {

@@ -1,18 +1,22 @@
-//! `process --rebuild`: a new database from all kept files, in the place of the old one.
+//! `process --rebuild`: builds a new database from all kept files and replaces the old one.
 //!
-//! The caller holds `serve.lock` and `process.lock`. The new database is made beside the old one,
-//! under a temporary name, closed to a single file and fsynced; the old one is checkpointed and
-//! closed until no `-wal` is left (one that does not fit it is set aside); then a rename puts the new one in its place, and the directory is
-//! fsynced. A crash at any point leaves the old one or the new one, whole.
+//! The caller holds `serve.lock` and `process.lock`.
+//! 1. The new database is built beside the old one under a temporary name, closed to a single file and
+//!    synced.
+//! 2. The old database is checkpointed and closed, until it has no `-wal`. A `-wal` that does not belong to
+//!    it is moved to `quarantine/`.
+//! 3. A rename puts the new database in place, and the directory is synced.
 //!
-//! # What becomes of what the files alone don't say
-//! - Segments that were pruned: their sums are carried over, and with them of each user's total
-//!   what the kept files don't come to, and the ids that counted in them. That needs an old database
-//!   that agrees with the files; otherwise nothing is done, and the words say what can be.
-//! - Corrupt files are applied as they are now; lost or deleted files no longer count. Each is
-//!   named.
-//! - Ids that were let go guard again, as far as their events are in kept files.
-//! - Times (of applying, for `--retention` and `--dedup-window`) begin anew.
+//! After a crash at any point, either the old or the new database is in place and complete.
+//!
+//! # Data that is not in the files
+//! - Pruned segments: their sums, the part of each user's total that the kept files do not explain, and the
+//!   ids counted in them are carried over from the old database. This requires that the old database matches
+//!   the files; otherwise nothing is changed, and the error says what to do.
+//! - Corrupt files are applied with their present content; missing files are no longer counted. A note names
+//!   each of them.
+//! - Expired ids whose events are in kept files detect duplicates again.
+//! - The ages for `--retention` and `--dedup-window` start again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,19 +31,20 @@ use crate::store::{
 use crate::verify::Finding;
 use crate::verify::recount::recount;
 
-/// The new database while it is made, beside the old one.
+/// The temporary name of the new database.
 const UNFINISHED: &str = "revenue.db.rebuild";
 
-/// What a rebuild did.
+/// The result of a rebuild.
 #[derive(Clone, Debug, Default)]
 pub struct Rebuilt {
-    /// What was applied to the new database.
+    /// Events applied to the new database.
     pub summary: Summary,
-    /// What the new database says otherwise than the old one, and what was carried over.
+    /// How the new database differs from the old one, and what was carried over: sentences for the operator.
     pub notes: Vec<String>,
 }
 
-/// Makes the database anew and puts it in place. `on_progress` is called after each commit.
+/// Builds a new database and puts it in place. `on_progress` is called after each commit. If it fails, the
+/// old database is unchanged.
 pub fn rebuild(
     config: &ProcessConfig,
     disk: &Arc<dyn Disk>,
@@ -47,21 +52,16 @@ pub fn rebuild(
 ) -> Result<Rebuilt, ProcessError> {
     let config = &config.established(&**disk)?;
     let dir = &config.data_dir;
-    let held = DirHold::alone(dir).map_err(ProcessError::io("hold", dir))?;
+    let held = DirHold::alone(dir).map_err(ProcessError::io("lock", dir))?;
     let Some(_held) = held else {
         return Err(ProcessError::NotRebuilt(
-            "a `tallyline verify` reads the files just now; try again once it is done".to_owned(),
+            "`tallyline verify` is reading the files; try again when it has finished".to_owned(),
         ));
     };
     let old = config.database();
     let new = dir.join(UNFINISHED);
     remove_unfinished(dir)?;
-    let (rows, pruned) = read_kept(&old).map_err(|error| {
-        ProcessError::NotRebuilt(format!(
-            "the old database can't be read, so that it can't be told what retention has let go: {}. Move it and its -wal away and run `tallyline process`, which makes a new one from all kept files",
-            describe(&error)
-        ))
-    })?;
+    let (rows, pruned) = read_old(&old)?;
     let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
         .map_err(ProcessError::io("list", dir))?;
     if pruned.number > 0 {
@@ -73,14 +73,14 @@ pub fn rebuild(
     if pruned.segments > 0 {
         carry(config, &**disk, &pruned, &new)?;
         notes.push(format!(
-            "carried over: {} events of {} pruned segments (up to number {}), which no file proves any more",
+            "carried over: {} events of {} pruned segments (up to number {}), which cannot be recounted",
             pruned.counts.events, pruned.segments, pruned.number
         ));
     }
     let ids: u64 = rows.iter().map(|row| row.ids_expired).sum();
     if ids > 0 {
         notes.push(format!(
-            "{ids} ids had been let go (--dedup-window): an event of theirs that had counted again counts once now"
+            "{ids} ids had expired (--dedup-window): an event with one of them that was counted again is now counted once"
         ));
     }
     let mut building = config.clone();
@@ -88,16 +88,27 @@ pub fn rebuild(
     let summary = run_once(&building, disk, &[], on_progress)?;
     if let Some(refused) = summary.refused.iter().chain(&summary.unusable).next() {
         let (path, reason) = (refused.path.display(), &refused.reason);
-        let words = format!("{path}: {reason}. The old database is as it was");
+        let cause = format!("{path}: {reason}. The old database is unchanged");
         remove_unfinished(dir)?;
-        return Err(ProcessError::NotRebuilt(words));
+        return Err(ProcessError::NotRebuilt(cause));
     }
     notes.extend(close_old(&**disk, dir, &old)?);
-    disk::replace(&new, &old).map_err(ProcessError::io("put a new database in place of", &old))?;
+    disk::replace(&new, &old).map_err(ProcessError::io("replace", &old))?;
     Ok(Rebuilt { summary, notes })
 }
 
-/// Removes what a rebuild left that did not get done.
+/// The rows of the old database and the sums of its pruned segments.
+fn read_old(old: &Path) -> Result<(Vec<SegmentRow>, Pruned), ProcessError> {
+    read_kept(old).map_err(|error| {
+        ProcessError::NotRebuilt(format!(
+            "{}: it cannot be read, so the totals of pruned segments cannot be recovered: {}. Move it and its -wal away and run `tallyline process`, which builds a new one from all kept files",
+            old.display(),
+            describe(&error)
+        ))
+    })
+}
+
+/// Removes the files of a rebuild that was interrupted.
 pub(super) fn remove_unfinished(dir: &Path) -> Result<(), ProcessError> {
     for suffix in ["", "-wal", "-shm", "-journal"] {
         let path = dir.join(format!("{UNFINISHED}{suffix}"));
@@ -109,7 +120,7 @@ pub(super) fn remove_unfinished(dir: &Path) -> Result<(), ProcessError> {
     Ok(())
 }
 
-/// What will count otherwise than it does.
+/// Describes the events that will be counted differently.
 fn changes(catalog: &Catalog, rows: &[SegmentRow]) -> Vec<String> {
     let mut notes = Vec::new();
     for row in rows {
@@ -119,12 +130,12 @@ fn changes(catalog: &Catalog, rows: &[SegmentRow]) -> Vec<String> {
             .is_some_and(|found| Claims::of(found, Some(row.tag)).usable.is_some());
         if !kept && row.counts.events > 0 {
             notes.push(format!(
-                "segment {}: its file {} is not kept here, so the {} events counted of it count no longer",
+                "segment {}: its file {} is missing, so the {} events counted of it are no longer counted",
                 row.id, row.file_name, row.counts.events
             ));
         } else if kept && row.state == SegmentState::Corrupt {
             notes.push(format!(
-                "segment {}: was corrupt ({} events counted of it before it changed); it is applied as it is now",
+                "segment {}: was corrupt ({} events were counted before the file changed); its present content is applied",
                 row.id, row.counts.events
             ));
         }
@@ -132,7 +143,7 @@ fn changes(catalog: &Catalog, rows: &[SegmentRow]) -> Vec<String> {
     notes
 }
 
-/// Begins the new database with what was pruned, if that can be told from the rest.
+/// Creates the new database with the sums of the pruned segments, if they can be determined.
 fn carry(
     config: &ProcessConfig,
     disk: &dyn Disk,
@@ -140,66 +151,66 @@ fn carry(
     new: &Path,
 ) -> Result<(), ProcessError> {
     let old = config.database();
-    let refused = |doubt: String| {
+    let refused = |reason: String| {
         ProcessError::NotRebuilt(format!(
-            "{} events of {} pruned segments are in the old totals and in no file, and can't be told from the rest: {doubt}. The old database is as it was. Restore a backup of it or of the files; or move {} away and run `tallyline process`: the totals then lack those events, and readiness names their segments",
+            "{} events of {} pruned segments are only in the old totals, and their share cannot be determined: {reason}. The old database is unchanged. Restore a backup of it or of the files; or move {} away and run `tallyline process`: the totals then lack those events, and readiness names their segments",
             pruned.counts.events,
             pruned.segments,
             old.display()
         ))
     };
-    let proof = match Snapshot::open(&old) {
-        Ok(Some(proof)) => proof,
-        Ok(None) => return Err(refused("it is gone".to_owned())),
+    let snapshot = match Snapshot::open(&old) {
+        Ok(Some(snapshot)) => snapshot,
+        Ok(None) => return Err(refused("the old database is gone".to_owned())),
         Err(error) => return Err(refused(describe(&error))),
     };
-    if let Some(doubt) = doubt(&proof, config, disk)? {
-        return Err(refused(doubt));
+    if let Some(mismatch) = mismatch(&snapshot, config, disk)? {
+        return Err(refused(mismatch));
     }
     let mut writer = Writer::open(new, Existing::OrCreate)?;
     writer.belong_to(config.directory)?;
-    writer.carry(&proof, config.clock.now_ms())?;
+    writer.carry(&snapshot, config.clock.now_ms())?;
     Ok(writer.close()?)
 }
 
-/// What was pruned can be told from the rest only if the rest is exactly what the files say; why it
-/// is not.
-fn doubt(
-    proof: &Snapshot,
+/// Checks that the old database matches the files except for the pruned segments; only then can the share of
+/// those be determined. Returns how it does not match.
+fn mismatch(
+    snapshot: &Snapshot,
     config: &ProcessConfig,
     disk: &dyn Disk,
 ) -> Result<Option<String>, ProcessError> {
-    let mut doubt = None;
+    let mut mismatch = None;
     let mut on_finding = |finding: &Finding| {
-        if let Finding::Mismatch(words) | Finding::Inconclusive(words) = finding {
-            doubt.get_or_insert_with(|| words.clone());
+        if let Finding::Mismatch(text) | Finding::Inconclusive(text) = finding {
+            mismatch.get_or_insert_with(|| text.clone());
         }
     };
     recount(
-        proof,
+        snapshot,
         &config.target(),
         disk,
         &mut on_finding,
         &mut |_, _| {},
     )?;
-    if doubt.is_some() {
-        return Ok(doubt);
+    if mismatch.is_some() {
+        return Ok(mismatch);
     }
     let (mut events, mut net) = (0, 0i64);
-    proof.differences(&mut |_, database, files| {
+    snapshot.differences(&mut |_, database, files| {
         events += database.events - files.events;
         net = net.wrapping_add(database.micros.wrapping_sub(files.micros));
     })?;
     let carried = (u64::try_from(events).unwrap_or_default(), net);
-    let pruned = (proof.pruned.counts.events, proof.pruned.net_check);
+    let pruned = (snapshot.pruned.counts.events, snapshot.pruned.net_check);
     Ok((carried != pruned).then(|| {
-        "ids were let go, so that it can't be told which of their events counted".to_owned()
+        "ids have expired, so which of their events were counted cannot be determined".to_owned()
     }))
 }
 
-/// Checkpoints the old database and closes it to a single file: a `-wal` left beside the new one
-/// would be played into it. A `-wal` that does not fit the old database (one of them was restored)
-/// cannot be played into it; it is set aside.
+/// Checkpoints the old database and closes it to a single file, because SQLite would apply a remaining `-wal`
+/// to the new one. A `-wal` that does not belong to the old database (because one of them was restored) is
+/// moved to `quarantine/`; the note says so.
 fn close_old(disk: &dyn Disk, data_dir: &Path, old: &Path) -> Result<Option<String>, ProcessError> {
     let exists = |path: &Path| path.try_exists().unwrap_or(true);
     let mut note = None;
@@ -207,10 +218,10 @@ fn close_old(disk: &dyn Disk, data_dir: &Path, old: &Path) -> Result<Option<Stri
         let closed = Writer::open(old, Existing::Only).and_then(Writer::close);
         match closed {
             Err(error) if !error.is_locked() && !is_in_use(old)? => {
-                let aside = set_wal_aside(disk, data_dir, old)?;
-                note = aside.map(|path| {
+                let moved = quarantine_wal(disk, data_dir, old)?;
+                note = moved.map(|path| {
                     format!(
-                        "the write-ahead log did not fit the old database ({}); it is kept as {}",
+                        "the write-ahead log did not belong to the old database ({}); it is kept as {}",
                         describe(&error),
                         path.display()
                     )
@@ -222,7 +233,7 @@ fn close_old(disk: &dyn Disk, data_dir: &Path, old: &Path) -> Result<Option<Stri
     for suffix in ["-wal", "-journal"] {
         if exists(&sibling(old, suffix)) {
             return Err(ProcessError::NotRebuilt(format!(
-                "{} is in use by another program (such as an open sqlite3); close that one first",
+                "{} is in use by another program (such as an open sqlite3 shell); close that first",
                 old.display()
             )));
         }
@@ -230,9 +241,9 @@ fn close_old(disk: &dyn Disk, data_dir: &Path, old: &Path) -> Result<Option<Stri
     Ok(note)
 }
 
-/// Moves a `-wal` (or the `-journal` of a database that is none in WAL mode) to `quarantine/`. Nobody
-/// has the database open. Without them the old database is what it was when it was copied.
-fn set_wal_aside(
+/// Moves the `-wal`, or the `-journal` of a database that is not in WAL mode, to `quarantine/`. No process may
+/// have the database open. Returns the new path.
+fn quarantine_wal(
     disk: &dyn Disk,
     data_dir: &Path,
     old: &Path,
@@ -250,11 +261,11 @@ fn set_wal_aside(
         let Some(to) = to else { continue };
         match disk.rename_new(&path, &to) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            moved => moved.map_err(ProcessError::io("set aside", &path))?,
+            moved => moved.map_err(ProcessError::io("move to the quarantine", &path))?,
         }
         kept = Some(to);
     }
-    // SQLite makes it again from the -wal, wherever there is one.
+    // SQLite creates it again if there is a -wal.
     let shm = sibling(old, "-shm");
     match disk.remove(&shm) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -1,29 +1,31 @@
-//! Retention: whole segments past their time go, and ids past theirs. On the coordinator's thread.
+//! Retention: prunes segments and expires ids that are older than configured. Runs on the thread `process`.
 //!
 //! # The ordered steps of a prune
-//! 0. The data directory is held alone (flock), and the database's files lie where the writer opened
-//!    them. Each file of the segment outside the quarantine has the length and checksum of its row;
-//!    else the segment stays and is named.
-//! 1. One transaction: the segment's sums move to the `pruned` row, with the length and checksum of its
-//!    file; its own row goes, and it is taken off `applied_sum`.
-//! 2. A checkpoint (FULL): all of the WAL is in the database file, synced, and that file, its `-wal`
-//!    and its `-shm` still lie at their paths, looked at before and after. A commit in a `-wal` that
-//!    somebody removed is gone with the process, and the file would be gone too. While a reader keeps
-//!    the checkpoint from moving all, the file stays.
+//! 0. The exclusive lock on the data directory (`flock`) is held, and the files of the database are those
+//!    that the writer opened. Each file of the segment outside the quarantine has the length and checksum of
+//!    its row; otherwise the segment is kept and reported in readiness.
+//! 1. One transaction adds the segment's sums and the length and checksum of its file to the `pruned` row,
+//!    deletes the segment's row, and subtracts it from `applied_sum`.
+//! 2. A checkpoint (FULL) writes the whole WAL to the database file and syncs it. Before and after it, the
+//!    database file, its `-wal` and its `-shm` must still be at their paths: if the `-wal` was removed, the
+//!    commit of step 1 would be lost when the process ends, and the segment's file must not be removed. It is
+//!    also kept while a reader prevents the checkpoint from completing.
 //! 3. The file is removed.
-//! 4. fsync of its directory. The next segment only after that, so a crash leaves one file at most.
+//! 4. Its directory is synced. Only then is the next segment pruned, so that a crash leaves at most one file
+//!    to remove.
 //!
-//! A crash after 1 or 2 leaves that file and no row: the next start, or the next round, removes it by
-//! the length and checksum in the `pruned` row, after a checkpoint like that of 2. A file of a pruned
-//! number with another content stays and is named. A crash after 3 leaves nothing, or the file, to the
-//! same end.
+//! After a crash following step 1 or 2, the file exists without a row. The next start or the next round
+//! removes it if it has the length and checksum in the `pruned` row, after a checkpoint as in step 2. A file
+//! with a pruned number and another content is kept and reported. After a crash following step 3, the file may
+//! exist or not; if it does, it is removed in the same way.
 //!
-//! Oldest number first; never the newest, whose number tells the next one's; never past a segment
-//! that still waits to be applied; files from elsewhere never, for their row keeps the same file
-//! from counting again. Age counts from when a segment was wholly applied.
+//! # Which segments
+//! Segments are pruned in the order of their numbers, up to the first that is pending. The newest segment is
+//! kept, because the next number is derived from it. Imported segments are kept, because their rows prevent
+//! the same file from being counted again. The age of a segment counts from when it was fully applied.
 //!
-//! Nothing goes while somebody verifies, nor while the database's sums are wrong or being checked.
-//! A file that is not what was applied stays, with its row, and is named in readiness.
+//! Nothing is pruned or expires while `tallyline verify` runs, or while the sums of the database are wrong or
+//! being checked.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,34 +40,37 @@ use crate::health::Health;
 use crate::store::{IdsWalk, SegmentRow, StoreError, Writer};
 use crate::verify::contents;
 
-/// How long a round may go on letting go; one segment goes at least.
+/// Time limit for pruning in one round; at least one segment is pruned.
 const ROUND_MAX: Duration = Duration::from_millis(100);
-/// The most segments that go in a round.
+/// Most segments that are pruned in one round.
 const SEGMENTS_AT_ONCE: u64 = 1000;
-/// A segment that could not go is tried again after this.
+/// Pause before a segment that could not be pruned is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-/// So long a reader may keep a file from going before that is said.
+/// A reader that prevents the checkpoint for longer than this is reported in readiness.
 const UNSETTLED_MAX: Duration = Duration::from_mins(1);
-/// Ids looked at in one transaction, how long a step may go on, and how often there is one: two
-/// hundredths of the time.
+/// Ids visited per transaction. A step of expiry takes at most `IDS_STEP_MAX` each `IDS_STEP_EVERY`, which is
+/// 2 % of the time.
 const IDS_AT_ONCE: u32 = 2000;
 const IDS_STEP_MAX: Duration = Duration::from_millis(20);
 const IDS_STEP_EVERY: Duration = Duration::from_secs(1);
 
-/// What fails to be let go, in readiness.
+/// The readiness topic of pruning.
 pub(super) const RETENTION: &str = "retention";
 
-/// What goes, and how far letting go has come.
+/// The state of pruning and expiry.
 pub(super) struct Retention {
     config: ProcessConfig,
+    /// Nothing is pruned before this.
     not_before: Instant,
-    /// The number up to which segments were let go since that was last told.
+    /// Highest number pruned since the last return from [`Retention::round`].
     pruned: Option<u64>,
-    /// Since when a file that is to go waits for the database to be settled.
+    /// Since when a checkpoint has been incomplete; `None` if none is.
     unsettled_since: Option<Instant>,
-    /// Since when another program holds the directory, and whether that was logged.
-    held_up: Option<(Instant, bool)>,
+    /// Since when another process has held the lock on the directory, and whether that was logged.
+    locked_out: Option<(Instant, bool)>,
+    /// Position of the walk over all ids.
     ids: IdsWalk,
+    /// No id expires before this.
     ids_not_before: Instant,
 }
 
@@ -77,15 +82,15 @@ impl Retention {
             not_before: now,
             pruned: None,
             unsettled_since: None,
-            held_up: None,
+            locked_out: None,
             ids: IdsWalk::default(),
             ids_not_before: now,
         }
     }
 
-    /// Lets go what is due now: segments before `end`, the first that must stay. The number up to
-    /// which segments were pruned, if any was. A file or directory that fails is named in readiness
-    /// and tried again later; only the database's errors are the caller's.
+    /// Prunes and expires what is due. `end` is the first segment that must be kept. Returns the highest number
+    /// pruned, if any. An error of a file or directory is reported in readiness and tried again later; only
+    /// an error of the database is returned.
     pub(super) fn round(
         &mut self,
         writer: &mut Writer,
@@ -95,7 +100,7 @@ impl Retention {
     ) -> Result<Option<u64>, StoreError> {
         match self.step(writer, disk, end, health) {
             Ok(()) => {}
-            // Somebody holds the database: another time.
+            // A later round tries again.
             Err(ProcessError::Store(error)) if error.is_locked() => {}
             Err(ProcessError::Store(error)) => return Err(error),
             Err(error) => {
@@ -113,7 +118,7 @@ impl Retention {
         end: u64,
         health: &Health,
     ) -> Result<(), ProcessError> {
-        if !self.config.clock.is_believed() {
+        if !self.config.clock.is_trusted() {
             return Ok(());
         }
         self.ids(writer)?;
@@ -125,7 +130,7 @@ impl Retention {
             return Ok(());
         };
         let dir = &self.config.data_dir;
-        // Only what may go in this round is kept apart by name.
+        // The listing needs names only for the segments that may be pruned in this round.
         let (mut others, _) = writer.applied()?;
         let first = others
             .native
@@ -144,16 +149,16 @@ impl Retention {
             return Ok(());
         }
         let began = Instant::now();
-        let mut stays = None;
+        let mut kept = None;
         while let Some((row, number)) = self.due(writer, end)?
             && listed.contains(&number)
         {
             let now_ms = self.config.clock.now_ms();
             match prune(writer, disk, &catalog, &row, now_ms, &mut self.pruned)? {
-                Outcome::Gone => {}
-                Outcome::Stays(path) => {
-                    stays = Some(format!(
-                        "{}: not what was applied as segment {number}, so it stays, and nothing after it is pruned. Restore the file or move it to quarantine/",
+                Outcome::Pruned => {}
+                Outcome::OtherContent(path) => {
+                    kept = Some(format!(
+                        "cannot prune {}: it has another content than was applied as segment {number}; no later segment is pruned either. Restore the file or move it to quarantine/",
                         path.display()
                     ));
                     break;
@@ -169,17 +174,17 @@ impl Retention {
             }
         }
         self.unsettled_since = None;
-        match stays {
+        match kept {
             None => health.clear(RETENTION),
-            Some(words) => {
+            Some(reason) => {
                 self.not_before = Instant::now() + RETRY_AFTER;
-                health.set(RETENTION, words);
+                health.set(RETENTION, reason);
             }
         }
         Ok(())
     }
 
-    /// A file that is to go stays until what the database says of it is in the database file.
+    /// Postpones pruning because the checkpoint is incomplete.
     fn later(&mut self, health: &Health) {
         self.not_before = Instant::now() + RETRY_AFTER;
         let since = *self.unsettled_since.get_or_insert_with(Instant::now);
@@ -187,7 +192,7 @@ impl Retention {
             health.set(
                 RETENTION,
                 format!(
-                    "database {}: another program reads an old state of it for {} s, so that the WAL cannot be moved into it, and nothing is pruned meanwhile. End that program's transaction",
+                    "database {}: cannot complete a checkpoint, because another program has had a read transaction open for {} s; nothing is pruned meanwhile. End that transaction",
                     self.config.database().display(),
                     since.elapsed().as_secs()
                 ),
@@ -195,7 +200,7 @@ impl Retention {
         }
     }
 
-    /// The segment to go next, if one is due.
+    /// The next segment to prune and its number; `None` if none is due.
     fn due(
         &self,
         writer: &mut Writer,
@@ -209,7 +214,7 @@ impl Retention {
         };
         let stamps = self.config.clock.stamps();
         if row.completed_at_ms.is_some_and(|at| !stamps.can_be(at)) {
-            // Of a clock that was not set, or set wrongly: its age counts from now.
+            // Dated by a clock that was wrong: its age counts from now.
             writer.restamp_segments(&stamps)?;
             return Ok(None);
         }
@@ -225,7 +230,7 @@ impl Retention {
         }
     }
 
-    /// A step of the walk over all ids.
+    /// Expires ids: one step of the walk over all of them.
     fn ids(&mut self, writer: &mut Writer) -> Result<(), ProcessError> {
         let Some(dedup_window) = self.config.dedup_window else {
             return Ok(());
@@ -238,7 +243,7 @@ impl Retention {
         let Some(_held) = self.hold()? else {
             return Ok(());
         };
-        // Times are kept in whole seconds: rounded so that no id goes early.
+        // Times of ids are whole seconds; rounded up so that no id expires early.
         let keep_s = i64::try_from(dedup_window.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
         let stamps = self.config.clock.stamps();
         let before_s = stamps.now_ms.div_euclid(1000).saturating_sub(keep_s);
@@ -251,16 +256,17 @@ impl Retention {
         Ok(())
     }
 
-    /// `None` while somebody verifies.
+    /// Takes the exclusive lock on the data directory; `None` while another process holds it, such as
+    /// `tallyline verify`.
     fn hold(&mut self) -> Result<Option<DirHold>, ProcessError> {
         let dir = &self.config.data_dir;
-        let held = DirHold::alone(dir).map_err(ProcessError::io("hold", dir))?;
-        match (&held, self.held_up) {
-            (Some(_), _) => self.held_up = None,
-            (None, None) => self.held_up = Some((Instant::now(), false)),
+        let held = DirHold::alone(dir).map_err(ProcessError::io("lock", dir))?;
+        match (&held, self.locked_out) {
+            (Some(_), _) => self.locked_out = None,
+            (None, None) => self.locked_out = Some((Instant::now(), false)),
             (None, Some((since, false))) if since.elapsed() >= disk::HELD_UP => {
                 tracing::warn!("nothing is pruned meanwhile: {}", disk::held_by(dir));
-                self.held_up = Some((since, true));
+                self.locked_out = Some((since, true));
             }
             (None, Some(_)) => {}
         }
@@ -268,16 +274,19 @@ impl Retention {
     }
 }
 
+/// The result of an attempt to prune a segment.
 enum Outcome {
-    Gone,
-    /// This file is not what was applied.
-    Stays(PathBuf),
-    /// The row is not what was seen.
+    /// The row and the files are removed.
+    Pruned,
+    /// Nothing is removed: this file has another content than was applied.
+    OtherContent(PathBuf),
+    /// Nothing is removed: the row has changed since it was read.
     Changed,
-    /// Its row is gone; the file goes once that is in the database file itself.
+    /// The row is removed. The file is removed once a checkpoint is complete.
     Later,
 }
 
+/// Prunes one segment; see the ordered steps. Sets `pruned` after step 1.
 fn prune(
     writer: &mut Writer,
     disk: &dyn Disk,
@@ -299,18 +308,18 @@ fn prune(
                     file,
                 };
                 if !contents::is_what_was_applied(&segment, row)? {
-                    return Ok(Outcome::Stays(segment.path));
+                    return Ok(Outcome::OtherContent(segment.path));
                 }
                 paths.push(segment.path);
             }
         }
     }
-    // 1. One transaction.
+    // Step 1: the transaction.
     if !writer.prune(row, now_ms)? {
         return Ok(Outcome::Changed);
     }
     *pruned = row.id.number();
-    // 2. That it was, in the database file as it lies on the disk under its name.
+    // Step 2: the checkpoint.
     if !paths.is_empty() && !writer.settle()? {
         return Ok(Outcome::Later);
     }
@@ -318,10 +327,10 @@ fn prune(
         remove(disk, path)?;
     }
     tracing::info!(segment = %row.id, bytes = row.applied_bytes, "pruned");
-    Ok(Outcome::Gone)
+    Ok(Outcome::Pruned)
 }
 
-/// Files that may go: what somebody set aside is his.
+/// The files of a segment that are removed with it; those in the quarantine are kept.
 fn files<'c>(catalog: &'c Catalog, id: &SegmentId) -> impl Iterator<Item = &'c Path> {
     let found = catalog.sealed.get(id).into_iter().flatten();
     found
@@ -329,7 +338,7 @@ fn files<'c>(catalog: &'c Catalog, id: &SegmentId) -> impl Iterator<Item = &'c P
         .map(|found| found.path.as_path())
 }
 
-/// 3. unlink. 4. fsync.
+/// Steps 3 and 4: unlink, sync of the directory.
 fn remove(disk: &dyn Disk, path: &Path) -> Result<(), ProcessError> {
     disk.remove(path)
         .map_err(ProcessError::io("remove", path))?;
@@ -337,19 +346,21 @@ fn remove(disk: &dyn Disk, path: &Path) -> Result<(), ProcessError> {
     disk.sync_dir(dir).map_err(ProcessError::io("sync", dir))
 }
 
-/// Whether nothing is left of what was let go.
+/// Whether the last prune is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Finished {
+    /// No file of the last pruned segment is left.
     Yes,
-    /// What the database says is not in its file yet, as while somebody reads an older state.
+    /// A file is left, because a reader prevents the checkpoint.
     Later,
 }
 
-/// Removes the file of the last segment that was let go, if a crash left it: by the length and
-/// checksum that were kept. The caller holds the directory or has just started.
+/// Completes the last prune: removes the file of the last pruned segment if a crash left it, which is
+/// recognised by its length and checksum in the `pruned` row. The caller holds the exclusive lock on the
+/// directory.
 ///
-/// What the database shows need not be durable, and need not be in the file that the next start
-/// finds: it is settled before a file is removed on its word.
+/// The rows that the connection reads may not be durable, or be in a `-wal` that was removed. Therefore a
+/// checkpoint must complete before the file is removed.
 pub(super) fn finish(
     disk: &dyn Disk,
     catalog: &Catalog,
@@ -375,8 +386,8 @@ pub(super) fn finish(
     Ok(Finished::Yes)
 }
 
-/// [`finish`] at a start, with what was listed just now, unless somebody verifies: then the file waits for the next time. A file
-/// that can't be removed stands in nobody's way: it is not applied.
+/// [`finish`] at a start, with the new listing `catalog`. Does nothing while another process holds the lock on
+/// the directory. A file that cannot be removed does no harm, because it is not applied.
 pub(super) fn finish_at_start(
     disk: &dyn Disk,
     config: &ProcessConfig,
@@ -388,7 +399,7 @@ pub(super) fn finish_at_start(
         return Ok(());
     }
     let data_dir = &config.data_dir;
-    if let Some(_held) = DirHold::alone(data_dir).map_err(ProcessError::io("hold", data_dir))? {
+    if let Some(_held) = DirHold::alone(data_dir).map_err(ProcessError::io("lock", data_dir))? {
         finish(disk, catalog, writer)?;
         if let Some(found) = catalog.sealed.get_mut(&SegmentId::Native(pruned)) {
             found.retain(|found| disk.identity(&found.path).is_ok_and(|file| file.is_some()));
@@ -397,10 +408,10 @@ pub(super) fn finish_at_start(
     Ok(())
 }
 
-/// Why a file of a number that was let go is not applied.
+/// Describes why a file with a pruned number is not applied.
 pub(super) fn was_pruned(path: &Path, pruned: u64) -> String {
     format!(
-        "{}: retention has let go everything up to segment {pruned}, and its events are in the totals still, so this file is not applied. Move it away",
+        "{}: retention has pruned all segments up to {pruned}, and their events are still in the totals, so this file is not applied. Move it away",
         path.display()
     )
 }
@@ -419,7 +430,7 @@ mod tests {
     use crate::processor::run_once;
     use crate::store::{DATABASE_FILE, Existing, read_checks};
 
-    /// Removes and syncs directories only so many times: as a crash, or a disk that fails.
+    /// A disk that fails after a number of removals and syncs of directories, like a crash.
     struct Failing(AtomicU32);
 
     impl Failing {
@@ -427,7 +438,7 @@ mod tests {
             let left = self.0.load(Ordering::Relaxed);
             self.0.store(left.saturating_sub(1), Ordering::Relaxed);
             if left == 0 {
-                return Err(io::Error::other("no more"));
+                return Err(io::Error::other("the disk has failed"));
             }
             Ok(())
         }
@@ -447,14 +458,14 @@ mod tests {
 
     const SEGMENTS: u64 = 4;
 
-    /// Files below `applied/`.
+    /// Number of sealed files.
     fn kept(dir: &Path) -> usize {
         let catalog = Catalog::scan(&RealDisk, dir, tag_of(dir)).expect("a listing");
         catalog.sealed.values().flatten().count()
     }
 
     #[test]
-    fn a_prune_cut_short_anywhere_is_finished_and_the_sums_agree_all_along() {
+    fn a_prune_interrupted_at_any_step_is_completed_and_the_sums_always_match() {
         for steps in 0..=2 * u32::try_from(SEGMENTS).expect("few") {
             let dir = tempfile::tempdir().expect("a directory");
             for number in 1..=SEGMENTS {
@@ -473,10 +484,10 @@ mod tests {
             let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
             let mut retention = Retention::new(&config);
             let mut pruned = 0;
-            // As often as the disk allows, then the process ends.
+            // Until the disk fails; then the process ends.
             for _ in 0..SEGMENTS {
-                let went = retention.round(&mut writer, &failing, u64::MAX, &health);
-                pruned = went.expect("the database is well").unwrap_or(pruned);
+                let result = retention.round(&mut writer, &failing, u64::MAX, &health);
+                pruned = result.expect("no database error").unwrap_or(pruned);
                 let checks = read_checks(&path).expect("a read").expect("a database");
                 assert_eq!(checks.segments, checks.totals, "after {steps} steps");
                 assert_eq!(checks.applied_sum, checks.applied_rows, "{steps} steps");
@@ -487,7 +498,7 @@ mod tests {
             assert_eq!(
                 writer.pruned().expect("a read").number,
                 pruned,
-                "it is told"
+                "the number is returned"
             );
             let done = pruned == SEGMENTS - 1 && !health.is_set(RETENTION);
             assert_eq!(
@@ -506,12 +517,12 @@ mod tests {
             );
             let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
             let mut retention = Retention::new(&config);
-            // A round goes on for so long; on a slow machine one is not all.
+            // On a slow machine one round may not prune all of them.
             for _ in 0..SEGMENTS {
-                let went = retention.round(&mut writer, &RealDisk, u64::MAX, &health);
-                went.expect("the database is well");
+                let result = retention.round(&mut writer, &RealDisk, u64::MAX, &health);
+                result.expect("no database error");
             }
-            assert_eq!(kept(dir.path()), 1, "the newest stays");
+            assert_eq!(kept(dir.path()), 1, "the newest is kept");
             let checks = read_checks(&path).expect("a read").expect("a database");
             let expected = (SEGMENTS, 4_000_000);
             assert_eq!((checks.segments, checks.totals), (expected, expected));
@@ -519,18 +530,18 @@ mod tests {
     }
 
     #[test]
-    fn no_clock_makes_what_was_just_applied_old() {
-        // Red if files or ids of seconds ago go because the clock was not set, jumped, or was wrong
+    fn a_wrong_clock_does_not_prune_or_expire_new_events() {
+        // Fails if new files are pruned or new ids expire because the clock was not set, jumped, or was wrong
         // when they were applied.
         let year = Duration::from_hours(366 * 24);
         let year_ms = i64::try_from(year.as_millis()).expect("few");
         let (all, old) = ((2, 2), (1, 0));
-        for (applied_at, then, believed) in [
-            // A board without a clock, until it is set.
+        for (applied_at, then, expected) in [
+            // A board without a battery-backed clock, which is then set.
             (0, NOW, all),
-            // Set to another year while it runs, and left there.
+            // Set to another year while the process runs.
             (NOW, NOW + 3 * year_ms, old),
-            // It was wrong when they were applied, and is set right.
+            // Wrong when the files were applied, then corrected.
             (NOW + 20 * year_ms, NOW, all),
         ] {
             let dir = tempfile::tempdir().expect("a directory");
@@ -556,11 +567,11 @@ mod tests {
                     fake.pass(MINUTE);
                     config.clock.look(None);
                 }
-                // The first dates anew what has to be, the second judges by that.
+                // The first round corrects the dates, the second uses them.
                 for _ in 0..2 {
                     retention.ids_not_before = Instant::now();
-                    let went = retention.round(&mut writer, &RealDisk, 3, &health);
-                    went.expect("the database is well");
+                    let result = retention.round(&mut writer, &RealDisk, 3, &health);
+                    result.expect("no database error");
                 }
                 let database = rusqlite::Connection::open(&path).expect("it opens");
                 let ids = database.query_row("SELECT count(*) FROM event_id", [], |row| {
@@ -572,15 +583,15 @@ mod tests {
             config.clock.look(None);
             assert_eq!(kept_after(0), all, "{applied_at} {then}");
             assert_eq!(kept_after(HOUR - MINUTE), all, "{applied_at} {then}");
-            assert_eq!(kept_after(MINUTE), believed, "{applied_at} {then}");
+            assert_eq!(kept_after(MINUTE), expected, "{applied_at} {then}");
             fake.pass(year_ms - HOUR);
-            assert_eq!(kept_after(0), believed, "{applied_at} {then}: younger");
+            assert_eq!(kept_after(0), expected, "{applied_at} {then}: younger");
             assert_eq!(kept_after(2 * HOUR), old, "{applied_at} {then}: old");
         }
     }
 
     #[test]
-    fn no_file_goes_on_the_word_of_a_commit_that_is_not_in_the_database_file() {
+    fn no_file_is_removed_before_the_commit_is_in_the_database_file() {
         for removed in [true, false] {
             let dir = tempfile::tempdir().expect("a directory");
             for number in 1..=SEGMENTS {
@@ -595,7 +606,7 @@ mod tests {
             let path = dir.path().join(DATABASE_FILE);
             let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
             let (health, mut retention) = (Health::default(), Retention::new(&config));
-            // Somebody removes the -wal, or reads an old state.
+            // Another program removes the -wal, or has a read transaction open.
             let reader = rusqlite::Connection::open(&path).expect("it opens");
             if removed {
                 std::fs::remove_file(crate::store::sibling(&path, "-wal")).expect("removed");
@@ -605,19 +616,19 @@ mod tests {
                     .expect("a read");
             }
             let round = |retention: &mut Retention, writer: &mut Writer| {
-                let went = retention.round(writer, &RealDisk, u64::MAX, &health);
-                went.expect("the database is well")
+                let result = retention.round(writer, &RealDisk, u64::MAX, &health);
+                result.expect("no database error")
             };
             assert_eq!(round(&mut retention, &mut writer), Some(1));
             let all = usize::try_from(SEGMENTS).expect("few");
-            assert_eq!(kept(dir.path()), all, "what is in the -wal only");
+            assert_eq!(kept(dir.path()), all, "the commit is only in the -wal");
             drop(reader);
             if removed {
                 writer.abandon();
                 let writer = Writer::open(&path, Existing::Only).expect("it opens");
                 assert_eq!(writer.pruned().expect("a read").number, 0);
             } else {
-                // A round goes on for so long; on a slow machine one is not all.
+                // On a slow machine one round may not prune all of them.
                 for _ in 0..=SEGMENTS {
                     retention.not_before = Instant::now();
                     round(&mut retention, &mut writer);
@@ -628,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_to_be_applied_is_never_passed() {
+    fn no_segment_after_a_pending_one_is_pruned() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(DATABASE_FILE);
         let mut writer = Writer::open(&path, Existing::OrCreate).expect("it opens");

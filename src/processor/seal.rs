@@ -1,4 +1,7 @@
-//! Opening the journal with what the database knows of its segments, and sealing the active segment.
+//! Opens the journal with the rows that the database has of its segments, and seals the active segment.
+//!
+//! `journal` does not know `store`; this module passes the numbers and checksums from one to the other. If the
+//! database cannot be read, the journal is opened without it, so that ingestion never depends on it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +25,7 @@ pub fn seal(dir: &Path, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
     }));
     let sealed = sealed.recv();
     committer.stop();
-    // Not sealed it would not be applied, and exit code 0 would say that it was.
+    // An unsealed segment is not applied, so this must not be ignored.
     sealed
         .context("the committer thread ended")?
         .with_context(|| format!("cannot seal {}", dir.join(ACTIVE_FILE).display()))
@@ -42,8 +45,7 @@ pub fn open_journal(
     Ok((journal, committer))
 }
 
-/// What the database knows of native segments. Appending does not wait for a database that cannot be
-/// read, and one that belongs to another data directory knows nothing about this one.
+/// The native segments in the database; none if it cannot be read or belongs to another data directory.
 fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
     let database = dir.join(DATABASE_FILE);
     let read = || -> anyhow::Result<KnownSegments> {
@@ -57,7 +59,7 @@ fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
                 named.id
             );
         }
-        // Not the rows of years: of fully applied segments, their numbers are enough.
+        // Of fully applied segments only the numbers are read: there may be very many.
         let numbers = crate::journal::active_numbers(disk, dir);
         let found = store::read_for_recovery(&database, &numbers)?;
         let known = |row: store::SegmentRow| {
@@ -77,21 +79,25 @@ fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
         })
     };
     read().unwrap_or_else(|error| {
-        tracing::warn!("starting without the database: {error:#}");
+        tracing::warn!(
+            "cannot read the segments from {}, continuing without: {error:#}",
+            database.display()
+        );
         KnownSegments::default()
     })
 }
 
+/// Logs what recovery found.
 fn report(recovery: &Recovery) {
     if let Some((bytes, path)) = &recovery.torn {
         tracing::warn!(
-            "{bytes} bytes of a torn, never acknowledged write are kept in {}",
+            "{bytes} bytes of a torn write, which was not acknowledged, were moved to {}",
             path.display()
         );
     }
     if let Some(number) = recovery.missing {
         tracing::error!(
-            "segment {number} is lost: events.jsonl was gone or empty; see quarantine/"
+            "segment {number} is missing: events.jsonl was removed or empty; see quarantine/"
         );
     }
     if let Some(contradiction) = &recovery.contradiction {
@@ -105,7 +111,7 @@ fn report(recovery: &Recovery) {
     }
     if let Some(number) = recovery.corrupt {
         tracing::error!(
-            "segment {number} is shorter than what was applied of it; it is set aside as corrupt"
+            "segment {number} is shorter than its applied prefix; it is marked as corrupt"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The processor over real files, with a real journal beside it.
+//! The processor with real files and a real journal.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -71,7 +71,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// What is in the archive, whatever the month.
+/// The names of the files in the archive, of all months.
 fn archived(dir: &TempDir) -> Vec<String> {
     let applied = dir.path().join("applied");
     names(&applied)
@@ -91,7 +91,7 @@ fn write(dir: &TempDir, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// A server's worth of it: journal and processor.
+/// A running journal and processor, as in a server.
 struct Running {
     journal: Journal,
     committer: Committer,
@@ -180,7 +180,7 @@ impl Running {
         self.processor.stop();
     }
 
-    /// Waits until `true` or fails.
+    /// Waits until `done` returns true; panics after 20 seconds.
     fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !done(self) {
@@ -195,7 +195,7 @@ impl Running {
 }
 
 #[test]
-fn acknowledged_events_are_applied_archived_and_one_file_is_left() {
+fn acknowledged_events_are_applied_and_archived_and_the_database_is_one_file() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Running::start(&dir);
     let first = server.append(&format!("{}{}", line("user1", 100), line("user1", -50)));
@@ -219,7 +219,7 @@ fn acknowledged_events_are_applied_archived_and_one_file_is_left() {
     assert_eq!(
         archived(&dir).len(),
         2,
-        "a clean stop seals and applies what is left"
+        "a clean shutdown seals and applies the rest"
     );
     assert_eq!(
         names(dir.path()),
@@ -234,12 +234,12 @@ fn acknowledged_events_are_applied_archived_and_one_file_is_left() {
 }
 
 #[test]
-fn a_line_that_comes_to_nothing_is_unaccounted_for_and_turns_readiness_red() {
-    // Red if the ledger balances by arithmetic. An empty line is none to the processor, so one that the
-    // journal has written is a line lost between the two.
+fn a_line_that_is_never_counted_is_unaccounted_and_reported() {
+    // Fails if the ledger balances only because pending lines are computed as the difference. The journal
+    // counts an empty line and the processor ignores it, so this simulates a lost line.
     let dir = tempfile::tempdir().expect("a directory");
     let server = Running::start(&dir);
-    // What was written before the processor began is found in the files.
+    // Lines written before the startup scan are found in the files.
     let position = server.append(&line("u", 1));
     assert_eq!(server.wait(position), WaitOutcome::Applied);
     let unaccounted = |server: &Running| {
@@ -249,7 +249,7 @@ fn a_line_that_comes_to_nothing_is_unaccounted_for_and_turns_readiness_red() {
     };
     let position = server.append(&format!("{}\n", line("u", 1)));
     assert_eq!(server.wait(position), WaitOutcome::Applied);
-    server.until("it is red", |server| {
+    server.until("readiness reports it", |server| {
         let reasons = server.health.reasons();
         reasons.iter().any(|reason| reason.contains("1 lines"))
     });
@@ -257,12 +257,12 @@ fn a_line_that_comes_to_nothing_is_unaccounted_for_and_turns_readiness_red() {
     server.rotate();
     let position = server.append(&line("u", 1));
     assert_eq!(server.wait(position), WaitOutcome::Applied);
-    server.until("it stays", |server| unaccounted(server) == (3, 1));
+    server.until("still reported", |server| unaccounted(server) == (3, 1));
     server.stop();
 }
 
 #[test]
-fn work_goes_on_after_a_restart_and_a_deleted_database_comes_back_the_same() {
+fn applying_continues_after_a_restart_and_a_deleted_database_is_rebuilt() {
     let dir = tempfile::tempdir().expect("a directory");
     for round in 1..=3 {
         let server = Running::start(&dir);
@@ -286,7 +286,7 @@ fn work_goes_on_after_a_restart_and_a_deleted_database_comes_back_the_same() {
 }
 
 #[test]
-fn a_database_deleted_under_a_running_server_is_made_again() {
+fn a_database_deleted_while_the_server_runs_is_created_again() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Running::start(&dir);
     let first = server.append(&line("u", 1));
@@ -296,8 +296,8 @@ fn a_database_deleted_under_a_running_server_is_made_again() {
     fs::remove_file(dir.path().join(DATABASE_FILE)).expect("it is there");
     let second = server.append(&line("u", 2));
     assert_eq!(server.wait(second), WaitOutcome::Applied);
-    server.until("made again", |_| {
-        fs::exists(dir.path().join(DATABASE_FILE)).expect("a look")
+    server.until("created again", |_| {
+        fs::exists(dir.path().join(DATABASE_FILE)).expect("a check")
             && server.health.reasons().is_empty()
     });
     server.stop();
@@ -305,7 +305,7 @@ fn a_database_deleted_under_a_running_server_is_made_again() {
 }
 
 #[test]
-fn a_locked_database_stops_neither_taking_nor_deadlines() {
+fn a_locked_database_does_not_delay_ingestion_or_deadlines() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Running::start(&dir);
     let first = server.append(&line("u", 1));
@@ -318,28 +318,28 @@ fn a_locked_database_stops_neither_taking_nor_deadlines() {
         server.progress.wait_applied(second, soon),
         WaitOutcome::TimedOut
     );
-    let (sender, told) = mpsc::channel();
-    let tell = Box::new(move |waited| sender.send(waited).expect("the test listens"));
-    server.progress.when_applied(second, soon, tell);
-    assert_eq!(told.recv(), Ok(WaitOutcome::TimedOut));
-    server.until("red", |server| server.health.is_set("database"));
+    let (sender, outcomes) = mpsc::channel();
+    let done = Box::new(move |outcome| sender.send(outcome).expect("the test listens"));
+    server.progress.when_applied(second, soon, done);
+    assert_eq!(outcomes.recv(), Ok(WaitOutcome::TimedOut));
+    server.until("not ready", |server| server.health.is_set("database"));
     assert!(server.progress.lag_seconds() > 0.0);
     let third = server.append(&line("u", 3));
     other.execute_batch("ROLLBACK").expect("no lock");
     assert_eq!(server.wait(third), WaitOutcome::Applied);
-    server.until("green", |server| !server.health.is_set("database"));
+    server.until("ready", |server| !server.health.is_set("database"));
     drop(other);
     server.stop();
     assert_eq!(totals(&dir), [total("u", 6, 3)]);
 }
 
 #[test]
-fn a_changed_prefix_is_corrupt_and_the_rest_goes_on() {
+fn a_segment_with_a_changed_prefix_is_corrupt_and_the_others_are_applied() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Running::start(&dir);
     let first = server.append(&line("u", 1));
     assert_eq!(server.wait(first), WaitOutcome::Applied);
-    // As if killed: nothing is sealed. Then a byte changes, and a line was not applied yet.
+    // As after a kill: the segment is not sealed. Then an applied byte is changed and a line is added.
     server.journal.tail().file.unlock();
     let _not_stopped = (server.committer, server.journal);
     server.processor.stop();
@@ -368,11 +368,11 @@ fn a_changed_prefix_is_corrupt_and_the_rest_goes_on() {
     assert_eq!((ledger.applied, ledger.corrupt, ledger.pending), (2, 1, 0));
     server.stop();
     assert_eq!(totals(&dir), [total("u", 5, 2)]);
-    // Set aside by the operator: ready again.
+    // Once the operator has moved it to the quarantine, the server is ready.
     let sealed = names(dir.path())
         .into_iter()
         .find(|name| name.contains("Z-000001-"));
-    let sealed = sealed.expect("it stays where it is");
+    let sealed = sealed.expect("it is still in the data directory");
     fs::rename(
         dir.path().join(&sealed),
         dir.path().join("quarantine").join(&sealed),
@@ -386,7 +386,7 @@ fn a_changed_prefix_is_corrupt_and_the_rest_goes_on() {
 }
 
 #[test]
-fn a_missing_segment_is_named_until_it_is_back() {
+fn a_missing_segment_is_reported_until_it_is_restored() {
     let dir = tempfile::tempdir().expect("a directory");
     write_sealed(dir.path(), 1, &line("u", 1));
     write_sealed(dir.path(), 4, &line("u", 4));
@@ -407,13 +407,13 @@ fn a_missing_segment_is_named_until_it_is_back() {
     );
     write_sealed(dir.path(), 2, &line("u", 2));
     write_sealed(dir.path(), 3, &line("u", 16));
-    server.until("green", |server| server.health.reasons().is_empty());
+    server.until("ready", |server| server.health.reasons().is_empty());
     server.until("applied", |_| totals(&dir) == [total("u", 31, 5)]);
     server.stop();
 }
 
 #[test]
-fn a_run_applies_skips_refuses_and_counts() {
+fn a_batch_run_applies_skips_refuses_and_counts() {
     let dir = tempfile::tempdir().expect("a directory");
     let elsewhere = tempfile::tempdir().expect("a directory");
     let text = format!("{}not json\n\n{}", line("a", 1), line("a", 2).trim_end());
@@ -442,7 +442,7 @@ fn a_run_applies_skips_refuses_and_counts() {
     let summary = run(&dir, std::slice::from_ref(&file));
     assert_eq!(summary.refused.len(), 1);
     assert!(file.exists() && totals(&dir)[0] == total("a", 13, 3));
-    // The same by hand, into the directory itself.
+    // The same with a file that was copied into the data directory.
     let copy = write(&dir, "events_more.jsonl", &line("a", 11));
     assert_eq!(run(&dir, &[]).refused.len(), 1);
     assert!(copy.exists());
@@ -453,11 +453,11 @@ fn a_run_applies_skips_refuses_and_counts() {
     fs::remove_file(dir.path().join(DATABASE_FILE)).expect("it is there");
     fs::remove_file(copy).expect("it is there");
     run(&dir, &[]);
-    assert_eq!(totals(&dir), before, "the files are the truth");
+    assert_eq!(totals(&dir), before, "the same totals from the files");
 }
 
 #[test]
-fn memory_bounds_a_range_not_the_result() {
+fn the_memory_budget_limits_ranges_and_does_not_change_totals() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut text = String::new();
     for number in 0..60_000u32 {
@@ -466,7 +466,7 @@ fn memory_bounds_a_range_not_the_result() {
             text,
             r#"{{"userId":"user{user}","name":"add_revenue","value":1,"id":"{id:08}"}}"#
         )
-        .expect("a String takes all");
+        .expect("writing to a String");
     }
     write(&dir, "events_big.jsonl", &text);
     let mut config = ProcessConfig::new(dir.path());
@@ -482,7 +482,8 @@ fn memory_bounds_a_range_not_the_result() {
     assert_eq!(totals(&dir).len(), 5000);
 }
 
-/// What a fold must come to, said in the simplest way.
+/// The expected sums of a scan, computed in the simplest way: per user (added, subtracted, events), then the
+/// numbers of lines and of rejected lines.
 fn model(text: &[u8]) -> (BTreeMap<String, (u128, u128, u64)>, u64, u64) {
     let mut users = BTreeMap::<String, (u128, u128, u64)>::new();
     let (mut lines, mut rejected) = (0, 0);
@@ -530,9 +531,9 @@ fn pool(threads: usize) -> Pool {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever the chunks and threads: the same sums, counts, checksum, rejected lines and ids.
+    /// Any chunks and number of threads give the same sums, counts, checksum, rejected lines and ids.
     #[test]
-    fn a_fold_depends_on_the_bytes_alone(
+    fn a_scan_depends_on_the_bytes_alone(
         lines in prop::collection::vec(any_line(), 0..60),
         ended: bool,
         chunk_bytes in 1u64..400,
@@ -545,11 +546,11 @@ proptest! {
         let file = tempfile::tempfile().expect("a file");
         DiskFile::write_all_at(&file, &text, 0).expect("it is written");
         let file: Arc<dyn DiskFile> = Arc::new(file);
-        let fold = |chunk_bytes, threads| -> RangeAggregate {
+        let scan = |chunk_bytes, threads| -> RangeAggregate {
             let mut pool = pool(threads).with_chunk_bytes(chunk_bytes);
             pool.scan(&file, 0, text.len() as u64).expect("it scans")
         };
-        let aggregate = fold(chunk_bytes, threads);
+        let aggregate = scan(chunk_bytes, threads);
         let (users, lines, rejected) = model(&text);
         let frozen = aggregate.users.freeze();
         let sums: BTreeMap<String, (u128, u128, u64)> = frozen
@@ -565,14 +566,14 @@ proptest! {
             let ids: Vec<_> = partial.with_id.iter().map(|event| (event.offset, event.id.to_owned())).collect();
             (ids, partial.rejected.clone())
         };
-        let at_once = fold(u64::MAX / 4, 1);
+        let at_once = scan(u64::MAX / 4, 1);
         prop_assert_eq!(seen(&aggregate.partial), seen(&at_once.partial));
     }
 }
 
-/// Lines across the blocks a chunk is read in, and chunks across lines longer than a block.
+/// Lines that cross the blocks in which a chunk is read, and chunks that begin within a longer line.
 #[test]
-fn lines_longer_than_a_block_are_lines_too() {
+fn lines_longer_than_a_block_are_scanned() {
     let mut text = String::new();
     for number in 0..40_000 {
         text += &line(&format!("user{}", number % 7), number % 90);
@@ -609,7 +610,7 @@ fn lines_longer_than_a_block_are_lines_too() {
 }
 
 #[test]
-fn a_line_too_long_is_one_rejected_line_wherever_chunks_fall() {
+fn a_line_that_is_too_long_is_rejected_once_with_any_chunks() {
     let long = "x".repeat(crate::event::LINE_BYTES_MAX + 5);
     let text = format!("{}{long}\n{}", line("a", 1), line("a", 2));
     let file = tempfile::tempfile().expect("a file");
@@ -635,7 +636,7 @@ fn a_line_too_long_is_one_rejected_line_wherever_chunks_fall() {
 }
 
 #[test]
-fn a_second_writer_that_was_quicker_is_noticed() {
+fn a_replaced_database_is_detected_and_its_wal_removed() {
     let dir = tempfile::tempdir().expect("a directory");
     write(&dir, "events_a.jsonl", &line("a", 1));
     run(&dir, &[]);
@@ -646,13 +647,13 @@ fn a_second_writer_that_was_quicker_is_noticed() {
     writer.abandon();
     assert!(
         !dir.path().join("revenue.db-wal").exists(),
-        "it would be played into the next one"
+        "SQLite would apply it to the next database"
     );
 }
 
 #[test]
-fn a_file_that_grows_before_its_last_line_is_applied_is_not_done() {
-    // Red if it is marked as applied to its end, so that what is appended never counts.
+fn a_file_that_grows_before_its_last_line_is_applied_is_not_complete() {
+    // Fails if it is marked as fully applied, so that the appended lines are never counted.
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("events_x.jsonl");
     // So many lines that it is not applied together with others.
@@ -662,7 +663,7 @@ fn a_file_that_grows_before_its_last_line_is_applied_is_not_done() {
     fs::write(&path, &begun).expect("written");
     let config = ProcessConfig::new(dir.path());
     let summary = run_once(&config, &disk(), &[], &mut |_| {
-        // After the lines that have an end, before the one that has none.
+        // After the complete lines were applied, before the incomplete last one.
         fs::write(&path, &complete).expect("written");
     });
     let refused = summary.expect("it runs").refused;
@@ -675,8 +676,8 @@ fn a_file_that_grows_before_its_last_line_is_applied_is_not_done() {
 }
 
 #[test]
-fn a_file_that_grows_before_it_is_archived_stays_where_it_is() {
-    // Red if the archive gets a file that is not what was applied, which nothing looks at again.
+fn a_file_that_grows_before_it_is_archived_is_not_moved() {
+    // Fails if a file with other content than was applied is archived, where it is never checked again.
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("events_x.jsonl");
     fs::write(&path, line("u", 1)).expect("written");

@@ -1,8 +1,11 @@
-//! The coordinator thread: what is to be applied, in which order, and what to do when it fails.
+//! The thread `process`: decides what is applied and in which order, and handles failures.
 //!
-//! It alone owns the writer. Each round it looks at the journal's durable end and at the directory,
-//! applies what is new, and publishes. Everything it knows of the database is read from the rows
-//! when it starts over: at the start, after any error, when the database file was replaced.
+//! It owns the store's writer. In each round it reads the journal's durable end, lists the data directory,
+//! applies what is new, publishes the status, and prunes and expires what is due.
+//!
+//! All its state is derived from the database and the directory by the startup scan
+//! ([`Worker::start_over`]). The scan is repeated after any error and when another program has changed or
+//! replaced the database. An error of one file is reported in readiness and does not end a round.
 
 mod segments;
 mod startup_scan;
@@ -14,17 +17,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub(super) use self::startup_scan::missing_in_words;
+pub(super) use self::startup_scan::describe_missing;
 use super::applier::{
     Applier, Commit, Confirmed, Corrupt, Opened, Small, Watch, Work, open_sealed, open_together,
 };
 use super::retention::{self, Retention};
 use super::{ProcessConfig, ProcessError, archive, describe, rebuild};
 use crate::aggregate::pool::Pool;
-use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{self, Disk, Identity};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
-use crate::data_dir::{Catalog, Claims, Found, Place};
+use crate::data_dir::{Catalog, Claims, Found, Place, SegmentFile};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{DeadSegment, Progress, Settled};
@@ -35,91 +37,93 @@ use crate::verify::sums;
 const DATABASE: &str = "database";
 const SUMS: &str = "database sums";
 pub(super) const MISSING: &str = "missing segments";
-/// How the topic of each segment begins.
+/// Prefix of the readiness topics of segments.
 const SEGMENT: &str = "segment ";
-/// Pauses after a failure grow up to this.
+/// The pause after a failure doubles from `PAUSE_MIN` to `PAUSE_MAX`.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// How often the database's path is looked at between rounds.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A file that was not written to for so long is complete.
-const STILL_FOR: Duration = Duration::from_millis(500);
-/// Stands for a period that no clock can measure.
+/// How often the files of the database are checked between rounds.
+const DATABASE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A database file that did not change for this long is taken to be completely written.
+const UNCHANGED_FOR: Duration = Duration::from_millis(500);
+/// Replaces a flush interval that is too long to add to an `Instant`.
 const PERIOD_MAX: Duration = Duration::from_hours(24);
-/// A file that failed is tried again after this.
+/// Pause before a file that failed is tried again.
 const FILE_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// When more than this comes in a flush interval, a round begins as soon as so much has come: what is
-/// read soon after it was written takes few pages of memory, and those again and again.
+/// A round starts early when about this much has been appended. Bytes that are read soon after they were
+/// written occupy few pages of the page cache.
 const ROUND_BYTES: u64 = 32 << 20;
-/// ... but the database gets no more than one part in so many of the time.
-const COMMITTING: u32 = 5;
-/// How long the last flush waits for a locked database.
+/// The time from one round to the next is at least this many times the duration of its commits.
+const COMMIT_TIME_FACTOR: u32 = 5;
+/// How long the last flush, at shutdown, waits for a locked database.
 const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
-/// How long a rotation may take before it is asked for again.
+/// How long to wait for a rotation; after that the next round requests it again.
 const ROTATE_MAX: Duration = Duration::from_secs(10);
 
-/// A sealed file that is not wholly applied yet.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "four facts that do not depend on each other"
-)]
+/// A sealed file that is not fully applied, or not yet archived.
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts")]
 struct Sealed {
     path: PathBuf,
     tag: Option<Tag>,
     place: Place,
-    /// Its size at the last look, for files from elsewhere: those still being copied here wait.
+    /// Size of an imported file in the previous round. While it changes, the file is still being copied.
     size: Option<u64>,
+    /// After a failure: when the file is tried again.
     retry_at: Option<Instant>,
-    /// Whether its lines are in `pending`.
+    /// Whether its pending lines are included in the ledger.
     counted: bool,
-    /// Whether its number is past the active segment's: another copy of the directory made it.
+    /// Whether its number is above that of the active segment, so that another copy of the directory must
+    /// have created it.
     ahead: bool,
-    /// Whether only its move to the archive is left.
+    /// Whether it is fully applied and has only to be archived.
     whole: bool,
-    /// Whether it was no regular file at the last look.
+    /// Whether it could not be opened because it is not a regular file.
     unusable: bool,
 }
 
-/// What is known of the outside, and what is published. Apart from the applier, so that a commit
-/// can be told here.
+/// What is known of the segments, and what is published to [`Progress`] and [`Health`]. It is separate from
+/// the applier, which reports each commit to it.
 struct PublishedStatus {
     progress: Arc<Progress>,
     health: Arc<Health>,
     sealed: BTreeMap<SegmentId, Sealed>,
+    /// Missing and corrupt segments, by number.
     lost: BTreeMap<u64, DeadSegment>,
-    /// Applied bytes of the segments of ours that are not whole.
+    /// Applied bytes of the native segments that are not fully applied, by number.
     applied: BTreeMap<u64, u64>,
+    /// Number of the active segment.
     active: u64,
-    /// Retention has let go the segments up to this number; a file of theirs is not applied.
+    /// Segments up to this number were pruned; a file with such a number is not applied.
     pruned: u64,
     settled: Settled,
     /// Lines that were settled when this process first read the database.
     settled_before: Option<u64>,
-    /// The end of the last range of ours that was committed.
+    /// End of the last committed range of a native segment.
     committed: Position,
+    /// Since when the database has been locked; `None` if it is not.
     locked_since: Option<Instant>,
 }
 
-/// What outlives starting over.
+/// The state of the thread, which is kept when the startup scan is repeated.
 struct Worker {
     config: ProcessConfig,
     disk: Arc<dyn Disk>,
     journal: Journal,
     board: PublishedStatus,
-    /// Files that were left alone, and why: not looked at again unless they change.
+    /// Files that are not applied. They are skipped unless another file takes their path.
     left_alone: BTreeMap<PathBuf, Identity>,
-    /// Numbers below the active one with neither file nor whole row.
+    /// Numbers below the active one that have no file and no fully applied row.
     missing: BTreeSet<u64>,
-    /// The active segment when the coordinator last started over: the lines of later ones are among
-    /// those that the journal counts.
+    /// Number of the active segment at the last startup scan. The journal counts the lines of later ones.
     since: u64,
-    /// Whether the sums of the database are to be checked, and the thread that does.
+    /// Whether the sums of the database must be checked.
     to_check: bool,
+    /// The thread `process-check`, while it checks them.
     check: Option<JoinHandle<()>>,
     retention: Retention,
 }
 
-/// Runs until told to stop, then applies what is left and closes the database.
+/// The body of the thread. After [`Progress::stop`] it applies the rest and closes the database.
 pub(super) fn run(
     config: ProcessConfig,
     disk: Arc<dyn Disk>,
@@ -131,7 +135,7 @@ pub(super) fn run(
     if let Err(error) = rebuild::remove_unfinished(&config.data_dir) {
         tracing::warn!("{}", describe(&error));
     }
-    let mut coordinator = Worker {
+    let mut worker = Worker {
         to_check: sums::was_left_open(&config.database()),
         check: None,
         retention: Retention::new(&config),
@@ -145,13 +149,13 @@ pub(super) fn run(
     };
     let mut pause = PAUSE_MIN;
     loop {
-        // Once told to stop, one last try.
+        // During shutdown there is one last attempt.
         let last = progress.is_stopping();
-        let failed = match Applier::open(&coordinator.config, &mut pool) {
+        let failed = match Applier::open(&worker.config, &mut pool) {
             Err(error) => error.into(),
-            Ok(mut applier) => match coordinator.follow(&mut applier) {
+            Ok(mut applier) => match worker.follow(&mut applier) {
                 Ok(()) => {
-                    coordinator.finish_check();
+                    worker.finish_check();
                     close(applier);
                     break;
                 }
@@ -168,7 +172,7 @@ pub(super) fn run(
         if let ProcessError::Overwritten { path } = &failed {
             tracing::warn!("{}", describe(&failed));
             health.set(DATABASE, describe(&failed));
-            wait_until_still(path, progress);
+            wait_until_unchanged(path, progress);
             if !is_consistent(path).unwrap_or(false) {
                 discard_wal(path);
             }
@@ -177,12 +181,12 @@ pub(super) fn run(
             }
         }
         if last || matches!(failed, ProcessError::Stopped) {
-            coordinator.finish_check();
+            worker.finish_check();
             break;
         }
         match failed {
             ProcessError::Replaced { .. } => pause = PAUSE_MIN,
-            // Nothing is wrong yet; what is found then will tell.
+            // Not an error yet: the startup scan checks the sums.
             ProcessError::ChangedByOthers { .. } => {
                 tracing::warn!("{}", describe(&failed));
                 continue;
@@ -196,17 +200,17 @@ pub(super) fn run(
     progress.finish();
 }
 
-/// From the beginning of a round to that of the next, when its work came in the time `since` the one
-/// before.
+/// The time from the start of a round to the start of the next one. `since` is the time in which the work of
+/// the round arrived.
 fn pause(since: Duration, work: Work, flush_interval: Duration) -> Duration {
     let until_full = since.as_nanos() * u128::from(ROUND_BYTES) / u128::from(work.bytes.max(1));
     Duration::from_nanos_u128(until_full)
-        .max(work.committing * COMMITTING)
+        .max(work.committing * COMMIT_TIME_FACTOR)
         .min(flush_interval)
 }
 
-/// Waits until another program that writes to the database file is done, as far as can be seen.
-fn wait_until_still(path: &Path, progress: &Progress) {
+/// Waits until the database file has not changed for [`UNCHANGED_FOR`], or for shutdown.
+fn wait_until_unchanged(path: &Path, progress: &Progress) {
     let mut before = None;
     loop {
         let now = disk::written(path);
@@ -214,7 +218,7 @@ fn wait_until_still(path: &Path, progress: &Progress) {
             return;
         }
         before = now;
-        progress.wait_until(Instant::now() + STILL_FOR);
+        progress.wait_until(Instant::now() + UNCHANGED_FOR);
     }
 }
 
@@ -223,43 +227,43 @@ fn close(applier: Applier<'_>) {
         let error = describe(&error);
         tracing::warn!(
             error,
-            "the database was not closed cleanly; nothing is lost"
+            "cannot close the database; it is recovered at the next start"
         );
     }
 }
 
 impl Worker {
-    /// Reads the rows, then applies round by round; `Ok` once told to stop and all is applied.
+    /// Runs the startup scan and then rounds. Returns `Ok` after the last round of a shutdown.
     fn follow(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         self.start_over(applier)?;
         let mut last = Instant::now();
         loop {
             let began = Instant::now();
-            let going_on = !self.board.progress.is_stopping();
+            let last_round = self.board.progress.is_stopping();
             applier.work = Work::default();
             self.round(applier)?;
             self.board.health.clear(DATABASE);
-            if !going_on {
+            if last_round {
                 return Ok(());
             }
             let pause = pause(began - last, applier.work, self.config.flush_interval);
-            // Without an end, whoever waits demands a round.
+            // An interval too long for the clock: rounds start on demand.
             let due = began.checked_add(pause).unwrap_or(began + PERIOD_MAX);
             last = began;
             while !self
                 .board
                 .progress
-                .wait_for_demand(due.min(Instant::now() + LOOK_EVERY))
+                .wait_for_demand(due.min(Instant::now() + DATABASE_CHECK_INTERVAL))
                 && Instant::now() < due
             {
-                self.look_at_database(applier)?;
+                self.check_database(applier)?;
             }
         }
     }
 
-    /// Whether the database's paths still lead to what is open, and whether another program wrote
-    /// into it. Either way the rows are read anew, and the sums are checked.
-    fn look_at_database(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+    /// Fails if a file of the database was replaced, or if another program wrote to it. The startup scan then
+    /// reads the rows again and checks the sums.
+    fn check_database(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let path = self.config.database();
         if let Some(what) = applier.writer.replaced() {
             self.to_check = true;
@@ -278,31 +282,31 @@ impl Worker {
                 self.to_check = true;
                 Err(ProcessError::ChangedByOthers { path })
             }
-            // The next look will tell.
+            // The next check finds out.
             Err(error) if error.is_locked() => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Whether the time is still to be believed; stores it now and then.
-    fn look_at_clock(&self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+    /// Checks the clock, and stores the time if that is due.
+    fn check_clock(&self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let clock = &self.config.clock;
         let Some(at_ms) = clock.look(None) else {
             return Ok(());
         };
         match applier.writer.set_clock(at_ms) {
             Ok(()) => clock.stored(at_ms),
-            Err(error) if error.is_locked() => {} // Another time.
+            Err(error) if error.is_locked() => {} // The next round tries again.
             Err(error) => return Err(error.into()),
         }
         Ok(())
     }
 
-    /// Applies what is there now.
+    /// Applies everything that is durable now, then prunes and expires.
     fn round(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
-        self.look_at_database(applier)?;
-        self.look_at_clock(applier)?;
-        // Before the listing: what this tail says is sealed is in it then.
+        self.check_database(applier)?;
+        self.check_clock(applier)?;
+        // Read before the listing, which then has every segment below this one.
         let tail = self.journal.tail();
         self.board.active = tail.number;
         self.look_for_files(applier)?;
@@ -321,7 +325,7 @@ impl Worker {
         self.prune_and_expire(applier)
     }
 
-    /// Retention, unless the database's sums are wrong or not yet known to be right.
+    /// Runs retention, unless the sums of the database are wrong or not yet checked.
     fn prune_and_expire(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let checking = self
             .check
@@ -332,7 +336,7 @@ impl Worker {
         }
         let (board, writer) = (&mut self.board, &mut applier.writer);
         if writer.replaced().is_some() {
-            return Ok(()); // The next round says so.
+            return Ok(()); // The next round reports it.
         }
         let waiting = board.sealed.iter().filter(|(_, sealed)| !sealed.whole);
         let end = waiting
@@ -346,7 +350,7 @@ impl Worker {
         Ok(())
     }
 
-    /// What is durable of the active segment.
+    /// Applies the durable part of the active segment.
     fn active_file(&mut self, applier: &mut Applier<'_>, tail: &Tail) -> Result<(), ProcessError> {
         let id = SegmentId::Native(tail.number);
         let path = self.config.data_dir.join(ACTIVE_FILE);
@@ -369,7 +373,7 @@ impl Worker {
                     &mut self.board,
                 )
             }
-            // Sealed, and perhaps applied, between the look at the tail and now.
+            // It was sealed, and perhaps applied, since the tail was read.
             Confirmed::At(_) | Confirmed::Applied(_) => Ok(()),
             Confirmed::Restored(row) => Ok(applier.note(&row, SegmentState::Active, None)?),
             Confirmed::Corrupt(Corrupt { reason, .. }) | Confirmed::Rival(reason) => {
@@ -380,19 +384,21 @@ impl Worker {
         }
     }
 
-    /// The active segment is not what was applied of it: taking goes on in the next one. The
-    /// sealed file is then found and marked.
+    /// Seals an active segment whose applied prefix has changed, so that ingestion continues in the next one.
+    /// A later round finds the sealed file and marks it as corrupt.
     fn seal_corrupt(&self) {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         self.journal.rotate(Box::new(move |rotated| {
-            let _given_up = sender.send(rotated.map(|_| ()));
+            let _timed_out = sender.send(rotated.map(|_| ()));
         }));
         match receiver.recv_timeout(ROTATE_MAX) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the corrupt segment could not be sealed yet");
+                tracing::warn!(%error, "cannot seal the corrupt segment; trying again");
             }
-            Err(error) => tracing::warn!(%error, "the corrupt segment was not sealed in time"),
+            Err(error) => {
+                tracing::warn!(%error, "the corrupt segment is not sealed yet; trying again");
+            }
         }
     }
 }
@@ -413,6 +419,7 @@ impl Sealed {
     }
 }
 
+/// The readiness topic of a segment.
 pub(super) fn topic(id: &SegmentId) -> String {
     format!("{SEGMENT}{id}")
 }
@@ -422,7 +429,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_follow_sooner_where_much_comes_and_the_database_keeps_up() {
+    fn rounds_are_more_frequent_under_load_if_commits_are_fast() {
         let second = Duration::from_secs(1);
         let work = |mib: u64, ms| Work {
             bytes: mib << 20,

@@ -1,8 +1,9 @@
-//! Which of the files that bear one identity is the segment.
+//! Which of several files with one segment id is the segment.
 //!
-//! Names decide first: of two tags under one number, the one that the database knows is right, and
-//! without a database neither is. Files of one tag are read: copies of one another are fine, but a
-//! directory that was cloned while it was written to has two different ends of one segment.
+//! The names are compared first. If files have one number and different tags, the tag in the database
+//! decides; without a row in the database, no file is used. Files with the same tag are read: equal copies
+//! are accepted, but a directory that was cloned while a server wrote to it can have two files that
+//! continue one segment differently.
 
 use std::io;
 use std::path::Path;
@@ -10,12 +11,11 @@ use std::path::Path;
 use crate::aggregate::lines;
 use crate::data_dir::disk::{Disk, DiskFile};
 use crate::data_dir::segment::SegmentId;
-use crate::data_dir::{self, Claims, Found, Place};
-use crate::data_dir::{DataDirError, SegmentFile};
+use crate::data_dir::{self, Claims, DataDirError, Found, Place, SegmentFile};
 use crate::store::{SegmentRow, SegmentState};
 
-/// Tells the files of one identity apart, reading them where there are several. One that cannot be
-/// read is no copy of the segment, as far as is known.
+/// Sorts the files with one id into the segment, its copies, and its rivals. If there are several, they are
+/// read. A file that cannot be read is a rival.
 pub(crate) fn settle<'c>(
     disk: &dyn Disk,
     found: &'c [Found],
@@ -32,13 +32,13 @@ pub(crate) fn settle<'c>(
     let read: Vec<(&Found, Option<(u64, u32)>)> = files
         .into_iter()
         .filter_map(|file| match content(disk, file) {
-            // It has moved since the listing.
+            // Moved since the directory was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             read => Some((file, read.ok())),
         })
         .collect();
-    let whole = row.filter(|row| row.state == SegmentState::Applied);
-    let expected = if let Some(row) = whole {
+    let applied = row.filter(|row| row.state == SegmentState::Applied);
+    let expected = if let Some(row) = applied {
         Some((row.applied_bytes, row.checksum))
     } else {
         let first = read.first().and_then(|(_, content)| *content);
@@ -57,7 +57,7 @@ pub(crate) fn settle<'c>(
     claims
 }
 
-/// Why the files that contradict a segment are not applied, and what to do.
+/// Describes why the rivals of a segment are not applied, and what to do.
 pub(crate) fn describe_rivals(
     disk: &dyn Disk,
     id: &SegmentId,
@@ -69,29 +69,31 @@ pub(crate) fn describe_rivals(
     }
     let each = rivals.iter().map(|rival| {
         let path = rival.path.display();
-        let words = row.and_then(|row| {
+        let reason = row.and_then(|row| {
             let file = disk.open_read(&rival.path).ok()?;
             other_content(&*file, Some(&rival.path), row).ok()
         });
-        words.map_or_else(
+        reason.map_or_else(
             || path.to_string(),
-            |words| format!("{path}: {words}. Then move it away"),
+            |reason| format!("{path}: {reason}. Then move it away"),
         )
     });
     let each: Vec<String> = each.collect();
     match row {
         Some(_) => each.join("; "),
         None => format!(
-            "{} have one name and different contents, so neither is applied. Keep the one that counts; if the other has events that are not in it, put only those into a file of another name",
+            "{} have the same name but different contents, so neither is applied. Keep one of them; if the other one has events that it lacks, put only those into a file with another name",
             each.join(" and ")
         ),
     }
 }
 
-/// Whether the files of one identity stand for its events: one that can be applied, or was, or one in
-/// the quarantine by which somebody says that the events are not to count: an empty one, or that of a
-/// segment already known as changed. A file with events that was moved there before they were applied
-/// is missing.
+/// Whether a segment with these files is present, that is, not missing.
+///
+/// A file outside the quarantine makes it present. In the quarantine, only a file by which the operator
+/// accepts that its events do not count does so: an empty one, or the file of a segment that is already
+/// marked as corrupt. A file with events that was moved there before they were applied leaves the segment
+/// missing.
 pub(crate) fn stand_for(disk: &dyn Disk, found: &[Found], row: Option<&SegmentRow>) -> bool {
     let given_up = row.is_some_and(|row| row.state == SegmentState::Corrupt);
     found.iter().any(|file| {
@@ -101,16 +103,16 @@ pub(crate) fn stand_for(disk: &dyn Disk, found: &[Found], row: Option<&SegmentRo
     })
 }
 
-/// Length and CRC-32.
+/// Length and CRC-32 of a file.
 fn content(disk: &dyn Disk, found: &Found) -> io::Result<(u64, u32)> {
     let file = disk.open_read(&found.path)?;
     let size = file.size()?;
     Ok((size, lines::checksum(&*file, size)?))
 }
 
-/// Why nothing is applied of a file whose name is that of a segment with another content, and how
-/// the rest of it is counted without counting again what was. `path` is where the lines lie;
-/// `None` if they were converted from something else.
+/// Describes why a file is not applied that has the name of an applied segment but another content, and how
+/// to count its new events without counting the others again. `path` is the file with the lines; `None` if
+/// they were converted from another format.
 pub(crate) fn other_content(
     file: &dyn DiskFile,
     path: Option<&Path>,
@@ -118,27 +120,27 @@ pub(crate) fn other_content(
 ) -> io::Result<String> {
     let (name, applied) = (&row.file_name, row.applied_bytes);
     let has_grown = file.size()? > applied && lines::checksum(file, applied)? == row.checksum;
-    let others = "put only the events that were not applied into a file of another name, and run `tallyline process` with that";
+    let advice = "put only the events that were not applied into a file with another name, and run `tallyline process` with that file";
     Ok(match path {
         Some(path) if has_grown => {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             let rest = format!("{stem}-from-{applied}.jsonl");
             format!(
-                "{name} was applied when it had {applied} bytes, and has grown since; what came after them is not applied. To count it, put it into a file of its own, `tail -c +{} '{}' > '{rest}'`, and run `tallyline process` with that",
+                "{name} was applied when it had {applied} bytes, and has grown since; the bytes after them are not applied. To count them, put them into another file, `tail -c +{} '{}' > '{rest}'`, and run `tallyline process` with that file",
                 applied + 1,
                 path.display()
             )
         }
         _ if has_grown => format!(
-            "{name} was applied when there was less in it; what came after that is not applied. To count it, {others}"
+            "{name} was applied when it had fewer events; those that were added are not applied. To count them, {advice}"
         ),
         _ => format!(
-            "a file named {name} was applied before with another content ({applied} bytes); nothing of this one is applied. To count what is new in it, {others}"
+            "a file named {name} was applied before with another content ({applied} bytes); this one is not applied. To count the new events in it, {advice}"
         ),
     })
 }
 
-/// Whether the file is byte for byte (by length and checksum) what was applied.
+/// Whether the file has the length and checksum of its row, that is, the bytes that were applied.
 pub(crate) fn is_what_was_applied(
     segment: &SegmentFile,
     row: &SegmentRow,
@@ -146,7 +148,7 @@ pub(crate) fn is_what_was_applied(
     let size = segment
         .file
         .size()
-        .map_err(DataDirError::io("look at", &segment.path))?;
+        .map_err(DataDirError::io("inspect", &segment.path))?;
     if size != row.applied_bytes {
         return Ok(false);
     }

@@ -1,8 +1,10 @@
-//! Everything behind `verify`: whether the database is what the files come to.
+//! The checks behind `tallyline verify`: do the totals in the database match the files?
 //!
-//! [`recount`] counts every kept file again and compares it with its row, [`sums`] compares the
-//! database with itself after an unclean stop, [`contents`] tells which file is the segment that the
-//! database knows. Nothing here changes a file or the database, so the processor uses it, too.
+//! [`recount`] counts every kept file again and compares it with its row; [`sums`] checks the database
+//! against itself after an unclean shutdown; [`contents`] determines which of several files is the segment
+//! that the database has applied; [`seal`] compares a sealed file with the checksum in its name.
+//!
+//! Nothing here changes a file or the database. The processor uses the last three.
 
 pub(crate) mod contents;
 pub(crate) mod recount;
@@ -20,23 +22,23 @@ use crate::data_dir::segment::DirectoryTag;
 use crate::data_dir::{DataDirError, Directory, directory_tag};
 use crate::store::{DATABASE_FILE, StoreError, read_directory};
 
-/// What is verified, and within which memory.
+/// The data directory to verify, and the resources to use.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// The data directory.
     pub data_dir: PathBuf,
     /// The database file.
     pub database: PathBuf,
-    /// The UUID of the data directory; nil until it has been read.
+    /// The UUID of the data directory; nil until [`Target::identified`].
     pub directory: Uuid,
-    /// The most memory that a recount may hold, in bytes.
+    /// Memory budget of the recount, in bytes.
     pub memory_bytes: usize,
-    /// Threads that scan, at least 1.
+    /// Scanning threads, at least 1.
     pub threads: usize,
 }
 
 impl Target {
-    /// The database in its place, a thread a core, 384 MiB.
+    /// The database in the data directory, one thread per core, 384 MiB.
     pub fn new(data_dir: &Path) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
@@ -47,7 +49,7 @@ impl Target {
         }
     }
 
-    /// With the UUID that `directory.json` says, or else the database; changes nothing.
+    /// Fills in the UUID, from `directory.json` or else from the database. Changes nothing on disk.
     pub(crate) fn identified(&self, disk: &dyn Disk) -> Result<Self, VerifyError> {
         let directory = match Directory::of(disk, &self.data_dir)? {
             Some(directory) => Some(directory.id),
@@ -63,12 +65,12 @@ impl Target {
         directory_tag(self.directory)
     }
 
-    fn shares(&self) -> MemoryBudget {
+    fn memory_budget(&self) -> MemoryBudget {
         MemoryBudget::of(self.memory_bytes, self.threads)
     }
 }
 
-/// Why the files could not be compared with the database.
+/// The files could not be compared with the database.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     /// The database could not be read.

@@ -1,13 +1,16 @@
-//! The recount behind `verify`: every kept file, counted again and held against its row.
+//! The recount behind `tallyline verify`: counts every kept file again and compares it with its row.
 //!
-//! On the caller's thread, with scanning threads of its own; beside a running server. It shares the
-//! hold on the data directory, so that nothing is pruned and no id let go meanwhile; what is
-//! appended, applied, sealed or archived meanwhile is none of its business, for it counts each file
-//! up to the `applied_bytes` it read at first. Files are looked for by number wherever they lie.
+//! It runs on the caller's thread with its own scanning threads, also while a server runs. It holds the
+//! shared lock on the data directory, so that no segment is pruned and no id expires meanwhile. Events may
+//! be appended, applied, sealed or archived meanwhile: each file is counted up to the `applied_bytes` of
+//! its row in the snapshot that was taken first. A file is found by its number in any of the directories.
 //!
-//! An event without id counts, unless it is recorded as overflowing a total; one with an id counts
-//! where the id's row says it was counted. Memory is bounded as when applying: totals per user are
-//! added up in a temporary database.
+//! An event without an id counts unless it is recorded as overflowing a total. An event with an id counts if
+//! the row of the id has its segment and offset. Memory is bounded as it is for applying: the sums per user
+//! are accumulated in a temporary database.
+//!
+//! A difference is a [`Finding`], not an error; the recount continues. An error means that the comparison
+//! could not be made.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -20,46 +23,44 @@ use crate::aggregate::REJECTED_LINES_MAX;
 use crate::aggregate::delta::signed;
 use crate::aggregate::lines;
 use crate::aggregate::pool::{Pool, RangeAggregate};
-use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{DirHold, Disk};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId};
-use crate::data_dir::{Catalog, Place, numbers};
-use crate::data_dir::{active_label, given_out};
+use crate::data_dir::{Catalog, Place, SegmentFile, active_label, given_out, numbers};
 use crate::event::{Event, Micros};
 use crate::store::{AppliedSum, Counts, IdStatus, SegmentRow, SegmentState, Snapshot, UserSum};
 use crate::verify::contents::{describe_rivals, settle};
 use crate::verify::seal;
 
-/// How often a file is looked for: it may be renamed between the listing and the opening.
-const LOOKS: u32 = 3;
+/// How many times a file is searched for; it may be renamed between the listing and the opening.
+const ATTEMPTS: u32 = 3;
 
-/// What a recount has to say.
+/// One result of a recount, as a sentence for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// Files and database differ.
     Mismatch(String),
-    /// It can't be told whether they do: a file is missing or is not what was applied.
+    /// Files and database cannot be compared: a file is missing, or has another content than was applied.
     Inconclusive(String),
-    /// What no file proves, and need not: pruned, let go, pending.
+    /// Neither: segments that were pruned, ids that expired, bytes that are pending.
     Note(String),
 }
 
-/// What a recount came to.
+/// The result of a recount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Files recounted.
     pub files: u64,
-    /// Bytes of them.
+    /// Bytes recounted.
     pub bytes: u64,
-    /// What became of their lines.
+    /// The lines in these bytes, by outcome.
     pub counts: Counts,
-    /// Micros of their events, modulo 2^64.
+    /// Net revenue of their events, in micros, modulo 2^64.
     pub net: i64,
-    /// Users whose totals were compared one by one; `None` if that could not be exact.
+    /// Number of users whose totals were compared one by one; `None` if an exact comparison is impossible.
     pub users: Option<u64>,
-    /// How many findings are differences.
+    /// Number of [`Finding::Mismatch`].
     pub differences: u64,
-    /// How many findings are inconclusive.
+    /// Number of [`Finding::Inconclusive`].
     pub inconclusive: u64,
 }
 
@@ -70,8 +71,8 @@ impl VerifyReport {
     }
 }
 
-/// Recounts a data directory; `None` where there is no database. `on_finding` is told of each
-/// finding as it comes, `on_progress` of the bytes counted and the bytes to count.
+/// Recounts a data directory; `None` if it has no database. `on_finding` is called with each finding as it
+/// is made, `on_progress` with the bytes counted and the bytes to count.
 pub fn verify(
     config: &Target,
     disk: &dyn Disk,
@@ -80,26 +81,26 @@ pub fn verify(
 ) -> Result<Option<VerifyReport>, VerifyError> {
     let config = &config.identified(disk)?;
     let dir = &config.data_dir;
-    let _stays = DirHold::share(dir).map_err(VerifyError::io("hold", dir))?;
-    let Some(proof) = Snapshot::open(&config.database)? else {
+    let _held = DirHold::share(dir).map_err(VerifyError::io("lock", dir))?;
+    let Some(snapshot) = Snapshot::open(&config.database)? else {
         return Ok(None);
     };
-    let mut verdict = recount(&proof, config, disk, on_finding, on_progress)?;
-    for damage in proof.damages()? {
-        verdict.differences += 1;
+    let mut report = recount(&snapshot, config, disk, on_finding, on_progress)?;
+    for damage in snapshot.damages()? {
+        report.differences += 1;
         on_finding(&Finding::Mismatch(format!(
-            "database {}: the file is damaged: {}; `tallyline process --rebuild` makes a new one from the files",
+            "database {}: the file is damaged: {}; run `tallyline process --rebuild`, which builds a new one from the files",
             config.database.display(),
             damage.replace('\n', " ")
         )));
     }
-    Ok(Some(verdict))
+    Ok(Some(report))
 }
 
-/// The same for whoever holds the directory and has copied the database. Afterwards the proof has
-/// the sums of the files beside the totals.
+/// [`verify`] for a caller that holds the lock on the directory and has taken the snapshot. Adds the sums of
+/// the files to the snapshot.
 pub(crate) fn recount(
-    proof: &Snapshot,
+    snapshot: &Snapshot,
     config: &Target,
     disk: &dyn Disk,
     on_finding: &mut dyn FnMut(&Finding),
@@ -107,23 +108,23 @@ pub(crate) fn recount(
 ) -> Result<VerifyReport, VerifyError> {
     let dir = &config.data_dir;
     let mut recount = Recount {
-        proof,
+        snapshot,
         config,
         disk,
-        // Before the listing: what is sealed by then is in it.
+        // Read before the listing, which then has every segment sealed by now.
         ids_found: HashMap::new(),
         given_out: given_out(disk, dir)?,
         active: active_label(disk, dir, config.tag())?,
         catalog: Catalog::scan(disk, dir, config.tag()).map_err(VerifyError::io("list", dir))?,
-        pool: Pool::start(&config.shares()).map_err(VerifyError::Thread)?,
+        pool: Pool::start(&config.memory_budget()).map_err(VerifyError::Thread)?,
         on_finding,
         on_progress,
-        bytes_total: proof.rows.iter().map(|row| row.applied_bytes).sum(),
-        verdict: VerifyReport::default(),
+        bytes_total: snapshot.rows.iter().map(|row| row.applied_bytes).sum(),
+        report: VerifyReport::default(),
         exact: true,
         pending: (0, 0),
     };
-    for row in &proof.rows {
+    for row in &snapshot.rows {
         recount.segment(row)?;
     }
     recount.rivals();
@@ -133,65 +134,68 @@ pub(crate) fn recount(
     recount.pruned_and_expired();
     recount.sums();
     recount.users()?;
-    Ok(recount.verdict)
+    Ok(recount.report)
 }
 
 fn not_recounted(row: &SegmentRow) -> String {
     format!(
-        "the {} events counted of it ({}) can't be recounted",
+        "the {} events counted of it ({}) cannot be recounted",
         row.counts.events,
         Micros(row.net_check)
     )
 }
 
-/// Where the applied bytes of a segment were looked for.
-enum Looked {
+/// The result of the search for the applied bytes of a segment.
+enum Located {
     /// The file that begins with them, and its size.
     Found(SegmentFile, u64),
-    /// The only file of its name cannot be opened, which is a finding already.
+    /// The only file with its name cannot be opened; this is reported already.
     Unopened,
-    /// In no file; these bear its name and hold something else.
-    Nowhere(Vec<PathBuf>),
+    /// No file begins with them; these files have its name and another content.
+    NotFound(Vec<PathBuf>),
 }
 
 struct Recount<'r> {
-    proof: &'r Snapshot,
+    snapshot: &'r Snapshot,
     config: &'r Target,
     disk: &'r dyn Disk,
     catalog: Catalog,
-    /// The segment that `events.jsonl` says it is.
+    /// The label in `events.jsonl`; `None` if there is none.
     active: Option<Label>,
-    /// The highest number that was given to a segment which is over, as `directory.json` says.
+    /// The highest number of a sealed segment according to `directory.json`.
     given_out: u64,
     pool: Pool,
     on_finding: &'r mut dyn FnMut(&Finding),
     on_progress: &'r mut dyn FnMut(u64, u64),
     bytes_total: u64,
-    verdict: VerifyReport,
-    /// Of each recounted segment, by its key, the events that their id's row says were counted there.
+    report: VerifyReport,
+    /// For each recounted segment, by key, the number of events that were counted there by the row of their
+    /// id.
     ids_found: HashMap<i64, u64>,
-    /// Whether every user's total can be compared.
+    /// Whether the totals of each user can be compared.
     exact: bool,
-    /// Files with bytes that are not applied yet, and how many bytes.
+    /// (files, bytes) not yet applied.
     pending: (u64, u64),
 }
 
-/// What the applied bytes of a file come to.
+/// The sums over the applied bytes of one file.
 #[derive(Default)]
 struct Tally {
     counts: Counts,
     net: i64,
-    /// Of the events, those whose id's row is here, and what they come to.
+    /// Events counted here by the row of their id.
     id_events: u64,
+    /// Net revenue of those, in micros.
     id_net: i64,
-    /// Events whose id is in no row, counted in if ids were let go.
+    /// Events whose id has no row. They are included in `counts` if ids of the segment have expired.
     unknown: u64,
+    /// Net revenue of those included, in micros.
     unknown_net: i64,
 }
 
 impl Tally {
-    /// Whether all is as the row says but for events whose ids were let go, of which it can't be
-    /// told which counted. For a row that has let ids go.
+    /// Whether everything matches the row except events whose ids have expired; which of those were counted
+    /// cannot be determined. Only for a row with expired ids.
     fn agrees_but_for_expired(&self, row: &SegmentRow) -> bool {
         let events = self.counts.events - self.id_events - self.unknown;
         let net = self
@@ -205,31 +209,31 @@ impl Tally {
     }
 }
 
-fn set_aside(id: &SegmentId, path: &Path, bytes: u64) -> String {
+fn in_quarantine(id: &SegmentId, path: &Path, bytes: u64) -> String {
     format!(
-        "segment {id}: {bytes} bytes of {} were not applied before it was moved to the quarantine, so its events are not counted. Move it back to the data directory; or, to accept that they do not count, replace it by an empty file of that name",
+        "segment {id}: {} was moved to the quarantine before {bytes} bytes of it were applied, so their events are not counted. Move it back to the data directory; or, to accept that they do not count, replace it by an empty file of that name",
         path.display()
     )
 }
 
 impl Recount<'_> {
-    fn find(&mut self, finding: &Finding) {
+    fn add_finding(&mut self, finding: &Finding) {
         match finding {
-            Finding::Mismatch(_) => self.verdict.differences += 1,
-            Finding::Inconclusive(_) => self.verdict.inconclusive += 1,
+            Finding::Mismatch(_) => self.report.differences += 1,
+            Finding::Inconclusive(_) => self.report.inconclusive += 1,
             Finding::Note(_) => {}
         }
         (self.on_finding)(finding);
     }
 
     fn segment(&mut self, row: &SegmentRow) -> Result<(), VerifyError> {
-        let (file, size) = match self.look_for(row)? {
-            Looked::Found(file, size) => (file, size),
-            without => {
+        let (file, size) = match self.locate(row)? {
+            Located::Found(file, size) => (file, size),
+            other => {
                 if row.applied_bytes > 0 || row.state == SegmentState::Missing {
                     self.exact &= row.counts.events == 0;
-                    if let Looked::Nowhere(seen) = without {
-                        self.not_there(row, &seen);
+                    if let Located::NotFound(seen) = other {
+                        self.not_found(row, &seen);
                     }
                 }
                 return Ok(());
@@ -239,23 +243,23 @@ impl Recount<'_> {
         if row.state != SegmentState::Corrupt
             && let Some(broken) = &broken
         {
-            self.find(&Finding::Mismatch(format!("segment {}: {broken}", row.id)));
+            self.add_finding(&Finding::Mismatch(format!("segment {}: {broken}", row.id)));
         } else if size != row.applied_bytes || broken.is_some() {
             match row.state {
-                SegmentState::Applied => self.find(&Finding::Mismatch(format!(
-                    "segment {}: {} has {size} bytes, but was wholly applied at {}",
+                SegmentState::Applied => self.add_finding(&Finding::Mismatch(format!(
+                    "segment {}: {} has {size} bytes, but was fully applied at {}",
                     row.id,
                     file.path.display(),
                     row.applied_bytes
                 ))),
-                SegmentState::Corrupt => self.find(&Finding::Inconclusive(format!(
-                    "segment {}: what {} has beyond the {} bytes that were applied is not applied, because it is marked corrupt: {}",
+                SegmentState::Corrupt => self.add_finding(&Finding::Inconclusive(format!(
+                    "segment {}: the bytes of {} after the {} that were applied are not applied, because it is marked corrupt: {}",
                     row.id,
                     file.path.display(),
                     row.applied_bytes,
-                    row.reason.as_deref().unwrap_or("no reason noted")
+                    row.reason.as_deref().unwrap_or("no reason recorded")
                 ))),
-                _ if self.is_set_aside(row) => self.find(&Finding::Inconclusive(set_aside(
+                _ if self.is_quarantined(row) => self.add_finding(&Finding::Inconclusive(in_quarantine(
                     &row.id,
                     &file.path,
                     size - row.applied_bytes,
@@ -268,37 +272,37 @@ impl Recount<'_> {
         }
         let tally = self.tally(row, &file)?;
         self.ids_found.insert(row.key, tally.id_events);
-        self.verdict.files += 1;
-        self.verdict.bytes += row.applied_bytes;
-        self.verdict.counts.add(&tally.counts);
-        self.verdict.net = self.verdict.net.wrapping_add(tally.net);
+        self.report.files += 1;
+        self.report.bytes += row.applied_bytes;
+        self.report.counts.add(&tally.counts);
+        self.report.net = self.report.net.wrapping_add(tally.net);
         self.compare(row, &file, &tally);
         Ok(())
     }
 
-    /// Why the file of a segment that is not wholly applied is not what was sealed.
+    /// Compares the file of a segment that is not fully applied with the seal in its name.
     fn broken_seal(row: &SegmentRow, file: &SegmentFile) -> Result<Option<String>, VerifyError> {
         if row.state == SegmentState::Applied {
-            return Ok(None); // Its row says all that its name does.
+            return Ok(None); // Its row has the same length and checksum.
         }
         let applied = Hasher::new_with_initial_len(row.checksum, row.applied_bytes);
         seal::contradiction(&*file.file, &file.path, &applied)
             .map_err(VerifyError::io("read", &file.path))
     }
 
-    /// Whether the segment's only files lie in the quarantine.
-    fn is_set_aside(&self, row: &SegmentRow) -> bool {
+    /// Whether the segment has files in the quarantine only.
+    fn is_quarantined(&self, row: &SegmentRow) -> bool {
         let found = self.catalog.sealed.get(&row.id);
         let active = self.active.map(|label| label.number);
         row.id.number() != active
             && found.is_some_and(|found| found.iter().all(|file| file.place == Place::Quarantine))
     }
 
-    fn not_there(&mut self, row: &SegmentRow, seen: &[PathBuf]) {
+    fn not_found(&mut self, row: &SegmentRow, seen: &[PathBuf]) {
         let counted = not_recounted(row);
-        self.find(&match seen.first() {
+        self.add_finding(&match seen.first() {
             None => Finding::Inconclusive(format!(
-                "segment {}: its file {} is not there; {counted}",
+                "segment {}: its file {} is missing; {counted}",
                 row.id, row.file_name
             )),
             Some(path) => Finding::Mismatch(format!(
@@ -310,21 +314,21 @@ impl Recount<'_> {
         });
     }
 
-    /// The file that begins with what was applied of the segment, and its size; else all files that
-    /// bear its name.
-    fn look_for(&mut self, row: &SegmentRow) -> Result<Looked, VerifyError> {
+    /// Searches for the file that begins with the applied bytes of the segment. Lists the directory again
+    /// while files move.
+    fn locate(&mut self, row: &SegmentRow) -> Result<Located, VerifyError> {
         let dir = &self.config.data_dir;
         let mut seen = Vec::new();
         let mut unopened = None;
-        for _ in 0..LOOKS {
+        for _ in 0..ATTEMPTS {
             let candidates = self.candidates(row);
             if !seen.is_empty() && seen == candidates {
-                break; // Nothing moved since the last look.
+                break; // No file moved since the last attempt.
             }
             for path in &candidates {
                 let file = match self.disk.open_read(path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    // Not what was applied, as far as can be seen; the others go on.
+                    // Reported below; another file may have the bytes.
                     Err(error) => {
                         unopened = Some((path.clone(), error));
                         continue;
@@ -342,7 +346,7 @@ impl Recount<'_> {
                         path: path.clone(),
                         file,
                     };
-                    return Ok(Looked::Found(file, size));
+                    return Ok(Located::Found(file, size));
                 }
             }
             seen = candidates;
@@ -351,7 +355,7 @@ impl Recount<'_> {
                 .map_err(VerifyError::io("list", dir))?;
         }
         if let Some((path, error)) = unopened {
-            self.find(&Finding::Inconclusive(format!(
+            self.add_finding(&Finding::Inconclusive(format!(
                 "segment {}: cannot open {}: {error}; {}",
                 row.id,
                 path.display(),
@@ -359,13 +363,14 @@ impl Recount<'_> {
             )));
             seen.retain(|seen| *seen != path);
             if seen.is_empty() {
-                return Ok(Looked::Unopened);
+                return Ok(Located::Unopened);
             }
         }
-        Ok(Looked::Nowhere(seen))
+        Ok(Located::NotFound(seen))
     }
 
-    /// Where the segment's bytes may be: files of its name, and the active one if it is that.
+    /// The files that may have the bytes of the segment: those with its id, and the active file if that has
+    /// its label.
     fn candidates(&self, row: &SegmentRow) -> Vec<PathBuf> {
         let found = self.catalog.sealed.get(&row.id);
         let mut paths: Vec<PathBuf> = found
@@ -381,10 +386,10 @@ impl Recount<'_> {
         paths
     }
 
-    /// Counts the applied bytes; their sums per user go to the proof.
+    /// Counts the applied bytes, and adds their sums per user to the snapshot.
     fn tally(&mut self, row: &SegmentRow, file: &SegmentFile) -> Result<Tally, VerifyError> {
         let end = row.applied_bytes;
-        let overflows = self.proof.overflows(&row.id, end)?;
+        let overflows = self.snapshot.overflows(&row.id, end)?;
         let mut tally = Tally::default();
         let mut at = 0;
         while at < end {
@@ -392,19 +397,19 @@ impl Recount<'_> {
                 .pool
                 .scan(&file.file, at, end)
                 .map_err(VerifyError::io("read", &file.path))?;
-            self.take(row, &aggregate, &overflows, &mut tally)?;
-            (self.on_progress)(self.verdict.bytes + aggregate.to, self.bytes_total);
+            self.add(row, &aggregate, &overflows, &mut tally)?;
+            (self.on_progress)(self.report.bytes + aggregate.to, self.bytes_total);
             at = aggregate.to;
         }
         if !overflows.is_empty() {
-            self.take_overflows(file, end, &overflows, &mut tally)?;
+            self.subtract_overflows(file, end, &overflows, &mut tally)?;
         }
         let counts = &mut tally.counts;
         counts.rejected = counts.lines - counts.events - counts.duplicates;
         Ok(tally)
     }
 
-    fn take(
+    fn add(
         &self,
         row: &SegmentRow,
         aggregate: &RangeAggregate,
@@ -420,7 +425,7 @@ impl Recount<'_> {
         }
         // The sums have the events with an id as if all of them counted.
         let mut uncounted = HashMap::<&str, UserSum>::new();
-        self.proof
+        self.snapshot
             .statuses(row.key, &aggregate.partial.with_id, &mut |event, fate| {
                 let net = signed(event.kind, event.amount_micros);
                 match fate {
@@ -458,34 +463,35 @@ impl Recount<'_> {
             }
             (sum.events > 0).then_some((*user, sum))
         });
-        Ok(self.proof.add_users(users)?)
+        Ok(self.snapshot.add_users(users)?)
     }
 
-    /// Lines without id that overflowed a total were aggregate in, but did not count.
-    fn take_overflows(
+    /// Subtracts lines without an id that overflowed a total: the scan included them, but they were not
+    /// counted.
+    fn subtract_overflows(
         &self,
         file: &SegmentFile,
         end: u64,
         overflows: &HashSet<u64>,
         tally: &mut Tally,
     ) -> Result<(), VerifyError> {
-        let mut back = Vec::new();
+        let mut subtracted = Vec::new();
         lines::each(&*file.file, 0, end, |offset, line| {
             if overflows.contains(&offset)
                 && let Ok(event) = Event::parse(line)
                 && event.id.is_none()
             {
                 let micros = signed(event.kind, event.amount_micros).wrapping_neg();
-                back.push((event.user_id.into_owned(), UserSum { micros, events: -1 }));
+                subtracted.push((event.user_id.into_owned(), UserSum { micros, events: -1 }));
             }
         })
         .map_err(VerifyError::io("read", &file.path))?;
-        for (_, sum) in &back {
+        for (_, sum) in &subtracted {
             tally.counts.events -= 1;
             tally.net = tally.net.wrapping_add(sum.micros);
         }
-        let back = back.iter().map(|(user, sum)| (&**user, *sum));
-        Ok(self.proof.add_users(back)?)
+        let sums = subtracted.iter().map(|(user, sum)| (&**user, *sum));
+        Ok(self.snapshot.add_users(sums)?)
     }
 
     fn compare(&mut self, row: &SegmentRow, file: &SegmentFile, tally: &Tally) {
@@ -495,8 +501,8 @@ impl Recount<'_> {
         let path = file.path.display();
         if row.ids_expired > 0 && tally.agrees_but_for_expired(row) {
             self.exact = false;
-            return self.find(&Finding::Note(format!(
-                "segment {} ({path}): {} ids of it were let go (--dedup-window), and {} events bear an id that is not kept: which of these counted can't be told; all else agrees",
+            return self.add_finding(&Finding::Note(format!(
+                "segment {} ({path}): {} ids of it have expired (--dedup-window), and {} events have an id that is not kept, so which of these were counted cannot be determined; everything else matches",
                 row.id, row.ids_expired, tally.unknown
             )));
         }
@@ -506,57 +512,57 @@ impl Recount<'_> {
             && tally.counts.events > row.counts.events
         {
             self.exact = false;
-            return self.find(&Finding::Note(format!(
-                "segment {} ({path}): only the first {REJECTED_LINES_MAX} of its {} rejected lines are kept, so that {} events may or may not have overflowed a total",
+            return self.add_finding(&Finding::Note(format!(
+                "segment {} ({path}): only the first {REJECTED_LINES_MAX} of its {} rejected lines are kept, so whether {} events overflowed a total cannot be determined",
                 row.id,
                 row.counts.rejected,
                 tally.counts.events - row.counts.events
             )));
         }
-        self.find(&Finding::Mismatch(format!(
-            "segment {} ({path}): the file comes to {}, the database says {}{}",
+        self.add_finding(&Finding::Mismatch(format!(
+            "segment {} ({path}): the file has {}, the database {}{}",
             row.id,
             describe(&tally.counts, tally.net),
             describe(&row.counts, row.net_check),
             match tally.unknown {
                 0 => String::new(),
-                unknown => format!("; {unknown} events bear an id that the database does not know"),
+                unknown => format!("; {unknown} events have an id that is not in the database"),
             }
         )));
     }
 
-    /// The table of ids against the rows and the files: an id that stands there without its line being
-    /// counted would make the next event of that id a duplicate of nothing.
+    /// Compares the table of ids with the rows and the files. An id in the table without a counted line would
+    /// make the next event with that id a duplicate although it was never counted.
     fn ids(&mut self) -> Result<(), VerifyError> {
-        let proof = self.proof;
-        let mut kept = proof.ids_by_segment()?;
+        let snapshot = self.snapshot;
+        let mut kept = snapshot.ids_by_segment()?;
         let cure = "an event that bears such an id again would not count; `tallyline process --rebuild` makes the table from the files";
         if let Some(count) = kept.remove(&None) {
-            self.find(&Finding::Mismatch(format!(
-                "{count} ids are kept of segments that the database does not know: {cure}"
+            self.add_finding(&Finding::Mismatch(format!(
+                "{count} ids belong to segments that are not in the database: {cure}"
             )));
         }
-        for fault in &proof.blocks.faults {
-            self.find(&Finding::Mismatch(format!("{fault}: {cure}")));
+        for fault in &snapshot.blocks.faults {
+            self.add_finding(&Finding::Mismatch(format!("{fault}: {cure}")));
         }
-        let more = proof.blocks.fault_count - proof.blocks.faults.len() as u64;
+        let more = snapshot.blocks.fault_count - snapshot.blocks.faults.len() as u64;
         if more > 0 {
-            self.find(&Finding::Mismatch(format!(
+            self.add_finding(&Finding::Mismatch(format!(
                 "{more} more blocks of ids contradict themselves: {cure}"
             )));
         }
-        for row in &proof.rows {
+        for row in &snapshot.rows {
             let kept = kept.get(&Some(row.key)).copied().unwrap_or(0);
             let expected = row.id_events - row.ids_expired;
             let found = self.ids_found.get(&row.key).copied();
             if kept != expected {
-                self.find(&Finding::Mismatch(format!(
-                    "segment {}: {kept} ids of it are kept, but {} of its counted events have an id and {} of these expired: {cure}",
+                self.add_finding(&Finding::Mismatch(format!(
+                    "segment {}: the database has {kept} ids of it, but {} of its counted events have an id and {} of these expired: {cure}",
                     row.id, row.id_events, row.ids_expired
                 )));
             } else if let Some(found) = found.filter(|found| *found != kept) {
-                self.find(&Finding::Mismatch(format!(
-                    "segment {}: {kept} ids of it are kept, but only {found} of them stand where their rows say: {cure}",
+                self.add_finding(&Finding::Mismatch(format!(
+                    "segment {}: the database has {kept} ids of it, but only {found} of them are at the offset in their row: {cure}",
                     row.id
                 )));
             }
@@ -564,9 +570,9 @@ impl Recount<'_> {
         Ok(())
     }
 
-    /// Files that claim a number whose segment is another file.
+    /// Reports files with the number of a segment that is another file.
     fn rivals(&mut self) {
-        let rows = self.proof.rows.iter().map(|row| (&row.id, row));
+        let rows = self.snapshot.rows.iter().map(|row| (&row.id, row));
         let known: HashMap<&SegmentId, &SegmentRow> = rows.collect();
         let mut findings = Vec::new();
         for (id, found) in &self.catalog.sealed {
@@ -574,7 +580,7 @@ impl Recount<'_> {
             let claims = settle(self.disk, found, row);
             let pruned = id
                 .number()
-                .is_some_and(|number| number <= self.proof.pruned.number);
+                .is_some_and(|number| number <= self.snapshot.pruned.number);
             if !claims.rivals.is_empty() && (known.contains_key(id) || !pruned) {
                 findings.push(describe_rivals(self.disk, id, &claims.rivals, row));
             }
@@ -590,14 +596,14 @@ impl Recount<'_> {
                 path.display()
             ));
         }
-        for words in findings {
-            self.find(&Finding::Mismatch(words));
+        for finding in findings {
+            self.add_finding(&Finding::Mismatch(finding));
         }
     }
 
-    /// Files that the database has no row for: they wait, or were let go.
+    /// Reports files without a row in the database: pending, pruned or in the quarantine.
     fn files_without_row(&mut self) {
-        let known: HashSet<&SegmentId> = self.proof.rows.iter().map(|row| &row.id).collect();
+        let known: HashSet<&SegmentId> = self.snapshot.rows.iter().map(|row| &row.id).collect();
         let mut others: Vec<(SegmentId, PathBuf, Place)> = self
             .catalog
             .sealed
@@ -612,21 +618,21 @@ impl Recount<'_> {
             others.push((active, path, Place::Incoming));
         }
         for (id, path, place) in others {
-            let pruned = self.proof.pruned.number;
+            let pruned = self.snapshot.pruned.number;
             if id.number().is_some_and(|number| number <= pruned) {
-                self.find(&Finding::Note(format!(
-                    "{}: not counted here; retention has let go everything up to segment {pruned}",
+                self.add_finding(&Finding::Note(format!(
+                    "{}: not counted here; retention has pruned all segments up to {pruned}",
                     path.display()
                 )));
             } else if place == Place::Quarantine
                 && id.number().is_some()
-                && !self.is_elsewhere(&id)
+                && !self.has_other_file(&id)
                 && let Some(size) = self.disk.size_at(&path).ok().filter(|size| *size > 0)
             {
-                self.find(&Finding::Inconclusive(set_aside(&id, &path, size)));
+                self.add_finding(&Finding::Inconclusive(in_quarantine(&id, &path, size)));
             } else if place == Place::Quarantine {
-                self.find(&Finding::Note(format!(
-                    "{}: set aside, not counted",
+                self.add_finding(&Finding::Note(format!(
+                    "{}: in the quarantine, not counted",
                     path.display()
                 )));
             } else {
@@ -634,15 +640,15 @@ impl Recount<'_> {
                 let compared =
                     opened.and_then(|file| seal::contradiction(&*file, &path, &Hasher::new()));
                 if let Ok(Some(broken)) = compared {
-                    self.find(&Finding::Mismatch(format!("segment {id}: {broken}")));
+                    self.add_finding(&Finding::Mismatch(format!("segment {id}: {broken}")));
                     continue;
                 }
                 let size = match self.disk.open_read(&path).and_then(|file| file.size()) {
-                    // Moved on since the listing, or no active file.
+                    // Moved since the listing, or there is no active file.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
                     Err(error) => {
-                        let words = format!("{}: not counted: {error}", path.display());
-                        self.find(&Finding::Note(words));
+                        let note = format!("{}: not counted: {error}", path.display());
+                        self.add_finding(&Finding::Note(note));
                         0
                     }
                     Ok(size) => size,
@@ -653,107 +659,107 @@ impl Recount<'_> {
         }
         let (files, bytes) = self.pending;
         if files > 0 {
-            self.find(&Finding::Note(format!(
+            self.add_finding(&Finding::Note(format!(
                 "pending: {bytes} bytes in {files} files are not applied yet"
             )));
         }
     }
 
-    /// Whether a file of the segment lies outside the quarantine.
-    fn is_elsewhere(&self, id: &SegmentId) -> bool {
+    /// Whether the segment has a file outside the quarantine.
+    fn has_other_file(&self, id: &SegmentId) -> bool {
         let found = self.catalog.sealed.get(id).into_iter().flatten();
         found
             .into_iter()
             .any(|file| file.place != Place::Quarantine)
     }
 
-    /// Numbers without file and without row.
+    /// Reports numbers that have neither a file nor a row.
     fn missing(&mut self) {
-        let rows = self.proof.rows.iter().filter_map(|row| row.id.number());
+        let rows = self.snapshot.rows.iter().filter_map(|row| row.id.number());
         let files = self.catalog.sealed.keys().filter_map(SegmentId::number);
         let active = self.active.map(|label| label.number);
-        let there: BTreeSet<u64> = rows.chain(files).chain(active).collect();
-        let highest = there
+        let present: BTreeSet<u64> = rows.chain(files).chain(active).collect();
+        let highest = present
             .last()
             .copied()
             .unwrap_or(0)
             .max(self.catalog.highest_number())
             .max(self.given_out);
-        let first = self.proof.pruned.number + 1;
+        let first = self.snapshot.pruned.number + 1;
         let missing: BTreeSet<u64> = numbers::gaps(
             first,
             highest + 1,
-            there.iter().map(|&number| number..=number),
+            present.iter().map(|&number| number..=number),
         )
         .take(numbers::MISSING_MAX)
         .collect();
         if !missing.is_empty() {
-            self.find(&Finding::Inconclusive(format!(
-                "segments {}: neither file nor row; events of them may not be counted",
+            self.add_finding(&Finding::Inconclusive(format!(
+                "segments {}: neither a file nor a row in the database; their events may not be counted",
                 numbers::ranges(&missing)
             )));
         }
     }
 
     fn pruned_and_expired(&mut self) {
-        let pruned = &self.proof.pruned;
+        let pruned = &self.snapshot.pruned;
         if pruned.segments > 0 {
             self.exact = false;
-            let words = format!(
-                "{} segments up to number {} were pruned (--retention): their {} are in the totals, but no file proves them; users' totals are compared in sum only",
+            let note = format!(
+                "{} segments up to number {} were pruned (--retention): their {} are in the totals and cannot be recounted; only the sum over all users is compared",
                 pruned.segments,
                 pruned.number,
                 describe(&pruned.counts, pruned.net_check)
             );
-            self.find(&Finding::Note(words));
+            self.add_finding(&Finding::Note(note));
         }
-        let ids: u64 = self.proof.rows.iter().map(|row| row.ids_expired).sum();
+        let ids: u64 = self.snapshot.rows.iter().map(|row| row.ids_expired).sum();
         if ids > 0 {
-            self.find(&Finding::Note(format!(
-                "{ids} ids were let go (--dedup-window): an event of theirs that came again has counted again"
+            self.add_finding(&Finding::Note(format!(
+                "{ids} ids have expired (--dedup-window): an event with one of them that was sent again was counted again"
             )));
         }
     }
 
-    /// The rows and what was pruned against all totals.
+    /// Compares the sum of the rows and of the pruned segments with the sum of all totals.
     fn sums(&mut self) {
-        let proof = self.proof;
-        let (mut events, mut net) = (proof.pruned.counts.events, proof.pruned.net_check);
-        for row in &proof.rows {
+        let snapshot = self.snapshot;
+        let (mut events, mut net) = (snapshot.pruned.counts.events, snapshot.pruned.net_check);
+        for row in &snapshot.rows {
             events += row.counts.events;
             net = net.wrapping_add(row.net_check);
         }
-        if (events, net) != (proof.events, proof.net) {
-            self.find(&Finding::Mismatch(format!(
-                "all users together have {} events ({}), but the segments {events} ({}): the database was changed or put together from two; `tallyline process --rebuild` makes a new one from the files",
-                proof.events,
-                Micros(proof.net),
+        if (events, net) != (snapshot.events, snapshot.net) {
+            self.add_finding(&Finding::Mismatch(format!(
+                "all users together have {} events ({}), but the segments have {events} ({}): the database was changed, or mixed from two; run `tallyline process --rebuild`, which builds a new one from the files",
+                snapshot.events,
+                Micros(snapshot.net),
                 Micros(net)
             )));
         }
-        let applied = AppliedSum::of(&proof.rows);
-        if applied != proof.applied_sum {
-            self.find(&Finding::Mismatch(format!(
-                "{}; `tallyline process --rebuild` makes a new database from the files",
-                sums::describe_applied_sums(&proof.applied_sum, &applied)
+        let applied = AppliedSum::of(&snapshot.rows);
+        if applied != snapshot.applied_sum {
+            self.add_finding(&Finding::Mismatch(format!(
+                "{}; run `tallyline process --rebuild`, which builds a new database from the files",
+                sums::describe_applied_sums(&snapshot.applied_sum, &applied)
             )));
         }
     }
 
     fn users(&mut self) -> Result<(), VerifyError> {
-        for user in &self.proof.twice {
-            self.find(&Finding::Mismatch(format!(
-                "user {user:?} has two totals: the database file is corrupt; `tallyline process --rebuild` makes a new one from the files"
+        for user in &self.snapshot.twice {
+            self.add_finding(&Finding::Mismatch(format!(
+                "user {user:?} has two totals: the database file is corrupt; run `tallyline process --rebuild`, which builds a new one from the files"
             )));
         }
         if !self.exact {
             return Ok(());
         }
-        self.verdict.users = Some(self.proof.users);
-        let proof = self.proof;
-        proof.differences(&mut |user, database, files| {
-            self.find(&Finding::Mismatch(format!(
-                "user {user:?}: the files come to {} from {} events, the database says {} from {}",
+        self.report.users = Some(self.snapshot.users);
+        let snapshot = self.snapshot;
+        snapshot.differences(&mut |user, database, files| {
+            self.add_finding(&Finding::Mismatch(format!(
+                "user {user:?}: the files have {} from {} events, the database {} from {}",
                 Micros(files.micros),
                 files.events,
                 Micros(database.micros),

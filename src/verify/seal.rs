@@ -1,9 +1,9 @@
-//! Whether a sealed file still is what it was when it was sealed.
+//! Whether a sealed file is unchanged since it was sealed.
 //!
-//! The name of a native segment says its length and checksum at that moment ([`Seal`]), which is every
-//! byte that was acknowledged in it. What is applied is confirmed by the segment's row; this is what
-//! confirms the bytes that no row knows yet. A name without the two (a segment that recovery sealed,
-//! an active file out of a backup, an imported file) confirms nothing.
+//! The name of a native segment has the length and checksum of the file when it was sealed ([`Seal`]), which
+//! cover every acknowledged byte in it. The applied prefix is verified against the segment's row; the seal
+//! verifies the bytes after it. Some names have no seal: those of segments that recovery sealed, of active
+//! files from a backup, and of imported files. Their bytes cannot be verified here.
 
 use std::io;
 use std::path::Path;
@@ -15,13 +15,13 @@ use crate::aggregate::lines;
 use crate::data_dir::disk::DiskFile;
 use crate::data_dir::segment::{Seal, label_in_name, seal_in_name, sealed_file_name};
 
-/// What the name of a file says of its content.
+/// The seal in the name of a file; `None` if it has none.
 pub(crate) fn of_path(path: &Path) -> Option<Seal> {
     seal_in_name(path.file_name()?.to_str()?)
 }
 
-/// Why the file is not what was sealed, and what to do; `None` if it is, or its name does not say.
-/// `known` is the checksum of a prefix that is confirmed; the rest is read.
+/// Compares a file with the seal in its name. Returns how it differs and what to do; `None` if it matches or
+/// has no seal. `known` is the checksum of a prefix that is already verified; only the rest is read.
 pub(crate) fn contradiction(
     file: &dyn DiskFile,
     path: &Path,
@@ -41,7 +41,7 @@ pub(crate) fn contradiction(
         format!("has {size} bytes now")
     };
     Ok(Some(format!(
-        "{} had {} bytes when it was sealed, as its name says, and {what}; what of it was not applied before is not applied. Restore the file from a backup. Or, to count what it holds now, rename it to {}",
+        "{} had {} bytes when it was sealed, according to its name, and {what}; its remaining events are not applied. Restore the file from a backup. Or, to count its present content, rename it to {}",
         path.display(),
         seal.bytes,
         unsealed_name(path)

@@ -1,26 +1,26 @@
-//! Whether a database adds up after an unclean stop: the totals and the segments must come to the
-//! same. A backup copied over next to an old `-wal` breaks exactly this.
+//! Consistency of the database after an unclean shutdown: the sums over all users and over all segments
+//! must be equal. They differ, for example, after a backup was copied next to an old `-wal` file.
 
 use std::path::Path;
 
 use crate::store::{AppliedSum, StoreError, read_checks, sibling};
 
-/// Whether the database was not closed by the one who wrote it last (or is open just now): its
-/// `-wal` is there. To be asked before the database is opened.
+/// Whether the `-wal` file of the database exists: its last writer did not close it, or it is open now.
+/// Must be called before the database is opened.
 pub(crate) fn was_left_open(database: &Path) -> bool {
     let wal = sibling(database, "-wal");
     wal.try_exists().unwrap_or(true)
 }
 
-/// What is wrong with the sums, and what to do; `None` if they agree. Reads every total.
+/// Compares the sums. Returns what differs and what to do; `None` if they agree. Reads every total.
 pub(crate) fn difference(database: &Path) -> Result<Option<String>, StoreError> {
     let Some(checks) = read_checks(database)? else {
         return Ok(None);
     };
-    let cure = "Shutdown the server and run `tallyline process --rebuild`";
+    let cure = "Stop the server and run `tallyline process --rebuild`";
     if checks.segments != checks.totals {
         return Ok(Some(format!(
-            "database {}: its totals hold {} events and its segments {}, or their sums differ: the file was put together from two. {cure}",
+            "database {}: its totals have {} events and its segments {}, or their sums differ: it was mixed from two databases. {cure}",
             database.display(),
             checks.totals.0,
             checks.segments.0
@@ -36,7 +36,7 @@ pub(crate) fn difference(database: &Path) -> Result<Option<String>, StoreError> 
     Ok(None)
 }
 
-/// That the kept sum of the wholly applied segments is not what their rows come to.
+/// Describes the difference between the stored sum over all fully applied segments and that of their rows.
 pub(crate) fn describe_applied_sums(sum: &AppliedSum, rows: &AppliedSum) -> String {
     let of = |sum: &AppliedSum| {
         format!(
@@ -51,7 +51,7 @@ pub(crate) fn describe_applied_sums(sum: &AppliedSum, rows: &AppliedSum) -> Stri
         )
     };
     format!(
-        "applied_sum holds {}, but the rows of wholly applied segments come to {}",
+        "applied_sum has {}, but the rows of the fully applied segments have {}",
         of(sum),
         of(rows)
     )

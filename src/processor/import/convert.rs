@@ -1,8 +1,10 @@
-//! Conversion to JSON Lines: gzip is unpacked, JSON arrays and objects over several lines are cut
-//! into one line each. In one pass and in bounded memory: a buffer, and one value.
+//! Conversion to JSON Lines: decompresses gzip, and writes each object of JSON arrays, or of JSON text over
+//! several lines, to a line of its own. In one pass and in bounded memory: a buffer and one value.
 //!
-//! The same source always comes to the same bytes. That is how a source is recognised when it is
-//! named again, also after a rebuild: what it is converted to is compared with what was imported.
+//! The conversion is deterministic. A source that is named again, even after a rebuild, is recognised by
+//! comparing the result with the file that was imported. It must therefore not change between versions.
+//!
+//! An error leaves an incomplete output file, which the caller removes.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -15,27 +17,27 @@ use crate::event::{HEAD_BYTES, LINE_BYTES_MAX, Looks, without_bom};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// Why a file was not converted.
+/// A file could not be converted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConvertError {
     /// The source could not be read.
-    #[error("cannot read it: {0}")]
+    #[error("cannot read the file: {0}")]
     Read(io::Error),
-    /// What it was converted to could not be written.
-    #[error("cannot write what it is converted to: {0}")]
+    /// The result could not be written.
+    #[error("cannot write the converted file: {0}")]
     Write(io::Error),
     /// It cannot be decompressed.
     #[error(
-        "it is compressed with gzip, but incomplete or damaged ({0}); nothing was stored. `gzip -t` checks it; get it once more from where it came"
+        "it is compressed with gzip, but incomplete or damaged ({0}); nothing was stored. `gzip -t` checks it; get it again from its source"
     )]
     Damaged(io::Error),
-    /// It is not what it looks like, or something that is not converted. What, and what to do.
+    /// The content is invalid or has an unsupported format; the reason and what to do.
     #[error("{0}")]
     Content(String),
 }
 
 impl ConvertError {
-    /// What the system reports is a failed read; anything else is what the decompressor found.
+    /// An error of the operating system is a failed read; any other comes from the decompressor.
     fn reading(error: io::Error) -> Self {
         if error.raw_os_error().is_some() {
             Self::Read(error)
@@ -45,7 +47,7 @@ impl ConvertError {
     }
 }
 
-/// The first bytes of a file.
+/// The first [`HEAD_BYTES`] bytes of a file, for [`Looks::of`].
 pub(in crate::processor) fn head(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     let mut reading = Reading {
         file,
@@ -60,7 +62,7 @@ pub(in crate::processor) fn head(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Reads a file from its start; `on_read` is called with how far that is.
+/// Reads a file from its beginning; `on_read` is called with the number of bytes read so far.
 struct Reading<'r> {
     file: &'r dyn DiskFile,
     at: u64,
@@ -76,7 +78,7 @@ impl Read for Reading<'_> {
     }
 }
 
-/// Writes to a file from its start.
+/// Writes to a file from its beginning, buffered.
 pub(super) struct Writing<'w> {
     file: &'w dyn DiskFile,
     at: u64,
@@ -116,7 +118,7 @@ impl<'w> Writing<'w> {
     }
 }
 
-/// Converts `from`, which is no JSON Lines, to `to`.
+/// Converts `from`, which has the format `looks`, to JSON Lines in `to`.
 pub(super) fn convert(
     from: &dyn DiskFile,
     looks: Looks,
@@ -150,6 +152,7 @@ pub(super) fn convert(
     out.flush().map_err(ConvertError::Write)
 }
 
+/// Converts text that is already decompressed.
 fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<(), ConvertError> {
     match looks {
         Looks::Lines => loop {
@@ -163,30 +166,30 @@ fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<
         },
         Looks::Array | Looks::Objects => values(input, looks == Looks::Array, out),
         Looks::Gzip => Err(ConvertError::Content(
-            "it is compressed with gzip twice; nothing was stored. Unpack it once".to_owned(),
+            "it is compressed with gzip twice; nothing was stored. Decompress it once".to_owned(),
         )),
         Looks::Unfit(unfit) => Err(ConvertError::Content(format!(
-            "what is compressed in it looks like {}, not JSON Lines; nothing was stored. Unpack it; {}",
+            "its decompressed content looks like {}, not JSON Lines; nothing was stored. Decompress it; {}",
             unfit.what,
             unfit.cure(std::path::Path::new("NEW.jsonl"))
         ))),
     }
 }
 
-/// What may come next.
+/// The tokens that may follow between values.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// An array's `[`, or an object outside of one.
+    /// The `[` of an array, or an object outside of arrays.
     Start,
-    /// The first value of an array or its end.
+    /// The first value of an array, or its `]`.
     FirstOrEnd,
     /// A value of an array.
     Value,
-    /// A comma or the end of the array.
+    /// A comma, or the `]` of the array.
     CommaOrEnd,
 }
 
-/// Each value of the arrays, or each object, to a line.
+/// Writes each element of the arrays, or each object, as a line.
 fn values(
     mut input: impl BufRead,
     arrays: bool,
@@ -201,7 +204,7 @@ fn values(
             break;
         }
         let length = block.len();
-        // A byte order mark is at the very start, and no block is that short.
+        // Only the first block can begin with a byte order mark, and it has all of it.
         let bytes = if at == 0 { without_bom(block) } else { block };
         at += (length - bytes.len()) as u64;
         for &byte in bytes {
@@ -254,13 +257,14 @@ fn values(
     Ok(())
 }
 
+/// The error for the value with this number, which ends at or before byte `at`.
 fn refused(value: u64, at: u64, what: &str) -> ConvertError {
     ConvertError::Content(format!(
         "it looks like JSON values, but value {value} (at byte {at}) {what}; nothing was stored. Correct the file, then name it again"
     ))
 }
 
-/// A value while it is read. White space between its tokens becomes one space.
+/// An object that is being read. White space between tokens is reduced to one space.
 #[derive(Default)]
 struct Value {
     bytes: Vec<u8>,
@@ -309,7 +313,7 @@ impl Value {
         Ok(())
     }
 
-    /// The value and `\n`, if it is JSON.
+    /// The complete object and `\n`; an error if it is not valid JSON.
     fn line(&mut self) -> Result<&[u8], serde_json::Error> {
         serde_json::from_slice::<IgnoredAny>(&self.bytes)?;
         self.bytes.push(b'\n');
@@ -333,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn values_become_lines_however_they_are_laid_out() {
+    fn values_in_any_layout_become_lines() {
         for source in [
             r#"[{"a":1},{"b":"]},{\"\\"}]"#,
             "\u{feff} [\n{\"a\":1}\n, {\"b\":\"]},{\\\"\\\\\"}\n]\n",
@@ -355,8 +359,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_array_of_objects_is_refused() {
-        for (source, words) in [
+    fn anything_but_complete_arrays_of_objects_is_rejected() {
+        for (source, expected) in [
             (r#"[{"a":1},{"b":2}"#, "incomplete"),
             (r#"[{"a":1},"#, "incomplete"),
             (
@@ -371,7 +375,7 @@ mod tests {
             ("[{\"a\":\"\n\"}]", "line end within a string"),
         ] {
             let refused = converted(source.as_bytes()).expect_err(source);
-            assert!(refused.contains(words), "{source}: {refused}");
+            assert!(refused.contains(expected), "{source}: {refused}");
         }
         let long = format!("[{{\"a\":\"{}\"}}]", "x".repeat(LINE_BYTES_MAX));
         let refused = converted(long.as_bytes()).expect_err("too long");

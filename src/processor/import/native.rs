@@ -1,8 +1,8 @@
-//! The import of a native segment: which lines of it are not counted yet, and where they go.
+//! The import of a native segment: determines which of its lines are not counted yet.
 //!
-//! Known are the lines that it has in common with our own file of that segment, if it is one of this
-//! data directory, and with what was imported of it before. Where our own file is gone, the applied
-//! bytes are known by their checksum.
+//! A segment of this data directory is compared with its own file here, and the lines in common are skipped.
+//! If its own file is missing, it is compared with the checksum of the applied bytes. Lines of the segment
+//! that were imported before, under any file name, are skipped too.
 
 use std::io;
 use std::path::Path;
@@ -19,21 +19,21 @@ use crate::event::Event;
 use crate::store::{SegmentRow, SegmentState, Writer};
 use crate::verify::contents::settle;
 
-/// What a data directory has of one of its own segments.
+/// What this data directory has of one of its own segments.
 enum Own {
-    /// What becomes of the file is decided.
+    /// The result of the import is known.
     Decided(Brought),
-    /// No file and no row: the file is that segment, and comes in under this name.
+    /// It has neither a file nor a row, so the file is imported as that segment, under this name.
     Native(String),
-    /// So many bytes of the file are in our own, or in the totals; `found` is our own file, if it is
-    /// not applied yet.
+    /// The first `bytes` bytes of the file are in its own file or in the totals. `found` is its own file, if
+    /// that is not fully applied.
     Known { bytes: u64, found: Option<Found> },
-    /// Another segment has the number.
+    /// Another segment has its number.
     Unknown,
 }
 
 impl Importer<'_> {
-    /// A native segment, of this data directory or of another.
+    /// Imports a native segment, of this data directory or of another one.
     pub(super) fn labelled(
         &self,
         writer: &Writer,
@@ -42,15 +42,15 @@ impl Importer<'_> {
     ) -> Result<Brought, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let file = &*content.file;
-        // A line without its end was never acknowledged, or the copy was taken in the middle of it.
+        // A line without a line end was not acknowledged, or the copy was made while it was written.
         let end = disk::last_line_end(file, content.size).map_err(io())?;
         if end < content.size {
             tracing::warn!(
-                "{}: its last line has no end, so it is left out",
+                "{}: its last line is incomplete and is skipped",
                 content.path.display()
             );
         }
-        let (mut known, mut parted) = (0, false);
+        let (mut known, mut diverged) = (0, false);
         let mut own = None;
         if label.tag.directory == self.config.directory_tag() {
             match self.own(writer, content, label)? {
@@ -60,14 +60,14 @@ impl Importer<'_> {
                     let named = content.named(name);
                     return self.copy_in(&named, (0, end), id, Some(label.tag));
                 }
-                // What it has beyond our own file came to it after the two parted.
-                Own::Known { bytes, found } => (known, parted, own) = (bytes, true, found),
+                // Its further bytes were appended after the copy was made.
+                Own::Known { bytes, found } => (known, diverged, own) = (bytes, true, found),
                 Own::Unknown => {}
             }
         }
         let before = self.imported_before(writer, content, label)?;
         if before.0 > known {
-            (known, parted) = before;
+            (known, diverged) = before;
         }
         let start = disk::last_line_end(file, known).map_err(io())?;
         if start >= end {
@@ -80,14 +80,14 @@ impl Importer<'_> {
         };
         if start > 0 {
             tracing::info!(
-                "{}: its first {start} bytes are those of segment {} that are counted already; only the rest is imported",
+                "{}: its first {start} bytes are the lines of segment {} that are already counted; only the rest is imported",
                 content.path.display(),
                 label.number
             );
         }
-        if parted && start > 0 && !self.has_id(file, start).map_err(io())? {
+        if diverged && start > 0 && !self.has_id(file, start).map_err(io())? {
             tracing::warn!(
-                "{}: it is a copy of segment {} that went on by itself after at most {start} bytes. Events without an id that are the same in both files up to there are counted once; of those that each file got for itself after the copy was made, too few may be counted. If there are such, put these lines into a file of another name, and run `tallyline process` with that",
+                "{}: it is a copy of segment {} that received its own events after at most {start} bytes. The first {start} bytes of both files are equal and are counted once; if both files received the same events without an id after the copy was made, too few may be counted. In that case, put these lines into a file with another name, and run `tallyline process` with that file",
                 content.path.display(),
                 label.number
             );
@@ -96,7 +96,7 @@ impl Importer<'_> {
         self.copy_in(&content.named(part.to_string()), (start, end), id, None)
     }
 
-    /// Whether the line that ends at `end` has an id, by which it counts once wherever it lies.
+    /// Whether the line that ends at `end` has an id, so that it is counted once in any file.
     #[expect(
         clippy::unused_self,
         reason = "a step of the import, beside the others"
@@ -109,10 +109,10 @@ impl Importer<'_> {
         Ok(event.is_ok_and(|event| event.id.is_some()))
     }
 
-    /// What this data directory has of a segment of its own.
+    /// Compares the file with a segment of this data directory.
     fn own(&self, writer: &Writer, content: &Content, label: Label) -> Result<Own, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
-        let refused = |words| Own::Decided(Brought::Refused(words));
+        let refused = |reason| Own::Decided(Brought::Refused(reason));
         let file = &*content.file;
         let id = SegmentId::Native(label.number);
         let row = writer.segment(&id)?;
@@ -142,44 +142,44 @@ impl Importer<'_> {
             length: row.applied_bytes,
             checksum: row.checksum,
         });
-        let whole = row
+        let is_applied = row
             .as_ref()
             .is_some_and(|row| row.state == SegmentState::Applied);
-        let waits = usable.filter(|_| !whole).cloned();
+        let pending = usable.filter(|_| !is_applied).cloned();
         if let Some(kept) = kept {
             let stat = kept.stat().map_err(io())?;
             if stat.identity == content.stat.identity {
-                return Ok(Own::Decided(waits.map_or_else(
+                return Ok(Own::Decided(pending.map_or_else(
                     || Brought::Before(content.file_name()),
                     Brought::In,
                 )));
             }
-            // What is in our file counts, or will, only where that is still what was applied.
+            // The lines in its own file are or will be counted only if the applied prefix is unchanged.
             if applied.is_none_or(|applied| applied.begins(&*kept, stat.size).unwrap_or(false)) {
                 let bytes = in_common(file, 0, &*kept).map_err(io())?;
                 return Ok(Own::Known {
                     bytes,
-                    found: waits,
+                    found: pending,
                 });
             }
         }
         match (applied, row) {
             (Some(applied), Some(_))
-                if whole && applied.begins(file, content.size).map_err(io())? =>
+                if is_applied && applied.begins(file, content.size).map_err(io())? =>
             {
                 Ok(Own::Known {
                     bytes: applied.length,
                     found: None,
                 })
             }
-            (_, Some(row)) => Ok(refused(self.not_to_compare(&row, label))),
+            (_, Some(row)) => Ok(refused(self.not_comparable(&row, label))),
             (_, None) if is_free => Ok(Own::Native(native_name(&content.path, label))),
             (_, None) => Ok(Own::Unknown),
         }
     }
 
-    /// Whether the segment's number was given out here and no file or row has it: then the file can
-    /// only be that segment.
+    /// Whether the number was used by this data directory, and no file has it; then the file must be that
+    /// segment.
     fn is_free(&self, label: Label, sealed: &[Found]) -> bool {
         sealed.is_empty()
             && !self.catalog.missing.contains(&label.number)
@@ -188,13 +188,14 @@ impl Importer<'_> {
                 .is_some_and(|directory| label.number < directory.number)
     }
 
-    fn not_to_compare(&self, row: &SegmentRow, label: Label) -> String {
+    /// Describes why the file cannot be compared, and what to do.
+    fn not_comparable(&self, row: &SegmentRow, label: Label) -> String {
         let name = match label_in_name(&row.file_name) {
             Some(_) => row.file_name.clone(),
             None => sealed_file_name(label, SystemTime::now()),
         };
         format!(
-            "it says that it is segment {} of this data directory, of which {} bytes were applied, but that segment's own file {} is not there, or is not what was applied, to compare it with; nothing was stored. If it is that file, put it at {} and run `tallyline process`; else restore that file from a backup first",
+            "according to its first line it is segment {} of this data directory, of which {} bytes were applied, but the segment's own file {} is missing or changed, so there is nothing to compare it with; nothing was stored. If it is that file, move it to {} and run `tallyline process`; otherwise restore that file from a backup first",
             row.id,
             row.applied_bytes,
             row.file_name,
@@ -202,8 +203,8 @@ impl Importer<'_> {
         )
     }
 
-    /// How many bytes of the file were imported before, under whatever name the file had then, and
-    /// whether what was imported went on differently.
+    /// The number of bytes of the file that were imported before, under any file name, and whether the
+    /// imported file continues differently after them.
     fn imported_before(
         &self,
         writer: &Writer,
@@ -213,8 +214,8 @@ impl Importer<'_> {
         let io = || ProcessError::io("read", &content.path);
         let file = &*content.file;
         let mut known = (0, false);
-        // Whole files under whatever name: a row has the length and the checksum of what was applied,
-        // whether or not the file is still there, and no two segments begin with the same label.
+        // Fully applied imports, by the length and checksum in their rows; their files may be missing. Since
+        // no two segments start with the same label, an equal prefix is the same segment.
         let mut prefixes = Vec::new();
         for name in writer.applied_imports()? {
             match Part::of_name(&name) {
@@ -248,15 +249,15 @@ impl Importer<'_> {
                     .map_err(ProcessError::io("open", &kept.path))?;
                 let common = in_common(file, from.length, &*kept).map_err(io())?;
                 let size = kept.size().map_err(io())?;
-                let parted = common < size && from.length + common < content.size;
-                known = known.max((from.length + common, parted));
+                let diverged = common < size && from.length + common < content.size;
+                known = known.max((from.length + common, diverged));
             }
         }
         Ok(known)
     }
 }
 
-/// The name of a native segment that comes back: the file's own, if it is one.
+/// The name for a native segment that is imported again: its file name if that is valid, or else a new one.
 fn native_name(path: &Path, label: Label) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if label_in_name(&name) == Some(label) {

@@ -1,10 +1,9 @@
-//! Native segments that are imported: what of them was counted already.
+//! Parts of native segments that are imported, and the names of their files.
 //!
-//! A native segment says in its first line which segment it is, under whatever name it comes. Two
-//! copies of a data directory that both went on have one segment with two different ends, and a
-//! copy of a running directory has a segment that is shorter. So of a segment that is known here,
-//! only the lines after those that are known are imported. The file that they go to is named after
-//! the segment, and not after the source: [`Part`].
+//! A native segment is identified by the label in its first line, under any file name. If two copies of a
+//! data directory both continue to be used, they have one segment with two different ends; a copy of a
+//! directory in use has a shorter segment. Therefore only the lines after the known ones are imported. Their
+//! file is named after the segment, not after the source: [`Part`].
 
 use std::fmt;
 use std::io;
@@ -20,17 +19,17 @@ use crate::data_dir::segment::{Label, label_in_name};
 const BLOCK: u64 = 256 << 10;
 const PREFIX: &str = "events_segment-";
 
-/// The first bytes of a file.
+/// The length and checksum of the beginning of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::processor) struct Prefix {
-    /// How many.
+    /// Length in bytes.
     pub(super) length: u64,
-    /// Their CRC-32.
+    /// CRC-32 of these bytes.
     pub(super) checksum: u32,
 }
 
 impl Prefix {
-    /// Reads them.
+    /// Reads the first `length` bytes of a file.
     pub(super) fn of(file: &dyn DiskFile, length: u64) -> io::Result<Self> {
         Ok(Self {
             length,
@@ -38,13 +37,13 @@ impl Prefix {
         })
     }
 
-    /// Whether a file of `size` bytes begins with these.
+    /// Whether a file of `size` bytes begins with this prefix.
     pub(super) fn begins(self, file: &dyn DiskFile, size: u64) -> io::Result<bool> {
         Ok(self.length <= size && Self::of(file, self.length)? == self)
     }
 }
 
-/// The length of the longest of these that a file of `size` bytes begins with; 0 if none. Reads the file
+/// The length of the longest of these prefixes of a file of `size` bytes; 0 if there is none. Reads the file
 /// once.
 pub(super) fn longest_prefix(
     file: &dyn DiskFile,
@@ -64,10 +63,9 @@ pub(super) fn longest_prefix(
     Ok(longest)
 }
 
-/// What an imported file holds of a native segment: the lines between two prefixes of it. Its name
-/// says so, so that it is known from the files alone:
-/// `events_segment-000002-5e3fa1c29b77d0e4_from-1834-9ae0daaf_to-2310-1c291ca3.jsonl`, lengths and
-/// checksums.
+/// A part of a native segment in an imported file: the lines after one prefix of the segment, up to the end of
+/// a longer one. The file name has the label and the length and checksum of both:
+/// `events_segment-000002-5e3fa1c29b77d0e4_from-1834-9ae0daaf_to-2310-1c291ca3.jsonl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::processor) struct Part {
     pub(in crate::processor) label: Label,
@@ -90,7 +88,7 @@ impl fmt::Display for Part {
 }
 
 impl Part {
-    /// Reads a file name.
+    /// Parses a file name; `None` if it is not the name of a part.
     pub(in crate::processor) fn of_name(name: &str) -> Option<Self> {
         let rest = name.strip_prefix(PREFIX)?.strip_suffix(".jsonl")?;
         let (label, rest) = rest.split_once("_from-")?;
@@ -112,12 +110,12 @@ impl Part {
             from: prefix(from)?,
             to: prefix(to)?,
         };
-        // One part has one spelling.
+        // Only the canonical spelling is accepted.
         (part.to_string() == name).then_some(part)
     }
 
-    /// The label of the native segment that an imported file holds, wholly or in part, by its name,
-    /// and the prefix of the segment that is not in it.
+    /// For the name of an imported file with a native segment or a part of one: its label, and the prefix of
+    /// the segment that is not in the file.
     pub(super) fn imported(name: &str) -> Option<(Label, Prefix)> {
         if let Some(part) = Self::of_name(name) {
             return Some((part.label, part.from));
@@ -130,7 +128,7 @@ impl Part {
     }
 }
 
-/// How many bytes from `start` on `file` has in common with `other` from its start.
+/// Length of the common prefix of `file` from `start` and `other` from 0, in bytes.
 pub(super) fn in_common(file: &dyn DiskFile, start: u64, other: &dyn DiskFile) -> io::Result<u64> {
     let length = file.size()?.saturating_sub(start).min(other.size()?);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -148,10 +146,9 @@ pub(super) fn in_common(file: &dyn DiskFile, start: u64, other: &dyn DiskFile) -
     Ok(at)
 }
 
-/// The first label after the first line of the file that ends at or before `end`, and where its
-/// line ends.
+/// Searches the lines after the first, up to `end`, for a label. Returns the end of its line and the label.
 pub(super) fn further_label(file: &dyn DiskFile, end: u64) -> io::Result<Option<(u64, Label)>> {
-    // The end of the block before, for a label that begins there.
+    // The end of the previous block, for a label that begins there.
     let mut bytes: Vec<u8> = Vec::new();
     let mut block = Vec::new();
     let (mut at, mut first) = (0, true);
@@ -191,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_read_back_from_its_name_and_nothing_else_is() {
+    fn only_the_canonical_name_of_a_part_is_parsed() {
         let part = Part {
             label: label(2),
             from: Prefix {
@@ -219,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_found_wherever_blocks_end() -> io::Result<()> {
+    fn labels_are_found_across_blocks() -> io::Result<()> {
         let first = [b"{}", &label(1).encode()[..], b"\n"].concat();
         let second = [b"{}", &label(2).encode()[..], b"\n"].concat();
         for gap in [0, 1, 50, 95, 96, 97, 98, 99] {

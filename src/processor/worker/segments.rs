@@ -1,4 +1,7 @@
-//! Sealed files: found by listing, applied to their end, archived or marked_corrupt.
+//! Sealed files: found by listing the data directory, then applied and archived, or marked as corrupt.
+//!
+//! An error of one file is reported in readiness, and the file is tried again later; the others are still
+//! applied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,7 +19,7 @@ use crate::processor::applier::TOGETHER_MAX;
 use crate::processor::archive::Leaving;
 
 impl Worker {
-    /// New sealed files in the directory itself.
+    /// Finds new sealed files in the data directory, and files that were removed.
     pub(super) fn look_for_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = self.config.data_dir.clone();
         let names = self
@@ -25,7 +28,7 @@ impl Worker {
             .map_err(ProcessError::io("list", &data_dir))?;
         let mut new = BTreeMap::<SegmentId, Vec<Found>>::new();
         let mut left_alone = BTreeMap::new();
-        // A directory of such a name is no segment, and is named in readiness when it is opened.
+        // A directory with such a name is reported in readiness when it cannot be opened.
         for (name, _) in names {
             let Some((id, tag)) = SegmentId::of_file(&name, self.config.directory_tag()) else {
                 continue;
@@ -58,7 +61,7 @@ impl Worker {
                 released.insert(id);
             }
         }
-        // What contradicted a file that is gone is looked at again in the next round.
+        // Files that contradicted a removed one are checked again in the next round.
         let directory = self.config.directory_tag();
         self.left_alone.retain(|path, _| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -77,8 +80,8 @@ impl Worker {
             .map_err(ProcessError::io("sync", &data_dir))
     }
 
-    /// Files that came under one identity; where they contradict each other, or what was applied,
-    /// those that do are left alone.
+    /// Adds the new files with one id. Those that contradict each other or the applied prefix are not
+    /// applied.
     fn new_files(
         &mut self,
         applier: &Applier<'_>,
@@ -98,7 +101,8 @@ impl Worker {
         Ok(())
     }
 
-    /// A file that bears the active segment's number, and is not that segment sealed since, is its rival.
+    /// Makes a file with the active segment's number a rival, unless it is that segment and was sealed
+    /// meanwhile.
     pub(super) fn against_active(&self, id: &SegmentId, claims: &mut Claims<'_>) {
         let tail = self.journal.tail();
         if id.number() == Some(tail.number)
@@ -109,7 +113,7 @@ impl Worker {
         }
     }
 
-    /// Names the files that claim a number and are not its segment; their lines will not be applied.
+    /// Reports the rivals of a segment. They are not applied.
     pub(super) fn leave_rivals(
         &mut self,
         id: &SegmentId,
@@ -122,7 +126,7 @@ impl Worker {
         for rival in &claims.rivals {
             let path = &rival.path;
             let look = self.disk.identity(path);
-            if let Some(identity) = look.map_err(ProcessError::io("look at", path))? {
+            if let Some(identity) = look.map_err(ProcessError::io("inspect", path))? {
                 self.left_alone.insert(path.clone(), identity);
             }
         }
@@ -137,16 +141,16 @@ impl Worker {
             self.board.lost.remove(&number);
             self.missing.remove(&number);
         }
-        // Looked at after the listing: what this journal has sealed by now is below it.
+        // Read after the listing: every segment that this journal has sealed is below it.
         let ahead = number.filter(|&number| number > self.journal.tail().number);
         if let Some(number) = ahead {
             self.journal.reserve(number);
             tracing::warn!(
-                "{} is ahead of the active segment; no new segment gets its number",
+                "{} has a higher number than the active segment; the number is not used for a new segment",
                 found.path.display()
             );
         }
-        // What this journal sealed is counted by it.
+        // The journal counts the lines of the segments that it has sealed.
         let counted = number.is_some_and(|number| number >= self.since) && ahead.is_none();
         self.board.sealed.insert(
             found.id.clone(),
@@ -265,7 +269,7 @@ impl Worker {
             return;
         };
         if gone && sealed.unusable {
-            // It never was a segment's file, and it was moved away.
+            // It was never a segment, and it was moved away.
             self.board.sealed.remove(id);
             self.board.health.clear(&topic(id));
             return;
@@ -401,7 +405,7 @@ impl Worker {
         let size = segment
             .file
             .size()
-            .map_err(ProcessError::io("look at", path))?;
+            .map_err(ProcessError::io("inspect", path))?;
         if !self.is_complete(id, size) {
             return Ok(Start::Later);
         }
@@ -429,7 +433,7 @@ impl Worker {
         let stat = segment
             .file
             .stat()
-            .map_err(ProcessError::io("look at", &segment.path))?;
+            .map_err(ProcessError::io("inspect", &segment.path))?;
         if corrupt.known {
             applier.forget(&segment.id);
         } else {
@@ -444,10 +448,10 @@ impl Worker {
         Ok(())
     }
 
-    /// A file that is not the segment of its number: nothing of it is applied, and whoever waits for a
-    /// position in it is answered so.
+    /// Records a file that is not the segment with its number. Nothing of it is applied, and waits for a
+    /// position in it end with `WaitOutcome::Gone`.
     fn leave_rival(&mut self, segment: &SegmentFile, reason: String) -> Result<(), ProcessError> {
-        let io = || ProcessError::io("look at", &segment.path);
+        let io = || ProcessError::io("inspect", &segment.path);
         let stat = segment.file.stat().map_err(io())?;
         let counted = self
             .board
@@ -464,7 +468,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Ours are complete when sealed; one from elsewhere once its size stands still for a round.
+    /// Whether the file is complete: a native segment always, an imported file if its size has not changed
+    /// since the previous round.
     pub(super) fn is_complete(&mut self, id: &SegmentId, size: u64) -> bool {
         let Some(sealed) = self.board.sealed.get_mut(id) else {
             return true;
@@ -472,7 +477,7 @@ impl Worker {
         id.number().is_some() || sealed.size.replace(size) == Some(size)
     }
 
-    /// Adds a file's lines to those that wait, unless they are among them.
+    /// Adds the pending lines of a file to the ledger, once.
     pub(super) fn count_once(
         &mut self,
         id: &SegmentId,

@@ -1,4 +1,8 @@
-//! Starting over: everything the coordinator knows, read anew from the rows and the directory.
+//! The startup scan: derives the whole state of the thread `process` from the database and the directory.
+//!
+//! It runs at the start, after any error, and when another program has changed the database. It determines
+//! which sealed files are pending, which segments are missing or contradicted, and how many lines are pending.
+//! After an unclean shutdown it starts the thread `process-check`, which compares the sums.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,10 +18,11 @@ use crate::aggregate::lines;
 use crate::data_dir::QUARANTINE_DIR;
 use crate::data_dir::numbers::{MISSING_MAX, gaps, ranges};
 use crate::data_dir::segment::sealed_file_name;
+use crate::store::AppliedSegments;
 use crate::verify::sums;
 
 impl Worker {
-    /// Everything that is known of the database and the directory, from them alone.
+    /// Discards the state and derives it again.
     pub(super) fn start_over(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = &self.config.data_dir;
         self.left_alone.clear();
@@ -53,39 +58,7 @@ impl Worker {
         self.journal.reserve_all(&catalog.numbers());
         let unfinished = rows.iter().filter_map(|row| row.id.number());
         self.journal.reserve_all(&unfinished.collect());
-        for (id, found) in &catalog.sealed {
-            let row = rows.iter().find(|row| row.id == *id);
-            let is_applied = settled.contains(id);
-            if !is_applied
-                && row.is_none()
-                && id.number().is_some_and(|number| number <= pruned.number)
-            {
-                continue; // Let go: named where it lies in the directory itself, never applied.
-            }
-            // Only of the few that more than one file bears, the row is read.
-            let row = match found[..] {
-                [_] if is_applied => None,
-                _ if is_applied => applier.writer.segment(id)?,
-                _ => row.cloned(),
-            };
-            let mut claims = settle(&*self.disk, found, row.as_ref());
-            self.against_active(id, &mut claims);
-            self.leave_rivals(id, &claims, row.as_ref())?;
-            let Some(usable) = claims.usable else {
-                continue;
-            };
-            // Of what is applied already, only the move to the archive may be left.
-            if !is_applied || usable.place == Place::Incoming {
-                let ahead = id.number() > Some(self.journal.tail().number);
-                let sealed = Sealed {
-                    ahead,
-                    whole: is_applied,
-                    counted: is_applied,
-                    ..Sealed::new(usable)
-                };
-                self.board.sealed.insert(id.clone(), sealed);
-            }
-        }
+        self.add_sealed_files(applier, &catalog, &settled, &rows)?;
         self.find_missing(applier, &catalog, &rows)?;
         self.count_pending(applier, &rows, &tail)?;
         for row in rows {
@@ -98,8 +71,50 @@ impl Worker {
         Ok(())
     }
 
-    /// Names the segments of ours that have neither a file, nor a whole row, nor were pruned; those
-    /// with a row are noted as lost.
+    /// Adds the sealed files that are pending or not yet archived, and reports rivals.
+    fn add_sealed_files(
+        &mut self,
+        applier: &Applier<'_>,
+        catalog: &Catalog,
+        settled: &AppliedSegments,
+        rows: &[SegmentRow],
+    ) -> Result<(), ProcessError> {
+        let pruned = self.board.pruned;
+        for (id, found) in &catalog.sealed {
+            let row = rows.iter().find(|row| row.id == *id);
+            let is_applied = settled.contains(id);
+            if !is_applied && row.is_none() && id.number().is_some_and(|number| number <= pruned) {
+                continue; // Pruned and never applied; reported if the file is in the data directory itself.
+            }
+            // Rows of applied segments are read only for the few that have several files.
+            let row = match found[..] {
+                [_] if is_applied => None,
+                _ if is_applied => applier.writer.segment(id)?,
+                _ => row.cloned(),
+            };
+            let mut claims = settle(&*self.disk, found, row.as_ref());
+            self.against_active(id, &mut claims);
+            self.leave_rivals(id, &claims, row.as_ref())?;
+            let Some(usable) = claims.usable else {
+                continue;
+            };
+            // An applied file may still have to be archived.
+            if !is_applied || usable.place == Place::Incoming {
+                let ahead = id.number() > Some(self.journal.tail().number);
+                let sealed = Sealed {
+                    ahead,
+                    whole: is_applied,
+                    counted: is_applied,
+                    ..Sealed::new(usable)
+                };
+                self.board.sealed.insert(id.clone(), sealed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports native segments that have no file, are not fully applied and were not pruned. Those with a row
+    /// are marked as missing in the database.
     pub(super) fn find_missing(
         &mut self,
         applier: &mut Applier<'_>,
@@ -107,7 +122,7 @@ impl Worker {
         rows: &[SegmentRow],
     ) -> Result<(), ProcessError> {
         let active = self.board.active;
-        let is_there = |id: &SegmentId| {
+        let is_present = |id: &SegmentId| {
             let row = rows.iter().find(|row| row.id == *id);
             let found = catalog.sealed.get(id);
             found.is_some_and(|found| stand_for(&*self.disk, found, row))
@@ -119,19 +134,19 @@ impl Worker {
         let unfinished: BTreeSet<u64> = rows.iter().filter_map(|row| row.id.number()).collect();
         let pruned = applier.writer.pruned()?.number;
         self.missing = gaps(pruned + 1, active, numbers.ranges())
-            .filter(|&number| !is_there(&SegmentId::Native(number)))
+            .filter(|&number| !is_present(&SegmentId::Native(number)))
             .take(MISSING_MAX)
             .collect();
         let without_file = |number: &u64| {
-            (pruned + 1..active).contains(number) && !is_there(&SegmentId::Native(*number))
+            (pruned + 1..active).contains(number) && !is_present(&SegmentId::Native(*number))
         };
         self.missing
             .extend(unfinished.iter().copied().filter(without_file));
         for row in rows
             .iter()
-            .filter(|row| row.id.number() != Some(active) && !is_there(&row.id))
+            .filter(|row| row.id.number() != Some(active) && !is_present(&row.id))
         {
-            let reason = "its file is gone before it was wholly applied";
+            let reason = "its file is missing and was not fully applied";
             if matches!(row.state, SegmentState::Active | SegmentState::Sealed) {
                 applier.note(row, SegmentState::Missing, Some(reason))?;
             }
@@ -145,6 +160,13 @@ impl Worker {
                 );
             }
         }
+        self.add_dead_segments(rows);
+        self.tell_missing();
+        Ok(())
+    }
+
+    /// Records the missing and corrupt segments, of which no more is applied.
+    fn add_dead_segments(&mut self, rows: &[SegmentRow]) {
         for &number in &self.missing {
             let row = rows.iter().find(|row| row.id.number() == Some(number));
             let applied_bytes = row.map_or(0, |row| row.applied_bytes);
@@ -156,15 +178,15 @@ impl Worker {
                 },
             );
         }
-        // DeadSegment for good, too: what stands for it in the quarantine is never applied.
-        let waits = |id: &SegmentId| self.board.sealed.contains_key(id);
-        let given_up = |row: &SegmentRow| match row.state {
+        // Corrupt segments are never completed, and neither are missing ones that have a file in the quarantine.
+        let is_pending = |id: &SegmentId| self.board.sealed.contains_key(id);
+        let is_dead = |row: &SegmentRow| match row.state {
             SegmentState::Corrupt => true,
-            SegmentState::Missing => !waits(&row.id),
+            SegmentState::Missing => !is_pending(&row.id),
             _ => false,
         };
-        let given_up: Vec<&SegmentRow> = rows.iter().filter(|row| given_up(row)).collect();
-        for row in given_up {
+        let dead: Vec<&SegmentRow> = rows.iter().filter(|row| is_dead(row)).collect();
+        for row in dead {
             if let Some(number) = row.id.number() {
                 self.board.lost.insert(
                     number,
@@ -175,18 +197,17 @@ impl Worker {
                 );
             }
         }
-        self.tell_missing();
-        Ok(())
     }
 
+    /// Sets or clears the readiness topic of missing segments.
     pub(super) fn tell_missing(&self) {
-        match missing_in_words(&self.missing, &self.config) {
-            Some(words) => self.board.health.set(MISSING, words),
+        match describe_missing(&self.missing, &self.config) {
+            Some(reason) => self.board.health.set(MISSING, reason),
             None => self.board.health.clear(MISSING),
         }
     }
 
-    /// Counts the lines that wait, so that the ledger balances from the start.
+    /// Counts the pending lines, so that the ledger balances from the start.
     pub(super) fn count_pending(
         &mut self,
         applier: &Applier<'_>,
@@ -203,7 +224,7 @@ impl Worker {
                 .any(|row| row.id == *id && row.state == SegmentState::Corrupt)
         };
         let mut pending = 0;
-        // What was sealed after the look at the tail is counted by the tail.
+        // The lines of segments sealed since the tail was read are included in it.
         let of_journal = tail.number..=self.journal.tail().number;
         for (id, sealed) in &mut self.board.sealed {
             let of_tail = id
@@ -230,28 +251,29 @@ impl Worker {
         Ok(())
     }
 
-    /// After an unclean stop, or when the file was replaced: the totals and the segments must add
-    /// up to the same. In the background.
+    /// Compares the sums of the totals and of the segments, on a thread of its own. Only after an unclean
+    /// shutdown, or after another program has changed the database.
     pub(super) fn check_sums(&mut self) {
         if !std::mem::take(&mut self.to_check) {
             return;
         }
         let (config, health) = (self.config.clone(), Arc::clone(&self.board.health));
         let check = move || match sums::difference(&config.database()) {
-            Ok(Some(words)) => health.set(SUMS, words),
+            Ok(Some(difference)) => health.set(SUMS, difference),
             Ok(None) => health.clear(SUMS),
             Err(error) => {
                 let error = describe(&error);
-                tracing::warn!(error, "the totals could not be checked");
+                tracing::warn!(error, "cannot check the totals");
             }
         };
         self.finish_check();
         match Builder::new().name("process-check".to_owned()).spawn(check) {
             Ok(thread) => self.check = Some(thread),
-            Err(error) => tracing::warn!(%error, "the totals could not be checked"),
+            Err(error) => tracing::warn!(%error, "cannot check the totals"),
         }
     }
 
+    /// Joins the thread `process-check`, if there is one.
     pub(super) fn finish_check(&mut self) {
         if let Some(thread) = self.check.take()
             && thread.join().is_err()
@@ -261,6 +283,7 @@ impl Worker {
     }
 }
 
+/// Counts the lines of a file from the offset `from` to its end.
 pub(super) fn count_lines(
     disk: &dyn Disk,
     path: &std::path::Path,
@@ -271,8 +294,8 @@ pub(super) fn count_lines(
     lines::count(&*file, from.min(size), size)
 }
 
-/// That segments are missing, and what to do; `None` if none is.
-pub(in crate::processor) fn missing_in_words(
+/// Describes the missing segments and what to do; `None` if there are none.
+pub(in crate::processor) fn describe_missing(
     missing: &BTreeSet<u64>,
     config: &ProcessConfig,
 ) -> Option<String> {
@@ -294,6 +317,6 @@ pub(in crate::processor) fn missing_in_words(
     };
     let stand_in = sealed_file_name(label, SystemTime::now());
     Some(format!(
-        "{segments} {named}: no file and not wholly applied, so events may be missing from the totals. Put what is missing back into {data_dir}, from a backup or from {QUARANTINE_DIR}/. Or accept that it is gone: put an empty file {stand_in} (each under its number, and in place of the one that lies there) into {data_dir}/{QUARANTINE_DIR} and restart"
+        "{segments} {named}: no file and not fully applied, so events may be missing from the totals. Restore the files to {data_dir} from a backup or from {QUARANTINE_DIR}/. Or, to accept the loss, put an empty file {stand_in} (for each number, replacing the present file if there is one) into {data_dir}/{QUARANTINE_DIR} and restart"
     ))
 }

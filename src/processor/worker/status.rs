@@ -1,4 +1,6 @@
-//! What is published after each commit, and how far everything before is applied.
+//! The published status: the applied position, dead segments and the ledger, updated after each commit.
+//!
+//! Only the thread `process` changes it; other threads see it through [`Progress`] and [`Health`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,16 +32,16 @@ impl PublishedStatus {
         }
     }
 
-    /// Everything before this is applied: up to the first byte of ours that is not.
+    /// The position of the first byte of a native segment that is pending: everything before it is applied.
     pub(super) fn frontier(&self) -> Position {
         let applied = |number| self.applied.get(&number).copied().unwrap_or(0);
-        let waiting = self
+        let pending = self
             .sealed
             .iter()
             .take_while(|(id, _)| id.number().is_some()) // Ours come first.
             .filter(|(_, sealed)| !sealed.whole)
             .find_map(|(id, _)| id.number().filter(|number| !self.lost.contains_key(number)));
-        let number = waiting.unwrap_or(self.active).min(self.active);
+        let number = pending.unwrap_or(self.active).min(self.active);
         Position {
             segment: number,
             offset: applied(number),
@@ -47,10 +49,11 @@ impl PublishedStatus {
     }
 
     pub(super) fn publish(&self) {
-        let lost: Vec<DeadSegment> = self.lost.values().copied().collect();
-        self.progress.publish(self.frontier(), &lost, self.settled);
+        let dead: Vec<DeadSegment> = self.lost.values().copied().collect();
+        self.progress.publish(self.frontier(), &dead, self.settled);
     }
 
+    /// Records that nothing after `applied_bytes` will be applied; `lines` is the number of lines there.
     pub(super) fn marked_corrupt(&mut self, id: &SegmentId, applied_bytes: u64, lines: u64) {
         if let Some(number) = id.number() {
             self.lost.insert(
@@ -64,22 +67,23 @@ impl PublishedStatus {
         self.settled.ledger.corrupt += lines;
     }
 
-    /// Lines were found in a file from elsewhere, or in one that is back.
+    /// Adds lines that were found in an imported or restored file.
     pub(super) fn found(&mut self, lines: u64) {
         self.settled.lines += lines;
     }
 
-    /// Compares both sides once nothing waits: what was counted where it was written or found, and
-    /// what was committed. `tail` is what the round began with, and all of it is applied.
+    /// Compares the lines that were appended or found with those that were committed, if none are pending.
+    /// `tail` is the tail at the start of the round, which is applied. The difference is reported if it was
+    /// the same in the previous round.
     pub(super) fn account(&mut self, tail: &Tail) {
         let end = Position {
             segment: tail.number,
             offset: tail.durable_end,
         };
-        let waits = self.sealed.values().any(|sealed| !sealed.whole);
+        let pending = self.sealed.values().any(|sealed| !sealed.whole);
         let active = self.applied.get(&tail.number).copied().unwrap_or(0);
-        // What was sealed during the round is settled and not among the tail's lines.
-        if waits || active != tail.durable_end || self.committed > end {
+        // If a segment was sealed during the round, its lines are settled but not in `tail`.
+        if pending || active != tail.durable_end || self.committed > end {
             return;
         }
         let before = self.settled.ledger.unaccounted;
@@ -89,10 +93,9 @@ impl PublishedStatus {
             accounting::report(&self.health, now);
         }
     }
-}
 
-impl PublishedStatus {
-    /// A file is what was applied of it again: what is left of it waits.
+    /// Undoes [`PublishedStatus::marked_corrupt`]: the file has its applied prefix again, and the rest is
+    /// pending.
     pub(super) fn restored(&mut self, id: &SegmentId, corrupt_lines: u64) {
         if let Some(number) = id.number() {
             self.lost.remove(&number);
@@ -100,7 +103,7 @@ impl PublishedStatus {
         if let Some(sealed) = self.sealed.get_mut(id) {
             sealed.counted = false;
         }
-        // They are found again when they are counted as waiting.
+        // These lines are counted again as pending.
         let settled = &mut self.settled;
         settled.ledger.corrupt = settled.ledger.corrupt.saturating_sub(corrupt_lines);
         settled.lines = settled.lines.saturating_sub(corrupt_lines);

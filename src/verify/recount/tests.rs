@@ -1,5 +1,4 @@
-//! Whatever was applied, however it was cut: a recount agrees, and no change of the database or of a
-//! file escapes it.
+//! A recount matches after any sequence of applies, and detects every change of the database or of a file.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +17,7 @@ use crate::store::{DATABASE_FILE, Existing, IdsWalk, Writer};
 fn apply(dir: &TempDir) {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let mut config = ProcessConfig::new(dir.path());
-    config.memory_bytes = 4096; // several ranges a file
+    config.memory_bytes = 4096; // several ranges per file
     run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
 }
 
@@ -26,13 +25,13 @@ fn check(dir: &TempDir) -> (VerifyReport, Vec<Finding>) {
     let mut findings = Vec::new();
     let mut config = Target::new(dir.path());
     config.memory_bytes = 4096;
-    let verdict = verify(
+    let report = verify(
         &config,
         &RealDisk,
         &mut |finding| findings.push(finding.clone()),
         &mut |done, total| assert!(done <= total, "{done} of {total}"),
     );
-    (verdict.expect("it runs").expect("a database"), findings)
+    (report.expect("it runs").expect("a database"), findings)
 }
 
 fn change(dir: &TempDir, sql: &str) -> usize {
@@ -55,7 +54,7 @@ fn write(dir: &TempDir, number: usize, text: &str) {
 }
 
 fn any_line() -> impl Strategy<Value = String> {
-    // Amounts so large that ten of one user overflow; ids so few that they come again.
+    // Ten of the largest amounts overflow a total; ids are few, so that they repeat.
     prop_oneof![
         4 => ("[a-d]", 0u64..1000).prop_map(|(user, amount)| line(&user, amount, None)),
         2 => ("[a-d]", 1u64..3, 0u8..20).prop_map(|(user, amount, id)| line(&user, amount, Some(id))),
@@ -70,7 +69,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn a_recount_agrees_until_something_is_changed(
+    fn a_recount_matches_until_something_is_changed(
         files in prop::collection::vec(prop::collection::vec(any_line(), 1..60), 1..4),
         column in 0usize..9,
     ) {
@@ -79,9 +78,9 @@ proptest! {
             write(&dir, index + 1, &lines.concat());
         }
         apply(&dir);
-        let (verdict, findings) = check(&dir);
-        prop_assert!(verdict.agrees(), "{findings:?}");
-        prop_assert!(verdict.users.is_some());
+        let (report, findings) = check(&dir);
+        prop_assert!(report.agrees(), "{findings:?}");
+        prop_assert!(report.users.is_some());
         let sql = [
             "UPDATE segment SET events = events + 1, lines = lines + 1",
             "UPDATE segment SET duplicates = duplicates + 1, lines = lines + 1",
@@ -94,8 +93,8 @@ proptest! {
             "DELETE FROM id_block",
         ];
         if change(&dir, sql[column]) > 0 {
-            let (verdict, findings) = check(&dir);
-            prop_assert!(!verdict.agrees(), "{}: {findings:?}", sql[column]);
+            let (report, findings) = check(&dir);
+            prop_assert!(!report.agrees(), "{}: {findings:?}", sql[column]);
         }
     }
 }
@@ -113,34 +112,34 @@ fn two_users_changed_against_each_other_are_both_named() {
         &dir,
         "UPDATE user_total SET revenue_micros = 3000000 - revenue_micros",
     );
-    let (verdict, findings) = check(&dir);
-    assert_eq!(verdict.differences, 2, "the sums agree: {findings:?}");
-    let words = format!("{findings:?}");
+    let (report, findings) = check(&dir);
+    assert_eq!(report.differences, 2, "the sums agree: {findings:?}");
+    let text = format!("{findings:?}");
     assert!(
-        words.contains("\\\"a\\\"") && words.contains("\\\"b\\\""),
-        "{words}"
+        text.contains("\\\"a\\\"") && text.contains("\\\"b\\\""),
+        "{text}"
     );
 }
 
 #[test]
-fn a_wrong_sum_of_whole_segments_is_named() {
+fn a_wrong_sum_of_applied_segments_is_reported() {
     let dir = tempfile::tempdir().expect("a directory");
     write(&dir, 1, &line("a", 1, None));
     apply(&dir);
     assert!(check(&dir).0.agrees());
     change(&dir, "UPDATE applied_sum SET segments = 2");
-    let (verdict, findings) = check(&dir);
-    assert_eq!(verdict.differences, 1, "{findings:?}");
-    let words = format!("{findings:?}");
-    assert!(words.contains("applied_sum holds 2 segments"), "{words}");
-    let words = sums::difference(&dir.path().join(DATABASE_FILE))
+    let (report, findings) = check(&dir);
+    assert_eq!(report.differences, 1, "{findings:?}");
+    let text = format!("{findings:?}");
+    assert!(text.contains("applied_sum has 2 segments"), "{text}");
+    let text = sums::difference(&dir.path().join(DATABASE_FILE))
         .expect("a read")
-        .expect("words");
-    assert!(words.contains("applied_sum holds 2 segments"), "{words}");
+        .expect("a difference");
+    assert!(text.contains("applied_sum has 2 segments"), "{text}");
 }
 
 #[test]
-fn a_file_is_found_wherever_it_lies_and_named_when_it_does_not() {
+fn a_file_is_found_in_any_directory_and_reported_if_missing() {
     let dir = tempfile::tempdir().expect("a directory");
     for number in 1..=3 {
         write(&dir, number, &line("a", 1, None));
@@ -160,19 +159,19 @@ fn a_file_is_found_wherever_it_lies_and_named_when_it_does_not() {
     fs::rename(archived(1), moved).expect("moved");
     assert!(
         check(&dir).0.agrees(),
-        "set aside, but it proves what it proves"
+        "a file in the quarantine is recounted too"
     );
     fs::remove_file(archived(2)).expect("removed");
-    let (verdict, findings) = check(&dir);
+    let (report, findings) = check(&dir);
     assert_eq!(
-        (verdict.inconclusive, verdict.differences),
+        (report.inconclusive, report.differences),
         (1, 0),
         "{findings:?}"
     );
-    assert_eq!(verdict.users, None);
+    assert_eq!(report.users, None);
     fs::write(archived(3), line("a", 2, None)).expect("changed");
     assert_eq!(check(&dir).0.differences, 1);
-    // Nothing but the database file is left of all that reading.
+    // Verify removes its temporary files.
     let left = fs::read_dir(dir.path()).expect("a listing");
     let left: Vec<_> = left
         .map(|entry| entry.expect("an entry").file_name())
@@ -186,14 +185,14 @@ fn a_file_is_found_wherever_it_lies_and_named_when_it_does_not() {
 }
 
 #[test]
-fn what_is_not_applied_is_pending_and_no_difference() {
+fn bytes_not_yet_applied_are_pending_and_not_a_difference() {
     let dir = tempfile::tempdir().expect("a directory");
     write(&dir, 1, &line("a", 1, None));
     apply(&dir);
     write(&dir, 2, &line("a", 1, None));
     write_active(dir.path(), 3, &line("a", 1, None));
-    let (verdict, findings) = check(&dir);
-    assert!(verdict.agrees());
+    let (report, findings) = check(&dir);
+    assert!(report.agrees());
     let bytes = 2 * (line("a", 1, None).len() + Label::BYTES);
     let pending = format!("pending: {bytes} bytes in 2 files are not applied yet");
     assert_eq!(findings, [Finding::Note(pending)]);
@@ -202,7 +201,7 @@ fn what_is_not_applied_is_pending_and_no_difference() {
 }
 
 #[test]
-fn ids_let_go_are_said_and_what_is_certain_is_still_compared() {
+fn expired_ids_are_reported_and_the_rest_is_still_compared() {
     let dir = tempfile::tempdir().expect("a directory");
     let ids = |from: u8| {
         (from..from + 5)
@@ -227,22 +226,22 @@ fn ids_let_go_are_said_and_what_is_certain_is_still_compared() {
     let walk = writer.expire_ids(&walk, 0, &any, 3).expect("a step");
     assert_eq!((walk.is_at_start(), walk.expired), (true, 0), "no blocks");
     writer.close().expect("closed");
-    let (verdict, findings) = check(&dir);
-    assert!(verdict.agrees(), "{findings:?}");
+    let (report, findings) = check(&dir);
+    assert!(report.agrees(), "{findings:?}");
     assert_eq!(
-        verdict.users,
+        report.users,
         Some(2),
-        "each of the three can only have counted"
+        "each of the three must have been counted"
     );
     assert!(
-        format!("{findings:?}").contains("3 ids were let go"),
+        format!("{findings:?}").contains("3 ids have expired"),
         "{findings:?}"
     );
-    // Let go and sent again, two of them twice: which one counted is not certain any more.
+    // Expired and sent again, two of them twice: which line was counted cannot be determined.
     write(&dir, 2, &format!("{}{}", ids(0), ids(0)));
     apply(&dir);
-    let (verdict, findings) = check(&dir);
-    assert!(verdict.agrees(), "{findings:?}");
+    let (report, findings) = check(&dir);
+    assert!(report.agrees(), "{findings:?}");
     change(
         &dir,
         "UPDATE segment SET ids_expired = ids_expired - 1 WHERE key = 1",
@@ -252,23 +251,29 @@ fn ids_let_go_are_said_and_what_is_certain_is_still_compared() {
 
 #[test]
 fn an_id_without_its_line_is_a_difference() {
-    // Red if the table of ids is never held against the rows and the files: the next event with such
-    // an id is then a duplicate of nothing.
+    // Fails if the table of ids is not compared with the rows and the files: the next event with such an
+    // id would be a duplicate although it was never counted.
     let insert = |id: &str, segment: i64, offset: i64| {
         format!(
             "INSERT INTO event_id (id, payload, segment, offset, applied_at_s) VALUES ('{id}', 1, {segment}, {offset}, 1)"
         )
     };
     let wrong = [
-        ("does not know", insert("strange", -7, 0)),
-        ("2 ids of it are kept, but 1", insert("strange", 1, 0)),
+        ("are not in the database", insert("strange", -7, 0)),
         (
-            "stand where their rows say",
+            "the database has 2 ids of it, but 1",
+            insert("strange", 1, 0),
+        ),
+        (
+            "are at the offset in their row",
             "UPDATE event_id SET offset = offset + 1".to_owned(),
         ),
-        ("0 ids of it are kept", "DELETE FROM event_id".to_owned()),
+        (
+            "the database has 0 ids of it",
+            "DELETE FROM event_id".to_owned(),
+        ),
     ];
-    for (words, sql) in wrong {
+    for (expected, sql) in wrong {
         let dir = tempfile::tempdir().expect("a directory");
         fs::write(dir.path().join("events_a.jsonl"), line("a", 1, None)).expect("written");
         write(
@@ -278,13 +283,16 @@ fn an_id_without_its_line_is_a_difference() {
         );
         apply(&dir);
         assert!(check(&dir).0.agrees());
-        // A key that an imported file had whose row is gone.
+        // The key of an imported file whose row was deleted.
         change(&dir, "UPDATE segment SET key = -9 WHERE key < 0");
-        assert!(check(&dir).0.agrees(), "a key is only a key");
+        assert!(check(&dir).0.agrees(), "keys have no meaning of their own");
         assert_eq!(change(&dir, &sql), 1, "{sql}");
-        let (verdict, findings) = check(&dir);
-        let said = format!("{findings:?}");
-        assert!(!verdict.agrees() && said.contains(words), "{words}: {said}");
+        let (report, findings) = check(&dir);
+        let text = format!("{findings:?}");
+        assert!(
+            !report.agrees() && text.contains(expected),
+            "{expected}: {text}"
+        );
     }
 }
 
