@@ -9,7 +9,7 @@
 -- and `.schema` and Datasette show it.
 
 PRAGMA application_id = 0x74616C79; -- 'taly'
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 
 CREATE TABLE directory (
     -- One row: the data directory to which this database belongs.
@@ -74,12 +74,25 @@ CREATE TABLE rejected_line (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE event_id (
-    -- The ids of counted events. Narrow, because there may be hundreds of millions.
+    -- The ids of counted events. Narrow, because there may be hundreds of millions. Ids that end in 6 to 18
+    -- digits after a prefix are in id_block instead.
     id           TEXT    NOT NULL PRIMARY KEY, -- id of the event
     payload      INTEGER NOT NULL,             -- 48 bits of a hash of userId, name and amount; the same id with another payload is a conflict
     segment      INTEGER NOT NULL,             -- segment.key of the counted event; that segment may be pruned
     offset       INTEGER NOT NULL,             -- bytes from the start of the file to the start of the line
     applied_at_s INTEGER NOT NULL              -- when it was counted, in seconds since 1970 UTC; the id expires some time later
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE id_block (
+    -- The ids of counted events that end in 6 to 18 digits after a prefix, as run-000000000123 does: 128
+    -- neighbouring numbers in one row. Of more than 18 digits the last 18 are the number. The bytes of an
+    -- id alone decide in which of the two tables it is.
+    prefix       TEXT    NOT NULL CHECK (prefix <> ''), -- the id without those digits
+    width        INTEGER NOT NULL CHECK (width BETWEEN 6 AND 18), -- count of digits; a-000001 and a-0000001 are different ids
+    block        INTEGER NOT NULL CHECK (block >= 0),   -- the digits as a number, divided by 128
+    numbers      BLOB    NOT NULL, -- which of the 128 were counted (a bitmap), 32 bits of a hash of each one's payload, and runs of them with segment and offsets; src/store/id_blocks.rs describes the bytes
+    applied_at_s INTEGER NOT NULL, -- when the newest of them was counted, in seconds since 1970 UTC; the block expires some time later
+    PRIMARY KEY (prefix, width, block)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE pruned (

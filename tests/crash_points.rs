@@ -226,8 +226,8 @@ fn record_process(data: &Path, flags: &[&str]) -> (SimDisk, Vec<Deed>) {
     })
 }
 
-/// `count` events of several users from number `from` on, two in three with an id, and in between a
-/// line that is no event and one that came before.
+/// `count` events of several users from number `from` on, two in three with an id (most of them
+/// sequential), and in between a line that is no event and one that came before.
 fn lines(from: usize, count: usize) -> String {
     (from..from + count)
         .map(|n| match n % 12 {
@@ -241,8 +241,13 @@ fn lines(from: usize, count: usize) -> String {
 
 fn with_id(n: usize) -> String {
     let pad = "x".repeat(n * 37 % 90);
+    let id = match n % 5 {
+        0 => n.to_string(),
+        // Some of them before the end of a block of 128, most after it.
+        _ => format!("run-{:06}", n + 120),
+    };
     format!(
-        "{{\"userId\":\"u{}\",\"name\":\"add_revenue\",\"value\":{n}.5,\"id\":\"{n}\",\"pad\":\"{pad}\"}}\n",
+        "{{\"userId\":\"u{}\",\"name\":\"add_revenue\",\"value\":{n}.5,\"id\":\"{id}\",\"pad\":\"{pad}\"}}\n",
         n % 7
     )
 }

@@ -597,7 +597,7 @@ fn a_segment_that_was_moved_away_comes_back_under_its_number() {
         .unwrap();
     let away = scratch.path().join("away");
     fs::rename(data.join(name), &away).unwrap();
-    process(&data).expect(0);
+    process(&data).expect(1);
     run(&["verify", "--data-dir", arg(&data)]).expect(1);
     import(&data, &[&away]).expect(0);
     assert_eq!(database(&data), totals(&[("u", 3, 2)]));

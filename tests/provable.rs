@@ -286,7 +286,7 @@ fn a_rebuild_reports_lower_totals() {
     let data = scratch.data();
     segments(&scratch, 3);
     fs::remove_file(&archive(&data)[1]).unwrap();
-    let ran = rebuild(&data).expect(0);
+    let ran = rebuild(&data).expect(1);
     assert!(
         ran.stdout.contains("events-000002") && ran.stdout.contains("no longer"),
         "{ran}"

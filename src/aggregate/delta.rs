@@ -32,6 +32,12 @@ impl Wide {
         self.high += u64::from(carry);
     }
 
+    fn subtract(&mut self, other: Self) {
+        let (low, borrow) = self.low.overflowing_sub(other.low);
+        self.low = low;
+        self.high -= other.high + u64::from(borrow);
+    }
+
     fn value(self) -> u128 {
         u128::from(self.high) << 64 | u128::from(self.low)
     }
@@ -57,6 +63,13 @@ impl Sums {
             self.added.add(micros.unsigned_abs());
         }
         self.events += 1;
+    }
+
+    /// Takes events out again that were counted in before.
+    pub fn subtract(&mut self, other: &Self) {
+        self.added.subtract(other.added);
+        self.subtracted.subtract(other.subtracted);
+        self.events -= other.events;
     }
 
     /// Counts other events in.
@@ -132,7 +145,20 @@ impl IdEvent<'_> {
         let high = i64::try_from(hash >> 16).unwrap_or_default();
         high - (1 << 47)
     }
+
+    /// The low 32 bits of [`IdEvent::payload`], for ids of which a block is kept.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the low bits are what is asked for"
+    )]
+    pub(crate) fn payload_hash(&self) -> u32 {
+        self.payload() as u32
+    }
 }
+
+/// The most bytes that the place of an event takes while it is sorted by its id.
+const SORTED_BYTES: usize = 41;
 
 /// Events with an id, in file order; their text lies in one piece of memory.
 #[derive(Debug, Default)]
@@ -177,26 +203,33 @@ impl IdEvents {
         }));
     }
 
-    /// The most bytes of memory that they need until they are applied: themselves, sorted by id,
-    /// and those that count sorted by user.
+    /// The most bytes of memory that they need until they are applied: themselves, sorted by where
+    /// their ids are kept, and those that do not count sorted by user.
     pub fn memory_bytes(&self) -> usize {
-        let event = size_of::<Packed>() + size_of::<IdEvent<'_>>() + size_of::<(&str, i64)>();
+        let event = size_of::<Packed>() + SORTED_BYTES + size_of::<(&str, i64)>();
         self.text.len() + self.events.len() * event
     }
 
     /// In file order.
     pub fn iter(&self) -> impl Iterator<Item = IdEvent<'_>> {
-        self.events.iter().map(|event| {
-            let user_start = event.text_start + usize::from(event.id_length);
-            let part = |range: Range<usize>| self.text.get(range).unwrap_or_default();
-            IdEvent {
-                offset: event.offset,
-                id: part(event.text_start..user_start),
-                user_id: part(user_start..user_start + usize::from(event.user_length)),
-                kind: event.kind,
-                amount_micros: event.amount_micros,
-            }
-        })
+        self.events.iter().map(|event| self.unpacked(event))
+    }
+
+    /// The one at this place in file order.
+    pub(crate) fn get(&self, index: usize) -> Option<IdEvent<'_>> {
+        self.events.get(index).map(|event| self.unpacked(event))
+    }
+
+    fn unpacked(&self, event: &Packed) -> IdEvent<'_> {
+        let user_start = event.text_start + usize::from(event.id_length);
+        let part = |range: Range<usize>| self.text.get(range).unwrap_or_default();
+        IdEvent {
+            offset: event.offset,
+            id: part(event.text_start..user_start),
+            user_id: part(user_start..user_start + usize::from(event.user_length)),
+            kind: event.kind,
+            amount_micros: event.amount_micros,
+        }
     }
 
     /// How many.
@@ -269,6 +302,11 @@ mod tests {
             "kept in databases: must not change"
         );
         assert!((-(1 << 47)..1 << 47).contains(&first));
+        assert_eq!(
+            event.payload_hash(),
+            PAYLOAD_HASH_OF_USER1_ADD_100,
+            "kept, too"
+        );
         event.offset = 8;
         event.id = "b";
         assert_eq!(
@@ -281,6 +319,24 @@ mod tests {
     }
 
     const PAYLOAD_OF_USER1_ADD_100: i64 = -89_014_658_269_851;
+    const PAYLOAD_HASH_OF_USER1_ADD_100: u32 = 2_833_907_045;
+
+    #[test]
+    fn what_is_counted_in_can_be_taken_out() {
+        let mut sums = Sums::default();
+        for _ in 0..40 {
+            sums.add_event(Kind::Add, 1_000_000_000_000_000_000);
+        }
+        let before = sums;
+        let mut some = Sums::default();
+        for _ in 0..19 {
+            some.add_signed(1_000_000_000_000_000_000);
+            some.add_signed(-3);
+        }
+        sums.add(&some);
+        sums.subtract(&some);
+        assert_eq!(sums, before);
+    }
 
     #[test]
     fn the_net_wraps_and_is_exact_where_it_fits() {

@@ -48,6 +48,7 @@ pub(crate) struct PartialAggregate {
     /// The first lines that are no events.
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) rejected_count: u64,
+    /// Events with an id; the sums per user have them, too.
     pub(crate) with_id: IdEvents,
 }
 
@@ -202,25 +203,32 @@ impl Sink<'_> {
                 self.partial.lines += 1;
                 self.router.count(self.users, user_id, kind, amount_micros);
             }
-            _ => self.any_line(line, offset),
+            Some(plain) => match plain.event() {
+                Some(event) => self.event(&event, offset),
+                None => self.any_line(line, offset),
+            },
+            None => self.any_line(line, offset),
+        }
+    }
+
+    #[inline]
+    fn event(&mut self, event: &Event<'_>, offset: u64) {
+        self.partial.lines += 1;
+        self.router.count(
+            self.users,
+            event.user_id.as_bytes(),
+            event.kind,
+            event.amount_micros,
+        );
+        if let Some(id) = &event.id {
+            self.partial.with_id.push(offset, id, event);
         }
     }
 
     fn any_line(&mut self, line: &[u8], offset: u64) {
         let line = file_start(line, offset);
         match Event::parse(line) {
-            Ok(event) => {
-                self.partial.lines += 1;
-                match &event.id {
-                    None => self.router.count(
-                        self.users,
-                        event.user_id.as_bytes(),
-                        event.kind,
-                        event.amount_micros,
-                    ),
-                    Some(id) => self.partial.with_id.push(offset, id, &event),
-                }
-            }
+            Ok(event) => self.event(&event, offset),
             Err(_) if is_empty(line) => {}
             Err(error) => {
                 self.partial.lines += 1;

@@ -1,8 +1,8 @@
 //! The id an event gets on its way: the run's name and the line's number.
 //!
 //! Written into the line's own JSON text, right after its `{`, so that everything else of the line
-//! stays as it is. Numbers are padded with zeros: ids then come in the order of sending, which is
-//! what the table of ids is fast at.
+//! stays as it is. Numbers are padded with zeros to 12 digits: the database keeps 128 neighbours
+//! of them in one row (`store::id_blocks`).
 
 use std::borrow::Cow;
 use std::fmt;

@@ -2,8 +2,10 @@
 //!
 //! The real server and real senders run as processes of their own in a directory of the user's
 //! choice, so that it is the user's disk that is put to the proof. Every event has an id (the
-//! sender's `--source` and its line), so whatever is sent again after a kill must count once. What
-//! the totals must be is summed up here, from the lines as they were made, by nobody else's code.
+//! sender's `--source` and its line, or one of its own), so whatever is sent again after a kill must
+//! count once. Half of the files begin with lines that some sender has sent before or is sending just
+//! now, and end with some of their own, so that ranges of ids overlap. What the totals must be is
+//! summed up here, from the lines as they were made, by nobody else's code.
 
 #![expect(
     clippy::disallowed_methods,
@@ -140,6 +142,8 @@ struct Sender {
     name: String,
     files: u64,
     lines: u64,
+    /// Lines of the last file that had ids of their own.
+    with_id: Vec<String>,
     running: Option<Child>,
     /// The file was sent completely.
     done: bool,
@@ -151,6 +155,7 @@ impl Sender {
             name: format!("sender-{}", index + 1),
             files: 0,
             lines: 0,
+            with_id: Vec::new(),
             running: None,
             done: true,
         }
@@ -168,6 +173,7 @@ struct Tally {
     sender_kills: u64,
     files: u64,
     events: u64,
+    overlapping: u64,
     starts: u64,
     slowest_start: Duration,
     torn_tails: u64,
@@ -363,12 +369,29 @@ impl Torture {
 
     fn new_file(&mut self, index: usize) -> anyhow::Result<()> {
         let lines = 100 + self.random.u64(..8000);
+        let own_ids = !(self.senders[index].files + index as u64).is_multiple_of(2);
+        let mut text = String::new();
+        if own_ids {
+            let of = usize::try_from(self.random.u64(..SENDERS as u64)).unwrap_or_default();
+            let sent = &self.senders[of].with_id;
+            let mut place = || {
+                let place = self.random.u64(..=sent.len() as u64);
+                usize::try_from(place).unwrap_or_default()
+            };
+            let (one, other) = (place(), place());
+            let again = &sent[one.min(other)..one.max(other)];
+            text.extend(again.iter().map(String::as_str));
+            self.tally.overlapping += again.len() as u64;
+        }
+        let from = self.random.u64(..lines);
         let sender = &mut self.senders[index];
         sender.files += 1;
-        sender.lines += lines;
         sender.done = false;
-        let mut text = String::new();
+        if own_ids {
+            sender.with_id.clear();
+        }
         for _ in 0..lines {
+            sender.lines += 1;
             let user = format!("user{}", self.random.u64(..USERS));
             let micros = self.random.u64(..1000 * MICROS_PER_UNIT);
             let add = self.random.u64(..10) < 7;
@@ -377,15 +400,36 @@ impl Torture {
             } else {
                 "subtract_revenue"
             };
+            let id = if own_ids {
+                format!(r#""id": "{}-{:012}", "#, sender.name, sender.lines)
+            } else {
+                String::new()
+            };
             let amount = i64::try_from(micros).unwrap_or_default();
             let value = Micros(amount);
-            writeln!(
-                text,
-                r#"{{"userId": "{user}", "name": "{name}", "value": {value}}}"#
-            )?;
+            let line = format!(
+                r#"{{{id}"userId": "{user}", "name": "{name}", "value": {value}}}
+"#
+            );
+            text.push_str(&line);
+            if own_ids {
+                sender.with_id.push(line);
+            }
             let total = self.expected.entry(user).or_default();
             total.0 += if add { amount } else { -amount };
             total.1 += 1;
+        }
+        // The sender comes back to a number that it has passed, and goes on from there.
+        let back = usize::try_from(from).unwrap_or_default();
+        for line in sender
+            .with_id
+            .iter()
+            .skip(back)
+            .take(200)
+            .filter(|_| own_ids)
+        {
+            text.push_str(line);
+            self.tally.overlapping += 1;
         }
         self.tally.files += 1;
         self.tally.events += lines;
@@ -574,6 +618,7 @@ impl Tally {
             ("backups restored", self.restores.to_string()),
             ("files sent", self.files.to_string()),
             ("events, each to count once", self.events.to_string()),
+            ("... sent twice on purpose", self.overlapping.to_string()),
             ("proof took", format!("{:.1} s", proof.as_secs_f64())),
             ("faults", faults.len().to_string()),
         ];

@@ -27,7 +27,7 @@ pub(crate) struct Plain<'a> {
 impl<'a> Plain<'a> {
     /// With its strings as text.
     #[inline]
-    pub(super) fn event(self) -> Option<Event<'a>> {
+    pub(crate) fn event(self) -> Option<Event<'a>> {
         let text = |bytes| std::str::from_utf8(bytes).ok().map(Cow::Borrowed);
         Some(Event {
             user_id: text(self.user_id)?,

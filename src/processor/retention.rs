@@ -244,7 +244,7 @@ impl Retention {
         let before_s = stamps.now_ms.div_euclid(1000).saturating_sub(keep_s);
         while began.elapsed() < IDS_STEP_MAX {
             self.ids = writer.expire_ids(&self.ids, before_s, &stamps, IDS_AT_ONCE)?;
-            if self.ids.after.is_empty() {
+            if self.ids.is_at_start() {
                 break;
             }
         }

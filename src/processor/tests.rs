@@ -493,7 +493,7 @@ fn model(text: &[u8]) -> (BTreeMap<String, (u128, u128, u64)>, u64, u64) {
         lines += 1;
         match Event::parse(line) {
             Err(_) => rejected += 1,
-            Ok(event) if event.id.is_some() => {}
+            // Those with an id, too: as if all of them counted.
             Ok(event) => {
                 let sums = users.entry(event.user_id.into_owned()).or_default();
                 match event.kind {

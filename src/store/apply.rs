@@ -9,6 +9,8 @@
 //! lines one by one in file order, so that it does not depend on how the range was cut which line
 //! overflows.
 
+mod id_blocks;
+mod id_rows;
 mod ids;
 mod overflow;
 mod totals;
@@ -32,7 +34,8 @@ const INSERT_REJECTED: &str = include_str!("../../sql/query/insert_rejected_line
 
 /// What the lines of a range come to.
 pub struct Delta<'a> {
-    /// Users with events that have no id, by user id, ascending, each once.
+    /// Sums of all events by user id, ascending, each user once: of those with an id as if all of
+    /// them counted.
     pub users: &'a [(&'a str, &'a Sums)],
     /// Events that have an id, in file order.
     pub with_id: &'a IdEvents,
@@ -230,8 +233,9 @@ pub(super) fn insert_segment(
 /// What has been decided so far.
 #[derive(Default)]
 struct Tally<'a> {
-    /// User and signed micros of the events with an id that count: to be added to the summed ones.
-    with_id: Vec<(&'a str, i64)>,
+    /// User and signed micros of the events with an id that do not count: to be taken out of the sums.
+    /// Those of users whose lines go one by one are not here.
+    uncounted: Vec<(&'a str, i64)>,
     events: u64,
     duplicates: u64,
     net: i64,

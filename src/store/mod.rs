@@ -12,6 +12,11 @@
 //! A commit that fails may have happened or not: the caller then opens a new [`Writer`] and asks
 //! the rows. Nothing is remembered across an error.
 //!
+//! # Where ids are kept
+//! An id that ends in a number after a prefix lies in a block of 128 neighbouring numbers (`id_block`,
+//! see [`id_blocks`]), any other in a row of its own (`event_id`). Which of the two follows from the bytes
+//! of the id alone, so that it is looked for in one place only.
+//!
 //! # Who uses what
 //! One thread owns the [`Writer`]: `synchronous=FULL`, WAL. [`Readers`] are a pool of read-only
 //! connections for GET. [`Progress`] is shared: the processor publishes, HTTP waits. Nothing but
@@ -24,6 +29,7 @@ mod alone;
 mod apply;
 mod copy;
 mod family;
+mod id_blocks;
 mod ledger;
 mod open;
 mod readers;
@@ -48,7 +54,7 @@ pub use self::segments::{
     RejectedLine, SegmentRow, SegmentState, discard_wal, is_consistent, read_checks,
     read_directory, read_for_recovery, read_kept, read_segments,
 };
-pub use self::snapshot::{IdStatus, Snapshot, UserSum};
+pub use self::snapshot::{IdBlockCounts, IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;
@@ -83,7 +89,7 @@ pub enum StoreError {
         /// The UUID of the directory that it lies in.
         expected: uuid::Uuid,
     },
-    /// Written by an earlier version of this program, whose files name no tags.
+    /// Written by an earlier version of this program, whose tables are other ones.
     #[error("database {}: version {found} was written by an earlier version of tallyline; this one reads version {known} only. Move it away and run `tallyline process`, which makes a new one from all kept files (where segments were pruned, rebuild with the version that pruned them first)", path.display())]
     Older {
         /// The database file.
@@ -165,6 +171,9 @@ pub enum StoreError {
 /// What to do about an error that SQLite reported, after a semicolon; empty where nothing is known.
 fn advice(error: &rusqlite::Error) -> &'static str {
     use rusqlite::ErrorCode;
+    if matches!(error, rusqlite::Error::FromSqlConversionFailure(..)) {
+        return "; a row of it was damaged or changed by another program. Stop the server and run `tallyline process --rebuild`, which makes its tables from the files";
+    }
     match error.sqlite_error_code() {
         Some(ErrorCode::CannotOpen) => {
             "; this user must be able to read and write it and its directory, where SQLite creates files beside it, and there must be free inodes and descriptors"

@@ -4,10 +4,11 @@
 //! What is let go stays in the totals: the sums of a pruned segment move to the `pruned` row in the
 //! transaction that deletes its own, so that rows and `pruned` always add up to the totals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, Row, TransactionBehavior, params};
 
+use super::id_blocks::{self, Block, INSERT_ID_BLOCK};
 use super::segments::{self, SegmentRow};
 use super::{Pruned, Snapshot, StoreError, Writer};
 
@@ -22,15 +23,40 @@ const SELECT_IDS_AFTER: &str = include_str!("../../sql/query/select_ids_after.sq
 const DELETE_EVENT_ID: &str = include_str!("../../sql/query/delete_event_id.sql");
 const ADD_IDS_LET_GO: &str = include_str!("../../sql/query/add_ids_expired.sql");
 const INSERT_EVENT_ID: &str = include_str!("../../sql/query/insert_event_id.sql");
+const SELECT_ID_BLOCKS_AFTER: &str = include_str!("../../sql/query/select_id_blocks_after.sql");
+const DELETE_ID_BLOCK: &str = include_str!("../../sql/query/delete_id_block.sql");
+const RESTAMP_ID_BLOCK: &str = include_str!("../../sql/query/restamp_id_block.sql");
 const INSERT_CARRIED_TOTAL: &str = include_str!("../../sql/query/insert_carried_total.sql");
 
-/// How far a walk over the table of ids has come.
+/// How far a walk over the two tables of ids has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdsWalk {
-    /// The walk goes on after this id; empty: at the beginning.
-    pub after: String,
+    after: After,
     /// Ids let go by the last step.
     pub expired: u64,
+}
+
+/// The walk goes on after this row: first `event_id`, then `id_block`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum After {
+    Id(String),
+    Block(OwnedKey),
+}
+
+/// Prefix, width and block of a row of `id_block`.
+type OwnedKey = (String, i64, i64);
+
+impl Default for After {
+    fn default() -> Self {
+        Self::Id(String::new())
+    }
+}
+
+impl IdsWalk {
+    /// Whether the walk has come to the end, and starts over.
+    pub fn is_at_start(&self) -> bool {
+        self.after == After::default()
+    }
 }
 
 /// Dates of records: what can be, and the time that stands for others.
@@ -128,9 +154,10 @@ impl Writer {
         Ok(pruned)
     }
 
-    /// One step of a walk over all ids: looks at up to `count` of them and lets go those applied
-    /// before `before_s` (seconds since 1970 UTC); those whose date cannot be are dated anew. At the
-    /// end the walk starts over. Only a step that finds some is a transaction.
+    /// One step of a walk over all ids: looks at up to `count` rows and expires those applied before
+    /// `before_s` (seconds since 1970 UTC); those whose date cannot be are dated anew. A block of
+    /// sequential ids expires as a whole, by its newest time. At the end the walk starts over. Only a step
+    /// that finds some is a transaction.
     pub fn expire_ids(
         &mut self,
         walk: &IdsWalk,
@@ -139,19 +166,38 @@ impl Writer {
         count: u32,
     ) -> Result<IdsWalk, StoreError> {
         let doing = StoreError::sqlite(&self.path, "let ids go");
-        let Looked { last, old, undated } =
-            ids_after(&self.connection, &walk.after, before_s, stamps, count).map_err(&doing)?;
-        let after = last.unwrap_or_default();
-        if old.is_empty() && undated.is_empty() {
+        let (after, found) = match &walk.after {
+            After::Id(id) => {
+                let looked =
+                    ids_after(&self.connection, id, before_s, stamps, count).map_err(&doing)?;
+                let first_block = || After::Block((String::new(), 0, 0));
+                let after = looked.last.clone().map_or_else(first_block, After::Id);
+                (after, Found::Ids(looked))
+            }
+            After::Block(key) => {
+                let looked =
+                    blocks_after(&self.connection, key, before_s, stamps, count).map_err(&doing)?;
+                let after = looked
+                    .last
+                    .clone()
+                    .map_or_else(After::default, After::Block);
+                (after, Found::Blocks(looked))
+            }
+        };
+        if !found.is_anything() {
             return Ok(IdsWalk { after, expired: 0 });
         }
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(&doing)?;
-        let expired = restamp_ids(&transaction, &undated, stamps)
-            .and_then(|()| delete_ids(&transaction, &old))
-            .map_err(&doing)?;
+        let expired = match found {
+            Found::Ids(looked) => restamp_ids(&transaction, &looked.undated, stamps)
+                .and_then(|()| delete_ids(&transaction, &looked.old)),
+            Found::Blocks(looked) => restamp_blocks(&transaction, &looked.undated, stamps)
+                .and_then(|()| delete_blocks(&transaction, &looked.old)),
+        }
+        .map_err(&doing)?;
         transaction.commit().map_err(&doing)?;
         Ok(IdsWalk { after, expired })
     }
@@ -177,6 +223,7 @@ impl Writer {
         })?;
         inserted
             .and_then(|_| carry_ids(&transaction, proof))
+            .and_then(|()| carry_blocks(&transaction, proof))
             .and_then(|()| set_pruned(&transaction, &proof.pruned, now_ms))
             .map_err(&doing)?;
         transaction.commit().map_err(&doing)
@@ -191,6 +238,25 @@ fn carry_ids(connection: &Connection, proof: &Snapshot) -> rusqlite::Result<()> 
         let id: String = row.get(2)?;
         let (payload, offset): (i64, i64) = (row.get(3)?, row.get(4)?);
         let row = params![segment, applied_at_s, id, payload, offset];
+        insert.execute(row).map(|_| ())
+    })
+}
+
+/// Of each block the runs of pruned segments: those of kept ones are counted again from the files.
+fn carry_blocks(connection: &Connection, proof: &Snapshot) -> rusqlite::Result<()> {
+    let kept: HashSet<i64> = proof.rows.iter().map(|row| row.key).collect();
+    let mut insert = connection.prepare_cached(INSERT_ID_BLOCK)?;
+    let mut bytes = Vec::new();
+    proof.id_blocks(&mut |row, block| {
+        block.retain(|run| !kept.contains(&run.segment));
+        if block.is_empty() {
+            return Ok(());
+        }
+        bytes.clear();
+        block.encode(&mut bytes);
+        let (prefix, width, number) = key_of(row)?;
+        let applied_at_s: i64 = row.get(4)?;
+        let row = params![applied_at_s, prefix, width, number, bytes];
         insert.execute(row).map(|_| ())
     })
 }
@@ -214,14 +280,34 @@ fn set_pruned(connection: &Connection, pruned: &Pruned, now_ms: i64) -> rusqlite
         .map(|_| ())
 }
 
-/// What a step of the walk saw.
-struct Looked {
-    /// The last id, unless that was the end of the table.
-    last: Option<String>,
-    /// Id and segment key of old ones.
-    old: Vec<(String, i64)>,
-    /// Ids whose date cannot be.
-    undated: Vec<String>,
+/// What a step of the walk saw of a table.
+struct Looked<K, V> {
+    /// The last key, unless that was the end of the table.
+    last: Option<K>,
+    /// Old rows: key, and which segments they are of.
+    old: Vec<(K, V)>,
+    /// Rows whose date cannot be.
+    undated: Vec<K>,
+}
+
+enum Found {
+    /// Each of one segment, by its key.
+    Ids(Looked<String, i64>),
+    /// How many numbers of each segment.
+    Blocks(Looked<OwnedKey, Vec<(i64, u64)>>),
+}
+
+impl Found {
+    fn is_anything(&self) -> bool {
+        match self {
+            Self::Ids(looked) => !(looked.old.is_empty() && looked.undated.is_empty()),
+            Self::Blocks(looked) => !(looked.old.is_empty() && looked.undated.is_empty()),
+        }
+    }
+}
+
+fn key_of(row: &Row<'_>) -> rusqlite::Result<OwnedKey> {
+    Ok((row.get(1)?, row.get(2)?, row.get(3)?))
 }
 
 fn ids_after(
@@ -230,7 +316,7 @@ fn ids_after(
     before_s: i64,
     stamps: &Stamps,
     count: u32,
-) -> rusqlite::Result<Looked> {
+) -> rusqlite::Result<Looked<String, i64>> {
     let mut select = connection.prepare_cached(SELECT_IDS_AFTER)?;
     let mut rows = select.query(params![after, count])?;
     let mut looked = Looked {
@@ -254,6 +340,40 @@ fn ids_after(
     Ok(looked)
 }
 
+fn blocks_after(
+    connection: &Connection,
+    (prefix, width, number): &OwnedKey,
+    before_s: i64,
+    stamps: &Stamps,
+    count: u32,
+) -> rusqlite::Result<Looked<OwnedKey, Vec<(i64, u64)>>> {
+    let mut select = connection.prepare_cached(SELECT_ID_BLOCKS_AFTER)?;
+    let mut rows = select.query(params![prefix, width, number, count])?;
+    let mut looked = Looked {
+        last: None,
+        old: Vec::new(),
+        undated: Vec::new(),
+    };
+    let mut block = Block::default();
+    let mut seen = 0;
+    while let Some(row) = rows.next()? {
+        let key = key_of(row)?;
+        let applied_at_s = row.get::<_, i64>(4)?;
+        if !stamps.can_be(applied_at_s.saturating_mul(1000)) {
+            looked.undated.push(key.clone());
+        } else if applied_at_s < before_s {
+            id_blocks::read(row, &mut block)?;
+            let runs = block.runs().iter();
+            let counts = runs.map(|run| (run.segment, u64::from(run.count)));
+            looked.old.push((key.clone(), counts.collect()));
+        }
+        looked.last = Some(key);
+        seen += 1;
+    }
+    looked.last = looked.last.filter(|_| seen == count);
+    Ok(looked)
+}
+
 fn restamp_ids(connection: &Connection, ids: &[String], stamps: &Stamps) -> rusqlite::Result<()> {
     let mut restamp = connection.prepare_cached(RESTAMP_EVENT_ID)?;
     for id in ids {
@@ -262,17 +382,56 @@ fn restamp_ids(connection: &Connection, ids: &[String], stamps: &Stamps) -> rusq
     Ok(())
 }
 
+fn restamp_blocks(
+    connection: &Connection,
+    blocks: &[OwnedKey],
+    stamps: &Stamps,
+) -> rusqlite::Result<()> {
+    let mut restamp = connection.prepare_cached(RESTAMP_ID_BLOCK)?;
+    for (prefix, width, number) in blocks {
+        restamp.execute(params![
+            prefix,
+            width,
+            number,
+            stamps.now_ms.div_euclid(1000)
+        ])?;
+    }
+    Ok(())
+}
+
 fn delete_ids(connection: &Connection, ids: &[(String, i64)]) -> rusqlite::Result<u64> {
     let mut delete = connection.prepare_cached(DELETE_EVENT_ID)?;
-    let mut by_segment = BTreeMap::<i64, u64>::new();
-    for (id, segment) in ids {
+    for (id, _) in ids {
         delete.execute([id])?;
-        *by_segment.entry(*segment).or_default() += 1;
+    }
+    note_expired(connection, ids.iter().map(|&(_, segment)| (segment, 1)))
+}
+
+fn delete_blocks(
+    connection: &Connection,
+    blocks: &[(OwnedKey, Vec<(i64, u64)>)],
+) -> rusqlite::Result<u64> {
+    let mut delete = connection.prepare_cached(DELETE_ID_BLOCK)?;
+    for ((prefix, width, number), _) in blocks {
+        delete.execute(params![prefix, width, number])?;
+    }
+    let counts = blocks.iter().flat_map(|(_, counts)| counts);
+    note_expired(connection, counts.copied())
+}
+
+/// Notes in the rows of segments how many of their ids are gone; how many that are in all.
+fn note_expired(
+    connection: &Connection,
+    counts: impl Iterator<Item = (i64, u64)>,
+) -> rusqlite::Result<u64> {
+    let mut by_segment = BTreeMap::<i64, u64>::new();
+    for (segment, count) in counts {
+        *by_segment.entry(segment).or_default() += count;
     }
     let mut note = connection.prepare_cached(ADD_IDS_LET_GO)?;
-    for (segment, count) in by_segment {
+    for (segment, count) in &by_segment {
         // A pruned segment has no row to note it in.
         note.execute(params![segment, count])?;
     }
-    Ok(ids.len() as u64)
+    Ok(by_segment.values().sum())
 }

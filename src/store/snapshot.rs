@@ -4,7 +4,9 @@
 //! Owned by the one who verifies. The rows and totals are copied in one read transaction, so that
 //! a running server can go on checkpointing its WAL. Ids and rejected lines are looked up
 //! afterwards: of events before the copied `applied_bytes` they change only when segments or ids
-//! are let go, which waits meanwhile. The copy lies in a temporary database that SQLite keeps in
+//! are let go, which waits meanwhile. Only the blocks of sequential ids are counted in the read
+//! transaction: a run of numbers may go on past the copied `applied_bytes`, and does not say how many
+//! of them lie before. The copy lies in a temporary database that SQLite keeps in
 //! memory while it is small and on disk (`SQLITE_TMPDIR`, else `/var/tmp`) beyond.
 
 use std::collections::{HashMap, HashSet};
@@ -13,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::family::Reading;
+use super::id_blocks::{self, Block, Grouped, NumberStatus, SELECT_ID_BLOCK, Span};
 use super::open::{self, Contents};
 use super::segments;
 use super::{AppliedSum, IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
@@ -28,6 +31,7 @@ const SELECT_USER_TOTALS: &str = include_str!("../../sql/query/select_user_total
 const SELECT_EVENT_ID: &str = include_str!("../../sql/query/select_event_id.sql");
 const SELECT_IDS_OF_PRUNED: &str = include_str!("../../sql/query/select_ids_of_pruned.sql");
 const SELECT_ID_PLACES: &str = include_str!("../../sql/query/select_id_places.sql");
+const SELECT_ID_BLOCKS: &str = include_str!("../../sql/query/select_id_blocks.sql");
 const QUICK_CHECK: &str = include_str!("../../sql/verify/quick_check.sql");
 const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sql");
 
@@ -35,6 +39,8 @@ const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sq
 const SCRATCH_CACHE_KIB: i64 = 64 << 10;
 /// The most users that are named for having two totals.
 const TWICE_MAX: usize = 100;
+/// The most blocks of ids that are described for a fault.
+const FAULTS_MAX: usize = 20;
 /// Sums this far from the ends of 64 bits can be added in SQL.
 const SAFE: i64 = 1 << 62;
 
@@ -79,6 +85,20 @@ pub struct Snapshot {
     pub events: u64,
     /// Sum of all users' micros modulo 2^64.
     pub net: i64,
+    /// What the blocks of sequential ids hold.
+    pub blocks: IdBlockCounts,
+}
+
+/// What the blocks of sequential ids hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdBlockCounts {
+    /// Numbers that were counted, by the key of the segment that their runs name.
+    pub by_segment: HashMap<i64, u64>,
+    /// Blocks that contradict themselves or the rows of the segments, each described; the first
+    /// [`FAULTS_MAX`] of them.
+    pub faults: Vec<String>,
+    /// How many such blocks there are.
+    pub fault_count: u64,
 }
 
 impl Snapshot {
@@ -103,6 +123,7 @@ impl Snapshot {
             users: 0,
             events: 0,
             net: 0,
+            blocks: IdBlockCounts::default(),
         };
         proof
             .copy()
@@ -133,6 +154,8 @@ impl Snapshot {
                 self.net = self.net.wrapping_add(micros);
             }
         }
+        let applied = self.rows.iter().map(|row| (row.key, row.applied_bytes));
+        self.blocks = count_blocks(&snapshot, &applied.collect())?;
         writing.commit()
     }
 
@@ -155,13 +178,16 @@ impl Snapshot {
         events: &'e IdEvents,
         each: &mut dyn FnMut(&IdEvent<'e>, IdStatus),
     ) -> Result<(), StoreError> {
-        // The table is fast in the order of its ids.
-        let mut events: Vec<IdEvent<'e>> = events.iter().collect();
-        events.sort_unstable_by(|a, b| a.id.cmp(b.id).then(a.offset.cmp(&b.offset)));
+        // Both tables are fast in their own order.
+        let grouped = Grouped::of(events);
         let mut read = || -> rusqlite::Result<()> {
             let reading = self.database.unchecked_transaction()?;
             let mut select = reading.prepare_cached(SELECT_EVENT_ID)?;
-            for event in &events {
+            for event in grouped
+                .rows
+                .iter()
+                .filter_map(|row| events.get(row.index()))
+            {
                 let row = select.query_row([event.id], |row| {
                     Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?))
                 });
@@ -173,16 +199,34 @@ impl Snapshot {
                     }
                     Some(_) => IdStatus::Duplicate,
                 };
-                each(event, fate);
+                each(&event, fate);
+            }
+            let mut select = reading.prepare_cached(SELECT_ID_BLOCK)?;
+            let mut block = Block::default();
+            for spans in grouped.blocks() {
+                let of = &spans[0].key;
+                let mut rows = select.query(params![of.prefix, of.width, of.block])?;
+                block.clear();
+                if let Some(row) = rows.next()?
+                    && block.decode(id_blocks::bytes(row)?).is_err()
+                {
+                    block.clear(); // It is among the faults.
+                }
+                for index in spans.iter().flat_map(Span::indexes) {
+                    if let Some(event) = events.get(index) {
+                        let number = grouped.numbers[index];
+                        each(&event, fate_in(&block, number, key, &event));
+                    }
+                }
             }
             Ok(())
         };
         read().map_err(StoreError::sqlite(&self.path, "look ids up"))
     }
 
-    /// How many ids the table holds of each segment, by its key, as of the copied rows: of lines that
+    /// How many ids both tables hold of each segment, by its key, as of the copied rows: of lines that
     /// were applied by then. Under `None`: those of segments that have no row and were not pruned.
-    pub fn id_rows(&self) -> Result<HashMap<Option<i64>, u64>, StoreError> {
+    pub fn ids_by_segment(&self) -> Result<HashMap<Option<i64>, u64>, StoreError> {
         let applied: HashMap<i64, u64> = self
             .rows
             .iter()
@@ -206,6 +250,13 @@ impl Snapshot {
                     None => None,
                 };
                 *found.entry(of).or_default() += 1;
+            }
+            for (key, count) in &self.blocks.by_segment {
+                let of = applied.contains_key(key).then_some(*key);
+                // Counted with the rows: no segment can have come meanwhile.
+                if of.is_some() || !(1..=pruned).contains(key) {
+                    *found.entry(of).or_default() += count;
+                }
             }
             Ok(found)
         };
@@ -272,18 +323,93 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// Calls `each` for every id that was counted in a segment that retention has let go.
+    /// Calls `each` for every row of an id that was counted in a segment that retention has let go.
     pub(super) fn ids_of_pruned(
         &self,
         each: &mut dyn FnMut(&Row<'_>) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<()> {
-        let mut select = self.database.prepare(SELECT_IDS_OF_PRUNED)?;
-        let mut rows = select.query([])?;
-        while let Some(row) = rows.next()? {
-            each(row)?;
+        each_row(&self.database, SELECT_IDS_OF_PRUNED, each)
+    }
+
+    /// Calls `each` for every block of ids, which then is in its second argument.
+    pub(super) fn id_blocks(
+        &self,
+        each: &mut dyn FnMut(&Row<'_>, &mut Block) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        let mut block = Block::default();
+        each_row(&self.database, SELECT_ID_BLOCKS, &mut |row| {
+            id_blocks::read(row, &mut block)?;
+            each(row, &mut block)
+        })
+    }
+}
+
+fn each_row(
+    connection: &Connection,
+    sql: &str,
+    each: &mut dyn FnMut(&Row<'_>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let mut select = connection.prepare(sql)?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        each(row)?;
+    }
+    Ok(())
+}
+
+/// What became of an event, as its block says.
+fn fate_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdStatus {
+    match block.status(number, event.payload_hash()) {
+        NumberStatus::New => IdStatus::Unknown,
+        NumberStatus::Conflict => IdStatus::Contradicted,
+        NumberStatus::Duplicate => match block.run_of(number) {
+            Some(run) if run.is_at(key, event.offset) => IdStatus::Counted,
+            _ => IdStatus::Duplicate,
+        },
+    }
+}
+
+/// Adds up all blocks of ids; `applied` are the applied bytes of each segment by its key.
+fn count_blocks(
+    connection: &Connection,
+    applied: &HashMap<i64, u64>,
+) -> rusqlite::Result<IdBlockCounts> {
+    let mut counts = IdBlockCounts::default();
+    let mut block = Block::default();
+    each_row(connection, SELECT_ID_BLOCKS, &mut |row| {
+        let fault = match id_blocks::bytes(row).map(|bytes| block.decode(bytes)) {
+            Err(error) => Some(error.to_string()),
+            Ok(Err(error)) => Some(error.to_string()),
+            Ok(Ok(())) => {
+                let past = block.runs().iter().find(|run| {
+                    let end = applied.get(&run.segment);
+                    end.is_some_and(|end| run.last_offset >= *end)
+                });
+                past.map(|run| {
+                    format!(
+                        "it names a line at offset {} of segment key {}, past what is applied",
+                        run.last_offset, run.segment
+                    )
+                })
+            }
+        };
+        let Some(fault) = fault else {
+            for run in block.runs() {
+                *counts.by_segment.entry(run.segment).or_default() += u64::from(run.count);
+            }
+            return Ok(());
+        };
+        counts.fault_count += 1;
+        if counts.faults.len() < FAULTS_MAX {
+            let (prefix, width, number): (String, i64, i64) =
+                (row.get(1)?, row.get(2)?, row.get(3)?);
+            counts.faults.push(format!(
+                "block {number} of the ids {prefix:?} with {width} digits: {fault}"
+            ));
         }
         Ok(())
-    }
+    })?;
+    Ok(counts)
 }
 
 fn add_wrapping(

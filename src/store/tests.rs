@@ -1,5 +1,7 @@
 //! The store by itself: ranges made by hand.
 
+mod ids;
+
 use std::collections::HashSet;
 use std::io;
 
@@ -36,16 +38,39 @@ impl Lines {
         to: usize,
         end: RangeEnd,
     ) -> Outcome {
+        self.apply_at(writer, segment, from, to, end, 1_000_500)
+    }
+
+    fn apply_at(
+        &self,
+        writer: &mut Writer,
+        segment: &SegmentId,
+        from: usize,
+        to: usize,
+        end: RangeEnd,
+        now_ms: i64,
+    ) -> Outcome {
+        self.try_apply(writer, segment, from, to, end, now_ms)
+            .expect("it applies")
+    }
+
+    fn try_apply(
+        &self,
+        writer: &mut Writer,
+        segment: &SegmentId,
+        from: usize,
+        to: usize,
+        end: RangeEnd,
+        now_ms: i64,
+    ) -> Result<Outcome, StoreError> {
         let mut sums = std::collections::BTreeMap::<&str, Sums>::new();
         let mut with_id = IdEvents::default();
         for (offset, event) in self.0.iter().enumerate().take(to).skip(from) {
-            match &event.id {
-                None => {
-                    sums.entry(&event.user_id)
-                        .or_default()
-                        .add_event(event.kind, event.amount_micros);
-                }
-                Some(id) => with_id.push(offset as u64, id, event),
+            sums.entry(&event.user_id)
+                .or_default()
+                .add_event(event.kind, event.amount_micros);
+            if let Some(id) = &event.id {
+                with_id.push(offset as u64, id, event);
             }
         }
         let users: Vec<_> = sums.iter().map(|(user, sums)| (*user, sums)).collect();
@@ -57,7 +82,7 @@ impl Lines {
             to: to as u64,
             checksum: 7,
             end,
-            now_ms: 1_000_500,
+            now_ms,
             delta: Delta {
                 users: &users,
                 with_id: &with_id,
@@ -66,16 +91,14 @@ impl Lines {
                 lines: (to - from) as u64,
             },
         };
-        writer
-            .apply(
-                &range,
-                &mut Part {
-                    lines: self,
-                    from,
-                    to,
-                },
-            )
-            .expect("it applies")
+        writer.apply(
+            &range,
+            &mut Part {
+                lines: self,
+                from,
+                to,
+            },
+        )
     }
 }
 

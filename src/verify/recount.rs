@@ -418,49 +418,47 @@ impl Recount<'_> {
             tally.counts.events += sums.events();
             tally.net = tally.net.wrapping_add(sums.net_wrapping());
         }
-        let users = users.iter().map(|(user, sums)| {
-            let micros = sums.net_wrapping();
-            let events = i64::try_from(sums.events()).unwrap_or(i64::MAX);
-            (*user, UserSum { micros, events })
-        });
-        self.proof.add_users(users)?;
-        if aggregate.partial.with_id.is_empty() {
-            return Ok(());
-        }
-        let mut with_id = HashMap::<&str, UserSum>::new();
+        // The sums have the events with an id as if all of them counted.
+        let mut uncounted = HashMap::<&str, UserSum>::new();
         self.proof
             .fates(row.key, &aggregate.partial.with_id, &mut |event, fate| {
                 let net = signed(event.kind, event.amount_micros);
                 match fate {
                     // The id may have been counted later, somewhere else.
-                    _ if overflows.contains(&event.offset) => return,
-                    IdStatus::Contradicted => return,
-                    IdStatus::Duplicate => {
-                        tally.counts.duplicates += 1;
-                        return;
-                    }
+                    _ if overflows.contains(&event.offset) => {}
+                    IdStatus::Contradicted => {}
+                    IdStatus::Duplicate => tally.counts.duplicates += 1,
                     IdStatus::Unknown => {
                         tally.unknown += 1;
-                        if row.ids_expired == 0 {
+                        if row.ids_expired > 0 {
+                            tally.unknown_net = tally.unknown_net.wrapping_add(net);
                             return;
                         }
-                        tally.unknown_net = tally.unknown_net.wrapping_add(net);
                     }
                     IdStatus::Counted => {
                         tally.id_events += 1;
                         tally.id_net = tally.id_net.wrapping_add(net);
+                        return;
                     }
                 }
-                tally.counts.events += 1;
-                tally.net = tally.net.wrapping_add(net);
-                let sum = with_id.entry(event.user_id).or_default();
+                tally.counts.events -= 1;
+                tally.net = tally.net.wrapping_sub(net);
+                let sum = uncounted.entry(event.user_id).or_default();
                 sum.micros = sum.micros.wrapping_add(net);
                 sum.events += 1;
             })?;
-        let mut with_id: Vec<(&str, UserSum)> = with_id.into_iter().collect();
-        with_id.sort_unstable_by_key(|&(user, _)| user);
-        self.proof.add_users(with_id.into_iter())?;
-        Ok(())
+        let users = users.iter().filter_map(|(user, sums)| {
+            let mut sum = UserSum {
+                micros: sums.net_wrapping(),
+                events: i64::try_from(sums.events()).unwrap_or(i64::MAX),
+            };
+            if let Some(out) = uncounted.get(user) {
+                sum.micros = sum.micros.wrapping_sub(out.micros);
+                sum.events -= out.events;
+            }
+            (sum.events > 0).then_some((*user, sum))
+        });
+        Ok(self.proof.add_users(users)?)
     }
 
     /// Lines without id that overflowed a total were aggregate in, but did not count.
@@ -531,11 +529,20 @@ impl Recount<'_> {
     /// counted would make the next event of that id a duplicate of nothing.
     fn ids(&mut self) -> Result<(), VerifyError> {
         let proof = self.proof;
-        let mut kept = proof.id_rows()?;
+        let mut kept = proof.ids_by_segment()?;
         let cure = "an event that bears such an id again would not count; `tallyline process --rebuild` makes the table from the files";
         if let Some(count) = kept.remove(&None) {
             self.find(&Finding::Mismatch(format!(
                 "{count} ids are kept of segments that the database does not know: {cure}"
+            )));
+        }
+        for fault in &proof.blocks.faults {
+            self.find(&Finding::Mismatch(format!("{fault}: {cure}")));
+        }
+        let more = proof.blocks.fault_count - proof.blocks.faults.len() as u64;
+        if more > 0 {
+            self.find(&Finding::Mismatch(format!(
+                "{more} more blocks of ids contradict themselves: {cure}"
             )));
         }
         for row in &proof.rows {

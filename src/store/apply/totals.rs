@@ -26,43 +26,32 @@ pub(super) fn add<'a>(
     tally: &mut Tally<'a>,
 ) -> Result<HashSet<String>, Failure> {
     let mut totals = Totals::new(transaction, range.now_ms)?;
-    let mut with_id = std::mem::take(&mut tally.with_id);
-    with_id.sort_unstable_by_key(|&(user, _)| user);
-    let mut counted = with_id
-        .chunk_by(|a, b| a.0 == b.0)
-        .map(|events| {
-            let mut sums = Sums::default();
-            for &(_, micros) in events {
-                sums.add_signed(micros);
-            }
-            (events[0].0, sums)
-        })
-        .peekable();
+    let mut uncounted = std::mem::take(&mut tally.uncounted);
+    uncounted.sort_unstable_by_key(|&(user, _)| user);
+    let mut uncounted = uncounted.chunk_by(|a, b| a.0 == b.0).peekable();
     let mut block = Vec::with_capacity(BLOCK_USERS);
     for users in range.delta.users.chunks(BLOCK_USERS) {
         // They lie all over memory: fetched together, the cache misses overlap.
         block.clear();
         block.extend(users.iter().map(|&(_, sums)| *sums));
-        for (&(user, _), sums) in users.iter().zip(&block) {
+        for (&(user, _), sums) in users.iter().zip(&mut block) {
             if !one_by_one.users.is_empty() && one_by_one.users.contains_key(user) {
                 continue;
             }
-            while let Some((other, sums)) = counted.next_if(|&(other, _)| other < user) {
-                totals.add(other, &sums)?;
+            if let Some(events) = uncounted.next_if(|events| events[0].0 == user) {
+                let mut out = Sums::default();
+                for &(_, micros) in events {
+                    out.add_signed(micros);
+                }
+                sums.subtract(&out);
+                if sums.events() == 0 {
+                    continue;
+                }
             }
             tally.events += sums.events();
             tally.net = tally.net.wrapping_add(sums.net_wrapping());
-            match counted.next_if(|&(other, _)| other == user) {
-                None => totals.add(user, sums)?,
-                Some((_, mut both)) => {
-                    both.add(sums);
-                    totals.add(user, &both)?;
-                }
-            }
+            totals.add(user, sums)?;
         }
-    }
-    for (user, sums) in counted {
-        totals.add(user, &sums)?;
     }
     let suspects = totals.finish()?;
     for (user, (total, events)) in &one_by_one.users {

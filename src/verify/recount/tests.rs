@@ -41,6 +41,11 @@ fn change(dir: &TempDir, sql: &str) -> usize {
 }
 
 fn line(user: &str, amount: u64, id: Option<u8>) -> String {
+    // Every other one is kept in a block.
+    let id = id.map(|id| match id % 2 {
+        0 => format!("{id}"),
+        _ => format!("run-{id:06}"),
+    });
     let id = id.map_or(String::new(), |id| format!(",\"id\":\"{id}\""));
     format!("{{\"userId\":\"{user}\",\"name\":\"add_revenue\",\"value\":{amount}{id}}}\n")
 }
@@ -67,7 +72,7 @@ proptest! {
     #[test]
     fn a_recount_agrees_until_something_is_changed(
         files in prop::collection::vec(prop::collection::vec(any_line(), 1..60), 1..4),
-        column in 0usize..8,
+        column in 0usize..9,
     ) {
         let dir = tempfile::tempdir().expect("a directory");
         for (index, lines) in files.iter().enumerate() {
@@ -86,6 +91,7 @@ proptest! {
             "UPDATE user_total SET revenue_micros = revenue_micros + 1",
             "UPDATE user_total SET events = events + 1",
             "DELETE FROM event_id",
+            "DELETE FROM id_block",
         ];
         if change(&dir, sql[column]) > 0 {
             let (verdict, findings) = check(&dir);
@@ -215,13 +221,11 @@ fn ids_let_go_are_said_and_what_is_certain_is_still_compared() {
     let walk = writer
         .expire_ids(&IdsWalk::default(), i64::MAX, &any, 3)
         .expect("a step");
-    assert_eq!((walk.after.as_str(), walk.expired), ("2", 3));
+    assert_eq!((walk.is_at_start(), walk.expired), (false, 3));
     let walk = writer.expire_ids(&walk, 0, &any, 3).expect("a step");
-    assert_eq!(
-        (walk.after.as_str(), walk.expired),
-        ("", 0),
-        "the end, and too young"
-    );
+    assert_eq!((walk.is_at_start(), walk.expired), (false, 0), "too young");
+    let walk = writer.expire_ids(&walk, 0, &any, 3).expect("a step");
+    assert_eq!((walk.is_at_start(), walk.expired), (true, 0), "no blocks");
     writer.close().expect("closed");
     let (verdict, findings) = check(&dir);
     assert!(verdict.agrees(), "{findings:?}");
@@ -270,7 +274,7 @@ fn an_id_without_its_line_is_a_difference() {
         write(
             &dir,
             1,
-            &format!("{}{}", line("a", 1, Some(1)), line("b", 1, None)),
+            &format!("{}{}", line("a", 1, Some(2)), line("b", 1, None)),
         );
         apply(&dir);
         assert!(check(&dir).0.agrees());
@@ -281,5 +285,90 @@ fn an_id_without_its_line_is_a_difference() {
         let (verdict, findings) = check(&dir);
         let said = format!("{findings:?}");
         assert!(!verdict.agrees() && said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn a_block_of_ids_that_is_not_what_the_files_say_is_named() {
+    // R12. Red if a block is not read whole, or not held against the rows and the files.
+    type Change = fn(&mut Vec<u8>);
+    // One number: form, number, hash (4 bytes), segment, offset (2 bytes).
+    let changes: [(&str, Change); 8] = [
+        (
+            "block 0 of the ids \\\"run-\\\" with 6 digits: the bytes",
+            |bytes| {
+                bytes.pop();
+            },
+        ),
+        ("the bytes of the block end too early", |bytes| {
+            bytes.push(0);
+        }),
+        ("goes past number 127", |bytes| bytes[1] = 200),
+        ("the bytes of the block end", |bytes| bytes[0] |= 2),
+        (
+            "1 events bear an id that the database does not know",
+            |bytes| bytes[1] += 1,
+        ),
+        ("the file comes to 1 events", |bytes| bytes[2] ^= 1),
+        (
+            "1 ids are kept of segments that the database does not know",
+            |bytes| bytes[6] = 8,
+        ),
+        ("only 0 of them stand where their rows say", |bytes| {
+            bytes[7] ^= 1;
+        }),
+    ];
+    for (words, change) in changes {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lines = [line("long name of a user", 1, None), line("a", 1, Some(1))];
+        write(&dir, 1, &lines.concat());
+        apply(&dir);
+        assert!(check(&dir).0.agrees());
+        let connection = Connection::open(dir.path().join(DATABASE_FILE)).expect("it opens");
+        let mut bytes: Vec<u8> = connection
+            .query_row("SELECT numbers FROM id_block", [], |row| row.get(0))
+            .expect("a block");
+        assert_eq!(bytes.len(), 9);
+        change(&mut bytes);
+        connection
+            .execute("UPDATE id_block SET numbers = ?1", [bytes])
+            .expect("it changes");
+        drop(connection);
+        let (verdict, findings) = check(&dir);
+        let said = format!("{findings:?}");
+        assert!(!verdict.agrees() && said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn a_run_past_what_is_applied_and_a_block_too_many_are_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    write(
+        &dir,
+        1,
+        &[line("a", 1, Some(1)), line("a", 1, Some(3))].concat(),
+    );
+    apply(&dir);
+    assert!(check(&dir).0.agrees());
+    for (sql, undo, words) in [
+        (
+            "UPDATE segment SET applied_bytes = 20",
+            "UPDATE segment SET applied_bytes = applied_bytes",
+            "past what is applied",
+        ),
+        (
+            "INSERT INTO id_block SELECT 'other-', width, block, numbers, 1 FROM id_block",
+            "DELETE FROM id_block WHERE prefix = 'other-'",
+            "4 ids of it are kept, but 2 of its counted events have an id",
+        ),
+    ]
+    .into_iter()
+    .rev()
+    {
+        change(&dir, sql);
+        let (verdict, findings) = check(&dir);
+        let said = format!("{findings:?}");
+        assert!(!verdict.agrees() && said.contains(words), "{words}: {said}");
+        change(&dir, undo);
     }
 }

@@ -1,0 +1,1 @@
+DELETE FROM id_block WHERE prefix = ?1 AND width = ?2 AND block = ?3

@@ -1,0 +1,107 @@
+//! Ids that have a row of their own in `event_id`.
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension};
+
+use super::ids::Seen;
+use super::{ROWS, many_rows};
+use crate::aggregate::IdEvent;
+
+const INSERT_EVENT_ID: &str = include_str!("../../../sql/query/insert_event_id.sql");
+const SELECT_EVENT_ID: &str = include_str!("../../../sql/query/select_event_id.sql");
+
+/// The table, and the statements to it.
+pub(super) struct IdRows<'t> {
+    transaction: &'t Connection,
+    select: CachedStatement<'t>,
+    one: CachedStatement<'t>,
+    /// Prepared when there are so many events.
+    many: Option<CachedStatement<'t>>,
+    key: i64,
+    now_s: i64,
+}
+
+impl<'t> IdRows<'t> {
+    pub(super) fn new(transaction: &'t Connection, key: i64, now_s: i64) -> rusqlite::Result<Self> {
+        Ok(Self {
+            transaction,
+            select: transaction.prepare_cached(SELECT_EVENT_ID)?,
+            one: transaction.prepare_cached(INSERT_EVENT_ID)?,
+            many: None,
+            key,
+            now_s,
+        })
+    }
+
+    /// Inserts the ids that are not there, the first of equal ones; `seen` says which were.
+    pub(super) fn insert_or_look_up(
+        &mut self,
+        events: &[IdEvent<'_>],
+        seen: &mut Vec<Seen>,
+    ) -> rusqlite::Result<()> {
+        seen.clear();
+        let mut inserted = 0;
+        if events.len() == ROWS {
+            let many = match &mut self.many {
+                Some(many) => many,
+                none => {
+                    let sql = many_rows(INSERT_EVENT_ID, 2, 3, "?1, ?2");
+                    none.insert(self.transaction.prepare_cached(&sql)?)
+                }
+            };
+            inserted = insert_ids(many, events, self.key, self.now_s)?;
+        } else {
+            for event in events.chunks(1) {
+                inserted += insert_ids(&mut self.one, event, self.key, self.now_s)?;
+            }
+        }
+        for event in events {
+            seen.push(if inserted == events.len() {
+                Seen::Never
+            } else {
+                self.look_up(event)?
+            });
+        }
+        Ok(())
+    }
+
+    /// Whose id it is that is there, if it is: that of another event, or the event's own.
+    pub(super) fn look_up(&mut self, event: &IdEvent<'_>) -> rusqlite::Result<Seen> {
+        let found = self.select.query_row([event.id], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))
+        });
+        Ok(match found.optional()? {
+            None => Seen::Never,
+            Some((_, segment, offset)) if segment == self.key && offset == event.offset => {
+                Seen::Never
+            }
+            Some((payload, ..)) if payload == event.payload() => Seen::Same,
+            Some((_, segment, offset)) => Seen::Other {
+                segment,
+                offsets: offset..=offset,
+            },
+        })
+    }
+
+    /// Inserts an id that is not there.
+    pub(super) fn insert(&mut self, event: &IdEvent<'_>) -> rusqlite::Result<()> {
+        insert_ids(&mut self.one, &[*event], self.key, self.now_s).map(|_| ())
+    }
+}
+
+/// How many of the events' ids were not there before.
+fn insert_ids(
+    insert: &mut CachedStatement<'_>,
+    events: &[IdEvent<'_>],
+    key: i64,
+    now_s: i64,
+) -> rusqlite::Result<usize> {
+    insert.raw_bind_parameter(1, key)?;
+    insert.raw_bind_parameter(2, now_s)?;
+    for (row, event) in events.iter().enumerate() {
+        let first = 3 + row * 3;
+        insert.raw_bind_parameter(first, event.id)?;
+        insert.raw_bind_parameter(first + 1, event.payload())?;
+        insert.raw_bind_parameter(first + 2, event.offset)?;
+    }
+    insert.raw_execute()
+}
