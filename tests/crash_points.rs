@@ -350,7 +350,7 @@ fn a_file_from_elsewhere_may_be_cut_off_after_any_call() {
     assert!(deeds.iter().any(wal), "by the WAL");
     let truth = expected(&(ours + &theirs));
     Story {
-        name: "a file from elsewhere",
+        name: "an imported file",
         before,
         deeds,
         recover: vec!["process", arg(&file)],

@@ -310,7 +310,7 @@ def pipelined(port):
         (post("nonsense"), 400),
         (ask.format("GET /nowhere").encode(), 404),
         (ask.format("DELETE /liveEvent").encode(), 405),
-        (ask.format("GET /userEvents/nobody").encode(), 404),
+        (ask.format("GET /userEvents/unknown").encode(), 404),
         (post(EVENT.strip() + " " * 2000), 202),
         (ask.format("OPTIONS /flush").encode(), 204),
         (post(EVENT), 202),
@@ -490,7 +490,7 @@ def final(port, acknowledged):
     if counted != acknowledged:
         wrong.append(f"{acknowledged} acknowledged, {counted} counted")
     if status["received"] != status["accepted"] + status["refused"]:
-        wrong.append("the door does not balance")
+        wrong.append("the counters of requests do not balance")
     if status["lines"] != sum(status[part] for part in parts) or status["pending"]:
         wrong.append("the ledger does not balance")
     if ask(port, "GET", "/userEvents/smuggled")[0] != 404:

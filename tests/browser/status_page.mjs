@@ -344,7 +344,7 @@ check("the reasons of a server that is not ready are shown", async () => {
   await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
   const tab = await open(server);
   await until("ready", async () => (await tab.text("#pill")) === "Ready");
-  renameSync(join(server.data, "events.jsonl"), join(scratch, "moved-away.jsonl")); // somebody tidies up
+  renameSync(join(server.data, "events.jsonl"), join(scratch, "moved-away.jsonl")); // as another program could do
   await until("not ready", async () => (await tab.text("#pill")) === "Not ready");
   assert.match(await tab.text("#reasons"), /events\.jsonl/);
   await tab.close();
