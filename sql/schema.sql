@@ -38,9 +38,9 @@ CREATE TABLE segment (
     state           TEXT    NOT NULL CHECK (state IN (
                         'active',                              -- the server appends to it
                         'sealed',                              -- complete, not fully applied yet
-                        'applied',                               -- fully applied
-                        'corrupt',                           -- the file was changed after it was applied; the rest is not applied
-                        'missing')),                              -- the file was deleted before it was fully applied
+                        'applied',                             -- fully applied
+                        'corrupt',                             -- the file was changed after it was applied; the rest is not applied
+                        'missing')),                           -- the file was deleted before it was fully applied
     applied_bytes   INTEGER NOT NULL CHECK (applied_bytes >= 0),   -- bytes from the start of the file that are applied
     checksum        INTEGER NOT NULL CHECK (checksum BETWEEN 0 AND 4294967295), -- CRC-32 (IEEE) of those bytes
     lines           INTEGER NOT NULL DEFAULT 0 CHECK (lines = events + duplicates + rejected), -- lines in those bytes, without empty lines
@@ -50,13 +50,13 @@ CREATE TABLE segment (
     net_check       INTEGER NOT NULL DEFAULT 0,                -- sum of the counted events' micros modulo 2^64, as a signed number; for verify
     id_events       INTEGER NOT NULL DEFAULT 0 CHECK (id_events BETWEEN 0 AND events), -- of the counted events, those with an id
     id_net_check    INTEGER NOT NULL DEFAULT 0,                -- the part of net_check from events with an id
-    ids_expired      INTEGER NOT NULL DEFAULT 0 CHECK (ids_expired BETWEEN 0 AND id_events), -- ids of this segment no longer in event_id
-    corrupt_bytes INTEGER NOT NULL DEFAULT 0 CHECK (corrupt_bytes >= 0), -- bytes that are not applied because the file is corrupt
-    corrupt_lines INTEGER NOT NULL DEFAULT 0 CHECK (corrupt_lines >= 0), -- lines in those bytes
+    ids_expired     INTEGER NOT NULL DEFAULT 0 CHECK (ids_expired BETWEEN 0 AND id_events), -- ids of this segment no longer in event_id
+    corrupt_bytes   INTEGER NOT NULL DEFAULT 0 CHECK (corrupt_bytes >= 0), -- bytes that are not applied because the file is corrupt
+    corrupt_lines   INTEGER NOT NULL DEFAULT 0 CHECK (corrupt_lines >= 0), -- lines in those bytes
     reason          TEXT,                                      -- why the segment is corrupt or missing
     created_at_ms   INTEGER NOT NULL,                          -- when this row was inserted
     applied_at_ms   INTEGER,                                   -- when bytes were last applied
-    completed_at_ms     INTEGER CHECK ((completed_at_ms IS NOT NULL) = (state = 'applied')) -- when the last byte was applied
+    completed_at_ms INTEGER CHECK ((completed_at_ms IS NOT NULL) = (state = 'applied')) -- when the last byte was applied
 ) STRICT;
 
 -- Segments that are not fully applied, without reading all rows.
@@ -122,7 +122,7 @@ CREATE TABLE applied_sum (
     events          INTEGER NOT NULL DEFAULT 0 CHECK (events >= 0),        -- their counted events
     duplicates      INTEGER NOT NULL DEFAULT 0 CHECK (duplicates >= 0),    -- their duplicates
     rejected        INTEGER NOT NULL DEFAULT 0 CHECK (rejected >= 0),      -- their rejected lines
-    corrupt_lines INTEGER NOT NULL DEFAULT 0 CHECK (corrupt_lines >= 0) -- their lines that are not applied because the file is corrupt
+    corrupt_lines   INTEGER NOT NULL DEFAULT 0 CHECK (corrupt_lines >= 0) -- their lines that are not applied because the file is corrupt
 ) STRICT;
 INSERT INTO applied_sum (one) VALUES (1);
 

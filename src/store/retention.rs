@@ -1,8 +1,8 @@
-//! Letting go: the rows of pruned segments, ids past their time, and what a new database is given
-//! of an old one. Parts of the one writer.
+//! Retention: pruning the rows of segments, expiring ids, and carrying both over to a rebuilt database.
 //!
-//! What is let go stays in the totals: the sums of a pruned segment move to the `pruned` row in the
-//! transaction that deletes its own, so that rows and `pruned` always add up to the totals.
+//! The methods belong to the [`Writer`] and run on its thread. Totals never change: the sums of a
+//! pruned segment move to the `pruned` row in the transaction that deletes the segment's row, so the
+//! rows plus `pruned` always equal the totals.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -16,27 +16,27 @@ const SELECT_CLOCK: &str = include_str!("../../sql/query/select_clock.sql");
 const SET_CLOCK: &str = include_str!("../../sql/query/set_clock.sql");
 const RESTAMP_SEGMENTS: &str = include_str!("../../sql/query/restamp_segments.sql");
 const RESTAMP_EVENT_ID: &str = include_str!("../../sql/query/restamp_event_id.sql");
-const DELETE_WHOLE_SEGMENT: &str = include_str!("../../sql/query/delete_applied_segment.sql");
+const DELETE_APPLIED_SEGMENT: &str = include_str!("../../sql/query/delete_applied_segment.sql");
 const DELETE_REJECTED: &str = include_str!("../../sql/query/delete_rejected_lines.sql");
 const SET_PRUNED: &str = include_str!("../../sql/query/set_pruned.sql");
 const SELECT_IDS_AFTER: &str = include_str!("../../sql/query/select_ids_after.sql");
 const DELETE_EVENT_ID: &str = include_str!("../../sql/query/delete_event_id.sql");
-const ADD_IDS_LET_GO: &str = include_str!("../../sql/query/add_ids_expired.sql");
+const ADD_IDS_EXPIRED: &str = include_str!("../../sql/query/add_ids_expired.sql");
 const INSERT_EVENT_ID: &str = include_str!("../../sql/query/insert_event_id.sql");
 const SELECT_ID_BLOCKS_AFTER: &str = include_str!("../../sql/query/select_id_blocks_after.sql");
 const DELETE_ID_BLOCK: &str = include_str!("../../sql/query/delete_id_block.sql");
 const RESTAMP_ID_BLOCK: &str = include_str!("../../sql/query/restamp_id_block.sql");
 const INSERT_CARRIED_TOTAL: &str = include_str!("../../sql/query/insert_carried_total.sql");
 
-/// How far a walk over the two tables of ids has come.
+/// The state of a walk over the two tables of ids, which proceeds in steps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdsWalk {
     after: After,
-    /// Ids let go by the last step.
+    /// Ids that the last step expired.
     pub expired: u64,
 }
 
-/// The walk goes on after this row: first `event_id`, then `id_block`.
+/// The last row that was examined: first in `event_id`, then in `id_block`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum After {
     Id(String),
@@ -53,39 +53,39 @@ impl Default for After {
 }
 
 impl IdsWalk {
-    /// Whether the walk has come to the end, and starts over.
+    /// Whether the next step begins at the first row.
     pub fn is_at_start(&self) -> bool {
         self.after == After::default()
     }
 }
 
-/// Dates of records: what can be, and the time that stands for others.
+/// The plausible range of stored times, and the time that replaces others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamps {
     /// Now, milliseconds since 1970 UTC.
     pub now_ms: i64,
-    /// Before it no clock was set.
+    /// The earliest plausible time, milliseconds since 1970 UTC.
     pub earliest_ms: i64,
-    /// After it is a time to come.
+    /// The latest plausible time, milliseconds since 1970 UTC.
     pub latest_ms: i64,
 }
 
 impl Stamps {
-    /// Whether a record may bear this date.
+    /// Whether the time is plausible.
     pub fn can_be(&self, at_ms: i64) -> bool {
         (self.earliest_ms..=self.latest_ms).contains(&at_ms)
     }
 }
 
 impl Writer {
-    /// The last time of day that was believed, milliseconds since 1970 UTC; `None` if none was stored.
+    /// The last trusted time, milliseconds since 1970 UTC; `None` if none was stored.
     pub fn clock(&self) -> Result<Option<i64>, StoreError> {
         self.connection
             .query_row(SELECT_CLOCK, [], |row| row.get(0))
             .map_err(self.reading())
     }
 
-    /// Stores a time of day that is believed.
+    /// Stores a trusted time.
     pub fn set_clock(&mut self, at_ms: i64) -> Result<(), StoreError> {
         self.connection
             .execute(SET_CLOCK, [at_ms])
@@ -93,7 +93,7 @@ impl Writer {
             .map_err(StoreError::sqlite(&self.path, "store the time"))
     }
 
-    /// Dates all whole segments anew whose date cannot be.
+    /// Replaces implausible times of fully applied segments by the current time.
     pub fn restamp_segments(&mut self, stamps: &Stamps) -> Result<(), StoreError> {
         let Stamps {
             now_ms,
@@ -103,23 +103,27 @@ impl Writer {
         self.connection
             .execute(RESTAMP_SEGMENTS, [earliest_ms, latest_ms, now_ms])
             .map(|_| ())
-            .map_err(StoreError::sqlite(&self.path, "date segments anew"))
+            .map_err(StoreError::sqlite(
+                &self.path,
+                "replace implausible times of segments",
+            ))
     }
 
-    /// The whole segment of ours with the lowest number.
+    /// The fully applied native segment with the lowest number.
     pub fn oldest_applied(&self) -> Result<Option<SegmentRow>, StoreError> {
         segments::oldest_applied(&self.connection).map_err(self.reading())
     }
 
-    /// The highest number of ours that is no longer appended to; 0 if there is none.
+    /// The highest number of a sealed native segment; 0 if there is none.
     pub fn highest_sealed(&self) -> Result<u64, StoreError> {
         segments::highest_sealed(&self.connection).map_err(self.reading())
     }
 
-    /// Moves a whole segment's sums to the `pruned` row and deletes its own, in one transaction;
-    /// whether the row still was what was seen. The file is the caller's to remove afterwards.
+    /// Adds a fully applied segment's sums to the `pruned` row and deletes the segment's row, in one
+    /// transaction. Returns false, and changes nothing, if the row is no longer `row`. The caller
+    /// deletes the file afterwards.
     pub fn prune(&mut self, row: &SegmentRow, now_ms: i64) -> Result<bool, StoreError> {
-        let doing = StoreError::sqlite(&self.path, "let a segment go");
+        let doing = StoreError::sqlite(&self.path, "prune a segment");
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -127,7 +131,7 @@ impl Writer {
         let sql = |transaction: &Connection| -> rusqlite::Result<bool> {
             segments::take_off_applied_sum(transaction, row.key)?;
             let deleted = transaction
-                .prepare_cached(DELETE_WHOLE_SEGMENT)?
+                .prepare_cached(DELETE_APPLIED_SEGMENT)?
                 .execute(params![row.key, row.applied_bytes, row.checksum])?;
             if deleted != 1 {
                 return Ok(false);
@@ -154,10 +158,10 @@ impl Writer {
         Ok(pruned)
     }
 
-    /// One step of a walk over all ids: looks at up to `count` rows and expires those applied before
-    /// `before_s` (seconds since 1970 UTC); those whose date cannot be are dated anew. A block of
-    /// sequential ids expires as a whole, by its newest time. At the end the walk starts over. Only a step
-    /// that finds some is a transaction.
+    /// One step of a walk over all ids: examines up to `count` rows and expires those applied before
+    /// `before_s` (seconds since 1970 UTC). Implausible times are replaced by the current time. A block
+    /// of sequential ids expires as a whole, by its newest time. After the last row the walk starts
+    /// again at the first. A step that finds nothing to change opens no transaction.
     pub fn expire_ids(
         &mut self,
         walk: &IdsWalk,
@@ -165,26 +169,26 @@ impl Writer {
         stamps: &Stamps,
         count: u32,
     ) -> Result<IdsWalk, StoreError> {
-        let doing = StoreError::sqlite(&self.path, "let ids go");
+        let doing = StoreError::sqlite(&self.path, "expire ids");
         let (after, found) = match &walk.after {
             After::Id(id) => {
-                let looked =
+                let examined =
                     ids_after(&self.connection, id, before_s, stamps, count).map_err(&doing)?;
                 let first_block = || After::Block((String::new(), 0, 0));
-                let after = looked.last.clone().map_or_else(first_block, After::Id);
-                (after, Found::Ids(looked))
+                let after = examined.last.clone().map_or_else(first_block, After::Id);
+                (after, Found::Ids(examined))
             }
             After::Block(key) => {
-                let looked =
+                let examined =
                     blocks_after(&self.connection, key, before_s, stamps, count).map_err(&doing)?;
-                let after = looked
+                let after = examined
                     .last
                     .clone()
                     .map_or_else(After::default, After::Block);
-                (after, Found::Blocks(looked))
+                (after, Found::Blocks(examined))
             }
         };
-        if !found.is_anything() {
+        if !found.has_work() {
             return Ok(IdsWalk { after, expired: 0 });
         }
         let transaction = self
@@ -192,27 +196,27 @@ impl Writer {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(&doing)?;
         let expired = match found {
-            Found::Ids(looked) => restamp_ids(&transaction, &looked.undated, stamps)
-                .and_then(|()| delete_ids(&transaction, &looked.old)),
-            Found::Blocks(looked) => restamp_blocks(&transaction, &looked.undated, stamps)
-                .and_then(|()| delete_blocks(&transaction, &looked.old)),
+            Found::Ids(examined) => restamp_ids(&transaction, &examined.undated, stamps)
+                .and_then(|()| delete_ids(&transaction, &examined.old)),
+            Found::Blocks(examined) => restamp_blocks(&transaction, &examined.undated, stamps)
+                .and_then(|()| delete_blocks(&transaction, &examined.old)),
         }
         .map_err(&doing)?;
         transaction.commit().map_err(&doing)?;
         Ok(IdsWalk { after, expired })
     }
 
-    /// Gives a new database what a proof says of segments that retention let go: their sums, of
-    /// each user's total what the kept files don't come to, and the ids that counted in them, which
-    /// go on guarding. The database must have no totals yet.
-    pub fn carry(&mut self, proof: &Snapshot, now_ms: i64) -> Result<(), StoreError> {
+    /// Carries the effect of pruned segments over to a new database: their sums, the part of each
+    /// user's total that the kept files do not account for, and the ids counted in them. The new
+    /// database must have no totals yet.
+    pub fn carry(&mut self, snapshot: &Snapshot, now_ms: i64) -> Result<(), StoreError> {
         let doing = StoreError::sqlite(&self.path, "carry the sums of pruned segments over");
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(&doing)?;
         let mut inserted = Ok(0);
-        proof.differences(&mut |user, database, files| {
+        snapshot.differences(&mut |user, database, files| {
             let micros = database.micros.wrapping_sub(files.micros);
             let events = database.events - files.events;
             if inserted.is_ok() {
@@ -222,17 +226,17 @@ impl Writer {
             }
         })?;
         inserted
-            .and_then(|_| carry_ids(&transaction, proof))
-            .and_then(|()| carry_blocks(&transaction, proof))
-            .and_then(|()| set_pruned(&transaction, &proof.pruned, now_ms))
+            .and_then(|_| carry_ids(&transaction, snapshot))
+            .and_then(|()| carry_blocks(&transaction, snapshot))
+            .and_then(|()| set_pruned(&transaction, &snapshot.pruned, now_ms))
             .map_err(&doing)?;
         transaction.commit().map_err(&doing)
     }
 }
 
-fn carry_ids(connection: &Connection, proof: &Snapshot) -> rusqlite::Result<()> {
+fn carry_ids(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result<()> {
     let mut insert = connection.prepare_cached(INSERT_EVENT_ID)?;
-    proof.ids_of_pruned(&mut |row| {
+    snapshot.ids_of_pruned(&mut |row| {
         let segment: i64 = row.get(0)?;
         let applied_at_s: i64 = row.get(1)?;
         let id: String = row.get(2)?;
@@ -242,12 +246,12 @@ fn carry_ids(connection: &Connection, proof: &Snapshot) -> rusqlite::Result<()> 
     })
 }
 
-/// Of each block the runs of pruned segments: those of kept ones are counted again from the files.
-fn carry_blocks(connection: &Connection, proof: &Snapshot) -> rusqlite::Result<()> {
-    let kept: HashSet<i64> = proof.rows.iter().map(|row| row.key).collect();
+/// Carries the runs of pruned segments; those of kept segments are counted again from the files.
+fn carry_blocks(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result<()> {
+    let kept: HashSet<i64> = snapshot.rows.iter().map(|row| row.key).collect();
     let mut insert = connection.prepare_cached(INSERT_ID_BLOCK)?;
     let mut bytes = Vec::new();
-    proof.id_blocks(&mut |row, block| {
+    snapshot.id_blocks(&mut |row, block| {
         block.retain(|run| !kept.contains(&run.segment));
         if block.is_empty() {
             return Ok(());
@@ -280,28 +284,28 @@ fn set_pruned(connection: &Connection, pruned: &Pruned, now_ms: i64) -> rusqlite
         .map(|_| ())
 }
 
-/// What a step of the walk saw of a table.
-struct Looked<K, V> {
-    /// The last key, unless that was the end of the table.
+/// The rows of one table that a step examined.
+struct Examined<K, V> {
+    /// The key of the last row; `None` at the end of the table.
     last: Option<K>,
-    /// Old rows: key, and which segments they are of.
+    /// Rows to expire: key, and the segments of their ids.
     old: Vec<(K, V)>,
-    /// Rows whose date cannot be.
+    /// Rows with an implausible time.
     undated: Vec<K>,
 }
 
 enum Found {
-    /// Each of one segment, by its key.
-    Ids(Looked<String, i64>),
-    /// How many numbers of each segment.
-    Blocks(Looked<OwnedKey, Vec<(i64, u64)>>),
+    /// An id each, with the key of its segment.
+    Ids(Examined<String, i64>),
+    /// A block each, with the key and the count of ids of each of its segments.
+    Blocks(Examined<OwnedKey, Vec<(i64, u64)>>),
 }
 
 impl Found {
-    fn is_anything(&self) -> bool {
+    fn has_work(&self) -> bool {
         match self {
-            Self::Ids(looked) => !(looked.old.is_empty() && looked.undated.is_empty()),
-            Self::Blocks(looked) => !(looked.old.is_empty() && looked.undated.is_empty()),
+            Self::Ids(examined) => !(examined.old.is_empty() && examined.undated.is_empty()),
+            Self::Blocks(examined) => !(examined.old.is_empty() && examined.undated.is_empty()),
         }
     }
 }
@@ -316,10 +320,10 @@ fn ids_after(
     before_s: i64,
     stamps: &Stamps,
     count: u32,
-) -> rusqlite::Result<Looked<String, i64>> {
+) -> rusqlite::Result<Examined<String, i64>> {
     let mut select = connection.prepare_cached(SELECT_IDS_AFTER)?;
     let mut rows = select.query(params![after, count])?;
-    let mut looked = Looked {
+    let mut examined = Examined {
         last: None,
         old: Vec::new(),
         undated: Vec::new(),
@@ -329,15 +333,15 @@ fn ids_after(
         let id: String = row.get(0)?;
         let applied_at_s = row.get::<_, i64>(2)?;
         if !stamps.can_be(applied_at_s.saturating_mul(1000)) {
-            looked.undated.push(id.clone());
+            examined.undated.push(id.clone());
         } else if applied_at_s < before_s {
-            looked.old.push((id.clone(), row.get(1)?));
+            examined.old.push((id.clone(), row.get(1)?));
         }
-        looked.last = Some(id);
+        examined.last = Some(id);
         seen += 1;
     }
-    looked.last = looked.last.filter(|_| seen == count);
-    Ok(looked)
+    examined.last = examined.last.filter(|_| seen == count);
+    Ok(examined)
 }
 
 fn blocks_after(
@@ -346,10 +350,10 @@ fn blocks_after(
     before_s: i64,
     stamps: &Stamps,
     count: u32,
-) -> rusqlite::Result<Looked<OwnedKey, Vec<(i64, u64)>>> {
+) -> rusqlite::Result<Examined<OwnedKey, Vec<(i64, u64)>>> {
     let mut select = connection.prepare_cached(SELECT_ID_BLOCKS_AFTER)?;
     let mut rows = select.query(params![prefix, width, number, count])?;
-    let mut looked = Looked {
+    let mut examined = Examined {
         last: None,
         old: Vec::new(),
         undated: Vec::new(),
@@ -360,18 +364,18 @@ fn blocks_after(
         let key = key_of(row)?;
         let applied_at_s = row.get::<_, i64>(4)?;
         if !stamps.can_be(applied_at_s.saturating_mul(1000)) {
-            looked.undated.push(key.clone());
+            examined.undated.push(key.clone());
         } else if applied_at_s < before_s {
             id_blocks::read(row, &mut block)?;
             let runs = block.runs().iter();
             let counts = runs.map(|run| (run.segment, u64::from(run.count)));
-            looked.old.push((key.clone(), counts.collect()));
+            examined.old.push((key.clone(), counts.collect()));
         }
-        looked.last = Some(key);
+        examined.last = Some(key);
         seen += 1;
     }
-    looked.last = looked.last.filter(|_| seen == count);
-    Ok(looked)
+    examined.last = examined.last.filter(|_| seen == count);
+    Ok(examined)
 }
 
 fn restamp_ids(connection: &Connection, ids: &[String], stamps: &Stamps) -> rusqlite::Result<()> {
@@ -419,7 +423,7 @@ fn delete_blocks(
     note_expired(connection, counts.copied())
 }
 
-/// Notes in the rows of segments how many of their ids are gone; how many that are in all.
+/// Adds the expired ids to the rows of their segments and returns how many they are in all.
 fn note_expired(
     connection: &Connection,
     counts: impl Iterator<Item = (i64, u64)>,
@@ -428,9 +432,9 @@ fn note_expired(
     for (segment, count) in counts {
         *by_segment.entry(segment).or_default() += count;
     }
-    let mut note = connection.prepare_cached(ADD_IDS_LET_GO)?;
+    let mut note = connection.prepare_cached(ADD_IDS_EXPIRED)?;
     for (segment, count) in &by_segment {
-        // A pruned segment has no row to note it in.
+        // A pruned segment has no row.
         note.execute(params![segment, count])?;
     }
     Ok(by_segment.values().sum())

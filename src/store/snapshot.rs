@@ -1,13 +1,13 @@
-//! What `verify` needs of a database: its rows and totals as of one moment, the fate of ids, and a
-//! private table in which a recount of the files is held against the totals.
+//! The read snapshot behind `verify`: rows and totals as of one moment, the status of ids, and a
+//! temporary table in which the totals of the files are compared with those of the database.
 //!
-//! Owned by the one who verifies. The rows and totals are copied in one read transaction, so that
-//! a running server can go on checkpointing its WAL. Ids and rejected lines are looked up
-//! afterwards: of events before the copied `applied_bytes` they change only when segments or ids
-//! are let go, which waits meanwhile. Only the blocks of sequential ids are counted in the read
-//! transaction: a run of numbers may go on past the copied `applied_bytes`, and does not say how many
-//! of them lie before. The copy lies in a temporary database that SQLite keeps in
-//! memory while it is small and on disk (`SQLITE_TMPDIR`, else `/var/tmp`) beyond.
+//! Owned by the thread that verifies. Rows and totals are copied in one read transaction, so a running
+//! server can continue to checkpoint its WAL. Ids and rejected lines are read afterwards: those of
+//! events before the copied `applied_bytes` change only when segments are pruned or ids expire, and
+//! both wait while `verify` runs. The blocks of sequential ids are counted in the read transaction,
+//! because a run may continue past the copied `applied_bytes` and does not say how many of its numbers
+//! lie before it. SQLite keeps the temporary database in memory while it is small, and beyond that on
+//! disk (`SQLITE_TMPDIR`, else `/var/tmp`).
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -35,61 +35,61 @@ const SELECT_ID_BLOCKS: &str = include_str!("../../sql/query/select_id_blocks.sq
 const QUICK_CHECK: &str = include_str!("../../sql/verify/quick_check.sql");
 const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sql");
 
-/// Memory for the private table before SQLite puts it on disk.
+/// Memory for the temporary table before SQLite moves it to disk.
 const SCRATCH_CACHE_KIB: i64 = 64 << 10;
-/// The most users that are named for having two totals.
+/// How many users with two totals are named at most.
 const TWICE_MAX: usize = 100;
-/// The most blocks of ids that are described for a fault.
+/// How many blocks with a fault are described at most.
 const FAULTS_MAX: usize = 20;
 /// Sums this far from the ends of 64 bits can be added in SQL.
 const SAFE: i64 = 1 << 62;
 
-/// What became of an event that has an id, as the table of ids says.
+/// The status of an event with an id, according to the tables of ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdStatus {
-    /// It is the one that counted.
+    /// The event was counted.
     Counted,
-    /// An event of the same payload counted elsewhere.
+    /// Another event with the same id and payload was counted.
     Duplicate,
-    /// An event of another payload counted elsewhere.
+    /// An event with the same id and another payload was counted.
     Contradicted,
-    /// The id is not in the table: it was let go, or the event was not counted.
+    /// The id is not in the tables: it expired, or the event was not counted.
     Unknown,
 }
 
-/// A user's total, or what files come to of it.
+/// A user's total, or the part of it that files account for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UserSum {
     /// Added minus subtracted, modulo 2^64.
     pub micros: i64,
-    /// Events; negative where some are taken back.
+    /// Events; negative in a correction.
     pub events: i64,
 }
 
-/// A database as of one moment, and what was recounted of the files.
+/// A database as of one moment, and the totals that were recounted from the files.
 pub struct Snapshot {
     path: PathBuf,
     database: Reading,
     scratch: Connection,
     /// The rows of all segments, in key order.
     pub rows: Vec<SegmentRow>,
-    /// What retention let go.
+    /// The sum of the pruned segments.
     pub pruned: Pruned,
-    /// The kept sum of whole segments.
+    /// The stored sum of the fully applied segments.
     pub applied_sum: AppliedSum,
-    /// Users that have more than one total, as only a corrupt file can say; some of them.
+    /// Some of the users with more than one total, which only a damaged database has.
     pub twice: Vec<String>,
-    /// Users that have a total.
+    /// How many users have a total.
     pub users: u64,
     /// Sum of all users' events.
     pub events: u64,
     /// Sum of all users' micros modulo 2^64.
     pub net: i64,
-    /// What the blocks of sequential ids hold.
+    /// The counts of the blocks of sequential ids.
     pub blocks: IdBlockCounts,
 }
 
-/// What the blocks of sequential ids hold.
+/// The counts of the blocks of sequential ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdBlockCounts {
     /// Numbers that were counted, by the key of the segment that their runs name.
@@ -112,7 +112,7 @@ impl Snapshot {
         }
         let scratch =
             open_scratch().map_err(StoreError::sqlite(path, "open a temporary one beside it"))?;
-        let mut proof = Self {
+        let mut snapshot = Self {
             path: path.to_owned(),
             database,
             scratch,
@@ -125,10 +125,10 @@ impl Snapshot {
             net: 0,
             blocks: IdBlockCounts::default(),
         };
-        proof
+        snapshot
             .copy()
             .map_err(StoreError::sqlite(path, "copy its totals"))?;
-        Ok(Some(proof))
+        Ok(Some(snapshot))
     }
 
     fn copy(&mut self) -> rusqlite::Result<()> {
@@ -159,8 +159,8 @@ impl Snapshot {
         writing.commit()
     }
 
-    /// Offsets before `end` of lines of the segment that are events but overflowed a total, as far
-    /// as rejected lines are kept.
+    /// Offsets before `end` of the segment's lines that were rejected because they overflow a total.
+    /// Only the first [`REJECTED_LINES_MAX`](crate::aggregate::REJECTED_LINES_MAX) are known.
     pub fn overflows(&self, id: &SegmentId, end: u64) -> Result<HashSet<u64>, StoreError> {
         let read = || -> rusqlite::Result<HashSet<u64>> {
             self.database
@@ -171,14 +171,14 @@ impl Snapshot {
         read().map_err(StoreError::sqlite(&self.path, "read the rejected lines"))
     }
 
-    /// Tells `each` what became of these events of the segment with this key.
-    pub fn fates<'e>(
+    /// Calls `each` with the status of these events of the segment with this key.
+    pub fn statuses<'e>(
         &self,
         key: i64,
         events: &'e IdEvents,
         each: &mut dyn FnMut(&IdEvent<'e>, IdStatus),
     ) -> Result<(), StoreError> {
-        // Both tables are fast in their own order.
+        // Each table is read in the order of its key.
         let grouped = Grouped::of(events);
         let mut read = || -> rusqlite::Result<()> {
             let reading = self.database.unchecked_transaction()?;
@@ -191,7 +191,7 @@ impl Snapshot {
                 let row = select.query_row([event.id], |row| {
                     Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?))
                 });
-                let fate = match row.optional()? {
+                let status = match row.optional()? {
                     None => IdStatus::Unknown,
                     Some((payload, ..)) if payload != event.payload() => IdStatus::Contradicted,
                     Some((_, segment, offset)) if (segment, offset) == (key, event.offset) => {
@@ -199,7 +199,7 @@ impl Snapshot {
                     }
                     Some(_) => IdStatus::Duplicate,
                 };
-                each(&event, fate);
+                each(&event, status);
             }
             let mut select = reading.prepare_cached(SELECT_ID_BLOCK)?;
             let mut block = Block::default();
@@ -210,12 +210,12 @@ impl Snapshot {
                 if let Some(row) = rows.next()?
                     && block.decode(id_blocks::bytes(row)?).is_err()
                 {
-                    block.clear(); // It is among the faults.
+                    block.clear(); // Reported as a fault.
                 }
                 for index in spans.iter().flat_map(Span::indexes) {
                     if let Some(event) = events.get(index) {
                         let number = grouped.numbers[index];
-                        each(&event, fate_in(&block, number, key, &event));
+                        each(&event, status_in(&block, number, key, &event));
                     }
                 }
             }
@@ -224,8 +224,8 @@ impl Snapshot {
         read().map_err(StoreError::sqlite(&self.path, "look ids up"))
     }
 
-    /// How many ids both tables hold of each segment, by its key, as of the copied rows: of lines that
-    /// were applied by then. Under `None`: those of segments that have no row and were not pruned.
+    /// How many ids both tables hold for each segment, by its key, counting lines that were applied when
+    /// the rows were copied. `None` collects the ids of segments without a row that were not pruned.
     pub fn ids_by_segment(&self) -> Result<HashMap<Option<i64>, u64>, StoreError> {
         let applied: HashMap<i64, u64> = self
             .rows
@@ -253,7 +253,7 @@ impl Snapshot {
             }
             for (key, count) in &self.blocks.by_segment {
                 let of = applied.contains_key(key).then_some(*key);
-                // Counted with the rows: no segment can have come meanwhile.
+                // Counted together with the rows, so there is no newer segment.
                 if of.is_some() || !(1..=pruned).contains(key) {
                     *found.entry(of).or_default() += count;
                 }
@@ -263,7 +263,7 @@ impl Snapshot {
         read().map_err(StoreError::sqlite(&self.path, "count its ids"))
     }
 
-    /// Adds to what the files come to.
+    /// Adds to the files' totals.
     pub fn add_users<'u>(
         &self,
         users: impl Iterator<Item = (&'u str, UserSum)>,
@@ -284,8 +284,7 @@ impl Snapshot {
         write().map_err(StoreError::sqlite(&self.path, "add up a recount beside it"))
     }
 
-    /// The first damages that SQLite finds in the database file; empty if it is sound. Reads all of
-    /// it, also what no row or total is compared of.
+    /// The first faults that SQLite finds in the database file; empty if it is sound. Reads every page.
     pub fn damages(&self) -> Result<Vec<String>, StoreError> {
         let read = || -> rusqlite::Result<Vec<String>> {
             let mut check = self.database.prepare(QUICK_CHECK)?;
@@ -293,12 +292,12 @@ impl Snapshot {
             found.collect()
         };
         let mut found = read().map_err(StoreError::sqlite(&self.path, "check its pages"))?;
-        found.retain(|words| words != "ok");
+        found.retain(|fault| fault != "ok");
         Ok(found)
     }
 
-    /// Calls `each` for every user whose total is not what the files come to: the user, what the
-    /// database says, what the files come to.
+    /// Calls `each` for every user whose totals differ, with the user, the database's total and the
+    /// files' total.
     pub fn differences(
         &self,
         each: &mut dyn FnMut(&str, UserSum, UserSum),
@@ -323,7 +322,7 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// Calls `each` for every row of an id that was counted in a segment that retention has let go.
+    /// Calls `each` for every row of an id that was counted in a pruned segment.
     pub(super) fn ids_of_pruned(
         &self,
         each: &mut dyn FnMut(&Row<'_>) -> rusqlite::Result<()>,
@@ -331,7 +330,7 @@ impl Snapshot {
         each_row(&self.database, SELECT_IDS_OF_PRUNED, each)
     }
 
-    /// Calls `each` for every block of ids, which then is in its second argument.
+    /// Calls `each` with every row of `id_block` and the decoded block.
     pub(super) fn id_blocks(
         &self,
         each: &mut dyn FnMut(&Row<'_>, &mut Block) -> rusqlite::Result<()>,
@@ -357,8 +356,8 @@ fn each_row(
     Ok(())
 }
 
-/// What became of an event, as its block says.
-fn fate_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdStatus {
+/// The status of an event according to its block.
+fn status_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdStatus {
     match block.status(number, event.payload_hash()) {
         NumberStatus::New => IdStatus::Unknown,
         NumberStatus::Conflict => IdStatus::Contradicted,
@@ -369,7 +368,7 @@ fn fate_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdStatus
     }
 }
 
-/// Adds up all blocks of ids; `applied` are the applied bytes of each segment by its key.
+/// Counts all blocks of ids; `applied` has the applied bytes of each segment by its key.
 fn count_blocks(
     connection: &Connection,
     applied: &HashMap<i64, u64>,
@@ -432,7 +431,7 @@ fn add_wrapping(
 /// A database without a name: SQLite deletes it when it is closed.
 #[expect(
     clippy::disallowed_methods,
-    reason = "a temporary one: no file has a name"
+    reason = "a temporary database without a file name"
 )]
 fn open_scratch() -> rusqlite::Result<Connection> {
     let scratch = Connection::open("")?;

@@ -1,7 +1,7 @@
-//! The writing connection. One thread owns it; it remembers nothing that the file does not say.
+//! The writing connection. One thread owns it. It keeps no state that is not in the database.
 //!
-//! After any error but a lock the owner drops it and opens another, which asks the rows anew: so
-//! a commit of which nobody knows whether it happened is no special case.
+//! After any error except a lock the owner closes it and opens another, which reads the rows again. A
+//! commit with an unknown outcome therefore needs no special case.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -27,71 +27,71 @@ pub struct Writer {
     pub(super) connection: Connection,
     pub(super) path: PathBuf,
     token: Token,
-    /// `PRAGMA data_version` at the last look.
+    /// `PRAGMA data_version` at the last check.
     data_version: i64,
-    /// The database file as this writer left it.
-    left: Option<Look>,
+    /// The database file after the last write of this writer.
+    left: Option<FileState>,
     journal: Journal,
 }
 
-/// What changes when the database file is written to.
+/// What a write to the database file changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Look {
+struct FileState {
     file: Option<Written>,
-    /// Frames in the WAL, and how many of them are in the file: another value after a checkpoint.
+    /// Frames in the WAL, and how many of them are in the file. A checkpoint changes it.
     wal: (i64, i64),
 }
 
-/// What makes a transaction all or nothing.
+/// SQLite's journal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Journal {
     /// The WAL.
     Wal,
-    /// The rollback journal, for a first load into a new file: its pages are written once, not once
-    /// into the WAL and once more into the file. The first commit ends that.
+    /// The rollback journal, until the first commit into a new file: pages are then written once, not
+    /// first into the WAL and again into the file.
     FirstLoad,
-    /// The first load is committed: the WAL is turned on when more is to be written.
+    /// The first load is committed; the next write turns the WAL on.
     Loaded,
 }
 
-/// What is noted of a segment apart from its progress.
+/// A segment's state, apart from its progress.
 #[derive(Clone, Debug)]
 pub struct Mark<'a> {
-    /// Which segment.
+    /// The segment.
     pub segment: &'a SegmentId,
     /// Its tag; `None` for an imported file.
     pub tag: Option<Tag>,
-    /// What its file is called.
+    /// The current name of its file.
     pub file_name: &'a str,
-    /// Bytes applied, as last read: nothing is noted if they have changed.
+    /// Applied bytes as last read; if they have changed, nothing is stored.
     pub applied_bytes: u64,
-    /// The state from now on.
+    /// The new state.
     pub state: SegmentState,
-    /// Why, for an corrupt or lost one.
+    /// The reason, for a corrupt or missing segment.
     pub reason: Option<&'a str>,
     /// Bytes that will not be applied.
     pub corrupt_bytes: u64,
-    /// Lines in them.
+    /// Lines in these bytes.
     pub corrupt_lines: u64,
-    /// Now, milliseconds since 1970 UTC.
+    /// The current time, milliseconds since 1970 UTC.
     pub now_ms: i64,
 }
 
 impl Writer {
-    /// Opens the database, creates or upgrades its tables, turns the WAL on.
+    /// Opens the database, creates its tables if it is new, and turns the WAL on.
     pub fn open(path: &Path, existing: Existing) -> Result<Self, StoreError> {
         Self::open_with(path, existing, false)
     }
 
-    /// Does the same for a run that loads all there is and then closes it: into a new database the
-    /// first transaction goes without the WAL, and whoever reads meanwhile may have to wait.
+    /// The same for a batch run. The first transaction into a new database does not use the WAL, so
+    /// readers may have to wait for it.
     pub fn open_to_load(path: &Path) -> Result<Self, StoreError> {
         Self::open_with(path, Existing::OrCreate, true)
     }
 
     fn open_with(path: &Path, existing: Existing, load: bool) -> Result<Self, StoreError> {
         let (connection, token, empty) = open::open_writer(path, existing, load)?;
-        let doing = StoreError::sqlite(path, "look for changes by others");
+        let doing = StoreError::sqlite(path, "check for changes by other programs");
         let writer = Self {
             data_version: data_version(&connection).map_err(doing)?,
             connection,
@@ -112,10 +112,10 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Ties a new database to the data directory of this UUID; fails where the database was made in
-    /// another one: its rows are about other files.
+    /// Ties a new database to the data directory with this UUID. Fails if the database belongs to
+    /// another data directory, because its rows are about other files.
     pub fn belong_to(&mut self, directory: Uuid) -> Result<(), StoreError> {
-        let doing = StoreError::sqlite(&self.path, "note which directory it belongs to");
+        let doing = StoreError::sqlite(&self.path, "store the data directory it belongs to");
         let found = segments::directory(&self.connection).map_err(&doing)?;
         match found {
             Some(found) if found == directory => Ok(()),
@@ -133,8 +133,7 @@ impl Writer {
         }
     }
 
-    /// Bounds SQLite's page cache, to whole KiB; pages that a transaction changed are written out
-    /// beyond it.
+    /// Bounds SQLite's page cache, in whole KiB. A transaction that changes more pages writes them out.
     pub fn cache(&self, bytes: usize) -> Result<(), StoreError> {
         let kib = i64::try_from(bytes >> 10).unwrap_or(i64::MAX);
         self.connection
@@ -142,79 +141,81 @@ impl Writer {
             .map_err(StoreError::sqlite(&self.path, "bound the page cache"))
     }
 
-    /// What happened to the database's files, in words, if another file (or none) lies at one of
-    /// their paths now. Looks at the names only.
+    /// Describes the change if one of the database's paths now leads to another file or to none.
+    /// Examines the directory entries only.
     pub fn replaced(&self) -> Option<String> {
         self.token.change()
     }
 
-    /// Whether another connection changed the database since the last look. What this one changes
-    /// does not count; of a checkpoint of another one it can't be told apart.
+    /// Whether another connection changed the database since the last check. A checkpoint by another
+    /// connection counts as a change; changes by this connection do not.
     pub fn is_changed_by_others(&mut self) -> Result<bool, StoreError> {
-        let version = data_version(&self.connection)
-            .map_err(StoreError::sqlite(&self.path, "look for changes by others"))?;
+        let version = data_version(&self.connection).map_err(StoreError::sqlite(
+            &self.path,
+            "check for changes by other programs",
+        ))?;
         Ok(std::mem::replace(&mut self.data_version, version) != version)
     }
 
-    /// Notes what the database file looks like: what this writer did to it so far.
+    /// Records the state of the database file after this writer's last write.
     pub fn note_written(&mut self) -> Result<(), StoreError> {
-        self.left = Some(self.look()?);
+        self.left = Some(self.file_state()?);
         Ok(())
     }
 
-    /// Whether the database file was written to since [`Writer::note_written`] although no checkpoint
-    /// did: in place, by a program other than SQLite. A `touch` looks the same.
+    /// Whether the database file was written to since [`Writer::note_written`], and not by a checkpoint:
+    /// in place, by a program other than SQLite. A `touch` has the same effect.
     pub fn is_overwritten(&mut self) -> Result<bool, StoreError> {
-        let now = self.look()?;
+        let now = self.file_state()?;
         let Some(left) = self.left.replace(now) else {
             return Ok(false);
         };
         Ok(left.file != now.file && left.wal == now.wal)
     }
 
-    fn look(&self) -> Result<Look, StoreError> {
+    fn file_state(&self) -> Result<FileState, StoreError> {
         let file = disk::written(&self.path);
         let noop = |row: &rusqlite::Row<'_>| Ok((row.get(1)?, row.get(2)?));
         let wal = self
             .connection
             .query_row("PRAGMA wal_checkpoint(NOOP)", [], noop)
-            .map_err(StoreError::sqlite(&self.path, "look at its WAL"))?;
-        Ok(Look { file, wal })
+            .map_err(StoreError::sqlite(&self.path, "examine its WAL"))?;
+        Ok(FileState { file, wal })
     }
 
-    /// Drops a database of which a file was replaced or removed: without a checkpoint, for what this
-    /// connection knows may not belong to what lies at the path now. All other connections of this
-    /// process are retired too.
+    /// Closes a database of which a file was replaced or removed. No checkpoint is made, because the
+    /// pages in memory may not belong to the file that is at the path now. All other connections of
+    /// this process are retired too.
     pub fn abandon(self) {
         self.token.retire_all();
         family::no_checkpoint(&self.connection);
     }
 
-    /// Moves all that is committed from the WAL into the database file and syncs it; whether that
-    /// file, under its name, is the one that is open. Until then a commit may be in a `-wal` only,
-    /// and perhaps in one that somebody removed.
+    /// Moves all commits from the WAL into the database file and syncs it. Returns whether the file at
+    /// the path is the one that is open, and has all commits: until then a commit may be in a `-wal`
+    /// only, and another program may have removed that.
     pub fn settle(&self) -> Result<bool, StoreError> {
         let doing = StoreError::sqlite(&self.path, "checkpoint");
-        // A -wal that is no longer there is not moved into a file that may be another's by now.
+        // The contents of a removed -wal must not be moved into a file that may be another one.
         if self.replaced().is_some() {
             return Ok(false);
         }
-        let whole = self
+        let complete = self
             .connection
             .query_row("PRAGMA wal_checkpoint(FULL)", [], |row| {
                 let (busy, frames, moved): (i64, i64, i64) =
                     (row.get(0)?, row.get(1)?, row.get(2)?);
                 Ok(busy == 0 && frames == moved)
             });
-        match whole.map_err(doing) {
+        match complete.map_err(doing) {
             Err(error) if error.is_locked() => Ok(false),
             Err(error) => Err(error),
-            Ok(whole) => Ok(whole && self.replaced().is_none()),
+            Ok(complete) => Ok(complete && self.replaced().is_none()),
         }
     }
 
-    /// Applies a range: all of it in one transaction, or nothing. After an error other than a lock
-    /// this writer must not be used any more.
+    /// Applies a range: all of it in one transaction, or nothing. After an error other than a lock the
+    /// writer must not be used again.
     pub fn apply(
         &mut self,
         range: &Range<'_>,
@@ -240,7 +241,7 @@ impl Writer {
         if self.journal == Journal::Loaded {
             open::turn_wal_on(&self.connection)
                 .map_err(StoreError::sqlite(path, "turn the WAL on"))?;
-            // The first read makes the files of the WAL.
+            // The first read creates the files of the WAL.
             data_version(&self.connection).map_err(StoreError::sqlite(path, "turn the WAL on"))?;
             self.token.begin_writing();
             self.journal = Journal::Wal;
@@ -268,9 +269,9 @@ impl Writer {
         Ok(attempt)
     }
 
-    /// Notes a segment's state, making its row where it has none; whether that was done.
+    /// Stores a segment's state, and creates its row if it has none. Returns whether it was stored.
     pub fn mark(&mut self, mark: &Mark<'_>) -> Result<bool, StoreError> {
-        let doing = StoreError::sqlite(&self.path, "note the state of a segment");
+        let doing = StoreError::sqlite(&self.path, "store the state of a segment");
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -313,7 +314,7 @@ impl Writer {
         Ok(changed == 1)
     }
 
-    /// Whether a transaction could begin just now.
+    /// Begins a transaction and rolls it back: fails while another program holds the lock.
     pub fn probe(&mut self) -> Result<(), StoreError> {
         let doing = StoreError::sqlite(&self.path, "begin a transaction");
         self.connection
@@ -327,7 +328,7 @@ impl Writer {
         segments::one(&self.connection, id).map_err(self.reading())
     }
 
-    /// The rows of all segments that are not whole, ours in number order last.
+    /// The rows of all segments that are not fully applied: imported ones, then native ones by number.
     pub fn unfinished(&self) -> Result<Vec<SegmentRow>, StoreError> {
         segments::unfinished(&self.connection).map_err(self.reading())
     }
@@ -347,17 +348,17 @@ impl Writer {
         segments::applied_imports(&self.connection).map_err(self.reading())
     }
 
-    /// The numbers of ours that have a row.
+    /// The numbers of native segments that have a row.
     pub fn numbers(&self) -> Result<Numbers, StoreError> {
         segments::numbers(&self.connection).map_err(self.reading())
     }
 
-    /// What retention let go.
+    /// The sum of the pruned segments.
     pub fn pruned(&self) -> Result<Pruned, StoreError> {
         segments::pruned(&self.connection).map_err(self.reading())
     }
 
-    /// Every line the database knows of.
+    /// The counts of all lines that the database knows.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         segments::ledger(&self.connection).map_err(self.reading())
     }
@@ -366,8 +367,8 @@ impl Writer {
         StoreError::sqlite(&self.path, "read how far the segments are applied")
     }
 
-    /// Moves everything from the WAL into the database file and, where nobody else has it open,
-    /// leaves that single file behind.
+    /// Moves all commits from the WAL into the database file. If no other connection has the database
+    /// open, only that file is left.
     pub fn close(self) -> Result<(), StoreError> {
         let Self {
             connection,
@@ -383,8 +384,8 @@ impl Writer {
         if let Err(error) =
             connection.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))
         {
-            // Somebody else reads: the WAL stays on, and the last to close removes its files.
-            tracing::debug!(%error, "the WAL stays on: others have the database open");
+            // The WAL stays on for the other connection; the last one to close removes its files.
+            tracing::debug!(%error, "the WAL stays on: another connection has the database open");
         }
         connection
             .close()
@@ -392,7 +393,7 @@ impl Writer {
     }
 }
 
-/// Changes when another connection commits; what one's own does, does not.
+/// A number that changes when another connection commits, and not when this one does.
 fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("PRAGMA data_version", [], |row| row.get(0))
 }

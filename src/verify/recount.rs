@@ -421,7 +421,7 @@ impl Recount<'_> {
         // The sums have the events with an id as if all of them counted.
         let mut uncounted = HashMap::<&str, UserSum>::new();
         self.proof
-            .fates(row.key, &aggregate.partial.with_id, &mut |event, fate| {
+            .statuses(row.key, &aggregate.partial.with_id, &mut |event, fate| {
                 let net = signed(event.kind, event.amount_micros);
                 match fate {
                     // The id may have been counted later, somewhere else.

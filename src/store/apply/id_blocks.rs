@@ -7,7 +7,7 @@
 
 use rusqlite::{CachedStatement, Connection, params};
 
-use super::ids::Seen;
+use super::ids::IdLookup;
 use super::{ROWS, many_rows};
 use crate::aggregate::{IdEvent, IdEvents};
 use crate::store::id_blocks::{
@@ -71,7 +71,7 @@ impl<'t> IdBlocks<'t> {
         &mut self,
         events: &'e IdEvents,
         grouped: &Grouped<'e>,
-        mut each: impl FnMut(&IdEvent<'e>, &Seen),
+        mut each: impl FnMut(&IdEvent<'e>, &IdLookup),
     ) -> rusqlite::Result<()> {
         let mut works: Vec<Work> = Vec::new();
         let mut blocks = grouped.blocks().peekable();
@@ -189,7 +189,7 @@ impl<'t> IdBlocks<'t> {
         &mut self,
         id: &SequentialId<'_>,
         event: &IdEvent<'_>,
-        decide: impl FnOnce(&Seen) -> Result<Counts, E>,
+        decide: impl FnOnce(&IdLookup) -> Result<Counts, E>,
     ) -> Result<(), E> {
         let mut block = Block::default();
         let mut bytes = Vec::new();
@@ -226,14 +226,14 @@ pub(super) enum Counts {
     No,
 }
 
-fn seen(status: NumberStatus, block: &Block, number: u8) -> Seen {
+fn seen(status: NumberStatus, block: &Block, number: u8) -> IdLookup {
     match (status, block.run_of(number)) {
-        (NumberStatus::New, _) => Seen::Never,
-        (NumberStatus::Conflict, Some(run)) => Seen::Other {
+        (NumberStatus::New, _) => IdLookup::New,
+        (NumberStatus::Conflict, Some(run)) => IdLookup::Conflict {
             segment: run.segment,
             offsets: run.first_offset..=run.last_offset,
         },
-        _ => Seen::Same,
+        _ => IdLookup::Duplicate,
     }
 }
 

@@ -2,19 +2,19 @@
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
 
-use super::ids::Seen;
+use super::ids::IdLookup;
 use super::{ROWS, many_rows};
 use crate::aggregate::IdEvent;
 
 const INSERT_EVENT_ID: &str = include_str!("../../../sql/query/insert_event_id.sql");
 const SELECT_EVENT_ID: &str = include_str!("../../../sql/query/select_event_id.sql");
 
-/// The table, and the statements to it.
+/// The table and its prepared statements.
 pub(super) struct IdRows<'t> {
     transaction: &'t Connection,
     select: CachedStatement<'t>,
     one: CachedStatement<'t>,
-    /// Prepared when there are so many events.
+    /// Inserts [`ROWS`] rows; prepared on first use.
     many: Option<CachedStatement<'t>>,
     key: i64,
     now_s: i64,
@@ -32,11 +32,12 @@ impl<'t> IdRows<'t> {
         })
     }
 
-    /// Inserts the ids that are not there, the first of equal ones; `seen` says which were.
+    /// Inserts the ids that are not in the table, of equal ones the first, and reports the status of each
+    /// in `seen`.
     pub(super) fn insert_or_look_up(
         &mut self,
         events: &[IdEvent<'_>],
-        seen: &mut Vec<Seen>,
+        seen: &mut Vec<IdLookup>,
     ) -> rusqlite::Result<()> {
         seen.clear();
         let mut inserted = 0;
@@ -56,7 +57,7 @@ impl<'t> IdRows<'t> {
         }
         for event in events {
             seen.push(if inserted == events.len() {
-                Seen::Never
+                IdLookup::New
             } else {
                 self.look_up(event)?
             });
@@ -64,31 +65,31 @@ impl<'t> IdRows<'t> {
         Ok(())
     }
 
-    /// Whose id it is that is there, if it is: that of another event, or the event's own.
-    pub(super) fn look_up(&mut self, event: &IdEvent<'_>) -> rusqlite::Result<Seen> {
+    /// Looks an id up. A row of the event itself (the same segment and offset) counts as new.
+    pub(super) fn look_up(&mut self, event: &IdEvent<'_>) -> rusqlite::Result<IdLookup> {
         let found = self.select.query_row([event.id], |row| {
             Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))
         });
         Ok(match found.optional()? {
-            None => Seen::Never,
+            None => IdLookup::New,
             Some((_, segment, offset)) if segment == self.key && offset == event.offset => {
-                Seen::Never
+                IdLookup::New
             }
-            Some((payload, ..)) if payload == event.payload() => Seen::Same,
-            Some((_, segment, offset)) => Seen::Other {
+            Some((payload, ..)) if payload == event.payload() => IdLookup::Duplicate,
+            Some((_, segment, offset)) => IdLookup::Conflict {
                 segment,
                 offsets: offset..=offset,
             },
         })
     }
 
-    /// Inserts an id that is not there.
+    /// Inserts an id that is not in the table.
     pub(super) fn insert(&mut self, event: &IdEvent<'_>) -> rusqlite::Result<()> {
         insert_ids(&mut self.one, &[*event], self.key, self.now_s).map(|_| ())
     }
 }
 
-/// How many of the events' ids were not there before.
+/// Inserts the ids of the events and returns how many were new.
 fn insert_ids(
     insert: &mut CachedStatement<'_>,
     events: &[IdEvent<'_>],

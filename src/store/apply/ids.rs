@@ -1,7 +1,7 @@
-//! Step 4: what has an id is counted if no event of that id was.
+//! Step 4: an event with an id counts if no event with that id was counted before.
 //!
-//! The sums per user have the events with an id as if all of them counted, which most do; those that do
-//! not are collected and taken out of the sums in step 5.
+//! The sums per user include all events with an id, because most of them count. The others are
+//! collected here and subtracted from the sums in step 5.
 
 use std::ops::RangeInclusive;
 
@@ -15,59 +15,60 @@ use super::{Failure, ROWS, Range, Tally};
 use crate::aggregate::delta::signed;
 use crate::store::id_blocks::{Grouped, SequentialId};
 
-/// What the tables know of an event's id.
-pub(super) enum Seen {
-    /// No other event of that id was counted.
-    Never,
-    /// One of the same payload was.
-    Same,
-    /// One of another payload was.
-    Other {
-        /// `segment.key` of the segment in which it was.
+/// The result of looking up an event's id.
+pub(super) enum IdLookup {
+    /// No other event with the id was counted.
+    New,
+    /// An event with the id and the same payload was counted.
+    Duplicate,
+    /// An event with the id and another payload was counted.
+    Conflict {
+        /// `segment.key` of its segment.
         segment: i64,
-        /// Where its line starts, as far as that is kept.
+        /// Where its line starts: one offset, or the offsets of the run that contains it.
         offsets: RangeInclusive<u64>,
     },
 }
 
-/// Step 4, and the lines of suspects: what has an id is counted if no event of that id was.
+/// Counts the events with an id and, during an overflow replay, the lines of its users.
 pub(super) fn count<'a>(
     transaction: &Transaction<'_>,
     range: &Range<'a>,
     key: i64,
-    one_by_one: &mut OverflowReplay,
+    replay: &mut OverflowReplay,
     tally: &mut Tally<'a>,
 ) -> Result<(), Failure> {
     let now_s = range.now_ms.div_euclid(1000);
-    if one_by_one.users.is_empty() {
+    if replay.users.is_empty() {
         return Ok(count_together(transaction, range, key, now_s, tally)?);
     }
     let mut rows = IdRows::new(transaction, key, now_s)?;
     let mut blocks = IdBlocks::new(transaction, key, now_s)?;
-    let mut lines = std::mem::take(&mut one_by_one.lines).into_iter().peekable();
+    let mut lines = std::mem::take(&mut replay.lines).into_iter().peekable();
     for event in range.delta.with_id.iter() {
         while let Some(line) = lines.next_if(|line| line.offset < event.offset) {
-            count_line(one_by_one, tally, &line);
+            count_line(replay, tally, &line);
         }
         if let Some(id) = SequentialId::of(event.id) {
             blocks.one(&id, &event, |seen| -> Result<Counts, Failure> {
-                Ok(decide(one_by_one, tally, &event, seen))
+                Ok(decide(replay, tally, &event, seen))
             })?;
         } else {
             let seen = rows.look_up(&event)?;
-            // What comes of a suspect's event decides whether its id is kept.
-            if decide(one_by_one, tally, &event, &seen) == Counts::Yes {
+            // An event that overflows its total is rejected, and its id is not stored.
+            if decide(replay, tally, &event, &seen) == Counts::Yes {
                 rows.insert(&event)?;
             }
         }
     }
     for line in lines {
-        count_line(one_by_one, tally, &line);
+        count_line(replay, tally, &line);
     }
     Ok(())
 }
 
-/// Both tables are fast in their own order; of one id the first in the file goes first.
+/// Reads and writes each table in the order of its key. Of several events with one id the first in the
+/// file counts.
 fn count_together<'a>(
     transaction: &Transaction<'_>,
     range: &Range<'a>,
@@ -96,11 +97,11 @@ fn count_together<'a>(
     })
 }
 
-/// An event whose user is no suspect.
+/// Counts an event whose user cannot overflow.
 #[inline]
-fn settle<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &Seen) {
+fn settle<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
     let amount = signed(event.kind, event.amount_micros);
-    if matches!(seen, Seen::Never) {
+    if matches!(seen, IdLookup::New) {
         tally.id_events += 1;
         tally.id_net = tally.id_net.wrapping_add(amount);
     } else {
@@ -109,27 +110,27 @@ fn settle<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &Seen) {
     }
 }
 
-/// An event where some user is a suspect: in file order.
+/// Counts an event during an overflow replay, in file order.
 fn decide<'a>(
-    one_by_one: &mut OverflowReplay,
+    replay: &mut OverflowReplay,
     tally: &mut Tally<'a>,
     event: &IdEvent<'a>,
-    seen: &Seen,
+    seen: &IdLookup,
 ) -> Counts {
-    if !one_by_one.users.contains_key(event.user_id) {
+    if !replay.users.contains_key(event.user_id) {
         settle(tally, event, seen);
-        return if matches!(seen, Seen::Never) {
+        return if matches!(seen, IdLookup::New) {
             Counts::Yes
         } else {
             Counts::No
         };
     }
-    if !matches!(seen, Seen::Never) {
+    if !matches!(seen, IdLookup::New) {
         not_counted(tally, event, seen);
         return Counts::No;
     }
     let amount = signed(event.kind, event.amount_micros);
-    if one_by_one.take(event.user_id, amount) == Some(false) {
+    if replay.take(event.user_id, amount) == Some(false) {
         refuse(tally, event.offset, event.user_id);
         return Counts::No;
     }
@@ -141,8 +142,8 @@ fn decide<'a>(
 }
 
 #[cold]
-fn not_counted(tally: &mut Tally<'_>, event: &IdEvent<'_>, seen: &Seen) {
-    let Seen::Other { segment, offsets } = seen else {
+fn not_counted(tally: &mut Tally<'_>, event: &IdEvent<'_>, seen: &IdLookup) {
+    let IdLookup::Conflict { segment, offsets } = seen else {
         tally.duplicates += 1;
         return;
     };

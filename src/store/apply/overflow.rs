@@ -53,9 +53,9 @@ impl OverflowReplay {
 }
 
 /// An event without id of a user whose total might overflow.
-pub(super) fn count_line(one_by_one: &mut OverflowReplay, tally: &mut Tally<'_>, line: &UserLine) {
+pub(super) fn count_line(replay: &mut OverflowReplay, tally: &mut Tally<'_>, line: &UserLine) {
     let amount = signed(line.kind, line.amount_micros);
-    if one_by_one.take(&line.user_id, amount) == Some(false) {
+    if replay.take(&line.user_id, amount) == Some(false) {
         refuse(tally, line.offset, &line.user_id);
     } else {
         tally.events += 1;

@@ -22,7 +22,7 @@ const BLOCK_USERS: usize = 256;
 pub(super) fn add<'a>(
     transaction: &Transaction<'_>,
     range: &Range<'a>,
-    one_by_one: &OverflowReplay,
+    replay: &OverflowReplay,
     tally: &mut Tally<'a>,
 ) -> Result<HashSet<String>, Failure> {
     let mut totals = Totals::new(transaction, range.now_ms)?;
@@ -35,7 +35,7 @@ pub(super) fn add<'a>(
         block.clear();
         block.extend(users.iter().map(|&(_, sums)| *sums));
         for (&(user, _), sums) in users.iter().zip(&mut block) {
-            if !one_by_one.users.is_empty() && one_by_one.users.contains_key(user) {
+            if !replay.users.is_empty() && replay.users.contains_key(user) {
                 continue;
             }
             if let Some(events) = uncounted.next_if(|events| events[0].0 == user) {
@@ -54,7 +54,7 @@ pub(super) fn add<'a>(
         }
     }
     let suspects = totals.finish()?;
-    for (user, (total, events)) in &one_by_one.users {
+    for (user, (total, events)) in &replay.users {
         if *events > 0 {
             transaction
                 .prepare_cached(SET_USER_TOTAL)?

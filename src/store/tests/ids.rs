@@ -214,7 +214,7 @@ fn fates(proof: &Snapshot, key: i64, lines: &[Event<'static>]) -> BTreeMap<usize
     }
     let mut found = BTreeMap::new();
     proof
-        .fates(key, &events, &mut |event, fate| {
+        .statuses(key, &events, &mut |event, fate| {
             let offset = usize::try_from(event.offset).expect("small");
             assert_eq!(found.insert(offset, fate), None);
         })
