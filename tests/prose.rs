@@ -370,7 +370,9 @@ fn prose_uses_the_standard_terms() {
     for dir in ["data/deploy", "sql", "src", "tests"] {
         for path in files_below(&root.join(dir)) {
             let name = path.strip_prefix(root).unwrap();
-            let is_text = name.extension().is_none_or(|ext| ext != "png" && ext != "lock");
+            let is_text = name
+                .extension()
+                .is_none_or(|ext| ext != "png" && ext != "lock");
             if is_text && !IGNORED.iter().any(|ignored| name.starts_with(ignored)) {
                 texts.entry(name.to_str().unwrap().to_owned()).or_default();
             }
