@@ -282,8 +282,8 @@ fn each_package_is_used_by_one_module() {
     ]);
 }
 
-/// The modules that each module may use. To change this table is a design decision: see "Who may
-/// know whom" in `lib.rs`.
+/// The modules that each module may use. To change this table is a design decision: see the
+/// dependencies in `lib.rs`.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("aggregate", &["data_dir", "event"]),
     (
