@@ -1,4 +1,4 @@
-//! Who may ask: tokens, and what a web page on the same machine must not do.
+//! Access control: tokens, and requests that a web page on the same machine can send.
 
 use rustix::process::Signal;
 
@@ -12,8 +12,9 @@ fn with_token(method: &str, path: &str, token: &str) -> Request {
 }
 
 #[test]
-fn a_token_is_asked_for_everywhere_but_on_the_four_open_paths() {
-    // Red if a path is left unguarded, or a monitor without a token is locked out.
+fn every_path_but_the_four_open_ones_requires_a_token() {
+    // Fails if a path answers without a token that must not, or a monitor without a token is
+    // rejected.
     let scratch = Scratch::new();
     let tokens = scratch.file("tokens", "first-token\nsecond-token\n");
     let server = Server::with(&scratch.data(), &["--token-file", arg(&tokens)]);
@@ -54,15 +55,15 @@ fn a_token_is_asked_for_everywhere_but_on_the_four_open_paths() {
 }
 
 #[test]
-fn tokens_are_read_again_on_sighup() {
-    // Red if a token can't be withdrawn without a restart.
+fn tokens_are_reloaded_on_sighup() {
+    // Fails if a token can only be withdrawn by a restart.
     let scratch = Scratch::new();
     let tokens = scratch.file("tokens", "old\n");
     let server = Server::with(&scratch.data(), &["--token-file", arg(&tokens)]);
     server.ask(&with_token("GET", "/status", "old")).expect(200);
     scratch.file("tokens", "new\n");
     server.process.signal(Signal::HUP);
-    until(PATIENCE, "the new token is taken", || {
+    until(PATIENCE, "the new token is accepted", || {
         let status = server.ask(&with_token("GET", "/status", "new")).status;
         (status == 200).then_some(())
     });
@@ -73,8 +74,8 @@ fn tokens_are_read_again_on_sighup() {
 
 #[test]
 fn a_web_page_cannot_post_to_localhost() {
-    // Red if any page in a browser on this machine could add events (foreign Origin), or reach the
-    // server by a name of its own that leads to 127.0.0.1 (foreign Host).
+    // Fails if a page in a browser on this machine can add events (foreign `Origin`), or reach the
+    // server under a host name of its own that resolves to 127.0.0.1 (foreign `Host`).
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let port = server.port;
@@ -124,8 +125,9 @@ fn a_web_page_cannot_post_to_localhost() {
 }
 
 #[test]
-fn a_server_for_the_network_takes_any_host_but_wants_a_token() {
-    // Red if a name given by DNS is refused where the operator opened the server on purpose.
+fn a_server_on_the_network_accepts_any_host_but_requires_a_token() {
+    // Fails if a `Host` that is a DNS name is rejected where the operator opened the server to the
+    // network.
     let scratch = Scratch::new();
     let tokens = scratch.file("tokens", "secret\n");
     let flags = ["--listen", "0.0.0.0:0", "--token-file", arg(&tokens)];

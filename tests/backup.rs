@@ -1,4 +1,4 @@
-//! Backup and restore: beside a running server, over other files, killed, damaged.
+//! Backup and restore: beside a running server, over other files, killed, and with damaged files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use super::harness::{
 
 const ACTIVE: &str = "events.jsonl";
 
-/// Revenue of user `u` in whole units, by the database.
+/// Revenue of user `u` in whole units, read from the database.
 fn revenue(data: &Path) -> i128 {
     database(data)
         .get("u")
@@ -40,7 +40,7 @@ fn process(data: &Path) -> Ran {
     run(&["process", "--data-dir", arg(data)])
 }
 
-/// Takes events of 1 each on a server that applies them and is stopped.
+/// Posts `count` events of value 1 to a server that applies them, then stops the server.
 fn add(data: &Path, events: u32) {
     let server = Server::start(data);
     for _ in 0..events {
@@ -50,7 +50,7 @@ fn add(data: &Path, events: u32) {
     server.stop().expect(0);
 }
 
-/// The same, killed while the events are in the active file.
+/// The same, but the server is killed while the events are in the active file.
 fn add_and_kill(data: &Path, events: u32) {
     let server = Server::start(data);
     for _ in 0..events {
@@ -70,7 +70,7 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// Every file but the locks, with its content.
+/// Every file except the lock files, with its content.
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = files_below(dir).into_iter();
     files
@@ -80,7 +80,8 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// The restored directory comes to `expected`, by `process`, by a rebuild and under a server.
+/// Asserts that the restored directory has `expected`, by `process`, by a rebuild and under a
+/// server.
 #[track_caller]
 fn assert_exact(data: &Path, expected: i128) {
     process(data).expect(0);
@@ -94,26 +95,26 @@ fn assert_exact(data: &Path, expected: i128) {
         .expect(200);
     assert_eq!(server.status()["reasons"].to_string(), "[]");
     server.stop().expect(0);
-    assert_eq!(revenue(data), expected + 1, "it goes on");
+    assert_eq!(revenue(data), expected + 1, "the server continues");
     verify(data).expect(0);
 }
 
 #[test]
-fn a_backup_under_load_holds_all_that_was_acknowledged_before_it_began() {
+fn a_backup_under_load_contains_what_was_acknowledged_before_it() {
     under_load(5);
 }
 
 #[test]
 #[ignore = "the same for longer"]
 fn fifty_backups_under_load() {
-    // Of ten directories, so that the later ones do not take minutes each.
+    // Of ten directories: with a single one, the later backups would take minutes each.
     for _ in 0..10 {
         under_load(5);
     }
 }
 
-/// Red if the files are copied before the database, if the active file is left out, if what is
-/// sealed between listing and copying is missed, or if a file that is archived meanwhile is.
+/// Fails if the files are copied before the database, the active file is left out, or a file is
+/// missed that is sealed between listing and copying, or archived meanwhile.
 fn under_load(rounds: usize) {
     let scratch = Scratch::new();
     let data = scratch.data();
@@ -161,14 +162,14 @@ fn under_load(rounds: usize) {
     server.flush();
     server.stop().expect(0);
     let total = i128::from(acknowledged.load(Ordering::SeqCst));
-    assert_eq!(revenue(&data), total, "the source is as it was");
+    assert_eq!(revenue(&data), total, "the source is unchanged");
     verify(&data).expect(0);
 }
 
 #[test]
-fn a_backup_is_a_plain_directory_and_leaves_its_source_alone() {
-    // Red if a backup of a stopped directory changes it, holds more than its manifest says, or is
-    // changed by `verify`.
+fn a_backup_is_a_plain_directory_and_does_not_change_its_source() {
+    // Fails if a backup of a stopped directory changes it, contains more than its manifest lists,
+    // or is changed by `verify`.
     let scratch = Scratch::new();
     let (data, to) = (scratch.data(), scratch.path().join("backup"));
     add(&data, 3);
@@ -185,7 +186,8 @@ fn a_backup_is_a_plain_directory_and_leaves_its_source_alone() {
     let ran = verify(&to).expect(0);
     assert!(ran.stdout.contains("matches its manifest"), "{ran}");
     assert_eq!(contents(&to), made);
-    // Neither is it used by mistake, nor made twice, nor inside the directory.
+    // The backup cannot be served by mistake, a second backup does not replace it, and none is made
+    // inside the directory.
     let ran = process(&to).expect(1);
     assert!(ran.stderr.contains("is a backup"), "{ran}");
     let ran = run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", arg(&to)]).expect(1);
@@ -199,8 +201,8 @@ fn a_backup_is_a_plain_directory_and_leaves_its_source_alone() {
 }
 
 #[test]
-fn restored_over_newer_files_what_came_later_counts_too() {
-    // Red if restoring drops what was acknowledged after the backup, counts it twice, or deletes
+fn a_restore_over_newer_files_counts_later_events_too() {
+    // Fails if a restore drops what was acknowledged after the backup, counts it twice, or deletes
     // the database that it replaces.
     for damage in [false, true] {
         let scratch = Scratch::new();
@@ -209,7 +211,7 @@ fn restored_over_newer_files_what_came_later_counts_too() {
         let server = Server::start(&data);
         server.accept(event("u", 1));
         backup(&data, &to).expect(0);
-        server.accept(event("u", 1)); // the same segment goes on
+        server.accept(event("u", 1)); // the same segment continues
         let ran = restore(&to, &data).expect(1);
         assert!(ran.stderr.contains("serve.lock is held"), "{ran}");
         server.stop().expect(0);
@@ -227,14 +229,15 @@ fn restored_over_newer_files_what_came_later_counts_too() {
         let kept = fs::read(quarantine.join(kept.expect("the old database"))).unwrap();
         assert_eq!(kept, old);
         assert!(!data.join("revenue.db-wal").exists());
-        restore(&to, &data).expect(0); // once more changes nothing
+        restore(&to, &data).expect(0); // a second restore changes nothing
         assert_exact(&data, 12);
     }
 }
 
 #[test]
-fn restored_over_an_older_copy_the_backup_counts() {
-    // Red if the older start of a segment is taken for the segment, or refused as another one.
+fn a_restore_over_an_older_copy_counts_the_backup() {
+    // Fails if a file that holds the beginning of a segment replaces the segment, or is rejected as
+    // a different one.
     let scratch = Scratch::new();
     let (data, old) = (scratch.data(), scratch.path().join("old"));
     add(&data, 3);
@@ -248,12 +251,12 @@ fn restored_over_an_older_copy_the_backup_counts() {
     backup(&data, &to).expect(0);
     restore(&to, &old).expect(0);
     assert_exact(&old, 11);
-    // Over what an earlier backup was restored to.
+    // Restore over what was restored from an earlier backup.
     let data = scratch.path().join("again");
     restore(&first, &data).expect(0);
     restore(&to, &data).expect(0);
     assert_exact(&data, 11);
-    // An earlier backup over a later one: the files are kept, and counted.
+    // Restore an earlier backup over a later one: the files are kept and counted.
     let data = scratch.path().join("back");
     restore(&to, &data).expect(0);
     restore(&first, &data).expect(0);
@@ -261,9 +264,9 @@ fn restored_over_an_older_copy_the_backup_counts() {
 }
 
 #[test]
-fn restored_into_a_fresh_instance_its_events_count_too() {
-    // Red if the events that an instance took after the directory was lost never count, or are
-    // taken for those of the lost one because of their numbers.
+fn a_restore_into_a_new_instance_counts_its_events_too() {
+    // Fails if events that an instance stored after the directory was lost are never counted, or
+    // are taken for events of the lost directory because their segment numbers are equal.
     for killed in [false, true] {
         let scratch = Scratch::new();
         let (data, to) = (scratch.data(), scratch.path().join("backup"));
@@ -291,9 +294,9 @@ fn restored_into_a_fresh_instance_its_events_count_too() {
 }
 
 #[test]
-fn a_fork_is_refused_and_named_and_nothing_is_changed() {
-    // Red if one of two segments of a number is chosen silently, or anything is changed before that
-    // is noticed.
+fn a_restore_over_a_fork_is_rejected_before_anything_is_changed() {
+    // Fails if one of two segments with the same number is chosen silently, or anything is changed
+    // before the conflict is detected.
     let scratch = Scratch::new();
     let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
     let to = scratch.path().join("backup");
@@ -309,7 +312,7 @@ fn a_fork_is_refused_and_named_and_nothing_is_changed() {
         assert!(ran.stderr.contains(arg(dir)), "{ran}");
     }
     assert_eq!(contents(&a), before);
-    // One segment with two ends.
+    // One segment with two different ends.
     let (a, b) = (scratch.path().join("c"), scratch.path().join("d"));
     let to = scratch.path().join("backup2");
     add_and_kill(&a, 2);
@@ -327,8 +330,9 @@ fn a_fork_is_refused_and_named_and_nothing_is_changed() {
 }
 
 #[test]
-fn a_restore_that_would_lose_pruned_events_is_refused() {
-    // Red if a backup replaces the only place where the events of pruned segments are counted.
+fn a_restore_that_would_lose_pruned_events_is_rejected() {
+    // Fails if a backup replaces the only database in which the events of pruned segments are
+    // counted.
     let scratch = Scratch::new();
     let (data, to) = (scratch.data(), scratch.path().join("backup"));
     add(&data, 2);
@@ -346,30 +350,30 @@ fn a_restore_that_would_lose_pruned_events_is_refused() {
     assert!(ran.stderr.contains("are counted in"), "{ran}");
     assert_eq!(contents(&data), before);
     assert_eq!(revenue(&data), 9);
-    // Into another directory it goes, and the two are told apart.
+    // It can be restored into another directory, and the two are different data directories.
     let other = scratch.path().join("other");
     restore(&to, &other).expect(0);
     assert_exact(&other, 2);
 }
 
 #[test]
-fn an_interrupted_backup_leaves_nothing_or_what_the_next_one_removes() {
-    // Red if a backup has its name before it is complete, or a left-over stops the next one.
+fn leftovers_of_an_interrupted_backup_are_removed_by_the_next_one() {
+    // Fails if an incomplete backup has its final name, or a left-over blocks the next backup.
     let scratch = Scratch::new();
     let (data, to) = (scratch.data(), scratch.path().join("backup"));
     let part = scratch.path().join("backup.part");
     add(&data, 2);
     let db = Connection::open(data.join("revenue.db")).unwrap();
-    db.execute_batch("BEGIN EXCLUSIVE").unwrap(); // it waits for the database, deterministically
+    db.execute_batch("BEGIN EXCLUSIVE").unwrap(); // the backup waits for the database here
     for signal in [Signal::INT, Signal::KILL] {
         let args = ["backup", arg(&to), "--data-dir", arg(&data)];
         let running = Process::start(&mut tallyline(&args));
-        until(PATIENCE, "it has begun", || {
+        until(PATIENCE, "the backup has begun", || {
             part.join(".tallyline-backup").exists().then_some(())
         });
         let ran = backup(&data, &to).expect(1);
         assert!(ran.stderr.contains("is held by"), "a second one: {ran}");
-        // Not before signals are caught: until then even SIGINT is a kill.
+        // Not before signal handlers are installed: until then SIGINT kills the process.
         running.signal(signal);
         let ran = running.finish();
         assert!(ran.code != Some(0), "{ran}");
@@ -384,7 +388,7 @@ fn an_interrupted_backup_leaves_nothing_or_what_the_next_one_removes() {
     backup(&data, &to).expect(0);
     assert!(!part.exists());
     verify(&to).expect(0);
-    // What somebody else has there stays.
+    // Files of other programs stay.
     fs::remove_dir_all(&to).unwrap();
     fs::create_dir(&part).unwrap();
     fs::write(part.join("precious"), "x").unwrap();
@@ -394,9 +398,9 @@ fn an_interrupted_backup_leaves_nothing_or_what_the_next_one_removes() {
 }
 
 #[test]
-fn a_killed_restore_is_finished_by_the_next_and_nothing_uses_it_before() {
-    // Red if a half-restored directory is served, processed or verified, or if the second run counts
-    // anything twice or not at all. (src/backup/restore.rs stops it after each step.)
+fn a_killed_restore_is_completed_by_the_next_one_and_unusable_until_then() {
+    // Fails if a half-restored directory is served, processed or verified, or if the second run
+    // counts anything twice or not at all. (src/backup/restore.rs stops it after each step.)
     let scratch = Scratch::new();
     let (made, to) = (scratch.path().join("made"), scratch.path().join("backup"));
     for _ in 0..8 {
@@ -411,7 +415,7 @@ fn a_killed_restore_is_finished_by_the_next_and_nothing_uses_it_before() {
         copy_tree(&fresh, &data);
         let args = ["restore", arg(&to), "--data-dir", arg(&data)];
         let mut running = Process::start(&mut tallyline(&args));
-        until(PATIENCE, "a moment to kill it", || {
+        until(PATIENCE, "the restore is in progress", || {
             let quarantine = names_in(&data.join("quarantine"));
             let come = match moment {
                 0 | 1 => data.join("restore.json").exists(),
@@ -443,12 +447,13 @@ fn a_killed_restore_is_finished_by_the_next_and_nothing_uses_it_before() {
         restore(&to, &data).expect(0);
         assert_exact(&data, 12);
     }
-    assert!(cut_short > 0, "none was killed in time");
+    assert!(cut_short > 0, "no run was killed in time");
 }
 
 #[test]
-fn a_damaged_backup_is_named_and_never_restored() {
-    // Red if a file that is missing, cut, changed or exchanged is restored, or `verify` is silent.
+fn a_damaged_backup_is_reported_and_not_restored() {
+    // Fails if a file that is missing, truncated, changed or exchanged is restored, or `verify`
+    // does not report it.
     let scratch = Scratch::new();
     let (made, good) = (scratch.path().join("made"), scratch.path().join("good"));
     add(&made, 2);
@@ -489,7 +494,7 @@ fn a_damaged_backup_is_named_and_never_restored() {
             fs::remove_dir_all(&bad).unwrap();
         }
     }
-    // What is there beside the backup's files.
+    // Files beside those of the backup.
     fs::write(good.join("events_extra.jsonl"), event("u", 9)).unwrap();
     let ran = verify(&good).expect(1);
     assert!(ran.stdout.contains("events_extra.jsonl"), "{ran}");
@@ -499,8 +504,8 @@ fn a_damaged_backup_is_named_and_never_restored() {
 }
 
 #[test]
-fn a_damaged_manifest_is_noticed_wherever_the_damage_is() {
-    // Red if a flipped bit of the manifest changes what is restored without a report.
+fn damage_anywhere_in_a_manifest_is_detected() {
+    // Fails if a flipped bit of the manifest changes what is restored and is not reported.
     let scratch = Scratch::new();
     let (data, to) = (scratch.data(), scratch.path().join("backup"));
     add(&data, 2);
@@ -509,8 +514,8 @@ fn a_damaged_manifest_is_noticed_wherever_the_damage_is() {
     let good = fs::read(&path).unwrap();
     let meaning = |bytes: &[u8]| {
         let mut value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
-        for told in ["created", "program"] {
-            value[told] = serde_json::Value::Null;
+        for optional in ["created", "program"] {
+            value[optional] = serde_json::Value::Null;
         }
         value
     };
@@ -541,8 +546,9 @@ fn a_damaged_manifest_is_noticed_wherever_the_damage_is() {
 }
 
 #[test]
-fn the_first_use_of_backup_and_restore_is_two_commands() {
-    // Red if the demo's directory cannot be backed up and restored with nothing but the defaults.
+fn the_demo_directory_can_be_backed_up_and_restored_with_defaults() {
+    // Fails if the directory of the demo cannot be backed up and restored with the default
+    // settings.
     let scratch = Scratch::new();
     let here = |args: &[&str]| {
         let mut command = tallyline(args);
@@ -561,9 +567,9 @@ fn the_first_use_of_backup_and_restore_is_two_commands() {
 }
 
 #[test]
-fn a_copy_without_the_active_file_is_not_complete_for_verify() {
-    // Red if `process` takes a copy of a running directory, in which the active file was sealed and
-    // archived while it was copied, for complete: its last segment is missing.
+fn a_copy_without_its_last_segment_is_reported_as_incomplete() {
+    // Fails if `process` reports a copy of a running directory as complete although its last
+    // segment is missing: the active file was sealed and archived during the copy.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--no-process"]);
@@ -573,7 +579,7 @@ fn a_copy_without_the_active_file_is_not_complete_for_verify() {
     server.kill();
     process(&data);
     verify(&data).expect(0);
-    // By `verify` alone, and once `process` has recovered the directory.
+    // `verify` reports it alone, and after `process` has recovered the directory.
     let server = Server::with(&data, &["--no-process"]);
     server.accept(event("u", 1));
     server.kill();

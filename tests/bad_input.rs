@@ -1,14 +1,14 @@
-//! Bodies that are refused: nothing of them is appended, and the answer names line, field and reason.
+//! Invalid bodies: nothing of them is appended, and the response names line, field and reason.
 
 use serde_json::{Value, json};
 
 use super::harness::http::Request;
 use super::harness::{Scratch, Server, event};
 
-/// Body, status, and the first error's line, pointer and code.
+/// Body, status, and line, pointer and code of the first error.
 type Case = (Vec<u8>, u16, u64, &'static str, &'static str);
 
-/// An event of three fields, each as given.
+/// An event with these three fields, each written as given.
 fn fields(user: &str, name: &str, value: &str) -> Vec<u8> {
     format!("{{\"userId\":{user},\"name\":{name},\"value\":{value}}}").into_bytes()
 }
@@ -86,8 +86,8 @@ fn first_error(problem: &Value) -> (u64, String, String) {
 }
 
 #[test]
-fn each_bad_event_is_refused_with_its_field_and_reason() {
-    // Red if one kind of bad input is taken, called something else, or answered with another status.
+fn each_invalid_event_is_rejected_with_field_and_reason() {
+    // Fails if one kind of invalid input is accepted, or reported with another code or status.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     for (body, status, line, pointer, code) in cases() {
@@ -107,8 +107,8 @@ fn each_bad_event_is_refused_with_its_field_and_reason() {
 }
 
 #[test]
-fn the_longest_names_are_still_taken() {
-    // Red if a bound is off by one.
+fn values_of_the_maximum_length_are_accepted() {
+    // Fails if a length limit is off by one.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     server.accept(event(&"é".repeat(128), 1));
@@ -119,8 +119,9 @@ fn the_longest_names_are_still_taken() {
 }
 
 #[test]
-fn a_batch_with_one_bad_line_is_refused_whole_and_the_line_named() {
-    // Red if half of a refused batch is appended (a retry would count it twice), or a line miscounted.
+fn a_batch_with_an_invalid_line_is_rejected_and_the_line_named() {
+    // Fails if part of a rejected batch is appended (a retry would count it twice), or if the line
+    // number is wrong.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let good = event("u", 1);
@@ -136,7 +137,7 @@ fn a_batch_with_one_bad_line_is_refused_whole_and_the_line_named() {
         let problem = server.post("/liveEvent", &body).problem(status);
         assert_eq!(first_error(&problem).0, line, "{body}: {problem}");
     }
-    // Lines that are no JSON make the whole body no JSON.
+    // A line that is not JSON makes the whole body invalid JSON.
     let problem = server
         .post("/liveEvent", format!("{bad}\nnonsense\n{bad}"))
         .problem(400);
@@ -149,8 +150,9 @@ fn a_batch_with_one_bad_line_is_refused_whole_and_the_line_named() {
 }
 
 #[test]
-fn nothing_is_not_an_event() {
-    // Red if an empty body or list is acknowledged: a sender with a bug would never hear of it.
+fn an_empty_body_is_rejected() {
+    // Fails if an empty body or list is acknowledged: a client that sends nothing by mistake would
+    // not notice.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     server.post("/liveEvent", "").problem(400);
@@ -167,8 +169,9 @@ fn nothing_is_not_an_event() {
 }
 
 #[test]
-fn a_body_over_the_limit_is_413_and_the_client_sees_it() {
-    // Red if the limit is not kept, or if the connection is cut before the answer can be read.
+fn a_body_over_the_limit_is_413_and_the_response_arrives() {
+    // Fails if the limit is not enforced, or the connection is closed before the client can read
+    // the response.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let body = event("u", 1).repeat((9 << 20) / 46 + 1);

@@ -1,5 +1,5 @@
-//! What one client may cost at most: memory, threads, descriptors. Each attack is one that grew
-//! without a bound, or kept what it took, before there was a mitigation.
+//! Upper bounds of the memory, threads and descriptors that one client can use. Each attack once
+//! made one of these grow without a bound, or kept it allocated.
 
 use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,11 +15,11 @@ use super::harness::http::{Conn, Request};
 use super::harness::{
     PATIENCE, Process, Scratch, Server, arg, database, event, recount, tallyline, until,
 };
-use super::hostile::{assert_calm, live};
+use super::hostile::{assert_bounded, live};
 use super::kernel_log::stop_traced;
 use super::outside::traced;
 
-/// A number of /metrics.
+/// The value of one metric of /metrics.
 fn metric(server: &Server, name: &str) -> u64 {
     let metrics = server.get("/metrics").expect(200).text();
     let line = metrics.lines().find_map(|line| line.strip_prefix(name));
@@ -27,12 +27,12 @@ fn metric(server: &Server, name: &str) -> u64 {
     number.unwrap_or_else(|| panic!("no {name} in {metrics}"))
 }
 
-/// MiB that the server had at most.
+/// Peak memory of the server in MiB.
 fn peak(server: &Server) -> u64 {
     server.proc_status("VmHWM") >> 10
 }
 
-/// A server whose environment has that variable.
+/// Starts a server with this environment variable.
 fn start_with_variable(scratch: &Scratch, name: &str, value: &str) -> Server {
     Server::by(&scratch.data(), &[], |args| {
         let mut command = tallyline(args);
@@ -42,8 +42,8 @@ fn start_with_variable(scratch: &Scratch, name: &str, value: &str) -> Server {
 }
 
 #[test]
-fn heads_and_chunk_sizes_without_an_end_are_cut_off() {
-    // Red if reading goes on for as long as bytes come.
+fn endless_heads_and_chunk_sizes_are_rejected() {
+    // Fails if reading continues as long as bytes arrive.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let post = "POST /liveEvent HTTP/1.1\r\nHost: localhost\r\n";
@@ -56,9 +56,9 @@ fn heads_and_chunk_sizes_without_an_end_are_cut_off() {
         conn.send(&start).unwrap();
         let block = vec![b'0'; 64 << 10];
         let sent = (0..8 << 10).position(|_| conn.send(&block).is_err());
-        assert!(sent.is_some(), "half a GiB of {start:?} was taken");
+        assert!(sent.is_some(), "half a GiB of {start:?} was accepted");
     }
-    // One that sends whole requests is not cut off, however many bytes that are.
+    // A client that sends complete requests is not cut off, however many bytes it sends.
     let mut whole = server.connect();
     let body = event("u", 1) + &" ".repeat(4 << 20);
     for _ in 0..8 {
@@ -66,12 +66,12 @@ fn heads_and_chunk_sizes_without_an_end_are_cut_off() {
         whole.ask(&post).expect(202);
     }
     assert!(peak(&server) < 200, "{} MiB", peak(&server));
-    assert_calm(&server, 8);
+    assert_bounded(&server, 8);
 }
 
 #[test]
-fn what_large_bodies_took_is_given_back() {
-    // Red if the allocator keeps large bodies that are freed.
+fn memory_of_large_bodies_is_released() {
+    // Fails if the allocator keeps the memory of large bodies.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let padding = format!(",\"padding\":\"{}\"}}", "x".repeat(32 << 10));
@@ -80,29 +80,31 @@ fn what_large_bodies_took_is_given_back() {
     for _ in 0..4 {
         thread::scope(|scope| {
             for _ in 0..16 {
-                // Some are refused: there is room for some at a time.
+                // Some are rejected: the memory for bodies is limited.
                 scope.spawn(|| server.connect().ask(&post));
             }
         });
     }
-    until(PATIENCE, "the memory is given back", || {
+    until(PATIENCE, "the memory is released", || {
         let kept = server.proc_status("VmRSS") >> 10;
         (kept < 50).then_some(())
     });
 }
 
 #[test]
-fn of_pipelined_requests_one_is_in_hand() {
-    // Red if a client may have any number of answers kept for it, or if those it is owed are lost.
+fn pipelined_requests_are_handled_one_at_a_time() {
+    // Fails if the server queues any number of responses for a client, or if a response to a
+    // pipelined request is lost.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let mut conn = server.connect();
-    // The first waits for an event that is not there yet; the others wait for the first.
+    // The first request waits for a position that does not exist yet; the others wait for the
+    // first.
     let waits = Request::new("GET", "/userEvents/u?after=1-1&wait=60s").bytes();
     let health = Request::new("GET", "/healthz").bytes();
     conn.send([waits, health.repeat(400)].concat()).unwrap();
     let in_flight = || metric(&server, "tallyline_http_requests_in_flight");
-    // The other one asks for the metrics.
+    // Another connection reads the metrics.
     until(PATIENCE, "the first waits", || {
         (in_flight() == 2).then_some(())
     });
@@ -110,12 +112,12 @@ fn of_pipelined_requests_one_is_in_hand() {
     for _ in 0..401 {
         assert_eq!(conn.reply().unwrap().status, 200);
     }
-    assert_calm(&server, 1);
+    assert_bounded(&server, 1);
 }
 
 #[test]
-fn requests_by_the_thousand_from_one_that_never_reads_are_not_kept() {
-    // Red if what such a client sends is read and queued.
+fn requests_of_a_client_that_never_reads_are_not_queued() {
+    // Fails if requests are read and queued for a client that does not read its responses.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let pages = Request::new("GET", "/openapi.json").bytes().repeat(1000);
@@ -125,18 +127,18 @@ fn requests_by_the_thousand_from_one_that_never_reads_are_not_kept() {
         let patience = Some(Duration::from_millis(200));
         conn.stream().set_write_timeout(patience).unwrap();
         let full = (0..1000).any(|_| conn.send(&pages).is_err());
-        assert!(full, "a million requests were taken");
+        assert!(full, "a million requests were read");
         deaf.push(conn);
     }
     server.accept(event("u", 1));
     assert!(peak(&server) < 200, "{} MiB", peak(&server));
     drop(deaf);
-    assert_calm(&server, 1);
+    assert_bounded(&server, 1);
 }
 
 #[test]
-fn a_flood_of_requests_on_connections_that_come_and_go_is_survived() {
-    // Red if requests are queued without a bound.
+fn a_flood_of_requests_on_new_connections_is_served_in_bounded_memory() {
+    // Fails if requests are queued without a bound.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let pages = Request::new("GET", "/openapi.json").bytes().repeat(1000);
@@ -147,7 +149,7 @@ fn a_flood_of_requests_on_connections_that_come_and_go_is_survived() {
             .collect();
         for conn in &flood {
             conn.stream().set_nonblocking(true).unwrap();
-            // As much as sockets hold.
+            // As much as the socket buffers hold.
             while let Ok(bytes) = conn.stream().write(&pages) {
                 sent += bytes;
             }
@@ -163,15 +165,15 @@ fn a_flood_of_requests_on_connections_that_come_and_go_is_survived() {
 }
 
 #[test]
-fn large_bodies_have_one_bound() {
-    // Red if any number of them is held in memory, if the room of one that broke off stays taken, or
-    // if uploads that stall keep the room from others.
+fn large_bodies_share_one_memory_limit() {
+    // Fails if any number of large bodies is held in memory, if the memory of an aborted upload
+    // stays reserved, or if stalled uploads block others.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let body = event("u", 1) + &" ".repeat(1 << 20);
     let whole = Request::new("POST", "/liveEvent").body(&body);
     let bytes = whole.bytes();
-    // All but the end of it; there is room for 32 MiB.
+    // All but the last byte; there is memory for 32 MiB.
     let mut stalled: Vec<_> = (0..64)
         .map(|_| {
             let mut conn = server.connect();
@@ -180,27 +182,31 @@ fn large_bodies_have_one_bound() {
             conn
         })
         .collect();
-    until(PATIENCE, "some are refused", || {
+    until(PATIENCE, "some are rejected", || {
         stalled.retain(|conn| {
             let nothing = conn.stream().peek(&mut [0]);
             nothing.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
         });
         (stalled.len() < 64).then_some(())
     });
-    until(PATIENCE, "one that does not stall is accepted", || {
-        let reply = server.post("/liveEvent", &body);
-        assert!([202, 503].contains(&reply.status), "{}", reply.text());
-        (reply.status == 202).then_some(())
-    });
+    until(
+        PATIENCE,
+        "an upload that does not stall is accepted",
+        || {
+            let reply = server.post("/liveEvent", &body);
+            assert!([202, 503].contains(&reply.status), "{}", reply.text());
+            (reply.status == 202).then_some(())
+        },
+    );
     assert!(peak(&server) < 80, "{} MiB", peak(&server));
     drop(stalled);
     server.accept(&body);
-    assert_calm(&server, 2);
+    assert_bounded(&server, 2);
 }
 
 #[test]
-fn bodies_announced_far_too_large_leave_nothing_behind() {
-    // Red if each costs a thread and two descriptors until a restart.
+fn requests_with_absurd_content_lengths_leave_no_thread_or_descriptor() {
+    // Fails if each such request holds a thread and two descriptors until a restart.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     for _ in 0..40 {
@@ -211,32 +217,32 @@ fn bodies_announced_far_too_large_leave_nothing_behind() {
             assert_eq!(conn.reply().expect("an answer").status, 413);
         }
     }
-    until(PATIENCE, "threads and descriptors are given back", || {
+    until(PATIENCE, "threads and descriptors are released", || {
         (server.proc_status("Threads") < 24 && server.descriptors() < 64).then_some(())
     });
     let refused = "tallyline_http_refused_total{reason=\"body_too_large\"}";
     assert_eq!(metric(&server, refused), 120);
     let status = server.get("/status").expect(200).json();
     assert_eq!(status["httpRefused"]["body_too_large"], 120, "{status}");
-    assert_calm(&server, 0);
+    assert_bounded(&server, 0);
 }
 
-/// A connection from this port, any for 0, of an address that no other test comes from.
+/// A connection from this port (0: any) of an address that no other test uses.
 fn connect_from(port: u16, to: u16) -> Option<Conn> {
     let at = |ip: Ipv4Addr, port| SocketAddr::from((ip, port)).into();
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
-    // Leaves nothing behind that would keep the port.
+    // No TIME_WAIT state that would keep the port in use.
     socket.set_linger(Some(Duration::ZERO)).unwrap();
-    socket.bind(&at(Ipv4Addr::new(127, 0, 0, 2), port)).ok()?; // not yet free
+    socket.bind(&at(Ipv4Addr::new(127, 0, 0, 2), port)).ok()?; // still in use
     socket.connect(&at(Ipv4Addr::LOCALHOST, to)).ok()?;
     Some(Conn::over(socket.into()))
 }
 
 #[test]
-fn the_next_client_from_the_port_of_a_hostile_one_is_served() {
-    // Red if nothing from an address is believed any more once somebody broke the rules there: the
-    // next one to be given that port waited for an answer for ever.
+fn a_client_that_reuses_the_port_of_a_hostile_one_is_served() {
+    // Fails if the server ignores everything from an address that once broke the protocol: the next
+    // client with that port waited for a response for ever.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let mut hostile = connect_from(0, server.port).expect("connected");
@@ -246,33 +252,38 @@ fn the_next_client_from_the_port_of_a_hostile_one_is_served() {
     hostile.send(twofold).unwrap();
     assert_eq!(hostile.reply().unwrap().status, 400);
     drop(hostile);
-    until(PATIENCE, "another client from there is answered", || {
-        let mut conn = connect_from(port, server.port)?;
-        let reply = conn.try_ask(&Request::new("GET", "/healthz")).ok()?;
-        (reply.status == 200).then_some(())
-    });
+    until(
+        PATIENCE,
+        "another client from that address gets a response",
+        || {
+            let mut conn = connect_from(port, server.port)?;
+            let reply = conn.try_ask(&Request::new("GET", "/healthz")).ok()?;
+            (reply.status == 200).then_some(())
+        },
+    );
 }
 
 #[test]
-fn requests_of_clients_that_are_gone_when_they_are_accepted_leave_no_word() {
-    // Red if a client that has gone is worth a line of the log: a flood would fill the disk.
+fn connections_closed_before_they_are_accepted_are_not_logged() {
+    // Fails if a request of a client that has already closed its connection writes a log line: a
+    // flood would fill the disk.
     let scratch = Scratch::new();
     let server = start_with_variable(&scratch, "RUST_BACKTRACE", "1");
     server.process.signal(Signal::STOP);
     for _ in 0..64 {
-        let mut conn = connect_from(0, server.port).expect("the kernel takes it");
+        let mut conn = connect_from(0, server.port).expect("the kernel accepts it");
         conn.send(Request::new("GET", "/healthz").bytes()).unwrap();
     }
     server.process.signal(Signal::CONT);
-    assert_calm(&server, 0);
-    let said = server.process.stderr();
-    assert!(said.lines().count() < 32, "{said}");
+    assert_bounded(&server, 0);
+    let reported = server.process.stderr();
+    assert!(reported.lines().count() < 32, "{reported}");
 }
 
 #[test]
-fn a_client_that_sends_on_after_its_answer_is_told_soon() {
-    // Red if its connection is ended in an orderly way only: with the window full it would learn of
-    // that when the kernel gives up, after a minute.
+fn a_client_that_keeps_sending_after_its_response_is_disconnected_soon() {
+    // Fails if the connection is only closed in an orderly way: if the window is full, the client
+    // would notice only when the kernel times out, after a minute.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--max-body", "64KiB"]);
     let chunk = format!("10000\r\n{}\r\n", " ".repeat(65536));
@@ -283,16 +294,17 @@ fn a_client_that_sends_on_after_its_answer_is_told_soon() {
         let chunked = Request::new("POST", "/liveEvent").header("Transfer-Encoding", "chunked");
         conn.send(chunked.bytes()).unwrap();
         let error = (0..1024).find_map(|_| conn.send(&chunk).err());
-        let kind = error.expect("64 MiB are not taken").kind();
+        let kind = error.expect("64 MiB are not read").kind();
         assert!(!matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut));
     }
-    assert_calm(&server, 0);
+    assert_bounded(&server, 0);
 }
 
 #[test]
-fn a_handler_that_panics_answers_500_and_serves_on() {
-    // Red if a panic ends the thread that takes everybody's requests, or the client is left waiting; or
-    // if its words are no JSON where logs are. (Debug builds have a path that panics.)
+fn a_panic_in_a_handler_is_500_and_the_server_continues() {
+    // Fails if a panic ends the thread that handles the requests of all connections, the client
+    // gets no response, or the log line of the panic is not JSON where the log is. (Debug builds
+    // have a path that panics.)
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--log-format", "json"]);
     for _ in 0..20 {
@@ -302,9 +314,9 @@ fn a_handler_that_panics_answers_500_and_serves_on() {
     }
     let mut conn = server.connect();
     conn.ask(&live("u")).expect(202);
-    assert_calm(&server, 1);
-    let said = server.process.stderr();
-    let lines = said
+    assert_bounded(&server, 1);
+    let reported = server.process.stderr();
+    let lines = reported
         .lines()
         .map(|line| from_str::<Value>(line).expect(line));
     let panics = lines.filter(|line| {
@@ -312,21 +324,21 @@ fn a_handler_that_panics_answers_500_and_serves_on() {
             .as_str()
             .is_some_and(|m| m.starts_with("panicked"))
     });
-    assert_eq!(panics.count(), 40, "{said}");
+    assert_eq!(panics.count(), 40, "{reported}");
 }
 
 #[test]
-fn what_holds_up_the_io_thread_is_counted_and_named() {
-    // Red if a handler that takes too long on the thread that serves everybody goes unnoticed. (Debug
-    // builds have a path that does.)
+fn a_handler_that_blocks_the_io_thread_is_counted_and_logged() {
+    // Fails if a handler that blocks the I/O thread for too long is not reported. (Debug builds
+    // have a path that blocks.)
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let held_up = || metric(&server, "tallyline_http_io_held_up_total");
     server.get("/slow?secret").expect(404);
     assert!(held_up() >= 1);
-    let line = until(PATIENCE, "a log line names it", || {
-        let said = server.process.stderr();
-        let line = said.lines().find(|line| line.contains("GET /slow"));
+    let line = until(PATIENCE, "it is logged", || {
+        let reported = server.process.stderr();
+        let line = reported.lines().find(|line| line.contains("GET /slow"));
         line.map(str::to_owned)
     });
     assert!(line.contains("WARN") && line.contains("held up"), "{line}");
@@ -335,9 +347,9 @@ fn what_holds_up_the_io_thread_is_counted_and_named() {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_full_queue_is_503_and_send_rides_it_out() {
-    // Red if what waits for a stuck disk has no bound, if the refusal does not say when to come
-    // again, or if `send` gives up on it or counts anything twice.
+fn a_full_queue_is_503_and_send_retries() {
+    // Fails if the queue of requests that wait for a stuck disk has no bound, if the 503 has no
+    // `Retry-After`, or if `send` gives up or counts anything twice.
     let scratch = Scratch::new();
     let log = scratch.path().join("strace");
     let active = scratch.data().join("events.jsonl");

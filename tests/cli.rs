@@ -1,4 +1,4 @@
-//! The command line: what is understood, what is refused before anything starts, and exit codes.
+//! The command line: options, errors before anything starts, and exit codes.
 
 use std::fs;
 
@@ -23,7 +23,7 @@ const COMMANDS: [&str; 12] = [
 
 #[test]
 fn every_command_has_help() {
-    // Red if a command of the contract is missing or its help ends as a failure.
+    // Fails if a documented command is missing, or its help exits with an error code.
     let all = run(&["--help"]).expect(0).stdout;
     for command in COMMANDS {
         assert!(
@@ -54,7 +54,7 @@ fn every_command_has_help() {
 
 #[test]
 fn wrong_usage_is_exit_code_2_and_on_stderr() {
-    // Red if a mistake on the command line passes for success or for a failed run (1).
+    // Fails if wrong usage exits with 0, or with the code of a failed run (1).
     for args in [
         &[][..],
         &["brew"],
@@ -76,23 +76,24 @@ fn wrong_usage_is_exit_code_2_and_on_stderr() {
 }
 
 #[test]
-fn an_unsafe_listen_address_is_refused_at_start() {
-    // Red if the server ever opens itself to the network without being told how to guard itself.
+fn an_unsafe_listen_address_is_rejected_at_start() {
+    // Fails if the server listens on a network address without an explicit choice of access
+    // control.
     let scratch = Scratch::new();
     let data = scratch.data();
     for address in ["0.0.0.0:0", "[::]:0"] {
         let ran = run(&["serve", "--data-dir", arg(&data), "--listen", address]).expect(2);
         assert!(
             ran.stderr.contains("--token-file") && ran.stderr.contains("--no-auth"),
-            "the refusal names both ways out: {ran}"
+            "the error names both options: {ran}"
         );
-        assert!(!data.exists(), "refused before anything was made");
+        assert!(!data.exists(), "rejected before anything was created");
     }
 }
 
 #[test]
-fn an_empty_token_file_guards_nothing_and_is_refused() {
-    // Red if `--token-file` with nothing in it is taken for a guard: any token, or none, would do.
+fn an_empty_token_file_is_rejected() {
+    // Fails if an empty `--token-file` is accepted: any token, or none, would do.
     let scratch = Scratch::new();
     let empty = scratch.file("tokens", "\n\n");
     let ran = run(&[
@@ -109,8 +110,8 @@ fn an_empty_token_file_guards_nothing_and_is_refused() {
 }
 
 #[test]
-fn a_second_server_is_refused_and_told_of_the_first() {
-    // Red if two writers share a data directory, or if the refusal does not say who is there.
+fn a_second_server_is_rejected_and_names_the_first() {
+    // Fails if two servers share a data directory, or the error does not name the running one.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let data = scratch.data();
@@ -118,14 +119,14 @@ fn a_second_server_is_refused_and_told_of_the_first() {
     assert_eq!(second.code, Some(1), "{second}");
     let first = server.process.id().to_string();
     assert!(second.stderr.contains(&first), "pid {first}: {second}");
-    // The lock dies with its holder, however it dies.
+    // The kernel releases the lock when its holder ends, however it ends.
     server.kill();
     Server::start(&data).stop().expect(0);
 }
 
 #[test]
-fn a_demo_whose_port_is_taken_names_a_way_out() {
-    // Red if a newcomer with something else on port 8000 is left alone with "address in use".
+fn a_demo_whose_port_is_in_use_suggests_another() {
+    // Fails if the error only says "address in use" when port 8000 is taken.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let taken = format!("127.0.0.1:{}", server.port);
@@ -146,8 +147,8 @@ fn a_demo_whose_port_is_taken_names_a_way_out() {
 }
 
 #[test]
-fn a_file_of_unknown_settings_is_refused() {
-    // Red if a misspelt key in the config file is passed over in silence.
+fn an_unknown_setting_in_the_config_file_is_rejected() {
+    // Fails if a misspelt key in the config file is ignored.
     let scratch = Scratch::new();
     let config = scratch.file("tallyline.toml", "rotate-evry = \"1s\"\n");
     let ran = run(&[
@@ -163,8 +164,8 @@ fn a_file_of_unknown_settings_is_refused() {
 }
 
 #[test]
-fn flags_go_before_the_environment_before_the_file_before_defaults() {
-    // Red if one of the four sources of a setting stops being read, or the order is turned round.
+fn flags_override_the_environment_the_file_and_the_defaults() {
+    // Fails if one of the four sources of a setting is not read, or their precedence changes.
     let scratch = Scratch::new();
     let config = scratch.file(
         "tallyline.toml",
@@ -191,12 +192,12 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
     for overridden in ["11s", "12s", "21s"] {
         assert!(!shown.contains(overridden), "{overridden} in:\n{shown}");
     }
-    assert!(!data.exists(), "--check makes nothing");
+    assert!(!data.exists(), "--check creates nothing");
 }
 
 #[test]
 fn generate_gives_the_same_bytes_for_the_same_arguments() {
-    // Red if a workload can't be named by its three numbers: no figure could be checked again.
+    // Fails if the three numbers do not determine the workload: no measurement could be repeated.
     let made = |events: &str, users: &str, seed: &str| {
         let args = [
             "generate", "--events", events, "--users", users, "--seed", seed,
@@ -214,13 +215,13 @@ fn generate_gives_the_same_bytes_for_the_same_arguments() {
         "{}",
         count.users.len()
     );
-    // A shorter run is the beginning of a longer one.
+    // A shorter run is a prefix of a longer one.
     assert!(first.starts_with(&made("100", "50", "7")));
 }
 
 #[test]
 fn completions_and_manual_are_on_stdout() {
-    // Red if a package that installs these would install an empty file.
+    // Fails if a command that packagers use to generate files prints nothing.
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&["completions", shell]).expect(0).stdout;
         assert!(
@@ -233,10 +234,10 @@ fn completions_and_manual_are_on_stdout() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_exit_code_1_and_named() {
-    // Red if `send` calls it success when nobody took anything.
+fn send_without_a_server_exits_with_1_and_names_it() {
+    // Fails if `send` exits with 0 although no server accepted anything.
     let scratch = Scratch::new();
-    // Bound and dropped: a port where nobody listens.
+    // Bound and dropped: no process listens on this port.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -249,9 +250,9 @@ fn a_server_that_is_not_there_is_exit_code_1_and_named() {
 }
 
 #[test]
-fn an_input_that_cannot_be_read_is_named_once_and_nothing_else_is_said() {
-    // Red if a mistyped file name is answered with a summary of a run that never began, or the
-    // system's words come twice.
+fn an_unreadable_input_is_reported_once_without_a_summary() {
+    // Fails if a missing input file prints a summary of a run that never began, or repeats the
+    // system's error text.
     let scratch = Scratch::new();
     let missing = scratch.path().join("missing.jsonl");
     let ran = run(&["send", arg(&missing)]).expect(1);
@@ -272,8 +273,9 @@ fn an_input_that_cannot_be_read_is_named_once_and_nothing_else_is_said() {
 }
 
 #[test]
-fn process_and_verify_count_in_words_and_are_quiet_when_asked() {
-    // Red if one file is "1 files", if --quiet still talks of what went well, or hides what did not.
+fn process_and_verify_use_plurals_and_honour_quiet() {
+    // Fails if one file is printed as "1 files", if --quiet prints successes, or if it hides
+    // failures.
     let scratch = Scratch::new();
     let data = scratch.data();
     let good = scratch.file("events_good.jsonl", event("u", 1));
@@ -305,8 +307,8 @@ fn process_and_verify_count_in_words_and_are_quiet_when_asked() {
 }
 
 #[test]
-fn with_json_logs_what_ended_the_program_is_json_too() {
-    // Red if whoever reads the log by machine meets a line that is none.
+fn the_final_error_is_json_in_a_json_log() {
+    // Fails if a line of the JSON log is not JSON.
     let scratch = Scratch::new();
     let _server = Server::start(&scratch.data());
     let data = scratch.data();
@@ -321,9 +323,9 @@ fn with_json_logs_what_ended_the_program_is_json_too() {
 }
 
 #[test]
-fn send_tells_refused_from_done_and_keeps_the_refused() {
-    // Red if a run in which lines were refused looks like one in which all were taken (or the other
-    // way round), or if the refused lines are lost to the one who sent them.
+fn send_reports_and_keeps_rejected_lines() {
+    // Fails if the exit code does not tell a run with rejected lines from one without, or if the
+    // rejected lines are not kept.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let url = server.url();
@@ -357,8 +359,9 @@ fn send_tells_refused_from_done_and_keeps_the_refused() {
 }
 
 #[test]
-fn send_reads_events_jsonl_here_by_default() {
-    // Red if the original client's habit (no argument: ./events.jsonl) is broken.
+fn send_reads_events_jsonl_by_default() {
+    // Fails if `send` without an argument does not read ./events.jsonl, as the original client
+    // does.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     scratch.file("events.jsonl", event("here", 5));
@@ -375,7 +378,7 @@ fn send_reads_events_jsonl_here_by_default() {
 
 #[test]
 fn query_shows_users_as_table_json_and_csv() {
-    // Red if a total is shown otherwise than it is kept, or if reading leaves files behind.
+    // Fails if a total is not printed exactly as stored, or if reading leaves files behind.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     server.accept([event("ann", 3), event("bob", 10), event("a\"b,c", 1)].concat());
@@ -407,8 +410,8 @@ fn query_shows_users_as_table_json_and_csv() {
 }
 
 #[test]
-fn verify_agrees_and_then_tells_a_forged_total() {
-    // Red if `verify` would not notice a total that the files don't bear out.
+fn verify_reports_a_changed_total() {
+    // Fails if `verify` does not report a total that differs from the files.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     server.accept([event("ann", 3), event("bob", 10)].concat());
@@ -427,9 +430,9 @@ fn verify_agrees_and_then_tells_a_forged_total() {
 }
 
 #[test]
-fn a_variable_of_an_earlier_version_is_refused_by_name() {
-    // Red if `TALLYLINE_RETAIN_FOR` in a unit file of an earlier version is ignored, so that nothing is
-    // pruned any more.
+fn a_variable_of_an_earlier_version_is_rejected_by_name() {
+    // Fails if `TALLYLINE_RETAIN_FOR` in a unit file of an earlier version is ignored, so that
+    // nothing is pruned any more.
     let mut command = tallyline(&["serve", "--check"]);
     command.env("TALLYLINE_RETAIN_FOR", "1day");
     let ran = Process::start(&mut command).finish().expect(2);

@@ -1,4 +1,5 @@
-//! kill -9 in the middle, ten times over: what was acknowledged is there, and counted once.
+//! kill -9 during ingestion and applying, ten times: acknowledged events are present and counted
+//! once.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,7 +18,7 @@ const ROUNDS: usize = 10;
 const SENDERS: usize = 3;
 const BATCH: usize = 20;
 
-/// The batch of this name: [`BATCH`] lines of one unit each, every one with an id.
+/// The batch with this name: [`BATCH`] lines of one unit each, all with an id.
 fn batch(name: &str) -> String {
     (0..BATCH)
         .map(|line| {
@@ -34,7 +35,7 @@ fn post(conn: &mut Conn, name: &str) -> std::io::Result<u16> {
     Ok(conn.try_ask(&request)?.status)
 }
 
-/// Sends batch after batch until the server is gone; the batch that was cut off is given back.
+/// Sends batches until the server is killed; returns the batch whose request failed.
 fn send_until_cut_off(port: u16, prefix: &str, acked: &Mutex<Vec<String>>) -> String {
     let mut conn = Conn::open(port);
     for number in 0.. {
@@ -45,12 +46,12 @@ fn send_until_cut_off(port: u16, prefix: &str, acked: &Mutex<Vec<String>>) -> St
             Err(_) => return name,
         }
     }
-    unreachable!("the numbers don't end")
+    unreachable!("the numbers are endless")
 }
 
 /// All ids in all event files.
 fn ids_in_files(data: &Path) -> HashSet<String> {
-    let text = |path| String::from_utf8(fs::read(path).unwrap()).expect("whole lines of UTF-8");
+    let text = |path| String::from_utf8(fs::read(path).unwrap()).expect("complete lines of UTF-8");
     event_files(data)
         .iter()
         .flat_map(|path| {
@@ -70,8 +71,8 @@ fn ids_in_files(data: &Path) -> HashSet<String> {
 
 #[test]
 fn acknowledged_lines_survive_kill_9_and_count_once() {
-    // Red if an acknowledgement goes out before the line is in the file, if recovery cuts off or
-    // doubles a whole line, or if a total and its offset can part in a crash.
+    // Fails if an acknowledgement is sent before its line is in the file, if recovery drops or
+    // duplicates a complete line, or if a total and its offset differ after a crash.
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = ["--rotate-size", "16KiB", "--flush-interval", "10ms"];
@@ -101,7 +102,8 @@ fn acknowledged_lines_survive_kill_9_and_count_once() {
                 assert!(found.contains(&id), "round {round}: {id} was acknowledged");
             }
         }
-        // The rest is sent again: what had got in before the crash is a duplicate now.
+        // The failed batch is sent again: lines that were stored before the crash are duplicates
+        // now.
         let server = Server::with(&data, &flags);
         let mut conn = server.connect();
         for name in cut_off {
@@ -109,7 +111,7 @@ fn acknowledged_lines_survive_kill_9_and_count_once() {
             acked.lock().unwrap().push(name);
         }
         if round % 2 == 0 {
-            server.kill(); // a crash of the recovered one, perhaps in the middle of applying
+            server.kill(); // crash the recovered server, perhaps while it applies
         } else {
             server.stop().expect(0);
         }
@@ -126,10 +128,10 @@ fn acknowledged_lines_survive_kill_9_and_count_once() {
     run(&["verify", "--data-dir", arg(&data)]).expect(0);
 }
 
-/// Waits until a part of the input has reached the disk.
+/// Waits until a part of the input is on the disk.
 fn until_under_way(data: &Path, bytes: u64) {
     until(PATIENCE, "a part of the input is on the disk", || {
-        // A file may be renamed between the listing and this look.
+        // A file may be renamed between the listing and the read.
         let size = |path: &_| fs::metadata(path).map_or(0, |metadata| metadata.len());
         let found: u64 = files_below(data)
             .iter()
@@ -141,14 +143,15 @@ fn until_under_way(data: &Path, bytes: u64) {
 }
 
 #[test]
-fn send_rides_out_crashes_of_the_server_and_counts_nothing_twice() {
-    // Red if `send` gives up at a reset connection, or sends again what was taken without its ids.
+fn send_continues_after_server_crashes_and_counts_nothing_twice() {
+    // Fails if `send` gives up at a reset connection, or sends accepted lines again without their
+    // ids.
     let scratch = Scratch::new();
     let input = generated(&scratch, 20_000, 100, 1);
     let truth = recount_files(std::slice::from_ref(&input));
     let data = scratch.data();
     let mut server = Server::with(&data, &["--rotate-size", "256KiB"]);
-    // The same port again, so that the sender finds the server where it was.
+    // The same port, so that the sender reconnects.
     let listen = format!("127.0.0.1:{}", server.port);
     let mut args = vec!["send", arg(&input)];
     let url = server.url();
@@ -157,7 +160,7 @@ fn send_rides_out_crashes_of_the_server_and_counts_nothing_twice() {
     let size = fs::metadata(&input).unwrap().len();
     for round in 1..=3 {
         until_under_way(&data, size * round / 5);
-        assert!(sender.exited().is_none(), "killed in the middle");
+        assert!(sender.exited().is_none(), "killed during the run");
         server.kill();
         server = Server::with(&data, &["--rotate-size", "256KiB", "--listen", &listen]);
     }
@@ -167,8 +170,8 @@ fn send_rides_out_crashes_of_the_server_and_counts_nothing_twice() {
 }
 
 #[test]
-fn send_goes_on_after_its_own_death_and_counts_nothing_twice() {
-    // Red if a sender killed in the middle starts its file over under new ids.
+fn a_killed_send_continues_and_counts_nothing_twice() {
+    // Fails if a killed sender sends its file from the beginning under new ids.
     let scratch = Scratch::new();
     let input = generated(&scratch, 20_000, 100, 1);
     let truth = recount_files(std::slice::from_ref(&input));
@@ -180,7 +183,7 @@ fn send_goes_on_after_its_own_death_and_counts_nothing_twice() {
     for round in 1..=3 {
         let mut sender = Process::start(&mut tallyline(&args));
         until_under_way(&data, size * round / 5);
-        assert!(sender.exited().is_none(), "killed in the middle");
+        assert!(sender.exited().is_none(), "killed during the run");
         sender.kill();
     }
     run(&args).expect(0);
@@ -189,15 +192,15 @@ fn send_goes_on_after_its_own_death_and_counts_nothing_twice() {
 }
 
 #[test]
-fn a_half_line_is_kept_in_quarantine_and_taking_goes_on() {
-    // Red if a torn tail is counted, glued to the next line, or thrown away.
+fn a_torn_line_is_kept_in_quarantine_and_ingestion_continues() {
+    // Fails if a torn tail is counted, joined to the next line, or deleted.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
     let before = server.accept(event("u", 1));
     server.kill();
     let active = data.join("events.jsonl");
-    let torn = event("u", 1_000_000).trim_end().to_owned(); // whole but for its newline
+    let torn = event("u", 1_000_000).trim_end().to_owned(); // complete except for its newline
     let kept = fs::read_to_string(&active).unwrap();
     fs::write(&active, format!("{kept}{torn}")).unwrap();
     let server = Server::start(&data);
@@ -212,8 +215,8 @@ fn a_half_line_is_kept_in_quarantine_and_taking_goes_on() {
 }
 
 #[test]
-fn sigint_and_sigterm_stop_in_order_and_lose_nothing() {
-    // Red if SIGINT or SIGTERM loses what was acknowledged, or leaves work for the next start.
+fn sigint_and_sigterm_shut_down_and_lose_nothing() {
+    // Fails if SIGINT or SIGTERM loses acknowledged events, or leaves work for the next start.
     for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -229,8 +232,8 @@ fn sigint_and_sigterm_stop_in_order_and_lose_nothing() {
 }
 
 #[test]
-fn a_stop_under_load_answers_what_it_took() {
-    // Red if a graceful stop cuts off an acknowledgement, or loses an event it acknowledged.
+fn a_shutdown_under_load_answers_every_accepted_request() {
+    // Fails if a graceful shutdown drops a response, or loses an event that it acknowledged.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--rotate-size", "64KiB"]);
@@ -250,7 +253,7 @@ fn a_stop_under_load_answers_what_it_took() {
                 }
             });
         }
-        until(PATIENCE, "the load is on", || {
+        until(PATIENCE, "the load has begun", || {
             (*acked.lock().unwrap() > 100).then_some(())
         });
         server.stop().expect(0);
@@ -258,7 +261,7 @@ fn a_stop_under_load_answers_what_it_took() {
     let counted: u64 = database(&data).values().map(|total| total.1).sum();
     let batch = u64::try_from(BATCH).unwrap();
     let acked = *acked.lock().unwrap() * batch;
-    // At most the batch that each sender had in flight was taken without its answer arriving.
+    // Of each sender, at most the batch in flight was stored without a response.
     assert!(
         (acked..=acked + 4 * batch).contains(&counted),
         "{acked} {counted}"

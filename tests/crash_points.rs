@@ -1,11 +1,13 @@
-//! Power cut off after each call of apply, archive, prune, checkpoint and rebuild; and once more
-//! after each call of the recovery. Enumerated, not sampled, with the real binary and SQLite.
+//! A power cut after each call of apply, archive, prune, checkpoint and rebuild, and a second one
+//! after each call of the recovery. All crash points are tried, not a sample, with the real binary
+//! and SQLite.
 //!
-//! A run is recorded by strace. For each call of the log, the disk is put together as a power cut
-//! (or a kill) right after it could leave it; the real binary is started on what is left, and then
-//! files, totals, ledger and `verify` must say that each line counts once. Ignored by default, for
-//! strace must be installed. CI tries every first cut, and second ones after one in 60 of them;
-//! `TALLYLINE_TEST_SECOND_CUT_EVERY=1` all, with more of what can be left of unsynced bytes and names.
+//! A run is recorded by strace. For each call of the log, the disk is constructed as a power cut
+//! (or a kill) directly after the call could leave it. The real binary is started on this disk;
+//! then files, totals, ledger and `verify` must agree that each line counts once. Ignored by
+//! default because strace must be installed. CI tries every first cut, and second ones after one in
+//! 60 of them; `TALLYLINE_TEST_SECOND_CUT_EVERY=1` tries all, with more variants of the unsynced
+//! bytes and names that are left.
 
 use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
@@ -26,26 +28,27 @@ use super::harness::{
 use super::kernel_log::{Deed, deeds, disk_of, repeat, stop_traced, traced, write_out};
 use super::sim_disk::{Cut, SimDisk};
 
-/// Of how many first cuts one is followed by second ones, if it was said.
+/// One in how many first cuts is followed by second ones; `None` if not set in the environment.
 fn second_cut_every() -> Option<usize> {
     let every = std::env::var("TALLYLINE_TEST_SECOND_CUT_EVERY").ok()?;
     Some(every.parse().unwrap())
 }
 
-/// How many random choices of what is left are made after each call.
+/// The number of random variants of what is left after each call.
 fn choices_of_what_is_left() -> u64 {
     if second_cut_every().is_some() { 6 } else { 2 }
 }
 
-/// What must hold of a directory once the program has recovered it, `acks` answers having left.
+/// Asserts the state of a directory after recovery; the second argument is the number of responses
+/// sent before the cut.
 type Check<'a> = &'a (dyn Fn(&Path, usize) + Sync);
 
-/// A program's run on a disk, each of whose calls may be the last.
+/// A run of the program that may be cut off after any of its calls.
 struct Story<'a> {
     name: &'a str,
     before: SimDisk,
     deeds: Vec<Deed>,
-    /// How the program is started afterwards, but for `--data-dir`.
+    /// The arguments of the program that recovers, without `--data-dir`.
     recover: Vec<&'a str>,
     check: Check<'a>,
 }
@@ -59,7 +62,7 @@ struct Tried {
 }
 
 impl Tried {
-    /// Whether this content, after so many answers, has not been met before.
+    /// Whether this content, after that many responses, is new.
     fn is_new(&self, image: &SimDisk, acks: usize) -> bool {
         let mut hasher = DefaultHasher::new();
         (image.contents(), acks).hash(&mut hasher);
@@ -67,14 +70,14 @@ impl Tried {
     }
 }
 
-/// A disk as found after an end, and how it came to that.
+/// A disk after a power cut or kill, and how it was made.
 struct Image {
     disk: SimDisk,
     acks: usize,
     how: String,
 }
 
-/// Every end that is told apart here: after each call, the power goes or the process is killed.
+/// Every distinct disk: after each call, a power cut or a kill.
 fn images(before: &SimDisk, deeds: &[Deed], acks_before: usize) -> impl Iterator<Item = Image> {
     let disk = before.copy();
     let mut acks = acks_before;
@@ -107,7 +110,7 @@ fn images(before: &SimDisk, deeds: &[Deed], acks_before: usize) -> impl Iterator
 }
 
 impl Story<'_> {
-    /// Tries every first cut, and of some of them every second one.
+    /// Tries every first cut, and every second one after some of them.
     fn tell(&self) {
         let began = Instant::now();
         let tried = Tried::default();
@@ -124,7 +127,7 @@ impl Story<'_> {
             drop(take);
             for image in images(&self.before, &self.deeds, 0) {
                 if tried.is_new(&image.disk, image.acks) && give.send(image).is_err() {
-                    return; // every worker failed: the scope says why
+                    return; // every worker failed: the scope reports why
                 }
             }
             drop(give);
@@ -163,7 +166,7 @@ impl Story<'_> {
         }
     }
 
-    /// The program, started on what is left, comes to what is right.
+    /// Starts the program on what is left, and asserts the result.
     fn recovers(&self, image: &Image, dir: &Path, command: impl FnOnce(&[&str]) -> Command) {
         let data = dir.join("data");
         write_out(&image.disk, &data);
@@ -174,7 +177,7 @@ impl Story<'_> {
         self.holds(image, &data);
     }
 
-    /// So does a server, whose start goes other ways.
+    /// Does the same with a server, which recovers by other code paths.
     fn recovers_serving(&self, image: &Image, dir: &Path) {
         let data = dir.join("data");
         write_out(&image.disk, &data);
@@ -184,7 +187,7 @@ impl Story<'_> {
         server.get("/readyz").expect(200);
         server.stop().expect(0);
         let args = [&self.recover[..], &["--data-dir", arg(&data)]].concat();
-        run(&args); // a file that was not yet copied in whole is given again
+        run(&args); // a file whose copy was incomplete is imported again
         self.holds(image, &data);
     }
 
@@ -199,7 +202,8 @@ impl Story<'_> {
     }
 }
 
-/// Runs the program under strace; what it did, and that doing it again leads to the same files.
+/// Runs the program under strace; returns its calls, after a check that replaying them leads to the
+/// same files.
 fn record(data: &Path, run: impl FnOnce(&Path)) -> (SimDisk, Vec<Deed>) {
     let before = disk_of(data);
     let log = data.with_extension("strace");
@@ -217,7 +221,7 @@ fn record(data: &Path, run: impl FnOnce(&Path)) -> (SimDisk, Vec<Deed>) {
     (before, deeds)
 }
 
-/// A run of `process` that ends by itself.
+/// Records a run of `process`, which exits by itself.
 fn record_process(data: &Path, flags: &[&str]) -> (SimDisk, Vec<Deed>) {
     let mut args = vec!["process", "--data-dir", arg(data)];
     args.extend(flags);
@@ -227,7 +231,7 @@ fn record_process(data: &Path, flags: &[&str]) -> (SimDisk, Vec<Deed>) {
 }
 
 /// `count` events of several users from number `from` on, two in three with an id (most of them
-/// sequential), and in between a line that is no event and one that came before.
+/// sequential); among them an invalid line and a duplicate.
 fn lines(from: usize, count: usize) -> String {
     (from..from + count)
         .map(|n| match n % 12 {
@@ -252,7 +256,7 @@ fn with_id(n: usize) -> String {
     )
 }
 
-/// All that the ledger says was applied, doubled or refused, pruned segments included.
+/// The sums of the ledger: applied, duplicate and rejected lines, including pruned segments.
 #[derive(Debug, PartialEq, Eq)]
 struct Sums {
     totals: Totals,
@@ -278,7 +282,7 @@ fn sums(data: &Path) -> Sums {
     }
 }
 
-/// What these lines come to.
+/// The expected sums of these lines.
 fn expected(text: &str) -> Sums {
     let count = super::harness::recount::recount_bytes(std::iter::once(text.as_bytes()));
     Sums {
@@ -289,7 +293,7 @@ fn expected(text: &str) -> Sums {
     }
 }
 
-/// Nothing but a torn tail was put aside, and no segment is called corrupt.
+/// Asserts that nothing but a torn tail is in quarantine, and no segment is reported as corrupt.
 fn nothing_is_in_doubt(data: &Path) {
     let odd = |name: &String| !name.starts_with("torn-");
     let aside = names_in(&data.join("quarantine"));
@@ -302,8 +306,8 @@ fn nothing_is_in_doubt(data: &Path) {
 #[test]
 #[ignore = "needs strace"]
 fn the_first_load_may_end_after_any_call() {
-    // Red if the rollback journal of the first load, or the archive's rename, leads to a line counted
-    // twice or not at all.
+    // Fails if the rollback journal of the first load, or the rename of the archive, leads to a
+    // line counted twice or not at all.
     let scratch = Scratch::new();
     let data = scratch.data();
     fs::create_dir(&data).unwrap();
@@ -379,7 +383,8 @@ fn small_files_applied_together_may_be_cut_off_after_any_call() {
 #[test]
 #[ignore = "needs strace"]
 fn a_file_from_elsewhere_may_be_cut_off_after_any_call() {
-    // Red if the copy can be taken for whole before it is, or the WAL's checkpoint loses a commit.
+    // Fails if an incomplete copy can be taken for a complete one, or the checkpoint of the WAL
+    // loses a commit.
     let scratch = Scratch::new();
     let data = scratch.data();
     fs::create_dir(&data).unwrap();
@@ -392,7 +397,7 @@ fn a_file_from_elsewhere_may_be_cut_off_after_any_call() {
     assert!(deeds.iter().any(wal), "by the WAL");
     let truth = expected(&(ours + &theirs));
     Story {
-        name: "a file from elsewhere",
+        name: "an imported file",
         before,
         deeds,
         recover: vec!["process", arg(&file)],
@@ -405,7 +410,7 @@ fn a_file_from_elsewhere_may_be_cut_off_after_any_call() {
     .tell();
 }
 
-/// A server that has archived a few segments; what their lines were.
+/// A server that has archived a few segments; returns their lines.
 fn archived(data: &Path, flags: &[&str]) -> (Server, String) {
     let server = Server::with(data, &[&["--flush-interval", "10ms"], flags].concat());
     let text: String = (0..4)
@@ -422,8 +427,8 @@ fn archived(data: &Path, flags: &[&str]) -> (Server, String) {
 #[test]
 #[ignore = "needs strace"]
 fn a_rebuild_may_end_after_any_call() {
-    // Red if there is a moment at which neither the old database nor the new one is there whole, or
-    // the old one's WAL can be played into the new one; also with pruned segments to carry over.
+    // Fails if at any moment neither the old database nor the new one is complete, or if the WAL of
+    // the old one can be applied to the new one; also with sums of pruned segments.
     for flags in [&[][..], &["--retention", "0s"]] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -461,8 +466,8 @@ fn a_rebuild_may_end_after_any_call() {
 #[test]
 #[ignore = "needs strace"]
 fn retention_may_end_after_any_call() {
-    // Red if the sums of a pruned segment can be lost or added twice, its file can be applied again,
-    // or a file can go whose row is still needed, as that of one from elsewhere.
+    // Fails if the sums of a pruned segment can be lost or added twice, its file can be applied
+    // again, or a file can be removed whose row is still needed, such as that of an imported one.
     let scratch = Scratch::new();
     let data = scratch.data();
     let theirs = lines(100, 20);
@@ -504,8 +509,8 @@ fn retention_may_end_after_any_call() {
 #[test]
 #[ignore = "needs strace"]
 fn a_pruned_file_is_removed_only_once_its_commit_is_durable() {
-    // Red if recovery removes a file on the word of a commit that was written and maybe never synced:
-    // a kill before, and a power cut now, lose both.
+    // Fails if recovery removes a file because of a commit that was written but possibly not
+    // synced: a kill before and a power cut now lose both.
     let scratch = Scratch::new();
     let data = scratch.data();
     let (server, _) = archived(&data, &[]);
@@ -521,7 +526,7 @@ fn a_pruned_file_is_removed_only_once_its_commit_is_durable() {
     });
     server.process.kill();
     assert!(data.join("revenue.db-wal").exists());
-    // As if the kill had come between the commit and the removal.
+    // As after a kill between the commit and the removal.
     let (file, bytes) = &files[files.len() - 2];
     fs::write(file, bytes).unwrap();
     let (_, deeds) = record(&data, |log| {
@@ -540,8 +545,8 @@ fn a_pruned_file_is_removed_only_once_its_commit_is_durable() {
 #[test]
 #[ignore = "needs strace"]
 fn a_server_may_end_after_any_call() {
-    // Red if a 202 leaves before its lines are durable, a rotation can lose or double a segment, or
-    // totals and progress can part.
+    // Fails if a 202 is sent before its lines are durable, a rotation can lose or duplicate a
+    // segment, or totals and progress can differ.
     const BATCHES: usize = 8;
     let scratch = Scratch::new();
     let data: PathBuf = scratch.data();

@@ -1,4 +1,4 @@
-//! The main job on real input, through the real server, client and files.
+//! The main task on real input: server, client and files together.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::harness::{
     recount_files, run, tallyline, until,
 };
 
-/// Events of a big run: a million from an optimised build; `TALLYLINE_TEST_EVENTS` says otherwise.
+/// Events of a big run: a million in an optimised build, or `TALLYLINE_TEST_EVENTS`.
 fn big() -> u64 {
     let default = if cfg!(debug_assertions) {
         100_000
@@ -24,8 +24,8 @@ fn big() -> u64 {
     })
 }
 
-/// What stands in the data directory when all is applied and everybody has left.
-fn assert_all_put_away(data: &Path) {
+/// Asserts the contents of the data directory after everything was applied and all processes ended.
+fn assert_everything_archived(data: &Path) {
     let stays = [
         "applied",
         "quarantine",
@@ -36,7 +36,7 @@ fn assert_all_put_away(data: &Path) {
     let left: Vec<_> = names_in(data)
         .into_iter()
         .filter(|name| !stays.contains(&name.as_str()))
-        // An empty events.jsonl may wait for the next start.
+        // An empty events.jsonl may be left for the next start.
         .filter(|name| name != "events.jsonl" || fs::metadata(data.join(name)).unwrap().len() > 0)
         .collect();
     assert_eq!(
@@ -47,9 +47,9 @@ fn assert_all_put_away(data: &Path) {
 }
 
 #[test]
-fn a_big_run_comes_to_what_an_independent_recount_says() {
-    // Red if one event of the run is lost, doubled or put to another user, anywhere on its way:
-    // sender, socket, file, many rotations, threads, transaction, GET.
+fn a_big_run_equals_an_independent_recount() {
+    // Fails if one event of the run is lost, duplicated or counted for another user at any stage:
+    // sender, socket, file, rotation, threads, transaction, GET.
     let scratch = Scratch::new();
     let input = generated(&scratch, big(), 1000, 1);
     let truth = recount_files(std::slice::from_ref(&input));
@@ -83,20 +83,20 @@ fn a_big_run_comes_to_what_an_independent_recount_says() {
     });
 
     server.stop().expect(0);
-    assert_all_put_away(&data);
-    assert_eq!(database(&data), truth.users, "after the stop");
+    assert_everything_archived(&data);
+    assert_eq!(database(&data), truth.users, "after the shutdown");
     assert_eq!(
         recount(&data).users,
         truth.users,
-        "and the files say the same"
+        "a recount of the files agrees"
     );
-    assert!(event_files(&data).len() > 2, "it did rotate");
+    assert!(event_files(&data).len() > 2, "the journal was rotated");
     run(&["verify", "--data-dir", arg(&data)]).expect(0);
 }
 
 #[test]
-fn the_view_for_people_agrees_with_the_exact_totals() {
-    // Red if `SELECT * FROM user_revenue` shows a person something else than what is kept.
+fn the_user_revenue_view_agrees_with_the_exact_totals() {
+    // Fails if `SELECT * FROM user_revenue` shows another amount than the one stored.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -104,7 +104,7 @@ fn the_view_for_people_agrees_with_the_exact_totals() {
     server.stop().expect(0);
     let db = open_database(&data);
     let sql = "SELECT user_id, revenue, events, updated_at, revenue_micros FROM user_revenue";
-    // A REAL by contract, for people; 10.25 has an exact one.
+    // A REAL by contract; 10.25 has an exact representation.
     let row: (String, f64, i64, String, i64) = db
         .query_row(sql, [], |row| {
             Ok((
@@ -128,12 +128,12 @@ fn the_view_for_people_agrees_with_the_exact_totals() {
     let mode: String = db
         .query_row("PRAGMA journal_mode", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(mode, "delete", "a clean stop leaves one plain file");
+    assert_eq!(mode, "delete", "a clean shutdown leaves one database file");
 }
 
 #[test]
-fn the_three_programs_apart_come_to_the_same() {
-    // Red if serve, send and process only work when they are one.
+fn serve_send_and_process_apart_give_the_same_totals() {
+    // Fails if `serve`, `send` and `process` only work in one process.
     let scratch = Scratch::new();
     let input = generated(&scratch, big() / 5, 500, 2);
     let truth = recount_files(std::slice::from_ref(&input));
@@ -153,12 +153,12 @@ fn the_three_programs_apart_come_to_the_same() {
     server.stop().expect(0);
     run(&["process", "--data-dir", arg(&data)]).expect(0);
     assert_eq!(database(&data), truth.users);
-    assert_all_put_away(&data);
+    assert_everything_archived(&data);
 }
 
 #[test]
-fn one_event_at_a_time_is_the_same_as_batches() {
-    // Red if batching changes what is counted.
+fn single_events_and_batches_give_the_same_totals() {
+    // Fails if the batch size changes the totals.
     let scratch = Scratch::new();
     let input = generated(&scratch, 500, 20, 3);
     let truth = recount_files(std::slice::from_ref(&input));
@@ -169,8 +169,9 @@ fn one_event_at_a_time_is_the_same_as_batches() {
 }
 
 #[test]
-fn a_file_counts_twice_only_if_asked_and_a_named_source_only_once() {
-    // Red if a completed file is sent again unasked, or if `--source` does not guard.
+fn a_file_counts_twice_only_with_again_and_a_source_only_once() {
+    // Fails if a completed file is sent again without `--again`, or if `--source` does not
+    // deduplicate.
     let scratch = Scratch::new();
     let input = generated(&scratch, 300, 20, 4);
     let server = Server::start(&scratch.data());
@@ -191,7 +192,7 @@ fn a_file_counts_twice_only_if_asked_and_a_named_source_only_once() {
 
 #[test]
 fn the_demo_shows_the_sample_and_can_be_run_again() {
-    // Red if the first thing a newcomer runs shows wrong totals, or works only once.
+    // Fails if the demo shows wrong totals, or cannot be run a second time.
     let scratch = Scratch::new();
     for _ in 0..2 {
         let mut demo = tallyline(&["demo", "--exit", "--listen", "127.0.0.1:0"]);
@@ -216,7 +217,7 @@ fn the_demo_shows_the_sample_and_can_be_run_again() {
         }
     }
     assert!(scratch.path().join("data/demo/revenue.db").exists());
-    // Somebody's own directory is not a demo's to empty.
+    // The demo does not empty a directory that it did not create.
     let own = scratch.file("own/keep.txt", "mine");
     let own_dir = own.parent().unwrap();
     let args = [
@@ -232,8 +233,9 @@ fn the_demo_shows_the_sample_and_can_be_run_again() {
 }
 
 #[test]
-fn many_who_wait_share_one_flush() {
-    // Red if each `ack=applied` has a transaction of its own, or waits for the next interval.
+fn concurrent_waiting_requests_share_one_flush() {
+    // Fails if each request with `ack=applied` has its own transaction, or waits for the next
+    // interval.
     const WAITING: u64 = 40;
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
@@ -246,7 +248,7 @@ fn many_who_wait_share_one_flush() {
     server.accept(event("u", 1));
     server.flush();
     let before = flushes();
-    // While somebody holds the lock, all of them come to wait.
+    // All of them queue while another connection holds the lock.
     let other = Connection::open(scratch.data().join("revenue.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     thread::scope(|scope| {
@@ -256,13 +258,13 @@ fn many_who_wait_share_one_flush() {
                 answer.expect(200);
             });
         }
-        until(PATIENCE, "all to be durable", || {
+        until(PATIENCE, "all events are durable", || {
             (server.counter("lines") == 1 + WAITING).then_some(())
         });
         other.execute_batch("ROLLBACK").unwrap();
     });
-    // One that was under way, one for all the others, and it may be that of the file before: that
-    // it is wholly applied is committed with what comes next.
+    // One commit that was in progress, one for all the others, and possibly one for the file
+    // before: that it is fully applied is committed with the next range.
     let shared = flushes() - before;
     assert!((1..=3).contains(&shared), "{shared} flushes");
 }

@@ -1,8 +1,8 @@
-//! The real binary on a machine in trouble: disks that are full, a database whose reads, writes and
-//! syncs fail, a clock that jumps. What was acknowledged counts once, the answers are the
-//! contract's, and when the trouble is over the server goes on by itself, never restarted.
+//! The real binary with faults: full disks, a database whose reads, writes and syncs fail, a clock
+//! that jumps. Acknowledged events count once, responses follow the contract, and the server
+//! recovers by itself when the fault is over, without a restart.
 //!
-//! Ignored by default: they mount, trace and preload, for which they need root and Debian packages.
+//! Ignored by default: these tests mount, trace and preload, which needs root and Debian packages.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use super::kernel_log::{signal_traced, stop_traced};
 use rustix::process::Signal;
 use tallyline::data_dir::segment::label_in_name;
 
-/// A file system of a few MiB in memory, gone when dropped.
+/// A file system of a few MiB in memory, unmounted on drop.
 struct TinyDisk {
     at: PathBuf,
 }
@@ -38,11 +38,11 @@ impl TinyDisk {
         self.at.join("ballast")
     }
 
-    /// Fills it to the last byte but `spare`.
+    /// Fills it up, except for `spare` bytes.
     fn fill_up(&self, spare: u64) {
         let file = File::create(self.ballast()).unwrap();
-        // The server takes room meanwhile, perhaps just what was about to be taken here.
-        until(PATIENCE, "the rest is taken", || {
+        // The server allocates meanwhile, perhaps the block that was about to be allocated here.
+        until(PATIENCE, "the rest is accepted", || {
             let free = rustix::fs::statvfs(&self.at).unwrap();
             let bytes = (free.f_bavail * free.f_frsize).saturating_sub(spare);
             let flags = rustix::fs::FallocateFlags::empty();
@@ -61,7 +61,7 @@ impl Drop for TinyDisk {
     }
 }
 
-/// An event of user `u`, counted once however often it is sent.
+/// An event of user `u` that counts once, however often it is sent.
 fn with_id(id: &str) -> String {
     let pad = "x".repeat(2000);
     format!(
@@ -69,8 +69,8 @@ fn with_id(id: &str) -> String {
     )
 }
 
-/// Posts events one by one until `done` of an answer's status and how many were posted; the ids
-/// that were acknowledged, and the other answers.
+/// Posts events one by one until `done` returns true for the status of a response and the number of
+/// posts; returns the acknowledged ids and the other responses.
 fn post_until(
     server: &Server,
     prefix: &str,
@@ -92,7 +92,7 @@ fn post_until(
     (acked, others)
 }
 
-/// Each acknowledged event counts once, no other does, and nothing is in doubt.
+/// Asserts that each acknowledged event counts once, no other event does, and readiness is green.
 #[track_caller]
 fn assert_just_these_count(data: &Path, acked: &BTreeSet<String>) {
     let count = recount(data);
@@ -105,9 +105,9 @@ fn assert_just_these_count(data: &Path, acked: &BTreeSet<String>) {
 
 #[test]
 #[ignore = "needs root: mounts a tmpfs"]
-fn a_disk_full_to_the_last_byte_is_507_and_over_by_itself() {
-    // Red if a write that did not fit is acknowledged or leaves a torn line behind, if the reserve is
-    // not kept, or if it takes a restart to go on.
+fn a_full_disk_is_507_and_recovers_without_a_restart() {
+    // Fails if a write that did not fit is acknowledged or leaves a torn line, if the reserve is
+    // not kept free, or if recovery needs a restart.
     for (reserve, spare) in [("0B", 0), ("0B", 3000), ("1MiB", 4096)] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -116,13 +116,13 @@ fn a_disk_full_to_the_last_byte_is_507_and_over_by_itself() {
         let server = Server::with(&data, &flags);
         let (mut acked, _) = post_until(&server, "before", |_, n| n == 10);
         assert_eq!(acked.len(), 10);
-        server.flush(); // so that the totals hold u before nothing can be written
+        server.flush(); // so that the totals contain u before writes fail
         for round in 0..3 {
             disk.fill_up(spare);
             let full = format!("full-{round}");
             let (more, others) = post_until(&server, &full, |status, n| status != 202 && n > 20);
             assert_eq!(others, [507].into(), "{reserve} {spare}");
-            assert!(more.len() <= 3, "{reserve} {spare}: {more:?} found room");
+            assert!(more.len() <= 3, "{reserve} {spare}: {more:?} fitted");
             acked.extend(more);
             server.get("/healthz").expect(200);
             server.get("/userEvents/u").expect(200);
@@ -143,8 +143,8 @@ fn a_disk_full_to_the_last_byte_is_507_and_over_by_itself() {
 
 #[test]
 #[ignore = "needs root: mounts a tmpfs"]
-fn a_full_disk_under_the_database_stops_only_the_counting() {
-    // Red if SQLITE_FULL refuses events, loses totals, goes unmentioned, or needs a restart.
+fn a_full_database_disk_stops_only_applying() {
+    // Fails if SQLITE_FULL rejects events, loses totals, is not reported, or needs a restart.
     let scratch = Scratch::new();
     let data = scratch.data();
     let disk = TinyDisk::mount(&scratch.path().join("tiny"), "1m");
@@ -155,9 +155,9 @@ fn a_full_disk_under_the_database_stops_only_the_counting() {
     server.flush();
     disk.fill_up(0);
     let (more, others) = post_until(&server, "full", |_, n| n == 500);
-    assert_eq!((more.len(), others.len()), (500, 0), "taking goes on");
+    assert_eq!((more.len(), others.len()), (500, 0), "ingestion continues");
     acked.extend(more);
-    let reasons = until(PATIENCE, "readiness turns red", || {
+    let reasons = until(PATIENCE, "/readyz answers 503", || {
         let ready = server.get("/readyz");
         (ready.status == 503).then(|| ready.text())
     });
@@ -178,9 +178,9 @@ fn a_full_disk_under_the_database_stops_only_the_counting() {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_database_whose_disk_fails_comes_to_the_same_totals() {
-    // Red if an event counts twice or not at all after SQLITE_IOERR at any of these calls, or if the
-    // taking stops meanwhile.
+fn a_database_with_a_failing_disk_reaches_the_same_totals() {
+    // Fails if an event counts twice or not at all after SQLITE_IOERR at any of these calls, or if
+    // ingestion stops meanwhile.
     for (file, calls) in [
         ("revenue.db-wal", "pwrite64"),
         ("revenue.db-wal", "fsync,fdatasync"),
@@ -192,7 +192,7 @@ fn a_database_whose_disk_fails_comes_to_the_same_totals() {
             let scratch = Scratch::new();
             let data = scratch.data();
             let (log, at) = (scratch.path().join("strace"), data.join(file));
-            // The tables are there, so that what fails is the counting.
+            // The tables exist, so that the faults hit the transactions that apply.
             let server = Server::start(&data);
             let (mut acked, _) = post_until(&server, "before", |_, n| n == 5);
             server.stop().expect(0);
@@ -206,9 +206,14 @@ fn a_database_whose_disk_fails_comes_to_the_same_totals() {
             });
             for round in 0..8 {
                 let (more, others) = post_until(&server, &format!("{round}"), |_, n| n == 5);
-                assert_eq!(others, BTreeSet::new(), "{file} {calls}: taking goes on");
+                assert_eq!(
+                    others,
+                    BTreeSet::new(),
+                    "{file} {calls}: ingestion continues"
+                );
                 acked.extend(more);
-                // Not flushed, which would seal it: each range follows another of the same file.
+                // Without a flush, which would seal the file: each range follows another one of the
+                // same file.
                 until(PATIENCE, "applied", || {
                     (server.get("/status").json()["pending"] == 0).then_some(())
                 });
@@ -229,7 +234,7 @@ fn a_database_whose_disk_fails_comes_to_the_same_totals() {
     }
 }
 
-/// `tallyline ARGS...` by a clock that is off by what `offset` says, at any time.
+/// `tallyline ARGS...` with a clock whose offset is read from the file `offset` at each call.
 fn by_clock(offset: &Path, args: &[&str]) -> Command {
     let library = fs::read_dir("/usr/lib")
         .unwrap()
@@ -241,21 +246,21 @@ fn by_clock(offset: &Path, args: &[&str]) -> Command {
         .env("LD_PRELOAD", library)
         .env("FAKETIME_TIMESTAMP_FILE", offset)
         .env("FAKETIME_NO_CACHE", "1")
-        // Durations are measured by a clock that no one can set.
+        // Durations are measured by the monotonic clock, which cannot be set.
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     command
 }
 
 #[test]
 #[ignore = "needs faketime"]
-fn a_clock_that_jumps_an_hour_back_and_forth_changes_nothing() {
-    // Red if numbers, order, rotation by age or waiting depend on the time of day, or if a jump makes
-    // retention let go of what is younger than it says.
+fn a_clock_that_jumps_back_and_forth_changes_no_total() {
+    // Fails if numbers, order, rotation by age or waiting depend on the time of day, or if a jump
+    // makes retention prune segments that are too young.
     let scratch = Scratch::new();
     let data = scratch.data();
     let clock = scratch.file("clock", "+0");
     let set_clock = |offset: &str| {
-        // Whole or not at all: the server reads it at any time.
+        // Replaced atomically: the server may read it at any time.
         let next = scratch.file("clock.next", offset);
         fs::rename(next, &clock).unwrap();
     };
@@ -289,7 +294,7 @@ fn a_clock_that_jumps_an_hour_back_and_forth_changes_nothing() {
     server.assert_balanced();
     server.stop().expect(0);
     assert_just_these_count(&data, &acked);
-    // By number they are in the order of sending, and none is missing.
+    // Ordered by number, they are in the order of sending, and none is missing.
     let mut files = files_below(&data.join("applied"));
     files.sort_by_key(|path| {
         let label = label_in_name(path.file_name().unwrap().to_str().unwrap());
@@ -314,13 +319,14 @@ fn a_clock_that_jumps_an_hour_back_and_forth_changes_nothing() {
         .collect();
     assert!(sent == expected, "{sent}");
     let hours: BTreeSet<_> = names_of_hours(&files);
-    assert!(hours.len() > 1, "the clock did jump: {hours:?}");
+    assert!(hours.len() > 1, "the clock jumped: {hours:?}");
 }
 
 #[test]
 #[ignore = "needs faketime"]
-fn a_clock_of_any_year_ends_nothing() {
-    // Red if a time that RFC 3339 cannot write panics: in file names, locks, answers, logs, run names.
+fn a_clock_in_any_year_causes_no_panic() {
+    // Fails if a time that RFC 3339 cannot represent causes a panic in a file name, a lock, a
+    // response, the log or the name of a run.
     for time in ["-24400d", "@9999-12-31 23:59:50", "+3000000d"] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -336,9 +342,9 @@ fn a_clock_of_any_year_ends_nothing() {
         for target in ["/userEvents/u", "/segments", "/metrics", "/readyz", "/"] {
             server.get(target).expect(200);
         }
-        let said = server.process.stderr();
-        let doubted = said.contains("the clock is not set");
-        assert_eq!(doubted, !time.starts_with("@9999"), "{time}: {said}");
+        let reported = server.process.stderr();
+        let doubted = reported.contains("the clock is not set");
+        assert_eq!(doubted, !time.starts_with("@9999"), "{time}: {reported}");
         let file = scratch.file("more.jsonl", with_id("sent"));
         let url = server.url();
         let state = scratch.path().join("state");
@@ -372,9 +378,9 @@ fn a_clock_of_any_year_ends_nothing() {
 
 #[test]
 #[ignore = "needs faketime"]
-fn a_clock_that_is_set_after_the_start_prunes_and_expires_nothing() {
-    // Red if files of seconds ago are pruned, or their ids forgotten so that they count again,
-    // because a board without a clock began in 1970, or in 1970 again.
+fn a_clock_set_after_the_start_prunes_and_expires_nothing() {
+    // Fails if files written seconds ago are pruned, or their ids expire so that repeated events
+    // count again, because a board without a clock started in 1970, or was reset to 1970.
     let flags = [
         ["--rotate-interval", "20ms"],
         ["--retention", "10days"],
@@ -388,7 +394,7 @@ fn a_clock_that_is_set_after_the_start_prunes_and_expires_nothing() {
         fs::rename(next, &clock).unwrap();
     };
     let mut acked = BTreeSet::new();
-    // The last start is by a clock that is years ahead.
+    // The last start has a clock that is years ahead.
     for (start, then) in [("-20000d", "+0"), ("-20000d", "+0"), ("+1000d", "+1000d")] {
         set_clock(start);
         let server = Server::by(&data, flags.as_flattened(), |args| by_clock(&clock, args));
@@ -406,7 +412,7 @@ fn a_clock_that_is_set_after_the_start_prunes_and_expires_nothing() {
             server.flush();
         }
         set_clock(then);
-        // Rounds go by, in which retention would let them go.
+        // Several rounds pass in which retention could prune and expire them.
         for id in ids.iter().chain(&acked.clone()) {
             server
                 .post("/liveEvent?ack=applied", with_id(id))
@@ -416,17 +422,17 @@ fn a_clock_that_is_set_after_the_start_prunes_and_expires_nothing() {
         let status = server.assert_balanced();
         assert_eq!(status["applied"], acked.len(), "{status}");
         assert!(archived() > before + 3, "nothing is pruned");
-        let said = server.process.stderr();
+        let reported = server.process.stderr();
         assert!(
-            said.contains("nothing is pruned and no id expires"),
-            "{said}"
+            reported.contains("nothing is pruned and no id expires"),
+            "{reported}"
         );
         server.stop().expect(0);
         assert_just_these_count(&data, &acked);
     }
 }
 
-/// The hours of day in the files' names.
+/// The hours in the names of the files.
 fn names_of_hours(files: &[PathBuf]) -> BTreeSet<String> {
     let hour = |path: &PathBuf| {
         let name = path.file_name()?.to_str()?;
@@ -437,9 +443,9 @@ fn names_of_hours(files: &[PathBuf]) -> BTreeSet<String> {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_disk_that_does_not_say_how_full_it_is_takes_events() {
-    // Red if a refused statfs refuses every event, or goes unmentioned. With --max-disk what is used
-    // is known all the same.
+fn a_failing_statfs_does_not_stop_ingestion() {
+    // Fails if a failing statfs rejects every event, or is not reported. With --max-disk the used
+    // space is known nevertheless.
     for flags in [&[][..], &["--max-disk", "64MiB"]] {
         let scratch = Scratch::new();
         let log = scratch.path().join("strace");
@@ -447,11 +453,14 @@ fn a_disk_that_does_not_say_how_full_it_is_takes_events() {
         let server = super::outside::traced(&scratch.data(), &log, &inject, flags);
         server.accept(event("u", 1));
         server.flush();
-        let said = until(PATIENCE, "readiness says so", || {
+        let reported = until(PATIENCE, "/readyz reports it", || {
             let ready = server.get("/readyz");
             (ready.status == 503).then(|| ready.text())
         });
-        assert!(said.contains("cannot tell how full the disk"), "{said}");
+        assert!(
+            reported.contains("cannot tell how full the disk"),
+            "{reported}"
+        );
         server.accept(event("u", 1));
         server.flush();
         stop_traced(server);
@@ -461,8 +470,9 @@ fn a_disk_that_does_not_say_how_full_it_is_takes_events() {
 
 #[test]
 #[ignore = "needs root, to mount a small disk"]
-fn a_disk_without_inodes_is_named_as_that() {
-    // Red if it is only "No space left on device" at the next rotation, while there is much space.
+fn a_lack_of_inodes_is_reported() {
+    // Fails if the only report is "No space left on device" at the next rotation, while much space
+    // is free.
     let scratch = Scratch::new();
     let disk = TinyDisk::mount(&scratch.path().join("disk"), "16m,nr_inodes=64");
     let data = disk.at.join("data");
@@ -474,11 +484,11 @@ fn a_disk_without_inodes_is_named_as_that() {
     fs::create_dir(&many).unwrap();
     let full = (0..1000).find(|n| File::create(many.join(n.to_string())).is_err());
     assert!(full.is_some());
-    until(PATIENCE, "readiness says so", || {
+    until(PATIENCE, "/readyz reports it", || {
         let ready = server.get("/readyz");
         (ready.status == 503 && ready.text().contains("no inodes")).then_some(())
     });
-    // That a segment has started is noted in a new file.
+    // The start of a segment is recorded in a new file.
     server.post("/liveEvent", event("u", 1)).problem(507);
     fs::remove_dir_all(&many).unwrap();
     until(PATIENCE, "ready again", || {
@@ -489,7 +499,7 @@ fn a_disk_without_inodes_is_named_as_that() {
     assert_eq!(database(&data)["u"].1, 2);
 }
 
-/// Mounts a file system again with other options; false while files on it are open for writing.
+/// Remounts a file system with other options; false while files on it are open for writing.
 fn remount(at: &Path, how: &str) -> bool {
     let how = format!("remount,{how}");
     let mut mount = Command::new("mount");
@@ -499,14 +509,15 @@ fn remount(at: &Path, how: &str) -> bool {
 
 #[test]
 #[ignore = "needs root: mounts a tmpfs"]
-fn a_data_directory_mounted_read_only_can_be_read_and_is_not_served() {
-    // Red if what only reads needs to write, or if what writes does not name the path and the cause.
+fn a_read_only_data_directory_can_be_read_but_not_served() {
+    // Fails if a command that only reads needs to write, or if a command that writes does not
+    // report the path and the cause.
     let scratch = Scratch::new();
     let disk = TinyDisk::mount(&scratch.path().join("disk"), "16m");
     let data = disk.at.join("data");
     let server = Server::with(&data, &["--disk-reserve", "64KiB"]);
     server.accept(event("u", 1));
-    // While the server runs, the kernel refuses to take the file system away under it.
+    // While the server runs, the kernel refuses to unmount the file system.
     assert!(!remount(&disk.at, "ro"));
     server.accept(event("u", 1));
     server.stop().expect(0);
@@ -539,9 +550,10 @@ fn a_data_directory_mounted_read_only_can_be_read_and_is_not_served() {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_file_system_that_turns_read_only_acknowledges_nothing_more() {
-    // Red if an event is acknowledged that the file system, read-only after an error, did not take; or
-    // if what was acknowledged before is not there after a restart.
+fn nothing_is_acknowledged_after_a_file_system_became_read_only() {
+    // Fails if an event is acknowledged that was not written because the file system became
+    // read-only after an error, or if an event that was acknowledged before is missing after a
+    // restart.
     let scratch = Scratch::new();
     let data = scratch.data();
     let (log, active) = (scratch.path().join("strace"), data.join("events.jsonl"));
@@ -570,8 +582,8 @@ fn a_file_system_that_turns_read_only_acknowledges_nothing_more() {
         }
         acked += 1;
     };
-    let said = answer.problem(503).to_string();
-    assert!(said.contains("Read-only file system"), "{said}");
+    let reported = answer.problem(503).to_string();
+    assert!(reported.contains("Read-only file system"), "{reported}");
     assert!(acked > 0);
     server.post("/liveEvent", event("u", 1)).problem(503);
     let ready = server.get("/readyz");
@@ -582,7 +594,7 @@ fn a_file_system_that_turns_read_only_acknowledges_nothing_more() {
     let server = Server::start(&data);
     server.accept(event("u", 1));
     server.stop().expect(0);
-    // The event whose outcome was unknown may be there.
+    // The event whose outcome was unknown may be present.
     let counted = database(&data)["u"].1;
     assert!(
         (acked + 1..=acked + 2).contains(&counted),

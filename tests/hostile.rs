@@ -1,6 +1,8 @@
-//! Clients that stall, burst, lie about lengths, never read, or come by the thousand.
+//! Clients that stall, send bursts, announce wrong lengths, never read, or open thousands of
+//! connections.
 //!
-//! After each attack [`assert_calm`]: ready, balanced, and everything acknowledged counted once.
+//! After each attack [`assert_bounded`] checks that the server is ready, its counters balance, and
+//! each acknowledged event counts once.
 
 use std::io::{ErrorKind, Write};
 use std::process::Command;
@@ -14,9 +16,10 @@ use super::harness::{
     PATIENCE, Scratch, Server, arg, database, event, quiet_environment, recount, until,
 };
 
-/// Ready, with threads and descriptors bounded, and `acked` events of user `u` counted, once each.
+/// Asserts that the server is ready, threads and descriptors are bounded, and `acked` events of
+/// user `u` are counted once each.
 #[track_caller]
-pub(super) fn assert_calm(server: &Server, acked: u64) {
+pub(super) fn assert_bounded(server: &Server, acked: u64) {
     until(PATIENCE, "the server is ready and answers", || {
         let mut conn = Conn::try_open(server.port).ok()?;
         let ready = conn.try_ask(&Request::new("GET", "/readyz")).ok()?;
@@ -41,13 +44,14 @@ pub(super) fn live(user: &str) -> Request {
     Request::new("POST", "/liveEvent").body(event(user, 1))
 }
 
-/// Opens `count` keep-alive connections at once and sends one POST on each: how many were answered.
+/// Opens `count` keep-alive connections at once and sends one POST on each; returns how many got a
+/// response.
 fn burst(port: u16, count: usize) -> usize {
     let mut conns: Vec<_> = (0..count).map(|_| Conn::open(port)).collect();
     for conn in &mut conns {
         conn.send(live("u").bytes()).unwrap();
     }
-    // All stay open until the last is answered: nobody is served by another's leaving.
+    // All stay open until the last response: no connection depends on the closing of another one.
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut answered = 0;
     for conn in &mut conns {
@@ -60,8 +64,8 @@ fn burst(port: u16, count: usize) -> usize {
 }
 
 #[test]
-fn a_burst_of_connections_is_answered_to_the_last() {
-    // Red if a connection is served only when another one leaves. On one processor.
+fn every_connection_of_a_burst_gets_a_response() {
+    // Fails if a connection is only served when another one closes. Runs on one processor.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = thread::spawn(move || {
@@ -76,12 +80,12 @@ fn a_burst_of_connections_is_answered_to_the_last() {
     for count in bursts {
         assert_eq!(burst(server.port, count), count, "of {count} at once");
     }
-    assert_calm(&server, bursts.iter().sum::<usize>() as u64);
+    assert_bounded(&server, bursts.iter().sum::<usize>() as u64);
 }
 
 #[test]
-fn an_absurd_content_length_is_413_and_nobody_else_suffers() {
-    // Red if the announced length is ever allocated: the process would abort.
+fn an_absurd_content_length_is_413_and_does_not_affect_others() {
+    // Fails if memory of the announced length is allocated: the process would abort.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     for length in ["100000000000000", "18446744073709551615", "33554433"] {
@@ -89,7 +93,7 @@ fn an_absurd_content_length_is_413_and_nobody_else_suffers() {
             let mut conn = server.connect();
             let request = Request::new(method, "/liveEvent").header("Content-Length", length);
             conn.send(request.bytes()).unwrap();
-            let reply = conn.reply().expect("an answer, not a reset");
+            let reply = conn.reply().expect("a response, not a reset");
             assert_eq!(reply.status, 413, "{method} {length}: {}", reply.text());
         }
     }
@@ -99,12 +103,12 @@ fn an_absurd_content_length_is_413_and_nobody_else_suffers() {
     conn.send(past.bytes()).unwrap();
     let status = conn.reply().expect("an answer").status;
     assert!(matches!(status, 400 | 413), "{status}");
-    assert_calm(&server, 0);
+    assert_bounded(&server, 0);
 }
 
 #[test]
 fn a_chunked_body_over_the_limit_is_413() {
-    // Red if chunks are added up without a bound.
+    // Fails if the total size of the chunks has no limit.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--max-body", "64KiB"]);
     let before = server.proc_status("VmRSS");
@@ -117,7 +121,7 @@ fn a_chunked_body_over_the_limit_is_413() {
         )
         .unwrap();
         let chunk = format!("10000\r\n{}\r\n", " ".repeat(65536));
-        // The server may close at any point: it has said its 413 by then.
+        // The server may close at any point: it has sent its 413 by then.
         for _ in 0..64 {
             if conn.send(&chunk).is_err() {
                 break;
@@ -129,12 +133,12 @@ fn a_chunked_body_over_the_limit_is_413() {
     }
     let grown = server.proc_status("VmRSS").saturating_sub(before);
     assert!(grown < 64 << 10, "{grown} KiB more");
-    assert_calm(&server, 0);
+    assert_bounded(&server, 0);
 }
 
 #[test]
-fn stalled_heads_and_bodies_hold_up_nobody() {
-    // Red if a client that sends half a request occupies what others need to be served.
+fn stalled_heads_and_bodies_do_not_delay_others() {
+    // Fails if a client that sends half a request blocks a resource that other clients need.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let half_head = "POST /liveEvent HTTP/1.1\r\nHost: localhost\r\nContent-Le";
@@ -156,19 +160,19 @@ fn stalled_heads_and_bodies_hold_up_nobody() {
             acked += 1;
         }
     }
-    // A trickle is no better than a stall.
+    // A slow client has no more effect than a stalled one.
     for conn in &mut stalled {
         let _may_be_cut_off = conn.send("x");
     }
     assert_eq!(burst(server.port, 32), 32);
     acked += 32;
     drop(stalled);
-    assert_calm(&server, acked);
+    assert_bounded(&server, acked);
 }
 
 #[test]
-fn another_version_is_505_at_once_and_holds_up_nobody() {
-    // Red if such a line is waited on, or keeps a thread or a descriptor.
+fn another_http_version_is_505_at_once() {
+    // Fails if the server waits after such a request line, or keeps a thread or a descriptor.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let mut kept = Vec::new();
@@ -186,12 +190,12 @@ fn another_version_is_505_at_once_and_holds_up_nobody() {
     for conn in &mut kept {
         conn.reply().unwrap().problem(505);
     }
-    assert_calm(&server, 64);
+    assert_bounded(&server, 64);
 }
 
 #[test]
 fn a_hundred_pipelined_requests_are_answered_in_order() {
-    // Red if answers come out of order.
+    // Fails if responses are sent in another order than the requests.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let port = server.port;
@@ -234,13 +238,13 @@ fn a_hundred_pipelined_requests_are_answered_in_order() {
                     conn.send(&wire).unwrap();
                     for (place, (_, method, status)) in requests.iter().enumerate() {
                         let reply = conn.reply_to(method).unwrap();
-                        assert_eq!(reply.status, *status, "answer {place}: {}", reply.text());
+                        assert_eq!(reply.status, *status, "response {place}: {}", reply.text());
                     }
                 }
             });
         }
     });
-    assert_calm(&server, 200 + 2 * rounds * 30);
+    assert_bounded(&server, 200 + 2 * rounds * 30);
 }
 
 fn start_with_64_descriptors(scratch: &Scratch, flags: &[&str]) -> Server {
@@ -254,9 +258,9 @@ fn start_with_64_descriptors(scratch: &Scratch, flags: &[&str]) -> Server {
 }
 
 #[test]
-fn connections_leave_descriptors_to_the_journal() {
-    // Red if connections may take all descriptors: the next file cannot be created, nothing is
-    // accepted, and readiness is red.
+fn descriptors_are_reserved_for_the_journal() {
+    // Fails if connections can use all descriptors: the next file cannot be created, events are
+    // rejected, and `/readyz` answers 503.
     let scratch = Scratch::new();
     let server = start_with_64_descriptors(&scratch, &["--rotate-size", "1KiB"]);
     let mut polite = server.connect();
@@ -275,43 +279,44 @@ fn connections_leave_descriptors_to_the_journal() {
             "{round}"
         );
     }
-    // Who comes meanwhile waits for room, and gets it.
+    // Further clients wait for a free descriptor and get one.
     server.get("/healthz").expect(200);
     drop(crowd);
-    assert_calm(&server, 1000);
+    assert_bounded(&server, 1000);
 }
 
 #[test]
-fn running_out_of_descriptors_is_survived() {
-    // Red if one failed accept ends the accept loop: alive, listening, and answering nobody.
+fn the_server_recovers_when_no_descriptor_was_left() {
+    // Fails if one failed accept ends the accept loop: the server runs and listens, but does not
+    // respond.
     for _ in 0..3 {
         let scratch = Scratch::new();
         let server = start_with_64_descriptors(&scratch, &[]);
         for acked in 0..2 {
             let mut crowd = Vec::new();
             for _ in 0..150 {
-                // The backlog takes what the process can't.
+                // The backlog of the socket holds the connections that cannot be accepted.
                 if let Ok(mut conn) = Conn::try_open(server.port) {
                     let _may_be_refused = conn.send("GET /healthz HTTP/1.1\r\nHo");
                     crowd.push(conn);
                 }
             }
             drop(crowd);
-            until(PATIENCE, "it answers again when they are gone", || {
+            until(PATIENCE, "it responds again once they are closed", || {
                 let mut conn = Conn::try_open(server.port).ok()?;
                 let patience = Some(Duration::from_secs(2));
                 conn.stream().set_read_timeout(patience).ok()?;
                 let reply = conn.try_ask(&Request::new("GET", "/readyz")).ok()?;
                 (reply.status == 200).then_some(())
             });
-            assert_calm(&server, acked);
+            assert_bounded(&server, acked);
         }
     }
 }
 
 #[test]
-fn a_client_that_never_reads_holds_up_nobody() {
-    // Red if an answer that can't be written blocks the thread that answers everybody.
+fn a_client_that_never_reads_does_not_delay_others() {
+    // Fails if a response that cannot be written blocks the thread that serves all connections.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let page = Request::new("GET", "/openapi.json").bytes().repeat(50);
@@ -321,7 +326,8 @@ fn a_client_that_never_reads_holds_up_nobody() {
         let patience = Some(Duration::from_millis(100));
         conn.stream().set_write_timeout(patience).unwrap();
         let mut stream = conn.stream();
-        // Until the server takes no more, or has taken much more than sockets can hold in answers.
+        // Until the server reads no more, or has read far more requests than fit into the socket
+        // buffers as responses.
         for _ in 0..40 {
             match stream.write_all(&page) {
                 Ok(()) => {}
@@ -334,7 +340,7 @@ fn a_client_that_never_reads_holds_up_nobody() {
         }
         deaf.push(conn);
     }
-    // Some of them wait for the disk as well.
+    // Some of them also wait for the disk.
     for conn in &mut deaf {
         let _may_be_full = conn.send(live("deaf").bytes());
     }
@@ -344,10 +350,14 @@ fn a_client_that_never_reads_holds_up_nobody() {
         conn.ask(&live("u")).expect(202);
     }
     drop(deaf);
-    let of_deaf = until(PATIENCE, "the deaf ones are gone", || {
-        server.flush();
-        (server.descriptors() < 64).then(|| server.counter("accepted") - 114)
-    });
+    let of_deaf = until(
+        PATIENCE,
+        "the connections that never read are closed",
+        || {
+            server.flush();
+            (server.descriptors() < 64).then(|| server.counter("accepted") - 114)
+        },
+    );
     assert!(of_deaf <= 16);
     assert_eq!(
         server.get("/userEvents/u").expect(200).json()["events"],
@@ -358,9 +368,9 @@ fn a_client_that_never_reads_holds_up_nobody() {
 }
 
 #[test]
-fn ambiguous_framing_is_refused_and_nothing_is_smuggled() {
-    // Red if a request whose end two readers may see at two places is answered as if it were clear:
-    // behind a proxy, its tail becomes another user's request.
+fn ambiguous_framing_is_rejected_and_no_request_is_smuggled() {
+    // Fails if a request is served although two parsers could disagree about its end: behind a
+    // proxy, its tail becomes another user's request.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let smuggled = String::from_utf8(live("smuggled").bytes()).unwrap();
@@ -394,10 +404,10 @@ fn ambiguous_framing_is_refused_and_nothing_is_smuggled() {
         assert_eq!(
             answers.matches("HTTP/1.1 ").count(),
             1,
-            "the connection is given up: {head}: {answers}"
+            "the connection is closed: {head}: {answers}"
         );
     }
-    // Nor an event whose length not every reader would take for one.
+    // The same for events with a length that not every parser accepts.
     let body = event("smuggled", 1);
     let mut plus = server.connect();
     plus.send(format!(
@@ -418,12 +428,12 @@ fn ambiguous_framing_is_refused_and_nothing_is_smuggled() {
         "{answer}"
     );
     server.get("/userEvents/smuggled").problem(404);
-    assert_calm(&server, 0);
+    assert_bounded(&server, 0);
 }
 
 #[test]
-fn what_is_sent_never_comes_back_in_a_header() {
-    // Red if a path or an id can end a header line of the answer.
+fn request_data_cannot_add_a_response_header() {
+    // Fails if a path or an id can end a header line of the response.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     for path in [
@@ -442,12 +452,13 @@ fn what_is_sent_never_comes_back_in_a_header() {
             .any(|(name, value)| name == "Set-Cookie" || value.contains("a=b"));
         assert!(!crossed, "{:?}", reply.headers);
     }
-    assert_calm(&server, 0);
+    assert_bounded(&server, 0);
 }
 
 #[test]
-fn thousands_of_connections_opened_and_dropped_leave_nothing_behind() {
-    // Red if a connection that ends in the middle leaves a thread, a descriptor or memory behind.
+fn dropped_connections_leave_no_thread_descriptor_or_memory() {
+    // Fails if a connection that ends in the middle of a request leaves a thread, a descriptor or
+    // memory behind.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let request = live("u").bytes();
@@ -464,15 +475,15 @@ fn thousands_of_connections_opened_and_dropped_leave_nothing_behind() {
             }
         }
     }
-    until(PATIENCE, "threads and descriptors are given back", || {
+    until(PATIENCE, "threads and descriptors are released", || {
         (server.proc_status("Threads") < 64 && server.descriptors() < 128).then_some(())
     });
-    assert_calm(&server, acked);
+    assert_bounded(&server, acked);
 }
 
 #[test]
-fn many_senders_at_once_are_all_counted() {
-    // Red if a position, a total or an answer is mixed up between connections under load.
+fn concurrent_senders_are_all_counted() {
+    // Fails if a position, a total or a response is mixed up between connections under load.
     let scratch = Scratch::new();
     let server = Server::with(
         &scratch.data(),
@@ -508,8 +519,8 @@ fn many_senders_at_once_are_all_counted() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_said_in_words() {
-    // Red if a server that can't listen hangs, or reports success.
+fn a_port_in_use_is_reported() {
+    // Fails if a server that cannot listen hangs, or exits with 0.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let other = scratch.path().join("other");

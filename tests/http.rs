@@ -1,4 +1,4 @@
-//! The HTTP contract, row by row, at the real binary.
+//! The HTTP contract, case by case, against the real binary.
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +19,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_single_event_is_durable_when_acknowledged_and_then_counted() {
-    // Red if a position is not the end of the file's last line, or a GET shows something else.
+    // Fails if a position is not the end of the last line of the file, or a GET shows another
+    // total.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let answer = server
@@ -46,7 +47,7 @@ fn a_single_event_is_durable_when_acknowledged_and_then_counted() {
 
 #[test]
 fn amounts_keep_every_digit() {
-    // Red if a total passes through a float on its way in or out.
+    // Fails if a total is converted to a float on input or output.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     server.accept(r#"{"userId":"big","name":"add_revenue","value":999999999999.999999}"#);
@@ -73,7 +74,8 @@ fn amounts_keep_every_digit() {
 
 #[test]
 fn a_body_is_an_object_an_array_or_lines() {
-    // Red if one of the three framings is misread: a line lost, doubled, or glued to another.
+    // Fails if one of the three framings is misread: a line is lost, duplicated, or joined to
+    // another.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let one = event("u", 1);
@@ -103,7 +105,7 @@ fn a_body_is_an_object_an_array_or_lines() {
 
 #[test]
 fn user_ids_are_any_text() {
-    // Red if a path is not percent-decoded, is decoded twice, or is cut at an encoded slash.
+    // Fails if a path is not percent-decoded, is decoded twice, or is cut at an encoded slash.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     for (user, path) in [
@@ -125,8 +127,9 @@ fn user_ids_are_any_text() {
 }
 
 #[test]
-fn applied_means_that_a_get_shows_it() {
-    // Red if `ack=applied` answers before the commit, or waits for the clock (a flush an hour away).
+fn ack_applied_means_that_a_get_shows_the_event() {
+    // Fails if `ack=applied` is answered before the commit, or waits for the next flush (an hour
+    // here).
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     for count in 1..=20 {
@@ -149,14 +152,14 @@ fn applied_means_that_a_get_shows_it() {
     assert_eq!(
         server.counter("accepted"),
         20,
-        "a refused query takes nothing"
+        "a rejected query appends nothing"
     );
 }
 
 #[test]
-fn without_a_processor_an_answer_says_what_it_is() {
-    // Red if a server that applies nothing claims that something was applied, or keeps a client
-    // waiting for what can't happen.
+fn without_a_processor_nothing_is_reported_as_applied() {
+    // Fails if a server that applies nothing reports that something was applied, or lets a client
+    // wait for it.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--no-process"]);
     let answer = server
@@ -167,7 +170,7 @@ fn without_a_processor_an_answer_says_what_it_is() {
     let flush = server.post("/flush?wait=60s", "").problem(503);
     assert!(
         flush.to_string().contains("1-"),
-        "says what was rotated: {flush}"
+        "reports what was rotated: {flush}"
     );
     let sealed = names_in(&scratch.data())
         .into_iter()
@@ -177,15 +180,15 @@ fn without_a_processor_an_answer_says_what_it_is() {
 
 #[test]
 fn a_get_can_wait_for_a_position() {
-    // Red if read-your-writes is not kept: an answer older than the position asked for, within a
-    // file, across a rotation, or across a kill.
+    // Fails if read-your-writes is violated: a response is older than the given position, within a
+    // file, across a rotation, or after a kill.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     for count in 1..=5 {
         let position = server.accept(event("u", 1));
         let path = format!("/userEvents/u?after={position}&wait=50s");
         assert_eq!(server.get(&path).expect(200).json()["events"], count);
-        server.post("/flush", "").expect(200); // and so across rotation
+        server.post("/flush", "").expect(200); // the same across a rotation
     }
     let late = server.get("/userEvents/u?after=999-0&wait=10ms");
     assert!(late.header("Retry-After").is_some());
@@ -206,8 +209,9 @@ fn a_get_can_wait_for_a_position() {
 }
 
 #[test]
-fn a_batch_can_give_up_its_bad_lines() {
-    // Red if `invalid=skip` loses a good line, takes a bad one, or names the wrong line.
+fn invalid_skip_stores_the_valid_lines_of_a_batch() {
+    // Fails if `invalid=skip` loses a valid line, accepts an invalid one, or reports the wrong
+    // line.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let body = format!("{}nonsense\n\n{}{{}}\n", event("u", 1), event("u", 2));
@@ -239,7 +243,8 @@ fn a_batch_can_give_up_its_bad_lines() {
 
 #[test]
 fn users_are_listed_in_order_page_by_page() {
-    // Red if a page skips, repeats or misorders a user; equal revenues are the trap.
+    // Fails if a page skips, repeats or misorders a user; users with equal revenue are the
+    // difficult case.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let users = (0..50).map(|n| (format!("u{n:02}"), n % 7));
@@ -261,7 +266,7 @@ fn users_are_listed_in_order_page_by_page() {
                 Value::Null => return users,
                 next => cursor = format!("&cursor={}", next.as_str().unwrap()),
             }
-            assert!(users.len() <= 50, "a cursor that goes round");
+            assert!(users.len() <= 50, "a cursor that repeats");
         }
     };
     assert_eq!(all("userId"), expected);
@@ -287,8 +292,8 @@ fn users_are_listed_in_order_page_by_page() {
 }
 
 #[test]
-fn flush_leaves_everything_counted_and_archived() {
-    // Red if `/flush` answers before what was acknowledged is applied, or does not rotate.
+fn flush_applies_and_archives_everything() {
+    // Fails if `/flush` is answered before the acknowledged events are applied, or does not rotate.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     for round in 1..=3 {
@@ -302,7 +307,7 @@ fn flush_leaves_everything_counted_and_archived() {
         );
         assert_eq!(server.counter("pending"), 0);
     }
-    server.flush(); // nothing new: no empty file is made
+    server.flush(); // nothing new: no empty file is created
     let archive = scratch.data().join("applied");
     until(PATIENCE, "three segments in the archive", || {
         (files_below(&archive).len() == 3).then_some(())
@@ -317,8 +322,9 @@ fn flush_leaves_everything_counted_and_archived() {
 }
 
 #[test]
-fn the_pages_for_people_and_machines_are_there() {
-    // Red if a monitor, a scraper, a client generator or a browser finds nothing or the wrong type.
+fn pages_and_machine_readable_documents_are_served() {
+    // Fails if a page for monitoring, scraping, code generation or browsing is missing or has the
+    // wrong content type.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     server.accept(event("u", 1));
@@ -363,8 +369,8 @@ fn the_pages_for_people_and_machines_are_there() {
 }
 
 #[test]
-fn methods_and_paths_that_do_not_exist_are_told_so() {
-    // Red if a wrong method is a 404 or lacks Allow, or if HEAD comes with a body.
+fn unknown_paths_are_404_and_wrong_methods_405() {
+    // Fails if a wrong method is answered with 404 or without `Allow`, or if HEAD has a body.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     server.accept(event("u", 1));
@@ -393,7 +399,7 @@ fn methods_and_paths_that_do_not_exist_are_told_so() {
             assert!(methods.contains(&"HEAD"), "{path}: {allow}");
             let mut conn = server.connect();
             let head = conn.ask(&Request::new("HEAD", path)).expect(200);
-            // The next answer on the connection starts right behind the head.
+            // The next response on the connection follows the head immediately.
             let get = conn.ask(&Request::new("GET", path)).expect(200);
             if matches!(path, "/" | "/openapi.json" | "/userEvents/u") {
                 assert_eq!(head.header("Content-Length"), get.header("Content-Length"));
@@ -414,8 +420,9 @@ fn methods_and_paths_that_do_not_exist_are_told_so() {
 }
 
 #[test]
-fn gzip_is_inflated_under_a_cap() {
-    // Red if a small body may become a big one in memory, or an encoding unknown is stored as it is.
+fn gzip_bodies_are_decompressed_up_to_the_limit() {
+    // Fails if a small body can expand to a large one in memory, or a body with an unknown encoding
+    // is stored undecoded.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--max-body", "1MiB"]);
     let encoded = |encoding: &str, body: Vec<u8>| {
@@ -439,8 +446,9 @@ fn gzip_is_inflated_under_a_cap() {
 }
 
 #[test]
-fn old_and_careful_clients_are_served() {
-    // Red if HTTP/1.0, `Connection: close`, chunked bodies or `Expect: 100-continue` stop working.
+fn http_1_0_chunked_bodies_and_expect_continue_are_supported() {
+    // Fails if HTTP/1.0, `Connection: close`, chunked bodies or `Expect: 100-continue` are not
+    // supported.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let body = event("u", 1);
@@ -483,9 +491,9 @@ fn old_and_careful_clients_are_served() {
 }
 
 #[test]
-fn cloud_events_are_events() {
-    // Red if one of the three modes of CloudEvents 1.0 is misread, or an id does not guard against
-    // the same event sent in another mode.
+fn all_modes_of_cloudevents_are_accepted() {
+    // Fails if one of the three modes of CloudEvents 1.0 is misread, or the same event counts twice
+    // when it is sent in another mode.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let cloud = |id: &str| {
@@ -524,13 +532,14 @@ fn cloud_events_are_events() {
 }
 
 #[test]
-fn a_segment_that_is_lost_is_gone_and_said_so() {
-    // Red if a position in a file that somebody deleted is waited for, or if readiness keeps silent.
+fn a_missing_segment_is_410_and_reported() {
+    // Fails if a request waits for a position in a deleted file, or if `/readyz` does not report
+    // the file.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let position = server.accept(event("u", 1));
     let path = format!("/userEvents/u?after={position}&wait=50s");
-    server.get(&path).expect(200); // so that the database knows of the segment
+    server.get(&path).expect(200); // so that the database has a row of the segment
     let next = server.accept(event("u", 1));
     server.kill();
     fs::remove_file(scratch.data().join("events.jsonl")).unwrap();
@@ -543,6 +552,6 @@ fn a_segment_that_is_lost_is_gone_and_said_so() {
     let after = server.accept(event("u", 1));
     assert!(
         after.starts_with("2-"),
-        "taking goes on in the next: {after}"
+        "ingestion continues in the next segment: {after}"
     );
 }

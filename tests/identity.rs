@@ -1,7 +1,7 @@
-//! Which segment a file is: copies, backups, merged directories, files put back, a second server.
+//! The identity of segments: copies, backups, merged directories, restored files, a second server.
 //!
-//! Each test does to a real data directory what a person or another program does, and then asks for
-//! one of two things: the totals are exact, or readiness and `verify` say what is wrong.
+//! Each test changes a real data directory as an operator or another program could, and then
+//! asserts that either the totals are exact, or `/readyz` and `verify` report what is wrong.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use super::harness::{
 
 const ACTIVE: &str = "events.jsonl";
 
-/// Revenue of user `u` in whole units, by the database.
+/// Revenue of user `u` in whole units, read from the database.
 fn revenue(data: &Path) -> i128 {
     database(data)
         .get("u")
         .map_or(0, |total| total.0 / 1_000_000)
 }
 
-/// A server that has taken `events` one by one, of 1 each, and applied them.
+/// Starts a server, posts `events` events of value 1 one by one, and waits until they are applied.
 fn serve(data: &Path, events: u32) -> Server {
     let server = Server::start(data);
     post(&server, events);
@@ -55,7 +55,7 @@ fn process(data: &Path) -> super::harness::Ran {
     run(&["process", "--data-dir", data.to_str().unwrap()])
 }
 
-/// The sealed native segments of a directory, wherever they lie, by number.
+/// The sealed native segments of a directory, in any of its subdirectories, by number.
 fn sealed(data: &Path) -> Vec<(u64, PathBuf)> {
     let mut found: Vec<(u64, PathBuf)> = files_below(data)
         .into_iter()
@@ -69,8 +69,8 @@ fn sealed(data: &Path) -> Vec<(u64, PathBuf)> {
 }
 
 #[test]
-fn an_older_copy_of_the_active_file_put_back_is_not_counted_again() {
-    // Red if the number of events.jsonl is guessed from the sealed files: 12 instead of 9.
+fn a_restored_older_active_file_is_not_counted_again() {
+    // Fails if the number of events.jsonl is derived from the sealed files: 12 instead of 9.
     for killed in [false, true] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -94,12 +94,12 @@ fn an_older_copy_of_the_active_file_put_back_is_not_counted_again() {
         fs::copy(scratch.path().join("older"), data.join(ACTIVE)).unwrap();
         let server = Server::start(&data);
         server.flush();
-        let said = reasons(&server);
-        assert!(said.contains("copy of segment 1"), "{said}");
+        let reported = reasons(&server);
+        assert!(reported.contains("copy of segment 1"), "{reported}");
         assert_eq!(
-            said.contains("segment 3"),
+            reported.contains("segment 3"),
             killed,
-            "its events are gone: {said}"
+            "its events are gone: {reported}"
         );
         server.stop().expect(0);
         assert_eq!(revenue(&data), 9);
@@ -107,9 +107,10 @@ fn an_older_copy_of_the_active_file_put_back_is_not_counted_again() {
 }
 
 #[test]
-fn a_copy_of_the_running_directory_in_any_order_is_exact_or_refused() {
-    // Red if the start of one segment can pass for another: a rotation between any two files that
-    // are copied. Every event is the same line, so nothing but the label tells segments apart.
+fn a_copy_of_the_running_directory_in_any_order_is_exact_or_rejected() {
+    // Fails if the beginning of one segment can be taken for another one, after a rotation between
+    // the copies of any two files. All events are the same line, so only the label tells segments
+    // apart.
     for order in 0..3 {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -118,7 +119,7 @@ fn a_copy_of_the_running_directory_in_any_order_is_exact_or_refused() {
             server.accept(event("u", 1));
         }
         let copy = scratch.path().join("copy");
-        // What the copy begins with: names are listed first, as cp does.
+        // The copy begins with a list of the names, as cp does.
         let listed = files_below(&data);
         let active = data.join(ACTIVE);
         let identity = data.join("directory.json");
@@ -163,12 +164,12 @@ fn a_copy_of_the_running_directory_in_any_order_is_exact_or_refused() {
 
         let again = Server::start(&copy);
         again.flush();
-        let said = reasons(&again);
+        let reported = reasons(&again);
         let answer = again.get("/userEvents/u");
         let exact = answer.status == 200 && answer.json()["revenue"] == 9;
         assert!(
-            exact || said.contains("not fully applied"),
-            "order {order}: {said}"
+            exact || reported.contains("not fully applied"),
+            "order {order}: {reported}"
         );
         again.stop().expect(0);
         let ran = verify(&copy);
@@ -177,8 +178,8 @@ fn a_copy_of_the_running_directory_in_any_order_is_exact_or_refused() {
 }
 
 #[test]
-fn older_files_put_back_beside_the_newer_database_count_nothing_twice_and_are_named() {
-    // Red if the rows of segments that are no longer there are taken for those of new ones.
+fn restored_older_files_are_reported_and_count_nothing_twice() {
+    // Fails if the rows of segments whose files are missing are used for new segments.
     let scratch = Scratch::new();
     let (data, older) = (scratch.data(), scratch.path().join("older"));
     let server = serve(&data, 2);
@@ -217,13 +218,13 @@ fn older_files_put_back_beside_the_newer_database_count_nothing_twice_and_are_na
 }
 
 #[test]
-fn merged_directories_count_both_once_and_a_rebuild_says_the_same() {
-    // Red if a segment of another directory is taken for ours because of its number.
+fn merged_directories_count_once_and_a_rebuild_agrees() {
+    // Fails if a segment of another directory is taken for a native one because of its number.
     let scratch = Scratch::new();
     let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
     serve(&a, 3).stop().expect(0);
     serve(&b, 5).stop().expect(0);
-    // cp -rn B/. A/: names that are there already stay.
+    // cp -rn B/. A/: existing files are kept.
     for path in files_below(&b) {
         let target = a.join(path.strip_prefix(&b).unwrap());
         if !target.exists() {
@@ -241,11 +242,11 @@ fn merged_directories_count_both_once_and_a_rebuild_says_the_same() {
 }
 
 #[test]
-fn two_contents_under_one_number_are_named_and_neither_replaces_the_other() {
-    // Red if one of two segments of a number is chosen without a report: by a server, by `process`,
-    // by a rebuild or by `verify`.
-    two_contents_under_one_number(End::Stopped);
-    two_contents_under_one_number(End::Killed);
+fn two_files_with_one_number_are_reported_and_neither_replaces_the_other() {
+    // Fails if one of two segments with the same number is chosen silently by a server, by
+    // `process`, by a rebuild or by `verify`.
+    two_files_with_one_number(End::Stopped);
+    two_files_with_one_number(End::Killed);
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -254,7 +255,7 @@ enum End {
     Killed,
 }
 
-fn two_contents_under_one_number(end: End) {
+fn two_files_with_one_number(end: End) {
     let scratch = Scratch::new();
     let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
     let server = serve(&a, 1);
@@ -262,7 +263,7 @@ fn two_contents_under_one_number(end: End) {
         .post("/liveEvent?ack=applied", event("u", 1))
         .expect(200);
     if end == End::Killed {
-        server.kill(); // and both go on with the same file, under the same label
+        server.kill(); // both copies continue the same file, under the same label
     } else {
         server.stop().expect(0);
     }
@@ -273,14 +274,14 @@ fn two_contents_under_one_number(end: End) {
     assert_eq!(
         rival.0,
         sealed(&a).pop().unwrap().0,
-        "both made this number"
+        "both created this number"
     );
     let put = a.join(rival.1.file_name().unwrap());
     fs::copy(&rival.1, &put).unwrap();
     let name = put.to_str().unwrap();
 
     let server = Server::start(&a);
-    until(PATIENCE, "readiness names it", || {
+    until(PATIENCE, "/readyz reports it", || {
         reasons(&server).contains(name).then_some(())
     });
     assert_eq!(server.get("/userEvents/u").expect(200).json()["revenue"], 5);
@@ -291,7 +292,7 @@ fn two_contents_under_one_number(end: End) {
     assert!(ran.stderr.contains(name), "{ran}");
     let ran = run(&["process", "--rebuild", "--data-dir", a.to_str().unwrap()]).expect(1);
     assert!(ran.stderr.contains("old database is unchanged"), "{ran}");
-    // The cure that the words give.
+    // The fix that the message describes.
     let aside = scratch.path().join("aside.jsonl");
     fs::rename(&put, &aside).unwrap();
     let ran = run(&[
@@ -301,15 +302,15 @@ fn two_contents_under_one_number(end: End) {
         aside.to_str().unwrap(),
     ])
     .expect(0);
-    // Of the segment that both went on with, the lines after those that both have; here all lines
-    // are the same, so that three of the seven cannot be told from the three that were applied. Who
-    // runs it reads so.
+    // For a segment that both copies continued, the lines after the common part count. Here all
+    // lines are equal, so three of the seven lines look like the three that were applied, and the
+    // output says so.
     let warned = ran.stderr.contains("too few may be counted");
     assert_eq!(warned, end == End::Killed, "{ran}");
     assert_eq!(revenue(&a), if end == End::Stopped { 12 } else { 9 });
     verify(&a).expect(0);
 
-    // Without a database neither is known: both are named, none is applied.
+    // Without a database neither file is known to be applied: both are reported, none is applied.
     fs::copy(&aside, &put).unwrap();
     fs::remove_file(a.join("revenue.db")).unwrap();
     let ran = process(&a).expect(1);
@@ -321,8 +322,8 @@ fn two_contents_under_one_number(end: End) {
 }
 
 #[test]
-fn the_highest_file_moved_away_and_put_back_counts_once() {
-    // Red if the next number is worked out from the files that happen to be there.
+fn the_highest_segment_moved_away_and_restored_counts_once() {
+    // Fails if the next number is derived from the files that are present.
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = ["--no-process"];
@@ -346,9 +347,9 @@ fn the_highest_file_moved_away_and_put_back_counts_once() {
 }
 
 #[test]
-fn a_file_numbered_ahead_keeps_its_number_and_nothing_is_lost_when_it_is_reached() {
-    // Red if the server gives a number out that a file bears already: what it then acknowledges
-    // under that number is never applied.
+fn a_number_that_a_file_already_has_is_not_assigned() {
+    // Fails if the server assigns a number that a file already has: what it then acknowledges under
+    // that number is never applied.
     for running in [true, false] {
         let scratch = Scratch::new();
         let (data, clone) = (scratch.data(), scratch.path().join("clone"));
@@ -394,7 +395,7 @@ fn a_file_numbered_ahead_keeps_its_number_and_nothing_is_lost_when_it_is_reached
 
 #[test]
 fn a_plain_file_in_place_of_the_active_one_is_imported_or_set_aside() {
-    // Red if lines of another program are taken for the active segment's.
+    // Fails if lines of another program are taken for lines of the active segment.
     let scratch = Scratch::new();
     let data = scratch.data();
     fs::create_dir(&data).unwrap();
@@ -406,14 +407,14 @@ fn a_plain_file_in_place_of_the_active_one_is_imported_or_set_aside() {
     });
     server.accept(event("u", 2));
     server.kill();
-    // In the place of a file with acknowledged events.
+    // In place of a file with acknowledged events.
     fs::write(data.join(ACTIVE), event("u", 100)).unwrap();
     let server = Server::start(&data);
     server.flush();
-    let said = reasons(&server);
+    let reported = reasons(&server);
     assert!(
-        said.contains("set-aside") && said.contains("missing"),
-        "{said}"
+        reported.contains("set-aside") && reported.contains("missing"),
+        "{reported}"
     );
     server.stop().expect(0);
     assert!(revenue(&data) < 100);
@@ -425,15 +426,15 @@ fn a_plain_file_in_place_of_the_active_one_is_imported_or_set_aside() {
 }
 
 #[test]
-fn a_database_of_another_directory_is_refused_by_name() {
-    // Red if rows about other files decide what is applied of these.
+fn a_database_of_another_directory_is_rejected_by_name() {
+    // Fails if rows about other files decide which of these files are applied.
     let scratch = Scratch::new();
     let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
     serve(&a, 3).stop().expect(0);
     serve(&b, 5).stop().expect(0);
     fs::copy(b.join("revenue.db"), a.join("revenue.db")).unwrap();
     let server = Server::start(&a);
-    until(PATIENCE, "readiness says so", || {
+    until(PATIENCE, "/readyz reports it", || {
         reasons(&server)
             .contains("belongs to the data directory")
             .then_some(())
@@ -452,7 +453,7 @@ fn a_database_of_another_directory_is_refused_by_name() {
 
 #[test]
 fn a_directory_that_is_not_the_expected_one_is_not_served() {
-    // Red if a server starts in the empty directory under a volume that is not mounted.
+    // Fails if a server starts in the empty directory under a volume that is not mounted.
     let scratch = Scratch::new();
     let (data, other) = (scratch.data(), scratch.path().join("other"));
     let id = serve(&data, 1).status()["directory"]
@@ -486,15 +487,15 @@ fn a_directory_that_is_not_the_expected_one_is_not_served() {
 }
 
 #[test]
-fn a_data_directory_moved_away_under_the_server_stops_ingestion_and_is_named() {
-    // Red if events are acknowledged in a directory that nobody will find.
+fn moving_the_directory_of_a_running_server_stops_ingestion() {
+    // Fails if events are acknowledged in a directory that is no longer at its path.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
     server.accept(event("u", 1));
     fs::rename(&data, scratch.path().join("away")).unwrap();
     fs::create_dir(&data).unwrap();
-    until(PATIENCE, "readiness says so", || {
+    until(PATIENCE, "/readyz reports it", || {
         reasons(&server)
             .contains("another file system was mounted over it")
             .then_some(())
@@ -503,9 +504,9 @@ fn a_data_directory_moved_away_under_the_server_stops_ingestion_and_is_named() {
 }
 
 #[test]
-fn a_second_server_is_kept_out_though_the_lock_file_was_replaced() {
-    // Red if serve.lock alone keeps a second server out, or if the first goes on after it was
-    // replaced: 238 acknowledged, 150 kept.
+fn a_second_server_is_rejected_after_the_lock_file_was_replaced() {
+    // Fails if only serve.lock keeps a second server out, or if the first server continues after
+    // the lock file was replaced: 238 acknowledged, 150 kept.
     for replaced in [true, false] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -537,9 +538,9 @@ fn a_second_server_is_kept_out_though_the_lock_file_was_replaced() {
 }
 
 #[test]
-fn an_active_file_cut_or_written_to_by_others_stops_ingestion_before_the_next_append() {
-    // Red if the server writes at an offset where the file does not end: 3,309 acknowledged, 9
-    // counted.
+fn a_change_of_the_active_file_stops_ingestion_before_the_next_append() {
+    // Fails if the server writes at an offset that is not the end of the file: 3,309 acknowledged,
+    // 9 counted.
     for text in ["", "{}\n"] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -569,8 +570,8 @@ fn an_active_file_cut_or_written_to_by_others_stops_ingestion_before_the_next_ap
 
 #[test]
 fn a_copy_of_a_segment_under_another_name_is_not_counted_again() {
-    // Red if an imported file is known by its name alone: each event counts once more, and `verify`
-    // agrees with that.
+    // Fails if an imported file is recognized by its name only: each event counts once more, and
+    // `verify` does not report it.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = serve(&data, 3);
@@ -583,14 +584,14 @@ fn a_copy_of_a_segment_under_another_name_is_not_counted_again() {
     fs::copy(&archived, data.join("events_copy.jsonl")).unwrap();
     fs::hard_link(data.join(ACTIVE), data.join("events_link.jsonl")).unwrap();
     for name in ["events_copy.jsonl", "events_link.jsonl"] {
-        until(PATIENCE, "readiness names it", || {
+        until(PATIENCE, "/readyz reports it", || {
             reasons(&server).contains(name).then_some(())
         });
     }
     server.assert_balanced();
     fs::remove_file(data.join("events_copy.jsonl")).unwrap();
     fs::remove_file(data.join("events_link.jsonl")).unwrap();
-    until(PATIENCE, "readiness is green", || {
+    until(PATIENCE, "/readyz answers 200", || {
         (reasons(&server) == "[]").then_some(())
     });
     server.stop().expect(0);
@@ -610,8 +611,8 @@ fn a_copy_of_a_segment_under_another_name_is_not_counted_again() {
 }
 
 #[test]
-fn a_segment_of_another_directory_counts_once_however_it_is_brought_in() {
-    // Red if its events count again when the file comes a second time under another name.
+fn a_segment_of_another_directory_counts_once_however_it_is_imported() {
+    // Fails if its events count again when the file is imported a second time under another name.
     let scratch = Scratch::new();
     let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
     serve(&a, 3).stop().expect(0);
@@ -635,8 +636,9 @@ fn a_segment_of_another_directory_counts_once_however_it_is_brought_in() {
 }
 
 #[test]
-fn an_emptied_segment_is_named() {
-    // Red if a file that was truncated before it was applied passes for a segment without events.
+fn an_emptied_segment_is_reported() {
+    // Fails if a file that was truncated before it was applied is taken for a segment without
+    // events.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--no-process"]);
@@ -647,14 +649,15 @@ fn an_emptied_segment_is_named() {
     let ran = process(&data).expect(1);
     assert!(ran.stderr.contains("emptied"), "{ran}");
     let server = Server::start(&data);
-    until(PATIENCE, "readiness names it", || {
+    until(PATIENCE, "/readyz reports it", || {
         reasons(&server).contains("emptied").then_some(())
     });
 }
 
 #[test]
-fn the_other_of_two_contradicting_files_is_applied_once_one_was_moved_away() {
-    // Red if it is left alone until a restart, with readiness green.
+fn one_of_two_conflicting_files_is_applied_after_the_other_was_moved() {
+    // Fails if the remaining file is only applied after a restart, or if `/readyz` answers 200
+    // while it is not applied.
     let scratch = Scratch::new();
     let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
     let ingest = |data: &Path, count| {
@@ -672,18 +675,18 @@ fn the_other_of_two_contradicting_files_is_applied_once_one_was_moved_away() {
     let put = a.join(rival.file_name().unwrap());
     fs::copy(&rival, &put).unwrap();
     let server = Server::start(&a);
-    until(PATIENCE, "readiness names both", || {
+    until(PATIENCE, "/readyz reports both", || {
         reasons(&server).contains("are not applied").then_some(())
     });
     fs::rename(&put, scratch.path().join("away")).unwrap();
     until(PATIENCE, "the other one is applied", || {
         (server.get("/userEvents/u").json()["revenue"] == 4).then_some(())
     });
-    until(PATIENCE, "readiness is green", || {
+    until(PATIENCE, "/readyz answers 200", || {
         (reasons(&server) == "[]").then_some(())
     });
     server.assert_balanced();
-    // One that contradicts what is applied stays named, whatever happens to the genuine one.
+    // A file that contradicts an applied one is reported even while the genuine file is moved.
     server.stop().expect(0);
     fs::copy(&rival, &put).unwrap();
     let genuine = sealed(&a).into_iter().find(|(_, path)| {
@@ -696,13 +699,13 @@ fn the_other_of_two_contradicting_files_is_applied_once_one_was_moved_away() {
         genuine.exists().then_some(())
     });
     server.flush();
-    let said = reasons(&server);
-    assert!(said.contains(put.to_str().unwrap()), "{said}");
+    let reported = reasons(&server);
+    assert!(reported.contains(put.to_str().unwrap()), "{reported}");
 }
 
 #[test]
-fn a_number_far_ahead_does_not_make_verify_count_up_to_it() {
-    // Red if each missing number is listed: four thousand million of them.
+fn verify_lists_missing_numbers_as_ranges() {
+    // Fails if each missing number is listed: four thousand million of them.
     let scratch = Scratch::new();
     let data = scratch.data();
     serve(&data, 1).stop().expect(0);
@@ -719,9 +722,9 @@ fn a_number_far_ahead_does_not_make_verify_count_up_to_it() {
 }
 
 #[test]
-fn an_active_file_that_lost_its_label_is_not_said_to_be_safe_to_process() {
-    // Red if the cure counts events again that were applied before an editor removed the blanks at
-    // the end of the first line.
+fn an_active_file_without_its_label_is_reported_with_a_warning() {
+    // Fails if the advice leads to events that count again: they were applied before an editor
+    // removed the blanks at the end of the first line.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -732,14 +735,14 @@ fn an_active_file_that_lost_its_label_is_not_said_to_be_safe_to_process() {
     let text = fs::read_to_string(data.join(ACTIVE)).unwrap();
     fs::write(data.join(ACTIVE), text.trim_end().to_owned() + "\n").unwrap();
     let server = Server::start(&data);
-    let said = reasons(&server);
-    assert!(said.contains("or they count twice"), "{said}");
+    let reported = reasons(&server);
+    assert!(reported.contains("or they count twice"), "{reported}");
 }
 
 #[test]
-fn a_file_of_the_active_segments_number_is_not_applied_in_its_place() {
-    // Red if the clone's file is taken for the segment because the active one has no row yet: what
-    // this server acknowledges then is never applied.
+fn a_file_with_the_number_of_the_active_segment_is_not_applied() {
+    // Fails if a file of the clone is taken for the segment because the active file has no row yet:
+    // what this server acknowledges then is never applied.
     let scratch = Scratch::new();
     let (data, clone) = (scratch.data(), scratch.path().join("clone"));
     serve(&data, 1).stop().expect(0);
@@ -749,7 +752,7 @@ fn a_file_of_the_active_segments_number_is_not_applied_in_its_place() {
     let server = Server::start(&data);
     let put = data.join(file.file_name().unwrap());
     fs::copy(&file, &put).unwrap();
-    until(PATIENCE, "readiness names it", || {
+    until(PATIENCE, "/readyz reports it", || {
         reasons(&server)
             .contains(put.to_str().unwrap())
             .then_some(())

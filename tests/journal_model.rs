@@ -1,9 +1,10 @@
-//! The journal on a disk that forgets, against a plain model: what was acknowledged.
+//! The journal on a simulated disk that loses unsynced data, compared with a simple model.
 //!
-//! Whatever is appended, rotated, failed, killed, cut off from power and reopened, after each open:
-//! every acknowledged batch lies where its position says; nothing that was refused is in a file;
-//! what is there beside is a whole batch's line whose answer was never heard, or holds the zeros of
-//! a page that was not synced; numbers have no gap; positions only grow; no segment is called lost.
+//! The journal is appended to, rotated, killed, cut off from power and reopened, and calls fail.
+//! After each open: every acknowledged batch is at its position; nothing that was rejected is in a
+//! file; any other bytes are complete lines of a batch whose response was never received, or zeros
+//! of a page that was not synced; numbers have no gap; positions only grow; no segment is reported
+//! as missing.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -26,14 +27,14 @@ const DIR: &str = "data";
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
-/// Cases of the random walk.
+/// Number of cases of the random walk.
 const CASES: u64 = 10_000;
 
 fn config() -> JournalConfig {
     JournalConfig {
         rotate_interval: None,
         rotate_size: 3000,
-        // Nothing happens by the clock.
+        // Nothing depends on the clock.
         check_every: Duration::from_hours(1),
         queue_bytes_max: 1 << 20,
         disk_reserve_bytes: 0,
@@ -42,23 +43,23 @@ fn config() -> JournalConfig {
     }
 }
 
-/// What the world knows of the journal, whatever it forgets itself.
+/// What was acknowledged, rejected and applied, independent of the state of the journal.
 #[derive(Default)]
 struct Model {
-    /// Batches acknowledged, by the position that came back.
+    /// Acknowledged batches by position.
     acknowledged: BTreeMap<Position, Vec<u8>>,
-    /// Lines that were answered with "nothing was appended".
+    /// Lines whose response reported that nothing was appended.
     refused: HashSet<Vec<u8>>,
-    /// Lines whose outcome nobody was told.
+    /// Lines without a response: they may be stored or not.
     unknown: HashSet<Vec<u8>>,
-    /// Applied by the database: at most what was acknowledged.
+    /// The position up to which the database has applied; at most the last acknowledged one.
     applied: Option<Position>,
-    /// Which data directory it was at the last start.
+    /// The id of the data directory at the last start.
     directory: Option<u32>,
     next_line: u64,
 }
 
-/// How a life ends that does not end in order.
+/// An end other than a shutdown.
 #[derive(Clone, Copy)]
 enum End {
     PowerCut,
@@ -79,7 +80,7 @@ fn done() -> (Box<dyn FnOnce(Answer) + Send>, Receiver<Answer>) {
 }
 
 impl Model {
-    /// The rows that a database which has applied this much would have.
+    /// The rows of a database that has applied up to this position.
     fn known(&self) -> KnownSegments {
         let Some(applied) = self.applied else {
             return KnownSegments::default();
@@ -120,7 +121,7 @@ impl Model {
         })
     }
 
-    /// One or two lines that were never seen before, some longer than a sector.
+    /// One or two new lines, some longer than a sector.
     fn batch(&mut self, choices: &mut Choices) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..=choices.below(2) {
@@ -132,7 +133,7 @@ impl Model {
         bytes
     }
 
-    /// Appends several batches at once and notes what came back of each.
+    /// Appends several batches at once and records the result of each.
     fn append(&mut self, running: &Running, count: usize, choices: &mut Choices) {
         let waiting: Vec<_> = (0..count)
             .map(|_| {
@@ -160,7 +161,8 @@ impl Model {
         }
     }
 
-    /// The processor gets on: applied is some acknowledged position at or after the last.
+    /// Simulates the processor: `applied` becomes an acknowledged position at or after the last
+    /// one.
     fn apply(&mut self, choices: &mut Choices) {
         let later: Vec<_> = self
             .acknowledged
@@ -192,10 +194,10 @@ impl Model {
         }
         let mut seen = HashSet::new();
         for found in imported(disk) {
-            // A first write that was cut short: whole lines of it may be there.
+            // Complete lines of a first write that was cut short may be present.
             let lines = lines_of(&found).filter(|line| line.ends_with(b"\n") && !line.contains(&0));
             for line in lines {
-                assert!(!self.refused.contains(&line), "refused, yet imported");
+                assert!(!self.refused.contains(&line), "rejected, yet imported");
                 assert!(seen.insert(line), "a line twice, one imported");
             }
         }
@@ -205,7 +207,7 @@ impl Model {
                 "whole lines"
             );
             for line in lines_of(segment).filter(|line| !line.contains(&0)) {
-                assert!(!self.refused.contains(&line), "refused, yet in {number}");
+                assert!(!self.refused.contains(&line), "rejected, yet in {number}");
                 assert!(seen.insert(line), "a line twice, in {number}");
             }
         }
@@ -215,7 +217,7 @@ impl Model {
             .flat_map(|b| lines_of(b))
             .collect();
         for line in seen.difference(&acknowledged) {
-            assert!(self.unknown.contains(line), "a line from nowhere");
+            assert!(self.unknown.contains(line), "a line that was never sent");
         }
     }
 }
@@ -226,7 +228,7 @@ fn lines_of(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
         .map(<[u8]>::to_vec)
 }
 
-/// Every native segment's bytes by number, without the label that each must carry.
+/// The bytes of every native segment by number, without the label at the start of each.
 fn segments(disk: &SimDisk) -> BTreeMap<u64, Vec<u8>> {
     let mut segments = BTreeMap::new();
     let directory = active_label(disk).tag.directory;
@@ -246,10 +248,10 @@ fn segments(disk: &SimDisk) -> BTreeMap<u64, Vec<u8>> {
     segments
 }
 
-/// Which segment `directory.json` says the active one is.
+/// The label of the active segment according to `directory.json`.
 fn active_label(disk: &SimDisk) -> Label {
     let directory = Directory::read(&disk.copy(), Path::new(DIR)).unwrap();
-    directory.expect("a directory has a name").label()
+    directory.expect("a directory has an id").label()
 }
 
 #[track_caller]
@@ -263,7 +265,7 @@ fn unlabelled(mut bytes: Vec<u8>, label: Label) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of files that were taken for those of another program.
+/// The bytes of imported files.
 fn imported(disk: &SimDisk) -> Vec<Vec<u8>> {
     let directory = active_label(disk).tag.directory;
     let is_imported = |path: &PathBuf| {
@@ -289,7 +291,7 @@ impl Running {
         answered.recv_timeout(PATIENCE).expect("answered, once")
     }
 
-    /// The power goes, or the process is killed; what is found next.
+    /// A power cut or a kill; returns the disk as the next start finds it.
     fn crash(self, seed: u64, end: End) -> SimDisk {
         let next = match end {
             End::PowerCut => self.disk.power_cut(seed),
@@ -300,13 +302,13 @@ impl Running {
     }
 }
 
-/// One life after another, each with its work and its end.
+/// Several runs of the journal, each with some work and an end.
 fn walk(seed: u64) {
     let choices = &mut Choices::new(seed);
     let mut model = Model::default();
     let mut disk = new_disk();
     for life in 0..4 {
-        // Some recoveries are cut short, too.
+        // Some recoveries are interrupted, too.
         if choices.below(3) == 0 {
             disk.power_off_at(choices.below(25) as u64);
         }
@@ -358,41 +360,42 @@ fn walk(seed: u64) {
 }
 
 #[test]
-fn whatever_happens_to_the_disk_what_was_acknowledged_is_there() {
-    // Red if any sync is left out, any step of append, rotate or recover changes places, or an error
-    // is answered with the wrong certainty.
+fn acknowledged_batches_survive_any_crash() {
+    // Fails if any sync is left out, any two steps of append, rotate or recover are exchanged, or
+    // if an error is reported as a definite failure although its outcome is unknown, or the
+    // reverse.
     for_seeds(CASES, walk);
 }
 
-/// What another program does to the directory between two lives.
+/// What another program does to the directory between two runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hand {
-    /// An older events.jsonl is put in place of the one that is there.
+enum ExternalChange {
+    /// An older events.jsonl replaces the current one.
     PutBack,
     /// events.jsonl is deleted, or emptied.
     Delete,
     Empty,
-    /// An older directory.json is put back, as in a copy made while segments changed.
+    /// An older directory.json is restored, as in a copy made while segments changed.
     OldIdentity,
     /// directory.json is deleted.
     NoIdentity,
-    /// The highest sealed file is moved away for one life.
+    /// The highest sealed file is moved away for one run.
     MoveAway,
-    /// A sealed file is copied to the place of the active one.
+    /// A sealed file is copied to the path of the active one.
     SealedAsActive,
 }
 
-const HANDS: [Hand; 7] = [
-    Hand::PutBack,
-    Hand::Delete,
-    Hand::Empty,
-    Hand::OldIdentity,
-    Hand::NoIdentity,
-    Hand::MoveAway,
-    Hand::SealedAsActive,
+const EXTERNAL_CHANGES: [ExternalChange; 7] = [
+    ExternalChange::PutBack,
+    ExternalChange::Delete,
+    ExternalChange::Empty,
+    ExternalChange::OldIdentity,
+    ExternalChange::NoIdentity,
+    ExternalChange::MoveAway,
+    ExternalChange::SealedAsActive,
 ];
 
-/// Older versions of the two files, and what was moved away.
+/// Older versions of the two files, and the file that was moved away.
 #[derive(Default)]
 struct Kept {
     active: Vec<Vec<u8>>,
@@ -406,8 +409,8 @@ impl Kept {
         self.identity.extend(disk.content(&at(DIRECTORY_FILE)));
     }
 
-    /// Does it, if there is something to do it with.
-    fn apply(&mut self, hand: Hand, disk: &SimDisk, choices: &mut Choices) {
+    /// Makes the change if the files that it needs exist.
+    fn apply(&mut self, change: ExternalChange, disk: &SimDisk, choices: &mut Choices) {
         let (active, identity) = (at(ACTIVE_FILE), at(DIRECTORY_FILE));
         let sealed: Vec<PathBuf> = disk
             .files()
@@ -418,27 +421,27 @@ impl Kept {
             0 => None,
             count => Some(of[choices.below(count)].clone()),
         };
-        match hand {
-            Hand::PutBack => {
+        match change {
+            ExternalChange::PutBack => {
                 if let Some(bytes) = one_of(&self.active) {
                     disk.put(&active, &bytes);
                 }
             }
-            Hand::Delete => disk.take_away(&active),
-            Hand::Empty => disk.put(&active, b""),
-            Hand::OldIdentity => {
+            ExternalChange::Delete => disk.take_away(&active),
+            ExternalChange::Empty => disk.put(&active, b""),
+            ExternalChange::OldIdentity => {
                 if let Some(bytes) = one_of(&self.identity) {
                     disk.put(&identity, &bytes);
                 }
             }
-            Hand::NoIdentity => disk.take_away(&identity),
-            Hand::MoveAway => {
+            ExternalChange::NoIdentity => disk.take_away(&identity),
+            ExternalChange::MoveAway => {
                 if let Some(path) = sealed.last() {
                     self.away = Some((path.clone(), disk.content(path).unwrap()));
                     disk.take_away(path);
                 }
             }
-            Hand::SealedAsActive => {
+            ExternalChange::SealedAsActive => {
                 if let Some(path) = sealed.last() {
                     disk.put(&active, &disk.content(path).unwrap());
                 }
@@ -451,28 +454,29 @@ fn at(name: &str) -> PathBuf {
     Path::new(DIR).join(name)
 }
 
-/// Lives with a clean end or a kill, and another program at work between them. The database has
-/// applied everything that was acknowledged, as a processor that keeps up has, and can be read at
-/// most starts.
-fn walk_among_others(seed: u64) {
+/// Several runs, ended by a shutdown or a kill, with a change by another program between them. The
+/// database has applied everything that was acknowledged, as it does with a processor that keeps
+/// up, and can be read at most starts.
+fn walk_with_changes(seed: u64) {
     let choices = &mut Choices::new(seed);
     let mut model = Model::default();
     let disk = new_disk();
     let mut kept = Kept::default();
     for _ in 0..4 {
         kept.note(&disk);
-        let hand = HANDS[choices.below(HANDS.len())];
-        kept.apply(hand, &disk, choices);
+        let change = EXTERNAL_CHANGES[choices.below(EXTERNAL_CHANGES.len())];
+        kept.apply(change, &disk, choices);
         let Running {
             journal, committer, ..
-        } = model.open_among_others(&disk, hand, choices.below(3) > 0);
+        } = model.open_after_change(&disk, change, choices.below(3) > 0);
         let running = Running {
             disk: disk.clone(),
             journal,
             committer,
         };
-        if hand == Hand::NoIdentity {
-            // It may be another directory now: what named the former one is none of its files.
+        if change == ExternalChange::NoIdentity {
+            // The directory may have a new id now: older versions of directory.json belong to
+            // another directory.
             kept.identity.clear();
         }
         for _ in 0..choices.below(6) {
@@ -484,7 +488,7 @@ fn walk_among_others(seed: u64) {
         }
         let killed = choices.below(2) == 0;
         if killed {
-            // What the committer does at a stop is not on this disk.
+            // The shutdown of the committer must not change the disk that the next run finds.
             let found = disk.copy();
             running.committer.stop();
             for path in disk.files() {
@@ -509,9 +513,15 @@ fn walk_among_others(seed: u64) {
 }
 
 impl Model {
-    /// Every acknowledged batch is at its position, or its segment is reported; no line is in two
-    /// native segments; and no number is borne by two of them.
-    fn open_among_others(&mut self, disk: &SimDisk, hand: Hand, readable: bool) -> Running {
+    /// Opens the journal and asserts that every acknowledged batch is at its position or its
+    /// segment is reported, that no line is in two native segments, and that no two of them have
+    /// the same number.
+    fn open_after_change(
+        &mut self,
+        disk: &SimDisk,
+        change: ExternalChange,
+        readable: bool,
+    ) -> Running {
         let before = disk.copy();
         let health = Arc::new(Health::default());
         let (journal, committer, recovery) = Journal::open(
@@ -555,10 +565,11 @@ impl Model {
             if found == Some(bytes) {
                 continue;
             }
-            // An older copy of the active file itself is the same segment: where the database has
-            // applied more, it is sealed above; where it has not, or has applied another content, the
-            // processor says so by its checksum, or nobody can.
-            if hand == Hand::PutBack && position.segment == journal.tail().number {
+            // An older copy of the active file is the same segment. If the database has applied
+            // more of it, the journal seals it and the segment is reported; if the database has
+            // applied less, or other content, only the checksum of the processor can detect it, if
+            // anything can.
+            if change == ExternalChange::PutBack && position.segment == journal.tail().number {
                 gone.push(*position);
                 continue;
             }
@@ -566,7 +577,7 @@ impl Model {
             let named = journal.tail().number > position.segment;
             assert!(
                 reported(position.segment) || (missing && named),
-                "{hand:?}: {position} is gone and nothing says so: {recovery:?} {:?} {:?}",
+                "{change:?}: {position} is missing and not reported: {recovery:?} {:?} {:?}",
                 before.files(),
                 disk.files(),
             );
@@ -578,13 +589,13 @@ impl Model {
             .replace(directory)
             .is_some_and(|before| before != directory)
         {
-            // Neither directory.json nor the database said which directory it is: what was here is
-            // imported, and numbers begin anew.
+            // Neither directory.json nor the database contained the id of the directory: the
+            // existing files are imported, and numbers start at 1 again.
             self.acknowledged.clear();
             self.applied = None;
         }
-        // What was reported once is not asked for again.
-        if hand != Hand::MoveAway {
+        // What was reported once is not checked again.
+        if change != ExternalChange::MoveAway {
             for position in &gone {
                 self.acknowledged.remove(position);
             }
@@ -592,7 +603,7 @@ impl Model {
         let mut seen = HashSet::new();
         for (number, segment) in &segments {
             for line in lines_of(segment) {
-                assert!(seen.insert(line), "{hand:?}: a line twice, in {number}");
+                assert!(seen.insert(line), "{change:?}: a line twice, in {number}");
             }
         }
         Running {
@@ -602,7 +613,7 @@ impl Model {
         }
     }
 
-    /// The rows of a database that has applied everything, with the tags that the files had.
+    /// The rows of a database that has applied everything, with the tags of the files.
     fn known_by_label(&self, disk: &SimDisk) -> KnownSegments {
         let mut known = self.known();
         let files = disk.files();
@@ -617,13 +628,13 @@ impl Model {
 }
 
 #[test]
-fn whatever_others_do_to_the_files_is_exact_or_reported() {
-    // Red if the active segment is guessed: an older file put back, one deleted or emptied, an old or
-    // no directory.json, a file moved away and put back.
-    for_seeds(CASES, walk_among_others);
+fn any_change_by_another_program_is_exact_or_reported() {
+    // Fails if the active segment is guessed after an older file was restored, the file was deleted
+    // or emptied, directory.json is old or missing, or a file was moved away and restored.
+    for_seeds(CASES, walk_with_changes);
 }
 
-/// The path every server takes: append, append, rotate, append, stop.
+/// The sequence of every server: append, append, rotate, append, shutdown.
 fn script(model: &mut Model, running: &Running, choices: &mut Choices) {
     model.append(running, 1, choices);
     model.append(running, 2, choices);
@@ -635,8 +646,9 @@ fn script(model: &mut Model, running: &Running, choices: &mut Choices) {
 }
 
 #[test]
-fn every_step_can_be_the_last_and_every_step_of_the_recovery_too() {
-    // Red if one boundary of append, rotate or recover is unsafe: enumerated, not sampled.
+fn a_crash_at_any_step_and_at_any_step_of_the_recovery_loses_nothing() {
+    // Fails if a power cut at one boundary of append, rotate or recover loses data. All boundaries
+    // are tried, not a sample.
     let disk = new_disk();
     let mut model = Model::default();
     let running = model.open(&disk).unwrap();
@@ -673,7 +685,7 @@ fn every_step_can_be_the_last_and_every_step_of_the_recovery_too() {
 
 #[test]
 fn a_torn_tail_is_kept_in_quarantine() {
-    // Red if recovery throws bytes away: they were never acknowledged, but they were somebody's.
+    // Fails if recovery deletes bytes: they were never acknowledged, but a client sent them.
     let disk = new_disk();
     let model = Model::default();
     model.open(&disk).unwrap().committer.stop();

@@ -1,9 +1,9 @@
-//! What a program did to a directory, as the kernel saw it: strace's log, read and done again on the
-//! simulated disk, up to any call.
+//! File operations of a program as recorded by strace, replayed on the simulated disk up to any
+//! call.
 //!
-//! Every call that can change a file is traced; one that the simulated disk can't repeat fails the
-//! test instead of being left out. Not repeated are lock files and SQLite's `-shm`, which hold
-//! nothing that outlives a process.
+//! Every call that can change a file is traced; a call that the simulated disk does not support
+//! fails the test instead of being left out. Lock files and SQLite's `-shm` are not replayed: they
+//! contain nothing that is used after the process has ended.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,29 +16,29 @@ use tallyline::data_dir::disk::Disk;
 use super::harness::{Server, arg, quiet_environment};
 use super::sim_disk::SimDisk;
 
-/// All that changes files or makes them durable, and what an answer goes out by.
+/// All calls that change files, sync them, or send a response.
 const CALLS: &str = "trace=open,openat,creat,write,pwrite64,writev,pwritev,pwritev2,truncate,ftruncate,\
     fallocate,fsync,fdatasync,syncfs,sync_file_range,rename,renameat,renameat2,link,linkat,unlink,unlinkat,\
     mkdir,mkdirat,rmdir,copy_file_range,sendfile,sendto,sendmsg";
 
-/// Where the directory stands on the simulated disk.
+/// The path of the directory on the simulated disk.
 pub(crate) const ROOT: &str = "data";
 
-/// One change that the kernel made, or one answer that it carried away.
+/// One change of a file or directory, or one response.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Deed {
-    /// Opened so that it is there from then on; it may have been there before.
+    /// Opened with `O_CREAT`: the file exists from then on, and may have existed before.
     Create(PathBuf),
     Write(PathBuf, u64, Vec<u8>),
     SetLen(PathBuf, u64),
-    /// fsync or fdatasync of a file or a directory, done.
+    /// A completed fsync or fdatasync of a file or a directory.
     Sync(PathBuf),
     /// syncfs: every file.
     SyncAll,
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
     MakeDir(PathBuf),
-    /// `HTTP/1.1 202` left.
+    /// `HTTP/1.1 202` was sent.
     Ack,
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn traced(log: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Signals a traced server: strace's child, known by its lock.
+/// Sends a signal to a traced server, the child of strace; its pid is in the lock file.
 #[track_caller]
 pub(crate) fn signal_traced(server: &Server, signal: Signal) {
     let lock = std::fs::read_to_string(server.data.join("serve.lock")).unwrap();
@@ -89,7 +89,7 @@ pub(crate) fn stop_traced(server: Server) {
     server.process.finish().expect(0);
 }
 
-/// What the log says was done to what lies in `dir`, given as [`ROOT`], in the kernel's order.
+/// The recorded changes of files in `dir`, in the kernel's order, with [`ROOT`] as the directory.
 pub(crate) fn deeds(log: &Path, dir: &Path) -> Vec<Deed> {
     let text = std::fs::read_to_string(log).unwrap();
     let calls = calls(&text);
@@ -97,8 +97,8 @@ pub(crate) fn deeds(log: &Path, dir: &Path) -> Vec<Deed> {
     calls.iter().filter_map(deed).collect()
 }
 
-/// The calls, each whole. One that was interrupted by another thread's stands where it began, but
-/// for a sync, which is worth something only once it has ended.
+/// The recorded calls, each complete. A call that was interrupted by a call of another thread is
+/// where it began; a sync is where it ended, since it has no effect before.
 fn calls(text: &str) -> Vec<String> {
     let mut begun: HashMap<&str, (usize, &str)> = HashMap::new();
     let mut calls = Vec::new();
@@ -126,7 +126,7 @@ fn calls(text: &str) -> Vec<String> {
     calls
 }
 
-/// A call that came back without an error.
+/// A call that returned without an error.
 struct Call<'a> {
     name: &'a str,
     args: Vec<&'a str>,
@@ -148,7 +148,7 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// The path within the directory, if it is one, that an argument names or a descriptor leads to.
+    /// The path of an argument (a name or a descriptor), if it is in the directory.
     fn path(&self, arg: usize) -> Option<PathBuf> {
         let text = self.args.get(arg)?;
         if text.ends_with("(deleted)") {
@@ -167,7 +167,7 @@ impl<'a> Call<'a> {
         text.parse().unwrap_or_else(|_| panic!("{text}"))
     }
 
-    /// What it changed here.
+    /// The change that the call made in the directory.
     fn deed(&self) -> Option<Deed> {
         let answer = |name| matches!(name, "write" | "sendto" | "writev" | "sendmsg");
         match self.name {
@@ -175,14 +175,18 @@ impl<'a> Call<'a> {
                 let first = usize::from(name == "openat");
                 let path = self.path(first)?;
                 let flags = self.args[first + 1];
-                assert!(!flags.contains("O_TRUNC"), "can't repeat {flags}");
+                assert!(!flags.contains("O_TRUNC"), "cannot replay {flags}");
                 flags.contains("O_CREAT").then_some(Deed::Create(path))
             }
             "pwrite64" => {
                 let path = self.path(0)?;
                 let mut bytes = unescaped(self.args[1].trim_matches('"'));
                 bytes.truncate(usize::try_from(self.result).unwrap());
-                assert_eq!(bytes.len() as u64, self.result, "the log has all bytes");
+                assert_eq!(
+                    bytes.len() as u64,
+                    self.result,
+                    "the log contains all bytes"
+                );
                 Some(Deed::Write(path, self.number(3), bytes))
             }
             "ftruncate" => Some(Deed::SetLen(self.path(0)?, self.number(1))),
@@ -193,12 +197,12 @@ impl<'a> Call<'a> {
             "unlink" => Some(Deed::Remove(self.path(0)?)),
             "mkdir" => Some(Deed::MakeDir(self.path(0)?)),
             name if answer(name) && self.path(0).is_none() => {
-                let said = self.args.get(1)?.contains(&escaped("HTTP/1.1 202"));
-                said.then_some(Deed::Ack)
+                let acknowledged = self.args.get(1)?.contains(&escaped("HTTP/1.1 202"));
+                acknowledged.then_some(Deed::Ack)
             }
             name => {
                 let here = (0..self.args.len()).find_map(|arg| self.path(arg));
-                assert!(here.is_none(), "can't repeat {name} of {here:?}");
+                assert!(here.is_none(), "cannot replay {name} of {here:?}");
                 None
             }
         }
@@ -213,7 +217,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// `\x41\x42` as bytes.
+/// Decodes `\x41\x42` to bytes.
 fn unescaped(hex: &str) -> Vec<u8> {
     let byte = |pair| u8::from_str_radix(pair, 16).unwrap_or_else(|_| panic!("{pair}"));
     hex.split("\\x").skip(1).map(byte).collect()
@@ -223,13 +227,13 @@ fn escaped(text: &str) -> String {
     text.bytes().map(|byte| format!("\\x{byte:02x}")).collect()
 }
 
-/// A lock file, or SQLite's `-shm`.
+/// Whether this is a lock file or SQLite's `-shm`.
 fn is_passing(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
     name.ends_with("-shm") || path.extension().is_some_and(|ending| ending == "lock")
 }
 
-/// The directory as it is now, all of it durable.
+/// The current content of the directory as a disk on which everything is durable.
 pub(crate) fn disk_of(dir: &Path) -> SimDisk {
     let disk = SimDisk::with_dir(Path::new(ROOT));
     copy_in(&disk, dir, Path::new(ROOT));
@@ -252,7 +256,7 @@ fn copy_in(disk: &SimDisk, from: &Path, to: &Path) {
     disk.sync_dir(to).unwrap();
 }
 
-/// Writes the disk's files to an empty directory.
+/// Writes the files of the disk to an empty directory.
 pub(crate) fn write_out(disk: &SimDisk, dir: &Path) {
     for (path, bytes) in disk.contents() {
         let path = dir.join(path.strip_prefix(ROOT).unwrap());
@@ -261,7 +265,7 @@ pub(crate) fn write_out(disk: &SimDisk, dir: &Path) {
     }
 }
 
-/// Does it once more.
+/// Replays the change on the disk.
 pub(crate) fn repeat(disk: &SimDisk, deed: &Deed) {
     let open = |path| {
         disk.open(path)

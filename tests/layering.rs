@@ -1,6 +1,6 @@
-//! Who may know whom: read from the tokens of `src/`, so that a new dependency is a decision and not an
-//! accident. Comments, strings and unit tests name nobody. A module, file or home that these
-//! tables do not know fails, and so does one that they know and that is gone.
+//! The dependencies between modules, read from the tokens of `src/`: a new dependency needs a
+//! change of these tables. Comments, strings and unit tests are not searched. A module, file or
+//! home that is missing in the tables fails the test, and so does an entry that no longer exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// A source file without its comments and its unit tests.
+/// A source file without its comments and unit tests.
 struct Source {
-    /// Below `src/`, such as `http/engine.rs`.
+    /// Relative to `src/`, such as `http/engine.rs`.
     path: String,
-    /// Its tokens, as words and signs.
+    /// Its tokens: tokens and signs.
     tokens: Vec<String>,
-    /// Its string literals as they are written.
+    /// Its string literals as they are written in the source.
     strings: Vec<String>,
     first_line: String,
 }
@@ -34,11 +34,11 @@ fn rust_files(dir: &Path, into: &mut BTreeSet<PathBuf>) {
     }
 }
 
-/// Tokens in a row, brackets as words; what `#[cfg(test)]` stands before is left out, but for the names
-/// of the modules declared so.
+/// Consecutive tokens, with brackets as tokens. Items after `#[cfg(test)]` are left out, except for
+/// the names of modules declared so.
 #[derive(Default)]
 struct Tokens {
-    words: Vec<String>,
+    list: Vec<String>,
     strings: Vec<String>,
     modules: Vec<String>,
     test_modules: Vec<String>,
@@ -67,12 +67,12 @@ impl Tokens {
                         Delimiter::Parenthesis => ("(", ")"),
                         Delimiter::None => ("", ""),
                     };
-                    self.words.push(open.to_owned());
+                    self.list.push(open.to_owned());
                     self.add(group.stream());
-                    self.words.push(close.to_owned());
+                    self.list.push(close.to_owned());
                 }
                 TokenTree::Literal(literal) => self.strings.push(literal.to_string()),
-                word => self.words.push(word.to_string()),
+                word => self.list.push(word.to_string()),
             }
             if let [
                 TokenTree::Ident(word),
@@ -89,7 +89,7 @@ impl Tokens {
         }
     }
 
-    /// The place after the item at `at`.
+    /// The index after the item at `at`.
     fn skip(&mut self, trees: &[TokenTree], mut at: usize) -> usize {
         let mut is_mod = false;
         while let Some(tree) = trees.get(at) {
@@ -105,13 +105,13 @@ impl Tokens {
     }
 }
 
-/// Whether an item for unit tests begins here.
+/// Whether an item of the unit tests begins here.
 fn is_test(trees: &[TokenTree]) -> bool {
     matches!(trees, [TokenTree::Punct(hash), TokenTree::Group(attribute), ..]
         if hash.as_char() == '#' && attribute.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
-/// The files of a module and of those declared in it; the unit tests' files go to `tests`.
+/// Collects the files of a module and of those declared in it; files of unit tests go to `tests`.
 fn walk(path: &Path, sources: &mut Vec<Source>, reached: &mut BTreeSet<PathBuf>) {
     let text = fs::read_to_string(path).unwrap();
     let tokens = Tokens::of(&text);
@@ -137,7 +137,7 @@ fn walk(path: &Path, sources: &mut Vec<Source>, reached: &mut BTreeSet<PathBuf>)
     }
     sources.push(Source {
         path: path.strip_prefix(src()).unwrap().to_str().unwrap().into(),
-        tokens: tokens.words,
+        tokens: tokens.list,
         strings: tokens.strings,
         first_line: text.lines().next().unwrap_or_default().to_owned(),
     });
@@ -157,13 +157,13 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// The module a file belongs to: `http` of `http/engine.rs`, `event` of `event.rs`.
+/// The module of a file: `http` for `http/engine.rs`, `event` for `event.rs`.
 fn module(path: &str) -> &str {
     let top = path.split('/').next().unwrap_or(path);
     top.trim_end_matches(".rs")
 }
 
-/// How many modules deep a file is: 0 for the roots, 2 for `http/engine/mod.rs`.
+/// The depth of a file in the module tree: 0 for the roots, 2 for `http/engine/mod.rs`.
 fn depth(path: &str) -> usize {
     match path {
         "lib.rs" | "main.rs" => 0,
@@ -171,8 +171,8 @@ fn depth(path: &str) -> usize {
     }
 }
 
-/// Modules of this crate that the tokens of a file so deep name: after `crate::`, `tallyline::` or as
-/// many `super::` as lead to the root; in braces too.
+/// Modules of this crate that the tokens of a file at this depth name: after `crate::`,
+/// `tallyline::` or as many `super::` as lead to the root, also in braces.
 fn named_modules(tokens: &[String], depth: usize) -> BTreeSet<String> {
     let mut named = BTreeSet::new();
     let mut supers = 0;
@@ -195,7 +195,7 @@ fn named_modules(tokens: &[String], depth: usize) -> BTreeSet<String> {
             named.extend(rest.first().cloned());
             continue;
         }
-        // `{a, b::{c, d}}`: what stands first in each part.
+        // `{a, b::{c, d}}`: the first name of each part.
         let (mut depth, mut begins) = (0, true);
         while let Some((word, more)) = rest.split_first() {
             match word.as_str() {
@@ -221,7 +221,7 @@ fn is_path(tokens: &[String]) -> bool {
     tokens.len() > 2 && tokens[0] == ":" && tokens[1] == ":"
 }
 
-/// Whether the tokens name `word`, such as `thread::sleep`.
+/// Whether the tokens contain `word`, such as `thread::sleep`.
 fn names(tokens: &[String], word: &str) -> bool {
     let parts: Vec<&str> = word.trim_end_matches("::").split("::").collect();
     let path: Vec<&str> = parts
@@ -235,8 +235,8 @@ fn names(tokens: &[String], word: &str) -> bool {
     })
 }
 
-/// Fails unless each word is named only by files whose path starts with one of its homes, and each
-/// home is there.
+/// Fails unless each word is used only in files whose path starts with one of its homes, and each
+/// home uses it.
 #[track_caller]
 fn assert_at_home(rules: &[(&str, &[&str])]) {
     let sources = sources();
@@ -246,7 +246,7 @@ fn assert_at_home(rules: &[(&str, &[&str])]) {
             let there =
                 |source: &Source| source.path.starts_with(home) && names(&source.tokens, word);
             if !sources.iter().any(there) {
-                strays.push(format!("{home}: does not name {word} any more"));
+                strays.push(format!("{home}: does not use {word} any more"));
             }
         }
         for source in &sources {
@@ -260,9 +260,9 @@ fn assert_at_home(rules: &[(&str, &[&str])]) {
 }
 
 #[test]
-fn each_package_is_known_to_one_module() {
-    // Red if the HTTP engine, SQL, the client or the command line leaks out of its module: another
-    // engine could no longer be put in its place in a day.
+fn each_package_is_used_by_one_module() {
+    // Fails if the HTTP engine, SQL, the client or the command line is used outside its module: the
+    // engine could no longer be replaced in a day.
     assert_at_home(&[
         ("httparse", &["http/engine"]),
         ("mio", &["http/engine"]),
@@ -282,7 +282,8 @@ fn each_package_is_known_to_one_module() {
     ]);
 }
 
-/// Which modules each may name. A change here is a decision: see "Who may know whom" in `lib.rs`.
+/// The modules that each module may use. To change this table is a design decision: see the
+/// dependencies in `lib.rs`.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("aggregate", &["data_dir", "event"]),
     (
@@ -377,14 +378,13 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 
 #[test]
 fn dependencies_point_one_way() {
-    // Red if a module learns of another that it need not know, or if there is one that nobody decided
-    // about.
+    // Fails if a module uses a module that is not in its list, or is not in the table.
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let sources = sources();
     let modules: BTreeSet<&str> = sources.iter().map(|s| module(&s.path)).collect();
     for source in &sources {
         let mut named = named_modules(&source.tokens, depth(&source.path));
-        // What the crate's root itself holds is no module.
+        // Items of the crate root are not a module.
         named.retain(|name| modules.contains(name.as_str()) && name != module(&source.path));
         found
             .entry(module(&source.path).to_owned())
@@ -396,12 +396,12 @@ fn dependencies_point_one_way() {
         let may_name = may_name.iter().map(|&name| name.to_owned());
         decided.insert((*module).to_owned(), may_name.collect());
     }
-    assert_eq!(found, decided, "left: what src/ says; right: this table");
+    assert_eq!(found, decided, "left: src/; right: this table");
 }
 
 #[test]
-fn no_layer_knows_a_higher_one() {
-    // Red if the table above is widened so that a lower layer learns of a higher one.
+fn no_layer_depends_on_a_higher_one() {
+    // Fails if the table above lets a lower layer use a higher one.
     let layers: [&[&str]; 7] = [
         &["event", "data_dir", "health", "histogram", "timestamp"],
         &["aggregate"],
@@ -422,25 +422,25 @@ fn no_layer_knows_a_higher_one() {
         for other in *may_name {
             let higher = layer(module).is_some() && layer(other) > layer(module);
             let is = |pair: &(&str, &str)| [*pair, (pair.1, pair.0)].contains(&(*module, *other));
-            // The client has the configuration it is given.
+            // The client gets its configuration from `cli`.
             let given = (*module, *other) == ("client", "cli");
             assert!(
                 given || !(higher || apart.iter().any(is)),
-                "{module} names {other}"
+                "{module} uses {other}"
             );
         }
     }
 }
 
 #[test]
-fn nobody_polls_and_nothing_is_unbounded_or_unnamed() {
-    // Red if a thread sleeps where it should wait (a stop would have to wait for it), a queue has no
-    // bound, a thread no name, or a worker ends the process behind everybody's back.
+fn threads_have_names_and_do_not_poll_and_queues_are_bounded() {
+    // Fails if a thread sleeps instead of waiting (a shutdown would have to wait for it), a queue
+    // has no bound, a thread has no name, or a worker exits the process by itself.
     assert_at_home(&[
-        // Their rhythm is what they are for.
+        // It kills at random times by design.
         ("thread::sleep", &["commands/torture.rs"]),
         ("thread::spawn", &[]),
-        // Bounded in bytes, and by the pieces under way: what a channel can't count.
+        // Bounded in bytes and by the shards in progress, which a channel cannot count.
         ("unbounded", &["journal", "aggregate/pool.rs"]),
         ("process::exit", &[]),
         ("env::var", &["cli/logging"]),
@@ -448,15 +448,15 @@ fn nobody_polls_and_nothing_is_unbounded_or_unnamed() {
 }
 
 #[test]
-fn sql_is_in_sql() {
-    // Red if a statement hides among the code, where nobody who reads the schema will find it.
+fn sql_statements_are_in_the_sql_directory() {
+    // Fails if an SQL statement is written in Rust code instead of `sql/`.
     let mut found = Vec::new();
     for source in sources() {
         for text in &source.strings {
             let text = text.trim_start_matches(['r', 'b', '#', '"']);
             let verb = text.split(' ').next().unwrap_or_default();
             let statement = ["SELECT", "INSERT", "UPDATE", "DELETE", "CREATE"].contains(&verb);
-            // SQLite's own catalogue is not part of our schema.
+            // The catalogue of SQLite is not part of our schema.
             if statement && text.split(' ').count() > 2 && !text.contains("sqlite_schema") {
                 found.push(format!("{}: {text}", source.path));
             }
@@ -466,8 +466,8 @@ fn sql_is_in_sql() {
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
-    // Red if a module lacks the sentence that its reader starts with.
+fn every_module_has_documentation() {
+    // Fails if a module has no module documentation.
     let silent: Vec<_> = sources()
         .into_iter()
         .filter(|source| !source.first_line.starts_with("//! "))
@@ -477,34 +477,34 @@ fn every_file_says_what_it_is_for() {
 }
 
 #[test]
-fn words_are_found_as_words() {
-    // Red if this file's own search would miss a stray or invent one.
-    let words = |text: &str| Tokens::of(text).words;
+fn the_search_matches_whole_words() {
+    // Fails if the search of this file misses a word, or finds one that is not there.
+    let tokens = |text: &str| Tokens::of(text).list;
     assert!(names(
-        &words("use crate::data_dir::disk::Disk;"),
+        &tokens("use crate::data_dir::disk::Disk;"),
         "crate::data_dir::disk"
     ));
     assert!(!names(
-        &words("use crate::data_dirs;"),
+        &tokens("use crate::data_dirs;"),
         "crate::data_dir::disk"
     ));
-    assert!(!names(&words("my_toml::x()"), "toml::"));
-    assert!(!names(&words("let toml = 1;"), "toml::"));
+    assert!(!names(&tokens("my_toml::x()"), "toml::"));
+    assert!(!names(&tokens("let toml = 1;"), "toml::"));
     assert!(
-        names(&words("format!(\"{}\", toml::x())"), "toml::"),
+        names(&tokens("format!(\"{}\", toml::x())"), "toml::"),
         "in macros"
     );
     let text = "a(); // httparse\nb(\"httparse\"); #[cfg(test)] mod tests { httparse }\n#[cfg(test)]\nmod fake;\nmod real;";
-    let tokens = Tokens::of(text);
-    assert!(!names(&tokens.words, "httparse"), "{:?}", tokens.words);
+    let found = Tokens::of(text);
+    assert!(!names(&found.list, "httparse"), "{:?}", found.list);
     assert_eq!(
-        (tokens.modules, tokens.test_modules),
+        (found.modules, found.test_modules),
         (
             vec!["real".to_owned()],
             vec!["tests".to_owned(), "fake".to_owned()]
         )
     );
-    let named = |text: &str, depth| Vec::from_iter(named_modules(&words(text), depth));
+    let named = |text: &str, depth| Vec::from_iter(named_modules(&tokens(text), depth));
     let all = named(
         "use crate::{a::{self, b}, c}; use crate::d; f(tallyline::e::x); super::x();",
         2,

@@ -1,4 +1,5 @@
-//! What became of the files, as the API lists it; and what who waits is told when the server stops.
+//! The lists of segments and of rejected lines in the API, and the responses to waiting requests at
+//! a shutdown.
 
 use std::fs;
 use std::io::Write as _;
@@ -17,8 +18,8 @@ fn segments(server: &Server) -> Vec<Value> {
 }
 
 #[test]
-fn segments_are_listed_the_active_one_first_and_files_where_they_lie() {
-    // Red if a state, a path or a count is not that of the file, or the order is not by age.
+fn segments_are_listed_with_the_active_one_first() {
+    // Fails if a state, a path or a count is wrong, or if the order is not by age.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     assert_eq!(segments(&server), Vec::<Value>::new());
@@ -60,7 +61,7 @@ fn segments_are_listed_the_active_one_first_and_files_where_they_lie() {
 
 #[test]
 fn rejected_lines_are_listed_from_the_end() {
-    // Red if a line that was not counted can't be found by its file and place.
+    // Fails if a line that was not counted cannot be found by its file and offset.
     let scratch = Scratch::new();
     let (good, bad) = (event("u", 1), "{\"userId\":\"u\",\"value\":1}\n");
     scratch.file("data/events_more.jsonl", format!("{good}{bad}nonsense\n"));
@@ -81,8 +82,9 @@ fn rejected_lines_are_listed_from_the_end() {
 }
 
 #[test]
-fn who_still_waits_is_answered_before_a_stop_ends() {
-    // Red if a stop cuts off clients whose events are durable, without a word.
+fn waiting_requests_are_answered_during_a_shutdown() {
+    // Fails if a shutdown closes connections of clients whose events are durable without a
+    // response.
     let scratch = Scratch::new();
     let (server, db) = Server::with_database_locked(&scratch.data());
     let mut posts = server.connect();

@@ -1,5 +1,5 @@
-//! The real binary on a machine that is not as one expects: stderr that cannot be written, limits on
-//! file sizes, unusual loopback addresses, starts that fail.
+//! The real binary in an unusual environment: stderr that cannot be written, limits on file sizes,
+//! unusual loopback addresses, starts that fail.
 
 use std::fs::{self, OpenOptions};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -14,8 +14,8 @@ use super::harness::{
     PATIENCE, Process, Scratch, Server, arg, event, quiet_environment, run, tallyline, until,
 };
 
-/// `tallyline ARGS...` under a shell that first does `before`, such as `ulimit -f 8;`, and then
-/// runs it with `redirection`.
+/// `tallyline ARGS...` in a shell that first runs `before`, such as `ulimit -f 8;`, and then starts
+/// it with `redirection`.
 fn by_shell(before: &str, redirection: &str, args: &[&str]) -> Command {
     let mut command = Command::new("sh");
     let script = format!("{before} exec \"$@\" {redirection}");
@@ -26,7 +26,7 @@ fn by_shell(before: &str, redirection: &str, args: &[&str]) -> Command {
     command
 }
 
-/// A figure of `/metrics`.
+/// The value of one metric of `/metrics`.
 fn metric(server: &Server, name: &str) -> u64 {
     let text = server.get("/metrics").expect(200).text();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -44,9 +44,9 @@ fn big_event() -> String {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_ends_nothing() {
-    // Red if a log line that fails is a panic, in the layer or in the hook, if it is not counted, or
-    // if events are not sealed and applied without a log.
+fn a_log_that_cannot_be_written_stops_nothing() {
+    // Fails if a failing write to the log panics, in the layer or in the hook, if it is not
+    // counted, or if events are not sealed and applied without a log.
     for redirection in ["2>/dev/full", "2>&-", "2>/dev/null"] {
         for format in ["text", "json"] {
             let scratch = Scratch::new();
@@ -56,7 +56,7 @@ fn a_log_that_cannot_be_written_ends_nothing() {
             for _ in 0..3 {
                 server.accept(big_event());
             }
-            // A panic of a request is logged as well.
+            // The panic of a request is logged as well.
             let mut panics = server.connect();
             let _no_answer = panics.try_ask(&Request::new("GET", "/panic"));
             server.flush();
@@ -72,8 +72,8 @@ fn a_log_that_cannot_be_written_ends_nothing() {
 
 #[test]
 fn a_log_that_is_not_read_blocks_nothing() {
-    // Red if the server waits for a full pipe, while it serves or when it stops, or ends when the
-    // reader goes away.
+    // Fails if the server blocks on a full pipe, while it runs or during a shutdown, or ends when
+    // the reader closes the pipe.
     let scratch = Scratch::new();
     let data = scratch.data();
     let pipe = scratch.path().join("pipe");
@@ -99,7 +99,7 @@ fn a_log_that_is_not_read_blocks_nothing() {
         server.get("/readyz").expect(200);
         server.stop().expect(0);
     }
-    // A start that fails says why, and ends, whoever reads.
+    // A start that fails prints the reason and ends, whether its output is read or not.
     let mut reader = open().unwrap();
     let full = vec![b'x'; 1 << 20];
     rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK).unwrap();
@@ -119,8 +119,8 @@ fn a_log_that_is_not_read_blocks_nothing() {
 }
 
 #[test]
-fn a_limit_on_file_sizes_is_507_and_not_the_end() {
-    // Red if SIGXFSZ ends the server, or if it does not go on in the next file.
+fn a_file_size_limit_is_507_and_the_server_continues() {
+    // Fails if SIGXFSZ ends the server, or if it does not continue in the next file.
     let scratch = Scratch::new();
     let data = scratch.data();
     // In units of 512 bytes; the database fits, a body of a MiB does not.
@@ -131,7 +131,7 @@ fn a_limit_on_file_sizes_is_507_and_not_the_end() {
         .problem(507);
     server.accept(&half);
     server.post("/liveEvent", &half).problem(507);
-    until(PATIENCE, "it goes on in the next file", || {
+    until(PATIENCE, "the server continues in the next file", || {
         (server.post("/liveEvent", &half).status == 202).then_some(())
     });
     server.flush();
@@ -145,9 +145,9 @@ fn a_limit_on_file_sizes_is_507_and_not_the_end() {
 }
 
 #[test]
-fn every_loopback_address_can_be_listened_on_and_named() {
-    // Red if config and front door disagree on what loopback is, or if who asks the address that
-    // is listened on gets 403.
+fn every_loopback_address_can_be_used() {
+    // Fails if configuration and HTTP server have different definitions of loopback, or if a
+    // request to the address that is listened on gets 403.
     let scratch = Scratch::new();
     let mut addresses = vec!["127.0.0.2".to_owned(), "localhost".to_owned()];
     if TcpListener::bind("[::ffff:127.0.0.1]:0").is_ok() {
@@ -177,8 +177,8 @@ fn every_loopback_address_can_be_listened_on_and_named() {
 }
 
 #[test]
-fn a_port_file_of_a_dead_server_is_gone_when_the_next_start_fails() {
-    // Red if whoever waits for the port file finds the port of a server that was killed.
+fn the_port_file_of_a_killed_server_is_removed_by_a_failing_start() {
+    // Fails if a program that waits for the port file reads the port of a killed server.
     let scratch = Scratch::new();
     let data = scratch.data();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -211,8 +211,8 @@ fn a_port_file_of_a_dead_server_is_gone_when_the_next_start_fails() {
 }
 
 #[test]
-fn a_port_file_named_in_the_config_file_is_gone_when_the_next_start_fails() {
-    // Red if only the flag's port file is removed before the settings are checked.
+fn a_port_file_from_the_config_file_is_removed_by_a_failing_start() {
+    // Fails if only the port file of the flag is removed before the settings are checked.
     let scratch = Scratch::new();
     for wrong in [
         "listen = \"nonsense\"",
@@ -229,8 +229,8 @@ fn a_port_file_named_in_the_config_file_is_gone_when_the_next_start_fails() {
 }
 
 #[test]
-fn a_start_that_fails_leaves_the_port_file_of_the_server_that_runs() {
-    // Red if the file is removed, or replaced, by a server that did not write it.
+fn a_failing_start_keeps_the_port_file_of_a_running_server() {
+    // Fails if the file is removed or replaced by a server that did not write it.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let port_file = server.data.with_extension("port");
@@ -257,10 +257,10 @@ fn a_start_that_fails_leaves_the_port_file_of_the_server_that_runs() {
     let again = Server::start(&data);
     assert_ne!(fs::read_to_string(&port_file).unwrap(), "");
     again.stop();
-    assert!(!port_file.exists(), "a clean stop removes it");
+    assert!(!port_file.exists(), "a clean shutdown removes it");
 }
 
-/// Names of this process's threads.
+/// Names of the threads of this process.
 fn threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let name = |task: std::io::Result<fs::DirEntry>| {
@@ -273,11 +273,11 @@ fn threads() -> Vec<String> {
 }
 
 #[test]
-fn a_start_that_fails_leaves_nothing_running() {
-    // Red if a thread of a server that could not start goes on in the process of whoever wanted it,
-    // without the locks. In a process of its own: other tests have threads of these names.
+fn a_failing_start_leaves_no_thread_running() {
+    // Fails if a thread continues, without the locks, in the process that tried to start a server.
+    // Runs in a process of its own: other tests have threads with these names.
     if std::env::var_os("TALLYLINE_TEST_ALONE").is_none() {
-        let test = "machine::a_start_that_fails_leaves_nothing_running";
+        let test = "machine::a_failing_start_leaves_no_thread_running";
         let mut alone = Command::new(std::env::current_exe().unwrap());
         alone.args(["--exact", test, "--test-threads", "1"]);
         alone.env("TALLYLINE_TEST_ALONE", "1");
@@ -292,12 +292,12 @@ fn a_start_that_fails_leaves_nothing_running() {
         };
         threads().into_iter().filter(named).collect::<Vec<_>>()
     };
-    // Those of the HTTP library end by themselves, some time after.
+    // Threads of the HTTP library end by themselves, some time later.
     let assert_gone = |ours: &dyn Fn() -> Vec<String>| {
         let left = ours();
         let library = left.iter().all(|name| name.starts_with("http-library"));
         assert!(library, "{left:?}");
-        until(PATIENCE, "the library ends", || {
+        until(PATIENCE, "the threads of the library end", || {
             ours().is_empty().then_some(())
         });
     };
@@ -314,15 +314,15 @@ fn a_start_that_fails_leaves_nothing_running() {
         assert!(server::Server::start(wrong).is_err());
         assert_gone(&ours);
     }
-    // Nor after one that ran.
+    // The same after a server that ran.
     for flush_interval in [std::time::Duration::MAX, std::time::Duration::ZERO] {
         config.flush_interval = Some(flush_interval);
         config.rotate_interval = Some(std::time::Duration::MAX);
         config.retention = Some(std::time::Duration::MAX);
         config.dedup_window = Some(std::time::Duration::MAX);
         let server = server::Server::start(&config).expect("a server");
-        // A thread names itself once it runs.
-        until(PATIENCE, "its threads run", || {
+        // A thread sets its name once it runs.
+        until(PATIENCE, "the threads of the server run", || {
             (!ours().is_empty()).then_some(())
         });
         drop(server);
@@ -331,8 +331,8 @@ fn a_start_that_fails_leaves_nothing_running() {
 }
 
 #[test]
-fn absurd_durations_are_refused_or_meant() {
-    // Red if a duration that no clock can measure ends a thread.
+fn absurd_durations_are_rejected_or_work() {
+    // Fails if a duration that no clock can represent ends a thread.
     let scratch = Scratch::new();
     for wrong in ["forever", "1000years", "25h"] {
         let ran = run(&["serve", "--check", "--flush-interval", wrong]).expect(2);
@@ -354,14 +354,14 @@ fn absurd_durations_are_refused_or_meant() {
 
 #[test]
 #[ignore = "needs strace"]
-fn no_descriptor_at_rotation_is_over_within_seconds_whatever_the_flush_interval() {
-    // Red if a rotation that failed is tried again by the rhythm of flushing: an hour here.
+fn a_rotation_without_descriptors_is_retried_within_seconds() {
+    // Fails if a failed rotation is only retried at the next flush: in an hour here.
     let scratch = Scratch::new();
     let data = scratch.data();
     let log = scratch.path().join("strace");
-    // Of each thread's opens of the directory: of the committer's there are three a segment (it has
-    // started, is sealed, the next is created), and of the tenth the third fails, and then two tries
-    // more.
+    // strace counts the opens of the directory by each thread. The committer opens it three times a
+    // segment (started, sealed, next created). For the tenth segment the third open fails, and then
+    // two retries.
     let inject = "inject=open,openat:error=EMFILE:when=30..32";
     let server = Server::by(&data, &["--flush-interval", "1h"], |args| {
         let mut command = Command::new("strace");
@@ -386,8 +386,8 @@ fn no_descriptor_at_rotation_is_over_within_seconds_whatever_the_flush_interval(
 
 #[test]
 #[ignore = "needs strace"]
-fn a_file_system_without_rename_noreplace_will_do() {
-    // Red if sealing or archiving needs the flag, or if `process` fails and says 0.
+fn a_file_system_without_rename_noreplace_is_supported() {
+    // Fails if sealing or archiving needs the flag, or if `process` fails and exits with 0.
     for error in ["EINVAL", "ENOSYS", "EOPNOTSUPP"] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -421,9 +421,9 @@ fn a_file_system_without_rename_noreplace_will_do() {
 
 #[test]
 #[ignore = "needs strace"]
-fn process_is_never_0_after_an_error() {
-    // Red if the active file could not be sealed, so that its events are not applied, and the exit
-    // code says that all is well.
+fn process_never_exits_with_0_after_an_error() {
+    // Fails if the active file could not be sealed, so that its events are not applied, and the
+    // exit code is 0.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--no-process"]);
@@ -448,8 +448,8 @@ fn process_is_never_0_after_an_error() {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_network_file_system_is_warned_of_at_start() {
-    // Red if a data directory on NFS passes without a word: SQLite's WAL is not safe there.
+fn a_network_file_system_causes_a_warning_at_start() {
+    // Fails if no warning is logged for a data directory on NFS, where SQLite's WAL is not safe.
     let scratch = Scratch::new();
     let data = scratch.data();
     let log = scratch.path().join("strace");
@@ -463,7 +463,10 @@ fn a_network_file_system_is_warned_of_at_start() {
         quiet_environment(&mut command);
         command
     });
-    let said = server.process.stderr();
-    assert!(said.contains("NFS") && said.contains(arg(&data)), "{said}");
+    let reported = server.process.stderr();
+    assert!(
+        reported.contains("NFS") && reported.contains(arg(&data)),
+        "{reported}"
+    );
     super::kernel_log::stop_traced(server);
 }

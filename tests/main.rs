@@ -1,9 +1,8 @@
-//! Drives the real binary, on a port of the system's choosing, in a directory of its own.
+//! Tests of the real binary, on a port chosen by the system, in a temporary directory.
 //!
-//! One crate, so that the harness is built and linked once. But for the models at the end of the
-//! list, which use the library, nothing here looks inside the program: what a test knows, it knows
-//! from an answer, an exit code, a file, or the database opened read-only. Each test says which bug
-//! turns it red.
+//! One crate, so that the harness is built and linked once. Except for the models at the end of the
+//! list, which use the library, tests observe the program only from outside: by a response, an exit
+//! code, a file, or the database opened read-only. Each test states which defect makes it fail.
 
 #![expect(
     clippy::unwrap_used,
@@ -11,45 +10,45 @@
     clippy::format_push_string,
     clippy::format_collect,
     clippy::naive_bytecount,
-    reason = "a failed unwrap is a failed test, which shows the server's log; plain words before speed"
+    reason = "a failed unwrap is a failed test, which prints the log of the server; simple code before speed"
 )]
 
-mod harness; // start, stop, kill, talk to, and recount behind the back of the binary
+mod harness; // start, stop, kill and query the binary; an independent recount
 
 mod access; // tokens, Origin, Host
 mod backup; // backup and restore: under load, over other files, killed, damaged
-mod bad_input; // every kind of body that is refused, and how the refusal is worded
-mod bounded; // what one client may cost at most
-mod cli; // flags, exit codes, what is refused before anything starts
-mod crash; // kill -9 in the middle, ten times over
-mod end_to_end; // the main job on real input: totals equal an independent recount
-mod hostile; // clients that stall, burst, lie about lengths, or never read
-mod http; // the HTTP contract, row by row
-mod identity; // which segment a file is: copies, merged directories, files put back, a second server
-mod listings; // /segments and /rejected; waiting while the server stops
-mod odd_files; // FIFOs, sockets, devices, directories, links to nothing called like segments
-mod offline; // process, verify, query: odd files, directories and databases, without a server
-mod other_programs; // the database opened, removed, replaced and written by others
-mod process; // files without a server: from elsewhere, damaged, given twice
-mod provable; // verify, rebuild, retention, ids let go, a database put together from two
-mod sealed; // sealed files changed, moved or doubled before they are applied
-mod send; // odd inputs, files sent before, rejected lines, waiting until it is applied
-mod torture; // the shipped torture, a few rounds of it
-mod trouble; // a database locked, deleted, replaced, restored; files changed under us
+mod bad_input; // every kind of invalid body, and the error that it gets
+mod bounded; // upper bounds of the resources that one client can use
+mod cli; // options, exit codes, errors before anything starts
+mod crash; // kill -9 during ingestion and applying, ten times
+mod end_to_end; // the main task on real input: totals equal an independent recount
+mod hostile; // clients that stall, send bursts, announce wrong lengths, or never read
+mod http; // the HTTP contract, case by case
+mod identity; // identity of segments: copies, merges, restored files, a second server
+mod listings; // /segments and /rejected; waiting requests during a shutdown
+mod odd_files; // FIFOs, sockets, devices, directories, broken links with names of segments
+mod offline; // process, verify, query: odd files, directories and databases, no server
+mod other_programs; // a database opened, removed, replaced and written by other programs
+mod process; // files without a server: imported, damaged, named twice
+mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
+mod sealed; // sealed files changed, moved or copied before they are applied
+mod send; // unusual inputs, files sent before, rejected lines, waiting for totals
+mod torture; // a few rounds of `tallyline torture`
+mod trouble; // a database locked, deleted, replaced, restored; files changed meanwhile
 
 mod faults; // full disks, a failing database, a jumping clock (`--ignored`)
-mod machine; // stderr that fails, file size limits, loopback by any name, starts that fail
-mod outside; // other people's programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
+mod machine; // stderr that fails, file size limits, loopback addresses, starts that fail
+mod outside; // other programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
 
-mod layering; // who may know whom, read from src/
+mod layering; // dependencies between modules, read from src/
 mod prose; // the wording of documentation, messages and comments
-mod readme; // what the README and its pages show exists and answers as shown
+mod readme; // commands, responses and links of the README and its pages are correct
 
-mod crash_points; // power cut off after each call of apply, archive, prune, rebuild (`--ignored`)
-mod damage; // each kind of file damaged in each way: somebody is told, or the totals are right
+mod crash_points; // a power cut after each call of apply, archive, prune, rebuild (`--ignored`)
+mod damage; // each kind of damage to each kind of file is reported, or totals are right
 mod journal_model; // the journal on a simulated disk, crashed at every step and at random
-mod kernel_log; // what strace saw a program do to files, done again on that disk
-mod metamorphic; // the same events shuffled, split, re-batched, re-sent: the same totals and ledger
+mod kernel_log; // file operations recorded by strace, replayed on that disk
+mod metamorphic; // the same events shuffled, split, re-batched, re-sent: the same totals
 mod pipeline_model; // journal, processor and database on that disk, against a recount
-mod sim_disk; // a disk in memory that forgets what was not synced
+mod sim_disk; // a disk in memory that loses what was not synced
 mod wire; // HTTP byte by byte: the engine against a table and a model of RFC 9112

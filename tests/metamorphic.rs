@@ -1,10 +1,10 @@
-//! The same events another way round: what comes out must be the same.
+//! Metamorphic tests: the same events, delivered in another way, must give the same result.
 //!
-//! Events are shuffled, cut into batches of any size, re-sent where they have an id, appended to a
-//! journal that rotates at any size, and applied by 1 to 8 threads with hardly any memory, in one
-//! run or several. Totals, and every column of the ledger but the duplicates, must be those of the
-//! plain way; the duplicates must be exactly what was re-sent. No two events of one id contradict
-//! each other: there the first applied wins, so order would matter.
+//! Events are shuffled, cut into batches of any size, re-sent if they have an id, appended to a
+//! journal that rotates at any size, and applied by 1 to 8 threads with very little memory, in one
+//! run or several. Totals, and every column of the ledger except the duplicates, must be those of a
+//! plain run; the duplicates must be exactly what was re-sent. No two events with the same id
+//! contradict each other: the first applied one would win, so the order would matter.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,13 +22,13 @@ use super::sim_disk::{Choices, for_seeds};
 
 const EVENTS: usize = 120;
 
-/// Cases; each makes two databases.
+/// Number of cases; each creates two databases.
 const CASES: u64 = 24;
 
-/// An event's line, and whether it has an id.
+/// The line of an event, and whether it has an id.
 type Line = (String, bool);
 
-/// Events, and lines that are none.
+/// Generates events and invalid lines.
 fn made(choices: &mut Choices) -> Vec<Line> {
     (0..EVENTS)
         .map(|n| {
@@ -55,18 +55,18 @@ fn shuffle<T>(items: &mut [T], choices: &mut Choices) {
     }
 }
 
-/// How the events go in.
+/// How the events are delivered.
 struct Way {
     lines: Vec<String>,
     batch_lines_max: usize,
     rotate_size: u64,
     threads: usize,
     memory_bytes: usize,
-    /// Times the directory is closed and processed on the way.
+    /// How often the directory is closed and processed in between.
     runs: usize,
 }
 
-/// What came out.
+/// The result.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     totals: Totals,
@@ -99,7 +99,7 @@ impl Way {
         }
     }
 
-    /// Through the journal, in batches of any size up to the bound, sealed at the end.
+    /// Through the journal, in batches of any size up to the bound; sealed at the end.
     fn append(&self, dir: &Path, lines: &[String], choices: &mut Choices) {
         let config = JournalConfig {
             rotate_size: self.rotate_size,
@@ -193,15 +193,15 @@ fn both_ways(seed: u64) {
 }
 
 #[test]
-fn totals_and_ledger_do_not_depend_on_the_way_the_events_came() {
-    // Red if a total depends on order, on where files, batches or ranges were cut, on the number of
-    // threads, on the memory they had, or on an event with an id having been sent twice.
+fn totals_and_ledger_do_not_depend_on_how_events_are_delivered() {
+    // Fails if a total depends on order, on how files, batches or ranges are cut, on the number of
+    // threads or their memory, or on whether an event with an id was sent twice.
     for_seeds(CASES, both_ways);
 }
 
 #[test]
-fn the_same_files_under_names_from_elsewhere_come_to_the_same() {
-    // Red if files of another program are read by other rules than ours.
+fn imported_files_give_the_same_totals() {
+    // Fails if imported files are parsed by other rules than native ones.
     let choices = &mut Choices::new(7);
     let lines = made(choices);
     let mut outcomes = Vec::new();
@@ -209,7 +209,7 @@ fn the_same_files_under_names_from_elsewhere_come_to_the_same() {
         let dir = tempfile::tempdir().unwrap();
         for (number, part) in lines.chunks(cut).enumerate() {
             let text: String = part.iter().map(|(line, _)| line.as_str()).collect();
-            // A last newline may be missing in such a file.
+            // The last newline of such a file may be missing.
             let text = if number % 2 == 0 {
                 text.trim_end()
             } else {

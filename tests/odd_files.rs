@@ -1,5 +1,5 @@
-//! What is called like a segment and is no file that can be read: it is named, skipped, and the
-//! others go on. Nothing is opened that could block.
+//! Paths with the name of a segment that are not readable files: each is reported and skipped, and
+//! the other files are processed. No file whose open could block is opened.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use std::process::Command;
 
 use super::harness::{PATIENCE, Scratch, Server, arg, database, event, run, until};
 
-/// Puts one of each kind into a directory; the words that name them.
+/// Creates one of each kind in a directory; returns how each is reported.
 fn odd_things(dir: &Path) -> Vec<&'static str> {
     let at = |name: &str| dir.join(format!("events_{name}.jsonl"));
     let made = Command::new("mkfifo").arg(at("fifo")).status().unwrap();
@@ -38,13 +38,14 @@ fn odd_things(dir: &Path) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_server_names_what_is_no_file_and_applies_the_others() {
-    // Red if a FIFO holds up the applying, a scrape or the stop, or an odd thing goes unnamed.
+fn a_server_reports_what_is_not_a_file_and_applies_the_others() {
+    // Fails if a FIFO blocks applying, a scrape or the shutdown, or if one of the files is not
+    // reported.
     for more in [&[][..], &["--no-process"]] {
         let scratch = Scratch::new();
         let data = scratch.data();
         fs::create_dir_all(&data).unwrap();
-        let words = odd_things(&data);
+        let texts = odd_things(&data);
         fs::write(data.join("events_zz.jsonl"), event("z", 1)).unwrap();
         let server = Server::with(&data, &[&["--flush-interval", "10ms"], more].concat());
         server.accept(event("u", 1));
@@ -55,15 +56,15 @@ fn a_server_names_what_is_no_file_and_applies_the_others() {
                 (found("u") && found("z")).then_some(())
             });
         }
-        let ready = until(PATIENCE, "each is named", || {
+        let ready = until(PATIENCE, "each is reported", || {
             let ready = server.get("/readyz").text();
             let named =
-                |word: &&str| ready.contains(*word) || !applies && word.contains("directory");
-            words.iter().all(named).then_some(ready)
+                |text: &&str| ready.contains(*text) || !applies && text.contains("directory");
+            texts.iter().all(named).then_some(ready)
         });
         server.get("/metrics").expect(200);
         server.get("/segments").expect(200);
-        // Moved away, they are forgotten.
+        // After they were moved away, they are no longer reported.
         for entry in fs::read_dir(&data).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -73,24 +74,26 @@ fn a_server_names_what_is_no_file_and_applies_the_others() {
                     .unwrap();
             }
         }
-        until(PATIENCE, &format!("green again: {ready}"), || {
-            (server.get("/readyz").status == 200).then_some(())
-        });
+        until(
+            PATIENCE,
+            &format!("/readyz answers 200 again: {ready}"),
+            || (server.get("/readyz").status == 200).then_some(()),
+        );
         server.stop().expect(0);
     }
 }
 
 #[test]
-fn process_skips_them_with_3_and_refuses_them_with_1_when_named() {
-    // Red if `process` stops at the first of them, hangs, or ends as if all were well.
+fn process_skips_odd_files_with_3_and_rejects_named_ones_with_1() {
+    // Fails if `process` ends at the first of them, hangs, or exits with 0.
     let scratch = Scratch::new();
     let data = scratch.data();
     fs::create_dir_all(&data).unwrap();
-    let words = odd_things(&data);
+    let texts = odd_things(&data);
     fs::write(data.join("events_zz.jsonl"), event("z", 1)).unwrap();
     let ran = run(&["process", "--data-dir", arg(&data)]).expect(3);
-    for word in &words {
-        assert!(ran.stderr.contains(word), "{word}: {ran}");
+    for text in &texts {
+        assert!(ran.stderr.contains(text), "{text}: {ran}");
     }
     assert_eq!(database(&data)["z"].1, 1);
     run(&["verify", "--data-dir", arg(&data)]).expect(0);
@@ -110,9 +113,9 @@ fn process_skips_them_with_3_and_refuses_them_with_1_when_named() {
 }
 
 #[test]
-fn a_month_that_is_a_link_is_followed() {
-    // Red if archived segments that were moved to another disk, with a link in their place, are
-    // taken for missing, or their numbers used again.
+fn a_symlinked_month_of_the_archive_is_followed() {
+    // Fails if archived segments on another disk, behind a symlink, are reported as missing, or if
+    // their numbers are used again.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -135,7 +138,7 @@ fn a_month_that_is_a_link_is_followed() {
     assert!(position.starts_with("2-"), "{position}");
     server.stop().expect(0);
     assert_eq!(database(&data)["u"].1, 2);
-    // Without a database, what is there counts.
+    // Without a database, the existing files are counted.
     fs::remove_file(data.join("revenue.db")).unwrap();
     run(&["process", "--data-dir", arg(&data)]).expect(0);
     assert_eq!(database(&data)["u"].1, 2);
@@ -144,9 +147,9 @@ fn a_month_that_is_a_link_is_followed() {
 }
 
 #[test]
-fn settings_and_tokens_that_do_not_end_are_refused() {
-    // Red if start-up reads a file that a person named without a bound, or waits for a FIFO's writer
-    // for ever.
+fn endless_config_and_token_files_are_rejected() {
+    // Fails if start-up reads a file of unlimited size that an option names, or waits for the
+    // writer of a FIFO for ever.
     let scratch = Scratch::new();
     let data = scratch.data();
     let fifo = scratch.path().join("fifo");
@@ -166,32 +169,28 @@ fn settings_and_tokens_that_do_not_end_are_refused() {
         (&serve, "--config", 2),
         (&send, "--token-file", 2),
     ] {
-        for (path, words) in [
+        for (path, text) in [
             (large.as_path(), "it has more than 1048576 bytes"),
             (Path::new("/dev/zero"), "it has more than 1048576 bytes"),
             (&fifo, "waited for its end for too long"),
         ] {
             let ran = run(&[command, &[flag, arg(path)]].concat()).expect(code);
-            assert!(
-                ran.stderr.contains(words),
-                "{flag} {path:?}: {}",
-                ran.stderr
-            );
+            assert!(ran.stderr.contains(text), "{flag} {path:?}: {}", ran.stderr);
             assert!(ran.stderr.contains(arg(path)), "{flag}: {}", ran.stderr);
         }
     }
 }
 
 #[test]
-fn a_state_file_that_does_not_read_says_that_a_new_run_counts_again() {
-    // Red if the advice is to start anew without saying that what was sent counts twice.
+fn an_unreadable_state_file_warns_that_a_new_run_counts_twice() {
+    // Fails if the message suggests a new run without the warning that events would count twice.
     let scratch = Scratch::new();
     let events = scratch.file("events.jsonl", event("u", 1));
     for text in ["{\"version\":", "{\"version\":99,\"runs\":[]}"] {
         let state = scratch.file("state", text);
         let ran = run(&["send", arg(&events), "--state", arg(&state)]).expect(1);
-        for words in [arg(&state), "restore it", "count twice"] {
-            assert!(ran.stderr.contains(words), "{}", ran.stderr);
+        for text in [arg(&state), "restore it", "count twice"] {
+            assert!(ran.stderr.contains(text), "{}", ran.stderr);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! `process`, `verify` and `query` without a server, on files, directories and databases that are
-//! not as they should be: the right exit code, and a message that says what, where, and what to do.
+//! `process`, `verify` and `query` without a server, on unusual or damaged files, directories and
+//! databases: the exit code, and a message with the object, the path and the fix.
 
 use std::fs::{self, File};
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -32,10 +32,10 @@ fn query(data: &Path, user: &str) -> Ran {
 }
 
 #[track_caller]
-fn assert_says(ran: &Ran, words: &[&str]) {
-    let said = format!("{}{}", ran.stdout, ran.stderr);
-    for words in words {
-        assert!(said.contains(words), "{words:?} is missing: {ran}");
+fn assert_says(ran: &Ran, texts: &[&str]) {
+    let reported = format!("{}{}", ran.stdout, ran.stderr);
+    for text in texts {
+        assert!(reported.contains(text), "{text:?} is missing: {ran}");
     }
 }
 
@@ -51,7 +51,7 @@ fn sql(data: &Path, statement: &str) {
     db.execute_batch(statement).unwrap();
 }
 
-/// The directory of the archive for what is applied now.
+/// The archive directory of the current month.
 fn month(data: &Path) -> PathBuf {
     let printed = Command::new("date").args(["-u", "+%Y-%m"]).output();
     let name = String::from_utf8(printed.unwrap().stdout).unwrap();
@@ -59,9 +59,9 @@ fn month(data: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_file_that_the_kernel_generates_is_refused_and_never_read() {
-    // Red if its size of 0 is believed, so that its content is lost without a word and its name is
-    // taken, or a read of it blocks for good (`/proc/kmsg`).
+fn a_file_generated_by_the_kernel_is_rejected_unread() {
+    // Fails if a size of 0 of such a file is trusted, so that its content is silently lost and its
+    // name is used up, or if reading it blocks forever (`/proc/kmsg`).
     let scratch = Scratch::new();
     let data = applied(&scratch);
     for path in ["/proc/self/status", "/sys/kernel/mm/ksm/run", "/proc/kmsg"] {
@@ -80,8 +80,8 @@ fn a_file_that_the_kernel_generates_is_refused_and_never_read() {
 }
 
 #[test]
-fn a_link_with_a_relative_target_still_leads_to_its_file_after_it_is_applied() {
-    // Red if the archive gets a link that leads nowhere, so that the events are in no file any more.
+fn a_relative_symlink_is_still_valid_after_it_is_archived() {
+    // Fails if the archive gets a broken link, so that the events are in no file any more.
     for by_server in [false, true] {
         let scratch = Scratch::new();
         let data = applied(&scratch);
@@ -106,9 +106,9 @@ fn a_link_with_a_relative_target_still_leads_to_its_file_after_it_is_applied() {
 }
 
 #[test]
-fn what_is_applied_but_cannot_be_archived_is_said_to_be_counted() {
-    // Red if it is called refused without saying that it counts: who then imports it under another
-    // name counts it twice.
+fn a_file_that_cannot_be_archived_is_reported_as_counted() {
+    // Fails if the file is only reported as rejected although it was counted: importing it under
+    // another name would count it twice.
     let scratch = Scratch::new();
     let data = scratch.data();
     let in_the_way = month(&data);
@@ -138,7 +138,7 @@ fn what_is_applied_but_cannot_be_archived_is_said_to_be_counted() {
 
 #[test]
 fn the_directory_that_cannot_be_listed_is_named() {
-    // Red if the data directory is blamed for a directory below it.
+    // Fails if the data directory is named instead of the subdirectory.
     let scratch = Scratch::new();
     let data = applied(&scratch);
     let archive = data.join("applied");
@@ -150,8 +150,9 @@ fn the_directory_that_cannot_be_listed_is_named() {
 }
 
 #[test]
-fn a_file_name_that_becomes_too_long_is_refused_with_the_cure() {
-    // Red if the system's "File name too long" is all that is said, or the cure does not work.
+fn a_file_name_that_becomes_too_long_is_rejected_with_a_fix() {
+    // Fails if only the system's "File name too long" is printed, or if the suggested fix does not
+    // work.
     let scratch = Scratch::new();
     let data = applied(&scratch);
     for length in [242, 243, 249] {
@@ -165,8 +166,8 @@ fn a_file_name_that_becomes_too_long_is_refused_with_the_cure() {
 }
 
 #[test]
-fn a_copy_that_cannot_be_written_names_where_it_was_written() {
-    // Red if only the source is named, which is not what is full.
+fn a_failed_copy_names_its_destination() {
+    // Fails if only the source is named, which is not what is full.
     let scratch = Scratch::new();
     let data = applied(&scratch);
     let line = event("big", 1).repeat(20_000);
@@ -189,13 +190,13 @@ fn a_copy_that_cannot_be_written_names_where_it_was_written() {
     assert_eq!(database(&data)["big"].1, 40_000);
 }
 
-/// Puts something at a path.
+/// Creates another kind of file at a path.
 type Put = fn(&Path);
 
 #[test]
-fn something_else_at_the_path_of_the_database_is_named() {
-    // Red if SQLite's "unable to open" or "disk I/O error" is all that is said, or a read waits for
-    // the pool's time-out first.
+fn a_database_path_that_is_not_a_file_is_reported() {
+    // Fails if only SQLite's "unable to open" or "disk I/O error" is printed, or if a read first
+    // waits for the time-out of the pool.
     let scratch = Scratch::new();
     let data = applied(&scratch);
     let db = data.join("revenue.db");
@@ -211,10 +212,10 @@ fn something_else_at_the_path_of_the_database_is_named() {
     ];
     for (what, put) in put_there {
         put(&db);
-        let words = format!("database {}: it is a {what}, not a regular file", arg(&db));
+        let text = format!("database {}: it is a {what}, not a regular file", arg(&db));
         for ran in [process(&data, &[]), verify(&data), query(&data, "u")] {
             let ran = ran.expect(1);
-            assert_says(&ran, &[&words]);
+            assert_says(&ran, &[&text]);
             assert!(!ran.stderr.contains("timed out"), "{ran}");
         }
         fs::remove_file(&db)
@@ -225,7 +226,7 @@ fn something_else_at_the_path_of_the_database_is_named() {
     verify(&data).expect(0);
 }
 
-/// Overwrites the page on which a table or index begins.
+/// Overwrites the first page of a table or index.
 fn damage(data: &Path, name: &str) {
     let path = data.join("revenue.db");
     let (page, size): (u64, u64) = {
@@ -242,8 +243,8 @@ fn damage(data: &Path, name: &str) {
 }
 
 #[test]
-fn a_damaged_database_is_reported_with_a_cure_that_works() {
-    // Red if the message names no cure, or the one that it names does not work.
+fn a_damaged_database_is_reported_with_a_fix_that_works() {
+    // Fails if the message names no fix, or one that does not work.
     for kind in ["header", "user_total", "event_id"] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -268,7 +269,7 @@ fn a_damaged_database_is_reported_with_a_cure_that_works() {
         }
         process(&data, &[]).expect(0);
         verify(&data).expect(0);
-        // Where the database could be opened at all, `y.jsonl` was copied in before it was applied.
+        // If the database could be opened at all, `y.jsonl` was copied in before the failure.
         let kept = files_below(&data)
             .iter()
             .any(|path| arg(path).ends_with("events_y.jsonl"));
@@ -277,8 +278,9 @@ fn a_damaged_database_is_reported_with_a_cure_that_works() {
 }
 
 #[test]
-fn verify_notices_damage_where_no_total_is_compared() {
-    // Red if `verify` agrees while a page of the database is damaged that the next run needs.
+fn verify_detects_damage_outside_the_totals() {
+    // Fails if `verify` reports a match although a page of the database is damaged that the next
+    // run needs.
     for name in ["clock", "directory"] {
         let scratch = Scratch::new();
         let data = applied(&scratch);
@@ -290,8 +292,8 @@ fn verify_notices_damage_where_no_total_is_compared() {
 }
 
 #[test]
-fn query_refuses_a_database_of_a_newer_version_or_of_another_program() {
-    // Red if it answers from tables that may mean something else, or with "no such table".
+fn query_rejects_a_database_of_a_newer_version_or_of_another_program() {
+    // Fails if `query` reads tables of an unknown schema, or fails with "no such table".
     let scratch = Scratch::new();
     let data = applied(&scratch);
     sql(&data, "PRAGMA user_version = 99");
@@ -304,7 +306,8 @@ fn query_refuses_a_database_of_a_newer_version_or_of_another_program() {
 
 #[test]
 fn process_waits_for_a_lock_when_it_opens_the_database() {
-    // Red if it says that it tries again, and ends; or does not say what to do.
+    // Fails if the message announces a retry and the program ends, or if it does not say what to
+    // do.
     let scratch = Scratch::new();
     let data = applied(&scratch);
     let file = scratch.file("y.jsonl", event("y", 1));
@@ -331,7 +334,7 @@ fn process_waits_for_a_lock_when_it_opens_the_database() {
 
 #[test]
 fn verify_reports_a_file_that_cannot_be_opened_once() {
-    // Red if the same file is said to be both unreadable and missing.
+    // Fails if the same file is reported both as unreadable and as missing.
     let scratch = Scratch::new();
     let data = applied(&scratch);
     let file = month(&data).join("events_x.jsonl");

@@ -1,8 +1,9 @@
-//! Other programs' hands on the database beside a running server: they open and close it, remove or
-//! replace its files, write into it. Nothing acknowledged is lost or counted twice, and whatever can
-//! be wrong is said.
+//! Other programs that use the database of a running server: they open and close it, remove or
+//! replace its files, or write to it. No acknowledged event is lost or counted twice, and every
+//! possible inconsistency is reported.
 //!
-//! This process is the other program: POSIX locks belong to a process, and the server is another.
+//! This process acts as the other program: POSIX locks belong to a process, and the server is
+//! another one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,9 +19,9 @@ use super::harness::{
     tallyline, until,
 };
 
-/// An outside reader that opens the database, reads, and closes it. The last to close a database
-/// moves its WAL into it and removes it: this one must not take itself for the last.
-fn look_in(data: &Path) -> u64 {
+/// Opens the database, reads, and closes it. The last connection of a database checkpoints its WAL
+/// and removes it: this connection must not be treated as the last one.
+fn read_and_close(data: &Path) -> u64 {
     let db = Connection::open(data.join("revenue.db")).unwrap();
     db.busy_timeout(PATIENCE).unwrap();
     db.query_row("SELECT ifnull(sum(events), 0) FROM user_total", [], |row| {
@@ -33,7 +34,7 @@ fn wal(data: &Path) -> PathBuf {
     data.join("revenue.db-wal")
 }
 
-/// POST, and wait until it is in the totals.
+/// Posts an event and waits until the totals include it.
 #[track_caller]
 fn applied(server: &Server, body: impl AsRef<[u8]>) {
     server.post("/liveEvent?ack=applied", body).expect(200);
@@ -55,20 +56,20 @@ fn until_events(server: &Server, user: &str, events: u64) {
 
 #[track_caller]
 fn until_ready(server: &Server) {
-    until(PATIENCE, "readiness turns green", || {
+    until(PATIENCE, "/readyz answers 200", || {
         (server.get("/readyz").status == 200).then_some(())
     });
 }
 
 #[track_caller]
-fn until_logged(server: &Server, words: &str) {
-    until(PATIENCE, &format!("the log says: {words}"), || {
-        server.process.stderr().contains(words).then_some(())
+fn until_logged(server: &Server, text: &str) {
+    until(PATIENCE, &format!("the log contains: {text}"), || {
+        server.process.stderr().contains(text).then_some(())
     });
 }
 
-/// SQLite's locks of the server on the database and its -shm, as the kernel has them: kind, access
-/// and bytes.
+/// SQLite's locks of the server on the database and its -shm, from /proc/locks: kind, access and
+/// bytes.
 fn locks(server: &Server) -> Vec<String> {
     use std::os::unix::fs::MetadataExt as _;
     let inode = |name: &str| fs::metadata(server.data.join(name)).unwrap().ino();
@@ -94,32 +95,37 @@ fn locks(server: &Server) -> Vec<String> {
 }
 
 #[test]
-fn an_outside_reader_after_a_scrape_leaves_the_wal_where_it_is() {
-    // Red if the server opens and closes its own database files, which drops SQLite's locks on them.
+fn an_outside_reader_after_a_scrape_does_not_remove_the_wal() {
+    // Fails if the server opens and closes files of its own database, which drops SQLite's locks on
+    // them.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
     applied(&server, event("user1", 1));
     for _ in 0..3 {
         server.get("/metrics").expect(200);
-        assert!(look_in(&data) > 0);
+        assert!(read_and_close(&data) > 0);
         run(&["query", "--data-dir", arg(&data), "user1"]).expect(0);
-        assert!(wal(&data).exists(), "the last user has not left");
+        assert!(wal(&data).exists(), "the last user is still there");
         applied(&server, event("user1", 1));
     }
     assert_eq!(events_of(&server, "user1"), 4);
-    assert_eq!(look_in(&data), 4);
+    assert_eq!(read_and_close(&data), 4);
     run(&["verify", "--data-dir", arg(&data)]).expect(0);
     server.kill();
-    assert_eq!(look_in(&data), 4, "what was acknowledged as applied is");
+    assert_eq!(
+        read_and_close(&data),
+        4,
+        "what was acknowledged as applied is applied"
+    );
 }
 
 #[track_caller]
 fn same(server: &Server, before: &[String], after: &str) {
-    // A statement that runs just now has locks of its own besides.
+    // A statement that is running has additional locks of its own.
     until(
         PATIENCE,
-        &format!("the locks are there after {after}"),
+        &format!("the locks are held after {after}"),
         || {
             let now = locks(server);
             before.iter().all(|lock| now.contains(lock)).then_some(())
@@ -128,9 +134,9 @@ fn same(server: &Server, before: &[String], after: &str) {
 }
 
 #[test]
-fn the_locks_on_the_database_are_the_same_whatever_the_server_does() {
-    // Red if any path through the server closes a descriptor of the database or its -shm: by name,
-    // by listing, through a link, at the limit of the disk, in a rotation, in a prune, at SIGHUP.
+fn no_operation_of_the_server_drops_its_database_locks() {
+    // Fails if any code path of the server closes a descriptor of the database or its -shm: by
+    // name, by listing, through a link, at the disk limit, in a rotation, in a prune, or at SIGHUP.
     let scratch = Scratch::new();
     let data = scratch.data();
     fs::create_dir_all(data.join("quarantine")).unwrap();
@@ -181,7 +187,7 @@ fn the_locks_on_the_database_are_the_same_whatever_the_server_does() {
     ask("POST", "/flush", "").expect(200);
     same(&server, &before, "/flush");
 
-    // Names of segments that lead to the database: listed, archived, verified.
+    // Links to the database with names of segments: listed, archived, verified.
     for (name, of) in [
         ("events_hard.jsonl", "revenue.db"),
         ("events_hard_shm.jsonl", "revenue.db-shm"),
@@ -191,8 +197,9 @@ fn the_locks_on_the_database_are_the_same_whatever_the_server_does() {
     }
     std::os::unix::fs::symlink(data.join("revenue.db"), data.join("events_soft.jsonl")).unwrap();
     until(PATIENCE, "the names are reported", || {
-        let said = ask("GET", "/readyz", "").text();
-        (said.contains("events_hard.jsonl") && said.contains("events_soft.jsonl")).then_some(())
+        let reported = ask("GET", "/readyz", "").text();
+        (reported.contains("events_hard.jsonl") && reported.contains("events_soft.jsonl"))
+            .then_some(())
     });
     for _ in 0..3 {
         ask("GET", "/metrics", "").expect(200);
@@ -214,8 +221,8 @@ fn the_locks_on_the_database_are_the_same_whatever_the_server_does() {
     // Load, with rotations and prunes, up to the limit.
     until(PATIENCE, "segments are pruned", || {
         ask("POST", "/liveEvent?ack=applied", &one);
-        let said = server.process.stderr();
-        (said.matches("pruned").count() > 3).then_some(())
+        let reported = server.process.stderr();
+        (reported.matches("pruned").count() > 3).then_some(())
     });
     same(&server, &before, "prunes");
     let many = one.repeat(20_000);
@@ -227,8 +234,9 @@ fn the_locks_on_the_database_are_the_same_whatever_the_server_does() {
 }
 
 #[test]
-fn an_outside_reader_that_comes_and_goes_changes_nothing() {
-    // Red if retention, load and kill -9 together with an outside reader lose what was acknowledged.
+fn an_outside_reader_that_opens_and_closes_the_database_changes_nothing() {
+    // Fails if retention, load and kill -9 together with an outside reader lose acknowledged
+    // events.
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = [
@@ -245,7 +253,7 @@ fn an_outside_reader_that_comes_and_goes_changes_nothing() {
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                look_in(&data);
+                read_and_close(&data);
             }
         });
         for _ in 0..4 {
@@ -268,9 +276,9 @@ fn an_outside_reader_that_comes_and_goes_changes_nothing() {
 }
 
 #[test]
-fn a_wal_removed_or_replaced_is_noticed_and_nothing_is_lost() {
-    // Red if the server goes on writing into a -wal that nobody can see, adopts one that is not its
-    // own, or prunes on the word of a commit that is in no file.
+fn a_wal_removed_or_replaced_is_detected_and_nothing_is_lost() {
+    // Fails if the server continues to write into a deleted -wal, uses one that is not its own, or
+    // prunes a file whose commit is in no file.
     for retain in [None, Some("1ms")] {
         for replaced in [false, true] {
             let scratch = Scratch::new();
@@ -294,25 +302,25 @@ fn a_wal_removed_or_replaced_is_noticed_and_nothing_is_lost() {
             server.flush();
             until_events(&server, "u", 12);
             until_ready(&server);
-            let said = format!("{retain:?} {replaced}");
-            assert_eq!(look_in(&data), 12, "{said}");
+            let case = format!("{retain:?} {replaced}");
+            assert_eq!(read_and_close(&data), 12, "{case}");
             server.kill();
-            assert_eq!(look_in(&data), 12, "{said}");
+            assert_eq!(read_and_close(&data), 12, "{case}");
             let server = Server::start(&data);
-            assert_eq!(events_of(&server, "u"), 12, "{said}");
+            assert_eq!(events_of(&server, "u"), 12, "{case}");
             server.stop().expect(0);
             run(&["verify", "--data-dir", arg(&data)]).expect(0);
             let aside = names_in(&data)
                 .iter()
                 .any(|name| name.starts_with("revenue.db-wal.aside"));
-            assert_eq!(aside, replaced, "{said}");
+            assert_eq!(aside, replaced, "{case}");
         }
     }
 }
 
 #[test]
-fn a_shm_removed_keeps_what_the_wal_has() {
-    // Red if the -wal, which alone has the last commits, is removed or set aside with the -shm.
+fn removing_the_shm_loses_no_commit_of_the_wal() {
+    // Fails if the -wal, which alone has the last commits, is removed or set aside with the -shm.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -320,9 +328,9 @@ fn a_shm_removed_keeps_what_the_wal_has() {
     fs::remove_file(data.join("revenue.db-shm")).unwrap();
     until_logged(&server, "revenue.db-shm was removed");
     until_ready(&server);
-    assert_eq!(look_in(&data), 5);
+    assert_eq!(read_and_close(&data), 5);
     applied(&server, event("u", 1));
-    assert_eq!(look_in(&data), 6);
+    assert_eq!(read_and_close(&data), 6);
     server.stop().expect(0);
     assert_eq!(database(&data)["u"].1, 6);
     assert!(names_in(&data).iter().all(|name| !name.contains("aside")));
@@ -330,8 +338,8 @@ fn a_shm_removed_keeps_what_the_wal_has() {
 
 #[test]
 fn a_backup_restored_into_the_idle_database_is_caught_up() {
-    // Red if a database that another program wrote into is believed to be what it was, until the
-    // next event comes.
+    // Fails if a change of the database by another program is only detected when the next event
+    // arrives.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -343,7 +351,7 @@ fn a_backup_restored_into_the_idle_database_is_caught_up() {
     }
     applied(&server, event("u", 1).repeat(6));
     {
-        // What `.restore` of sqlite3 does.
+        // The same as `.restore` of sqlite3.
         let from = Connection::open(&old).unwrap();
         let mut to = Connection::open(data.join("revenue.db")).unwrap();
         let backup = rusqlite::backup::Backup::new(&from, &mut to).unwrap();
@@ -353,16 +361,16 @@ fn a_backup_restored_into_the_idle_database_is_caught_up() {
     }
     until_logged(&server, "another program changed it");
     until_events(&server, "u", 9);
-    assert_eq!(look_in(&data), 9);
+    assert_eq!(read_and_close(&data), 9);
     until_ready(&server);
     server.stop().expect(0);
     run(&["verify", "--data-dir", arg(&data)]).expect(0);
 }
 
 #[test]
-fn a_database_written_over_in_place_under_an_idle_server_is_caught_up() {
-    // Red if only names and SQLite's own counters say whether the file is still the same: `cat`, `cp`
-    // and `rsync --inplace` change neither.
+fn an_idle_server_detects_a_database_overwritten_in_place() {
+    // Fails if only names and SQLite's own counters are checked: `cat`, `cp` and `rsync --inplace`
+    // change neither.
     for checkpointed in [false, true] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -379,7 +387,7 @@ fn a_database_written_over_in_place_under_an_idle_server_is_caught_up() {
             let db = Connection::open(data.join("revenue.db")).unwrap();
             db.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))
                 .unwrap();
-            // What the -wal has is less than what the file had.
+            // The -wal contains less than the file did.
             applied(&server, event("w", 1));
         }
         fs::write(data.join("revenue.db"), fs::read(&old).unwrap()).unwrap();
@@ -387,7 +395,7 @@ fn a_database_written_over_in_place_under_an_idle_server_is_caught_up() {
         until_events(&server, "u", 9);
         until_events(&server, "v", 1);
         until_ready(&server);
-        assert_eq!(look_in(&data), if checkpointed { 11 } else { 10 });
+        assert_eq!(read_and_close(&data), if checkpointed { 11 } else { 10 });
         applied(&server, event("u", 1));
         server.stop().expect(0);
         run(&["verify", "--data-dir", arg(&data)]).expect(0);
@@ -397,7 +405,7 @@ fn a_database_written_over_in_place_under_an_idle_server_is_caught_up() {
 
 #[test]
 fn a_database_that_was_only_touched_keeps_its_wal() {
-    // Red if a new time of the file alone throws away what is committed in the -wal.
+    // Fails if a new modification time alone makes the server discard the commits in the -wal.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -412,14 +420,15 @@ fn a_database_that_was_only_touched_keeps_its_wal() {
     until_ready(&server);
     assert!(fs::metadata(wal(&data)).unwrap().len() >= size);
     applied(&server, event("u", 1));
-    assert_eq!(look_in(&data), 4);
+    assert_eq!(read_and_close(&data), 4);
     server.stop().expect(0);
     run(&["verify", "--data-dir", arg(&data)]).expect(0);
 }
 
 #[test]
-fn triggers_on_our_tables_stop_the_applying_until_they_are_gone() {
-    // Red if another program's trigger runs in the transaction that counts. Tables of its own are fine.
+fn triggers_on_our_tables_stop_applying_until_they_are_dropped() {
+    // Fails if a trigger of another program runs in the transaction that applies. Tables of another
+    // program are allowed.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -433,17 +442,17 @@ fn triggers_on_our_tables_stop_the_applying_until_they_are_gone() {
         "CREATE TRIGGER spy AFTER UPDATE ON user_total BEGIN DELETE FROM event_id; END",
     )
     .unwrap();
-    let said = until(PATIENCE, "readiness turns red", || {
+    let reported = until(PATIENCE, "/readyz answers 503", || {
         let ready = server.get("/readyz");
         (ready.status == 503).then(|| ready.text())
     });
     assert!(
-        said.contains("trigger spy on user_total") && said.contains("DROP TRIGGER"),
-        "{said}"
+        reported.contains("trigger spy on user_total") && reported.contains("DROP TRIGGER"),
+        "{reported}"
     );
     server.accept(event("u", 1));
-    assert_eq!(events_of(&server, "u"), 2, "reading goes on");
-    assert_eq!(look_in(&data), 2);
+    assert_eq!(events_of(&server, "u"), 2, "reads continue");
+    assert_eq!(read_and_close(&data), 2);
     db.execute_batch("DROP TRIGGER spy").unwrap();
     drop(db);
     until_events(&server, "u", 3);
@@ -452,8 +461,8 @@ fn triggers_on_our_tables_stop_the_applying_until_they_are_gone() {
 }
 
 #[test]
-fn a_user_version_changed_under_the_server_is_said() {
-    // Red if the server goes on in a database that another program has made its own.
+fn a_changed_user_version_is_reported() {
+    // Fails if the server continues with a database that another program has marked as its own.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -464,7 +473,7 @@ fn a_user_version_changed_under_the_server_is_said() {
         .unwrap();
     for changed in ["PRAGMA user_version = 7777", "PRAGMA application_id = 7777"] {
         db.execute_batch(changed).unwrap();
-        until(PATIENCE, "readiness turns red", || {
+        until(PATIENCE, "/readyz answers 503", || {
             let ready = server.get("/readyz");
             (ready.status == 503 && ready.text().contains("7777")).then_some(())
         });
@@ -474,12 +483,12 @@ fn a_user_version_changed_under_the_server_is_said() {
         until_ready(&server);
     }
     applied(&server, event("u", 1));
-    assert_eq!(look_in(&data), 2);
+    assert_eq!(read_and_close(&data), 2);
 }
 
 #[test]
 fn the_size_of_the_data_directory_is_that_of_its_files() {
-    // Red if what is appended, archived or pruned is not followed.
+    // Fails if the reported size does not follow an append, an archive or a prune.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(
@@ -504,8 +513,9 @@ fn the_size_of_the_data_directory_is_that_of_its_files() {
 }
 
 #[test]
-fn a_lock_on_the_directory_by_another_job_is_said() {
-    // Red if `verify` hangs, or retention stalls, without a word of what holds it up.
+fn a_lock_of_another_job_on_the_directory_is_reported() {
+    // Fails if `verify` hangs, or retention stalls, and the log does not say which process holds
+    // the lock.
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = [
@@ -520,19 +530,19 @@ fn a_lock_on_the_directory_by_another_job_is_said() {
     applied(&server, event("u", 1));
     let held = fs::File::open(&data).unwrap();
     held.lock().unwrap();
-    let said = format!("process {}", std::process::id());
+    let reported = format!("process {}", std::process::id());
     let mut verify = Process::start(&mut tallyline(&["verify", "--data-dir", arg(&data)]));
     for _ in 0..3 {
-        // Each in a segment of its own: the newest is never pruned.
+        // Each in its own segment: the newest segment is never pruned.
         applied(&server, event("u", 1));
         server.flush();
     }
-    until(PATIENCE, "verify says what it waits for", || {
+    until(PATIENCE, "verify reports what it waits for", || {
         assert!(verify.exited().is_none(), "it waits");
-        verify.stderr().contains(&said).then_some(())
+        verify.stderr().contains(&reported).then_some(())
     });
     until_logged(&server, "nothing is pruned meanwhile");
-    assert!(server.process.stderr().contains(&said));
+    assert!(server.process.stderr().contains(&reported));
     drop(held);
     verify.finish().expect(0);
     until_logged(&server, "pruned segment");

@@ -1,5 +1,5 @@
-//! Other people's programs against the real binary: clients as they are, and the kernel's own log
-//! of what happened in which order. Ignored by default, for they must be installed; CI does.
+//! Other programs with the real binary: common clients, and the order of system calls as recorded
+//! by strace. Ignored by default because the programs must be installed; CI runs these tests.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,7 +15,7 @@ use super::harness::{
 };
 use super::kernel_log::{Deed, deeds, signal_traced, stop_traced};
 
-/// Runs a program of this machine; its stdout.
+/// Runs an installed program; returns its stdout.
 #[track_caller]
 fn tool(program: &str, args: &[&str]) -> String {
     let ran = Process::start(Command::new(program).args(args)).finish();
@@ -25,9 +25,9 @@ fn tool(program: &str, args: &[&str]) -> String {
 
 #[test]
 #[ignore = "needs curl, wget, ab, Python and node"]
-fn the_clients_people_have_are_understood() {
-    // Red if a widespread client can't post as it does by default: its headers, its version, its
-    // way of waiting for 100-continue, its keep-alive.
+fn common_clients_can_post_with_their_defaults() {
+    // Fails if a common client cannot post with its defaults: its headers, its version, its way of
+    // waiting for 100-continue, its keep-alive.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let live = format!("{}/liveEvent", server.url());
@@ -38,7 +38,7 @@ fn the_clients_people_have_are_understood() {
 
     assert!(tool("curl", &["-sf", "-d", &body, &live]).contains("accepted"));
     tool("curl", &["-sf", "-0", "-d", &body, &live]);
-    // Over 1 MiB curl asks with Expect: 100-continue.
+    // Above 1 MiB, curl sends Expect: 100-continue.
     tool(
         "curl",
         &[
@@ -107,7 +107,8 @@ fn the_clients_people_have_are_understood() {
 #[test]
 #[ignore = "needs sqlite3"]
 fn an_older_sqlite_reads_the_database_beside_the_running_server() {
-    // Red if a view or a trigger needs a newer SQLite than Debian 12 has, or if a reader is in the way.
+    // Fails if a view or a trigger needs a newer SQLite than that of Debian 12, or a reader blocks
+    // the server.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     server.accept([event("user1", 50), event("user2", 200)].concat());
@@ -131,7 +132,7 @@ fn an_older_sqlite_reads_the_database_beside_the_running_server() {
         &[arg(&db), &format!("VACUUM INTO '{}'", arg(&copy))],
     );
     server.stop().expect(0);
-    // Restored over a deleted one, it goes on from there.
+    // Restored over a deleted database, applying continues from there.
     for name in ["revenue.db", "revenue.db-wal", "revenue.db-shm"] {
         let _may_be_gone = fs::remove_file(scratch.data().join(name));
     }
@@ -143,8 +144,8 @@ fn an_older_sqlite_reads_the_database_beside_the_running_server() {
     run(&["verify", "--data-dir", arg(&scratch.data())]).expect(0);
 }
 
-/// strace's lines; a call that was interrupted by another thread's stands where it began, and once
-/// more, whole, where it ended.
+/// The calls in a log of strace. A call that was interrupted by a call of another thread is listed
+/// where it began, and once more, complete, where it ended.
 fn calls_of(log: &Path) -> Vec<String> {
     let mut begun: HashMap<String, String> = HashMap::new();
     let mut calls = Vec::new();
@@ -169,7 +170,7 @@ fn calls_of(log: &Path) -> Vec<String> {
     calls
 }
 
-/// A server under strace; the log is in `log`.
+/// A server under strace; the log is written to `log`.
 pub(super) fn traced(data: &Path, log: &Path, more: &[&str], flags: &[&str]) -> Server {
     Server::by(data, flags, |args| {
         let mut command = Command::new("strace");
@@ -185,9 +186,9 @@ pub(super) fn traced(data: &Path, log: &Path, more: &[&str], flags: &[&str]) -> 
 
 #[test]
 #[ignore = "needs strace"]
-fn the_kernel_saw_the_steps_in_their_order() {
-    // Red if an acknowledgement leaves before the fdatasync of its bytes and the fsync of its file's
-    // directory; seen from outside, whatever the code says of itself.
+fn syncs_precede_the_acknowledgement() {
+    // Fails if an acknowledgement is sent before the fdatasync of its bytes and the fsync of the
+    // directory of its file, as recorded by the kernel.
     let scratch = Scratch::new();
     let log = scratch.path().join("strace");
     let calls = "trace=write,pwrite64,fsync,fdatasync,sendto,rename,renameat2,openat";
@@ -240,9 +241,9 @@ fn the_kernel_saw_the_steps_in_their_order() {
 
 #[test]
 #[ignore = "needs strace"]
-fn the_kernel_saw_the_commit_before_the_archive() {
-    // Red if a file is moved to the archive before the commit that says it is wholly applied is
-    // durable, or the move is left for a crash to take back.
+fn the_commit_precedes_the_move_to_the_archive() {
+    // Fails if a file is moved to the archive before the commit that records it as fully applied is
+    // durable, or if a crash could undo the move.
     let scratch = Scratch::new();
     let log = scratch.path().join("strace");
     let server = Server::by(&scratch.data(), &[], |args| {
@@ -285,7 +286,8 @@ fn the_kernel_saw_the_commit_before_the_archive() {
 #[test]
 #[ignore = "needs strace"]
 fn a_failing_disk_acknowledges_nothing_and_recovers() {
-    // Red if a write or sync that failed is acknowledged, or its line is found in the file later.
+    // Fails if an event is acknowledged although its write or sync failed, or if its line is in the
+    // file later.
     for (fault, times) in [
         ("fdatasync:error=EIO:when=4", 1),
         ("fdatasync:error=ENOSPC:when=4", 1),
@@ -307,7 +309,10 @@ fn a_failing_disk_acknowledges_nothing_and_recovers() {
                 other => panic!("{fault}: {other}: {}", reply.text()),
             }
         }
-        assert!((1..=times).contains(&refused), "{fault}: {refused} refused");
+        assert!(
+            (1..=times).contains(&refused),
+            "{fault}: {refused} rejected"
+        );
         server.get("/readyz").expect(200);
         stop_traced(server);
         let found: Vec<_> = recount(&scratch.data()).users.into_keys().collect();
@@ -318,8 +323,8 @@ fn a_failing_disk_acknowledges_nothing_and_recovers() {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_stuck_disk_turns_readiness_red_while_reading_goes_on() {
-    // Red if a sync that hangs goes unnoticed, or holds up those who only read.
+fn a_stuck_disk_makes_readyz_503_while_reads_continue() {
+    // Fails if a hanging sync is not reported, or blocks requests that only read.
     let scratch = Scratch::new();
     let log = scratch.path().join("strace");
     let active = scratch.data().join("events.jsonl");
@@ -328,9 +333,9 @@ fn a_stuck_disk_turns_readiness_red_while_reading_goes_on() {
     let server = traced(&scratch.data(), &log, &only, &[]);
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| server.accept(event("u", 1)));
-        until(PATIENCE, "readiness is red", || {
+        until(PATIENCE, "/readyz answers 503", || {
             let ready = server.get("/readyz");
-            (ready.status == 503 && ready.text().contains("has not answered")).then_some(())
+            (ready.status == 503 && ready.text().contains("no response yet")).then_some(())
         });
         assert_eq!(server.get("/userEvents/u").status, 404);
         assert!(!waits.is_finished(), "nothing is acknowledged meanwhile");
@@ -346,8 +351,8 @@ fn a_stuck_disk_turns_readiness_red_while_reading_goes_on() {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_second_signal_ends_a_stop_that_hangs() {
-    // Red if a stop that waits for a stuck disk can only be ended by kill -9.
+fn a_second_signal_ends_a_hanging_shutdown() {
+    // Fails if a shutdown that waits for a stuck disk can only be ended by kill -9.
     let scratch = Scratch::new();
     let log = scratch.path().join("strace");
     let active = scratch.data().join("events.jsonl");
@@ -361,14 +366,14 @@ fn a_second_signal_ends_a_stop_that_hangs() {
         (server.get("/readyz").status == 503).then_some(())
     });
     signal_traced(&server, Signal::TERM);
-    until(PATIENCE, "it is stopping", || {
+    until(PATIENCE, "the shutdown has begun", || {
         let log = server.process.stderr();
         log.contains("stopping: ").then_some(())
     });
     signal_traced(&server, Signal::INT);
     let ended = server.process.finish();
-    assert_eq!(ended.code, None, "by the signal: {ended}");
-    // Nothing was acknowledged; what is there counts all the same, once.
+    assert_eq!(ended.code, None, "ended by the signal: {ended}");
+    // Nothing was acknowledged; events that are in the file nevertheless count once.
     run(&["process", "--data-dir", arg(&scratch.data())]).expect(0);
     assert_eq!(database(&scratch.data()), recount(&scratch.data()).users);
 }
@@ -376,8 +381,9 @@ fn a_second_signal_ends_a_stop_that_hangs() {
 #[test]
 #[ignore = "needs sqlite3 and curl"]
 fn sqlite3_that_opens_and_closes_the_database_changes_nothing() {
-    // Red if the server drops SQLite's locks on its own database (a scrape did), or does not notice
-    // what `.restore` did until the next event: the reproductions of the report, with its programs.
+    // Fails if the server drops SQLite's locks on its own database (a scrape did), or detects the
+    // effect of `.restore` only at the next event. These are the steps of the bug report, with its
+    // programs.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let db = scratch.data().join("revenue.db");

@@ -1,12 +1,12 @@
-//! Journal, processor and database together on a disk that forgets, against a plain model.
+//! Journal, processor and database on a simulated disk, compared with a simple model.
 //!
-//! The database lies on the machine's own disk and keeps every commit, as SQLite does with
-//! `synchronous=FULL`; the event files lie on the simulated one. After each end, power cut or kill,
-//! with a second one during the recovery: no segment is called lost or corrupt, which would mean
-//! that totals hold lines which are gone; once all is applied, totals and ledger are those of an
-//! independent recount of the files, and everything acknowledged is in them once. In some lives
-//! retention is on: the recount then goes over what was removed, too, which must be just what the
-//! database says was pruned.
+//! The database is on a real disk and keeps every commit, as SQLite does with `synchronous=FULL`;
+//! the event files are on the simulated one. After each end (a power cut or a kill, with a second
+//! one during the recovery), no segment is reported as missing or corrupt, which would mean that
+//! totals contain lines that are gone. Once everything is applied, totals and ledger equal an
+//! independent recount of the files, and everything acknowledged counts once. In some runs
+//! retention is on: then the recount includes the removed files, which must be exactly those that
+//! the database lists as pruned.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,20 +39,20 @@ const FAILING: [Call; 8] = [
     Call::Remove,
 ];
 
-/// Segments that were pruned in all cases together: the model is worth nothing where none is.
+/// Segments pruned in all cases together: the model tests nothing if there are none.
 static PRUNED: AtomicU64 = AtomicU64::new(0);
 
-/// Cases of the random walk; each starts several processors and databases.
+/// Number of cases of the random walk; each starts several processors and databases.
 const CASES: u64 = 1000;
 
-/// Whether what is applied is let go at once.
+/// Whether applied segments are pruned at once.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Retention {
     Off,
     On,
 }
 
-/// One life of the three together.
+/// One run of the three together.
 struct Life {
     disk: SimDisk,
     journal: Journal,
@@ -64,14 +64,14 @@ struct Life {
 
 struct World {
     dir: tempfile::TempDir,
-    /// Ids acknowledged: each must be counted once.
+    /// Acknowledged ids: each must be counted once.
     acknowledged: Vec<u64>,
     sent: u64,
 }
 
 impl World {
     fn new() -> Self {
-        // Commits to memory are quick; what is on the test's mind is the other disk.
+        // Commits in memory are fast; this test is about the disk of the files.
         let memory = Path::new("/dev/shm");
         let root = if memory.is_dir() {
             memory.to_owned()
@@ -119,7 +119,7 @@ impl World {
         self.open_looking_around(disk, retention, Duration::from_hours(1))
     }
 
-    /// With a journal that looks around so often: tries again what failed.
+    /// With a journal that retries failed operations at this interval.
     fn open_looking_around(
         &self,
         disk: &SimDisk,
@@ -166,8 +166,8 @@ impl World {
         })
     }
 
-    /// A few events, each with an id of its own or that of an earlier one, sent as one batch; most of
-    /// the ids are numbers of three senders.
+    /// A few events, each with a new id or that of an earlier one, sent as one batch; most of the
+    /// ids are numbers of three senders.
     fn append(&mut self, life: &Life, choices: &mut Choices) -> Option<Position> {
         let mut bytes = Vec::new();
         let mut ids = Vec::new();
@@ -179,7 +179,7 @@ impl World {
                 self.sent - 1
             };
             ids.push(id);
-            // The payload follows from the id: sent again, it is the same event.
+            // The payload depends on the id: an event sent again is the same event.
             let (user, value) = (id % 5, id * 7 % 1000);
             let padding = "x".repeat(usize::try_from(id % 300).unwrap());
             bytes.extend(
@@ -239,8 +239,8 @@ impl World {
     }
 }
 
-/// The text of an id: of four in five the next number of one of three senders, which begin a little
-/// before the end of a block of 128.
+/// The text of an id: in four of five cases the next number of one of three senders, which start a
+/// little before the end of a block of 128.
 fn id_text(id: u64) -> String {
     match id % 5 {
         4 => id.to_string(),
@@ -248,8 +248,8 @@ fn id_text(id: u64) -> String {
     }
 }
 
-/// Counts the files on the simulated disk again, in the order of their numbers, with those that were
-/// removed; and the numbers of these.
+/// Recounts the files on the simulated disk, in the order of their numbers, together with those
+/// that were removed; returns the numbers of the removed ones, too.
 fn recount_disk(disk: &SimDisk) -> (Recount, Vec<u64>) {
     let number = |path: &Path| {
         let name = path.file_name()?.to_str()?;
@@ -276,7 +276,7 @@ fn recount_disk(disk: &SimDisk) -> (Recount, Vec<u64>) {
     let mut gone = Vec::new();
     for (path, bytes) in disk.removed() {
         if let Some(number) = number(&path) {
-            // A power cut may have brought it back.
+            // A power cut may have restored it.
             let kept = segments.entry(number).or_insert_with(|| {
                 gone.push(number);
                 bytes.clone()
@@ -297,14 +297,14 @@ impl Life {
         let _may_fail = answered.recv_timeout(PATIENCE).expect("answered, once");
     }
 
-    /// In order, as the server stops.
+    /// A shutdown in order, as by a server.
     fn stop(self) -> SimDisk {
         self.committer.stop();
         self.processor.stop();
         self.disk.kill()
     }
 
-    /// The disk is gone from one step to the next; commits made before stay.
+    /// The disk fails from one step on; earlier commits stay.
     fn crash(self, seed: u64, power: bool) -> SimDisk {
         let next = if power {
             self.disk.power_cut(seed)
@@ -344,7 +344,7 @@ fn walk(seed: u64) {
                 _ => {
                     let position = world.append(&running, choices);
                     if let (Some(position), 0) = (position, choices.below(3)) {
-                        // Lets the processor get on; with the power off it can't.
+                        // Lets the processor continue, unless the power is off.
                         let soon = Instant::now() + Duration::from_millis(20);
                         running.progress.wait_applied(position, soon);
                     }
@@ -366,8 +366,8 @@ fn walk(seed: u64) {
 }
 
 impl World {
-    /// A database that is gone comes back the same; once something was pruned, by a rebuild that
-    /// has the old one.
+    /// A deleted database is rebuilt with the same totals; if anything was pruned, by a rebuild
+    /// that reads the old one.
     fn made_again(&self, disk: SimDisk) {
         let pruned = read_kept(&self.database()).unwrap().1.segments;
         PRUNED.fetch_add(pruned, Ordering::Relaxed);
@@ -387,13 +387,13 @@ impl World {
 
 #[test]
 fn totals_are_those_of_the_files_whatever_happens_to_the_disk() {
-    // Red if the processor applies a byte that a power cut can take back, applies one twice, skips
-    // one, or trusts its memory where only the rows know.
+    // Fails if the processor applies a byte that a power cut can undo, applies one twice, skips
+    // one, or uses its memory instead of the rows.
     let cases = for_seeds(CASES, walk);
     assert!(PRUNED.load(Ordering::Relaxed) > cases / 4 || cases < 100);
 }
 
-/// A backup as `tallyline backup` makes one: the database first, then the files.
+/// A backup as made by `tallyline backup`: the database first, then the files.
 struct Backup {
     database: PathBuf,
     files: SimDisk,
@@ -401,7 +401,7 @@ struct Backup {
 }
 
 impl World {
-    /// Made while the server runs: what was acknowledged before is in it.
+    /// Made while the server runs: it contains what was acknowledged before.
     fn back_up(&self, life: &Life, name: &str) -> Option<Backup> {
         let database = self.dir.path().join(name);
         if !self.database().exists() {
@@ -420,7 +420,7 @@ impl World {
         })
     }
 
-    /// The database of a backup in place of the one that is there.
+    /// Replaces the database by that of a backup.
     fn restore_database(&self, backup: &Backup) {
         for suffix in ["", "-wal", "-shm"] {
             let path = format!("{}{suffix}", self.database().display());
@@ -431,7 +431,8 @@ impl World {
 }
 
 impl World {
-    /// Cuts a sealed file that is not wholly applied at a line end; what it was, if there is one.
+    /// Truncates a sealed file that is not fully applied at a line end; returns its former content,
+    /// or `None` if there is no such file.
     fn cut_sealed(&self, disk: &SimDisk, choices: &mut Choices) -> Option<(PathBuf, Vec<u8>)> {
         let dir = self.dir.path();
         let rows = read_segments(&self.database()).unwrap();
@@ -462,12 +463,12 @@ impl World {
     }
 }
 
-/// Sealed files that were cut while nothing ran.
+/// Sealed files that were truncated between two runs.
 static CUT: AtomicU64 = AtomicU64::new(0);
 
-/// Lives with a backup made in one of them, and restored, whole or in part, before a later one; with
-/// somebody who opens the database and closes it; with the database's `-wal` gone; and with a sealed
-/// file that is shorter during a life than what was acknowledged in it.
+/// Several runs. A backup is made in one of them and restored, completely or in part, before a
+/// later one; a client opens and closes the database; the `-wal` of the database is deleted; and a
+/// sealed file is shorter during a run than what was acknowledged in it.
 fn walk_among_others(seed: u64) {
     let choices = &mut Choices::new(seed);
     let mut world = World::new();
@@ -523,13 +524,13 @@ fn walk_among_others(seed: u64) {
             match which {
                 // The database alone: what it lacks is in the files.
                 0 => world.restore_database(backup),
-                // All of it: as of the backup.
+                // Everything: the state of the backup.
                 1 => {
                     world.restore_database(backup);
                     disk = backup.files.copy();
                     world.acknowledged.clone_from(&backup.acknowledged);
                 }
-                // The files alone, with the newer database gone.
+                // The files alone, without the newer database.
                 2 => {
                     drop(std::fs::remove_file(world.database()));
                     disk = backup.files.copy();
@@ -537,7 +538,7 @@ fn walk_among_others(seed: u64) {
                 }
                 _ => {}
             }
-            // What was made after the copy that is back is no copy of what comes.
+            // Backups made after the restored one are not backups of what follows.
             if which == 1 || which == 2 {
                 backups.clear();
             }
@@ -552,14 +553,14 @@ fn walk_among_others(seed: u64) {
 
 #[test]
 fn a_backup_restored_whole_or_in_part_comes_to_what_the_files_say() {
-    // Red if a restored database or a restored directory counts a line twice or never.
+    // Fails if a restored database or directory counts a line twice or never.
     let cases = for_seeds(CASES / 2, walk_among_others);
     assert!(CUT.load(Ordering::Relaxed) > cases / 50 || cases < 100);
 }
 
-/// A call of that kind, after `skip` others, fails while files are written, sealed, applied, archived
-/// and pruned, and then the next one of that kind; then all is as if they had not. Whether that needs
-/// a restart.
+/// A call of this kind, after `skip` others, fails while files are written, sealed, applied,
+/// archived and pruned, and so does the next call of this kind. Afterwards the state must be as
+/// without failures. Returns whether that needs a restart.
 fn fails_twice(call: Call, skip: u64) -> bool {
     let case = format!("{call:?} {skip}");
     let choices = &mut Choices::new(skip);
@@ -587,7 +588,7 @@ fn fails_twice(call: Call, skip: u64) -> bool {
             disk.fail(call, skips.next().expect("two fail"), EIO);
             write_and_seal();
         }
-        // Of what was sealed only the newest is kept, in the archive, next to the active file and
+        // Of the sealed files only the newest is kept, in the archive, next to the active file and
         // directory.json.
         let files = disk.files();
         let archive = dir.join("applied");
@@ -602,7 +603,7 @@ fn fails_twice(call: Call, skip: u64) -> bool {
         (reasons.is_empty() && archived == 1 && files.len() == 3).then_some(false)
     });
     if !poisoned {
-        disk.fail(call, u64::MAX, EIO); // Where there were fewer calls than that.
+        disk.fail(call, u64::MAX, EIO); // In case there were fewer calls.
         world.append(&running, choices).expect(&case);
         world.check(&running);
     }
@@ -612,8 +613,9 @@ fn fails_twice(call: Call, skip: u64) -> bool {
 
 #[test]
 fn what_failed_is_tried_again_until_readiness_is_green() {
-    // Red if a reason stands for good though all was done in the end, or if the journal gives up where
-    // nothing is in doubt: only a directory's sync that failed, after a rename or a creation, is.
+    // Fails if a reason stays in `/readyz` although everything was done in the end, or if the
+    // journal stops although the outcome is known: it is only unknown if the sync of a directory
+    // failed, after a rename or a creation.
     let cases = |call| (0..8).map(move |skip| (call, skip));
     std::thread::scope(|scope| {
         for (call, skip) in FAILING.into_iter().flat_map(cases) {

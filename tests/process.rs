@@ -1,4 +1,4 @@
-//! `tallyline process`: files without a server, from elsewhere, damaged, or given twice.
+//! `tallyline process`: files without a server, imported, damaged, or named twice.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ use super::harness::{
     recount_files, run, until,
 };
 
-/// The original system's name for a file.
+/// A file name of the original system.
 const FOREIGN: &str = "events_1700000000000.jsonl";
 
 #[track_caller]
@@ -30,7 +30,7 @@ fn totals(pairs: &[(&str, i128, u64)]) -> Totals {
         .collect()
 }
 
-/// Where a file of this name lies in the archive.
+/// The path of a file with this name in the archive.
 fn archived(data: &Path, name: &str) -> Option<PathBuf> {
     files_below(&data.join("applied"))
         .into_iter()
@@ -39,7 +39,7 @@ fn archived(data: &Path, name: &str) -> Option<PathBuf> {
 
 #[test]
 fn files_of_the_original_system_are_applied_and_put_away() {
-    // Red if a file that another program wrote is passed over, or its last line without a newline.
+    // Fails if a file of another program is not applied, or its last line without a newline is not.
     let scratch = Scratch::new();
     let data = scratch.data();
     let content = format!("{}{}", event("user1", 100), event("user2", 200).trim_end());
@@ -59,7 +59,7 @@ fn files_of_the_original_system_are_applied_and_put_away() {
 
 #[test]
 fn files_named_are_copied_in_and_counted_once() {
-    // Red if `process FILE` moves or changes somebody's file, or counts it again the next time.
+    // Fails if `process FILE` moves or changes the named file, or counts it again the next time.
     let scratch = Scratch::new();
     let data = scratch.data();
     let file = scratch.file("elsewhere/march.jsonl", event("u", 3));
@@ -77,7 +77,7 @@ fn files_named_are_copied_in_and_counted_once() {
 
 #[test]
 fn a_name_already_applied_with_other_content_is_refused_and_left_alone() {
-    // Red if a changed file is counted on top of the old one, or skipped without a word.
+    // Fails if a changed file is counted in addition to the old one, or silently skipped.
     let scratch = Scratch::new();
     let data = scratch.data();
     scratch.file(&format!("data/{FOREIGN}"), event("u", 3));
@@ -109,7 +109,8 @@ fn a_name_already_applied_with_other_content_is_refused_and_left_alone() {
 
 #[test]
 fn lines_that_are_no_events_are_recorded_with_offset_and_reason() {
-    // Red if a bad line stops the file, vanishes, or is recorded at the wrong place.
+    // Fails if an invalid line ends the processing of the file, is not recorded, or is recorded
+    // with the wrong offset.
     let scratch = Scratch::new();
     let data = scratch.data();
     let bad = [
@@ -142,12 +143,13 @@ fn lines_that_are_no_events_are_recorded_with_offset_and_reason() {
     );
     assert!(rows.iter().all(|row| row.0 == FOREIGN), "{rows:?}");
     assert!(rows[1].2.contains("value"), "{rows:?}");
-    process(&data).expect(0); // said once: nothing new was rejected
+    process(&data).expect(0); // reported once: nothing new was rejected
 }
 
 #[test]
 fn ids_count_once_across_files_and_contradictions_are_rejected() {
-    // Red if an id is forgotten between files, or a second meaning of an id is counted.
+    // Fails if an id is forgotten between files, or an event that contradicts an earlier one with
+    // the same id is counted.
     let scratch = Scratch::new();
     let data = scratch.data();
     let with_id = |value: u64| {
@@ -166,8 +168,8 @@ fn ids_count_once_across_files_and_contradictions_are_rejected() {
 
 #[test]
 fn what_a_dead_server_left_is_sealed_and_counted() {
-    // Red if acknowledged lines wait in events.jsonl for a server that never comes back, or if the
-    // half line of the crash is counted or silently thrown away.
+    // Fails if acknowledged lines stay in events.jsonl until a server is started, or if the torn
+    // line of the crash is counted or silently deleted.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--no-process"]);
@@ -186,7 +188,7 @@ fn what_a_dead_server_left_is_sealed_and_counted() {
             .any(|path| fs::read_to_string(path).unwrap().contains(torn)),
         "the torn line is kept: {quarantined:?}"
     );
-    // The number lives on: the next server goes on after it.
+    // The number is not reused: the next server continues with the following one.
     let server = Server::start(&data);
     let next = server.accept(event("u", 1));
     assert!(next.starts_with("2-"), "{next}");
@@ -194,7 +196,7 @@ fn what_a_dead_server_left_is_sealed_and_counted() {
 
 #[test]
 fn a_deleted_database_is_made_again_from_the_files() {
-    // Red if the files are not the whole truth, the archive included.
+    // Fails if the database cannot be rebuilt from the files, including the archived ones.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--rotate-size", "4KiB"]);
@@ -216,14 +218,14 @@ fn a_deleted_database_is_made_again_from_the_files() {
 
 #[test]
 fn a_running_server_is_the_processor_and_a_second_one_is_told_so() {
-    // Red if two processors share a database, or if the refusal does not name the first.
+    // Fails if two processors share a database, or if the error does not name the first.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
     let ran = process(&data).expect(1);
     let pid = server.process.id().to_string();
     assert!(ran.stderr.contains(&pid), "pid {pid}: {ran}");
-    // A file put there is the running server's to apply, without a restart.
+    // A file that appears there is applied by the running server without a restart.
     scratch.file("data/events_late.jsonl", event("late", 2));
     server.post("/flush", "").expect(200);
     until(PATIENCE, "the file put there is applied", || {
@@ -234,12 +236,12 @@ fn a_running_server_is_the_processor_and_a_second_one_is_told_so() {
 
 #[test]
 fn processing_beside_a_taking_server_leaves_its_active_file_alone() {
-    // Red if `process` seals or reads the file that a running server appends to.
+    // Fails if `process` seals or reads the file that a running server appends to.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--no-process"]);
     server.accept(event("sealed", 1));
-    server.post("/flush", "").problem(503); // rotated; nobody applies here
+    server.post("/flush", "").problem(503); // rotated; this server does not apply
     server.accept(event("active", 1));
     process(&data).expect(0);
     assert_eq!(database(&data), totals(&[("sealed", 1, 1)]));
@@ -254,7 +256,7 @@ fn processing_beside_a_taking_server_leaves_its_active_file_alone() {
 
 #[test]
 fn however_the_lines_are_cut_into_files_the_totals_are_the_same() {
-    // Red if totals depend on order, file borders, or what lies together in a chunk.
+    // Fails if totals depend on order, on file boundaries, or on which lines are in the same chunk.
     let scratch = Scratch::new();
     let lines: Vec<String> = (0..3000u64)
         .map(|n| event(&format!("u{}", n * n % 97), n % 1000))
@@ -265,7 +267,7 @@ fn however_the_lines_are_cut_into_files_the_totals_are_the_same() {
         let data = scratch.path().join(name);
         fs::create_dir(&data).unwrap();
         for part in 0..files {
-            // Dealt like cards: neighbours come apart.
+            // Distributed in turn: adjacent lines are in different files.
             let dealt: String = lines
                 .iter()
                 .skip(part)
@@ -283,7 +285,7 @@ fn however_the_lines_are_cut_into_files_the_totals_are_the_same() {
 
 #[test]
 fn a_total_past_64_bits_rejects_the_line_that_overflows() {
-    // Red if a sum wraps round, or if one overflow takes the rest of the file with it.
+    // Fails if a sum wraps around, or if the lines after an overflow are not counted.
     let scratch = Scratch::new();
     let data = scratch.data();
     let most = event("rich", 1_000_000_000_000);
@@ -292,7 +294,7 @@ fn a_total_past_64_bits_rejects_the_line_that_overflows() {
         format!("{}{}", most.repeat(10), event("other", 1)),
     );
     process(&data).expect(3);
-    let most_events = 9; // 9 * 10^18 micros fit into 63 bits, 10 * 10^18 don't
+    let most_events = 9; // 9 * 10^18 micros fit into 63 bits, 10 * 10^18 do not
     assert_eq!(
         database(&data),
         totals(&[("other", 1, 1), ("rich", 9_000_000_000_000, most_events)])
@@ -302,8 +304,8 @@ fn a_total_past_64_bits_rejects_the_line_that_overflows() {
 
 #[test]
 fn memory_is_bounded_whatever_there_is_to_apply() {
-    // Red if a range's users or ids, or what sorting them takes, are not counted against --memory:
-    // these come to over 90 MiB when they are applied at once.
+    // Fails if the users or ids of a range, or the memory for sorting them, are not counted against
+    // --memory: they need over 90 MiB when they are applied at once.
     const BOUND_MIB: u64 = 32;
     let scratch = Scratch::new();
     let lines: String = (0..200_000)
@@ -324,7 +326,7 @@ fn memory_is_bounded_whatever_there_is_to_apply() {
     assert!(peak_mib <= BOUND_MIB, "{peak_mib} MiB at the peak");
 }
 
-/// Runs `process` with files named.
+/// Runs `process` with named files.
 #[track_caller]
 fn import(data: &Path, files: &[&Path]) -> Ran {
     let mut args = vec!["process", "--data-dir", arg(data)];
@@ -338,7 +340,7 @@ fn gzip(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     packed.finish().unwrap()
 }
 
-/// Lines that the database has recorded as rejected.
+/// The number of lines that the database has recorded as rejected.
 fn rejected_lines(data: &Path) -> u64 {
     let count = "SELECT count(*) FROM rejected_line";
     let row = open_database(data).query_row(count, [], |row| row.get::<_, i64>(0));
@@ -350,14 +352,14 @@ fn rebuild_and_verify(data: &Path) {
     run(&["verify", "--data-dir", arg(data)]).expect(0);
 }
 
-/// What an import left under a temporary name.
+/// Temporary files that an import left behind.
 fn parts(data: &Path) -> Vec<String> {
     let mut names = names_in(data);
     names.retain(|name| name.contains(".part"));
     names
 }
 
-/// Sealed native segments that are archived, in order of their numbers.
+/// Archived native segments in order of their numbers.
 fn native_files(data: &Path) -> Vec<PathBuf> {
     let mut files: Vec<(u64, PathBuf)> = files_below(&data.join("applied"))
         .into_iter()
@@ -380,8 +382,8 @@ fn copy_tree(from: &Path, to: &Path) {
 
 #[test]
 fn a_fifo_that_is_named_keeps_its_events_for_the_cure() {
-    // Red if a FIFO is opened, which takes events out of it that are then lost, or if what is no
-    // file stops the others.
+    // Fails if a FIFO is opened, which consumes events that are then lost, or if a special file
+    // stops the processing of the others.
     let scratch = Scratch::new();
     let data = scratch.data();
     let fifo = scratch.path().join("fifo");
@@ -406,7 +408,7 @@ fn a_fifo_that_is_named_keeps_its_events_for_the_cure() {
         "{ran}"
     );
     assert_eq!(database(&data), totals(&[("g", 1, 1)]));
-    // The cure.
+    // The fix.
     let copied = scratch.file("copied.jsonl", fs::read(&fifo).unwrap());
     assert!(writer.wait().unwrap().success());
     import(&data, &[&copied]).expect(0);
@@ -415,7 +417,7 @@ fn a_fifo_that_is_named_keeps_its_events_for_the_cure() {
 
 #[test]
 fn a_file_that_may_not_be_read_is_named_and_the_others_go_on() {
-    // Red if the first file that cannot be opened ends the run.
+    // Fails if the first file that cannot be opened ends the run.
     let scratch = Scratch::new();
     let data = scratch.data();
     fs::create_dir_all(&data).unwrap();
@@ -430,7 +432,7 @@ fn a_file_that_may_not_be_read_is_named_and_the_others_go_on() {
         arg(&good),
     ]);
     if rustix::process::geteuid().is_root() {
-        // Root may read anything.
+        // Root can read any file.
         for path in [scratch.path(), &data] {
             chown(path, Some(65534), Some(65534)).unwrap();
         }
@@ -446,7 +448,7 @@ fn a_file_that_may_not_be_read_is_named_and_the_others_go_on() {
 
 #[test]
 fn one_file_named_twice_by_whatever_names_counts_once() {
-    // Red if the second naming of a file stops the run or counts it again.
+    // Fails if naming a file twice stops the run or counts it again.
     let scratch = Scratch::new();
     let data = scratch.data();
     let t = scratch.file("t.jsonl", event("t", 1));
@@ -454,12 +456,12 @@ fn one_file_named_twice_by_whatever_names_counts_once() {
     let (hard, soft) = (scratch.path().join("hard"), scratch.path().join("soft"));
     fs::hard_link(&t, &hard).unwrap();
     symlink(&t, &soft).unwrap();
-    // Another file, of the same name and content.
+    // Another file with the same name and content.
     let copy = scratch.file("copy/t.jsonl", event("t", 1));
     let dotted = scratch.path().join(".").join("t.jsonl");
     import(&data, &[&t, &t, &copy, &dotted, &hard, &soft, &z]).expect(0);
     assert_eq!(database(&data), totals(&[("t", 1, 1), ("z", 1, 1)]));
-    // Without a database, the file in the archive is what is applied.
+    // Without a database, the file in the archive is compared.
     fs::remove_file(data.join("revenue.db")).unwrap();
     let archived = archived(&data, "events_t.jsonl").unwrap();
     import(&data, &[&t, &archived]).expect(0);
@@ -475,8 +477,8 @@ fn one_file_named_twice_by_whatever_names_counts_once() {
 
 #[test]
 fn a_native_segment_is_recognised_wherever_it_is_named_from() {
-    // Red if a copy of a segment counts again: named in the archive, under another name, packed,
-    // cut short, dropped in, or put together with others.
+    // Fails if a copy of a segment counts again: named in the archive, under another name,
+    // compressed, truncated, placed in the directory, or concatenated with others.
     let scratch = Scratch::new();
     let data = scratch.data();
     for value in [3, 4] {
@@ -504,14 +506,14 @@ fn a_native_segment_is_recognised_wherever_it_is_named_from() {
     assert!(ran.stderr.contains("under another name"), "{ran}");
     assert_eq!(database(&data), expected);
     fs::remove_file(dropped).unwrap();
-    // Before it is applied, our own file is what a copy stands for.
+    // Before it is applied, a copy is compared with the native file.
     fs::remove_file(data.join("revenue.db")).unwrap();
     import(&data, &[&renamed]).expect(0);
     assert_eq!(database(&data), totals(&[("u", 6, 2)]));
     process(&data).expect(0);
     assert_eq!(database(&data), expected);
     rebuild_and_verify(&data);
-    // Without our own file the totals still say what was applied of it, and no more.
+    // Without the native file, the rows still say what was applied of it, and nothing beyond.
     fs::remove_file(&files[0]).unwrap();
     let ran = import(&data, &[&renamed]).expect(0);
     assert!(ran.stdout.contains("applied before"), "{ran}");
@@ -523,8 +525,8 @@ fn a_native_segment_is_recognised_wherever_it_is_named_from() {
 
 #[test]
 fn a_segment_that_went_on_in_a_clone_counts_what_is_new_in_it_once() {
-    // Red if the part that both have counts twice, if naming the file again or after it has grown
-    // counts its part again, or if a rebuild comes to something else.
+    // Fails if the common part counts twice, if naming the file again, or after it has grown,
+    // counts its part again, or if a rebuild gives other totals.
     let scratch = Scratch::new();
     let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
     let server = Server::start(&a);
@@ -542,7 +544,7 @@ fn a_segment_that_went_on_in_a_clone_counts_what_is_new_in_it_once() {
         server.stop().expect(0);
     };
     go_on(&a, 1, 3);
-    // The clone's file while it is written, and once it is sealed.
+    // The file of the clone while it is active, and once it is sealed.
     let server = Server::with(&b, &["--no-process"]);
     server.accept(event("u", 1).repeat(2));
     let early = scratch.path().join("early");
@@ -554,7 +556,7 @@ fn a_segment_that_went_on_in_a_clone_counts_what_is_new_in_it_once() {
     process(&b).expect(0);
     let late = &native_files(&b)[0];
 
-    // The two lines after the common ones are the same here and there, so they are the same lines.
+    // The two lines after the common ones are equal in both files, so they count as the same lines.
     for (name, value) in [("1", 5), ("2", 5)] {
         let copy = scratch.file(name, fs::read(&early).unwrap());
         import(&a, &[&copy]).expect(0);
@@ -568,7 +570,7 @@ fn a_segment_that_went_on_in_a_clone_counts_what_is_new_in_it_once() {
         assert_eq!(database(&a), totals(&[("u", 45, 9)]), "{name}");
         fs::remove_file(&copy).unwrap();
     }
-    // It goes on once more, by hand.
+    // It is extended once more, by hand.
     let more = [&fs::read(late).unwrap()[..], event("u", 100).as_bytes()].concat();
     let more = scratch.file("more", more);
     import(&a, &[&more]).expect(0);
@@ -583,7 +585,7 @@ fn a_segment_that_went_on_in_a_clone_counts_what_is_new_in_it_once() {
 
 #[test]
 fn a_segment_that_was_moved_away_comes_back_under_its_number() {
-    // Red if it comes in as a file of its own while its number stays missing.
+    // Fails if it is imported as a separate file while its number stays missing.
     let scratch = Scratch::new();
     let data = scratch.data();
     for value in [1, 2] {
@@ -606,7 +608,7 @@ fn a_segment_that_was_moved_away_comes_back_under_its_number() {
 
 #[test]
 fn segments_of_another_directory_count_once_under_whatever_name() {
-    // Red if another directory's segment counts again under a second name.
+    // Fails if a segment of another directory counts again under a second name.
     let scratch = Scratch::new();
     let (data, other) = (scratch.data(), scratch.path().join("other"));
     let server = Server::start(&other);
@@ -621,7 +623,7 @@ fn segments_of_another_directory_count_once_under_whatever_name() {
     rebuild_and_verify(&data);
     import(&data, &[&renamed]).expect(0);
     assert_eq!(database(&data), totals(&[("u", 3, 1)]));
-    // Dropped in under its own name first, then named.
+    // First placed in the directory under its own name, then named.
     let third = scratch.path().join("third");
     fs::create_dir(&third).unwrap();
     fs::copy(theirs, third.join(theirs.file_name().unwrap())).unwrap();
@@ -649,12 +651,12 @@ fn arrays() -> [(&'static str, String); 4] {
 
 #[test]
 fn arrays_are_converted_and_recognised_again() {
-    // Red if an array is taken for lines, counts again, or is not known any more after a rebuild.
+    // Fails if an array is parsed as lines, counts again, or is not recognized after a rebuild.
     for (shape, text) in arrays() {
         let scratch = Scratch::new();
         let data = scratch.data();
         let expected = totals(&[("a", 1, 1), ("b", 2, 1)]);
-        // What is not whole is refused, and its name stays usable.
+        // An incomplete file is rejected, and its name can be used again.
         let file = scratch.file("march.json", &text[..text.trim_end().len() - 1]);
         let ran = import(&data, &[&file]).expect(1);
         assert!(ran.stderr.contains("incomplete"), "{shape}: {ran}");
@@ -683,8 +685,8 @@ fn arrays_are_converted_and_recognised_again() {
 
 #[test]
 fn what_is_not_json_lines_is_refused_where_it_was_dropped() {
-    // Red if an array, a packed or a foreign file in the directory is recorded as rejected lines,
-    // by `process` or by a server, or holds up the others.
+    // Fails if the contents of an array, a compressed or a foreign file in the directory are
+    // recorded as rejected lines, by `process` or by a server, or if it blocks the others.
     let mut files: Vec<(&str, Vec<u8>)> = arrays()
         .map(|(shape, text)| (shape, text.into_bytes()))
         .to_vec();
@@ -726,8 +728,8 @@ fn what_is_not_json_lines_is_refused_where_it_was_dropped() {
 
 #[test]
 fn a_byte_order_mark_at_the_start_is_ignored() {
-    // Red if the first event of a file that begins with one is lost: imported, packed, in an array,
-    // dropped in, applied by a server, or counted again by `verify`.
+    // Fails if the first event of a file with a byte order mark is lost: imported, compressed, in
+    // an array, placed in the directory, applied by a server, or recounted by `verify`.
     let scratch = Scratch::new();
     let data = scratch.data();
     let marked = |text: String| format!("\u{feff}{text}");
@@ -754,8 +756,8 @@ fn a_byte_order_mark_at_the_start_is_ignored() {
 
 #[test]
 fn gzip_is_unpacked_and_known_under_the_name_without_it() {
-    // Red if gzip is recorded as a rejected line, or if a file that was packed after it was imported
-    // counts again.
+    // Fails if gzip data is recorded as rejected lines, or if a file that was compressed after it
+    // was imported counts again.
     let scratch = Scratch::new();
     let data = scratch.data();
     let two = [gzip(event("u", 1)), gzip(event("u", 2))].concat();
@@ -784,7 +786,8 @@ fn gzip_is_unpacked_and_known_under_the_name_without_it() {
 
 #[test]
 fn what_cannot_be_converted_is_refused_and_its_name_stays_usable() {
-    // Red if such a file leaves a row, a rejected line or a file behind, or is refused without words.
+    // Fails if such a file leaves a row, a rejected line or a file behind, or is rejected without a
+    // reason.
     let utf_16: Vec<u8> = event("u", 1)
         .encode_utf16()
         .flat_map(u16::to_le_bytes)
@@ -821,7 +824,7 @@ fn what_cannot_be_converted_is_refused_and_its_name_stays_usable() {
 
 #[test]
 fn the_advice_for_a_file_that_has_grown_cannot_count_its_applied_part_twice() {
-    // Red if the words tell to give it another name, or if what they tell does not come to the truth.
+    // Fails if the message recommends another name, or if its recommendation leads to wrong totals.
     for dropped in [false, true] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -863,7 +866,7 @@ fn the_advice_for_a_file_that_has_grown_cannot_count_its_applied_part_twice() {
 
 #[test]
 fn an_interrupted_conversion_leaves_a_part_file_and_nothing_else() {
-    // Red if half a file counts, or if what is left stands in the way of the next run.
+    // Fails if an incomplete copy counts, or if what is left blocks the next run.
     let scratch = Scratch::new();
     let data = scratch.data();
     let events = 400_000;

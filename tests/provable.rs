@@ -1,5 +1,5 @@
-//! What can be proved, and what letting go leaves provable: `verify`, `process --rebuild`,
-//! `--retention`, `--dedup-window`, and a database that was tampered with.
+//! Verification, and what can still be verified after pruning: `verify`, `process --rebuild`,
+//! `--retention`, `--dedup-window`, and a database that was changed from outside.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ fn rebuild(data: &Path) -> Ran {
     run(&["process", "--rebuild", "--data-dir", arg(data)])
 }
 
-/// Nothing of SQLite's but the one file, and nothing half made.
+/// Asserts that there is one file of SQLite's and no temporary file.
 #[track_caller]
 fn assert_one_database_file(data: &Path) {
     let names = names_in(data);
@@ -49,7 +49,7 @@ fn archive(data: &Path) -> Vec<PathBuf> {
     files_below(&data.join("applied"))
 }
 
-/// A number of the `pruned` row.
+/// A column of the `pruned` row.
 fn pruned(data: &Path, column: &str) -> u64 {
     let db = super::harness::recount::open_database(data);
     let sql = format!("SELECT {column} FROM pruned");
@@ -57,7 +57,7 @@ fn pruned(data: &Path, column: &str) -> u64 {
     u64::try_from(number).unwrap()
 }
 
-/// A stopped data directory of `count` segments, an event of user u in each.
+/// A stopped data directory of `count` segments, with one event of user u in each.
 fn segments(scratch: &Scratch, count: usize) {
     let server = Server::with(&scratch.data(), &SMALL);
     for _ in 0..count {
@@ -68,8 +68,8 @@ fn segments(scratch: &Scratch, count: usize) {
 }
 
 #[test]
-fn verify_agrees_beside_a_server_that_takes_applies_rotates_and_archives() {
-    // Red if `verify` takes what happens meanwhile for a difference, or leaves files behind.
+fn verify_agrees_beside_a_busy_server() {
+    // Fails if `verify` reports concurrent changes as differences, or leaves files behind.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &SMALL);
@@ -107,7 +107,7 @@ fn verify_agrees_beside_a_server_that_takes_applies_rotates_and_archives() {
 
 #[test]
 fn verify_after_a_crash_agrees_and_leaves_one_file() {
-    // Red if `verify` needs a clean stop, or leaves a -wal for the next one to wonder about.
+    // Fails if `verify` needs a clean shutdown, or leaves a -wal behind.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--flush-interval", "10ms"]);
@@ -125,12 +125,12 @@ fn verify_after_a_crash_agrees_and_leaves_one_file() {
     fs::remove_file(data.join("revenue.db")).unwrap();
     let ran = verify(&data).expect(1);
     assert!(ran.stderr.contains("no database"), "{ran}");
-    assert!(!data.join("revenue.db").exists(), "verify makes nothing");
+    assert!(!data.join("revenue.db").exists(), "verify creates nothing");
 }
 
 #[test]
 fn verify_names_each_difference() {
-    // Red if `verify` stops at the first difference, or does not say which user or file it is.
+    // Fails if `verify` stops at the first difference, or does not name the user or file.
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 3);
@@ -149,9 +149,9 @@ fn verify_names_each_difference() {
 }
 
 #[test]
-fn ids_of_pruned_segments_guard_after_a_rebuild() {
-    // Red if a rebuild forgets which ids counted in files that are gone: then their repetition in a
-    // kept file counts, and so does whoever sends them again.
+fn a_rebuild_keeps_the_ids_of_pruned_segments() {
+    // Fails if a rebuild forgets the ids of events in pruned files: events with these ids in a kept
+    // file, or sent again, would count.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &[&SMALL[..], &["--retention", "0s"]].concat());
@@ -174,8 +174,9 @@ fn ids_of_pruned_segments_guard_after_a_rebuild() {
 }
 
 #[test]
-fn a_rebuild_puts_right_what_was_forged() {
-    // Red if a rebuild believes the old database, leaves half of it, or needs what it should not.
+fn a_rebuild_corrects_changed_totals() {
+    // Fails if a rebuild uses totals of the old database, leaves a part of it, or requires what it
+    // can do without.
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 3);
@@ -189,7 +190,7 @@ fn a_rebuild_puts_right_what_was_forged() {
     verify(&data).expect(1);
     // Left by a rebuild that was killed.
     scratch.file("data/revenue.db.rebuild", "half a database");
-    scratch.file("data/revenue.db.rebuild-wal", "and its log");
+    scratch.file("data/revenue.db.rebuild-wal", "and its WAL");
     rebuild(&data).expect(0);
     assert_eq!(database(&data), before);
     assert_one_database_file(&data);
@@ -197,7 +198,7 @@ fn a_rebuild_puts_right_what_was_forged() {
     assert!(ran.stdout.contains("2 duplicates"), "{ran}");
     let file = scratch.file("more.jsonl", event("u", 1));
     run(&["process", "--rebuild", "--data-dir", arg(&data), arg(&file)]).expect(2);
-    // Without a database it is made.
+    // Without a database, a rebuild creates one.
     fs::remove_file(data.join("revenue.db")).unwrap();
     rebuild(&data).expect(0);
     assert_eq!(database(&data), before);
@@ -205,8 +206,8 @@ fn a_rebuild_puts_right_what_was_forged() {
 
 #[test]
 fn a_rebuild_killed_at_any_moment_leaves_the_old_database_or_the_new_one() {
-    // Red if there is a moment without a database, or with half of one, or with the old one's log
-    // beside the new one.
+    // Fails if at any moment there is no database, half of one, or the WAL of the old one beside
+    // the new one.
     let scratch = Scratch::new();
     let data = scratch.data();
     for part in 0..8 {
@@ -223,26 +224,28 @@ fn a_rebuild_killed_at_any_moment_leaves_the_old_database_or_the_new_one() {
         let args = ["process", "--rebuild", "--data-dir", arg(&data)];
         let mut process = Process::start(&mut tallyline(&args));
         let mut seen = 0;
-        let ended = until(PATIENCE, "it is at it, or done", || {
+        let ended = until(PATIENCE, "the rebuild has begun", || {
             seen += u32::from(data.join("revenue.db.rebuild").exists());
             let ended = process.exited().is_some();
             (ended || seen > looks).then_some(ended)
         });
         process.kill();
         killed += u32::from(!ended);
-        // A reader that may write undoes what was cut short; the harness's own may not.
+        // A connection that may write rolls back what was interrupted; the read-only one of the
+        // harness cannot.
         change(&data, "UPDATE user_total SET events = events");
         assert_eq!(database(&data), before, "after {looks} looks");
     }
-    assert!(killed > 0, "none was killed on its way");
+    assert!(killed > 0, "no rebuild was killed in time");
     run(&["process", "--data-dir", arg(&data)]).expect(0);
     assert_one_database_file(&data);
     verify(&data).expect(0);
 }
 
 #[test]
-fn a_rebuild_is_refused_beside_a_server_a_reader_and_a_verify() {
-    // Red if the database is swapped under somebody, or the refusal does not say under whom.
+fn a_rebuild_is_rejected_beside_a_server_a_reader_and_a_verify() {
+    // Fails if the database is replaced while another program uses it, or if the error does not
+    // name that program.
     let scratch = Scratch::new();
     let data = scratch.data();
     for flags in [&[][..], &["--no-process"]] {
@@ -277,8 +280,8 @@ fn a_rebuild_is_refused_beside_a_server_a_reader_and_a_verify() {
 }
 
 #[test]
-fn a_rebuild_says_what_no_longer_counts() {
-    // Red if a total gets lower without a word.
+fn a_rebuild_reports_lower_totals() {
+    // Fails if a total becomes lower silently.
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 3);
@@ -294,9 +297,9 @@ fn a_rebuild_says_what_no_longer_counts() {
 }
 
 #[test]
-fn retention_prunes_and_every_total_stays() {
-    // Red if pruning loses a total, takes the newest segment or unapplied data, lets the numbers
-    // begin again, or leaves sums that nobody can check.
+fn retention_prunes_and_keeps_every_total() {
+    // Fails if pruning changes a total, deletes the newest segment or unapplied data, restarts the
+    // numbers, or leaves sums that cannot be checked.
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = [&SMALL[..], &["--retention", "0s"]].concat();
@@ -323,7 +326,7 @@ fn retention_prunes_and_every_total_stays() {
     let before = database(&data);
     let ran = verify(&data).expect(0);
     assert!(ran.stdout.contains("pruned"), "{ran}");
-    // A rebuild carries over what no file proves any more, and says so.
+    // A rebuild keeps sums whose files were pruned, and reports this.
     let ran = rebuild(&data).expect(0);
     assert!(ran.stdout.contains("carried over"), "{ran}");
     assert_eq!(database(&data), before);
@@ -336,7 +339,7 @@ fn retention_prunes_and_every_total_stays() {
     server.flush();
     assert_eq!(server.get("/readyz").status, 200);
     server.stop().expect(0);
-    // Nor does it guess where that can't be told.
+    // It is refused if the totals do not match these sums.
     change(
         &data,
         "UPDATE user_total SET events = events + 1 WHERE user_id = 'u'",
@@ -344,13 +347,13 @@ fn retention_prunes_and_every_total_stays() {
     verify(&data).expect(1);
     let ran = rebuild(&data).expect(1);
     assert!(ran.stderr.contains("backup"), "{ran}");
-    assert_eq!(database(&data)["u"].1, 293, "as it was");
+    assert_eq!(database(&data)["u"].1, 293, "unchanged");
     assert_one_database_file(&data);
 }
 
 #[test]
-fn nothing_is_pruned_while_somebody_verifies() {
-    // Red if files go away under a recount.
+fn nothing_is_pruned_during_verify() {
+    // Fails if files are deleted while `verify` reads them.
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 4);
@@ -372,9 +375,9 @@ fn nothing_is_pruned_while_somebody_verifies() {
 }
 
 #[test]
-fn what_a_crash_between_the_steps_of_a_prune_left_is_removed_and_not_counted_again() {
-    // Red if a pruned file that is there again is counted twice, or if another file is removed
-    // because it bears a pruned number.
+fn a_file_left_by_an_interrupted_prune_is_removed_and_not_counted() {
+    // Fails if a pruned file that exists again is counted twice, or if another file is removed
+    // because it has the number of a pruned one.
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 5);
@@ -389,18 +392,18 @@ fn what_a_crash_between_the_steps_of_a_prune_left_is_removed_and_not_counted_aga
     server.stop().expect(0);
     assert_eq!(pruned(&data, "number"), 4);
     let before = database(&data);
-    // The last one pruned: as after a crash between the transaction and the unlink.
+    // The last one pruned, as after a crash between the commit and the removal.
     fs::write(&files[3].0, &files[3].1).unwrap();
-    // An earlier one, brought back by somebody.
+    // An earlier one that was restored.
     let back = data.join(files[1].0.file_name().unwrap());
     fs::write(&back, &files[1].1).unwrap();
     let ran = run(&["process", "--data-dir", arg(&data)]).expect(1);
     assert!(ran.stderr.contains("000002"), "{ran}");
     assert!(!files[3].0.exists(), "finished");
-    // The same number with other bytes is nobody's to remove.
+    // A file with the same number and other content is not removed.
     fs::write(&files[3].0, event("u", 99)).unwrap();
     let server = Server::start(&data);
-    let reasons = until(PATIENCE, "readiness names it", || {
+    let reasons = until(PATIENCE, "/readyz reports it", || {
         let ready = server.get("/readyz");
         (ready.status == 503).then(|| ready.text())
     });
@@ -415,15 +418,15 @@ fn what_a_crash_between_the_steps_of_a_prune_left_is_removed_and_not_counted_aga
 }
 
 #[test]
-fn a_file_that_is_not_what_was_applied_is_not_pruned() {
-    // Red if retention removes bytes that were never counted.
+fn a_file_changed_after_it_was_applied_is_not_pruned() {
+    // Fails if retention removes bytes that were never counted.
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 3);
     let first = archive(&data).remove(0);
     fs::write(&first, event("other", 7)).unwrap();
     let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
-    let reasons = until(PATIENCE, "readiness names it", || {
+    let reasons = until(PATIENCE, "/readyz reports it", || {
         let ready = server.get("/readyz");
         (ready.status == 503).then(|| ready.text())
     });
@@ -432,7 +435,7 @@ fn a_file_that_is_not_what_was_applied_is_not_pruned() {
     fs::remove_file(&first).unwrap();
     until(
         PATIENCE,
-        "it goes on once the file is out of the way",
+        "pruning continues once the file was moved away",
         || (archive(&data).len() == 1 && server.get("/readyz").status == 200).then_some(()),
     );
     server.stop().expect(0);
@@ -440,8 +443,9 @@ fn a_file_that_is_not_what_was_applied_is_not_pruned() {
 }
 
 #[test]
-fn a_full_disk_is_507_until_retention_makes_room() {
-    // Red if `--max-disk` with `--retention` needs a hand, or unapplied events make room.
+fn a_full_disk_is_507_until_retention_frees_space() {
+    // Fails if `--max-disk` with `--retention` needs manual action, or if unapplied files are
+    // deleted to free space.
     let scratch = Scratch::new();
     let data = scratch.data();
     let flags = [
@@ -460,14 +464,16 @@ fn a_full_disk_is_507_until_retention_makes_room() {
     let server = Server::with(&data, &flags);
     let big = event(&"x".repeat(200), 1).repeat(2000);
     let mut taken = 0;
-    until(PATIENCE, "it is full", || {
+    until(PATIENCE, "the disk is full", || {
         let reply = server.post("/liveEvent", &big);
         taken += u64::from(reply.status == 202) * 2000;
         (reply.status != 202).then(|| reply.problem(507))
     });
-    until(PATIENCE, "it takes events again by itself", || {
-        (server.post("/liveEvent", &big).status == 202).then_some(())
-    });
+    until(
+        PATIENCE,
+        "it accepts events again without a restart",
+        || (server.post("/liveEvent", &big).status == 202).then_some(()),
+    );
     taken += 2000;
     server.flush();
     assert_eq!(server.assert_balanced()["applied"], taken);
@@ -476,8 +482,9 @@ fn a_full_disk_is_507_until_retention_makes_room() {
 }
 
 #[test]
-fn ids_are_let_go_after_their_time_and_not_before() {
-    // Red if `--dedup-window` forgets at once or never, or if `verify` then calls totals wrong.
+fn ids_expire_after_the_dedup_window_and_not_before() {
+    // Fails if `--dedup-window` expires ids at once or never, or if `verify` then reports wrong
+    // totals.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--flush-interval", "10ms", "--dedup-window", "1h"]);
@@ -504,8 +511,8 @@ fn ids_are_let_go_after_their_time_and_not_before() {
     assert!(ran.stdout.contains("expired"), "{ran}");
 }
 
-/// A database put together from an older backup and the log of a crash that came later.
-fn put_together_from_two(scratch: &Scratch) {
+/// A database mixed from two copies: the file of an older backup and the WAL of a later crash.
+fn mixed_from_two_copies(scratch: &Scratch) {
     let data = scratch.data();
     let all: String = (0..3000).map(|n| event(&format!("user-{n}"), 1)).collect();
     for _ in 0..2 {
@@ -527,13 +534,13 @@ fn put_together_from_two(scratch: &Scratch) {
 }
 
 #[test]
-fn a_backup_copied_over_beside_an_old_wal_is_noticed_and_rebuilt() {
-    // Red if totals that belong to two different times are served without a word.
+fn a_backup_copied_beside_an_old_wal_is_detected_and_rebuilt() {
+    // Fails if totals of two different times are served silently.
     let scratch = Scratch::new();
     let data = scratch.data();
-    put_together_from_two(&scratch);
+    mixed_from_two_copies(&scratch);
     let server = Server::with(&data, &["--retention", "0s"]);
-    let reasons = until(PATIENCE, "readiness turns red", || {
+    let reasons = until(PATIENCE, "/readyz answers 503", || {
         let ready = server.get("/readyz");
         (ready.status == 503).then(|| ready.text())
     });
@@ -551,9 +558,9 @@ fn a_backup_copied_over_beside_an_old_wal_is_noticed_and_rebuilt() {
 }
 
 #[test]
-fn a_rebuild_cures_a_database_beside_a_log_that_is_not_its_own() {
-    // Red if the cure that is prescribed fails: the log does not fit the database, so the two cannot
-    // be brought together.
+fn a_rebuild_repairs_a_database_with_a_foreign_wal() {
+    // Fails if the recommended fix fails: the WAL does not belong to the database, so the two
+    // cannot be merged.
     for (backup_users, log_users) in [(1, 3000), (200, 20), (3000, 200), (3000, 1)] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -593,17 +600,17 @@ fn a_rebuild_cures_a_database_beside_a_log_that_is_not_its_own() {
 }
 
 #[test]
-fn process_says_so_too_when_the_database_does_not_add_up() {
-    // Red if the one-shot run builds on such a database with exit code 0.
+fn process_reports_a_database_mixed_from_two_copies() {
+    // Fails if `process` continues with such a database and exits with 0.
     let scratch = Scratch::new();
-    put_together_from_two(&scratch);
+    mixed_from_two_copies(&scratch);
     let ran = run(&["process", "--data-dir", arg(&scratch.data())]).expect(1);
     assert!(ran.stderr.contains("--rebuild"), "{ran}");
 }
 
 #[test]
-fn a_backup_put_in_place_under_a_running_server_is_caught_up() {
-    // Red if the server goes on with the file it had open, or counts anything twice.
+fn a_backup_put_in_place_of_an_open_database_is_caught_up() {
+    // Fails if the server continues with the file that it had open, or counts anything twice.
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 2);
@@ -614,7 +621,7 @@ fn a_backup_put_in_place_under_a_running_server_is_caught_up() {
     server.flush();
     assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 7);
     fs::rename(&backup, data.join("revenue.db")).unwrap();
-    // Noticed within a second, whatever --flush-interval says.
+    // Detected within a second, whatever --flush-interval is.
     until(PATIENCE, "caught up", || {
         let shown = server.get("/userEvents/u");
         (shown.status == 200 && shown.json()["events"] == 7).then_some(())
@@ -630,8 +637,8 @@ fn a_backup_put_in_place_under_a_running_server_is_caught_up() {
 }
 
 #[test]
-fn a_deleted_database_after_pruning_is_never_lower_without_a_word() {
-    // Red if what was pruned is missing from the totals and readiness stays green.
+fn a_database_deleted_after_pruning_is_reported() {
+    // Fails if pruned events are missing from the totals and `/readyz` still answers 200.
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 4);
@@ -640,7 +647,7 @@ fn a_deleted_database_after_pruning_is_never_lower_without_a_word() {
         (archive(&data).len() == 1).then_some(())
     });
     fs::remove_file(data.join("revenue.db")).unwrap();
-    let reasons = until(PATIENCE, "readiness names them", || {
+    let reasons = until(PATIENCE, "/readyz reports them", || {
         let ready = server.get("/readyz");
         let text = ready.text();
         (ready.status == 503 && text.contains("1 to 3")).then_some(text)
@@ -656,8 +663,8 @@ fn a_deleted_database_after_pruning_is_never_lower_without_a_word() {
 }
 
 #[test]
-fn a_locked_database_stops_neither_pruning_for_good_nor_verify() {
-    // Red if somebody's transaction breaks retention or keeps `verify` from reading.
+fn a_locked_database_delays_pruning_and_does_not_block_verify() {
+    // Fails if a transaction of another program stops retention for good or blocks `verify`.
     let scratch = Scratch::new();
     let data = scratch.data();
     segments(&scratch, 4);
@@ -685,9 +692,9 @@ fn a_locked_database_stops_neither_pruning_for_good_nor_verify() {
 }
 
 #[test]
-fn a_loss_can_be_accepted_and_stays_gone() {
-    // Red if readiness stays red for ever after a loss, if the way it names does not lead out, or if
-    // what was lost passes for applied afterwards.
+fn a_missing_file_can_be_accepted_as_lost() {
+    // Fails if `/readyz` answers 503 for ever after a file was lost, if the fix that it names does
+    // not work, or if the lost events are reported as applied afterwards.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::with(&data, &["--flush-interval", "1h"]);
@@ -695,12 +702,12 @@ fn a_loss_can_be_accepted_and_stays_gone() {
     let look = |server: &Server, position: &str| {
         server.get(&format!("/userEvents/u?after={position}&wait=50s"))
     };
-    look(&server, &applied).expect(200); // so that the database knows of the segment
+    look(&server, &applied).expect(200); // so that the database has a row of the segment
     let lost = server.accept(event("u", 1));
     server.kill();
     fs::remove_file(data.join("events.jsonl")).unwrap();
     let server = Server::start(&data);
-    let reason = until(PATIENCE, "readiness to name the loss", || {
+    let reason = until(PATIENCE, "/readyz reports the missing file", || {
         let reply = server.get("/readyz");
         (reply.status == 503).then(|| reply.text())
     });
@@ -715,5 +722,5 @@ fn a_loss_can_be_accepted_and_stays_gone() {
     look(&server, &applied).expect(200);
     server.assert_balanced();
     server.stop();
-    verify(&data).expect(1); // the file that proves what was counted of it is gone
+    verify(&data).expect(1); // the only file of the segment is deleted
 }

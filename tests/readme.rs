@@ -1,5 +1,5 @@
-//! What the README and the pages it links to show is true: their commands are understood, their calls
-//! answer as shown, their links lead somewhere.
+//! The README and the pages that it links to are correct: their commands parse, their requests get
+//! the responses shown, and their links have a target.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,7 +32,7 @@ pub(crate) fn pages() -> Vec<String> {
     pages
 }
 
-/// The lines of a page's code blocks of one kind, block by block.
+/// The lines of each code block of this kind on a page.
 fn blocks(page: &str, kind: &str) -> Vec<Vec<String>> {
     let mut blocks = Vec::new();
     let mut open: Option<(bool, Vec<String>)> = None;
@@ -53,7 +53,7 @@ fn blocks(page: &str, kind: &str) -> Vec<Vec<String>> {
     blocks
 }
 
-/// A shell line's words up to a comment, pipe, redirection or `&`; quotes are taken off.
+/// The words of a shell line up to a comment, pipe, redirection or `&`; quotes are removed.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut quote = None;
@@ -71,7 +71,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// Every `tallyline ...` of a page's shell blocks, as arguments.
+/// The arguments of every `tallyline ...` in the shell blocks of a page.
 fn command_lines(page: &str) -> Vec<Vec<String>> {
     let shell = [blocks(page, "sh"), blocks(page, "console")]
         .concat()
@@ -91,15 +91,15 @@ fn command_lines(page: &str) -> Vec<Vec<String>> {
 
 #[test]
 fn every_command_shown_is_understood() {
-    // Red if a page shows a command or a flag that the program does not have (any more).
+    // Fails if a page shows a command or an option that the program does not have (any more).
     let lines: Vec<_> = pages()
         .iter()
         .flat_map(|page| command_lines(page))
         .collect();
     assert!(lines.len() > 20, "{lines:?}");
     for line in lines {
-        // Arguments are read from left to right: --help at the end answers only if all before it
-        // were understood.
+        // Arguments are parsed from left to right: --help at the end is only reached if everything
+        // before it is valid.
         let mut args: Vec<&str> = line.iter().map(String::as_str).collect();
         args.push("--help");
         let ran = run(&args);
@@ -108,8 +108,8 @@ fn every_command_shown_is_understood() {
 }
 
 #[test]
-fn the_two_commands_come_first() {
-    // Red if a newcomer has to look for how to begin.
+fn the_readme_begins_with_the_demo() {
+    // Fails if the README does not begin with the commands that a newcomer needs.
     let first: Vec<_> = blocks("README.md", "sh")
         .concat()
         .into_iter()
@@ -122,9 +122,9 @@ fn the_two_commands_come_first() {
     assert!(first[1].starts_with("cargo test"), "{first:?}");
 }
 
-/// The `--flags` that a help text defines.
+/// The `--options` that a help text defines.
 fn flags(help: &str) -> BTreeSet<String> {
-    // Two spaces further on, or far in, is the text of a flag, which may mention others.
+    // Lines with more indentation are descriptions, which may mention other options.
     help.lines()
         .filter_map(|line| line.strip_prefix("  "))
         .map(|line| line.strip_prefix("    ").unwrap_or(line))
@@ -137,8 +137,9 @@ fn flags(help: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_manual_page_has_every_flag_and_the_pages_no_other() {
-    // Red if a flag is missing from the manual page, or a page names a flag that is gone or renamed.
+fn the_manual_page_has_every_flag_and_pages_name_no_unknown_one() {
+    // Fails if an option is missing from the manual page, or if a page names an option that was
+    // removed or renamed.
     let manual = run(&["man"]).expect(0).stdout.replace("\\-", "-");
     let mut known = flags(&run(&["--help"]).expect(0).stdout);
     for command in [
@@ -165,7 +166,7 @@ fn the_manual_page_has_every_flag_and_the_pages_no_other() {
     assert!(named > 15, "{named}");
 }
 
-/// The part of curl that the pages use.
+/// The subset of curl that the pages use.
 fn curl(words: &[String]) -> (Request, bool) {
     let mut method = None;
     let mut target = None;
@@ -199,7 +200,7 @@ fn curl(words: &[String]) -> (Request, bool) {
     (request.body(body.unwrap_or_default()), show_status)
 }
 
-/// Times and names differ from run to run: each becomes one word.
+/// Times and names differ from run to run: each is replaced by a fixed word.
 fn without_times(text: &str) -> String {
     let mut text = text.trim_end().to_owned();
     for field in ["\"updatedAt\":\"", "\"directory\":\""] {
@@ -219,14 +220,14 @@ fn without_times(text: &str) -> String {
 }
 
 #[test]
-fn the_calls_answer_as_shown() {
-    // Red if an answer on a page is not what the server says today.
+fn responses_are_as_shown() {
+    // Fails if a response on a page differs from that of the server.
     let calls: usize = pages().iter().map(|page| check_calls(page)).sum();
     assert!(calls >= 12, "{calls} calls");
 }
 
-/// Sends a page's calls to a new server. What is piped into jq is sent, and its answer left to
-/// `clients/readme.sh`.
+/// Sends the requests of a page to a new server. A request that is piped into jq is sent; its
+/// output is checked by `clients/readme.sh`.
 fn check_calls(page: &str) -> usize {
     let blocks = blocks(page, "console");
     if blocks.is_empty() {
@@ -269,7 +270,7 @@ fn check_calls(page: &str) -> usize {
 
 #[test]
 fn the_demo_prints_what_is_shown() {
-    // Red if the first thing a newcomer sees is not what the README promised.
+    // Fails if the output of the demo differs from the README.
     let scratch = Scratch::new();
     let mut demo = tallyline(&["demo", "--exit", "--listen", "127.0.0.1:0"]);
     let ran = Process::start(demo.current_dir(scratch.path())).finish();
@@ -287,7 +288,7 @@ fn the_demo_prints_what_is_shown() {
 
 #[test]
 fn every_guarantee_names_a_test_that_exists() {
-    // Red if a promise is made that no test here would catch being broken.
+    // Fails if a guarantee names no test, or a test that does not exist.
     let page = read("tests/README.md");
     let section = page
         .split("\n## ")
@@ -315,12 +316,12 @@ fn every_guarantee_names_a_test_that_exists() {
 
 #[test]
 fn the_readme_has_at_most_200_lines() {
-    // Red if what belongs on another page is put into the README.
+    // Fails if the README contains what belongs on another page.
     let lines = read("README.md").lines().count();
     assert!(lines <= 200, "{lines} lines");
 }
 
-/// The targets of a page's links and images, and of its headings the names that links use.
+/// The targets of a page's links and images, and the anchors of its headings.
 fn links_and_anchors(page: &str) -> (Vec<String>, BTreeSet<String>) {
     let mut links = Vec::new();
     let mut anchors = BTreeSet::new();
@@ -345,8 +346,8 @@ fn links_and_anchors(page: &str) -> (Vec<String>, BTreeSet<String>) {
 }
 
 #[test]
-fn every_relative_link_leads_somewhere() {
-    // Red if a page links to a file or a heading that does not exist.
+fn every_relative_link_has_a_target() {
+    // Fails if a page links to a file or a heading that does not exist.
     let mut count = 0;
     for page in pages() {
         for link in links_and_anchors(&page).0 {
@@ -358,7 +359,7 @@ fn every_relative_link_leads_somewhere() {
                 "" => root().join(&page),
                 file => root().join(&page).parent().unwrap().join(file),
             };
-            assert!(target.exists(), "{page}: {link} leads nowhere");
+            assert!(target.exists(), "{page}: {link} does not exist");
             if !anchor.is_empty() {
                 let target = target.canonicalize().unwrap();
                 let relative = target.strip_prefix(root().canonicalize().unwrap()).unwrap();
@@ -373,7 +374,7 @@ fn every_relative_link_leads_somewhere() {
 
 #[test]
 fn every_page_is_linked_from_the_readme() {
-    // Red if a page exists that a reader who begins with the README does not find.
+    // Fails if a page cannot be reached from the README.
     let linked: BTreeSet<PathBuf> = links_and_anchors("README.md")
         .0
         .iter()

@@ -1,7 +1,9 @@
-//! Sealed files that are not applied yet, under other programs' hands: cut, changed, moved, doubled.
+//! Sealed files that are not applied yet and are truncated, changed, moved or copied by another
+//! program.
 //!
-//! Nothing but a file's name knows what was acknowledged in it until its row does. Each test does to a
-//! directory what no processor has seen, and asks every command whether it says so.
+//! Until a file has a row in the database, only its name says what was acknowledged in it. Each
+//! test changes a directory before any processor has seen it, and asserts that every command
+//! reports the change.
 
 use std::fs;
 use std::io::Write as _;
@@ -36,8 +38,8 @@ fn name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }
 
-/// A directory in which a server without a processor has sealed a segment of so many events, of 1
-/// each, for every item.
+/// For each item, a server without a processor seals a segment with so many events of value 1 in
+/// the directory.
 fn unapplied(data: &Path, events: &[u32]) -> Vec<PathBuf> {
     for &count in events {
         let server = Server::with(data, &["--no-process"]);
@@ -50,33 +52,35 @@ fn unapplied(data: &Path, events: &[u32]) -> Vec<PathBuf> {
 }
 
 #[track_caller]
-fn until_named(server: &Server, words: &str) {
-    until(PATIENCE, &format!("readiness names {words}"), || {
+fn until_reported(server: &Server, text: &str) {
+    until(PATIENCE, &format!("/readyz reports {text}"), || {
         let ready = server.get("/readyz");
-        (ready.status == 503 && ready.text().contains(words)).then_some(())
+        (ready.status == 503 && ready.text().contains(text)).then_some(())
     });
 }
 
-/// Every command, and both kinds of server, say that the segment is not what was acknowledged.
+/// Asserts that every command, and the server with and without a processor, reports that the
+/// segment differs from what was acknowledged.
 #[track_caller]
-fn named_by_all(data: &Path, words: &str) {
+fn assert_reported_by_all(data: &Path, text: &str) {
     let server = Server::with(data, &["--no-process"]);
-    until_named(&server, words);
+    until_reported(&server, text);
     server.stop().expect(0);
     let server = Server::start(data);
-    until_named(&server, words);
+    until_reported(&server, text);
     server.stop().expect(0);
     let ran = command(&["process"], data).expect(1);
-    assert!(ran.stderr.contains(words), "{ran}");
+    assert!(ran.stderr.contains(text), "{ran}");
     let ran = command(&["verify"], data).expect(1);
-    assert!(ran.stdout.contains(words), "{ran}");
+    assert!(ran.stdout.contains(text), "{ran}");
     let ran = command(&["process", "--rebuild"], data).expect(1);
-    assert!(ran.stderr.contains(words), "{ran}");
+    assert!(ran.stderr.contains(text), "{ran}");
 }
 
 #[test]
-fn a_sealed_file_changed_before_it_is_applied_is_named_and_not_applied() {
-    // Red if the length and the checksum of acknowledged bytes are not stored when they are sealed.
+fn a_sealed_file_changed_before_it_is_applied_is_reported_and_not_applied() {
+    // Fails if the length and the checksum of the acknowledged bytes are not stored when a file is
+    // sealed.
     for change in ["cut", "grown", "edited", "older"] {
         let scratch = Scratch::new();
         let data = scratch.data();
@@ -91,7 +95,7 @@ fn a_sealed_file_changed_before_it_is_applied_is_named_and_not_applied() {
             .collect();
         match change {
             "cut" => fs::write(&file, &whole[..line_ends[2]]).unwrap(),
-            // What the file was at some time while it was active, under its name of now.
+            // An earlier content of the file, under its current name.
             "older" => {
                 fs::remove_file(&file).unwrap();
                 fs::write(&file, &whole[..line_ends[0]]).unwrap();
@@ -109,9 +113,9 @@ fn a_sealed_file_changed_before_it_is_applied_is_named_and_not_applied() {
                 fs::write(&file, edited).unwrap();
             }
         }
-        named_by_all(&data, name(&file));
+        assert_reported_by_all(&data, name(&file));
         assert_eq!(revenue(&data), 0, "{change}");
-        // The cure: what was sealed.
+        // The fix: the sealed content is restored.
         fs::write(&file, &whole).unwrap();
         command(&["process"], &data).expect(0);
         assert_eq!(revenue(&data), 4, "{change}");
@@ -120,8 +124,8 @@ fn a_sealed_file_changed_before_it_is_applied_is_named_and_not_applied() {
 }
 
 #[test]
-fn a_file_cut_to_what_was_applied_of_it_is_not_wholly_applied() {
-    // Red if a segment counts as applied because its file ends where the database does.
+fn a_file_truncated_to_its_applied_part_is_not_fully_applied() {
+    // Fails if a segment is considered fully applied because its file ends where the database does.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -140,11 +144,11 @@ fn a_file_cut_to_what_was_applied_of_it_is_not_wholly_applied() {
         "across a restart, too"
     );
     fs::write(&file, &whole[..usize::try_from(applied).unwrap()]).unwrap();
-    named_by_all(&data, name(&file));
+    assert_reported_by_all(&data, name(&file));
     assert_eq!(revenue(&data), 2);
     fs::write(&file, &whole).unwrap();
     let server = Server::start(&data);
-    until(PATIENCE, "the rest is applied", || {
+    until(PATIENCE, "the other segments are applied", || {
         (server.get("/userEvents/u").json()["revenue"] == 5).then_some(())
     });
     server.stop().expect(0);
@@ -152,16 +156,16 @@ fn a_file_cut_to_what_was_applied_of_it_is_not_wholly_applied() {
 }
 
 #[test]
-fn a_changed_file_renamed_as_the_report_says_is_applied_as_it_is() {
-    // Red if there is no way to count what is left of a damaged file.
+fn a_changed_file_renamed_as_reported_is_applied_as_it_is() {
+    // Fails if the rest of a damaged file cannot be counted.
     let scratch = Scratch::new();
     let data = scratch.data();
     let file = unapplied(&data, &[4]).pop().unwrap();
     let whole = fs::read(&file).unwrap();
     let end = 1 + whole.iter().position(|&byte| byte == b'\n').unwrap();
     fs::write(&file, &whole[..end]).unwrap();
-    let said = command(&["process"], &data).expect(1).stderr;
-    let (_, to) = said.split_once("rename it to ").unwrap();
+    let reported = command(&["process"], &data).expect(1).stderr;
+    let (_, to) = reported.split_once("rename it to ").unwrap();
     let to = to.split_whitespace().next().unwrap();
     fs::rename(&file, data.join(to)).unwrap();
     command(&["process"], &data).expect(0);
@@ -171,7 +175,8 @@ fn a_changed_file_renamed_as_the_report_says_is_applied_as_it_is() {
 
 #[test]
 fn a_file_moved_to_the_quarantine_before_it_is_applied_is_missing() {
-    // Red if a file in the quarantine stands for events that nobody has given up.
+    // Fails if a file in the quarantine counts as an accepted loss without a decision of the
+    // operator.
     let scratch = Scratch::new();
     let data = scratch.data();
     let files = unapplied(&data, &[1, 2, 4]);
@@ -186,10 +191,10 @@ fn a_file_moved_to_the_quarantine_before_it_is_applied_is_missing() {
     assert!(ran.stdout.contains(aside.to_str().unwrap()), "{ran}");
     for flags in [&[][..], &["--no-process"]] {
         let server = Server::with(&data, flags);
-        until_named(&server, "segment 2: no file and not fully applied");
+        until_reported(&server, "segment 2: no file and not fully applied");
         server.stop().expect(0);
     }
-    // Given up by an empty file in its place, as readiness says.
+    // The loss is accepted by an empty file in its place, as `/readyz` says.
     let kept = fs::read(&aside).unwrap();
     fs::write(&aside, "").unwrap();
     command(&["process"], &data).expect(0);
@@ -202,7 +207,7 @@ fn a_file_moved_to_the_quarantine_before_it_is_applied_is_missing() {
         server.stop().expect(0);
     }
     assert_eq!(revenue(&data), 5);
-    // Or counted.
+    // Or the file is counted.
     fs::write(&aside, kept).unwrap();
     fs::rename(&aside, &files[1]).unwrap();
     command(&["process"], &data).expect(0);
@@ -212,7 +217,7 @@ fn a_file_moved_to_the_quarantine_before_it_is_applied_is_missing() {
 
 #[test]
 fn a_partly_applied_file_moved_to_the_quarantine_is_missing() {
-    // Red if the bytes beyond what was applied are forgotten with it.
+    // Fails if the bytes that were not applied are forgotten when the file is moved.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
@@ -228,7 +233,7 @@ fn a_partly_applied_file_moved_to_the_quarantine_is_missing() {
     let ran = command(&["verify"], &data).expect(1);
     assert!(ran.stdout.contains(aside.to_str().unwrap()), "{ran}");
     let server = Server::start(&data);
-    until_named(&server, "segment 1: no file and not fully applied");
+    until_reported(&server, "segment 1: no file and not fully applied");
     server.stop().expect(0);
     fs::rename(&aside, &file).unwrap();
     command(&["process"], &data).expect(0);
@@ -237,8 +242,8 @@ fn a_partly_applied_file_moved_to_the_quarantine_is_missing() {
 }
 
 #[test]
-fn a_server_without_a_processor_names_two_contents_of_one_number() {
-    // Red if only a processor looks whether files contradict each other.
+fn a_server_without_a_processor_reports_two_files_with_one_number() {
+    // Fails if only a server with a processor checks whether files contradict each other.
     let scratch = Scratch::new();
     let (a, b) = (scratch.data(), scratch.path().join("b"));
     unapplied(&a, &[1]);
@@ -255,14 +260,14 @@ fn a_server_without_a_processor_names_two_contents_of_one_number() {
         (server.get("/readyz").status == 200).then_some(())
     });
     fs::copy(&rival, &put).unwrap();
-    until_named(&server, name(&rival));
-    // The same tag with another end.
+    until_reported(&server, name(&rival));
+    // The same tag with a different end.
     fs::remove_file(&put).unwrap();
     let own = sealed(&a).pop().unwrap();
     let cut = a.join("applied").join(name(&own));
     fs::create_dir_all(cut.parent().unwrap()).unwrap();
     fs::copy(&own, &cut).unwrap();
-    until(PATIENCE, "copies are no contradiction", || {
+    until(PATIENCE, "copies are not a conflict", || {
         (server.get("/readyz").status == 200).then_some(())
     });
     fs::OpenOptions::new()
@@ -271,7 +276,7 @@ fn a_server_without_a_processor_names_two_contents_of_one_number() {
         .unwrap()
         .write_all(event("u", 1).as_bytes())
         .unwrap();
-    until_named(&server, cut.to_str().unwrap());
+    until_reported(&server, cut.to_str().unwrap());
     fs::remove_file(&cut).unwrap();
     until(PATIENCE, "it is ready again", || {
         (server.get("/readyz").status == 200).then_some(())
@@ -281,7 +286,7 @@ fn a_server_without_a_processor_names_two_contents_of_one_number() {
 
 #[test]
 fn process_fails_where_numbers_are_missing() {
-    // Red if exit code 0 says that all is counted.
+    // Fails if the exit code is 0 although events of missing files are not counted.
     let scratch = Scratch::new();
     let data = scratch.data();
     let files = unapplied(&data, &[1, 1, 1, 1]);
@@ -299,7 +304,7 @@ fn process_fails_where_numbers_are_missing() {
 
 #[test]
 fn an_imported_segment_is_recognised_when_its_file_is_gone() {
-    // Red if only files, and not the rows that outlive them, say what was imported before.
+    // Fails if imported segments are recognized only by their files, not by the rows that remain.
     for renamed in [false, true] {
         let scratch = Scratch::new();
         let (data, other) = (scratch.data(), scratch.path().join("other"));
@@ -323,7 +328,7 @@ fn an_imported_segment_is_recognised_when_its_file_is_gone() {
         let ran = command(&["process", again.to_str().unwrap()], &data).expect(0);
         assert!(ran.stdout.contains("applied before"), "{ran}");
         assert_eq!(revenue(&data), 4, "renamed: {renamed}");
-        // Of a longer one, only what is new.
+        // Of a longer one, only the new lines count.
         let mut longer = fs::read(&original).unwrap();
         longer.extend_from_slice(event("u", 10).as_bytes());
         fs::write(&again, longer).unwrap();

@@ -1,4 +1,4 @@
-//! `tallyline send` and what it is told: odd inputs, files sent before, rejected lines, waiting.
+//! `tallyline send`: unusual inputs, files sent before, rejected lines, waiting for totals.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -29,7 +29,7 @@ fn summary(ran: &Ran) -> Value {
 
 #[test]
 fn a_file_sent_in_full_is_not_sent_again_to_the_same_directory() {
-    // Red if it counts twice: after the move of the directory and another port too.
+    // Fails if the file counts twice, also after the directory was moved and the port changed.
     let scratch = Scratch::new();
     let file = scratch.file("e.jsonl", event("u", 1).repeat(3));
     let server = Server::start(&scratch.data());
@@ -45,12 +45,12 @@ fn a_file_sent_in_full_is_not_sent_again_to_the_same_directory() {
     let server = Server::start(&moved);
     assert_eq!(server.status()["directory"], directory);
     send(&server, &file, &[]).expect(2);
-    // Another directory is another matter, and does not make this one forgotten.
+    // Sending to another directory is a separate run, and does not delete the state of this one.
     let other = Server::start(&scratch.path().join("other"));
     send(&other, &file, &[]).expect(0);
     send(&other, &file, &[]).expect(2);
     send(&server, &file, &[]).expect(2);
-    // What is added goes on where it ended.
+    // New lines are sent from where the file ended.
     let mut grown = fs::OpenOptions::new().append(true).open(&file).unwrap();
     grown.write_all(event("u", 1).as_bytes()).unwrap();
     let ran = send(&server, &file, &["--json"]).expect(0);
@@ -58,7 +58,8 @@ fn a_file_sent_in_full_is_not_sent_again_to_the_same_directory() {
     assert_eq!(server.counter("applied"), 4);
     send(&server, &file, &["--again"]).expect(0);
     assert_eq!(server.counter("applied"), 8);
-    // As before: counted once by their ids, or not guarded at all; and the file is remembered.
+    // With a source, the lines count once more by their new ids; with `--no-ids` they count each
+    // time. The state of the file is kept.
     for _ in 0..2 {
         send(&server, &file, &["--source", "till"]).expect(0);
     }
@@ -71,7 +72,7 @@ fn a_file_sent_in_full_is_not_sent_again_to_the_same_directory() {
 
 #[test]
 fn output_that_cannot_be_written_does_not_make_a_sent_file_count_twice() {
-    // Red if a full disk behind stdout, or behind --rejects, is taken for a send that failed.
+    // Fails if a full disk behind stdout, or behind --rejects, is reported as a failed send.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let file = scratch.file("e.jsonl", event("u", 1));
@@ -100,8 +101,9 @@ fn output_that_cannot_be_written_does_not_make_a_sent_file_count_twice() {
 }
 
 #[test]
-fn a_source_that_changed_is_told_of_its_conflicts_and_not_of_its_duplicates() {
-    // Red if a line inserted into a source is lost without a word, or a duplicate is called a fault.
+fn conflicts_of_a_changed_source_are_reported_and_duplicates_are_not() {
+    // Fails if a line inserted into a source is silently not counted, or if a duplicate is reported
+    // as an error.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let rejects = scratch.path().join("bad.jsonl");
@@ -112,7 +114,7 @@ fn a_source_that_changed_is_told_of_its_conflicts_and_not_of_its_duplicates() {
         assert_eq!(summary(&ran)["rejected"], 0, "{ran}");
     }
     fs::write(&file, event("new", 9) + &event("a", 1) + &event("b", 2)).unwrap();
-    // Another source whose name begins alike is none of its business.
+    // Another source with a common prefix of the name is not included.
     let other = scratch.file("other.jsonl", event("x", 1));
     send(&server, &other, &["--source", "till-2"]).expect(0);
     fs::write(&other, event("y", 1)).unwrap();
@@ -130,7 +132,7 @@ fn a_source_that_changed_is_told_of_its_conflicts_and_not_of_its_duplicates() {
         .collect();
     let conflict = json!("id_conflict");
     assert_eq!(lines, [(&json!(1), &conflict), (&json!(2), &conflict)]);
-    // What was rejected before is not told again once the source is as it was.
+    // Lines rejected before are not reported again once the source has its former content.
     fs::write(&file, event("a", 1) + &event("b", 2)).unwrap();
     let ran = send(&server, &file, &flags).expect(0);
     assert_eq!(summary(&ran)["rejected"], 0, "{ran}");
@@ -178,8 +180,9 @@ fn rejected_lines_are_filtered_by_id_and_position() {
 }
 
 #[test]
-fn what_was_sent_is_in_the_totals_when_send_ends() {
-    // Red if `query` right after `send` shows nothing; here it is applied once an hour, or asked for.
+fn send_ends_when_the_totals_include_its_events() {
+    // Fails if `query` right after `send` shows no totals; here events are applied once an hour, or
+    // on request.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     let file = scratch.file("e.jsonl", event("u", 1));
@@ -200,7 +203,7 @@ fn what_was_sent_is_in_the_totals_when_send_ends() {
 }
 
 #[test]
-fn a_database_that_is_stuck_is_said_and_is_no_failure() {
+fn a_stuck_database_is_reported_and_not_an_error() {
     let scratch = Scratch::new();
     let (server, db) = Server::with_database_locked(&scratch.data());
     let file = scratch.file("e.jsonl", event("u", 1));
@@ -211,7 +214,7 @@ fn a_database_that_is_stuck_is_said_and_is_no_failure() {
 }
 
 #[test]
-fn a_server_that_applies_nothing_says_so() {
+fn a_server_without_a_processor_is_reported() {
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--no-process"]);
     let file = scratch.file("e.jsonl", event("u", 1));
@@ -234,8 +237,8 @@ fn a_server_that_applies_nothing_says_so() {
 }
 
 #[test]
-fn arrays_are_read_as_arrays_in_bounded_memory() {
-    // Red if only the last element counts, or if the whole array is held.
+fn arrays_are_read_in_bounded_memory() {
+    // Fails if only the last element counts, or if the whole array is held in memory.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let path = scratch.path().join("array.json");
@@ -261,7 +264,7 @@ fn arrays_are_read_as_arrays_in_bounded_memory() {
     ];
     let mut process = Process::start(&mut tallyline(&args));
     let mut peak = 0;
-    until(PATIENCE, "it is sent", || {
+    until(PATIENCE, "the file is sent", || {
         let status =
             fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -321,14 +324,14 @@ fn a_byte_order_mark_at_the_very_start_is_ignored_everywhere() {
 }
 
 #[test]
-fn other_formats_are_named_before_anything_is_sent() {
+fn other_formats_are_reported_before_anything_is_sent() {
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let utf_16: Vec<u8> = event("u", 1)
         .encode_utf16()
         .flat_map(u16::to_le_bytes)
         .collect();
-    for (name, bytes, words) in [
+    for (name, bytes, text) in [
         ("a.csv", &b"userId,name,value\nu,add_revenue,1\n"[..], "CSV"),
         ("b.jsonl", &utf_16, "iconv -f UTF-16"),
         ("c.zip", b"PK\x03\x04\x14\0\0\0", "unzip -p"),
@@ -337,11 +340,11 @@ fn other_formats_are_named_before_anything_is_sent() {
         let file = scratch.file(name, bytes);
         let ran = send(&server, &file, &[]).expect(1);
         assert!(
-            ran.stderr.contains(words) && ran.stderr.contains(arg(&file)),
+            ran.stderr.contains(text) && ran.stderr.contains(arg(&file)),
             "{ran}"
         );
         let ran = run_with_input(&["send", "-", "--to", &server.url()], bytes).expect(1);
-        assert!(ran.stderr.contains(words), "{ran}");
+        assert!(ran.stderr.contains(text), "{ran}");
     }
     assert_eq!(server.counter("received"), 0);
     let left: Vec<_> = super::harness::names_in(scratch.path());
@@ -349,8 +352,9 @@ fn other_formats_are_named_before_anything_is_sent() {
 }
 
 #[test]
-fn what_is_no_file_is_named_and_a_fifo_is_read() {
-    // Red if a FIFO keeps `send` for ever, or a socket, a directory or a link is not told apart.
+fn a_fifo_is_read_and_other_special_files_are_reported() {
+    // Fails if `send` waits for a FIFO for ever, or does not report a socket, a directory or a
+    // link.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let at = |name: &str| scratch.path().join(name);
@@ -358,7 +362,7 @@ fn what_is_no_file_is_named_and_a_fifo_is_read() {
     symlink("nowhere", at("dangling")).unwrap();
     symlink("loop", at("loop")).unwrap();
     fs::create_dir(at("dir")).unwrap();
-    for (name, words) in [
+    for (name, text) in [
         ("socket", "it is a socket"),
         (
             "dangling",
@@ -370,7 +374,7 @@ fn what_is_no_file_is_named_and_a_fifo_is_read() {
     ] {
         let ran = send(&server, &at(name), &[]).expect(1);
         assert!(
-            ran.stderr.contains(words) && ran.stderr.contains(arg(&at(name))),
+            ran.stderr.contains(text) && ran.stderr.contains(arg(&at(name))),
             "{ran}"
         );
         assert!(!at(&format!("{name}.tallyline-state")).exists());
@@ -416,8 +420,8 @@ fn what_is_no_file_is_named_and_a_fifo_is_read() {
 }
 
 #[test]
-fn a_name_that_is_no_text_is_as_good_as_any() {
-    // Red if the state or the summary cannot be written for it.
+fn a_file_name_that_is_not_utf_8_is_supported() {
+    // Fails if the state or the summary cannot be written for a name that is not UTF-8.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let file = scratch.path().join(OsStr::from_bytes(b"caf\xe9.jsonl"));
@@ -431,7 +435,7 @@ fn a_name_that_is_no_text_is_as_good_as_any() {
 
 #[test]
 fn a_file_of_which_nothing_was_accepted_can_be_sent_again() {
-    // Red if an empty file, sent by a timer, is called a fault the second time.
+    // Fails if an empty file that is sent by a timer is reported as an error the second time.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let file = scratch.file("empty.jsonl", "\n");
@@ -446,8 +450,8 @@ fn a_file_of_which_nothing_was_accepted_can_be_sent_again() {
 }
 
 #[test]
-fn a_state_of_the_former_format_is_gone_on_with() {
-    // Red if the update of the program makes an unfinished run a new one.
+fn a_state_file_of_the_former_format_is_continued() {
+    // Fails if an unfinished run starts from the beginning after an update of the program.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let text = event("u", 1) + &event("u", 2);
@@ -470,8 +474,8 @@ fn a_state_of_the_former_format_is_gone_on_with() {
 }
 
 #[test]
-fn what_is_read_is_not_written() {
-    // Red if the input is cut to nothing because its other name is given to --rejects.
+fn the_input_is_never_used_for_rejects() {
+    // Fails if the input is truncated because another name of it is given to --rejects.
     let scratch = Scratch::new();
     let file = scratch.file("e.jsonl", event("u", 1));
     let hard = scratch.path().join("hard");
@@ -508,8 +512,8 @@ fn what_is_read_is_not_written() {
 }
 
 #[test]
-fn a_port_that_is_none_is_refused() {
-    // Red if it is taken for 80, and the token goes there.
+fn an_invalid_port_is_rejected() {
+    // Fails if it is replaced by port 80, which then receives the token.
     let ran = run(&["send", "--to", "http://127.0.0.1:99999"]).expect(2);
     assert!(
         ran.stderr.contains("\"99999\", which is not 1 to 65535"),
@@ -518,8 +522,8 @@ fn a_port_that_is_none_is_refused() {
 }
 
 #[test]
-fn retry_after_a_day_ends_with_the_patience_for_retries() {
-    // Red (after a minute) if Retry-After is obeyed past --retry-for.
+fn retry_after_is_limited_by_retry_for() {
+    // Fails (after a minute) if Retry-After takes precedence over --retry-for.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     thread::spawn(move || {
@@ -538,8 +542,8 @@ fn retry_after_a_day_ends_with_the_patience_for_retries() {
 }
 
 #[test]
-fn no_proxy_stands_before_loopback() {
-    // Red if a client of this crate asks the proxy for its own machine.
+fn loopback_requests_bypass_a_proxy() {
+    // Fails if requests of `send` to its own machine go through a proxy.
     let scratch = Scratch::new();
     let mut demo = tallyline(&["demo", "--exit", "--listen", "127.0.0.1:0"]);
     for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
@@ -552,8 +556,8 @@ fn no_proxy_stands_before_loopback() {
 }
 
 #[test]
-fn refused_lines_are_counted_once_by_the_server() {
-    // Red if lines that the answer does not name are sent again: 1000 were counted 3000 times.
+fn rejected_lines_are_counted_once_by_the_server() {
+    // Fails if lines that the response does not list are sent again: 1000 were counted 3000 times.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let file = scratch.file("bad.jsonl", "{\"userId\": 7}\n".repeat(1000));
@@ -562,7 +566,7 @@ fn refused_lines_are_counted_once_by_the_server() {
 }
 
 #[test]
-fn an_archived_file_that_is_gone_shows_as_missing() {
+fn a_deleted_archived_file_is_listed_as_missing() {
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     server.accept(event("u", 1));
@@ -571,7 +575,7 @@ fn an_archived_file_that_is_gone_shows_as_missing() {
         let listed = server.get("/segments").expect(200).json();
         listed["segments"][0].clone()
     };
-    let file = until(PATIENCE, "it is archived", || {
+    let file = until(PATIENCE, "the segment is archived", || {
         let file = first()["file"].as_str()?.to_owned();
         file.starts_with("applied/").then_some(file)
     });
@@ -585,9 +589,10 @@ fn an_archived_file_that_is_gone_shows_as_missing() {
 }
 
 #[test]
-fn a_followed_file_copied_and_cut_short_is_told_by_its_content() {
-    // Red if its length alone is looked at: the new content is longer by the next look, and its first
-    // lines were skipped. The line that is only in the copy comes from there.
+fn copytruncate_of_a_followed_file_is_detected_by_content() {
+    // Fails if only the length of the file is checked: the new content is longer than the old one
+    // at the next poll, and its first lines were skipped. The line that exists only in the copy is
+    // read from the copy.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let lines = |values: std::ops::RangeInclusive<u64>| -> String {
@@ -623,8 +628,8 @@ fn a_followed_file_copied_and_cut_short_is_told_by_its_content() {
 }
 
 #[test]
-fn conflicts_of_events_with_ids_of_their_own_are_listed_and_duplicates_are_not() {
-    // Red if only lines whose ids `send` made are looked for among the rejected ones.
+fn conflicts_of_events_with_own_ids_are_listed_and_duplicates_are_not() {
+    // Fails if only lines with generated ids are looked up among the rejected ones.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let own =
@@ -635,7 +640,7 @@ fn conflicts_of_events_with_ids_of_their_own_are_listed_and_duplicates_are_not()
             own("a", 1) + &own("b", 1) + &own("c", 1),
         )
         .expect(200);
-    // Another sender's conflicts are none of its business, before or meanwhile.
+    // Conflicts of another sender, before or meanwhile, are not listed.
     server
         .post("/liveEvent?ack=applied", own("c", 9))
         .expect(200);
@@ -669,8 +674,8 @@ fn conflicts_of_events_with_ids_of_their_own_are_listed_and_duplicates_are_not()
 }
 
 #[test]
-fn a_file_that_was_edited_after_it_was_sent_is_refused_and_counts_nothing() {
-    // Red if it is taken for a new file: the lines that were not edited would count twice.
+fn a_file_edited_after_it_was_sent_is_rejected() {
+    // Fails if it is treated as a new file: the lines that were not edited would count twice.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let lines =
@@ -684,7 +689,7 @@ fn a_file_that_was_edited_after_it_was_sent_is_refused_and_counts_nothing() {
         ("a line removed", lines(&[1, 3])),
         ("its end removed", lines(&[1, 2])),
     ] {
-        // By an editor that writes a new file, as most do.
+        // As most editors do, by writing a new file.
         let new = scratch.file("new", edited);
         fs::rename(new, &file).unwrap();
         let ran = send(&server, &file, &[]).expect(2);
@@ -697,7 +702,7 @@ fn a_file_that_was_edited_after_it_was_sent_is_refused_and_counts_nothing() {
         let ran = send(&server, &file, &["--json"]).expect(2);
         assert_eq!(summary(&ran)["outcome"], "edited", "{what}: {ran}");
     }
-    // As it was, and grown.
+    // The former content with lines appended.
     fs::write(&file, lines(&[1, 2, 3, 4])).unwrap();
     send(&server, &file, &[]).expect(0);
     assert_eq!(server.counter("applied"), 4);

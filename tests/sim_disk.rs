@@ -1,16 +1,16 @@
-//! A disk in memory that forgets what was not synced, for model tests of everything durable.
+//! A simulated disk in memory that loses unsynced changes, for model tests of everything durable.
 //!
-//! [`SimDisk`] does at once what it is told, as a page cache does, and remembers what of it a power
-//! cut may undo. [`SimDisk::power_cut`] gives the disk as it is found afterwards, by a seed:
-//! - of each file, every 512-byte sector written since the last `sync_data` is as it was then, or as
-//!   after any of those writes, or zeros where there was nothing; the length is as after any prefix
-//!   of the changes of length;
-//! - of each directory, a prefix of what was created, renamed and removed in it since the last
-//!   `sync_dir`. A rename from one directory to another happens whole or not at all.
+//! [`SimDisk`] executes each call at once, as a page cache does, and records what a power cut may
+//! undo. [`SimDisk::power_cut`] returns the disk after a power cut; the seed decides what is left:
+//! - In each file, every 512-byte sector written since the last `sync_data` has its content of then,
+//!   or after any of those writes, or zeros where nothing was written before. The length is that after
+//!   any prefix of the changes of length.
+//! - In each directory, a prefix of the creations, renames and removals since the last `sync_dir` is
+//!   left. A rename from one directory to another is atomic.
 //!
-//! A `sync_data` that fails has lost those bytes for good: a later success doesn't bring them back,
-//! though reads still show them (as Linux does). Every call is a step; the disk can lose its power
-//! before any step, so that every boundary can be walked through.
+//! A failed `sync_data` loses those bytes permanently: a later success does not make them durable,
+//! although reads still return them (as on Linux). Every call is a step. The power can be turned off
+//! before any step, so that a test can go through all boundaries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,7 +23,7 @@ use tallyline::data_dir::disk::{Disk, DiskDir, DiskFile, FileStat, Identity, wri
 
 const SECTOR: usize = 512;
 
-/// The kinds of call that can be made to fail.
+/// The kinds of calls that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Create,
@@ -49,22 +49,23 @@ enum FileChange {
 struct Inode {
     live: Vec<u8>,
     durable: Vec<u8>,
-    /// Since the last sync: each change, with the content after it.
+    /// Changes since the last sync, each with the content after it.
     unsynced: Vec<(FileChange, Vec<u8>)>,
-    /// Bytes that a failed sync lost: shown, but never durable unless written again.
+    /// Bytes that a failed sync lost: reads return them, but they only become durable if written
+    /// again.
     rotten: Vec<Range<usize>>,
     /// Whether that sync was one of all files: the next one of this file reports it.
     unreported: bool,
 }
 
-/// What a name leads to.
+/// The target of a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Node {
     File(usize),
     Dir,
 }
 
-/// A change of names that a power cut may undo, with the directories it is in.
+/// A change of names that a power cut may undo, and the directories that it changes.
 #[derive(Clone)]
 struct NameChange {
     dirs: Vec<PathBuf>,
@@ -76,20 +77,20 @@ type Names = BTreeMap<PathBuf, Node>;
 
 #[derive(Default)]
 struct State {
-    /// The directory that was always there.
+    /// The directory that existed from the beginning.
     root: PathBuf,
     inodes: Vec<Inode>,
     names: Names,
     durable_names: Names,
     unsynced_names: Vec<NameChange>,
     steps: u64,
-    /// No step at or after this one happens.
+    /// Every step from this one on fails: the power is off.
     power_off_at: Option<u64>,
-    /// The step of this kind, counted down to 0, that fails, and its errno.
+    /// A call of this kind, counted down to 0, that fails, and its errno.
     fault: Option<(Call, u64, i32)>,
-    /// Bytes that all files together may hold.
+    /// Total bytes that all files may have.
     capacity: Option<usize>,
-    /// What was removed since the beginning, whether a power cut undid it or not.
+    /// What was removed since the beginning, including what a power cut restored.
     removed: Vec<(PathBuf, Vec<u8>)>,
     log: Vec<String>,
 }
@@ -110,13 +111,13 @@ struct SimFile {
     inode: usize,
 }
 
-/// A small generator of choices (SplitMix64): the same seed, the same crash.
+/// A small generator of random choices (SplitMix64): the same seed gives the same crash.
 pub(crate) struct Choices(fastrand::Rng);
 
-/// What a power cut leaves of what was not synced.
+/// Which unsynced changes a power cut leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// Nothing.
+    /// None.
     Nothing,
     /// All bytes, but no name that was created, changed or removed.
     Bytes,
@@ -126,7 +127,7 @@ pub(crate) enum Cut {
     Some(u64),
 }
 
-/// How much of what is in question is left.
+/// Which part of the unsynced changes is left.
 enum Left {
     None,
     All,
@@ -134,7 +135,7 @@ enum Left {
 }
 
 impl Left {
-    /// How many of `count` changes in a row.
+    /// How many of `count` consecutive changes are left.
     fn of(&mut self, count: usize) -> usize {
         match self {
             Self::None => 0,
@@ -149,13 +150,13 @@ impl Choices {
         Self(fastrand::Rng::with_seed(seed))
     }
 
-    /// A number below `bound`, which is not 0.
+    /// A number below `bound`, which must not be 0.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0.usize(..bound)
     }
 }
 
-/// Tells the end of everything from one failed call, which has an errno.
+/// Distinguishes a power cut from one failed call, which has an errno.
 fn is_power_off(error: &io::Error) -> bool {
     error.raw_os_error().is_none()
 }
@@ -165,7 +166,7 @@ fn parent(path: &Path) -> PathBuf {
 }
 
 impl State {
-    /// Every call comes through here: the power may be off, or the call chosen to fail.
+    /// Every call starts here: the power may be off, or this call may be the one that fails.
     fn step(&mut self, call: Call, what: impl FnOnce() -> String) -> io::Result<()> {
         if self.power_off_at.is_some_and(|off| self.steps >= off) {
             return Err(io::Error::other("the power is off"));
@@ -257,7 +258,7 @@ impl Inode {
         self.unsynced.clear();
     }
 
-    /// What a failed sync leaves: pages marked clean that never reached the disk.
+    /// The effect of a failed sync: pages are marked clean that were never written to the disk.
     fn fail_sync(&mut self) {
         for (change, _) in self.unsynced.drain(..) {
             if let FileChange::Write(range) = change {
@@ -269,7 +270,7 @@ impl Inode {
         }
     }
 
-    /// The content that a power cut leaves.
+    /// The content after a power cut.
     fn after_cut(&self, left: &mut Left) -> Vec<u8> {
         let mut lengths = vec![self.durable.len()];
         lengths.extend(self.unsynced.iter().map(|(_, after)| after.len()));
@@ -297,7 +298,7 @@ impl Inode {
     }
 }
 
-/// `ranges` less `hole`.
+/// `ranges` without `hole`.
 fn without(ranges: &[Range<usize>], hole: &Range<usize>) -> Vec<Range<usize>> {
     ranges
         .iter()
@@ -312,7 +313,7 @@ fn without(ranges: &[Range<usize>], hole: &Range<usize>) -> Vec<Range<usize>> {
 }
 
 impl SimDisk {
-    /// An empty disk on which `dir` exists, durably.
+    /// An empty disk on which `dir` exists durably.
     pub(crate) fn with_dir(dir: &Path) -> Self {
         let disk = Self::default();
         let mut state = disk.lock();
@@ -327,45 +328,45 @@ impl SimDisk {
         self.state.lock().unwrap()
     }
 
-    /// Steps taken so far.
+    /// The number of steps so far.
     pub(crate) fn steps(&self) -> u64 {
         self.lock().steps
     }
 
-    /// What was called, in order: `SyncData 3`, `Rename data/a -> data/b`.
+    /// All calls in order: `SyncData 3`, `Rename data/a -> data/b`.
     pub(crate) fn log(&self) -> Vec<String> {
         self.lock().log.clone()
     }
 
-    /// From step `step` on (the first is 0), nothing happens any more. What is off stays off.
+    /// Turns the power off before step `step` (the first is 0), permanently.
     pub(crate) fn power_off_at(&self, step: u64) {
         let mut state = self.lock();
         let off = state.power_off_at.filter(|off| *off <= state.steps);
         state.power_off_at = off.or(Some(step));
     }
 
-    /// The call of this kind after `skip` others fails with this errno; a write half done, a sync with
-    /// its bytes lost.
+    /// Makes the call of this kind after `skip` others fail with this errno: a write writes only
+    /// half of its bytes, a sync loses its bytes.
     pub(crate) fn fail(&self, call: Call, skip: u64, errno: i32) {
         self.lock().fault = Some((call, skip, errno));
     }
 
-    /// Whether the call that was to fail did.
+    /// Whether the call that was to fail has failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.lock().fault.is_none()
     }
 
-    /// Bounds what all files together may hold.
+    /// Limits the total bytes of all files.
     pub(crate) fn set_capacity(&self, bytes: Option<usize>) {
         self.lock().capacity = bytes;
     }
 
-    /// The disk as found after a power cut now. What held the old one open holds nothing any more.
+    /// The disk after a power cut at this moment. Files that are open on the old disk stay on it.
     pub(crate) fn power_cut(&self, seed: u64) -> Self {
         self.cut(Cut::Some(seed))
     }
 
-    /// As [`Self::power_cut`], with a word in what is left.
+    /// As [`Self::power_cut`], with a choice of what is left.
     pub(crate) fn cut(&self, cut: Cut) -> Self {
         let (mut names_left, mut bytes_left) = match cut {
             Cut::Nothing => (Left::None, Left::None),
@@ -394,13 +395,14 @@ impl SimDisk {
                     *left.get_mut(dir).unwrap() -= 1;
                 }
             } else {
-                // Undone in one directory is undone in the other, and so is all that came later.
+                // A change that is undone in one directory is undone in the other, as are all later
+                // ones.
                 for dir in &change.dirs {
                     left.insert(dir, 0);
                 }
             }
         }
-        // What lies in a directory that is gone is gone; parents come before what is in them.
+        // The contents of a missing directory are missing; parents come before their entries.
         let mut kept = Names::new();
         for (path, node) in names {
             if path == state.root || kept.get(&parent(&path)) == Some(&Node::Dir) {
@@ -430,8 +432,8 @@ impl SimDisk {
         })
     }
 
-    /// The disk as found by the next process after this one was killed: the page cache is whole, but
-    /// what was not synced still isn't.
+    /// The disk as the next process finds it after a kill: the page cache is complete, but unsynced
+    /// changes are still unsynced.
     pub(crate) fn kill(&self) -> Self {
         let next = self.copy();
         self.lock().power_off_at = Some(0);
@@ -444,7 +446,7 @@ impl SimDisk {
         }
     }
 
-    /// The same disk in the same state, which goes its own way from here.
+    /// An independent copy of the disk in the same state.
     pub(crate) fn copy(&self) -> Self {
         let state = self.lock();
         Self::of(State {
@@ -459,20 +461,20 @@ impl SimDisk {
         })
     }
 
-    /// Whether a directory is there. Not a step.
+    /// Whether a directory exists. Not a step.
     pub(crate) fn is_dir(&self, path: &Path) -> bool {
         self.lock().names.get(path) == Some(&Node::Dir)
     }
 
-    /// A file's bytes as a reader sees them now; `None` if there is no such file. Not a step.
+    /// The bytes of a file as a reader sees them now; `None` if it does not exist. Not a step.
     pub(crate) fn content(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.lock();
         let inode = state.file(path).ok()?;
         Some(state.inodes[inode].live.clone())
     }
 
-    /// What another program does while nothing of ours runs: the file is there, durably, whatever was
-    /// there before. Not a step.
+    /// A change by another program while no process of ours runs: the file has this content,
+    /// durably. Not a step.
     pub(crate) fn put(&self, path: &Path, bytes: &[u8]) {
         let mut state = self.lock();
         let inode = state.inodes.len();
@@ -487,14 +489,14 @@ impl SimDisk {
             .insert(path.to_owned(), Node::File(inode));
     }
 
-    /// ... or it is gone. Not a step.
+    /// The same for the removal of a file. Not a step.
     pub(crate) fn take_away(&self, path: &Path) {
         let mut state = self.lock();
         state.names.remove(path);
         state.durable_names.remove(path);
     }
 
-    /// Every file with its bytes, as of one moment. Not a step.
+    /// Every file with its bytes at this moment. Not a step.
     pub(crate) fn contents(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let state = self.lock();
         let content = |(path, node): (&PathBuf, &Node)| match node {
@@ -504,12 +506,12 @@ impl SimDisk {
         state.names.iter().filter_map(content).collect()
     }
 
-    /// Every file that was ever removed, with its bytes then. Not a step.
+    /// Every file that was ever removed, with its last bytes. Not a step.
     pub(crate) fn removed(&self) -> Vec<(PathBuf, Vec<u8>)> {
         self.lock().removed.clone()
     }
 
-    /// Every file's path. Not a step.
+    /// The path of every file. Not a step.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         self.contents().into_iter().map(|(path, _)| path).collect()
     }
@@ -671,7 +673,8 @@ impl DiskDir for SimDir {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
         state.step(Call::SyncDir, || self.path.display().to_string())?;
-        // What is made durable takes with it what went before it in the directories it touches.
+        // A sync of names also makes durable what happened before in the directories that it
+        // changes.
         let mut touched = BTreeSet::from([self.path.clone()]);
         let mut kept = Vec::new();
         let mut synced = Vec::new();
@@ -770,14 +773,15 @@ impl DiskFile for SimFile {
     }
 }
 
-/// Runs `case` for each of so many seeds, and returns how many those were; a failure names its seed.
-/// `TALLYLINE_TEST_SEEDS=FROM..TO` gives others: for a longer run, or for the one that failed.
+/// Runs `case` for each seed below `default` and returns the number of seeds; a failure names its
+/// seed. `TALLYLINE_TEST_SEEDS=FROM..TO` selects other seeds: for a longer run, or to repeat a
+/// failed one.
 pub(crate) fn for_seeds(default: u64, case: fn(u64)) -> u64 {
     let (from, to) = std::env::var("TALLYLINE_TEST_SEEDS").map_or((0, default), |seeds| {
         let (from, to) = seeds.split_once("..").expect("FROM..TO");
         (from.parse().unwrap(), to.parse().unwrap())
     });
-    // A case waits now and then: more threads than processors.
+    // More threads than processors, because cases wait at times.
     let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2);
     let next = AtomicU64::new(from);
     std::thread::scope(|scope| {
@@ -799,7 +803,7 @@ pub(crate) fn for_seeds(default: u64, case: fn(u64)) -> u64 {
     to - from
 }
 
-// The disk itself is tested: a model test is worth what its disk forgets.
+// Tests of the disk itself: a model test is only as good as its simulated disk.
 
 const DIR: &str = "data";
 const EIO: i32 = 5;
@@ -812,7 +816,7 @@ fn at(name: &str) -> PathBuf {
     Path::new(DIR).join(name)
 }
 
-/// What `found` gives over many power cuts.
+/// The results of `found` over many power cuts.
 fn over_cuts<T: Ord>(disk: impl Fn() -> SimDisk, found: impl Fn(&SimDisk) -> T) -> BTreeSet<T> {
     (0..300)
         .map(|seed| found(&disk().power_cut(seed)))
@@ -820,8 +824,9 @@ fn over_cuts<T: Ord>(disk: impl Fn() -> SimDisk, found: impl Fn(&SimDisk) -> T) 
 }
 
 #[test]
-fn what_was_synced_is_kept_and_the_rest_may_be_anything() {
-    // Red if the disk is kinder than a real one (then no test on it proves anything), or crueller.
+fn synced_data_is_kept_and_unsynced_data_is_arbitrary() {
+    // Fails if the simulated disk loses less than a real one can (no test on it would prove
+    // anything), or more.
     let disk = || {
         let disk = new_disk();
         let file = disk.create_new(&at("a")).unwrap();
@@ -857,8 +862,9 @@ fn what_was_synced_is_kept_and_the_rest_may_be_anything() {
 }
 
 #[test]
-fn names_come_back_as_a_prefix_and_renames_whole() {
-    // Red if a later creation may survive an earlier one, or a renamed file may be in no place.
+fn name_changes_survive_as_a_prefix_and_renames_are_atomic() {
+    // Fails if a later creation can survive while an earlier one does not, or a renamed file can be
+    // in no directory.
     let disk = || {
         let disk = new_disk();
         disk.create_dir(&at("applied")).unwrap();
@@ -892,8 +898,9 @@ fn names_come_back_as_a_prefix_and_renames_whole() {
 }
 
 #[test]
-fn a_failed_sync_has_lost_its_bytes_for_good() {
-    // Red if trying the sync again heals it: the mistake that this disk must be able to show.
+fn a_failed_sync_loses_its_bytes_permanently() {
+    // Fails if a second sync makes the bytes durable. The simulated disk must reproduce that it
+    // does not.
     let disk = new_disk();
     let file = disk.create_new(&at("a")).unwrap();
     disk.sync_dir(Path::new(DIR)).unwrap();
@@ -906,7 +913,7 @@ fn a_failed_sync_has_lost_its_bytes_for_good() {
     file.sync_data().unwrap();
     let found = disk.power_cut(1).content(&at("a")).unwrap();
     assert_eq!(found, b"\0\0\0\0kept");
-    // Cut off and written again, the place is sound.
+    // Truncated and written again, the range is durable.
     let disk = new_disk();
     let file = disk.create_new(&at("a")).unwrap();
     disk.sync_dir(Path::new(DIR)).unwrap();
@@ -920,8 +927,8 @@ fn a_failed_sync_has_lost_its_bytes_for_good() {
 }
 
 #[test]
-fn a_full_disk_takes_a_part_and_a_killed_process_leaves_its_page_cache() {
-    // Red if ENOSPC comes without the half-written bytes, or a kill is taken for a power cut.
+fn a_full_disk_writes_a_part_and_a_kill_keeps_the_page_cache() {
+    // Fails if ENOSPC leaves no half-written bytes, or if a kill has the effect of a power cut.
     let disk = new_disk();
     disk.set_capacity(Some(6));
     let file = disk.create_new(&at("a")).unwrap();
@@ -936,8 +943,8 @@ fn a_full_disk_takes_a_part_and_a_killed_process_leaves_its_page_cache() {
 }
 
 #[test]
-fn a_file_put_in_place_is_whole_or_absent_wherever_the_power_goes() {
-    // Red if `write_new` leaves out a sync: before the rename, or of the directory after it.
+fn write_new_is_atomic_at_any_power_cut() {
+    // Fails if `write_new` leaves out a sync: before the rename, or of the directory after it.
     let content = vec![b'x'; 2000];
     let put = |disk: &SimDisk| {
         write_new(disk, &at("note"), |file| {
@@ -958,9 +965,9 @@ fn a_file_put_in_place_is_whole_or_absent_wherever_the_power_goes() {
             let found = disk.power_cut(seed);
             match found.content(&at("note")) {
                 Some(bytes) => assert!(bytes == content, "step {off}, seed {seed}"),
-                None => assert!(!done, "acknowledged and lost: seed {seed}"),
+                None => assert!(!done, "acknowledged, but lost: seed {seed}"),
             }
-            // And again after the crash.
+            // The same after the crash.
             if found.content(&at("note")).is_none() {
                 put(&found).unwrap();
             }

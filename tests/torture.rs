@@ -1,8 +1,8 @@
-//! `tallyline torture` itself: that it proves what it says on this machine.
+//! `tallyline torture` itself: a few rounds find no lost and no duplicated event.
 
 use super::harness::{Scratch, arg, files_below, run};
 
-/// Runs it in a directory of its own; the table it printed.
+/// Runs it in a temporary directory; returns the table that it printed.
 #[track_caller]
 fn torture(rounds: &str, seed: &str) -> String {
     let scratch = Scratch::new();
@@ -20,28 +20,28 @@ fn torture(rounds: &str, seed: &str) -> String {
     let kept = files_below(&dir);
     assert!(
         kept.iter().any(|path| path.ends_with("revenue.db")),
-        "it works where it is told to: {kept:?}"
+        "it uses the given directory: {kept:?}"
     );
     ran.stdout
 }
 
 #[test]
-fn a_few_rounds_of_torture_lose_and_double_nothing() {
-    // Red if a kill -9 of the server, of senders or of both loses or doubles an event.
-    let said = torture("5", "1");
-    assert!(said.contains("seed 1"), "{said}");
-    let overlapping = said
+fn a_few_rounds_of_torture_lose_and_duplicate_nothing() {
+    // Fails if a kill -9 of the server, of senders or of both loses or duplicates an event.
+    let table = torture("5", "1");
+    assert!(table.contains("seed 1"), "{table}");
+    let overlapping = table
         .lines()
         .find_map(|line| line.strip_prefix("... sent twice on purpose"))
         .and_then(|count| count.trim().parse::<u64>().ok());
-    assert!(overlapping > Some(0), "no range of ids overlaps: {said}");
+    assert!(overlapping > Some(0), "no range of ids overlaps: {table}");
 }
 
 #[test]
 #[ignore = "takes a minute"]
-fn more_rounds_of_torture_lose_and_double_nothing() {
-    // As above, with a seed of the moment: the table names it.
+fn more_rounds_of_torture_lose_and_duplicate_nothing() {
+    // As above, with a random seed, which the table contains.
     let seed = std::process::id().to_string();
-    let said = torture("20", &seed);
-    assert!(said.contains(&format!("seed {seed}")), "{said}");
+    let reported = torture("20", &seed);
+    assert!(reported.contains(&format!("seed {seed}")), "{reported}");
 }

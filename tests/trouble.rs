@@ -1,5 +1,6 @@
-//! A database locked, deleted, replaced or restored, files changed under a running or a stopped
-//! server: the taking goes on, readiness says why, and no total is wrong without a word.
+//! A database that is locked, deleted, replaced or restored, and files changed while a server runs
+//! or is stopped: ingestion continues, `/readyz` reports the reason, and no total is silently
+//! wrong.
 
 use std::fs;
 use std::path::Path;
@@ -10,23 +11,23 @@ use super::harness::{
     PATIENCE, Scratch, Server, arg, database, event, files_below, names_in, recount, run, until,
 };
 
-/// Turns red within [`PATIENCE`]; the reasons.
+/// Waits until `/readyz` answers 503; returns the reasons.
 #[track_caller]
-fn until_red(server: &Server) -> String {
-    until(PATIENCE, "readiness turns red", || {
+fn until_not_ready(server: &Server) -> String {
+    until(PATIENCE, "/readyz answers 503", || {
         let ready = server.get("/readyz");
         (ready.status == 503).then(|| ready.text())
     })
 }
 
 #[track_caller]
-fn until_green(server: &Server) {
-    until(PATIENCE, "readiness turns green", || {
+fn until_ready(server: &Server) {
+    until(PATIENCE, "/readyz answers 200", || {
         (server.get("/readyz").status == 200).then_some(())
     });
 }
 
-/// A stopped data directory in which user u has `count` events in one whole segment.
+/// A stopped data directory in which user u has `count` events in one fully applied segment.
 fn stopped_with(scratch: &Scratch, count: usize) {
     let server = Server::start(&scratch.data());
     server.accept(event("u", 1).repeat(count));
@@ -34,8 +35,8 @@ fn stopped_with(scratch: &Scratch, count: usize) {
 }
 
 #[test]
-fn a_locked_database_does_not_stop_the_taking() {
-    // Red if somebody's open transaction in a shell turns into refused events or lost totals.
+fn a_locked_database_does_not_stop_ingestion() {
+    // Fails if an open transaction of another program leads to rejected events or lost totals.
     let scratch = Scratch::new();
     let (server, db) = Server::with_database_locked(&scratch.data());
     for _ in 0..50 {
@@ -47,21 +48,21 @@ fn a_locked_database_does_not_stop_the_taking() {
     drop(db);
     server.flush();
     assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 51);
-    until_green(&server);
+    until_ready(&server);
     server.assert_balanced();
 }
 
 #[test]
-fn a_database_that_is_none_stops_only_the_counting() {
-    // Red if a broken database refuses events, or is overwritten, or goes unmentioned.
+fn an_invalid_database_stops_only_applying() {
+    // Fails if a broken database leads to rejected events, is overwritten, or is not reported.
     let scratch = Scratch::new();
     scratch.file("data/revenue.db", "this is not a database".repeat(100));
     let server = Server::start(&scratch.data());
-    let reasons = until_red(&server);
+    let reasons = until_not_ready(&server);
     assert!(reasons.contains("revenue.db"), "{reasons}");
     server.accept(event("u", 1));
     let left = fs::read_to_string(scratch.data().join("revenue.db")).unwrap();
-    assert!(left.starts_with("this is not"), "left for its owner");
+    assert!(left.starts_with("this is not"), "left unchanged");
     server.kill();
     fs::remove_file(scratch.data().join("revenue.db")).unwrap();
     let server = Server::start(&scratch.data());
@@ -70,8 +71,8 @@ fn a_database_that_is_none_stops_only_the_counting() {
 }
 
 #[test]
-fn a_database_of_a_newer_version_is_refused() {
-    // Red if an older program writes into a schema it does not know.
+fn a_database_of_a_newer_version_is_rejected() {
+    // Fails if an older program writes into a schema of a newer version.
     let scratch = Scratch::new();
     stopped_with(&scratch, 1);
     let path = scratch.data().join("revenue.db");
@@ -95,8 +96,8 @@ fn a_database_of_a_newer_version_is_refused() {
 }
 
 #[test]
-fn a_database_deleted_under_a_running_server_is_noticed_and_made_again() {
-    // Red if the server goes on writing into a file that nobody can see any more.
+fn a_database_deleted_while_the_server_runs_is_rebuilt() {
+    // Fails if the server continues to write into a deleted file.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--flush-interval", "10ms"]);
     server.accept(event("u", 1).repeat(10));
@@ -105,7 +106,7 @@ fn a_database_deleted_under_a_running_server_is_noticed_and_made_again() {
         let _may_be_missing = fs::remove_file(scratch.data().join(name));
     }
     server.accept(event("u", 1));
-    until(PATIENCE, "the database is there again, and whole", || {
+    until(PATIENCE, "the database is rebuilt completely", || {
         let there = scratch.data().join("revenue.db").exists();
         let shown = server.get("/userEvents/u");
         (there && shown.status == 200 && shown.json()["events"] == 11).then_some(())
@@ -116,7 +117,7 @@ fn a_database_deleted_under_a_running_server_is_noticed_and_made_again() {
 
 #[test]
 fn an_older_backup_is_caught_up_from_the_files() {
-    // Red if restoring a backup loses what came after it, or counts anything twice.
+    // Fails if restoring a backup loses later events, or counts any event twice.
     let scratch = Scratch::new();
     stopped_with(&scratch, 3);
     let db = scratch.data().join("revenue.db");
@@ -131,7 +132,7 @@ fn an_older_backup_is_caught_up_from_the_files() {
     run(&["verify", "--data-dir", arg(&scratch.data())]).expect(0);
 }
 
-/// Puts other bytes of the same length at the start of a file.
+/// Overwrites the start of a file with other bytes of the same length.
 fn overwrite(path: &Path, old: &str, new: &str) {
     let text = fs::read_to_string(path).unwrap();
     assert!(old.len() == new.len() && text.contains(old));
@@ -139,8 +140,9 @@ fn overwrite(path: &Path, old: &str, new: &str) {
 }
 
 #[test]
-fn a_prefix_changed_after_it_was_applied_is_never_built_upon() {
-    // Red if the next range is applied behind a prefix that is not the one that was counted.
+fn nothing_is_applied_behind_a_changed_prefix() {
+    // Fails if the next range is applied although the prefix of the file is not the one that was
+    // counted.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let position = server.accept(event("u", 1).repeat(5));
@@ -151,9 +153,9 @@ fn a_prefix_changed_after_it_was_applied_is_never_built_upon() {
     let active = scratch.data().join("events.jsonl");
     overwrite(&active, "\"value\":1", "\"value\":9");
     let server = Server::start(&scratch.data());
-    let reasons = until_red(&server);
+    let reasons = until_not_ready(&server);
     assert!(reasons.contains("another content"), "{reasons}");
-    // Taking goes on in the next, and counts.
+    // Ingestion continues in the next segment, which is applied.
     let next = server.accept(event("v", 1));
     assert!(next.starts_with("2-"), "{next}");
     let shown = server.get(&format!("/userEvents/v?after={next}&wait=50s"));
@@ -163,20 +165,20 @@ fn a_prefix_changed_after_it_was_applied_is_never_built_upon() {
 }
 
 #[test]
-fn an_archived_file_changed_afterwards_is_told_by_verify() {
-    // Red if `verify` takes the files' word without reading them.
+fn verify_reports_a_changed_archived_file() {
+    // Fails if `verify` compares the stored figures only and does not read the files.
     let scratch = Scratch::new();
     stopped_with(&scratch, 5);
     let archived = files_below(&scratch.data().join("applied")).remove(0);
     overwrite(&archived, "\"value\":1", "\"value\":2");
     let ran = run(&["verify", "--data-dir", arg(&scratch.data())]).expect(1);
-    let said = format!("{}{}", ran.stdout, ran.stderr);
-    assert!(said.contains("000001"), "{ran}");
+    let reported = format!("{}{}", ran.stdout, ran.stderr);
+    assert!(reported.contains("000001"), "{ran}");
 }
 
 #[test]
-fn a_missing_segment_is_named() {
-    // Red if a hole in the numbers goes unnoticed once the database is gone too.
+fn a_missing_segment_is_reported() {
+    // Fails if a gap in the numbers is not reported once the database is deleted, too.
     let scratch = Scratch::new();
     for _ in 0..3 {
         stopped_with(&scratch, 1);
@@ -186,13 +188,13 @@ fn a_missing_segment_is_named() {
     fs::remove_file(&files[1]).unwrap();
     fs::remove_file(scratch.data().join("revenue.db")).unwrap();
     let server = Server::start(&scratch.data());
-    let reasons = until_red(&server);
+    let reasons = until_not_ready(&server);
     assert!(reasons.contains("segment 2"), "{reasons}");
 }
 
 #[test]
-fn the_place_of_a_file_decides_nothing() {
-    // Red if a whole segment moved back out of the archive is counted again.
+fn an_applied_file_moved_out_of_the_archive_is_not_counted_again() {
+    // Fails if an applied segment that is moved back out of the archive is counted again.
     let scratch = Scratch::new();
     stopped_with(&scratch, 5);
     let archived = files_below(&scratch.data().join("applied")).remove(0);
@@ -204,26 +206,27 @@ fn the_place_of_a_file_decides_nothing() {
     let sealed = names_in(&scratch.data());
     assert!(
         !sealed.iter().any(|name| name.starts_with("events-")),
-        "put away again: {sealed:?}"
+        "archived again: {sealed:?}"
     );
 }
 
 #[test]
-fn the_active_file_moved_away_under_a_running_server_stops_the_acknowledging() {
-    // Red if lines are acknowledged into a file that nobody will find under its name.
+fn moving_the_active_file_of_a_running_server_stops_acknowledgements() {
+    // Fails if lines are acknowledged into a file that is no longer at its path.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--flush-interval", "10ms"]);
     server.accept(event("u", 1));
     let active = scratch.data().join("events.jsonl");
     fs::rename(&active, scratch.data().join("mine.jsonl")).unwrap();
-    let reasons = until_red(&server);
+    let reasons = until_not_ready(&server);
     assert!(reasons.contains("events.jsonl"), "{reasons}");
     server.post("/liveEvent", event("u", 1)).problem(503);
 }
 
 #[test]
-fn what_cannot_be_told_is_said_to_be_unknown() {
-    // Red if an event that went into a deleted file is acknowledged, or said to be surely refused.
+fn an_unknown_outcome_is_reported_as_unknown() {
+    // Fails if an event that was written to a deleted file is acknowledged, or reported as surely
+    // not stored.
     let scratch = Scratch::new();
     let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     server.accept(event("u", 1));
@@ -233,14 +236,15 @@ fn what_cannot_be_told_is_said_to_be_unknown() {
     let refused = server.post("/liveEvent", event("u", 1)).problem(503);
     assert!(
         refused["outcome"].is_null(),
-        "nothing is tried any more: {refused}"
+        "nothing is written any more: {refused}"
     );
-    until_red(&server);
+    until_not_ready(&server);
 }
 
 #[test]
-fn a_bound_on_the_disk_is_507_and_over_when_there_is_room() {
-    // Red if `--max-disk` is passed, or if a full disk needs a restart once there is room again.
+fn reaching_max_disk_is_507_until_space_is_free() {
+    // Fails if `--max-disk` is exceeded, or if a full disk needs a restart once there is free space
+    // again.
     let scratch = Scratch::new();
     let ballast = scratch.file("data/ballast", vec![0; 900 << 10]);
     let server = Server::with(&scratch.data(), &["--max-disk", "1MiB", "--no-process"]);
@@ -256,9 +260,11 @@ fn a_bound_on_the_disk_is_507_and_over_when_there_is_room() {
     full.expect("full at some point").problem(507);
     let lines = server.counter("lines");
     fs::remove_file(ballast).unwrap();
-    until(PATIENCE, "it takes events again by itself", || {
-        (server.post("/liveEvent", event("u", 1)).status == 202).then_some(())
-    });
+    until(
+        PATIENCE,
+        "it accepts events again without a restart",
+        || (server.post("/liveEvent", event("u", 1)).status == 202).then_some(()),
+    );
     assert_eq!(server.counter("lines"), lines + 1);
     server.assert_balanced();
 }

@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""Is the server calm under hostile clients, for minutes? One row for each kind of attack.
+"""Hostile clients for minutes: resources stay bounded and other clients are served. One row for each
+kind of attack.
 
     python3 tests/bench/hostile.py target/release/tallyline --seconds 240
 
-For each row: a fresh server in a directory of its own; the attack, in waves, for that long; and
-beside it a polite client, a process of its own, that posts events with ids, half of them on fresh
-connections, sends each again until it is acknowledged, and measures how long answers take. Then the
-attack ends, and what the server says is compared with what was acknowledged.
+For each row, a new server with its own directory is attacked in waves for that long. Meanwhile a
+polite client, in a process of its own, posts events with ids, half of them on new connections,
+repeats each until it is acknowledged, and measures response times. After the attack, the totals of
+the server are compared with what was acknowledged.
 
-A row is `ok` where memory in the last minute is within 10 % (and 2 MiB) of what it was in the second
-(in the last third and the second, of a run under three minutes; the mean of each, from ten samples a
-second: what is in flight comes and goes, and a median jumps between the two), /readyz says 200, /status balances, and the polite client's events
-are counted once each. `ok` is not a claim about speed: on a busy machine the latencies say nothing.
+A row is `ok` if the mean memory of the last minute is within 10 % (and 2 MiB) of that of the second
+minute (of the last and the second third if the run is shorter than three minutes), /readyz answers
+200, /status balances, and each event of the polite client is counted once. There are ten samples a
+second; the mean is used because a median jumps with the requests in flight. `ok` says nothing about
+speed: on a busy machine the latencies are meaningless.
 """
 
 import argparse
@@ -50,7 +52,7 @@ def post(body, more=""):
 
 
 def answers(conn, count):
-    """Reads `count` answers; their statuses. Raises where the server ends before that."""
+    """Reads `count` responses and returns their statuses. Raises if the server closes before that."""
     data, found = b"", []
     while len(found) < count:
         head = re.match(rb"HTTP/1\.1 (\d+).*?\r\n\r\n", data, re.S)
@@ -69,7 +71,7 @@ def answers(conn, count):
 
 
 def said(conn, seconds=5.0):
-    """All that the server says until it ends the connection, or for so long."""
+    """All bytes until the server closes the connection, or until the time is over."""
     conn.settimeout(seconds)
     data = b""
     try:
@@ -80,19 +82,19 @@ def said(conn, seconds=5.0):
     return data
 
 
-# The attacks. Each is a generator: one `next` is one wave. Errors of the network are what the
-# attacker must expect; an AssertionError is a fault of the server and fails the row.
+# The attacks. Each is a generator: one `next` is one wave. Network errors are expected; an
+# AssertionError is a fault of the server and fails the row.
 
 
 def burst(port):
-    """64, 128, 250 connections at once, one post each, all kept open until the last is answered."""
+    """64, 128, 250 connections at once, one post each, all kept open until the last response."""
     for count in itertools.cycle((64, 128, 250)):
         conns = [connect(port) for _ in range(count)]
         for conn in conns:
             conn.sendall(post(EVENT))
         for place, conn in enumerate(conns):
             try:
-                assert answers(conn, 1) == [202], "refused"
+                assert answers(conn, 1) == [202], "rejected"
             except TimeoutError:
                 raise AssertionError(f"{place} of {count} were answered") from None
         for conn in conns:
@@ -136,8 +138,8 @@ HALF_SIZE = (POST + "Transfer-Encoding: chunked\r\n\r\n0").encode()
 
 
 def held(port, starts, feed=b"", count=200):
-    """Holds `count` connections that began so, each fed a little each second, and opens new ones
-    for those that the server ends."""
+    """Holds `count` connections with such a beginning, sends a little on each every second, and opens
+    new ones for those that the server closes."""
     kinds = itertools.cycle(starts)
     conns = []
     while True:
@@ -146,7 +148,7 @@ def held(port, starts, feed=b"", count=200):
             conn.sendall(next(kinds))
             conns.append(conn)
         time.sleep(1)
-        # `select` takes no descriptor over 1023.
+        # `select` supports no descriptor above 1023.
         poll, by_fd = select.poll(), {conn.fileno(): conn for conn in conns}
         for fd in by_fd:
             poll.register(fd, select.POLLIN)
@@ -191,7 +193,7 @@ def slow_uploads(port):
 
 
 def crowd(port):
-    """10,000 connections from one script, all open before the first is answered, a POST on each."""
+    """10,000 connections from one script, all open before the first response, a POST on each."""
     whole = post(EVENT)
     while True:
         conns = [connect(port, 60) for _ in range(10_000)]
@@ -211,7 +213,7 @@ def trickled(port):
 
 
 def push(conns, block, seconds):
-    """Sends `block` over each again and again, as far as the server takes it; closes those that it ends, and the rest after `seconds`."""
+    """Sends `block` on each connection repeatedly, as far as the server reads it; closes those that it closes, and the others after `seconds`."""
     until = time.monotonic() + seconds
     while conns and time.monotonic() < until:
         for conn in select.select([], conns, [], 1)[1]:
@@ -227,7 +229,7 @@ def push(conns, block, seconds):
 
 
 def endless(port):
-    """Heads and chunk sizes without an end, as fast as they go."""
+    """Endless heads and chunk sizes, as fast as possible."""
     block = b"0" * 65536
     while True:
         conns = []
@@ -240,7 +242,7 @@ def endless(port):
 
 
 def never_reads(port):
-    """16 that ask for a large page again and again and read nothing."""
+    """16 connections that request a large page repeatedly and read nothing."""
     page = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
     while True:
         conns = [connect(port) for _ in range(16)]
@@ -249,7 +251,7 @@ def never_reads(port):
 
 
 def comes_and_goes(port):
-    """16 at a time that bring as many requests as sockets hold, and are gone at once."""
+    """16 connections at a time that send as many requests as sockets hold, and close at once."""
     pages = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
     while True:
         conns = [connect(port) for _ in range(16)]
@@ -266,7 +268,7 @@ def comes_and_goes(port):
 
 
 def framing(port):
-    """Heads that two readers could read in two ways, each with a request hidden in its body."""
+    """Ambiguous heads, each with a request hidden in its body."""
     hidden = post(EVENT.replace("hostile", "smuggled")).decode()
     heads = [
         f"Content-Length: 0\r\nContent-Length: {len(hidden)}",
@@ -308,7 +310,7 @@ def pipelined(port):
         (post("nonsense"), 400),
         (ask.format("GET /nowhere").encode(), 404),
         (ask.format("DELETE /liveEvent").encode(), 405),
-        (ask.format("GET /userEvents/nobody").encode(), 404),
+        (ask.format("GET /userEvents/unknown").encode(), 404),
         (post(EVENT.strip() + " " * 2000), 202),
         (ask.format("OPTIONS /flush").encode(), 204),
         (post(EVENT), 202),
@@ -343,7 +345,7 @@ def out_of_descriptors(port):
 
 
 def panics(port):
-    """A handler that panics; debug builds do when they are asked to, others answer 404."""
+    """A handler that panics; debug builds have such a path, others answer 404."""
     while True:
         for _ in range(20):
             with connect(port) as conn:
@@ -385,7 +387,7 @@ ATTACKS = [
 
 
 def attack_until(attack, port, deadline, report):
-    """Runs in a process of its own; reports how many waves there were and what was wrong."""
+    """Runs in a process of its own; reports the number of waves and the errors."""
     waves, wrong, network = 0, None, 0
     while wrong is None and time.monotonic() < deadline:
         try:
@@ -403,7 +405,7 @@ def attack_until(attack, port, deadline, report):
 
 def polite_until(port, deadline, fresh, report):
     """Posts an event each 10 ms until the deadline; every other one on a connection of its own
-    where `fresh`. Reports how many were acknowledged, and how many seconds each took."""
+    where `fresh`. Reports the number of acknowledged events and the seconds that each took."""
     took, kept = [], None
     for place in itertools.count():
         if time.monotonic() >= deadline:
@@ -470,7 +472,7 @@ def in_process(work, *args):
 
 
 def final(port, acknowledged):
-    """What is wrong when all is over; waits a little for what still holds on to end."""
+    """Errors after the attack; waits a little for connections to end."""
     wrong = []
     for _ in range(100):
         ready, why = ask(port, "GET", "/readyz")
@@ -488,7 +490,7 @@ def final(port, acknowledged):
     if counted != acknowledged:
         wrong.append(f"{acknowledged} acknowledged, {counted} counted")
     if status["received"] != status["accepted"] + status["refused"]:
-        wrong.append("the door does not balance")
+        wrong.append("the counters of requests do not balance")
     if status["lines"] != sum(status[part] for part in parts) or status["pending"]:
         wrong.append("the ledger does not balance")
     if ask(port, "GET", "/userEvents/smuggled")[0] != 404:
@@ -507,7 +509,7 @@ def row(binary, attack, seconds):
             polite = in_process(polite_until, port, deadline, not tight)
             samples = []
             while time.monotonic() < deadline:
-                assert server.poll() is None, f"the server ended: {server.returncode}"
+                assert server.poll() is None, f"the server exited: {server.returncode}"
                 samples.append(sample(server.pid))
                 time.sleep(0.1)
             took = sorted(polite.recv())
@@ -533,7 +535,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--seconds", type=float, default=240, help="of each row; default 240")
-    parser.add_argument("--at-once", type=int, default=1, help="rows side by side; default 1, for honest latencies")
+    parser.add_argument("--at-once", type=int, default=1, help="rows that run at the same time; default 1, for meaningful latencies")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these rows; default all")
     args = parser.parse_args()
     attacks = [attack for attack in ATTACKS if not args.only or attack.__name__ in args.only]

@@ -1,12 +1,12 @@
-"""Every copy recipe that data/docs/operations.md names, many times beside a server under load with a rotation each 100 ms:
-is each restored copy exact, or does `process` or `verify` name what is wrong with it?
+"""Every copy recipe of data/docs/operations.md, many times beside a server under load with a rotation every 100 ms: each
+restored copy must be exact, or `process` or `verify` must report what is wrong with it.
 
     python3 tests/bench/recipes.py target/release/tallyline --runs 50
 
-Standard library, and cp, tar, rsync and sqlite3 (a recipe whose program is missing is skipped; Litestream is tried where
-`--litestream` names its binary). A copy is exact if its total is at least what was acknowledged before the recipe began and
-at most what was sent before it ended, and `process` and `verify` exit 0. It is named if one of them fails. All else is wrong,
-and so is a total above what was sent. Exit code 1 if any copy was wrong, but for recipes that the documentation forbids."""
+Needs cp, tar, rsync and sqlite3 (a recipe whose program is missing is skipped; Litestream is tested if `--litestream`
+names its binary). A copy is exact if its total is at least what was acknowledged before the recipe began and
+at most what was sent before it ended, and `process` and `verify` exit 0. It is named if one of them fails. Everything else is wrong,
+as is a total above what was sent. Exit code 1 if any copy was wrong, except for recipes that the documentation forbids."""
 import argparse
 import collections
 import http.client
@@ -87,7 +87,7 @@ class Server:
 
 
 def shell(script, **names):
-    """Runs a script; file names that vanish are part of the matter, so its exit code is not."""
+    """Runs a script and ignores its exit code, since files may disappear during a copy."""
     environment = dict(os.environ, **names)
     subprocess.run(["sh", "-c", script], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
@@ -189,8 +189,8 @@ def main():
     arguments.add_argument("program")
     arguments.add_argument("--runs", type=int, default=50)
     arguments.add_argument("--only", help="recipes whose name contains this")
-    arguments.add_argument("--litestream", help="the litestream binary: replicates beside the load, the files copied after it")
-    arguments.add_argument("--show", action="store_true", help="print what each copy that is not exact is said to be")
+    arguments.add_argument("--litestream", help="the litestream binary: it replicates under load, and the files are copied afterwards")
+    arguments.add_argument("--show", action="store_true", help="print what is reported about each copy that is not exact")
     arguments = arguments.parse_args()
     program = os.path.abspath(arguments.program)
     recipes = dict(RECIPES)
@@ -202,7 +202,7 @@ def main():
         if arguments.only and arguments.only not in name:
             continue
         if shutil.which(needs) is None:
-            print(f"{name:46} skipped: no {needs} here")
+            print(f"{name:46} skipped: {needs} is not installed")
             continue
         outcomes = collections.Counter()
         said = []
@@ -237,7 +237,7 @@ def main():
 
 
 def litestream(binary):
-    """Replicates to a directory beside the load, restores the database from there, then copies the files."""
+    """Replicates to a directory under load, restores the database from there, then copies the files."""
 
     def recipe(run, server, to):
         os.mkdir(to)

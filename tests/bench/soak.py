@@ -1,9 +1,9 @@
-"""Mixed load on one server for a long time, with a rotation each second and retention on: are memory, threads, descriptors
-and disk flat, and does every acknowledged event count once?
+"""Mixed load on one server for a long time, with a rotation every second and retention on: memory, threads, descriptors
+and disk usage must stay constant, and every acknowledged event must count once.
 
     python3 tests/bench/soak.py target/release/tallyline --minutes 60
 
-Standard library only. Prints a table, then the proof: per-user totals against its own sums, and `tallyline verify`."""
+Standard library only. Prints a table, then compares per-user totals with its own sums and runs `tallyline verify`."""
 import argparse
 import collections
 import gzip
@@ -25,7 +25,7 @@ USERS = 1000
 
 
 class Load:
-    """What was acknowledged, summed per user, by threads that each keep to a pace."""
+    """Threads that each send at a fixed rate; acknowledged amounts are summed per user."""
 
     def __init__(self, port):
         self.port = port
@@ -53,7 +53,7 @@ class Load:
         return read
 
     def paced(self, every, work):
-        """Calls `work` each `every` seconds on a connection of its own; a connection that failed is opened anew."""
+        """Calls `work` every `every` seconds on a connection of its own; a failed connection is opened again."""
 
         def run():
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -61,7 +61,7 @@ class Load:
             while not self.stop.is_set():
                 try:
                     work(connection)
-                except Exception as why:  # any failure is a finding, and told at the end
+                except Exception as why:  # any failure is reported at the end
                     self.failures.append(f"{work.__name__}: {why!r}")
                     connection.close()
                 due += every
@@ -139,7 +139,7 @@ def disk(data):
                 size += os.stat(os.path.join(folder, name)).st_blocks * 512
                 files += 1
             except FileNotFoundError:
-                pass  # renamed or pruned between the two looks
+                pass  # renamed or pruned between the two calls
     return size, files
 
 
@@ -164,7 +164,7 @@ def sample(pid, data, port):
 
 
 def proven(binary, data, load):
-    """Per-user totals against the load's own sums, then `verify`; None or what differs."""
+    """Compares per-user totals with the sums of the load, then runs `verify`; returns None or the difference."""
     database = sqlite3.connect(f"file:{data}/revenue.db?mode=ro", uri=True)
     counted = {user: (micros, events) for user, micros, events in database.execute("SELECT user_id, revenue_micros, events FROM user_total")}
     sent = {user: (load.totals[user] * 10**6, load.events[user]) for user in load.events}

@@ -1,13 +1,10 @@
-//! `cargo bench`: what each stage costs on this machine, as a table a person can read.
+//! `cargo bench`: the cost of each stage on this machine, as a table.
 //!
-//! Each row is the median of several runs of the same work; the spread says how far to trust it.
-//! Times are of this machine at this moment: compare rows of one run, or two builds in turn.
-#![expect(clippy::print_stdout, reason = "a table on stdout is what this is for")]
+//! Each row is the median of several runs of the same work, with their spread. Times depend on the
+//! machine and its load: compare rows of one run, or run two builds in turn.
+#![expect(clippy::print_stdout, reason = "its output is a table on stdout")]
 #![expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-#![expect(
-    clippy::unwrap_used,
-    reason = "a benchmark that cannot run says so by ending"
-)]
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot run must fail")]
 
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -49,12 +46,12 @@ struct Table {
 }
 
 impl Table {
-    /// Runs `work`, which does `count` of what the row is about, several times.
+    /// Runs `work` several times; each run handles `count` of the row's unit.
     fn row(&mut self, name: &str, count: u64, mut work: impl FnMut()) {
         if !name.contains(&self.filter) {
             return;
         }
-        work(); // warm
+        work(); // warm-up
         let mut times: Vec<Duration> = (0..RUNS)
             .map(|_| {
                 let began = Instant::now();
@@ -147,7 +144,7 @@ fn append(table: &mut Table) {
     }
 }
 
-/// `process` over a sealed file, into a new database.
+/// `process` of a sealed file into a new database.
 fn apply(table: &mut Table) {
     const LINES: u64 = 1_000_000;
     let text = lines(LINES);
@@ -161,7 +158,7 @@ fn apply(table: &mut Table) {
     });
 }
 
-/// `send` to a server, until the totals show it.
+/// `send` to a server, until the totals include the last event.
 fn end_to_end(table: &mut Table) {
     const LINES: u64 = 200_000;
     let dir = tempfile::tempdir_in(target_dir()).unwrap();
@@ -169,7 +166,7 @@ fn end_to_end(table: &mut Table) {
     std::fs::write(&input, lines(LINES)).unwrap();
     let server = Server::start(&ServeConfig::at(dir.path().join("data"))).unwrap();
     let url = format!("http://{}", server.address());
-    table.row("end to end: send, take, apply, GET", LINES, || {
+    table.row("end to end: send, ingest, apply, GET", LINES, || {
         let config = SendConfig::of_file(input.clone(), url.clone());
         let summary = client::send(&config, &Shutdown::default());
         assert_eq!(summary.counts.accepted, LINES);
@@ -178,7 +175,7 @@ fn end_to_end(table: &mut Table) {
     server.stop();
 }
 
-/// A disk like the one the project is on; /tmp may be memory.
+/// The target directory, which is on the disk of the project; /tmp may be in memory.
 fn target_dir() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""A data directory as after years: hundreds of thousands of applied segments, millions of users.
+"""A data directory as after years of use: hundreds of thousands of applied segments, millions of users.
 
     tests/bench/years.py make DIR [--segments 500000] [--users 10000000]
     tests/bench/years.py measure DIR BINARY [--no-process]
 
-`make` writes the files and the rows of such a directory straight, which takes about a minute instead
-of the days that a server would need. `tallyline verify` agrees with the result: each segment is one
-event, sealed a minute after the one before, and the events of further users are those of segments that
+`make` writes the files and rows of such a directory directly, which takes about a minute instead of
+the days that a server would need. `tallyline verify` agrees with the result. Each segment has one
+event and was sealed a minute after the previous one; events of further users were in segments that
 retention has pruned.
 
 `measure` starts BINARY on DIR several times and prints how long it takes until the port answers and
-until everything is applied, what a scrape costs, what a page of users by revenue costs, and how many
-bytes of memory and how much CPU time the idle server takes. Needs Python alone. Not in CI: figures of
-one machine say little about another, so compare two binaries in one run.
+until everything is applied, what a scrape costs, what a page of users by revenue costs, and how much
+memory and CPU time the idle server uses. Needs only Python. Not in CI: the figures depend on the
+machine, so compare two binaries in one run.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def make(args):
     (directory / "quarantine").mkdir()
     with open(directory / "directory.json", "w") as file:
         json.dump({"directory": UUID, "segment": args.segments + 2, "token": "00000001", "started": False}, file)
-    # More users than segments: their events were in a segment that is pruned.
+    # More users than segments: their events were in a pruned segment.
     pruned = max(args.users - args.segments, 0)
     rows = []
     for index in range(args.segments):
@@ -89,7 +89,7 @@ def until(condition, seconds):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            sys.exit("not in time")
+            sys.exit("timed out")
         time.sleep(0.002)
 
 

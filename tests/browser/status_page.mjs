@@ -1,9 +1,9 @@
-// Looks at the status page with a real browser: `node status_page.mjs TALLYLINE [DIR FOR SCREENSHOTS]`.
+// Tests the status page in a real browser: `node status_page.mjs TALLYLINE [DIR FOR SCREENSHOTS]`.
 //
-// Starts the given binary in directories of its own, on ports of its own, and drives Debian's
-// Chromium (another one: environment variable CHROMIUM). Nothing sleeps: everything is waited for
-// with a deadline. Exit code 0 and a line per check, or 1 and what was found instead.
-// `npm ci` in this directory first. Of the screenshots, readme.png is the one kept as
+// Starts the given binary in temporary directories, on free ports, and drives Debian's Chromium
+// (or the one in the environment variable CHROMIUM). Waits for conditions with a deadline and does
+// not sleep. Prints a line per check; exits with 0, or with 1 and the differences.
+// Run `npm ci` in this directory first. The screenshot readme.png is kept as
 // src/http/page/screenshot.png.
 
 import assert from "node:assert/strict";
@@ -59,7 +59,7 @@ class Server {
     await this.ended;
   }
 
-  // A file from elsewhere appears in the data directory, whole.
+  // Creates a file in the data directory atomically, as another program would.
   place(name, content) {
     const part = join(scratch, `${name}.part`);
     writeFileSync(part, content);
@@ -72,7 +72,7 @@ class Server {
   }
 }
 
-// Batches until told to stop: something to watch.
+// Sends batches until the returned function is called.
 function load(server, { batch = 50, every = 20, users = 400 } = {}) {
   let going = true;
   let sent = 0;
@@ -83,7 +83,7 @@ function load(server, { batch = 50, every = 20, users = 400 } = {}) {
     for (let round = 0; going; round += 1) {
       const size = Math.max(1, Math.round(batch * (1 + 0.45 * Math.sin(round / 400) + 0.15 * Math.sin(round / 90) + 0.12 * random())));
       const events = Array.from({ length: size }, () => ({ userId: user(), name: random() < 0.8 ? "add_revenue" : "subtract_revenue", value: Math.round(random() * 20000) / 100 }));
-      // Some are sent again, as a client does that has lost an answer.
+      // Some are sent again, as by a client that got no response.
       if (round % 9 === 0) events.push({ userId: "acme/eu", name: "add_revenue", value: 12.5, id: `inv-${Math.floor(round / 18)}` });
       if (round % 40 === 5) events[0].value = -1;
       await server.post(events, server.headers).catch(() => {});
@@ -100,14 +100,14 @@ const browser = await chromium.launch({
   args: ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 });
 
-// A tab in a fresh profile, with all it complained of and all it asked for.
+// Opens a tab in a new profile; records console messages and requests.
 async function open(server, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   const page = await context.newPage();
   const tab = { page, complaints: [], requests: [], failed: new Set() };
   page.on("pageerror", (error) => tab.complaints.push(String(error)));
   page.on("console", (message) => {
-    // What a failed call prints is judged by `failed` instead.
+    // Messages of failed requests are ignored here: `failed` has their status.
     if (["error", "warning"].includes(message.type()) && !message.text().startsWith("Failed to load resource")) tab.complaints.push(message.text());
   });
   page.on("request", (request) => tab.requests.push(request.url()));
@@ -116,10 +116,10 @@ async function open(server, options = {}) {
   tab.number = async (selector) => Number((await tab.text(selector)).replace(/[^\d.]/g, "") || Number.NaN);
   tab.seen = (selector) => page.locator(selector).isVisible();
   tab.close = async (allowed = []) => {
-    assert.deepEqual(tab.complaints, [], "the console is silent");
-    assert.deepEqual([...tab.failed].filter((status) => !allowed.includes(status)), [], "no call failed");
-    const elsewhere = tab.requests.filter((url) => !url.startsWith(`${server.url}/`) && !url.startsWith("data:"));
-    assert.deepEqual(elsewhere, [], "nothing was asked of another origin");
+    assert.deepEqual(tab.complaints, [], "the console has no messages");
+    assert.deepEqual([...tab.failed].filter((status) => !allowed.includes(status)), [], "no request failed");
+    const others = tab.requests.filter((url) => !url.startsWith(`${server.url}/`) && !url.startsWith("data:"));
+    assert.deepEqual(others, [], "there is no request to another origin");
     await context.close();
   };
   await page.goto(`${server.url}/`);
@@ -133,7 +133,7 @@ async function setHidden(page, hidden) {
   }, hidden);
 }
 
-// What an accessibility checker asks first. Returns complaints.
+// The basic rules of an accessibility checker. Returns violations.
 const accessibility = () => {
   const found = [];
   const shown = (element) => element.checkVisibility({ visibilityProperty: true });
@@ -176,7 +176,7 @@ const accessibility = () => {
   return found;
 };
 
-// What sticks out of its card, into or past the padding, or out of its cell.
+// Elements that extend into the padding of their card, beyond it, or out of their cell.
 const spills = () => [...document.querySelectorAll(".card")].flatMap((card) => {
   const { right } = card.getBoundingClientRect();
   return [...card.querySelectorAll("*")]
@@ -194,7 +194,7 @@ const foreign = (name) => [
   { userId: name, name: "add_revenue", value: -1, note: "<img src=x onerror=alert(1)>" },
 ].map((event) => JSON.stringify(event)).join("\n") + '\n{"userId": "half a li\n';
 
-check("a new server says how to begin; the first event replaces that by figures", async () => {
+check("a new server shows how to begin; the first event replaces this by figures", async () => {
   const server = await Server.start("first");
   const tab = await open(server);
   await until("ready", async () => (await tab.text("#pill")) === "Ready");
@@ -258,7 +258,7 @@ check("a rejected line is shown with its reason, as text", async () => {
   await server.stop();
 });
 
-check("a user is looked up by keyboard and by mouse", async () => {
+check("a user can be found by keyboard and by mouse", async () => {
   const server = await Server.start("look-up", ["--flush-interval", "100ms"]);
   const odd = "a/b c?d#é%2F\u202e<b>";
   await server.post([{ userId: "user1", name: "add_revenue", value: 100 }, { userId: "user1", name: "subtract_revenue", value: 50 }, { userId: odd, name: "add_revenue", value: 0.000001 }]);
@@ -286,7 +286,7 @@ check("a user is looked up by keyboard and by mouse", async () => {
   await server.stop();
 });
 
-check("a token is asked for, kept for the tab, and forgotten", async () => {
+check("a token is requested, kept for the tab, and forgotten", async () => {
   const tokens = join(scratch, "tokens");
   writeFileSync(tokens, "correct-horse\n", { mode: 0o600 });
   const server = await Server.start("token", ["--token-file", tokens]);
@@ -318,7 +318,7 @@ check("a token is asked for, kept for the tab, and forgotten", async () => {
   await server.stop();
 });
 
-check("it says when nothing answers, and goes on when the server is back", async () => {
+check("the page reports a server that does not respond, and continues when it does", async () => {
   let server = await Server.start("gone", ["--flush-interval", "100ms"]);
   await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
   const tab = await open(server);
@@ -339,19 +339,19 @@ check("it says when nothing answers, and goes on when the server is back", async
   await server.stop();
 });
 
-check("a server that is not ready says why, in words", async () => {
+check("the reasons of a server that is not ready are shown", async () => {
   const server = await Server.start("unready", ["--flush-interval", "100ms"]);
   await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
   const tab = await open(server);
   await until("ready", async () => (await tab.text("#pill")) === "Ready");
-  renameSync(join(server.data, "events.jsonl"), join(scratch, "moved-away.jsonl")); // somebody tidies up
+  renameSync(join(server.data, "events.jsonl"), join(scratch, "moved-away.jsonl")); // as another program could do
   await until("not ready", async () => (await tab.text("#pill")) === "Not ready");
   assert.match(await tab.text("#reasons"), /events\.jsonl/);
   await tab.close();
   await server.stop("SIGKILL");
 });
 
-check("it is quiet while hidden or paused", async () => {
+check("a hidden or paused page sends no requests", async () => {
   const server = await Server.start("hidden");
   const context = await browser.newContext();
   const page = await context.newPage();
@@ -434,7 +434,7 @@ check("labels, contrast, focus, phone width, in light and dark", async () => {
   await server.stop();
 });
 
-check("the policy lets in nothing but this page", async () => {
+check("the security policy allows only this page", async () => {
   const server = await Server.start("policy");
   const response = await fetch(`${server.url}/`);
   const policy = response.headers.get("content-security-policy");
@@ -446,7 +446,7 @@ check("the policy lets in nothing but this page", async () => {
   await server.stop();
 });
 
-// Pictures of a busy server, for people.
+// Screenshots of a busy server.
 async function screenshots() {
   mkdirSync(shots, { recursive: true });
   const server = await Server.start("busy", ["--rotate-interval", "20s"]);
@@ -456,7 +456,7 @@ async function screenshots() {
   kinds.readme = { colorScheme: "light", viewport: { width: 1280, height: 1010 } };
   const tabs = await Promise.all(Object.entries(kinds).map(async ([name, options]) => [name, await open(server, options)]));
   const seconds = Number(process.env.SHOT_SECONDS ?? 60);
-  await pause(seconds * 1000); // a plot has to have something to show
+  await pause(seconds * 1000); // so that the plots have data
   for (const [name, tab] of tabs) {
     await tab.page.locator("#who").fill("acme/eu");
     await tab.page.keyboard.press("Enter");

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The official CloudEvents SDKs (PyPI and npm) post to a live server in each content mode; what was
-# posted is counted exactly, and what is posted twice once.
+# The official CloudEvents SDKs (PyPI and npm) post to a live server in each content mode. Each event is
+# posted twice, and must be counted exactly once.
 # Needs python3, node, npm, curl.
 . "$(dirname "$0")/lib.sh"
 

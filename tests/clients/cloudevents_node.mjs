@@ -15,9 +15,9 @@ async function post({ headers, body }) {
 
 const structured = HTTP.structured(event("1", "add_revenue", 10.5));
 const binary = HTTP.binary(event("2", "add_revenue", 0.000001));
-// The SDK leaves the encoding of header values to its caller.
+// The SDK does not encode header values.
 binary.headers["ce-subject"] = encodeURIComponent(binary.headers["ce-subject"]);
-// It reads batches but makes none; the specification makes them an array of structured events.
+// The SDK parses batches but cannot create them; by the specification a batch is an array of structured events.
 const batch = {
   headers: { "content-type": "application/cloudevents-batch+json" },
   body: JSON.stringify([

@@ -32,7 +32,7 @@ def main(url: str) -> None:
     json_format = JSONFormat()
     structured = to_structured(event("1", "add_revenue", 10.5), json_format)
     binary = to_binary(event("2", "add_revenue", 0.000001), json_format)
-    # The SDK has no batch; the specification makes it an array of structured events.
+    # The SDK has no batches; by the specification a batch is an array of structured events.
     batch = [event("3", "add_revenue", 20), event("x" * 200, "subtract_revenue", 5)]
     batch = b"[" + b",".join(json_format.write(one) for one in batch) + b"]"
     for _ in range(2):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The files of data/deploy work: unit, alerts, dashboard and scrape example with a real Prometheus,
-# backup and restore, the GitHub Actions job. (nginx and Caddy: proxies.sh. The Dockerfile is not
-# run: it needs an engine.) Needs systemd-analyze, strace, prometheus, promtool, sqlite3, curl, jq, python3.
+# Tests of the files in data/deploy: unit; alerts, dashboard and scrape example with a real Prometheus;
+# backup and restore; the GitHub Actions job. (nginx and Caddy: proxies.sh. The Dockerfile is not
+# built: that needs a container engine.) Needs systemd-analyze, strace, prometheus, promtool, sqlite3, curl, jq, python3.
 . "$(dirname "$0")/lib.sh"
 deploy=$repo/data/deploy
 
@@ -12,14 +12,14 @@ check_unit() {
     systemd-analyze security --offline=true --threshold=20 "$tmp/tallyline.service" >/dev/null
     ok "the unit is valid; its exposure is at most 2.0 of 10"
 
-    # No systemd runs here; what its filters let through is compared with what a server calls.
+    # Without systemd, the system calls that its filters allow are compared with those of a server.
     strace -f -o "$tmp/calls" "$bin" serve --listen 127.0.0.1:0 --port-file "$tmp/port" \
         --data-dir "$tmp/data" --rotate-interval 50ms 2>"$tmp/strace.log" &
     until_true "the server's port file" test -s "$tmp/port"
     url=http://127.0.0.1:$(cat "$tmp/port")
     post "$url/liveEvent" '{"userId":"user1","name":"add_revenue","value":1}' >/dev/null
     post "$url/flush" '' >/dev/null
-    # Its length is given twice: the connection is closed.
+    # A request with two lengths: the server closes the connection.
     ! curl -fsS "$url/flush" -d x -H 'Content-Length: 1' -H 'Content-Length: 2' 2>/dev/null
     "$bin" query --data-dir "$tmp/data" --top 1 >/dev/null
     pkill -TERM -P $!
@@ -31,23 +31,24 @@ unit, calls = (pathlib.Path(path).read_text() for path in sys.argv[1:])
 def names(name):
     if not name.startswith("@"):
         return {name}
-    said = subprocess.check_output(["systemd-analyze", "syscall-filter", name], text=True)
-    return set().union(*(names(part) for part in re.findall(r"^    (@?\w[\w-]*)$", said, re.M)))
+    output = subprocess.check_output(["systemd-analyze", "syscall-filter", name], text=True)
+    return set().union(*(names(part) for part in re.findall(r"^    (@?\w[\w-]*)$", output, re.M)))
 
 allowed = set()
-for inverted, said in re.findall("^SystemCallFilter=(~?)(.*)$", unit, re.M):
-    part = set().union(*map(names, said.split()))
+for inverted, filters in re.findall("^SystemCallFilter=(~?)(.*)$", unit, re.M):
+    part = set().union(*map(names, filters.split()))
     allowed = allowed - part if inverted else allowed | part
 called = set(re.findall(r"^\d+ +([a-z]\w+)\(", calls, re.M)) - {"fchown"}  # SQLite's, of root only
 assert {"epoll_wait", "pwrite64", "fdatasync"} <= called, called
-assert called <= allowed, f"the unit's filter has no {called - allowed}"
+assert called <= allowed, f"the filter of the unit does not allow {called - allowed}"
 families = re.search("^RestrictAddressFamilies=(.*)$", unit, re.M)[1].split()
 opened = set(re.findall(r"\bsocket\((\w+)", calls))
-assert opened <= set(families), f"the unit has no {opened - set(families)}"
+assert opened <= set(families), f"the unit does not allow {opened - set(families)}"
 EOF
-    ok "the unit lets through what a server calls"
+    ok "the unit allows every system call of a server"
 
-    # READY=1 comes only once the port answers, and STOPPING=1 after SIGTERM; as systemd would listen.
+    # The server sends READY=1 once the port responds, and STOPPING=1 after SIGTERM; this script listens
+    # in place of systemd.
     python3 - "$bin" "$tmp" <<'EOF'
 import os, pathlib, signal, socket, subprocess, sys, urllib.request
 binary, tmp = sys.argv[1:]
@@ -67,7 +68,7 @@ try:
 finally:
     server.kill()
 EOF
-    ok "systemd is told READY=1 once the port answers, and STOPPING=1"
+    ok "systemd receives READY=1 once the port responds, and STOPPING=1"
 }
 
 check_prometheus() {
@@ -85,7 +86,7 @@ check_prometheus() {
     prometheus=http://127.0.0.1:$prometheus_port
     until_true "Prometheus" curl -fsS "$prometheus/-/ready"
 
-    # A dashboard panel without data is a panel over a name that is not there.
+    # A panel without data queries a metric that does not exist.
     jq -e '.uid == "tallyline" and (.panels | length > 9) and
            ([.panels[].id] | length == (unique | length))' "$deploy/grafana.json" >/dev/null
     local query
@@ -94,8 +95,8 @@ check_prometheus() {
         query=${query//\$instance/.*}
         until_true "data for $query" has_data "$query"
     done < <(jq -r '.panels[].targets[].expr' "$deploy/grafana.json")
-    ok "every query of the dashboard finds data"
-    # The test machine's disk is not ours to judge.
+    ok "every query of the dashboard returns data"
+    # The disk of the test machine may be full.
     same "alerts that fire on a healthy server" "$(curl -fsS "$prometheus/api/v1/alerts" |
         jq -c '[.data.alerts[].labels.alertname] - ["TallylineDiskFull"]')" '[]'
     stop "$server"
@@ -107,7 +108,7 @@ has_data() {
         jq -e '.data.result | length > 0' >/dev/null
 }
 
-# When a total last changed is when it was applied: not the same after a restore.
+# Without the time of the last change: that is when an event was applied, and differs after a restore.
 totals() {
     "$bin" query --data-dir "$1" --top 1000 --json | jq -c '[.users, .events, .revenue],
         (.top | map([.userId, .revenue, .events]) | sort)[]'
@@ -119,26 +120,26 @@ check_backup() {
     serve --rotate-interval 50ms
     "$bin" generate --events 20000 --users 100 --seed 7 >"$tmp/events.jsonl"
     head -n 10000 "$tmp/events.jsonl" | "$bin" send - --to "$url" --quiet
-    # While more comes in, so that files are sealed and archived during the copy.
+    # Under load, so that files are sealed and archived during the copy.
     tail -n +10001 "$tmp/events.jsonl" | "$bin" send - --to "$url" --quiet --batch 50 &
     "$bin" backup "$tmp/backup" --data-dir "$tmp/data" --verify --quiet
     wait $!
     post "$url/flush" '' >/dev/null
-    ! "$bin" restore "$tmp/backup" --data-dir "$tmp/data" 2>/dev/null || fail "restored under a server"
-    ok "restore refuses a directory in which a server runs"
+    ! "$bin" restore "$tmp/backup" --data-dir "$tmp/data" 2>/dev/null || fail "restored while a server runs"
+    ok "restore rejects the directory of a running server"
     stop "$server"
     before=$(totals "$tmp/data")
 
-    # The database lost: the backup's, and the files it does not know yet.
+    # Only the database is lost: it is restored, and the newer files are applied.
     echo garbage >"$tmp/data/revenue.db"
     "$bin" restore "$tmp/backup" --data-dir "$tmp/data" --quiet
     "$bin" process --data-dir "$tmp/data" --quiet >/dev/null
     after=$(totals "$tmp/data")
-    [[ $before == "$after" ]] || fail "other totals after the database was restored"
+    [[ $before == "$after" ]] || fail "the totals differ after the database was restored"
     "$bin" verify --data-dir "$tmp/data" --quiet >/dev/null
     ok "a lost database, restored: the same totals, and verify agrees"
 
-    # The whole machine lost: what the backup has, and that is at least what was there before it.
+    # The whole machine is lost: the backup contains at least the events posted before it was made.
     "$bin" restore "$tmp/backup" --data-dir "$tmp/other" --quiet
     "$bin" process --data-dir "$tmp/other" --quiet >/dev/null
     "$bin" verify --data-dir "$tmp/other" --quiet >/dev/null
@@ -160,7 +161,7 @@ group = None
 try:
     for step in steps:
         if "run" in step and not step["run"].startswith("cargo install"):
-            # Its own group, so that the server started in it can be ended like the runner does.
+            # A process group of its own, so that the server started in it can be stopped as the runner does.
             child = subprocess.Popen(["bash", "-e", "-c", step["run"]], env=env, process_group=0,
                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             group = group or child.pid
@@ -171,7 +172,7 @@ finally:
     if group:
         os.killpg(group, signal.SIGTERM)
 EOF
-    # Its server is nobody's child here; its lock is let go when it has written its last.
+    # The server is not a child of this shell; its lock is released when it has exited.
     flock -w 30 "$tmp/runner/tallyline/serve.lock" true
     ok "the GitHub Actions job runs"
 }

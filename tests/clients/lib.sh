@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it: `$1` is the binary; a directory of its own, a live server on a
-# free port of 127.0.0.1, and tools from PyPI or npm. Whatever was started is stopped at the end.
+# Sourced by the other scripts; `$1` is the binary. Provides a temporary directory, a live server on a
+# free port of 127.0.0.1, and tools from PyPI or npm. Everything that was started is stopped at the end.
 # shellcheck shell=bash
 set -euo pipefail
 
@@ -40,7 +40,7 @@ until_true() {
     done
 }
 
-# serve [FLAG...]: starts a server, waits until it answers; sets `port`, `url` and `server` (its pid).
+# serve [FLAG...]: starts a server, waits until it responds; sets `port`, `url` and `server` (its pid).
 serve() {
     rm -f "$tmp/port"
     "$bin" serve --listen 127.0.0.1:0 --port-file "$tmp/port" --data-dir "$tmp/data" \
@@ -52,7 +52,7 @@ serve() {
     url=http://127.0.0.1:$port
 }
 
-# stop PID: ends what was started here and returns its exit code.
+# stop PID: stops a process that was started here and returns its exit code.
 stop() {
     kill "$1"
     wait "$1"
@@ -65,12 +65,12 @@ post() {
     curl --silent --show-error --fail-with-body --data-binary "$body" "$@" "$to"
 }
 
-# free_port: one that nobody listens on just now, for programs that cannot pick one themselves.
+# free_port: a port that is free at the moment, for programs that cannot choose one themselves.
 free_port() {
     python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# python_with NAME PACKAGE...: sets `python` to one that has these packages from PyPI.
+# python_with NAME PACKAGE...: sets `python` to an interpreter with these packages from PyPI.
 python_with() {
     local venv=$tools/venv-$1
     shift

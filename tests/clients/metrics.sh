@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# /metrics of a live server: promtool finds nothing to complain about, the figures are true, and no
-# user is a label. Needs Debian's prometheus package (promtool), curl.
+# /metrics of a live server: promtool reports no problem, the values are right, and no user is a
+# label. Needs Debian's prometheus package (promtool), curl.
 . "$(dirname "$0")/lib.sh"
 
 serve
 post "$url/liveEvent?ack=applied" '{"userId":"metric-user","name":"add_revenue","value":1}' >/dev/null
-post "$url/liveEvent" 'no event' -o /dev/null && fail "bad input was taken"
+post "$url/liveEvent" 'no event' -o /dev/null && fail "invalid input was accepted"
 curl -fsS "$url/metrics" -D "$tmp/head" -o "$tmp/metrics"
 
 grep -qi '^content-type: text/plain; version=0.0.4' "$tmp/head" || fail "$(cat "$tmp/head")"
 promtool check metrics <"$tmp/metrics" >"$tmp/promtool.log" 2>&1 || fail "$(cat "$tmp/promtool.log")"
 [[ ! -s $tmp/promtool.log ]] || fail "$(cat "$tmp/promtool.log")"
-ok "promtool check metrics has nothing to say"
+ok "promtool check metrics reports nothing"
 
 ! grep -v '^#' "$tmp/metrics" | grep -qv '^tallyline_' || fail "a name without tallyline_"
 ! grep -q metric-user "$tmp/metrics" || fail "a user is in the metrics"

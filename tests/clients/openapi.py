@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The API description is true: schemathesis sends what it allows, and what it does not, to a live
-server, and every answer must be one that it describes.
+"""A live server conforms to the API description: schemathesis sends valid and invalid requests, and
+every response must be one that the description contains.
 
 Usage: openapi.py path/to/tallyline [more flags of `schemathesis run`]
 Needs schemathesis (PyPI); openapi.sh provides it. The same file serves as schemathesis' hooks.
@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 
-# What JSON Schema cannot say is left out of the checks, and what must not slow them down is fixed.
+# Rules that JSON Schema cannot express are not checked; parameters that would slow down the checks are fixed.
 CONFIG = """
 [checks]
-# 503 and 507 are honest answers (a position that never comes); a 500 never is.
+# 503 and 507 are valid responses (a position that is never reached); 500 is not.
 not_a_server_error.expected-statuses = ["2xx", "4xx", "503", "507"]
 
 [[operations]]
@@ -25,7 +25,7 @@ include-name = "POST /liveEvent"
 checks.positive_data_acceptance.enabled = false
 
 [[operations]]
-# A cursor is what the page before said, a position is one of ours: others are refused.
+# A cursor is part of the previous page, a position part of an earlier response: others are rejected.
 include-path-regex = "^/userEvents"
 checks.positive_data_acceptance.enabled = false
 
@@ -57,7 +57,7 @@ def main() -> int:
                 command = [tool, "--config-file", config, "run", f"{url}/openapi.json", "--url", url]
                 command += ["-H", "Authorization: Bearer openapi-test-token", "--no-color"]
                 command += ["--phases", "examples,coverage,fuzzing", "--request-timeout", "20"]
-                # The same cases each time, so that red means a change; `--seed N` gives others.
+                # The same cases each time, so that a failure means a change; `--seed N` selects others.
                 command += sys.argv[2:] if "--seed" in sys.argv else ["--seed", "1", *sys.argv[2:]]
                 env = dict(os.environ, SCHEMATHESIS_HOOKS="openapi")
                 here = pathlib.Path(__file__).parent

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# nginx and Caddy with the example configurations in front of a live server that wants a token:
-# what a client sees through them is what it would see without. Needs nginx, caddy, curl, gzip.
+# nginx and Caddy with the example configurations in front of a live server that requires a token:
+# clients get the same responses as without a proxy. Needs nginx, caddy, curl, gzip.
 . "$(dirname "$0")/lib.sh"
 PATH=$PATH:/usr/sbin
 
@@ -11,7 +11,7 @@ serve --token-file "$tmp/tokens"
 
 status() { curl -s -o "$tmp/answer" -w '%{http_code}' "$@"; }
 
-# through NAME PORT: the same calls, whoever stands in front; each proxy has users of its own.
+# through NAME PORT: the same requests through each proxy; each proxy has a user of its own.
 through() {
     local name=$1 front=http://127.0.0.1:$2 event
     until_true "$name" curl -fsS "$front/healthz"
@@ -23,14 +23,14 @@ through() {
         --data-binary @- "$front/liveEvent")" 202
     same "$name: a chunked body" "$(status -H "$bearer" -H 'Transfer-Encoding: chunked' -d "$event" \
         "$front/liveEvent")" 202
-    same "$name: a bad event" "$(status -H "$bearer" -d '{}' "$front/liveEvent")" 422
+    same "$name: an invalid event" "$(status -H "$bearer" -d '{}' "$front/liveEvent")" 422
     grep -q '"/userId"' "$tmp/answer" || fail "$name: $(cat "$tmp/answer")"
     head -c 9437184 /dev/zero | tr '\0' ' ' >"$tmp/large"
     same "$name: 9 MiB" "$(status -H "$bearer" --data-binary "@$tmp/large" "$front/liveEvent")" 413
     same "$name: a header that is not ASCII" "$(status -H "$bearer" -H 'cf-region: São Paulo' \
         -H $'x-latin-1: S\xe3o' "$front/readyz")" 200
-    same "$name: an offer to speak HTTP/2" "$(status --http2 -H "$bearer" "$front/readyz")" 200
-    same "$name: 64 KiB to be asked for" "$(head -c 65536 /dev/zero | tr '\0' ' ' | status -H "$bearer" \
+    same "$name: an offer of HTTP/2" "$(status --http2 -H "$bearer" "$front/readyz")" 200
+    same "$name: 64 KiB with Expect: 100-continue" "$(head -c 65536 /dev/zero | tr '\0' ' ' | status -H "$bearer" \
         -H 'Expect: 100-continue' --data-binary @- "$front/liveEvent")" 400
     same "$name: a foreign page" "$(status -H "$bearer" -H 'Origin: https://evil.example' -d "$event" \
         "$front/liveEvent")" 403
@@ -59,7 +59,7 @@ http {
     include $tmp/site.conf;
 }
 EOF
-chmod 711 "$tmp" # root's nginx has workers of another user; they keep large bodies in files
+chmod 711 "$tmp" # started by root, nginx has workers of another user, which keep large bodies in files
 nginx -q -e "$tmp/nginx.log" -c "$tmp/nginx.conf" &
 pids+=($!)
 through nginx "$nginx_port"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The commands of the README and of the pages it links to, as they are shown and in their order, each
-# page in a directory of its own: those with an answer shown must give it, the others must succeed. Only
-# the port differs, and the length of long runs. Then the completions are tried in a shell, and the
-# manual page is rendered. Needs cargo, curl, jq, sqlite3, mandoc, and nginx and wrk for the benchmarks.
+# Runs the commands of the README and of the pages that it links to, as shown and in their order, each
+# page in its own directory. A command with an output must print it, the others must succeed. Only the
+# port differs, and the length of long runs. Then the completions are tried in a shell, and the manual
+# page is rendered. Needs cargo, curl, jq, sqlite3, mandoc, and nginx and wrk for the benchmarks.
 . "$(dirname "$0")/lib.sh"
 
 mkdir "$tmp/bin"
@@ -29,7 +29,7 @@ stopped() {
     server=
 }
 
-# The lines of a page's code blocks of a kind.
+# lines PAGE KIND: the lines of a page's code blocks of this kind.
 lines() { awk -v kind='```'"$2" '/^```/ { on = $0 == kind; if (on) print ""; next } on' "$repo/$1"; }
 no_times() { sed -E 's/20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z/TIME/g; s/127\.0\.0\.1:[0-9]+/ADDRESS/g; s/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/UUID/g'; }
 
@@ -54,11 +54,11 @@ check_shown() {
     done < <(lines "$page" console)
     answers
     stopped
-    ok "$count commands answer as $page shows"
+    ok "$count commands print what $page shows"
     shown=$((shown + count))
 }
 
-# Ctrl-C after it has shown what it is to show.
+# Ctrl-C once it serves.
 demo() {
     bash -c "exec ${1/cargo run --release --/tallyline}" >"$tmp/demo.log" 2>&1 &
     pids+=($!)
@@ -67,7 +67,7 @@ demo() {
     wait $!
 }
 
-# It never ends by itself; Ctrl-C ends it well once it has sent what was added to the file.
+# It does not end by itself; after it has sent the lines appended to the file, Ctrl-C ends it with 0.
 follow() {
     local before
     before=$(curl -fsS "$url/status" | jq .accepted)
@@ -80,7 +80,7 @@ follow() {
     wait $!
 }
 
-# As shown, from the repository's root, but with this binary and for a short time.
+# As shown, from the root of the repository, but with this binary and for a short time.
 bench() {
     local command
     command=$(sed -E "s# target/release/tallyline# $bin#; s/--minutes [0-9]+/--minutes 0.1/
@@ -96,10 +96,10 @@ check_run() {
     while IFS= read -r line; do
         line=$(sed -E 's/ +#.*//' <<<"$line")
         case $line in
-        # Run by .ci/run itself, by datasette.sh; or they take a release build and minutes.
+        # Run by .ci/run itself or by datasette.sh, or they need a release build and minutes.
         '' | 'cargo test' | 'cargo test '* | 'bash .ci/run' | 'datasette '* | 'cargo bench' | *'/catchup.py '*) continue ;;
         'cargo install --locked --path .')
-            # With the build that is there, to another place.
+            # With the existing build, to another directory.
             (cd "$repo" && bash -c "$line --debug --offline --root '$tmp/root' --target-dir target") &>>"$tmp/run.log"
             "$tmp/root/bin/tallyline" --version >/dev/null
             ;;
@@ -145,7 +145,7 @@ check_run() {
     run=$((run + count))
 }
 
-# What the two files made by the commands of operations.md are good for.
+# Checks the two files that the commands of operations.md create.
 check_files() {
     # shellcheck disable=SC1091
     source ./tallyline.bash

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// tallyline in a Node test: a server of one's own on a free port, posted to, flushed, asked.
+// tallyline in a Node test: start a server on a free port, post events, flush, query.
 // Usage: node recipe_node.mjs path/to/tallyline
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -10,7 +10,7 @@ import { join } from "node:path";
 
 async function start(binary) {
   const dir = mkdtempSync(join(tmpdir(), "tallyline-"));
-  const watcher = watch(dir); // the port file is written whole, once the port answers
+  const watcher = watch(dir); // the port file is written atomically once the port responds
   const args = ["serve", "--listen", "127.0.0.1:0", "--port-file", join(dir, "port")];
   const server = spawn(binary, [...args, "--data-dir", join(dir, "data")], { stdio: "inherit" });
   const exited = once(server, "exit");
@@ -21,7 +21,7 @@ async function start(binary) {
           const text = readFileSync(join(dir, "port"), "utf8").trim();
           if (text) resolve(Number(text));
         } catch {
-          // not there yet
+          // does not exist yet
         }
       }),
     ),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""tallyline in a Python test: a server of one's own on a free port, posted to, flushed, asked.
+"""tallyline in a Python test: start a server on a free port, post events, flush, query.
 
 Usage: recipe_python.py path/to/tallyline    (standard library only)
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The recipes for tests of one's own, in Python and Node, run as they are. Needs python3, node.
+# Runs the examples of tests with tallyline in Python and Node. Needs python3, node.
 . "$(dirname "$0")/lib.sh"
 
 python3 "$clients/recipe_python.py" "$bin" 2>"$tmp/python.log"

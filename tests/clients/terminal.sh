@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What is shown on a terminal and nowhere else: progress with rate and time left, colours. The terminal
-# is that of Debian's `script`. Needs util-linux's script (bsdutils), python3.
+# Output that appears only on a terminal: progress with rate and time left, colours. The terminal is
+# created by Debian's `script`. Needs util-linux's script (bsdutils), python3.
 . "$(dirname "$0")/lib.sh"
 
 serve
 "$bin" generate --events 6000 >"$tmp/events.jsonl"
 send="$bin send $tmp/events.jsonl --to $url --rate 3000"
-# on_terminal COMMAND: what it writes to a terminal, a line for each time the cursor returns.
+# on_terminal COMMAND: writes its terminal output to a file, with a line for each carriage return.
 on_terminal() { TERM=xterm COLUMNS=100 script -qec "$1" /dev/null </dev/null | tr '\r' '\n' >"$tmp/terminal"; }
 
 on_terminal "$send"

@@ -1,4 +1,5 @@
-//! A raw HTTP/1.1 client: it sends any bytes it is given, so that hostile things can be said.
+//! A raw HTTP/1.1 client: it sends the bytes it is given, so that tests can send malformed
+//! requests.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -7,7 +8,7 @@ use serde_json::Value;
 
 use super::PATIENCE;
 
-/// A request in the making. `Host` and `Content-Length` are added unless given.
+/// A request to be sent. `Host` and `Content-Length` are added unless given.
 #[derive(Clone)]
 pub(crate) struct Request {
     method: String,
@@ -42,7 +43,7 @@ impl Request {
             .any(|(given, _)| given.eq_ignore_ascii_case(name))
     }
 
-    /// As it goes over the wire.
+    /// The bytes of the request.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
         if !self.has("Host") {
@@ -59,7 +60,7 @@ impl Request {
     }
 }
 
-/// An answer, read to its end.
+/// A response, read to its end.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -85,14 +86,15 @@ impl Reply {
             .unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.text()))
     }
 
-    /// Fails the test unless it has this status.
+    /// Fails the test unless the response has this status.
     #[track_caller]
     pub(crate) fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", self.text());
         self
     }
 
-    /// Fails the test unless it is a problem (RFC 9457) of this status; its JSON.
+    /// Fails the test unless the response is a problem (RFC 9457) with this status; returns its
+    /// JSON.
     #[track_caller]
     pub(crate) fn problem(self, status: u16) -> Value {
         let reply = self.expect(status);
@@ -109,7 +111,7 @@ impl Reply {
     }
 }
 
-/// One connection, kept alive.
+/// A keep-alive connection.
 pub(crate) struct Conn {
     reader: BufReader<TcpStream>,
 }
@@ -125,7 +127,7 @@ impl Conn {
         Self::try_over(TcpStream::connect_timeout(&address, PATIENCE)?)
     }
 
-    /// Over a connection that was opened elsewhere.
+    /// Uses a connection that was opened elsewhere.
     #[track_caller]
     pub(crate) fn over(stream: TcpStream) -> Self {
         Self::try_over(stream).expect("a connection")
@@ -144,12 +146,12 @@ impl Conn {
         self.reader.get_ref()
     }
 
-    /// Sends bytes, whatever they say.
+    /// Sends bytes unchanged.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.reader.get_mut().write_all(bytes.as_ref())
     }
 
-    /// Says that nothing more will come.
+    /// Shuts down the sending side.
     pub(crate) fn end(&mut self) {
         let _already_gone = self.stream().shutdown(Shutdown::Write);
     }
@@ -160,7 +162,8 @@ impl Conn {
     }
 
     pub(crate) fn try_ask(&mut self, request: &Request) -> io::Result<Reply> {
-        // A server may answer and close before it has read all: the answer counts, not the write.
+        // A server may respond and close before it has read everything: a failed write does not
+        // matter, the response does.
         let _cut_short = self.send(request.bytes());
         self.reply_to(&request.method)
     }
@@ -169,7 +172,7 @@ impl Conn {
         self.reply_to("GET")
     }
 
-    /// Reads one answer; one to HEAD has no body whatever its headers say.
+    /// Reads one response; the response to HEAD has no body, whatever its headers are.
     pub(crate) fn reply_to(&mut self, method: &str) -> io::Result<Reply> {
         let line = self.line()?;
         let status = line
@@ -212,7 +215,7 @@ impl Conn {
         Ok(reply)
     }
 
-    /// Everything until the other side closes.
+    /// Everything until the server closes the connection.
     pub(crate) fn rest(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();
         self.reader.read_to_end(&mut rest)?;

@@ -1,4 +1,4 @@
-//! What every test needs: a directory, the binary, patience with a deadline.
+//! Helpers of all tests: a temporary directory, the binary, waiting with a deadline.
 
 pub(crate) mod http;
 pub(crate) mod recount;
@@ -20,11 +20,12 @@ use tallyline::data_dir::segment::ACTIVE_FILE;
 pub(crate) use recount::{Totals, database, recount, recount_files};
 pub(crate) use server::Server;
 
-/// How long a condition may take on a loaded two-core machine before the test is called failed.
-/// Nothing waits this long when it works.
+/// The deadline of a condition, long enough for a loaded machine with two cores. A passing test
+/// does not wait this long.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Asks `condition` until it has an answer. The only place that sleeps, and only between two looks.
+/// Polls `condition` until it returns `Some`. Only this function sleeps, and only between two
+/// polls.
 #[track_caller]
 pub(crate) fn until<T>(
     patience: Duration,
@@ -44,8 +45,8 @@ pub(crate) fn until<T>(
     }
 }
 
-/// A directory in memory, where there is such a file system: hundreds are made and brought up, and
-/// syncs there cost nothing.
+/// A directory in memory if such a file system exists: tests create hundreds of them, and a sync
+/// there costs nothing.
 pub(crate) fn scratch_dir() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let root = if memory.is_dir() {
@@ -56,7 +57,7 @@ pub(crate) fn scratch_dir() -> tempfile::TempDir {
     tempfile::tempdir_in(root).unwrap()
 }
 
-/// A test's own directory, gone when the test ends. `data()` is the data directory in it.
+/// A temporary directory of one test, deleted on drop. `data()` is the data directory in it.
 pub(crate) struct Scratch {
     dir: tempfile::TempDir,
 }
@@ -79,7 +80,7 @@ impl Scratch {
         self.path().join("data")
     }
 
-    /// Writes a file here (beside the data directory) and says where it is.
+    /// Writes a file here (beside the data directory) and returns its path.
     pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -93,7 +94,7 @@ pub(crate) fn arg(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// `tallyline ARGS...`, deaf to this machine's environment.
+/// `tallyline ARGS...`, independent of the environment of this machine.
 pub(crate) fn tallyline(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tallyline"));
     command.args(args);
@@ -101,7 +102,7 @@ pub(crate) fn tallyline(args: &[&str]) -> Command {
     command
 }
 
-/// Takes out of the environment what would change the program's mind.
+/// Removes the environment variables that would change the behaviour of the program.
 pub(crate) fn quiet_environment(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TALLYLINE_") {
@@ -111,7 +112,7 @@ pub(crate) fn quiet_environment(command: &mut Command) {
     command.env("NO_COLOR", "1");
 }
 
-/// What a finished command left.
+/// The outcome of a finished command.
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
@@ -133,7 +134,7 @@ impl fmt::Display for Ran {
 }
 
 impl Ran {
-    /// Fails the test unless it exited with `code`.
+    /// Fails the test unless the exit code was `code`.
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self}");
@@ -156,8 +157,8 @@ pub(crate) fn run_with_input(args: &[&str], input: &[u8]) -> Ran {
     Process::start(tallyline(args).stdin(Stdio::from(file))).finish()
 }
 
-/// A running command whose output goes to files, so that no pipe can fill up. Killed when dropped;
-/// its stderr is shown when the test failed.
+/// A running command whose output goes to files, so that no pipe can fill up. Killed on drop; its
+/// stderr is printed if the test failed.
 pub(crate) struct Process {
     child: Child,
     status: Option<ExitStatus>,
@@ -166,7 +167,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it; stdin is empty unless the command says otherwise (set it before).
+    /// Starts it; stdin is empty unless the command was given another one.
     pub(crate) fn start(command: &mut Command) -> Self {
         let stdout = tempfile::NamedTempFile::new().unwrap();
         let stderr = tempfile::NamedTempFile::new().unwrap();
@@ -195,7 +196,7 @@ impl Process {
         String::from_utf8_lossy(&fs::read(self.stderr.path()).unwrap()).into_owned()
     }
 
-    /// How it exited, if it did.
+    /// Its exit status, if it has exited.
     pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().unwrap();
@@ -207,7 +208,7 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL and waits for the exit.
     pub(crate) fn kill(&mut self) {
         if self.exited().is_none() {
             self.child.kill().unwrap();
@@ -215,7 +216,7 @@ impl Process {
         }
     }
 
-    /// Waits for its own end.
+    /// Waits until it exits by itself.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Ran {
         let status = until(PATIENCE * 5, "the command ends by itself", || self.exited());
@@ -243,7 +244,7 @@ impl Drop for Process {
     }
 }
 
-/// The names directly in a directory, sorted; empty if it is missing.
+/// The names directly in a directory, sorted; empty if it does not exist.
 pub(crate) fn names_in(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
@@ -260,7 +261,7 @@ pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for name in names_in(dir) {
         let path = dir.join(name);
-        // A file may be renamed between the listing and this look.
+        // A file may be renamed between the listing and this call.
         match fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => files.extend(files_below(&path)),
             Ok(_) => files.push(path),
@@ -270,7 +271,7 @@ pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Lines in a file, by its newlines.
+/// The number of newlines in a file.
 pub(crate) fn lines_in(path: &Path) -> usize {
     let bytes = fs::read(path).unwrap();
     bytes.iter().filter(|&&byte| byte == b'\n').count()
@@ -295,14 +296,14 @@ pub(crate) fn generated(scratch: &Scratch, events: u64, users: u64, seed: u64) -
     path
 }
 
-/// One line that adds `value` to `user`; the user is put in as JSON.
+/// One line that adds `value` to `user`; the user is encoded as JSON.
 pub(crate) fn event(user: &str, value: u64) -> String {
     let user = serde_json::Value::from(user);
     format!("{{\"userId\":{user},\"name\":\"add_revenue\",\"value\":{value}}}\n")
 }
 
-/// Appends lines to the active file as the server would: to a new segment where the last one was
-/// sealed, with the label in its first line.
+/// Appends lines to the active file as the server would: if the last segment was sealed, to a new
+/// one, with the label in its first line.
 pub(crate) fn append_to_active(data: &Path, lines: &str) {
     let active = data.join(ACTIVE_FILE);
     let mut directory = Directory::read(&RealDisk, data).unwrap().unwrap();

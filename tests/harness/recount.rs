@@ -1,7 +1,8 @@
-//! Counts the files again, with none of the program's code: an own reader of lines and amounts.
+//! An independent recount of the files that shares no code with the program: it has its own parser
+//! of lines and amounts.
 //!
-//! Strict only where the tests need it: it takes the lines the tests write, and calls anything that
-//! lacks a field or has the wrong type rejected.
+//! It is only as strict as the tests need: it accepts the lines that the tests write, and counts a
+//! line as rejected if a field is missing or has the wrong type.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -12,13 +13,13 @@ use serde_json::value::RawValue;
 
 use super::{files_below, names_in};
 
-/// One user's revenue in micros, and how many events made it.
+/// Revenue of one user in micros, and the number of events.
 pub(crate) type Total = (i128, u64);
 
-/// By user id.
+/// Keyed by user id.
 pub(crate) type Totals = BTreeMap<String, Total>;
 
-/// What the files say.
+/// The result of a recount.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Recount {
     pub(crate) users: Totals,
@@ -26,12 +27,12 @@ pub(crate) struct Recount {
     pub(crate) applied: u64,
     pub(crate) duplicates: u64,
     pub(crate) rejected: u64,
-    /// Of each id, whose it is and what it moved.
+    /// For each id, its user and its amount.
     pub(crate) ids: HashMap<String, (String, i128)>,
 }
 
-/// Every event file of a data directory, in the order in which it is applied: ours by number, then
-/// the active one, then those from elsewhere by name.
+/// Every event file of a data directory in the order in which it is applied: native segments by
+/// number, the active one, then imported ones by name.
 pub(crate) fn event_files(data: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = names_in(data).iter().map(|name| data.join(name)).collect();
     files.extend(files_below(&data.join("applied")));
@@ -52,18 +53,18 @@ pub(crate) fn event_files(data: &Path) -> Vec<PathBuf> {
     keyed.into_iter().map(|(_, path)| path).collect()
 }
 
-/// Counts a data directory's files again.
+/// Recounts the files of a data directory.
 pub(crate) fn recount(data: &Path) -> Recount {
     recount_files(&event_files(data))
 }
 
-/// Counts these files again, in this order.
+/// Recounts these files, in this order.
 pub(crate) fn recount_files(paths: &[PathBuf]) -> Recount {
     let files: Vec<_> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
     recount_bytes(files.iter().map(Vec::as_slice))
 }
 
-/// Counts these files' contents again, in this order.
+/// Recounts these contents, in this order.
 pub(crate) fn recount_bytes<'a>(files: impl Iterator<Item = &'a [u8]>) -> Recount {
     let mut count = Recount::default();
     let lines = files.flat_map(|bytes| bytes.split(|&byte| byte == b'\n'));
@@ -97,7 +98,7 @@ pub(crate) fn recount_bytes<'a>(files: impl Iterator<Item = &'a [u8]>) -> Recoun
 
 struct Line {
     user: String,
-    /// Signed by the event's name.
+    /// Negative for an event that subtracts.
     micros: i128,
     id: Option<String>,
 }
@@ -124,8 +125,8 @@ impl Line {
     }
 }
 
-/// A user as the server shows one, by the digits as they stand: through a float, two amounts could
-/// be the same.
+/// A user as the server prints one, with the digits of the text: converted to a float, two amounts
+/// could become equal.
 #[track_caller]
 pub(crate) fn shown(json: &str) -> Total {
     let fields: HashMap<String, &RawValue> = serde_json::from_str(json).unwrap();
@@ -140,7 +141,8 @@ pub(crate) fn shown(json: &str) -> Total {
     )
 }
 
-/// Millionths from a plain decimal or one with an exponent; `None` for anything the format refuses.
+/// Millionths from a plain decimal or one with an exponent; `None` for an amount that the format
+/// does not allow.
 fn micros(literal: &str) -> Option<i128> {
     let (mantissa, exponent) = literal.split_once(['e', 'E']).unwrap_or((literal, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -157,7 +159,7 @@ fn micros(literal: &str) -> Option<i128> {
         .then_some(micros)
 }
 
-/// revenue.db of a data directory, opened for reading only.
+/// Opens revenue.db of a data directory read-only.
 #[track_caller]
 pub(crate) fn open_database(data: &Path) -> Connection {
     open_database_at(&data.join("revenue.db"))
@@ -170,13 +172,13 @@ fn open_database_at(path: &Path) -> Connection {
     db
 }
 
-/// Every user's total as the database has it.
+/// Every user's total in the database of a data directory.
 #[track_caller]
 pub(crate) fn database(data: &Path) -> Totals {
     database_at(&data.join("revenue.db"))
 }
 
-/// Every user's total as this database has it.
+/// Every user's total in this database.
 #[track_caller]
 pub(crate) fn database_at(path: &Path) -> Totals {
     let db = open_database_at(path);
@@ -197,8 +199,8 @@ pub(crate) fn database_at(path: &Path) -> Totals {
 }
 
 #[test]
-fn what_is_shown_is_read_by_its_digits() {
-    // Red if two amounts that one float stands for are taken for the same.
+fn amounts_with_the_same_nearest_float_differ() {
+    // Fails if two different amounts with the same nearest float are equal.
     let shown = |revenue: &str| shown(&format!("{{\"revenue\":{revenue},\"events\":2}}"));
     assert_eq!(shown("-10.5"), (-10_500_000, 2));
     assert_eq!(shown("9007199254.740993").0, 9_007_199_254_740_993);
@@ -207,7 +209,7 @@ fn what_is_shown_is_read_by_its_digits() {
 
 #[test]
 fn the_recount_reads_amounts_exactly() {
-    // Red if the yardstick itself is bent.
+    // Fails if the recount itself parses an amount wrongly.
     for (literal, expected) in [
         ("100", Some(100_000_000)),
         ("10.5", Some(10_500_000)),

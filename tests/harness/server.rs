@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::http::{Conn, Reply, Request};
 use super::{PATIENCE, Process, Ran, arg, event, tallyline, until};
 
-/// A server on a port of its own. Killed when dropped; its log is shown when the test failed.
+/// A server on a port chosen by the system. Killed on drop; its log is printed if the test failed.
 pub(crate) struct Server {
     pub(crate) process: Process,
     pub(crate) port: u16,
@@ -31,8 +31,8 @@ impl Server {
         Self::by(data, flags, tallyline)
     }
 
-    /// Starts it by a command of the caller's making, which is given the arguments (a shell that
-    /// sets limits first, say), and waits until the port is known and answers.
+    /// Starts it with the command that `command` makes of the arguments (for example a shell that sets
+    /// limits first), and waits until it has written its port file and responds.
     #[track_caller]
     pub(crate) fn by(
         data: &Path,
@@ -50,11 +50,11 @@ impl Server {
         let mut process = Process::start(&mut command(&args));
         let port = until(PATIENCE, "the server writes its port file", || {
             if let Some(status) = process.exited() {
-                panic!("the server ended at start: {status}\n{}", process.stderr());
+                panic!("the server exited at start: {status}\n{}", process.stderr());
             }
             fs::read_to_string(&port_file).ok()
         });
-        // Written whole, once the port answers: what is read is read once.
+        // The file is written atomically once the port responds, so it is read once.
         let port = port.trim().parse().expect("the port file holds a number");
         Self {
             process,
@@ -63,8 +63,8 @@ impl Server {
         }
     }
 
-    /// One that has counted an event of user u and can count no more until the connection given back
-    /// rolls back: it holds the database's write lock.
+    /// A server that has counted an event of user u. It can count no more until the returned
+    /// connection, which holds the write lock of the database, rolls back.
     #[track_caller]
     pub(crate) fn with_database_locked(data: &Path) -> (Self, Connection) {
         let server = Self::with(data, &["--flush-interval", "10ms"]);
@@ -80,12 +80,12 @@ impl Server {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// A connection of its own.
+    /// Opens a connection.
     pub(crate) fn connect(&self) -> Conn {
         Conn::open(self.port)
     }
 
-    /// One request on a connection of its own.
+    /// One request on a new connection.
     #[track_caller]
     pub(crate) fn ask(&self, request: &Request) -> Reply {
         self.connect().ask(request)
@@ -102,14 +102,14 @@ impl Server {
         self.ask(&Request::new("POST", target).body(body))
     }
 
-    /// POST /liveEvent that must be acknowledged; its position.
+    /// POST /liveEvent, which must be acknowledged; returns the position.
     #[track_caller]
     pub(crate) fn accept(&self, body: impl AsRef<[u8]>) -> String {
         let answer = self.post("/liveEvent", body).expect(202).json();
         answer["position"].as_str().expect("a position").to_owned()
     }
 
-    /// POST /flush, which must be done in its time.
+    /// POST /flush, which must complete within its time limit.
     #[track_caller]
     pub(crate) fn flush(&self) -> Value {
         self.post("/flush", "").expect(200).json()
@@ -129,11 +129,12 @@ impl Server {
             .unwrap_or_else(|| panic!("/status has no number {name}: {status}"))
     }
 
-    /// Nothing is silent: what came in was accepted or refused, and every line is somewhere.
+    /// Asserts that every event that arrived was accepted or rejected, and that every line is
+    /// accounted for.
     #[track_caller]
     pub(crate) fn assert_balanced(&self) -> Value {
-        // Events of clients that did not wait for their answer may still be on their way.
-        let status = until(PATIENCE, "no event is on its way", || {
+        // Events of clients that did not wait for their response may still be in progress.
+        let status = until(PATIENCE, "no event is in progress", || {
             let status = self.status();
             let count = |name: &str| status[name].as_u64();
             let settled = count("accepted")? + count("refused")?;
@@ -150,7 +151,7 @@ impl Server {
         assert_eq!(
             number(run, "accepted"),
             number(run, "appended"),
-            "from the door to the files: {status}"
+            "from requests to files: {status}"
         );
         assert_eq!(
             number(run, "found") + number(run, "appended"),
@@ -169,12 +170,12 @@ impl Server {
         status
     }
 
-    /// kill -9.
+    /// Sends SIGKILL.
     pub(crate) fn kill(mut self) {
         self.process.kill();
     }
 
-    /// SIGTERM, and waits for the orderly end.
+    /// Sends SIGTERM and waits for the shutdown.
     #[track_caller]
     pub(crate) fn stop(self) -> Ran {
         self.process.signal(Signal::TERM);
@@ -191,7 +192,7 @@ impl Server {
             .unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
-    /// Descriptors it has open.
+    /// The number of open descriptors.
     pub(crate) fn descriptors(&self) -> usize {
         let path = format!("/proc/{}/fd", self.process.id());
         fs::read_dir(path).unwrap().count()

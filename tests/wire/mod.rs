@@ -1,6 +1,6 @@
-//! HTTP on the wire, byte by byte: what the engine reads a stream as. Each stream of the table is read
-//! three times: by a plain model of RFC 9112 that shares no code with the engine, by the engine in one
-//! piece, and by the engine in pieces of one byte.
+//! HTTP on the wire, byte by byte: how the engine parses a stream. Each stream of the table is
+//! parsed three times: by a plain model of RFC 9112 that shares no code with the engine, by the
+//! engine in one piece, and by the engine in pieces of one byte.
 
 mod model;
 mod talk;
@@ -13,7 +13,7 @@ use talk::Talk;
 
 static TALK: LazyLock<Talk> = LazyLock::new(Talk::start);
 
-/// A request of this method, target, Host and body.
+/// A request with this method, target, Host and body.
 fn request(method: &str, target: &str, host: Option<&str>, x: Option<&str>, body: &str) -> Reading {
     let headers = [host, x].map(|value| value.map(str::to_owned));
     Request(method.into(), target.into(), headers, body.into())
@@ -33,7 +33,7 @@ const GET: &str = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
 
 type Row = (Vec<u8>, Vec<Reading>);
 
-/// Streams in which one request line is at fault or not.
+/// Streams that test one request line, valid or invalid.
 fn request_lines(rows: &mut Vec<Row>) {
     let line = |line: &[u8]| [line, b"\r\nHost: h\r\n\r\n", GET.as_bytes()].concat();
     for (first, method, target) in [
@@ -104,7 +104,7 @@ fn request_lines(rows: &mut Vec<Row>) {
     }
 }
 
-/// A request with this header line, and another request.
+/// A request with this header line, followed by another request.
 fn with_field(field: &[u8]) -> Vec<u8> {
     let (start, end) = (b"GET /a HTTP/1.1\r\nHost: h\r\n", b"\r\n\r\n");
     [&start[..], field, end, GET.as_bytes()].concat()
@@ -148,7 +148,7 @@ fn accepted_fields(rows: &mut Vec<Row>) {
     }
 }
 
-/// Streams in which one header line is refused.
+/// Streams in which one header line is rejected.
 fn refused_fields(rows: &mut Vec<Row>) {
     let with = with_field;
     for malformed in [
@@ -239,7 +239,7 @@ fn chunked(body: &str) -> String {
     format!("{POST}Transfer-Encoding: chunked\r\n\r\n{body}")
 }
 
-/// Streams of several requests, and such that end early.
+/// Streams of several requests, and streams that end early.
 fn several_requests(rows: &mut Vec<Row>) {
     let mut row = |stream: &str, readings: &[Reading]| {
         rows.push((stream.as_bytes().to_vec(), readings.to_vec()));
@@ -455,9 +455,9 @@ fn malformed_chunks(rows: &mut Vec<Row>) {
 }
 
 #[test]
-fn every_stream_is_read_as_expected() {
-    // Red if a rule of RFC 9112, or a stricter one of ours, is broken: two readers of one stream may
-    // then find two different requests in it.
+fn every_stream_is_parsed_as_expected() {
+    // Fails if a rule of RFC 9112, or a stricter rule of this server, is broken: two parsers of one
+    // stream may then find different requests in it.
     let mut rows = Vec::new();
     request_lines(&mut rows);
     accepted_fields(&mut rows);
@@ -479,7 +479,7 @@ fn every_stream_is_read_as_expected() {
     }
 }
 
-/// Parts of streams, which in the right order make requests.
+/// Parts of streams that form requests in the right order.
 const PARTS: [&[u8]; 44] = [
     b"GET ",
     b"POST ",
@@ -531,11 +531,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn the_engine_reads_what_the_model_reads(
+    fn the_engine_agrees_with_the_model(
         parts in prop::collection::vec(prop::sample::select(&PARTS[..]), 0..12),
         piece in prop_oneof![Just(usize::MAX), 1_usize..20],
     ) {
-        // Red if the engine and a plain model disagree about any stream.
+        // Fails if the engine and the model disagree about any stream.
         let stream = parts.concat();
         let (expected, got) = (model::read(&stream), TALK.read(&stream, piece));
         prop_assert!(

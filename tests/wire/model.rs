@@ -1,5 +1,6 @@
-//! A second reader of HTTP/1.1 (RFC 9112), as plain as can be: it has all bytes at once, and reads
-//! them by recursive descent. It shares no code with the engine, and agrees with it or one is wrong.
+//! A second parser of HTTP/1.1 (RFC 9112), as simple as possible: it has all bytes at once and
+//! parses them by recursive descent. It shares no code with the engine; if they disagree, one of
+//! them is wrong.
 
 /// The limits of the engine that it is compared with.
 pub(crate) const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -8,20 +9,20 @@ pub(crate) const BODY_BYTES_MAX: usize = 1000;
 const SIZE_LINE_BYTES_MAX: usize = 1024;
 const DISCARDED_BYTES_MAX: usize = 16 << 10;
 
-/// What a stretch of the stream is read as.
+/// The result for a part of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
     /// A request: method, target, the values of `Host` and `X`, body.
     Request(String, String, [Option<String>; 2], Vec<u8>),
-    /// An answer of this status. Nothing after it is read, but where the connection goes on.
+    /// A response with this status. Nothing after it is parsed, unless the connection is kept open.
     Refused(u16),
-    /// The same, and the connection may go on or end: that depends on when the body comes.
+    /// The same, but whether the connection is kept open depends on when the body arrives.
     RefusedPerhapsLast(u16),
 }
 
 use Reading::{Refused, RefusedPerhapsLast, Request};
 
-/// Reads a stream that ends after `input`.
+/// Parses a stream that ends after `input`.
 pub(crate) fn read(input: &[u8]) -> Vec<Reading> {
     match input {
         [] => Vec::new(),
@@ -38,11 +39,11 @@ pub(crate) fn read(input: &[u8]) -> Vec<Reading> {
     }
 }
 
-/// Whether the engine's readings are what the model expects.
+/// Whether the results of the engine are those of the model.
 pub(crate) fn agree(expected: &[Reading], got: &[Reading]) -> bool {
     match (expected, got) {
         ([RefusedPerhapsLast(status), _more @ ..], [Refused(got)]) if status == got => true,
-        // Part of a body came before it was known that nobody asks for it.
+        // A part of the body arrived before the request was rejected.
         ([RefusedPerhapsLast(_)], [Refused(400)]) | ([], []) => true,
         ([RefusedPerhapsLast(status), expected @ ..], [Refused(got), more @ ..]) => {
             status == got && agree(expected, more)
@@ -52,7 +53,7 @@ pub(crate) fn agree(expected: &[Reading], got: &[Reading]) -> bool {
     }
 }
 
-/// A request and what follows it, if the connection goes on.
+/// A request and what follows it, if the connection is kept open.
 fn message(input: &[u8]) -> Result<(Reading, Option<&[u8]>), u16> {
     let (method, target, version, fields, rest) = head(input)?;
     let new = version == b"HTTP/1.1";
@@ -67,7 +68,7 @@ fn message(input: &[u8]) -> Result<(Reading, Option<&[u8]>), u16> {
         let of_name = named.iter().filter(|(given, _)| given == name.as_bytes());
         of_name.map(|(_, value)| *value).collect::<Vec<_>>()
     };
-    // The first field that cannot be accepted decides.
+    // The first invalid field decides.
     let (mut lengths, mut codings) = (0, 0);
     for (name, value) in &named {
         match &name[..] {
@@ -134,7 +135,7 @@ fn message(input: &[u8]) -> Result<(Reading, Option<&[u8]>), u16> {
     Ok((Request(method, text(target), headers, body), rest))
 }
 
-/// Method, target, version, fields, and what follows.
+/// Method, target, version, fields, and the remaining bytes.
 type Head<'a> = (
     &'a [u8],
     &'a [u8],
@@ -143,7 +144,7 @@ type Head<'a> = (
     &'a [u8],
 );
 
-/// Reads from the first byte on: the first byte that makes it invalid decides.
+/// Parses from the first byte on: the first invalid byte decides.
 fn head(input: &[u8]) -> Result<Head<'_>, u16> {
     let window = &input[..input.len().min(HEAD_BYTES_MAX)];
     let unfinished = if input.len() > HEAD_BYTES_MAX {
@@ -171,7 +172,7 @@ fn head(input: &[u8]) -> Result<Head<'_>, u16> {
     }
 }
 
-/// Bytes up to the next space or control character, and the rest.
+/// Bytes up to the next space or control character, and the remaining ones.
 fn word(input: &[u8]) -> (&[u8], &[u8]) {
     let is_end = |b: &u8| b.is_ascii_control() || *b == b' ';
     input.split_at(input.iter().position(is_end).unwrap_or(input.len()))
@@ -179,7 +180,7 @@ fn word(input: &[u8]) -> (&[u8], &[u8]) {
 
 type RequestLine<'a> = (&'a [u8], &'a [u8], &'a [u8], &'a [u8]);
 
-/// Method, target, version, and what follows the line.
+/// Method, target, version, and the bytes after the line.
 fn request_line(input: &[u8], unfinished: u16) -> Result<RequestLine<'_>, u16> {
     let (method, rest) = word(input);
     if !method.iter().all(|b| is_token(*b)) {
@@ -208,7 +209,7 @@ fn request_line(input: &[u8], unfinished: u16) -> Result<RequestLine<'_>, u16> {
         (b"HTTP/1.1" | b"HTTP/1.0", [] | [b'\r']) => Err(unfinished),
         (b"HTTP/1.1" | b"HTTP/1.0", _) => Err(400),
         (start, []) if b"HTTP/1.".starts_with(start) => Err(unfinished),
-        // The line end is what is wrong, not the version.
+        // The line end is invalid, not the version.
         (start, [b'\n', ..]) if b"HTTP/1.".starts_with(start) => Err(400),
         (other, _) if other.starts_with(b"HTTP/") => Err(505),
         _ => Err(400),
@@ -217,7 +218,7 @@ fn request_line(input: &[u8], unfinished: u16) -> Result<RequestLine<'_>, u16> {
 
 type Field<'a> = (&'a [u8], &'a [u8]);
 
-/// Name and value of a field, and what follows its line.
+/// Name and value of a field, and the bytes after its line.
 fn field(input: &[u8], unfinished: u16) -> Result<(Field<'_>, &[u8]), u16> {
     let name = input.iter().take_while(|b| is_token(**b)).count();
     let (name, rest) = input.split_at(name);
@@ -235,7 +236,7 @@ fn field(input: &[u8], unfinished: u16) -> Result<(Field<'_>, &[u8]), u16> {
     }
 }
 
-/// The chunks' bytes, and what follows the trailer fields.
+/// The bytes of the chunks, and what follows the trailer fields.
 fn chunks(input: &[u8], mut body: Vec<u8>, discarded: usize) -> Result<(Vec<u8>, &[u8]), u16> {
     let digits = input.iter().take_while(|b| b.is_ascii_hexdigit()).count();
     if digits == 0 || digits > 16 {

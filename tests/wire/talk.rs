@@ -11,7 +11,7 @@ use tallyline::http::engine::{
 
 use super::model::{BODY_BYTES_MAX, Reading};
 
-/// The engine, and what it read of the stream that is talked now.
+/// The engine, and what it has parsed from the current stream.
 pub(crate) struct Talk {
     engine: Engine,
     read: Arc<Recorder>,
@@ -72,15 +72,15 @@ impl Talk {
         }
     }
 
-    /// Sends `bytes` in pieces of that length, ends the stream, and returns what the engine read it
-    /// as: the requests that it handled and the statuses that it refused the others with.
+    /// Sends `bytes` in pieces of that length, ends the stream, and returns the results of the
+    /// engine: the requests that it handled and the statuses with which it rejected the others.
     pub(crate) fn read(&self, bytes: &[u8], piece: usize) -> Vec<Reading> {
         let _one_at_a_time = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stream = TcpStream::connect(self.engine.local_addr()).expect("a connection");
         stream.set_nodelay(true).expect("set");
         let patience = Some(Duration::from_mins(1));
         stream.set_read_timeout(patience).expect("set");
-        // The engine may have answered and closed before it has read all.
+        // The engine may have responded and closed before it has read everything.
         let sent = bytes
             .chunks(piece)
             .all(|piece| stream.write_all(piece).is_ok());
@@ -88,7 +88,10 @@ impl Talk {
         let mut answers = Vec::new();
         if let Err(error) = stream.read_to_end(&mut answers) {
             let late = [ErrorKind::WouldBlock, ErrorKind::TimedOut];
-            assert!(!late.contains(&error.kind()), "neither answered nor closed");
+            assert!(
+                !late.contains(&error.kind()),
+                "neither a response nor a close"
+            );
         }
         let requests =
             std::mem::take(&mut *self.read.0.lock().unwrap_or_else(PoisonError::into_inner));
@@ -98,12 +101,12 @@ impl Talk {
             refused => Reading::Refused(refused),
         });
         let readings = readings.collect();
-        assert_eq!(requests.next(), None, "every request is answered");
+        assert_eq!(requests.next(), None, "every request has a response");
         readings
     }
 }
 
-/// The statuses of answers without bodies; interim ones left out.
+/// The statuses of responses without bodies, except interim ones.
 fn statuses(answers: &[u8]) -> Vec<u16> {
     let text = std::str::from_utf8(answers).expect("text");
     let heads: Vec<_> = text.split_terminator("\r\n\r\n").collect();

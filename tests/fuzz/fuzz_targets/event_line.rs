@@ -1,4 +1,4 @@
-//! The fast reader of lines against the full parser: the same event, or the same complaint.
+//! The fast path for event lines against the full parser: the same event, or the same error.
 
 #![no_main]
 

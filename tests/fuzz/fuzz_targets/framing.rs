@@ -1,5 +1,5 @@
-//! A body cut into lines: what is taken is whole lines, each one event, as many as counted; and
-//! taken once more it is taken as it is.
+//! Splitting a body into lines: the result is complete lines, each with one event, as many as
+//! counted. Splitting the result again changes nothing.
 
 #![no_main]
 
@@ -19,7 +19,7 @@ fuzz_target!(|body: &[u8]| {
     assert_eq!(lines.len(), intake.accepted as usize);
     assert!(u64::from(intake.accepted) + intake.refused > 0, "silence");
     for line in &lines {
-        let text = line.strip_suffix(b"\n").expect("a whole line");
+        let text = line.strip_suffix(b"\n").expect("a complete line");
         assert!(!text.contains(&b'\r') && Event::parse(text).is_ok());
     }
     assert_eq!(
@@ -33,7 +33,7 @@ fuzz_target!(|body: &[u8]| {
             (intake.lines, intake.accepted, 0)
         );
     }
-    // An array is what a JSON parser says it is: so many elements, each taken or refused.
+    // An array has the elements that a JSON parser finds; each is accepted or rejected.
     let first = body.iter().find(|byte| !b" \t\r\n".contains(byte));
     if first == Some(&b'[') {
         let elements: Vec<Box<RawValue>> = serde_json::from_slice(body).expect("an array");

@@ -1,7 +1,7 @@
-//! Any bytes on a connection. The HTTP engine reads the same requests in them as a plain model of RFC
-//! 9112, in whatever pieces they come. Where there is a `POST /liveEvent` among them, a real server
-//! gets them too: what it said it took is in the ledger, nothing else is, and the next client is
-//! served.
+//! Arbitrary bytes on a connection. The HTTP engine must read the same requests from them as a
+//! plain model of RFC 9112, however they are split. If there is a `POST /liveEvent` among them,
+//! they are also sent to a real server: the ledger must contain exactly what it acknowledged, and
+//! the next client must get its response.
 
 #![no_main]
 
@@ -19,7 +19,7 @@ use libfuzzer_sys::fuzz_target;
 use tallyline::cli::config::ServeConfig;
 use tallyline::server::Server;
 
-/// A server that lives as long as the fuzzer, and the directory it writes to.
+/// A server that runs as long as the fuzzer, and its data directory.
 fn server() -> SocketAddr {
     static RUNNING: OnceLock<(Server, tempfile::TempDir)> = OnceLock::new();
     let (server, _) = RUNNING.get_or_init(|| {
@@ -36,12 +36,13 @@ fn server() -> SocketAddr {
 
 static TALK: LazyLock<talk::Talk> = LazyLock::new(talk::Talk::start);
 
-/// Sends all, says that this was all, and reads to the end. Whether the end was in order.
+/// Sends all bytes, shuts down the sending side, and reads to the end. True if the connection ended
+/// without an error.
 fn talk(bytes: &[u8]) -> (Vec<u8>, bool) {
     let mut stream = TcpStream::connect(server()).expect("a connection");
     let patience = Some(Duration::from_secs(60));
     stream.set_read_timeout(patience).expect("a timeout");
-    // The server may have answered and closed before it has read all.
+    // The server may have responded and closed the connection before it has read everything.
     let sent = stream.write_all(bytes).is_ok() && stream.shutdown(Shutdown::Write).is_ok();
     let mut answer = Vec::new();
     let ended = match stream.read_to_end(&mut answer) {
@@ -52,7 +53,7 @@ fn talk(bytes: &[u8]) -> (Vec<u8>, bool) {
                     error.kind(),
                     std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
                 ),
-                "neither answered nor closed in a minute"
+                "neither a response nor a close within a minute"
             );
             false
         }
@@ -60,7 +61,7 @@ fn talk(bytes: &[u8]) -> (Vec<u8>, bool) {
     (answer, ended)
 }
 
-/// Events that the answers say were taken.
+/// The number of events that the responses acknowledge.
 fn acknowledged(answers: &[u8]) -> u64 {
     let text = String::from_utf8_lossy(answers);
     text.split("\r\n\r\n{\"accepted\":")
@@ -72,7 +73,7 @@ fn acknowledged(answers: &[u8]) -> u64 {
         .sum()
 }
 
-/// Events taken so far and lines in the files, as a polite client is told.
+/// Events accepted so far and lines in the files, from `/status`.
 fn ledger() -> (u64, u64) {
     let request = b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let (answer, _) = talk(request);
@@ -85,17 +86,17 @@ fn ledger() -> (u64, u64) {
     (count("accepted"), count("lines"))
 }
 
-/// What the server answers and what it keeps.
+/// Asserts that what the server acknowledges is what it stores.
 fn balances(bytes: &[u8]) {
     let before = ledger();
     let (answers, ended) = talk(bytes);
-    let said = acknowledged(&answers);
+    let reported = acknowledged(&answers);
     let after = ledger();
     let taken = after.0 - before.0;
     assert_eq!(taken, after.1 - before.1, "lines in the files");
-    assert!(said <= taken, "{said} acknowledged, {taken} taken");
+    assert!(reported <= taken, "{reported} acknowledged, {taken} taken");
     if ended {
-        assert_eq!(said, taken, "{}", String::from_utf8_lossy(&answers));
+        assert_eq!(reported, taken, "{}", String::from_utf8_lossy(&answers));
     }
 }
 

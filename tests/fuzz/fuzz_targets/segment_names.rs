@@ -1,4 +1,5 @@
-//! Names and positions: no name panics, a number has one spelling, what is read is written back.
+//! Names and positions: parsing never panics, a number has one spelling, and formatting a parsed
+//! value gives the same text.
 
 #![no_main]
 
