@@ -451,7 +451,10 @@ fn a_disk_that_does_not_say_how_full_it_is_takes_events() {
             let ready = server.get("/readyz");
             (ready.status == 503).then(|| ready.text())
         });
-        assert!(said.contains("cannot tell how full the disk"), "{said}");
+        assert!(
+            said.contains("cannot determine the free space of the disk"),
+            "{said}"
+        );
         server.accept(event("u", 1));
         server.flush();
         stop_traced(server);

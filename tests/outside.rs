@@ -330,7 +330,8 @@ fn a_stuck_disk_turns_readiness_red_while_reading_goes_on() {
         let waits = scope.spawn(|| server.accept(event("u", 1)));
         until(PATIENCE, "readiness is red", || {
             let ready = server.get("/readyz");
-            (ready.status == 503 && ready.text().contains("has not answered")).then_some(())
+            (ready.status == 503 && ready.text().contains("has not completed a write"))
+                .then_some(())
         });
         assert_eq!(server.get("/userEvents/u").status, 404);
         assert!(!waits.is_finished(), "nothing is acknowledged meanwhile");
