@@ -169,7 +169,7 @@ fn settings_and_tokens_that_do_not_end_are_refused() {
         for (path, words) in [
             (large.as_path(), "it has more than 1048576 bytes"),
             (Path::new("/dev/zero"), "it has more than 1048576 bytes"),
-            (&fifo, "waited for its end for too long"),
+            (&fifo, "timed out waiting for its end"),
         ] {
             let ran = run(&[command, &[flag, arg(path)]].concat()).expect(code);
             assert!(

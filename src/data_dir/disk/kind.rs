@@ -1,13 +1,13 @@
-//! What kind of file system a file lies on, by the type that statfs reports: whether SQLite's WAL is
-//! safe there, and whether its files have content of their own.
+//! File system types, as reported by statfs: whether SQLite's WAL is safe there, and whether the kernel
+//! generates the files' content.
 //!
-//! The WAL needs memory shared between processes and locks that work; across machines, or through a
-//! server in between, one or the other does not hold.
+//! The WAL needs shared memory between processes and reliable locks. Network file systems and file
+//! systems with a user-space server lack one or the other.
 
 use std::io;
 use std::path::Path;
 
-/// The types, as `<linux/magic.h>` and the file systems' own sources number them.
+/// Type numbers from `<linux/magic.h>` and from the sources of the file systems.
 const UNSAFE: [(u32, &str); 12] = [
     (0x6969, "NFS"),
     (0x0102_1997, "9p"),
@@ -23,7 +23,7 @@ const UNSAFE: [(u32, &str); 12] = [
     (0x786F_4256, "vboxsf"),
 ];
 
-/// The name of the file system of `dir` if SQLite's WAL is not safe there.
+/// The name of the file system of `dir` if SQLite's WAL is not safe there; otherwise `None`.
 pub fn unsafe_for_wal(dir: &Path) -> io::Result<Option<&'static str>> {
     Ok(name(rustix::fs::statfs(dir)?.f_type.into()))
 }
@@ -41,7 +41,7 @@ const GENERATED: [(u32, &str); 9] = [
     (0xF97C_FF8C, "selinuxfs"),
 ];
 
-/// The name of the file system if its files have no content of their own.
+/// The name of the file system if the kernel generates its files; otherwise `None`.
 pub(super) fn generated(of: &rustix::fs::StatFs) -> Option<&'static str> {
     find(&GENERATED, of.f_type.into())
 }
@@ -50,7 +50,7 @@ fn name(f_type: i128) -> Option<&'static str> {
     find(&UNSAFE, f_type)
 }
 
-/// The field is of another width and sign on other machines; the types have 32 bits.
+/// Compares the low 32 bits only: the width and sign of the field differ between architectures.
 fn find(types: &[(u32, &'static str)], f_type: i128) -> Option<&'static str> {
     let of_32_bits = f_type & i128::from(u32::MAX);
     let known = types.iter().find(|(id, _)| i128::from(*id) == of_32_bits)?;
