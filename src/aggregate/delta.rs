@@ -1,15 +1,15 @@
-//! What a range of lines adds up to, as the store takes it. Pure.
+//! The result of aggregating a range of lines, which the store applies. No I/O.
 
 use std::ops::Range;
 
 use crate::event::{Event, Kind};
 
-/// The most of a rejected line that is kept, in bytes.
+/// The maximum number of bytes of a rejected line that are stored.
 pub const REJECTED_LINE_BYTES_MAX: usize = 1024;
 
-/// What a user's events add up to. Added and subtracted apart, in 128 bits: neither can overflow
-/// within 2^60 events, and together they bound every intermediate total. 40 bytes, so that it fits
-/// a cache line together with a user id.
+/// The sums of a user's events. Added and subtracted amounts are summed separately in 128 bits: neither
+/// sum overflows within 2^60 events, and together they bound every intermediate total. The size is 40
+/// bytes, so that it fits in a cache line together with a user id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
     added: Wide,
@@ -17,7 +17,7 @@ pub struct Sums {
     events: u64,
 }
 
-/// 128 bits that need no more than 8 bytes' alignment.
+/// A 128-bit integer with an alignment of 8 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Wide {
     low: u64,
@@ -38,7 +38,7 @@ impl Wide {
 }
 
 impl Sums {
-    /// Counts one event in.
+    /// Adds one event.
     #[inline]
     pub fn add_event(&mut self, kind: Kind, amount_micros: u64) {
         match kind {
@@ -48,7 +48,7 @@ impl Sums {
         self.events += 1;
     }
 
-    /// Counts one event in, whose micros are negative if they are subtracted.
+    /// Adds one event; negative micros are subtracted.
     #[inline]
     pub fn add_signed(&mut self, micros: i64) {
         if micros < 0 {
@@ -59,7 +59,7 @@ impl Sums {
         self.events += 1;
     }
 
-    /// Counts other events in.
+    /// Adds the events of another sum.
     pub fn add(&mut self, other: &Self) {
         self.added.add(other.added.low);
         self.added.high += other.added.high;
@@ -68,22 +68,23 @@ impl Sums {
         self.events += other.events;
     }
 
-    /// Micros added.
+    /// The sum of the added amounts, in micros.
     pub fn added(&self) -> u128 {
         self.added.value()
     }
 
-    /// Micros subtracted.
+    /// The sum of the subtracted amounts, in micros.
     pub fn subtracted(&self) -> u128 {
         self.subtracted.value()
     }
 
-    /// Events.
+    /// The number of events.
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// Added minus subtracted modulo 2^64: the check figure, and the exact net where it fits.
+    /// Added minus subtracted amounts, modulo 2^64. It is exact if the result fits in an `i64`, and
+    /// serves as a check value otherwise.
     pub fn net_wrapping(&self) -> i64 {
         self.added
             .low
@@ -92,7 +93,7 @@ impl Sums {
     }
 }
 
-/// Micros of one event with its sign. An amount is at most 10^18, so it fits.
+/// The signed micros of one event. An amount is at most 10^18, so it fits.
 pub(crate) fn signed(kind: Kind, amount_micros: u64) -> i64 {
     let amount = i64::try_from(amount_micros).unwrap_or(i64::MAX);
     match kind {
@@ -101,25 +102,25 @@ pub(crate) fn signed(kind: Kind, amount_micros: u64) -> i64 {
     }
 }
 
-/// An event that has an id.
+/// An event with an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdEvent<'a> {
     /// Bytes from the start of the segment to the start of its line.
     pub offset: u64,
-    /// The sender's id.
+    /// The id of the event.
     pub id: &'a str,
-    /// Whose revenue.
+    /// The user.
     pub user_id: &'a str,
-    /// Added or subtracted.
+    /// Whether the amount is added or subtracted.
     pub kind: Kind,
-    /// How much.
+    /// The amount in micros.
     pub amount_micros: u64,
 }
 
 impl IdEvent<'_> {
-    /// 48 bits of a hash of user, name and amount, as a signed number. Kept in the database, so it
-    /// must never change; hence the portable variant of the hash. Two payloads of one hash are
-    /// taken for one: then a conflict is called a duplicate, and neither is counted.
+    /// 48 bits of a hash of user, kind and amount, as a signed number. It is stored in the database and
+    /// must never change, so the portable variant of the hash is used. If two payloads collide, a
+    /// conflict is reported as a duplicate; the second event is not counted in either case.
     pub(crate) fn payload(&self) -> i64 {
         let secrets = &rapidhash::v3::DEFAULT_RAPID_SECRETS;
         let user = rapidhash::v3::rapidhash_v3_seeded(self.user_id.as_bytes(), secrets);
@@ -128,13 +129,13 @@ impl IdEvent<'_> {
         bytes[8..16].copy_from_slice(&self.amount_micros.to_le_bytes());
         bytes[16] = u8::from(self.kind == Kind::Add);
         let hash = rapidhash::v3::rapidhash_v3_seeded(&bytes, secrets);
-        // 47 bits and a sign: SQLite keeps that in 6 bytes.
+        // 47 bits and a sign: SQLite stores it in 6 bytes.
         let high = i64::try_from(hash >> 16).unwrap_or_default();
         high - (1 << 47)
     }
 }
 
-/// Events with an id, in file order; their text lies in one piece of memory.
+/// Events with ids, in file order. Their strings share one buffer.
 #[derive(Debug, Default)]
 pub struct IdEvents {
     text: String,
@@ -152,7 +153,7 @@ struct Packed {
 }
 
 impl IdEvents {
-    /// Takes an event that has an id, of the line at `offset`.
+    /// Adds an event with an id, from the line at `offset`.
     pub fn push(&mut self, offset: u64, id: &str, event: &Event<'_>) {
         let length = |text: &str| u16::try_from(text.len()).unwrap_or(u16::MAX);
         self.events.push(Packed {
@@ -167,7 +168,7 @@ impl IdEvents {
         self.text.push_str(&event.user_id);
     }
 
-    /// Takes all of `other`, which come after.
+    /// Adds all events of `other`, which follow in the file.
     pub fn append(&mut self, other: &Self) {
         let shift = self.text.len();
         self.text.push_str(&other.text);
@@ -177,14 +178,14 @@ impl IdEvents {
         }));
     }
 
-    /// The most bytes of memory that they need until they are applied: themselves, sorted by id,
-    /// and those that count sorted by user.
+    /// The maximum memory in bytes until the events are applied: the events, a copy sorted by id, and
+    /// the counted ones sorted by user.
     pub fn memory_bytes(&self) -> usize {
         let event = size_of::<Packed>() + size_of::<IdEvent<'_>>() + size_of::<(&str, i64)>();
         self.text.len() + self.events.len() * event
     }
 
-    /// In file order.
+    /// The events in file order.
     pub fn iter(&self) -> impl Iterator<Item = IdEvent<'_>> {
         self.events.iter().map(|event| {
             let user_start = event.text_start + usize::from(event.id_length);
@@ -199,32 +200,32 @@ impl IdEvents {
         })
     }
 
-    /// How many.
+    /// The number of events.
     pub fn len(&self) -> usize {
         self.events.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no events.
     pub fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
 }
 
-/// A line that is not counted, and why.
+/// A line that is not counted, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     /// Bytes from the start of the segment to the start of the line.
     pub offset: u64,
-    /// For programs.
+    /// The stable reason code, see [`crate::event::EventError::code`].
     pub code: &'static str,
-    /// For people.
+    /// The reason as text.
     pub reason: String,
     /// The line's first [`REJECTED_LINE_BYTES_MAX`] bytes, as text.
     pub line: String,
 }
 
 impl Rejected {
-    /// Cuts the line to what is kept.
+    /// Truncates the line to [`REJECTED_LINE_BYTES_MAX`] bytes.
     pub fn new(offset: u64, code: &'static str, reason: String, line: &[u8]) -> Self {
         let kept = &line[..line.len().min(REJECTED_LINE_BYTES_MAX)];
         let line = String::from_utf8_lossy(kept).into_owned();
@@ -237,16 +238,16 @@ impl Rejected {
     }
 }
 
-/// A counted line of one user, read again because the user's total may overflow.
+/// A counted line of one user, for the overflow replay of that user's lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserLine {
     /// Bytes from the start of the segment to the start of the line.
     pub offset: u64,
-    /// Whose.
+    /// The user.
     pub user_id: String,
-    /// Added or subtracted.
+    /// Whether the amount is added or subtracted.
     pub kind: Kind,
-    /// How much.
+    /// The amount in micros.
     pub amount_micros: u64,
 }
 
@@ -266,7 +267,7 @@ mod tests {
         let first = event.payload();
         assert_eq!(
             first, PAYLOAD_OF_USER1_ADD_100,
-            "kept in databases: must not change"
+            "stored in databases: must not change"
         );
         assert!((-(1 << 47)..1 << 47).contains(&first));
         event.offset = 8;
@@ -274,7 +275,7 @@ mod tests {
         assert_eq!(
             event.payload(),
             first,
-            "neither the place nor the id is payload"
+            "neither the offset nor the id is part of the payload"
         );
         event.kind = Kind::Subtract;
         assert_ne!(event.payload(), first);
@@ -283,7 +284,7 @@ mod tests {
     const PAYLOAD_OF_USER1_ADD_100: i64 = -89_014_658_269_851;
 
     #[test]
-    fn the_net_wraps_and_is_exact_where_it_fits() {
+    fn the_net_wraps_and_is_exact_if_it_fits() {
         let mut sums = Sums::default();
         for _ in 0..20 {
             sums.add_event(Kind::Add, 1_000_000_000_000_000_000);
