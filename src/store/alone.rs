@@ -1,4 +1,4 @@
-//! Whether anybody else has a database open, told without changing anything of it.
+//! Checks whether another program has a database open, without changing the database.
 
 use std::path::Path;
 
@@ -8,8 +8,9 @@ use super::StoreError;
 use super::family::Family;
 use super::open;
 
-/// Whether another program has the database open. Asked where its `-wal` does not belong to it: only
-/// SQLite's locks are looked at, nothing is checkpointed, and whatever cannot be read does not matter.
+/// Whether another program has the database open. It is used if the `-wal` does not belong to the
+/// database: only SQLite's locks are tested, nothing is checkpointed, and read errors other than a lock
+/// are ignored.
 pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
     let _open = Family::of(path).enter()?;
     let connection =
@@ -18,8 +19,8 @@ pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
     connection
         .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         .map_err(&doing)?;
-    // Every connection holds a shared lock while it is open in WAL mode; this asks for the exclusive one
-    // before anything is read.
+    // In WAL mode every open connection holds a shared lock. In this locking mode the read below requests
+    // the exclusive lock first.
     connection
         .pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))
         .map_err(&doing)?;
