@@ -200,11 +200,6 @@ impl IdEvents {
         })
     }
 
-    /// The number of events.
-    pub fn len(&self) -> usize {
-        self.events.len()
-    }
-
     /// Whether there are no events.
     pub fn is_empty(&self) -> bool {
         self.events.is_empty()

@@ -12,7 +12,7 @@ pub(crate) mod pool;
 pub(crate) mod scan;
 pub(crate) mod sharded_totals;
 
-pub use self::delta::{IdEvent, IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, Sums, UserLine};
+pub use self::delta::{IdEvent, IdEvents, Rejected, Sums, UserLine};
 
 /// The maximum number of rejected lines of a segment that are stored; all are counted.
 pub const REJECTED_LINES_MAX: u64 = 10_000;

@@ -268,12 +268,6 @@ impl Catalog {
         self.sealed.entry(id).or_default().push(found);
     }
 
-    /// Whether any file has this identity.
-    pub fn contains(&self, id: &SegmentId) -> bool {
-        let is_archived = |number| self.archived.contains(number);
-        id.number().is_some_and(is_archived) || self.sealed.contains_key(id)
-    }
-
     /// The highest number of any sealed file or note; 0 if there is none.
     pub fn highest_number(&self) -> u64 {
         self.numbers().last().unwrap_or(0)

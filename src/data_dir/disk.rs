@@ -383,15 +383,18 @@ fn write_part(
     Ok(part)
 }
 
-/// Replaces a small file by rename, without a sync: a reader sees the old content or the new one.
-pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    put_file(path, bytes, |_| Ok(())).map(drop)
-}
-
-/// The same, with the file locked (flock) before it becomes visible. The lock is held until the
-/// returned file is closed.
+/// Replaces a small file by rename, without a sync: a reader sees the old content or the new one. The
+/// new file is locked (flock) before it becomes visible, until the returned file is closed.
 pub fn put_held(path: &Path, bytes: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
-    let file = put_file(path, bytes, File::lock)?;
+    let part = part_path(path);
+    match std::fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = create_new(&part)?;
+    FileExt::write_all_at(&file, bytes, 0)?;
+    file.lock()?;
+    std::fs::rename(&part, path)?;
     Ok(Arc::new(file))
 }
 
@@ -403,23 +406,6 @@ pub fn is_held(path: &Path) -> io::Result<bool> {
         Err(std::fs::TryLockError::WouldBlock) => Ok(true),
         Err(std::fs::TryLockError::Error(error)) => Err(error),
     }
-}
-
-fn put_file(
-    path: &Path,
-    bytes: &[u8],
-    prepare: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<File> {
-    let part = part_path(path);
-    match std::fs::remove_file(&part) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = create_new(&part)?;
-    FileExt::write_all_at(&file, bytes, 0)?;
-    prepare(&file)?;
-    std::fs::rename(&part, path)?;
-    Ok(file)
 }
 
 /// The temporary name `name.part`, which is not the name of a segment.

@@ -92,7 +92,7 @@ pub struct Range<'a> {
 pub trait Source {
     /// All events without an id of these users in the range, in file order.
     fn lines_of(&mut self, users: &HashSet<String>) -> io::Result<Vec<UserLine>>;
-    /// The start of the line at `offset`, at most [`super::REJECTED_LINE_BYTES_MAX`] bytes.
+    /// The start of the line at `offset`, at most 1024 bytes.
     fn line_at(&mut self, offset: u64) -> io::Result<Vec<u8>>;
 }
 

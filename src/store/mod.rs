@@ -43,15 +43,15 @@ pub use self::alone::is_in_use;
 pub use self::apply::{Applied, Delta, Outcome, Range, RangeEnd, Source};
 pub use self::copy::{Copied, copy_database};
 pub use self::ledger::Ledger;
-pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
-pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
+pub use self::open::{DATABASE_FILE, Existing};
+pub use self::readers::{Order, Overall, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
 pub use self::segments::read_segments;
 pub use self::segments::{
-    AppliedSegments, AppliedSum, Checks, Counts, Pruned, RecoveryRows, RejectedFilter,
-    RejectedLine, SegmentRow, SegmentState, discard_wal, is_consistent, read_checks,
-    read_directory, read_for_recovery, read_kept,
+    AppliedSegments, AppliedSum, Counts, Pruned, RejectedFilter, RejectedLine, SegmentRow,
+    SegmentState, discard_wal, is_consistent, read_checks, read_directory, read_for_recovery,
+    read_kept,
 };
 pub use self::snapshot::{IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, Writer};

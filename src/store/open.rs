@@ -25,7 +25,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 const WAL_BYTES_KEPT: i64 = 16 << 20;
 
 /// Checks that the built-in SQLite does not have the WAL-reset bug. Called at every start.
-pub fn sqlite_is_sound() -> Result<(), StoreError> {
+fn sqlite_is_sound() -> Result<(), StoreError> {
     if rusqlite::version_number() >= SOUND_SQLITE {
         Ok(())
     } else {

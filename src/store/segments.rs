@@ -129,7 +129,7 @@ impl Counts {
 pub struct SegmentRow {
     /// The identity of the segment.
     pub id: SegmentId,
-    /// The primary key: the number of a native segment, a value below 1 for an imported file.
+    /// The primary key: the number of a native segment, negative for an imported file.
     pub key: i64,
     /// The tag of a native segment; `None` for an imported file.
     pub tag: Option<Tag>,
@@ -155,7 +155,7 @@ pub struct SegmentRow {
     pub corrupt_bytes: u64,
     /// The number of lines in `corrupt_bytes`.
     pub corrupt_lines: u64,
-    /// Why the segment is corrupt or missing; `None` in the other states.
+    /// Why the segment was marked as corrupt or missing; `None` if it never was.
     pub reason: Option<String>,
     /// When the segment was fully applied, in milliseconds since 1970 UTC; `None` if it is not.
     pub completed_at_ms: Option<i64>,
