@@ -101,13 +101,7 @@ impl Pool {
             end: to,
         };
         let ahead = self.threads.len() * 2;
-        let share = (to - from) / (self.threads.len() as u64 * 4);
-        let quarter = (self.range_bytes / (4 * GROWTH * ahead)) as u64;
-        let chunk_bytes = self.chunk_bytes.unwrap_or(
-            share
-                .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
-                .min(quarter.max(CHUNK_BYTES_LEAST)),
-        );
+        let chunk_bytes = self.chunk_bytes_for(to - from, ahead);
         if to - from <= chunk_bytes {
             let partial = self.scanner.scan(&whole, &users)?;
             return Ok(RangeAggregate { to, partial, users });
@@ -156,6 +150,19 @@ impl Pool {
             partial,
             users,
         })
+    }
+}
+
+impl Pool {
+    /// The chunk size for a range of `length` bytes, with up to `ahead` chunks in progress.
+    fn chunk_bytes_for(&self, length: u64, ahead: usize) -> u64 {
+        let share = length / (self.threads.len() as u64 * 4);
+        let quarter = (self.range_bytes / (4 * GROWTH * ahead)) as u64;
+        self.chunk_bytes.unwrap_or(
+            share
+                .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
+                .min(quarter.max(CHUNK_BYTES_LEAST)),
+        )
     }
 }
 

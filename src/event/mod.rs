@@ -5,13 +5,13 @@
 //! the meaning of a line. The fast path accepts a subset of the lines and must return the same result.
 
 mod fast;
-mod looks;
+mod input_format;
 
 use std::borrow::Cow;
 use std::fmt;
 
 pub(crate) use self::fast::Plain;
-pub(crate) use self::looks::{HEAD_BYTES, Looks, Unfit};
+pub(crate) use self::input_format::{HEAD_BYTES, Looks, Unfit};
 
 use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;

@@ -279,7 +279,7 @@ impl Writer {
         if let Err(error) = written {
             return Err(self.undo(&*file, &error));
         }
-        // 4. Still linked, and the length is ours.
+        // 4. Still linked, with the expected length.
         match file.stat() {
             Ok(stat) if stat.links > 0 && stat.size == self.durable_end + bytes => {}
             Ok(_) => {

@@ -40,16 +40,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(DATABASE_FILE);
         let writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
-        assert!(is_in_use(&path).expect("a look"), "open");
+        assert!(is_in_use(&path).expect("examined"), "open");
         drop(writer);
-        assert!(!is_in_use(&path).expect("a look"), "closed");
+        assert!(!is_in_use(&path).expect("examined"), "closed");
         let reader = Connection::open(&path).expect("it opens");
         reader
             .query_row("SELECT * FROM ledger", [], |_| Ok(()))
             .expect("a read");
-        assert!(is_in_use(&path).expect("a look"), "read");
+        assert!(is_in_use(&path).expect("examined"), "read");
         drop(reader);
         std::fs::write(&path, "nonsense").expect("written");
-        assert!(!is_in_use(&path).expect("a look"), "no database at all");
+        assert!(!is_in_use(&path).expect("examined"), "no database at all");
     }
 }

@@ -200,7 +200,7 @@ fn refuse_triggers(connection: &Connection, path: &Path) -> Result<(), StoreErro
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect()
     };
-    let found = list().map_err(StoreError::sqlite(path, "look for triggers"))?;
+    let found = list().map_err(StoreError::sqlite(path, "list its triggers"))?;
     if found.is_empty() {
         return Ok(());
     }

@@ -219,7 +219,7 @@ fn the_stored_sum_of_applied_segments_follows_every_change() {
         now_ms: 1,
     };
     assert!(writer.mark(&mark).expect("it is noted"));
-    assert!(!writer.mark(&mark).expect("a look"), "whole already");
+    assert!(!writer.mark(&mark).expect("marked"), "applied already");
     assert_eq!(
         (applied_sum(&dir).segments, applied_sum(&dir).native),
         (3, 2)
@@ -232,9 +232,9 @@ fn the_stored_sum_of_applied_segments_follows_every_change() {
         checksum: 8,
         ..row.clone()
     };
-    assert!(!writer.prune(&other, 2).expect("a look"));
+    assert!(!writer.prune(&other, 2).expect("pruned"));
     assert_eq!(applied_sum(&dir).segments, 3);
-    assert!(writer.prune(&row, 2).expect("it is let go"));
+    assert!(writer.prune(&row, 2).expect("pruned"));
     let sum = applied_sum(&dir);
     assert_eq!((sum.segments, sum.native, sum.counts.lines), (2, 1, 3));
     assert_eq!(writer.ledger().expect("a read"), ledger);
