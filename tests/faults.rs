@@ -458,7 +458,7 @@ fn a_failing_statfs_does_not_stop_ingestion() {
             (ready.status == 503).then(|| ready.text())
         });
         assert!(
-            reported.contains("cannot tell how full the disk"),
+            reported.contains("cannot determine the free space of the disk"),
             "{reported}"
         );
         server.accept(event("u", 1));

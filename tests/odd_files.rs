@@ -172,7 +172,7 @@ fn endless_config_and_token_files_are_rejected() {
         for (path, text) in [
             (large.as_path(), "it has more than 1048576 bytes"),
             (Path::new("/dev/zero"), "it has more than 1048576 bytes"),
-            (&fifo, "waited for its end for too long"),
+            (&fifo, "timed out waiting for its end"),
         ] {
             let ran = run(&[command, &[flag, arg(path)]].concat()).expect(code);
             assert!(ran.stderr.contains(text), "{flag} {path:?}: {}", ran.stderr);

@@ -335,7 +335,8 @@ fn a_stuck_disk_makes_readyz_503_while_reads_continue() {
         let waits = scope.spawn(|| server.accept(event("u", 1)));
         until(PATIENCE, "/readyz answers 503", || {
             let ready = server.get("/readyz");
-            (ready.status == 503 && ready.text().contains("no response yet")).then_some(())
+            (ready.status == 503 && ready.text().contains("has not completed a write"))
+                .then_some(())
         });
         assert_eq!(server.get("/userEvents/u").status, 404);
         assert!(!waits.is_finished(), "nothing is acknowledged meanwhile");

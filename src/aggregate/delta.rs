@@ -1,15 +1,15 @@
-//! What a range of lines adds up to, as the store takes it. Pure.
+//! The result of aggregating a range of lines, which the store applies. No I/O.
 
 use std::ops::Range;
 
 use crate::event::{Event, Kind};
 
-/// The most of a rejected line that is kept, in bytes.
+/// The maximum number of bytes of a rejected line that are stored.
 pub const REJECTED_LINE_BYTES_MAX: usize = 1024;
 
-/// What a user's events add up to. Added and subtracted apart, in 128 bits: neither can overflow
-/// within 2^60 events, and together they bound every intermediate total. 40 bytes, so that it fits
-/// a cache line together with a user id.
+/// The sums of a user's events. Added and subtracted amounts are summed separately in 128 bits: neither
+/// sum overflows within 2^60 events, and together they bound every intermediate total. The size is 40
+/// bytes, so that it fits in a cache line together with a user id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
     added: Wide,
@@ -17,7 +17,7 @@ pub struct Sums {
     events: u64,
 }
 
-/// 128 bits that need no more than 8 bytes' alignment.
+/// A 128-bit integer with an alignment of 8 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Wide {
     low: u64,
@@ -44,7 +44,7 @@ impl Wide {
 }
 
 impl Sums {
-    /// Counts one event in.
+    /// Adds one event.
     #[inline]
     pub fn add_event(&mut self, kind: Kind, amount_micros: u64) {
         match kind {
@@ -54,7 +54,7 @@ impl Sums {
         self.events += 1;
     }
 
-    /// Counts one event in, whose micros are negative if they are subtracted.
+    /// Adds one event; negative micros are subtracted.
     #[inline]
     pub fn add_signed(&mut self, micros: i64) {
         if micros < 0 {
@@ -65,14 +65,14 @@ impl Sums {
         self.events += 1;
     }
 
-    /// Takes events out again that were counted in before.
+    /// Subtracts events that were added before.
     pub fn subtract(&mut self, other: &Self) {
         self.added.subtract(other.added);
         self.subtracted.subtract(other.subtracted);
         self.events -= other.events;
     }
 
-    /// Counts other events in.
+    /// Adds the events of another sum.
     pub fn add(&mut self, other: &Self) {
         self.added.add(other.added.low);
         self.added.high += other.added.high;
@@ -81,22 +81,23 @@ impl Sums {
         self.events += other.events;
     }
 
-    /// Micros added.
+    /// The sum of the added amounts, in micros.
     pub fn added(&self) -> u128 {
         self.added.value()
     }
 
-    /// Micros subtracted.
+    /// The sum of the subtracted amounts, in micros.
     pub fn subtracted(&self) -> u128 {
         self.subtracted.value()
     }
 
-    /// Events.
+    /// The number of events.
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// Added minus subtracted modulo 2^64: the check figure, and the exact net where it fits.
+    /// Added minus subtracted amounts, modulo 2^64. It is exact if the result fits in an `i64`, and
+    /// serves as a check value otherwise.
     pub fn net_wrapping(&self) -> i64 {
         self.added
             .low
@@ -105,7 +106,7 @@ impl Sums {
     }
 }
 
-/// Micros of one event with its sign. An amount is at most 10^18, so it fits.
+/// The signed micros of one event. An amount is at most 10^18, so it fits.
 pub(crate) fn signed(kind: Kind, amount_micros: u64) -> i64 {
     let amount = i64::try_from(amount_micros).unwrap_or(i64::MAX);
     match kind {
@@ -114,25 +115,25 @@ pub(crate) fn signed(kind: Kind, amount_micros: u64) -> i64 {
     }
 }
 
-/// An event that has an id.
+/// An event with an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdEvent<'a> {
     /// Bytes from the start of the segment to the start of its line.
     pub offset: u64,
-    /// The sender's id.
+    /// The id of the event.
     pub id: &'a str,
-    /// Whose revenue.
+    /// The user.
     pub user_id: &'a str,
-    /// Added or subtracted.
+    /// Whether the amount is added or subtracted.
     pub kind: Kind,
-    /// How much.
+    /// The amount in micros.
     pub amount_micros: u64,
 }
 
 impl IdEvent<'_> {
-    /// 48 bits of a hash of user, name and amount, as a signed number. Kept in the database, so it
-    /// must never change; hence the portable variant of the hash. Two payloads of one hash are
-    /// taken for one: then a conflict is called a duplicate, and neither is counted.
+    /// 48 bits of a hash of user, kind and amount, as a signed number. It is stored in the database and
+    /// must never change, so the portable variant of the hash is used. If two payloads collide, a
+    /// conflict is reported as a duplicate; the second event is not counted in either case.
     pub(crate) fn payload(&self) -> i64 {
         let secrets = &rapidhash::v3::DEFAULT_RAPID_SECRETS;
         let user = rapidhash::v3::rapidhash_v3_seeded(self.user_id.as_bytes(), secrets);
@@ -141,26 +142,26 @@ impl IdEvent<'_> {
         bytes[8..16].copy_from_slice(&self.amount_micros.to_le_bytes());
         bytes[16] = u8::from(self.kind == Kind::Add);
         let hash = rapidhash::v3::rapidhash_v3_seeded(&bytes, secrets);
-        // 47 bits and a sign: SQLite keeps that in 6 bytes.
+        // 47 bits and a sign: SQLite stores it in 6 bytes.
         let high = i64::try_from(hash >> 16).unwrap_or_default();
         high - (1 << 47)
     }
 
-    /// The low 32 bits of [`IdEvent::payload`], for ids of which a block is kept.
+    /// The low 32 bits of [`IdEvent::payload`], for ids in blocks.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "the low bits are what is asked for"
+        reason = "the low bits are wanted"
     )]
     pub(crate) fn payload_hash(&self) -> u32 {
         self.payload() as u32
     }
 }
 
-/// The most bytes that the place of an event takes while it is sorted by its id.
+/// The most bytes per event while the events are sorted by id.
 const SORTED_BYTES: usize = 41;
 
-/// Events with an id, in file order; their text lies in one piece of memory.
+/// Events with ids, in file order. Their strings share one buffer.
 #[derive(Debug, Default)]
 pub struct IdEvents {
     text: String,
@@ -178,7 +179,7 @@ struct Packed {
 }
 
 impl IdEvents {
-    /// Takes an event that has an id, of the line at `offset`.
+    /// Adds an event with an id, from the line at `offset`.
     pub fn push(&mut self, offset: u64, id: &str, event: &Event<'_>) {
         let length = |text: &str| u16::try_from(text.len()).unwrap_or(u16::MAX);
         self.events.push(Packed {
@@ -193,7 +194,7 @@ impl IdEvents {
         self.text.push_str(&event.user_id);
     }
 
-    /// Takes all of `other`, which come after.
+    /// Adds all events of `other`, which follow in the file.
     pub fn append(&mut self, other: &Self) {
         let shift = self.text.len();
         self.text.push_str(&other.text);
@@ -203,19 +204,19 @@ impl IdEvents {
         }));
     }
 
-    /// The most bytes of memory that they need until they are applied: themselves, sorted by where
-    /// their ids are kept, and those that do not count sorted by user.
+    /// The maximum memory in bytes until the events are applied: the events, a copy sorted by id, and
+    /// those that do not count sorted by user.
     pub fn memory_bytes(&self) -> usize {
         let event = size_of::<Packed>() + SORTED_BYTES + size_of::<(&str, i64)>();
         self.text.len() + self.events.len() * event
     }
 
-    /// In file order.
+    /// The events in file order.
     pub fn iter(&self) -> impl Iterator<Item = IdEvent<'_>> {
         self.events.iter().map(|event| self.unpacked(event))
     }
 
-    /// The one at this place in file order.
+    /// The event with this index in file order.
     pub(crate) fn get(&self, index: usize) -> Option<IdEvent<'_>> {
         self.events.get(index).map(|event| self.unpacked(event))
     }
@@ -232,32 +233,32 @@ impl IdEvents {
         }
     }
 
-    /// How many.
+    /// The number of events.
     pub fn len(&self) -> usize {
         self.events.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no events.
     pub fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
 }
 
-/// A line that is not counted, and why.
+/// A line that is not counted, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     /// Bytes from the start of the segment to the start of the line.
     pub offset: u64,
-    /// For programs.
+    /// The stable reason code, see [`crate::event::EventError::code`].
     pub code: &'static str,
-    /// For people.
+    /// The reason as text.
     pub reason: String,
     /// The line's first [`REJECTED_LINE_BYTES_MAX`] bytes, as text.
     pub line: String,
 }
 
 impl Rejected {
-    /// Cuts the line to what is kept.
+    /// Truncates the line to [`REJECTED_LINE_BYTES_MAX`] bytes.
     pub fn new(offset: u64, code: &'static str, reason: String, line: &[u8]) -> Self {
         let kept = &line[..line.len().min(REJECTED_LINE_BYTES_MAX)];
         let line = String::from_utf8_lossy(kept).into_owned();
@@ -270,16 +271,16 @@ impl Rejected {
     }
 }
 
-/// A counted line of one user, read again because the user's total may overflow.
+/// A counted line of one user, for the overflow replay of that user's lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserLine {
     /// Bytes from the start of the segment to the start of the line.
     pub offset: u64,
-    /// Whose.
+    /// The user.
     pub user_id: String,
-    /// Added or subtracted.
+    /// Whether the amount is added or subtracted.
     pub kind: Kind,
-    /// How much.
+    /// The amount in micros.
     pub amount_micros: u64,
 }
 
@@ -299,20 +300,20 @@ mod tests {
         let first = event.payload();
         assert_eq!(
             first, PAYLOAD_OF_USER1_ADD_100,
-            "kept in databases: must not change"
+            "stored in databases: must not change"
         );
         assert!((-(1 << 47)..1 << 47).contains(&first));
         assert_eq!(
             event.payload_hash(),
             PAYLOAD_HASH_OF_USER1_ADD_100,
-            "kept, too"
+            "stored in databases, too"
         );
         event.offset = 8;
         event.id = "b";
         assert_eq!(
             event.payload(),
             first,
-            "neither the place nor the id is payload"
+            "neither the offset nor the id is part of the payload"
         );
         event.kind = Kind::Subtract;
         assert_ne!(event.payload(), first);
@@ -322,7 +323,7 @@ mod tests {
     const PAYLOAD_HASH_OF_USER1_ADD_100: u32 = 2_833_907_045;
 
     #[test]
-    fn what_is_counted_in_can_be_taken_out() {
+    fn added_events_can_be_subtracted() {
         let mut sums = Sums::default();
         for _ in 0..40 {
             sums.add_event(Kind::Add, 1_000_000_000_000_000_000);
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn the_net_wraps_and_is_exact_where_it_fits() {
+    fn the_net_wraps_and_is_exact_if_it_fits() {
         let mut sums = Sums::default();
         for _ in 0..20 {
             sums.add_event(Kind::Add, 1_000_000_000_000_000_000);

@@ -1,4 +1,4 @@
-//! Looking at a segment's file without folding it: its prefix, its line ends, its lines.
+//! Reading of a segment's file without aggregation: checksums, line counts, single lines.
 
 use std::io;
 
@@ -30,7 +30,7 @@ pub(crate) fn checksum(file: &dyn DiskFile, length: u64) -> io::Result<u32> {
     Ok(hasher.finalize())
 }
 
-/// The CRC-32 of the first `length` bytes, of which those that `known` has are not read.
+/// The CRC-32 of the first `length` bytes. The prefix that `known` already covers is not read.
 pub(crate) fn checksum_from(file: &dyn DiskFile, known: &Hasher, length: u64) -> io::Result<u32> {
     let mut hasher = known.clone();
     blocks(file, known.total_len(), length, |block| {
@@ -39,10 +39,10 @@ pub(crate) fn checksum_from(file: &dyn DiskFile, known: &Hasher, length: u64) ->
     Ok(hasher.finalize())
 }
 
-/// Lines that start in `[from, to)`, empty ones left out; `from` is a line start.
+/// The number of lines that start in `[from, to)`, without empty lines; `from` must be a line start.
 pub(crate) fn count(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<u64> {
     let mut lines = 0;
-    // Whether the line that the last block ended in had anything in it so far.
+    // Whether the unfinished line at the end of the last block is not empty so far.
     let mut open = false;
     let mut at = from;
     blocks(file, from, to, |block| {
@@ -58,8 +58,8 @@ pub(crate) fn count(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<u64> 
     Ok(lines + u64::from(open))
 }
 
-/// Calls `each` with the offset and the bytes of every line in `[from, to)`, without its `\n`. Of a
-/// line too long to be an event only so much is given that it shows.
+/// Calls `each` with the offset and the bytes of every line in `[from, to)`, without its `\n`. A line
+/// longer than an event may be is truncated to one byte more than [`STORED_LINE_BYTES_MAX`].
 pub(crate) fn each(
     file: &dyn DiskFile,
     from: u64,

@@ -1,38 +1,38 @@
-//! How the memory that the processor may hold is shared out.
+//! Division of the processor's memory limit among its parts.
 //!
-//! Nothing here is exact: each share is what its owner may come to at the worst, so that all of
-//! them together stay under what was asked for. Below the least that a share can be, the sum is
-//! more.
+//! The figures are upper estimates, so that the sum of all parts stays below the limit. Each part has a
+//! minimum; a limit below the sum of the minimums is exceeded.
 
 use super::scan::ChunkScanner;
 
-/// Program, stacks, statements, what is known of segments.
+/// Program, stacks, prepared statements, and the list of segments.
 const FIXED_BYTES: usize = 12 << 20;
-/// SQLite's page cache on the writing connection: at most the inner pages of a table of tens of
-/// millions of rows, and at least a way down the tree.
+/// The page cache of the writing connection. The maximum holds the inner pages of a table with tens of
+/// millions of rows; the minimum holds one path through the tree.
 const CACHE_BYTES_MAX: usize = 32 << 20;
 const CACHE_BYTES_MIN: usize = 1 << 20;
-/// What a byte of a file may come to while it is applied: a line of 46 bytes may be a new user,
-/// and a line with an id holds its text and five times as much.
+/// The maximum number of bytes of memory per byte of file while it is applied. A line of 46 bytes may be
+/// a new user; a line with an id needs its text and five times as much.
 pub(crate) const GROWTH: usize = 6;
 
-/// Who gets how much, in bytes.
+/// The memory limits of the processor's parts.
 pub(crate) struct MemoryBudget {
-    /// Scanning threads: those asked for, as far as they take a quarter at most.
+    /// The number of scanning threads: as requested, but limited so that they use at most a quarter of
+    /// the memory.
     pub(crate) threads: usize,
-    /// SQLite's page cache.
+    /// SQLite's page cache, in bytes.
     pub(crate) cache_bytes: usize,
-    /// What a range may come to before it is applied.
+    /// A range before it is applied, in bytes.
     pub(crate) range_bytes: usize,
 }
 
 impl MemoryBudget {
-    /// MemoryBudget out `all` bytes among so many threads, if they are not too many for it.
+    /// Divides `all` bytes; `threads` is the requested number of scanning threads.
     pub(crate) fn of(all: usize, threads: usize) -> Self {
         let threads = threads.min(all / 4 / ChunkScanner::MEMORY_BYTES).max(1);
         let cache_bytes = (all / 8).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX);
-        // The coordinator folds small ranges itself.
-        // What is free goes back to the system a little later.
+        // One scanner more than threads: the calling thread scans small ranges itself. The allocator
+        // returns freed memory to the system with a delay, hence the part for `free`.
         let free = all / 8;
         let rest = FIXED_BYTES + (threads + 1) * ChunkScanner::MEMORY_BYTES + cache_bytes + free;
         Self {

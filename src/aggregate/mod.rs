@@ -1,8 +1,9 @@
-//! From lines to what they add up to: per-user deltas, computed in memory. Knows no database.
+//! Aggregation of lines into per-user deltas, in memory. It does not depend on the database.
 //!
-//! [`scan`] parses the lines of a chunk, [`pool`] does so on several threads and joins the chunks in
-//! order, [`sharded_totals`] holds the sums per user, [`delta`] is the result that the store applies.
-//! [`memory_budget`] bounds all of it; [`lines`] reads lines and checksums without adding up.
+//! [`scan`] parses the lines of a chunk. [`pool`] scans chunks on several threads and joins the results
+//! in order. [`sharded_totals`] holds the sums per user, and [`delta`] defines the result that the store
+//! applies. [`memory_budget`] bounds the memory of all of them. [`lines`] reads lines and checksums
+//! without aggregation.
 
 pub(crate) mod delta;
 pub(crate) mod lines;
@@ -11,7 +12,7 @@ pub(crate) mod pool;
 pub(crate) mod scan;
 pub(crate) mod sharded_totals;
 
-pub use self::delta::{IdEvent, IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, Sums, UserLine};
+pub use self::delta::{IdEvent, IdEvents, Rejected, Sums, UserLine};
 
-/// The most rejected lines of a segment that are kept; all are counted.
+/// The maximum number of rejected lines of a segment that are stored; all are counted.
 pub const REJECTED_LINES_MAX: u64 = 10_000;

@@ -1,9 +1,10 @@
-//! The pool of scanning threads, and how a range is put together from their pieces.
+//! The pool of scanning threads.
 //!
-//! The coordinator hands out chunks in order, a bounded number ahead, and joins the pieces in
-//! order. Small ranges it scans itself: handing over costs more. When what is held, and what the
-//! chunks handed out may come to, grows past the bound, no more chunks are handed out and the range
-//! ends where the last one did.
+//! The calling thread sends the chunks of a range to the pool in order, a bounded number ahead, and
+//! joins the partial aggregates in the same order. It scans a small range itself, because that is
+//! faster. If the memory in use and the estimate for the chunks in progress exceed the budget, no
+//! further chunk is sent, and the range ends with the last one. If a thread fails to read or panics,
+//! the scan of the range fails; the pool stays usable.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,19 +18,19 @@ use super::scan::{Chunk, ChunkScanner, PartialAggregate};
 use super::sharded_totals::ShardedTotals;
 use crate::data_dir::disk::DiskFile;
 
-/// A chunk's bytes: large enough to be worth handing over, and that a thread's events of one part
-/// are many; in a small range less, so that all threads have some.
+/// The size of a chunk. A large chunk costs less to hand over and fills the batches of each shard; in a
+/// smaller range chunks are smaller, so that every thread gets some.
 const CHUNK_BYTES_MIN: u64 = 512 << 10;
 const CHUNK_BYTES_MAX: u64 = 8 << 20;
-/// ... and where memory is short: the chunks on their way may take a quarter of it.
+/// The minimum size if memory is short: the chunks in progress may use a quarter of the budget.
 const CHUNK_BYTES_LEAST: u64 = 64 << 10;
-/// A range ends past this many bytes: progress shows, and a run that is stopped has done most of its
-/// work.
+/// A range ends after this many bytes, so that progress becomes visible and little work is lost when a
+/// run is interrupted.
 const RANGE_BYTES_MAX: u64 = 1 << 30;
 
-/// A range, aggregate.
+/// The aggregate of a range.
 pub(crate) struct RangeAggregate {
-    /// Where it ends; at or before where it was to end.
+    /// The end of the range, at or before the requested end.
     pub(crate) to: u64,
     pub(crate) partial: PartialAggregate,
     pub(crate) users: Arc<ShardedTotals>,
@@ -37,14 +38,14 @@ pub(crate) struct RangeAggregate {
 
 /// The threads; they end when this is dropped.
 pub(crate) struct Pool {
-    /// `None` only while being dropped.
+    /// `None` only in `drop`.
     jobs: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
-    /// For small ranges, on the caller's thread.
+    /// For small ranges, on the calling thread.
     scanner: ChunkScanner,
-    /// What a range may hold.
+    /// The memory budget of a range in bytes.
     range_bytes: usize,
-    /// Only for tests.
+    /// A fixed chunk size, in tests.
     chunk_bytes: Option<u64>,
 }
 
@@ -52,13 +53,13 @@ struct Job {
     chunk: Chunk,
     users: Arc<ShardedTotals>,
     index: usize,
-    pieces: Sender<(usize, io::Result<PartialAggregate>)>,
+    partials: Sender<(usize, io::Result<PartialAggregate>)>,
 }
 
 impl Pool {
-    /// As many threads, at least one, and as much memory for a range as their shares say.
-    pub(crate) fn start(shares: &MemoryBudget) -> io::Result<Self> {
-        let threads = shares.threads.max(1);
+    /// Starts the threads, at least one, with the memory budget for a range.
+    pub(crate) fn start(budget: &MemoryBudget) -> io::Result<Self> {
+        let threads = budget.threads.max(1);
         let (jobs, received) = crossbeam_channel::bounded::<Job>(threads);
         let threads = (0..threads)
             .map(|number| {
@@ -72,23 +73,21 @@ impl Pool {
             jobs: Some(jobs),
             threads,
             scanner: ChunkScanner::new(),
-            range_bytes: shares.range_bytes,
+            range_bytes: budget.range_bytes,
             chunk_bytes: None,
         })
     }
 
-    /// Chunks of another size, for tests.
+    /// Sets a fixed chunk size, for tests.
     #[cfg(test)]
     pub(crate) fn with_chunk_bytes(mut self, chunk_bytes: u64) -> Self {
         self.chunk_bytes = Some(chunk_bytes);
         self
     }
 
-    /// A range of so many bytes is scanned whole, on the caller's thread.
+    /// Ranges up to this many bytes are scanned on the caller's thread.
     pub(crate) fn small_bytes(&self) -> u64 {
-        let quarter = (self.range_bytes / (4 * GROWTH * self.ahead())) as u64;
-        self.chunk_bytes
-            .unwrap_or(CHUNK_BYTES_MIN.min(quarter.max(CHUNK_BYTES_LEAST)))
+        self.chunk_bytes_for(0)
     }
 
     /// The most memory that a range may use, in bytes.
@@ -96,12 +95,12 @@ impl Pool {
         self.range_bytes
     }
 
-    /// Chunks that are handed out before the first of them is done.
+    /// How many chunks are given to the threads before the first result is needed.
     fn ahead(&self) -> usize {
         self.threads.len() * 2
     }
 
-    /// Folds `[from, to)`, or as much of it as a range may hold, but at least one chunk.
+    /// Aggregates `[from, to)`, or as much of it as the memory budget allows, but at least one chunk.
     pub(crate) fn scan(
         &mut self,
         file: &Arc<dyn DiskFile>,
@@ -117,28 +116,22 @@ impl Pool {
             end: to,
         };
         let ahead = self.ahead();
-        let share = (to - from) / (self.threads.len() as u64 * 4);
-        let quarter = (self.range_bytes / (4 * GROWTH * ahead)) as u64;
-        let chunk_bytes = self.chunk_bytes.unwrap_or(
-            share
-                .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
-                .min(quarter.max(CHUNK_BYTES_LEAST)),
-        );
+        let chunk_bytes = self.chunk_bytes_for(to - from);
         if to - from <= chunk_bytes {
             let partial = self.scanner.scan(&whole, &users)?;
             return Ok(RangeAggregate { to, partial, users });
         }
         let growth = usize::try_from(chunk_bytes).map_err(io::Error::other)? * GROWTH;
         let (sender, received) = crossbeam_channel::unbounded();
-        let mut pieces = PartialAggregates::default();
+        let mut partials = PartialAggregates::default();
         let mut handed_out = 0;
         let mut end = from;
         loop {
-            let held = pieces.memory_bytes + users.memory_bytes();
-            let growing = (handed_out - pieces.received + 1) * growth;
+            let held = partials.memory_bytes + users.memory_bytes();
+            let growing = (handed_out - partials.received + 1) * growth;
             let full =
                 (held + growing > self.range_bytes && end > from) || end - from >= RANGE_BYTES_MAX;
-            if end < to && !full && handed_out - pieces.received < ahead {
+            if end < to && !full && handed_out - partials.received < ahead {
                 let start = end;
                 end = to.min(start.saturating_add(chunk_bytes));
                 let job = Job {
@@ -149,7 +142,7 @@ impl Pool {
                     },
                     users: Arc::clone(&users),
                     index: handed_out,
-                    pieces: sender.clone(),
+                    partials: sender.clone(),
                 };
                 handed_out += 1;
                 let sent = self
@@ -157,16 +150,16 @@ impl Pool {
                     .as_ref()
                     .is_some_and(|jobs| jobs.send(job).is_ok());
                 if !sent {
-                    return Err(io::Error::other("the scanning threads are gone"));
+                    return Err(io::Error::other("the scanning threads have ended"));
                 }
-            } else if pieces.received < handed_out {
+            } else if partials.received < handed_out {
                 let (index, partial) = received.recv().map_err(io::Error::other)?;
-                pieces.take(index, partial?);
+                partials.insert(index, partial?);
             } else {
                 break;
             }
         }
-        let partial = pieces.join();
+        let partial = partials.join();
         Ok(RangeAggregate {
             to: from + partial.bytes(),
             partial,
@@ -175,17 +168,30 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// The chunk size for a range of `length` bytes.
+    fn chunk_bytes_for(&self, length: u64) -> u64 {
+        let share = length / (self.threads.len() as u64 * 4);
+        let quarter = (self.range_bytes / (4 * GROWTH * self.ahead())) as u64;
+        self.chunk_bytes.unwrap_or(
+            share
+                .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
+                .min(quarter.max(CHUNK_BYTES_LEAST)),
+        )
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.jobs = None;
         for thread in self.threads.drain(..) {
-            // What panicked was told to whoever waited for the partial.
+            // `work` reports a panic as an error of its chunk.
             drop(thread.join());
         }
     }
 }
 
-/// The pieces that have come, joined as far as they are without a gap.
+/// The partial aggregates received so far. They are joined in order; those after a gap wait in `early`.
 #[derive(Default)]
 struct PartialAggregates {
     joined: PartialAggregate,
@@ -196,7 +202,7 @@ struct PartialAggregates {
 }
 
 impl PartialAggregates {
-    fn take(&mut self, index: usize, partial: PartialAggregate) {
+    fn insert(&mut self, index: usize, partial: PartialAggregate) {
         self.received += 1;
         self.memory_bytes += partial.memory_bytes();
         self.early.insert(index, partial);
@@ -222,7 +228,7 @@ fn work(jobs: &Receiver<Job>) {
                 ))
             });
         drop(job.users);
-        // The coordinator may have given up on the range already.
-        let _given_up = job.pieces.send((job.index, partial));
+        // The receiver is closed if another chunk of the range has failed.
+        let _failed = job.partials.send((job.index, partial));
     }
 }

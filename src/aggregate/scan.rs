@@ -1,9 +1,9 @@
-//! The fold: lines of a file to what they add up to. Pure but for reading the file.
+//! Aggregation of the lines of a chunk of a file. The only I/O is reading the file.
 //!
-//! A range is cut into chunks by bytes alone, so that nobody needs to look for line ends
-//! beforehand: a line belongs to the chunk its first byte lies in. The pieces of neighbouring
-//! chunks join without a gap, whatever the chunk size, and so do their checksums; that is why
-//! totals do not depend on it.
+//! A range is divided into chunks by size, without a search for line ends: a line belongs to the chunk
+//! that contains its first byte. The partial aggregates and checksums of neighbouring chunks join
+//! without a gap, so the totals do not depend on the chunk size. A read error ends the scan of the
+//! chunk; nothing of it is applied.
 
 use std::io;
 use std::sync::Arc;
@@ -18,34 +18,34 @@ use crate::data_dir::disk::DiskFile;
 use crate::data_dir::segment::Label;
 use crate::event::{Event, LINE_BYTES_MAX, Plain, without_bom};
 
-/// Bytes read at once: they stay in a core's cache until they are parsed.
+/// Bytes per read: a block stays in a core's cache until it is parsed.
 const BLOCK_LENGTH: usize = 256 << 10;
 const BLOCK: u64 = BLOCK_LENGTH as u64;
-/// Bytes read first when a line goes on past its chunk, and after that.
+/// Bytes of the first read, and of each further read, for a line that continues past its chunk.
 const LINE_END_BLOCK: u64 = 1 << 10;
 const LONG_LINE_BLOCK: u64 = 64 << 10;
 
-/// A part of a range, to be aggregate by one thread.
+/// A part of a range, aggregated by one thread.
 #[derive(Clone)]
 pub(crate) struct Chunk {
     pub(crate) file: Arc<dyn DiskFile>,
-    /// Where the range starts: a line start.
+    /// The start of the range, which is a line start.
     pub(crate) range_start: u64,
-    /// Where the range ends: a line end, or the end of the file.
+    /// The end of the range: a line end, or the end of the file.
     pub(crate) range_end: u64,
-    /// Lines that start from here on ...
+    /// The chunk consists of the lines that start in `[start, end)`.
     pub(crate) start: u64,
-    /// ... up to here (exclusive) belong to the chunk.
+    /// See `start`.
     pub(crate) end: u64,
 }
 
-/// What the lines of a chunk come to, the sums per user apart.
+/// The aggregate of a chunk's lines, except for the sums per user.
 #[derive(Default)]
 pub(crate) struct PartialAggregate {
-    /// The CRC-32 of the chunk's lines; its length is theirs.
+    /// The CRC-32 and total length of the chunk's lines.
     pub(crate) checksum: Hasher,
     pub(crate) lines: u64,
-    /// The first lines that are no events.
+    /// The first [`REJECTED_LINES_MAX`] invalid lines.
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) rejected_count: u64,
     /// Events with an id; the sums per user have them, too.
@@ -53,19 +53,19 @@ pub(crate) struct PartialAggregate {
 }
 
 impl PartialAggregate {
-    /// Bytes of the chunk's lines.
+    /// The total length of the chunk's lines in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.checksum.total_len()
     }
 
-    /// The most bytes of memory that it needs until it is applied.
+    /// The maximum memory in bytes until it is applied.
     pub(crate) fn memory_bytes(&self) -> usize {
         let rejected =
             |line: &Rejected| size_of::<Rejected>() + line.reason.len() + line.line.len();
         self.with_id.memory_bytes() + self.rejected.iter().map(rejected).sum::<usize>()
     }
 
-    /// Joins the partial that comes right after.
+    /// Adds the partial aggregate that directly follows.
     pub(crate) fn append(&mut self, next: Self) {
         self.checksum.combine(&next.checksum);
         self.lines += next.lines;
@@ -92,24 +92,24 @@ fn rejected_max() -> usize {
     usize::try_from(REJECTED_LINES_MAX).unwrap_or(usize::MAX)
 }
 
-/// One thread's memory for folding, used again for each chunk.
+/// The buffers of one scanning thread, reused for each chunk.
 pub(crate) struct ChunkScanner {
     buffer: Vec<u8>,
-    router: ShardBuffer,
+    shards: ShardBuffer,
 }
 
 impl ChunkScanner {
-    /// The most bytes of memory it holds from chunk to chunk.
+    /// The maximum memory in bytes that it keeps between chunks.
     pub(crate) const MEMORY_BYTES: usize = 2 * BLOCK_LENGTH + ShardBuffer::MEMORY_BYTES;
 
     pub(crate) fn new() -> Self {
         Self {
             buffer: Vec::new(),
-            router: ShardBuffer::new(),
+            shards: ShardBuffer::new(),
         }
     }
 
-    /// Folds the lines of a chunk; their sums go to `users`.
+    /// Aggregates the lines of a chunk; the sums per user are added to `users`.
     pub(crate) fn scan(
         &mut self,
         chunk: &Chunk,
@@ -119,13 +119,13 @@ impl ChunkScanner {
         let mut sink = Sink {
             partial: &mut partial,
             users,
-            router: &mut self.router,
+            shards: &mut self.shards,
         };
         let buffer = &mut self.buffer;
-        // The byte before shows whether a line starts at the chunk's start.
+        // The byte before the chunk shows whether a line starts at its start.
         let mut at = chunk.start - u64::from(chunk.start > chunk.range_start);
         let mut in_line_before = at < chunk.start;
-        // Bytes at the buffer's start, of a line whose end has not been read yet.
+        // The number of bytes at the start of the buffer that belong to an unfinished line.
         let mut begun = 0;
         while at < chunk.end {
             let end = chunk.end.min(at + BLOCK);
@@ -154,12 +154,12 @@ impl ChunkScanner {
             sink.last_line(chunk, chunk.end - begun as u64, buffer[..begun].to_vec())?;
         }
         buffer.shrink_to(2 * BLOCK_LENGTH);
-        self.router.flush(users);
+        self.shards.flush(users);
         Ok(partial)
     }
 }
 
-/// `[from, to)` of the file into the buffer after the first `keep` bytes.
+/// Reads `[from, to)` of the file into the buffer, after the first `keep` bytes.
 fn fill(
     file: &dyn DiskFile,
     from: u64,
@@ -174,15 +174,15 @@ fn fill(
     read_exactly(file, from, &mut buffer[keep..length])
 }
 
-/// Where lines go.
+/// The destination of the lines of a chunk.
 struct Sink<'s> {
     partial: &'s mut PartialAggregate,
     users: &'s ShardedTotals,
-    router: &'s mut ShardBuffer,
+    shards: &'s mut ShardBuffer,
 }
 
 impl Sink<'_> {
-    /// Whole lines, each ended by `\n`.
+    /// Adds complete lines, each of which ends in `\n`.
     fn lines(&mut self, bytes: &[u8], offset: u64) {
         let mut start = 0;
         for end in memchr_iter(b'\n', bytes) {
@@ -201,7 +201,7 @@ impl Sink<'_> {
                 id: None,
             }) => {
                 self.partial.lines += 1;
-                self.router.count(self.users, user_id, kind, amount_micros);
+                self.shards.count(self.users, user_id, kind, amount_micros);
             }
             Some(plain) => match plain.event() {
                 Some(event) => self.event(&event, offset),
@@ -214,7 +214,7 @@ impl Sink<'_> {
     #[inline]
     fn event(&mut self, event: &Event<'_>, offset: u64) {
         self.partial.lines += 1;
-        self.router.count(
+        self.shards.count(
             self.users,
             event.user_id.as_bytes(),
             event.kind,
@@ -238,8 +238,8 @@ impl Sink<'_> {
         }
     }
 
-    /// The line that starts in the chunk and goes on past it; `line` is what was read of it.
-    /// However long it is, no more of it is held than a line may have.
+    /// Adds the line that starts in the chunk and continues past it; `line` is the part read so far.
+    /// At most [`STORED_LINE_BYTES_MAX`] and one byte of it are kept in memory.
     fn last_line(&mut self, chunk: &Chunk, start: u64, mut line: Vec<u8>) -> io::Result<()> {
         self.partial.checksum.update(&line);
         let mut at = chunk.end;
@@ -281,20 +281,20 @@ impl Sink<'_> {
     }
 }
 
-/// The longest line that is looked at: one of the longest event and a label.
+/// The maximum length of a line that is parsed: the longest event and a label, in bytes.
 pub(crate) const STORED_LINE_BYTES_MAX: usize = LINE_BYTES_MAX + Label::BYTES;
 
-/// A line at `offset` of a file without the byte order mark that the file begins with.
+/// The line at `offset`; at the start of the file, without a byte order mark.
 pub(crate) fn file_start(line: &[u8], offset: u64) -> &[u8] {
     if offset == 0 { without_bom(line) } else { line }
 }
 
-/// Nothing but white space: not a line.
+/// Whether a line has only white space. Such lines are ignored.
 pub(crate) fn is_empty(line: &[u8]) -> bool {
     line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
 }
 
-/// Exactly `[from, to)` into `buffer`, which is used again.
+/// Reads exactly `[from, to)` into `buffer` and sets its length.
 pub(crate) fn read_range(
     file: &dyn DiskFile,
     from: u64,
@@ -311,8 +311,8 @@ fn read_exactly(file: &dyn DiskFile, from: u64, buffer: &mut [u8]) -> io::Result
         match file.read_at(&mut buffer[filled..], from + filled as u64)? {
             0 => {
                 let end = from + filled as u64;
-                let words = format!("the file ends at {end}, in the middle of what was to be read");
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, words));
+                let message = format!("the file ends at byte {end}, before the end of the range");
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
             }
             count => filled += count,
         }
@@ -320,7 +320,7 @@ fn read_exactly(file: &dyn DiskFile, from: u64, buffer: &mut [u8]) -> io::Result
     Ok(())
 }
 
-/// The start of the line at `offset`, for the record of rejected lines.
+/// The first [`REJECTED_LINE_BYTES_MAX`] bytes of the line at `offset`.
 pub(crate) fn line_start(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>> {
     let mut line = vec![0; REJECTED_LINE_BYTES_MAX];
     let mut filled = 0;

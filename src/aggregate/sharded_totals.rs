@@ -1,10 +1,10 @@
-//! Sums per user, filled by many threads at once.
+//! Sums per user, updated concurrently by several threads.
 //!
-//! The cost of adding up is the cache miss a line. So users are split by hash into parts that each
-//! fit a core's cache; a [`ShardBuffer`] per thread collects events part by part and adds a batch of
-//! them at a time, under the part's lock. A user's id and sums lie together in 64 bytes, and the
-//! lines of several events are fetched before the first of them is needed, so that the misses that
-//! are left overlap; the rare longer ids are kept apart.
+//! The cost of summing is one cache miss per line. Users are therefore divided by hash into shards that
+//! each fit in a core's cache. Each thread collects events per shard in a [`ShardBuffer`] and adds them
+//! in batches, under the lock of the shard. A user's id and sums share one cache line of 64 bytes, and
+//! the cache lines of several events are prefetched together, so that the remaining misses overlap.
+//! Ids of more than 23 bytes are rare and are kept in a separate map.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -13,18 +13,18 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use super::delta::Sums;
 use crate::event::Kind;
 
-const PARTS_BITS: u32 = 7;
-const PARTS: usize = 1 << PARTS_BITS;
-/// The longest user id that is kept beside its sums.
+const SHARD_BITS: u32 = 7;
+const SHARDS: usize = 1 << SHARD_BITS;
+/// The longest user id that is stored in the same cache line as its sums.
 const INLINE_BYTES: usize = 23;
-/// About what a user with a long id costs in its table, with an id of 256 bytes.
+/// The approximate memory of a user with a long id, assuming an id of 256 bytes.
 const LONG_BYTES: usize = 256 + 2 * size_of::<(Box<str>, Sums)>();
-/// Events of a part that are added at once: so many that a user's line is often met again while it
-/// is in the cache.
+/// The number of events of a shard that are added in one batch. In a large batch, a user's cache line is
+/// often used again before it is evicted.
 const BATCH: usize = 1024;
-/// Events whose users are fetched together.
+/// The number of events whose users are prefetched together.
 const FETCHED: usize = 16;
-/// The fewest slots a table has.
+/// The minimum number of slots of a table.
 const SLOTS_MIN: usize = 16;
 
 /// A user id of up to [`INLINE_BYTES`] bytes, padded with zeros; the last byte is its length.
@@ -67,14 +67,15 @@ impl Key {
 
 type Seeds = [u64; 4];
 
-/// Random: whoever chooses user ids can't choose their hashes. Per process: few users need few batches of
-/// a [`ShardBuffer`], range after range.
+/// Random seeds, so that a client that chooses user ids cannot choose their hashes. They stay the same
+/// for the whole process, so that a small set of users always uses the same few batches of a
+/// [`ShardBuffer`].
 static SEEDS: LazyLock<Seeds> = LazyLock::new(|| {
     let state = std::hash::RandomState::new();
     std::array::from_fn(|index| state.hash_one(index))
 });
 
-/// The two halves of the product, mixed: wyhash's and rapidhash's step.
+/// The two halves of the 128-bit product, combined by XOR, as in wyhash and rapidhash.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the halves of 128 bits")]
 fn fold(a: u64, b: u64) -> u64 {
@@ -86,7 +87,7 @@ fn fold(a: u64, b: u64) -> u64 {
 #[repr(align(64))]
 struct User {
     sums: Sums,
-    /// That of no user, of length 0, in an empty slot.
+    /// The user id; its length is 0 in an empty slot.
     key: Key,
 }
 
@@ -96,17 +97,17 @@ impl User {
     }
 }
 
-/// ShardedTotals by hash: in the slot the hash says, or the next one that was free. So a user is one cache
-/// miss, of which the place is known from the hash alone.
+/// A hash table with linear probing. A lookup usually costs one cache miss, at an address that depends
+/// only on the hash.
 #[derive(Default)]
 struct Table {
-    /// A power of two of them, a quarter empty; or none at all.
+    /// The number of slots is 0 or a power of two; at least a quarter is empty.
     slots: Vec<User>,
     users: usize,
 }
 
 impl Table {
-    /// The slot of a user, or the empty one that would be the user's.
+    /// The slot of a user, or the empty slot in which to insert it.
     #[inline]
     fn slot(&self, hash: u64, key: &Key) -> usize {
         let mask = self.slots.len() - 1;
@@ -117,7 +118,7 @@ impl Table {
         slot
     }
 
-    /// Adds events; a table that grew meanwhile is fetched from in the next round again.
+    /// Adds events. If the table grows, the remaining prefetched lines of the round are of no use.
     fn add(&mut self, events: &[BufferedEvent], seeds: &Seeds) {
         if self.slots.is_empty() {
             self.slots = vec![User::default(); SLOTS_MIN];
@@ -130,7 +131,7 @@ impl Table {
                 *hash = event.key.hash(seeds);
                 fetched |= self.slots[home(*hash, mask)].key.0[INLINE_BYTES];
             }
-            // Without a use of it, nothing would be fetched.
+            // Keeps the compiler from removing the loads.
             std::hint::black_box(fetched);
             for (&hash, event) in hashes.iter().zip(events) {
                 self.add_one(hash, event, seeds);
@@ -168,11 +169,11 @@ impl Table {
     }
 }
 
-/// Where a user of that hash is looked for first.
+/// The first slot to probe for a hash.
 #[inline]
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "the low bits are what is asked for"
+    reason = "only the low bits are used"
 )]
 fn home(hash: u64, mask: usize) -> usize {
     hash as usize & mask
@@ -184,7 +185,7 @@ struct Shard {
     long: HashMap<Box<str>, Sums>,
 }
 
-/// One event on its way to its part: the amount is negative if it is subtracted.
+/// An event in a [`ShardBuffer`]; the amount is negative if it is subtracted.
 struct BufferedEvent {
     key: Key,
     amount: i64,
@@ -192,84 +193,85 @@ struct BufferedEvent {
 
 /// The sums of a range.
 pub(crate) struct ShardedTotals {
-    parts: Vec<Mutex<Shard>>,
+    shards: Vec<Mutex<Shard>>,
     seeds: Seeds,
 }
 
 impl ShardedTotals {
     /// Bytes of memory that it holds before there is any user.
-    pub(crate) const EMPTY_BYTES: usize = PARTS * size_of::<Mutex<Shard>>();
+    pub(crate) const EMPTY_BYTES: usize = SHARDS * size_of::<Mutex<Shard>>();
 
     pub(crate) fn new() -> Self {
         Self {
-            parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             seeds: *SEEDS,
         }
     }
 
-    /// The most bytes of memory that so many users need until they are applied: in tables that
-    /// have just grown, and sorted.
+    /// The maximum memory in bytes until the sums are applied: in tables that have just grown, and in
+    /// sorted order.
     pub(crate) fn memory_bytes(&self) -> usize {
         let sorted = size_of::<Ordered<'_>>() + size_of::<(&str, &Sums)>();
         let short = size_of::<User>() * 8 / 3 + sorted;
         let long = LONG_BYTES + sorted;
-        self.parts
+        self.shards
             .iter()
-            .map(|part| {
-                let part = lock(part);
-                part.short.users * short + part.long.len() * long
+            .map(|shard| {
+                let shard = lock(shard);
+                shard.short.users * short + shard.long.len() * long
             })
             .sum()
     }
 
-    /// For reading; no router adds meanwhile.
+    /// Locks all shards for reading.
     pub(crate) fn freeze(&self) -> Frozen<'_> {
-        Frozen(self.parts.iter().map(lock).collect())
+        Frozen(self.shards.iter().map(lock).collect())
     }
 
-    fn add(&self, part: usize, events: &mut Vec<BufferedEvent>) {
-        lock(&self.parts[part]).short.add(events, &self.seeds);
+    fn add(&self, shard: usize, events: &mut Vec<BufferedEvent>) {
+        lock(&self.shards[shard]).short.add(events, &self.seeds);
         events.clear();
     }
 
     fn add_long(&self, user_id: &[u8], kind: Kind, amount_micros: u64) {
-        // It comes from an event, whose strings are text.
+        // It comes from an event, so it is valid UTF-8.
         let user_id = std::str::from_utf8(user_id).unwrap_or_default();
         let hash =
             std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default().hash_one(user_id);
-        let mut part = lock(&self.parts[usize::try_from(hash >> (64 - PARTS_BITS)).unwrap_or(0)]);
-        if let Some(sums) = part.long.get_mut(user_id) {
+        let index = usize::try_from(hash >> (64 - SHARD_BITS)).unwrap_or(0);
+        let mut shard = lock(&self.shards[index]);
+        if let Some(sums) = shard.long.get_mut(user_id) {
             sums.add_event(kind, amount_micros);
         } else {
             let mut sums = Sums::default();
             sums.add_event(kind, amount_micros);
-            part.long.insert(user_id.into(), sums);
+            shard.long.insert(user_id.into(), sums);
         }
     }
 }
 
-fn lock(part: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All parts, held still.
+/// All shards, locked.
 pub(crate) struct Frozen<'u>(Vec<MutexGuard<'u, Shard>>);
 
 impl Frozen<'_> {
-    /// By user id, ascending.
+    /// The sums in ascending order of the user id.
     pub(crate) fn sorted(&self) -> Vec<(&str, &Sums)> {
         let mut order: Vec<Ordered<'_>> = Vec::with_capacity(
             self.0
                 .iter()
-                .map(|part| part.short.users + part.long.len())
+                .map(|shard| shard.short.users + shard.long.len())
                 .sum(),
         );
-        for part in &self.0 {
-            let short = part
+        for shard in &self.0 {
+            let short = shard
                 .short
                 .iter()
                 .map(|user| (user.key.user_id(), &user.sums));
-            let long = part.long.iter().map(|(user_id, sums)| (&**user_id, sums));
+            let long = shard.long.iter().map(|(user_id, sums)| (&**user_id, sums));
             order.extend(short.chain(long).map(|(user_id, sums)| Ordered {
                 prefix: prefix(user_id),
                 user: (user_id, sums),
@@ -280,14 +282,14 @@ impl Frozen<'_> {
     }
 }
 
-/// A user to be sorted without looking at more than is at hand.
+/// A user with a prefix of its id, which decides most comparisons without another memory access.
 struct Ordered<'u> {
     prefix: u128,
     user: (&'u str, &'u Sums),
 }
 
-/// The first 16 bytes as a number that sorts as they do. An id has no zero bytes, so a shorter one
-/// sorts before all that it begins.
+/// The first 16 bytes of an id as a number with the same order. Ids have no zero bytes, so an id sorts
+/// before every longer id that starts with it.
 fn prefix(user_id: &str) -> u128 {
     let mut bytes = [0; 16];
     let length = user_id.len().min(bytes.len());
@@ -295,22 +297,22 @@ fn prefix(user_id: &str) -> u128 {
     u128::from_be_bytes(bytes)
 }
 
-/// One thread's way into [`ShardedTotals`]: collects events, adds them in batches.
+/// A thread's buffer in front of [`ShardedTotals`]: it collects events and adds them in batches.
 pub(crate) struct ShardBuffer {
     batches: Vec<Vec<BufferedEvent>>,
 }
 
 impl ShardBuffer {
-    /// The most bytes of memory it holds.
-    pub(crate) const MEMORY_BYTES: usize = PARTS * BATCH * size_of::<BufferedEvent>();
+    /// The maximum memory of a buffer in bytes.
+    pub(crate) const MEMORY_BYTES: usize = SHARDS * BATCH * size_of::<BufferedEvent>();
 
     pub(crate) fn new() -> Self {
         Self {
-            batches: (0..PARTS).map(|_| Vec::new()).collect(),
+            batches: (0..SHARDS).map(|_| Vec::new()).collect(),
         }
     }
 
-    /// Counts one event; it may be added only with [`ShardBuffer::flush`].
+    /// Adds one event to the buffer. It may reach `users` only with [`ShardBuffer::flush`].
     #[inline]
     pub(crate) fn count(
         &mut self,
@@ -327,19 +329,19 @@ impl ShardBuffer {
             Kind::Add => amount,
             Kind::Subtract => -amount,
         };
-        let part = usize::try_from(key.hash(&users.seeds) >> (64 - PARTS_BITS)).unwrap_or(0);
-        let batch = &mut self.batches[part];
+        let shard = usize::try_from(key.hash(&users.seeds) >> (64 - SHARD_BITS)).unwrap_or(0);
+        let batch = &mut self.batches[shard];
         batch.push(BufferedEvent { key, amount });
         if batch.len() >= BATCH {
-            users.add(part, batch);
+            users.add(shard, batch);
         }
     }
 
-    /// Adds everything collected.
+    /// Adds all collected events to `users`.
     pub(crate) fn flush(&mut self, users: &ShardedTotals) {
-        for (part, batch) in self.batches.iter_mut().enumerate() {
+        for (shard, batch) in self.batches.iter_mut().enumerate() {
             if !batch.is_empty() {
-                users.add(part, batch);
+                users.add(shard, batch);
             }
         }
     }
@@ -350,21 +352,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_a_cache_line() {
+    fn an_entry_fills_one_cache_line() {
         assert_eq!(size_of::<User>(), 64);
     }
 
     #[test]
-    fn a_table_grows_and_keeps_everybody() {
+    fn a_table_keeps_all_users_when_it_grows() {
         let users = ShardedTotals::new();
-        let mut router = ShardBuffer::new();
+        let mut buffer = ShardBuffer::new();
         let ids: Vec<String> = (0..40_000).map(|n| format!("user{n:05}")).collect();
         for _ in 0..3 {
             for id in &ids {
-                router.count(&users, id.as_bytes(), Kind::Add, 2);
+                buffer.count(&users, id.as_bytes(), Kind::Add, 2);
             }
         }
-        router.flush(&users);
+        buffer.flush(&users);
         let frozen = users.freeze();
         let sorted = frozen.sorted();
         assert_eq!(sorted.iter().map(|user| user.0).collect::<Vec<_>>(), ids);
@@ -372,29 +374,29 @@ mod tests {
     }
 
     #[test]
-    fn few_users_need_few_batches_however_many_ranges_there_are() {
-        let mut router = ShardBuffer::new();
+    fn few_users_use_few_batches_over_many_ranges() {
+        let mut buffer = ShardBuffer::new();
         for _ in 0..100 {
             let users = ShardedTotals::new();
-            router.count(&users, b"user1", Kind::Add, 1);
-            router.flush(&users);
+            buffer.count(&users, b"user1", Kind::Add, 1);
+            buffer.flush(&users);
         }
-        let used = router.batches.iter().filter(|batch| batch.capacity() > 0);
+        let used = buffer.batches.iter().filter(|batch| batch.capacity() > 0);
         assert_eq!(used.count(), 1);
     }
 
     #[test]
-    fn users_of_every_length_are_kept_apart_and_sorted() {
+    fn user_ids_of_every_length_are_distinct_and_sorted() {
         let users = ShardedTotals::new();
-        let mut router = ShardBuffer::new();
+        let mut buffer = ShardBuffer::new();
         let ids: Vec<String> = (1..=256).map(|length| "x".repeat(length)).collect();
         for round in 1..=3u64 {
             for id in &ids {
-                router.count(&users, id.as_bytes(), Kind::Add, round);
-                router.count(&users, id.as_bytes(), Kind::Subtract, 1);
+                buffer.count(&users, id.as_bytes(), Kind::Add, round);
+                buffer.count(&users, id.as_bytes(), Kind::Subtract, 1);
             }
         }
-        router.flush(&users);
+        buffer.flush(&users);
         let frozen = users.freeze();
         let sorted = frozen.sorted();
         assert_eq!(sorted.iter().map(|user| user.0).collect::<Vec<_>>(), ids);

@@ -1,26 +1,25 @@
-//! What the data directory holds, by name alone: no file is opened.
+//! Lists the segments of the data directory by name. No file is opened.
 //!
-//! The archive of years has hundreds of thousands of files, and of nearly all of them nothing is left
-//! to be done. [`Catalog::scan_unapplied`] notes these by their numbers alone.
+//! Segments are searched in the directory itself, in `applied/YYYY-MM/` and in `quarantine/`. Only the
+//! state in the database says whether a segment is applied; the place of the file does not.
 //!
-//! Segments are looked for wherever they lie (the directory itself, `applied/YYYY-MM/`,
-//! `quarantine/`), because the place is a convenience for people and decides nothing.
+//! An archive of several years has hundreds of thousands of files, nearly all of them fully applied.
+//! [`Catalog::scan_unapplied`] keeps only the numbers of these.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-
 use std::sync::Arc;
 
 use super::disk::{Disk, DiskFile};
 use crate::data_dir::segment::{DirectoryTag, Numbers, SEGMENT_NUMBER_MAX, SegmentId, Tag};
 
-/// Wholly applied segments, by month.
+/// The directory of fully applied segments, with a directory for each month.
 pub const APPLIED_DIR: &str = "applied";
-/// Torn tails and notes of what could not be trusted.
+/// The directory of files that are not applied: files set aside, torn tails, and notes of missing segments.
 pub const QUARANTINE_DIR: &str = "quarantine";
 
-/// Where a file was found.
+/// The part of the data directory in which a file was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// In the data directory itself: sealed, not yet archived.
@@ -34,13 +33,13 @@ pub enum Place {
 /// One sealed file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// What it is known by.
+    /// The identity of the segment.
     pub id: SegmentId,
-    /// Of a native segment, which of that number it is; `None` for an imported file.
+    /// The tag of a native segment; `None` for an imported file.
     pub tag: Option<Tag>,
-    /// Where it lies.
+    /// The part of the data directory.
     pub place: Place,
-    /// The whole path.
+    /// The path, including the data directory.
     pub path: PathBuf,
 }
 
@@ -48,7 +47,7 @@ pub struct Found {
 #[derive(Clone)]
 pub(crate) struct SegmentFile {
     pub(crate) id: SegmentId,
-    /// Which native segment of that number; `None` for an imported file.
+    /// The tag of a native segment; `None` for an imported file.
     pub(crate) tag: Option<Tag>,
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn DiskFile>,
@@ -63,39 +62,39 @@ impl SegmentFile {
     }
 }
 
-/// The sealed files by identity (more than one file may claim the same), and the lost numbers.
+/// The sealed files by identity, and the missing numbers. Several files may have the same identity.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
-    /// In order of [`SegmentId`]: ours by number, then those from elsewhere by name.
+    /// The files of each segment: native segments by number, then imported files by name.
     pub sealed: BTreeMap<SegmentId, Vec<Found>>,
-    /// Numbers of fully applied native segments of which one file lies below `applied/` and no other
-    /// was found: they are not in `sealed`. Empty unless the scan left them out.
+    /// Numbers of fully applied native segments with exactly one file, below `applied/`. They are not
+    /// in `sealed`. Only [`Catalog::scan_unapplied`] fills it.
     pub archived: Numbers,
-    /// Numbers a note in `quarantine/` declares lost.
+    /// Numbers that a note in `quarantine/` records as missing.
     pub missing: BTreeSet<u64>,
-    /// Which data directory it is: segments of another are imported files here.
+    /// The tag of this data directory; segments of another one are imported files here.
     directory: DirectoryTag,
-    /// Every directory that was looked into: these are fsynced before what was seen is believed.
+    /// Every directory that was listed. Recovery fsyncs them before it uses the result.
     pub dirs: Vec<PathBuf>,
-    /// While scanning: the numbers of `archived` that more than one file bears.
+    /// Numbers in `archived` for which a second file was found during the scan.
     claimed_again: BTreeSet<u64>,
 }
 
-/// The files that bear one number or name, told apart by their tags.
+/// The files with one number or name, divided by tag.
 #[derive(Debug, Default)]
 pub struct Claims<'c> {
-    /// The file to read, of those that are the one segment; `None` where none is.
+    /// The file to read; `None` if no file is the segment.
     pub usable: Option<&'c Found>,
-    /// Further files of the same tag: copies of it, unless their contents differ.
+    /// Further files with the same tag. They are copies, unless their contents differ.
     pub copies: Vec<&'c Found>,
-    /// Files that contradict it: another segment of the same number. Where the database knows none
-    /// of them, all of them do.
+    /// Other segments of the same number. If the database has no row for the number and the tags
+    /// differ, all files are rivals.
     pub rivals: Vec<&'c Found>,
 }
 
 impl<'c> Claims<'c> {
-    /// Of the files found under one identity, outside the quarantine; `known` is the tag that the
-    /// database has for it, if it has a row of it.
+    /// Divides the files of one identity; those in quarantine are ignored. `known` is the tag in the
+    /// database row; `None` if there is no row.
     pub fn of(found: &'c [Found], known: Option<Option<Tag>>) -> Self {
         let mut files: Vec<&Found> = found
             .iter()
@@ -124,14 +123,14 @@ impl<'c> Claims<'c> {
     }
 }
 
-/// Why files that claim one number are not applied, and what to do.
+/// A message that says why files with the same number are not applied, and what to do.
 pub fn describe_rivals(id: &SegmentId, rivals: &[&Found]) -> String {
     let paths: Vec<String> = rivals
         .iter()
         .map(|found| found.path.display().to_string())
         .collect();
     format!(
-        "segment {id}: more than one segment of that number was found, and {} not applied. They come from two copies of this data directory that both went on. Move what does not belong here to {QUARANTINE_DIR}/; if its events are to count, run `tallyline process FILE` with it",
+        "segment {id}: more than one segment of that number was found, and {} not applied. Two copies of this data directory were both used. Move the files that do not belong here to {QUARANTINE_DIR}/; to count their events, run `tallyline process FILE` with each",
         match &paths[..] {
             [one] => format!("{one} is"),
             many => format!("{} are", many.join(" and ")),
@@ -145,8 +144,8 @@ impl Catalog {
         Self::scan_unapplied(disk, data_dir, directory, &Numbers::default())
     }
 
-    /// The same, with only the numbers of what is settled: segments that are fully applied, as the
-    /// database says (`applied`), and have a single file, in the archive.
+    /// Lists the data directory, but keeps only the numbers of segments that are in `applied` (fully
+    /// applied according to the database) and have a single file, in the archive.
     pub fn scan_unapplied(
         disk: &dyn Disk,
         data_dir: &Path,
@@ -169,7 +168,7 @@ impl Catalog {
                 catalog.dirs.push(dir);
             }
         }
-        // What has a second file is not settled: both are kept apart, by a second look for the few.
+        // Segments with a second file are listed in full, by a second scan of the archive.
         let mut claimed_again = std::mem::take(&mut catalog.claimed_again);
         claimed_again.retain(|&number| catalog.archived.remove(number));
         if !claimed_again.is_empty() {
@@ -187,7 +186,7 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Lists again what lies outside the archive, which grows without end and changes seldom.
+    /// Lists everything outside the archive again. The archive is large and changes rarely.
     pub fn scan_beside_archive_again(
         &mut self,
         disk: &dyn Disk,
@@ -209,7 +208,7 @@ impl Catalog {
             (&quarantine, Place::Quarantine),
         ] {
             names = match place {
-                Place::Incoming => disk.list(dir)?, // the caller names it
+                Place::Incoming => disk.list(dir)?, // the caller adds the path to the error
                 _ => list(disk, dir)?,
             };
             if !self.dirs.iter().any(|known| known == dir) && disk.identity(dir)?.is_some() {
@@ -228,7 +227,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// One directory of the archive; the directories in it.
+    /// Lists one directory of the archive and returns its subdirectories.
     fn scan_archive_dir(
         &mut self,
         disk: &dyn Disk,
@@ -236,7 +235,7 @@ impl Catalog {
         applied: &Numbers,
     ) -> io::Result<Vec<PathBuf>> {
         let mut names = list(disk, dir)?;
-        // In the order of time, which is that of their numbers: they are noted as ranges.
+        // The names sort by time, hence nearly by number, which keeps the set of ranges small.
         names.sort_unstable();
         let mut dirs = Vec::new();
         for (name, is_dir) in names {
@@ -269,18 +268,12 @@ impl Catalog {
         self.sealed.entry(id).or_default().push(found);
     }
 
-    /// Whether any file bears it.
-    pub fn contains(&self, id: &SegmentId) -> bool {
-        let is_archived = |number| self.archived.contains(number);
-        id.number().is_some_and(is_archived) || self.sealed.contains_key(id)
-    }
-
-    /// The highest number that any sealed file or note bears; 0 if none does.
+    /// The highest number of any sealed file or note; 0 if there is none.
     pub fn highest_number(&self) -> u64 {
         self.numbers().last().unwrap_or(0)
     }
 
-    /// Every number that a file or a note bears.
+    /// The numbers of all sealed files and notes.
     pub fn numbers(&self) -> Numbers {
         let mut numbers = self.archived.clone();
         numbers.extend(self.sealed.keys().filter_map(SegmentId::number));
@@ -289,7 +282,7 @@ impl Catalog {
     }
 }
 
-/// Lists a directory below the data directory, with an error that names it.
+/// Lists a subdirectory of the data directory. The error contains its path.
 fn list(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(String, bool)>> {
     disk.list(dir)
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))
@@ -297,7 +290,7 @@ fn list(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(String, bool)>> {
 
 const MISSING_PREFIX: &str = "missing-";
 
-/// The note that declares segment `number` lost.
+/// The path of the note that records segment `number` as missing.
 pub(crate) fn missing_note(data_dir: &Path, number: u64) -> PathBuf {
     data_dir
         .join(QUARANTINE_DIR)

@@ -1,17 +1,16 @@
-//! `directory.json`: which data directory this is, and which segment its `events.jsonl` is.
+//! `directory.json`: the identity of the data directory and of its active segment.
 //!
-//! One small JSON file, replaced as a whole by rename, so that a reader sees the old or the new
-//! one. It is written when the directory is first used, before each `events.jsonl` is created, and
-//! once more after the first write to it, before that write is acknowledged:
+//! The file is replaced by rename, so a reader sees either the old or the new content. It is written
+//! when the directory is first used, before each `events.jsonl` is created, and after the first write
+//! to `events.jsonl`, before that write is acknowledged:
 //!
 //! ```json
 //! {"directory": "5e3fa1c2-0b54-4a5e-9d4e-0d8f6b6a7c11", "segment": 43, "token": "9b77d0e4", "started": true}
 //! ```
 //!
-//! `started` is what an empty `events.jsonl` cannot say: whether segment 43 holds acknowledged
-//! events. An empty or missing file of a started segment has lost them. Only the committer, and
-//! recovery before it, write this file; whoever holds `serve.lock`, or `process.lock` where there is
-//! no such file yet.
+//! `started` says whether segment 43 may hold acknowledged events. If it is true and `events.jsonl` is
+//! empty or missing, these events are missing. The file is written by recovery and by the committer,
+//! under `serve.lock`. If it does not exist, it may also be created under `process.lock`.
 
 use std::io;
 use std::path::Path;
@@ -29,10 +28,10 @@ use crate::data_dir::segment::{
 /// The file's name in the data directory.
 pub const DIRECTORY_FILE: &str = "directory.json";
 
-/// What `directory.json` says.
+/// The content of `directory.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Directory {
-    /// The UUID that names the data directory for good.
+    /// The UUID of the data directory. It never changes.
     pub id: Uuid,
     /// The number of the active segment.
     pub number: u64,
@@ -51,7 +50,7 @@ struct Wire {
 }
 
 impl Directory {
-    /// A directory that nobody has named before.
+    /// A new identity, with segment 1 as the active one.
     pub fn new() -> Self {
         Self {
             id: Uuid::new_v4(),
@@ -61,7 +60,7 @@ impl Directory {
         }
     }
 
-    /// What labels and names carry of the directory's UUID.
+    /// The part of the UUID that labels and names contain.
     pub fn tag(&self) -> DirectoryTag {
         directory_tag(self.id)
     }
@@ -77,7 +76,7 @@ impl Directory {
         }
     }
 
-    /// The same directory with another active segment, which holds nothing yet.
+    /// The same directory with a new active segment, which has not started.
     #[must_use]
     pub fn next(&self, number: u64) -> Self {
         Self {
@@ -124,15 +123,15 @@ impl Directory {
         }))
     }
 
-    /// [`Directory::read`], with an error that names the file.
+    /// [`Directory::read`], with the path in the error.
     pub(crate) fn of(disk: &dyn Disk, data_dir: &Path) -> Result<Option<Self>, DataDirError> {
         let path = data_dir.join(DIRECTORY_FILE);
         Self::read(disk, data_dir).map_err(DataDirError::io("read", &path))
     }
 
-    /// Reads the file, or creates it: with `known_id`, the UUID that the database holds, or a new one;
-    /// the active segment gets the number after `known_number` and after any that a file bears.
-    /// Native segments of any other UUID are imported files from then on.
+    /// Reads the file, or creates it if it does not exist. A new file gets `known_id`, the UUID in the
+    /// database, or a random one if that is `None`. The active segment gets the first number above
+    /// `known_number` and above those of all files. Native segments of other UUIDs are imported files.
     pub fn establish(
         disk: &dyn Disk,
         data_dir: &Path,
@@ -148,7 +147,7 @@ impl Directory {
         let catalog = Catalog::scan(disk, data_dir, directory.tag())
             .map_err(DataDirError::io("list", data_dir))?;
         directory.number = 1 + catalog.highest_number().max(known_number);
-        // Two that start at once (a server and `process`) must end up with one identity.
+        // If a server and `process` start at the same time, both must use the same identity.
         match disk::write_new(disk, &path, |file| file.write_all_at(&directory.text(), 0)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let found = Self::read(disk, data_dir).map_err(DataDirError::io("read", &path))?;
@@ -160,8 +159,7 @@ impl Directory {
         }
     }
 
-    /// Replaces the file. The new text is durable under the name once the directory is synced, which
-    /// is left to the caller.
+    /// Replaces the file. The caller must sync the directory to make the replacement durable.
     pub(crate) fn replace(&self, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
         disk::write_over(disk, &data_dir.join(DIRECTORY_FILE), |file| {
             file.write_all_at(&self.text(), 0)
@@ -182,7 +180,7 @@ impl Directory {
             token: format!("{:08x}", self.token),
             started: self.started,
         };
-        // Strings, numbers and a flag: there is nothing to fail.
+        // Strings, numbers and a flag: this cannot fail.
         let mut text = serde_json::to_vec(&wire).unwrap_or_default();
         text.push(b'\n');
         text
@@ -195,12 +193,12 @@ impl Default for Directory {
     }
 }
 
-/// What labels and names carry of a directory's UUID: its first 32 bits.
+/// The part of a data directory's UUID that labels and names contain: its first 32 bits.
 pub fn directory_tag(id: Uuid) -> DirectoryTag {
     id.as_fields().0
 }
 
-/// The first number from `from` on that is not taken.
+/// The first number from `from` on that is not in `taken`.
 pub(crate) fn first_free(from: u64, taken: &Numbers) -> u64 {
     taken.first_free(from).min(SEGMENT_NUMBER_MAX)
 }
@@ -209,8 +207,7 @@ fn random_token() -> u32 {
     Uuid::new_v4().as_fields().0
 }
 
-/// The label of an open file, if its first line ends in one; `None` without a whole first line.
-/// Reads that line only.
+/// Reads the first line of a file and returns its label. `None` if the line has no label or no `\n`.
 pub fn read_label(file: &dyn disk::DiskFile) -> io::Result<Option<Label>> {
     let mut block = vec![0; 4096];
     let mut last = Vec::new();
@@ -223,7 +220,7 @@ pub fn read_label(file: &dyn disk::DiskFile) -> io::Result<Option<Label>> {
         at += count as u64;
         let newline = memchr::memchr(b'\n', &block[..count]);
         last.extend_from_slice(&block[..newline.unwrap_or(count)]);
-        // Of a long line only the end is of interest.
+        // Only the end of the line is needed.
         let excess = last.len().saturating_sub(Label::BYTES);
         last.drain(..excess);
         if newline.is_some() {
@@ -233,7 +230,8 @@ pub fn read_label(file: &dyn disk::DiskFile) -> io::Result<Option<Label>> {
     }
 }
 
-/// The label of `events.jsonl`, if that is a segment of the directory `tag` with a whole line.
+/// The label of `events.jsonl`. `None` if the file is missing, has no complete line, or is not a
+/// segment of the directory `tag`.
 pub(crate) fn active_label(
     disk: &dyn Disk,
     data_dir: &Path,
@@ -248,8 +246,8 @@ pub(crate) fn active_label(
     Ok(label.filter(|label| label.tag.directory == tag))
 }
 
-/// The highest number that was given to a segment which may hold events, as `directory.json` says:
-/// the active segment's once that has started.
+/// The highest number of a segment that may hold events, according to `directory.json`: that of the
+/// active segment if it has started, otherwise one less. 0 if there is no `directory.json`.
 pub(crate) fn given_out(disk: &dyn Disk, data_dir: &Path) -> Result<u64, DataDirError> {
     let found = Directory::of(disk, data_dir)?;
     Ok(found.map_or(0, |directory| {
@@ -257,7 +255,7 @@ pub(crate) fn given_out(disk: &dyn Disk, data_dir: &Path) -> Result<u64, DataDir
     }))
 }
 
-/// Whether any sealed file outside the quarantine is this very segment.
+/// Whether a sealed file outside the quarantine has this number and tag.
 pub(crate) fn is_sealed(catalog: &Catalog, label: Label) -> bool {
     let found = catalog
         .sealed

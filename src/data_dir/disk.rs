@@ -1,8 +1,9 @@
-//! The narrow seam to the disk: create, append, sync, rename, sync a directory.
+//! The interface to the file system: create, append, sync, rename, sync a directory.
 //!
-//! Everything that decides durability goes through [`Disk`], so that a test can put a simulated
-//! disk there and crash it between any two calls. [`RealDisk`] is the machine's own. Paths are
-//! whatever the caller made of the data directory; nothing here knows what the files mean.
+//! Every operation that durability depends on goes through [`Disk`], so that a test can replace it by
+//! a simulated disk and crash between any two calls. [`RealDisk`] is the file system of the machine.
+//! The interface knows nothing about the meaning of the files. It has no state and no thread of its
+//! own; every error is returned to the caller.
 
 mod kind;
 mod layer;
@@ -26,7 +27,7 @@ pub use self::open::{
 };
 pub use self::usage::{MeteredDisk, UsageThread};
 
-/// An open file. Reads and writes say where; there is no cursor to lose.
+/// An open file. Reads and writes take an offset; there is no file cursor.
 pub trait DiskFile: Send + Sync + 'static {
     /// Reads up to `buf.len()` bytes at `offset`; 0 at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
@@ -34,53 +35,53 @@ pub trait DiskFile: Send + Sync + 'static {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// fdatasync: the bytes and the length survive power loss (the directory entry may not).
     fn sync_data(&self) -> io::Result<()>;
-    /// Cuts the file to `len` bytes.
+    /// Truncates the file to `len` bytes.
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// What the open file is now.
+    /// The current identity, size and link count of the open file.
     fn stat(&self) -> io::Result<FileStat>;
-    /// Tells that the first `to` bytes, synced, will not be read again soon: the system need not
-    /// keep them in memory. A hint.
+    /// Advises the system to drop the first `to` bytes, which are synced, from the page cache.
     fn release_cache(&self, to: u64);
-    /// The length in bytes now.
+    /// The current length in bytes.
     fn size(&self) -> io::Result<u64> {
         Ok(self.stat()?.size)
     }
-    /// Takes the file's own lock (flock) until it is closed; false where another process holds it.
+    /// Takes an exclusive flock on the file, which is held until the file is closed. Returns false if
+    /// another process holds it.
     fn try_lock(&self) -> io::Result<bool>;
-    /// Gives that lock back, though the file stays open.
+    /// Releases that lock while the file stays open.
     fn unlock(&self);
 }
 
 /// An open directory.
 pub trait DiskDir: Send + Sync + 'static {
-    /// fsync: what was created, renamed or removed in it survives power loss.
+    /// fsync: entries that were created, renamed or removed survive power loss.
     fn sync(&self) -> io::Result<()>;
 }
 
-/// What an open file is.
+/// The identity, size and link count of an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStat {
-    /// The same as [`Disk::identity`] gives for a path that leads here.
+    /// The same as [`Disk::identity`] returns for a path that leads to this file.
     pub identity: Identity,
-    /// Bytes.
+    /// The length in bytes.
     pub size: u64,
-    /// Names that lead here; 0 once it was removed.
+    /// The number of hard links; 0 once the file was removed.
     pub links: u64,
 }
 
-/// Which file it is on this machine (device, inode): compared while a file is open, never kept.
+/// The device and inode of a file. They are compared only while the file is open, and never stored.
 pub type Identity = (u64, u64);
 
-/// When a file was last written to (seconds and nanoseconds since 1970 UTC), and its size.
+/// A file's modification time (seconds and nanoseconds since 1970 UTC) and its size in bytes.
 pub type Written = (i64, i64, u64);
 
-/// Looks at a path, which is not opened; `None` where that fails.
+/// The modification time and size of the file at a path, which is not opened; `None` on any error.
 pub fn written(path: &Path) -> Option<Written> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
 }
 
-/// A disk: what the journal and the processor do to files and directories.
+/// The operations on files and directories that the journal and the processor use.
 pub trait Disk: Send + Sync + 'static {
     /// Creates a new file for reading and writing; fails if the path exists.
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
@@ -88,46 +89,46 @@ pub trait Disk: Send + Sync + 'static {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file for reading.
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
-    /// Renames, never replacing: fails with `AlreadyExists` if `to` exists.
+    /// Renames a file; fails with `AlreadyExists` if `to` exists.
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Renames within a directory, in the place of what `to` leads to.
+    /// Renames a file within a directory and replaces `to` if it exists.
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Opens a directory, which fails where the process has no descriptor left.
+    /// Opens a directory, for [`DiskDir::sync`]. Fails if the process has no file descriptor left.
     fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>>;
-    /// Creates a directory where it is missing (parents must exist).
+    /// Creates a directory unless it exists. Its parent must exist.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
-    /// The names in a directory, in no order: (name, is a directory). Empty if it is missing.
+    /// The entries of a directory, unordered: (name, is a directory). Empty if it does not exist.
     fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>>;
-    /// The identity of what the path leads to; `None` if nothing.
+    /// The identity of the file that the path leads to; `None` if it does not exist.
     fn identity(&self, path: &Path) -> io::Result<Option<Identity>>;
-    /// Bytes that could still be written on the file system of `dir`.
+    /// Free bytes on the file system of `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 
-    /// Files that could still be created on the file system of `dir`; `None` where it has no bound.
+    /// Free inodes on the file system of `dir`; `None` if it has no limit.
     fn free_files(&self, dir: &Path) -> io::Result<Option<u64>>;
 
-    /// Tells that what [`Disk::used_bytes`] says may be too much by now, as when another program
-    /// deleted files. A hint, for a disk that does not look each time.
+    /// Requests an early recount for [`Disk::used_bytes`], because another program may have deleted
+    /// files. It has no effect on a disk that counts at each call.
     fn count_again(&self);
 
-    /// Syncs every file of the file system of `dir` at once, whichever program wrote it; `false` where
-    /// that does not say as much as an fdatasync of each file, which is then left to the caller.
+    /// Syncs all files of the file system of `dir`, whichever program wrote them. Returns `false` where
+    /// that is weaker than an fdatasync of each file; the caller then syncs each file.
     fn sync_file_system(&self, dir: &Path) -> io::Result<bool>;
 
-    /// Opens a directory and syncs it. To be called where a failure of either leaves nothing in doubt.
+    /// Opens a directory and syncs it. The caller must be able to handle a failure of either step.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.open_dir(dir)?.sync()
     }
 
-    /// The length of the file at a path. The default is for simulated disks; on the machine's own
-    /// nothing is opened for it.
+    /// The length of the file at a path, in bytes. The default is for simulated disks; [`RealDisk`]
+    /// does not open the file.
     fn size_at(&self, path: &Path) -> io::Result<u64> {
         self.open_read(path)?.size()
     }
 
-    /// Bytes of all files in `dir` and below. A file that goes away meanwhile counts nothing.
+    /// The total size of all files in `dir` and below, in bytes. Files removed meanwhile are ignored.
     fn used_bytes(&self, dir: &Path) -> io::Result<u64> {
         let mut bytes = 0;
         for (name, is_dir) in self.list(dir)? {
@@ -145,7 +146,7 @@ pub trait Disk: Send + Sync + 'static {
     }
 }
 
-/// The machine's disk.
+/// The file system of the machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RealDisk;
 
@@ -166,7 +167,7 @@ impl Disk for RealDisk {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         use rustix::io::Errno;
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // The file system (NFS, 9p, older ZFS) or the kernel has no such call.
+            // The file system (NFS, 9p, older ZFS) or the kernel does not support the flag.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => rename_where_absent(from, to),
             renamed => renamed.map_err(io::Error::from),
         }
@@ -200,7 +201,7 @@ impl Disk for RealDisk {
             .map(|entry| {
                 let entry = entry?;
                 let file_type = entry.file_type()?;
-                // A link to a directory is one, as a month moved to another disk.
+                // A link to a directory counts as one: a month may be moved to another disk.
                 let is_dir = file_type.is_dir()
                     || file_type.is_symlink()
                         && std::fs::metadata(entry.path()).is_ok_and(|target| target.is_dir());
@@ -233,12 +234,12 @@ impl Disk for RealDisk {
         Ok(true)
     }
 
-    /// Each look is a new one.
+    /// Does nothing: each call of `used_bytes` counts.
     fn count_again(&self) {}
 
     fn free_files(&self, dir: &Path) -> io::Result<Option<u64>> {
         let stat = rustix::fs::statvfs(dir)?;
-        // Some file systems make inodes as they need them, and say that they have none at all.
+        // File systems that allocate inodes dynamically report 0.
         Ok((stat.f_files > 0).then_some(stat.f_favail))
     }
 
@@ -248,14 +249,14 @@ impl Disk for RealDisk {
     }
 }
 
-/// Renames without the system's help against replacing: `to` must be absent before. Between the look
-/// and the rename only who holds the lock of the data directory makes such names, and its threads
-/// come here one after the other. A hard link and an unlink would be no better: a crash between
-/// them leaves one file under two names.
+/// `rename_new` for systems without `RENAME_NOREPLACE`: checks that `to` does not exist, then renames.
+/// Only the process that holds the lock of the data directory creates such names, and a mutex
+/// serializes its threads, so no file appears between the check and the rename. A hard link and an
+/// unlink are not used instead, because a crash between them leaves one file under two names.
 fn rename_where_absent(from: &Path, to: &Path) -> io::Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // Not followed: a dangling link is there, too.
+    // Links are not followed: a dangling link counts as existing.
     match std::fs::symlink_metadata(to) {
         Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::rename(from, to),
@@ -263,10 +264,10 @@ fn rename_where_absent(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// A file that is not there yet.
+/// Creates a file; fails if the path exists.
 #[expect(
     clippy::disallowed_methods,
-    reason = "O_EXCL: what exists is not opened, whatever it is"
+    reason = "O_EXCL: no existing file is opened"
 )]
 fn create_new(path: &Path) -> io::Result<File> {
     File::options()
@@ -306,7 +307,7 @@ impl DiskFile for File {
 
     fn release_cache(&self, to: u64) {
         if let Some(length) = NonZeroU64::new(to) {
-            let _no_matter = fadvise(self, 0, Some(length), Advice::DontNeed);
+            let _only_advice = fadvise(self, 0, Some(length), Advice::DontNeed);
         }
     }
 
@@ -320,7 +321,7 @@ impl DiskFile for File {
 
     fn unlock(&self) {
         if let Err(error) = File::unlock(self) {
-            tracing::debug!(%error, "a lock is kept until its file is closed");
+            tracing::debug!(%error, "cannot release a file lock; it is held until the file is closed");
         }
     }
 
@@ -334,8 +335,7 @@ impl DiskFile for File {
     }
 }
 
-/// The byte after the last `\n` before `size`; 0 if there is none. Looks back from the end, block by
-/// block.
+/// The offset after the last `\n` before `size`; 0 if there is none. Reads backwards in blocks.
 pub fn last_line_end(file: &dyn DiskFile, size: u64) -> io::Result<u64> {
     const BLOCK: u64 = 64 << 10;
     let mut block = Vec::new();
@@ -358,8 +358,8 @@ pub fn last_line_end(file: &dyn DiskFile, size: u64) -> io::Result<u64> {
     Ok(0)
 }
 
-/// A file under a temporary name, made durable, then put in place by a rename that replaces
-/// nothing: it is there whole, or not at all. `write` fills it.
+/// Creates a file atomically: it is written under a temporary name by `write`, synced, and renamed.
+/// Then the directory is synced. Fails with `AlreadyExists` if `path` exists.
 pub fn write_new(
     disk: &dyn Disk,
     path: &Path,
@@ -369,8 +369,8 @@ pub fn write_new(
     disk.sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// The same in the place of what is there: whoever looks sees the old file or the new one. The
-/// directory is not synced: until the caller does so, a power cut may bring the old one back.
+/// Replaces a file atomically: a reader sees the old file or the new one. The directory is not synced;
+/// until the caller does so, a power failure may restore the old file.
 pub fn write_over(
     disk: &dyn Disk,
     path: &Path,
@@ -395,18 +395,22 @@ fn write_part(
     Ok(part)
 }
 
-/// Writes a small file that is no one else's, whole: a reader sees the old one, or all of the new.
-pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    put_file(path, bytes, |_| Ok(())).map(drop)
-}
-
-/// The same, and the file is locked (flock) before it is there, until it is closed.
+/// Replaces a small file by rename, without a sync: a reader sees the old content or the new one. The
+/// new file is locked (flock) before it becomes visible, until the returned file is closed.
 pub fn put_held(path: &Path, bytes: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
-    let file = put_file(path, bytes, File::lock)?;
+    let part = part_path(path);
+    match std::fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = create_new(&part)?;
+    FileExt::write_all_at(&file, bytes, 0)?;
+    file.lock()?;
+    std::fs::rename(&part, path)?;
     Ok(Arc::new(file))
 }
 
-/// Whether a process has the file at the path locked (flock). An error where there is no file.
+/// Whether a process holds an exclusive flock on the file. Fails if the file does not exist.
 pub fn is_held(path: &Path) -> io::Result<bool> {
     let file = open_file(path, Access::Read)?;
     match File::try_lock_shared(&file) {
@@ -416,50 +420,34 @@ pub fn is_held(path: &Path) -> io::Result<bool> {
     }
 }
 
-fn put_file(
-    path: &Path,
-    bytes: &[u8],
-    prepare: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<File> {
-    let part = part_path(path);
-    match std::fs::remove_file(&part) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = create_new(&part)?;
-    FileExt::write_all_at(&file, bytes, 0)?;
-    prepare(&file)?;
-    std::fs::rename(&part, path)?;
-    Ok(file)
-}
-
-/// `name.part` beside `name`: no scan takes it for a segment.
+/// The temporary name `name.part`, which is not the name of a segment.
 fn part_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
     path.with_file_name(name)
 }
 
-/// Puts a finished file in the place of another by rename: whoever looks sees the old or the new,
-/// also after a power cut. For the database, which lies on the machine's own disk.
+/// Syncs `from`, renames it over `to`, and syncs the directory. A reader sees the old file or the new
+/// one, also after a power failure. Used for the database, which is always on the real disk.
 pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
     open_file(from, Access::Read)?.sync_all()?;
     std::fs::rename(from, to)?;
     RealDisk.sync_dir(to.parent().unwrap_or(Path::new(".")))
 }
 
-/// How long a hold is waited for before that is said.
+/// How long a thread waits for a directory lock before it logs the wait.
 pub const HELD_UP: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// What lies in a directory stays while this is held: a flock on the directory itself, so that
-/// nothing is left behind. Whoever reads all files shares it; whoever removes some holds it alone.
+/// A flock on a directory, which leaves no lock file behind. A process that reads all files holds it
+/// shared; a process that deletes files holds it exclusively.
 #[derive(Debug)]
 pub struct DirHold {
     _dir: File,
 }
 
 impl DirHold {
-    /// Together with others; waits for one who holds it alone, and logs that after a while.
+    /// Takes the lock shared. Waits while another process holds it exclusively, and logs the wait
+    /// after [`HELD_UP`].
     pub fn share(dir: &Path) -> io::Result<Self> {
         let file = open::open_directory(dir)?;
         match file.try_lock_shared() {
@@ -484,7 +472,7 @@ impl DirHold {
         Ok(Self { _dir: file })
     }
 
-    /// Alone; `None` while others hold it. Never waits.
+    /// Takes the lock exclusively; `None` if another process holds it. Never waits.
     pub fn alone(dir: &Path) -> io::Result<Option<Self>> {
         let dir = open::open_directory(dir)?;
         match dir.try_lock() {
@@ -495,7 +483,7 @@ impl DirHold {
     }
 }
 
-/// Who keeps others from a directory by a lock on it, in words.
+/// A message that names the processes with a lock on a directory, from `/proc/locks`.
 pub fn held_by(dir: &Path) -> String {
     let inode = std::fs::metadata(dir).map_or(0, |dir| dir.ino());
     let locks = read_to_string(Path::new("/proc/locks")).unwrap_or_default();
@@ -518,42 +506,42 @@ pub fn held_by(dir: &Path) -> String {
         named.join(", ")
     };
     format!(
-        "{holder} holds a lock on the directory {} (flock), as `tallyline verify` does while it reads and a server while it deletes old segments",
+        "{holder} holds a lock (flock) on the directory {}; `tallyline verify` takes it while it reads, and a server while it deletes old segments",
         dir.display()
     )
 }
 
-/// A lock file that no two processes hold at once (flock), with the holder's pid and start time
-/// inside for the words of a refusal. Released when dropped or when the process ends, however.
+/// An exclusive flock on a lock file. The file contains the pid and start time of the holder, for the
+/// error message of other processes. The lock is released on drop, or when the process ends.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
     path: PathBuf,
 }
 
-/// Why a lock was not had.
+/// Why a lock could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody holds it.
+    /// Another process holds it.
     #[error("{} is held by {holder}: only one of its kind may run in a data directory; stop that one or choose another --data-dir", path.display())]
     Held {
         /// The lock file.
         path: PathBuf,
-        /// `process 123, started 2026-...` as the holder wrote it.
+        /// The content of the lock file: `process 123, started 2026-...`.
         holder: String,
     },
-    /// It could not be opened or locked.
+    /// The file could not be opened or locked.
     #[error("cannot lock {}", path.display())]
     Io {
         /// The lock file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl Lock {
-    /// Takes the lock or says who has it; never waits.
+    /// Takes the lock, or returns an error that names the holder. Never waits.
     pub fn take(path: &Path) -> Result<Self, LockError> {
         use std::io::{Read, Seek, Write};
         let io = |source| LockError::Io {
@@ -565,7 +553,7 @@ impl Lock {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // The holder may be about to write its name; then it is simply not known yet.
+                // The holder may not have written the file yet.
                 let _unread = file.read_to_string(&mut holder);
                 let holder = match holder.trim() {
                     "" => "another process".to_owned(),
@@ -588,15 +576,15 @@ impl Lock {
         })
     }
 
-    /// Whether the lock file's path still leads to the file that is locked. Where it does not,
-    /// another process may hold a lock of that name.
+    /// Whether the path still leads to the locked file. If not, another process may hold a lock on a
+    /// new file of that name.
     pub fn is_in_place(&self) -> io::Result<bool> {
         let held = self.file.metadata()?;
         let identity = RealDisk.identity(&self.path)?;
         Ok(identity == Some((held.dev(), held.ino())))
     }
 
-    /// The lock file.
+    /// The path of the lock file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -622,8 +610,8 @@ mod tests {
     type Rename = fn(&Path, &Path) -> io::Result<()>;
 
     #[test]
-    fn a_rename_never_replaces_with_or_without_the_systems_help() {
-        // Red if a name in use is replaced, a dangling link too, or a file is left under two names.
+    fn rename_new_never_replaces_with_either_implementation() {
+        // Red if an existing file or a dangling link is replaced, or a file is left under two names.
         let by_system: Rename = |from, to| RealDisk.rename_new(from, to);
         for rename in [by_system, rename_where_absent] {
             let dir = tempfile::tempdir().expect("a directory");

@@ -1,19 +1,20 @@
-//! The data directory: its files, their names and what they are, below everything that writes them.
+//! The data directory: the names of its files, and access to them. All other modules build on it.
 //!
 //! ```text
 //! events.jsonl                                       the active segment
 //! events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl
 //!                                                    sealed segments that are not archived yet
 //! applied/YYYY-MM/                                   sealed segments that were applied
-//! quarantine/                                        torn tails, and notes with a reason each
+//! quarantine/                                        files set aside, torn tails, notes of missing segments
 //! directory.json                                     the directory's UUID, the active segment
 //! revenue.db                                         the database: see `store`
 //! serve.lock, process.lock                           one writer, one processor
 //! ```
 //!
-//! [`segment`] has the names, labels and positions; [`Directory`] is `directory.json`; [`Catalog`]
-//! lists the segments by name; [`disk`] is the seam to the file system through which every file is
-//! opened. Nothing here knows the database or HTTP.
+//! [`segment`] defines names, labels and positions; [`Directory`] is the content of `directory.json`;
+//! [`Catalog`] lists the segments by name; [`disk`] is the interface to the file system, through which
+//! every file is opened. The module has no threads except the one of [`disk::MeteredDisk`]. It depends
+//! neither on the database nor on HTTP.
 
 mod catalog;
 mod directory;
@@ -42,7 +43,7 @@ pub const PROCESS_LOCK: &str = "process.lock";
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}", path.display())]
 pub struct DataDirError {
-    /// What was tried, as a verb.
+    /// The operation that failed, as a verb.
     pub action: &'static str,
     /// The file or directory.
     pub path: PathBuf,

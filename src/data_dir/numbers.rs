@@ -1,13 +1,13 @@
-//! Segment numbers: those that are missing, and sets of them as text.
+//! Helpers for segment numbers: gaps in a series, and text for messages.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
-/// The most missing numbers that are told apart: a file that bears a number far ahead must not make
-/// anything count up to it.
+/// The maximum number of missing segments that are listed one by one. It bounds the work if a file has
+/// a number far above all others.
 pub(crate) const MISSING_MAX: usize = 10_000;
 
-/// The numbers from `from` up to, not including, `to` that are in none of the ascending ranges.
+/// The numbers in `[from, to)` that are in none of the ascending ranges.
 pub(crate) fn gaps(
     from: u64,
     to: u64,
@@ -21,7 +21,7 @@ pub(crate) fn gaps(
     })
 }
 
-/// `3, 5 to 7`.
+/// The numbers as text, such as `3, 5 to 7`.
 pub(crate) fn ranges(numbers: &BTreeSet<u64>) -> String {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for &number in numbers {

@@ -1,16 +1,16 @@
-//! Names, labels and positions: which segment a file is, and where in it a line is.
+//! Names, labels and positions: the identity of a segment, and the place of a line in it. No I/O.
 //!
-//! Pure, no I/O. A native segment is identified by its **number** and its [`Tag`]: the tag says
-//! which data directory the segment was created in and tells it from any other segment of that
-//! number. Both are stored when the segment is created and travel with it: in the [`Label`] that
-//! ends the file's first line, in the name of the sealed file, and in the segment's row in the
-//! database. What the segment held when it was sealed, its length and checksum, is in that name, too
-//! ([`Seal`]). Inodes, contents and times identify nothing; the time in a sealed file's name is for
-//! people, so clocks may jump. An imported file is identified by its file name; so is a native
-//! segment of another data directory.
+//! A native segment is identified by its **number** and its [`Tag`]. The tag contains the data
+//! directory in which the segment was created, and a random token that distinguishes it from any other
+//! segment of that number. Both are assigned when the segment is created. They are stored in the
+//! [`Label`] at the end of the file's first line, in the name of the sealed file, and in the segment's
+//! row in the database. The name of the sealed file also contains its length and checksum ([`Seal`]).
+//! Inodes, contents and times are not part of the identity. The time in a sealed file's name is
+//! informative only, so the clock may jump. An imported file is identified by its file name; so is a
+//! native segment of another data directory.
 //!
-//! A [`Position`] is a number and a byte offset; it carries the acknowledgement, exactly-once,
-//! resume after a crash, freshness and read-your-writes.
+//! A [`Position`] is a segment number and a byte offset. Acknowledgements, exactly-once application,
+//! resumption after a crash, lag, and read-your-writes are all expressed in positions.
 
 mod numbers;
 
@@ -21,16 +21,16 @@ use std::time::SystemTime;
 pub use self::numbers::Numbers;
 use crate::timestamp;
 
-/// The file the server appends to.
+/// The name of the active segment's file, to which the server appends.
 pub const ACTIVE_FILE: &str = "events.jsonl";
 
 /// The highest number of a native segment: a label has 32 bits for it.
 pub const SEGMENT_NUMBER_MAX: u64 = u32::MAX as u64;
 
-/// The first 32 bits of a data directory's UUID: what segment names and labels carry of it.
+/// The first 32 bits of a data directory's UUID, as used in segment names and labels.
 pub type DirectoryTag = u32;
 
-/// What tells a native segment from every other segment of its number.
+/// Distinguishes a native segment from every other segment of the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag {
     /// The data directory in which the segment was created.
@@ -39,7 +39,7 @@ pub struct Tag {
     pub token: u32,
 }
 
-/// As names and the database spell it: 16 hex digits, the directory's first.
+/// 16 lower-case hex digits, those of the directory first, as in file names and in the database.
 impl fmt::Display for Tag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}{:08x}", self.directory, self.token)
@@ -67,12 +67,12 @@ impl FromStr for Tag {
     }
 }
 
-/// The identity of a native segment, as the file itself carries it.
+/// The identity of a native segment, as stored in the file itself.
 ///
-/// The first line of the file ends in 96 blanks before its `\n`: a space is a 0 and a tab a 1, the
-/// highest bit first; 32 bits each of the directory, the number and the token. White space after a
-/// JSON value means nothing, so every reader of JSON Lines sees the same lines as without it; and
-/// any copy of the file, under whatever name, still says which segment it is.
+/// The first line of the file ends in 96 blanks before its `\n`. A space is a 0 and a tab is a 1, the
+/// highest bit first: 32 bits each for the directory, the number and the token. JSON ignores white
+/// space after a value, so the label does not change the lines for any reader of JSON Lines. A copy of
+/// the file keeps the label, whatever the name of the copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Label {
     /// The segment's number, from 1 to 2^32 - 1.
@@ -85,7 +85,7 @@ impl Label {
     /// Bytes that a label adds to the first line.
     pub const BYTES: usize = 96;
 
-    /// The blanks that go before the first `\n` of the file.
+    /// The blanks to write before the first `\n` of the file.
     pub fn encode(self) -> [u8; Self::BYTES] {
         let number = u128::from(u32::try_from(self.number).unwrap_or(u32::MAX));
         let bits = u128::from(self.tag.directory) << 64 | number << 32 | u128::from(self.tag.token);
@@ -95,7 +95,8 @@ impl Label {
         })
     }
 
-    /// The label at the end of a first line (given without its `\n`), if it ends in one.
+    /// Reads the label at the end of a first line, which is given without its `\n`. `None` if the line
+    /// does not end in a label.
     pub fn of_line(line: &[u8]) -> Option<Self> {
         let blanks = line.last_chunk::<{ Self::BYTES }>()?;
         let mut bits = 0u128;
@@ -121,9 +122,9 @@ impl Label {
     }
 }
 
-/// What a segment held when it was sealed: every byte that was acknowledged in it. Part of the sealed
-/// file's name, so it is durable with the rename that seals, goes wherever the file goes, and is there
-/// until the last copy of the file is deleted.
+/// The length and checksum of a segment's acknowledged bytes when it was sealed. They are part of the
+/// sealed file's name, so the rename that seals the file makes them durable, and every copy of the file
+/// that keeps its name has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
     /// Length in bytes.
@@ -138,14 +139,14 @@ impl fmt::Display for Seal {
     }
 }
 
-/// A place in our segments: `offset` bytes of segment `segment` lie before it. Written `42-1834`.
+/// A position in the native segments: the byte `offset` of segment `segment`. Written `42-1834`.
 ///
-/// Positions are ordered as events were taken: by segment, then by offset.
+/// Positions are ordered by segment, then by offset, which is the order of acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The segment's number, from 1.
     pub segment: u64,
-    /// Bytes from the start of the segment; always a line end.
+    /// Bytes from the start of the segment, up to a line end.
     pub offset: u64,
 }
 
@@ -174,7 +175,7 @@ impl FromStr for Position {
     }
 }
 
-/// Digits only: `u64::from_str` would take a `+` as well.
+/// Parses digits only: `u64::from_str` would accept a leading `+`.
 fn digits(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -182,18 +183,18 @@ fn digits(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
-/// What a segment is known by, whatever its file is called today.
+/// The identity of a segment, independent of where its file lies.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SegmentId {
-    /// A native segment of this data directory, by its number. That two files do not claim one
-    /// number is what their tags are compared for.
+    /// A native segment of this data directory, by its number. If several files have the number,
+    /// their tags are compared.
     Native(u64),
     /// An imported file, by its file name.
     Imported(String),
 }
 
 impl SegmentId {
-    /// The number, for one of ours.
+    /// The number of a native segment; `None` for an imported file.
     pub fn number(&self) -> Option<u64> {
         match self {
             Self::Native(number) => Some(*number),
@@ -201,9 +202,9 @@ impl SegmentId {
         }
     }
 
-    /// Reads a sealed file's name in the data directory `directory`: a native segment with its
-    /// tag, an imported file (`events_*.jsonl`, `events-*.jsonl`, native segments of other data
-    /// directories), or `None` for anything else, the active file included.
+    /// Parses the name of a sealed file in the data directory `directory`. The result is a native
+    /// segment with its tag, or an imported file (`events_*.jsonl`, `events-*.jsonl`, native segments
+    /// of other data directories). `None` for any other name, including that of the active file.
     pub fn of_file(name: &str, directory: DirectoryTag) -> Option<(Self, Option<Tag>)> {
         if let Some(label) = label_in_name(name)
             && label.tag.directory == directory
@@ -216,7 +217,7 @@ impl SegmentId {
     }
 }
 
-/// The identity as the database keeps it in `segment.name`: `events-000042` or the file name.
+/// The value of `segment.name` in the database: `events-000042`, or the file name of an imported file.
 impl fmt::Display for SegmentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -228,7 +229,7 @@ impl fmt::Display for SegmentId {
 
 const TIME_SHAPE: &[u8] = b"dddd-dd-ddTdd-dd-dd.dddZ";
 
-/// When a native segment was sealed, as its file name says it: `2026-11-22T06:41:00.123Z`.
+/// The time in the name of a sealed native segment, `2026-11-22T06:41:00.123Z`; `None` for other names.
 pub fn sealed_at(file_name: &str) -> Option<String> {
     label_in_name(file_name)?;
     let rest = file_name.strip_prefix("events-")?;
@@ -237,13 +238,13 @@ pub fn sealed_at(file_name: &str) -> Option<String> {
 }
 
 /// The number and tag in `events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9ae0daaf.jsonl`,
-/// of whatever data directory.
+/// for any data directory; `None` if it is not the name of a native segment.
 pub fn label_in_name(file_name: &str) -> Option<Label> {
     name_parts(file_name).map(|(label, _)| label)
 }
 
-/// The length and checksum in the same name; `None` also where a native segment's name has neither,
-/// as that of a segment which was not sealed by the server that wrote it.
+/// The length and checksum in the same name. `None` also for a native segment whose name has neither,
+/// because recovery sealed it.
 pub fn seal_in_name(file_name: &str) -> Option<Seal> {
     name_parts(file_name)?.1
 }
@@ -275,21 +276,21 @@ fn name_parts(file_name: &str) -> Option<(Label, Option<Seal>)> {
     if !shaped || number.len() < 6 {
         return None;
     }
-    // One number has one spelling, so that two files can't claim it by padding alone.
+    // Each number has one spelling, so that no two names differ only in padding.
     let number = digits(number)
         .filter(|n| (1..=SEGMENT_NUMBER_MAX).contains(n) && format!("{n:06}") == number)?;
     let tag = tag.parse().ok()?;
     Some((Label { number, tag }, seal))
 }
 
-/// The name of a native segment whose length is not known: `events-<UTC time>-<number>-<tag>.jsonl`.
+/// The name of a sealed native segment whose acknowledged length is unknown: `events-<UTC time>-<number>-<tag>.jsonl`.
 pub fn sealed_file_name(label: Label, sealed_at: SystemTime) -> String {
     let time = timestamp::rfc3339_millis(sealed_at).replace(':', "-");
     let Label { number, tag } = label;
     format!("events-{time}-{number:06}-{tag}.jsonl")
 }
 
-/// The name of a sealed native segment: `events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl`.
+/// The name of a sealed native segment with its length and checksum: `events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl`.
 pub fn sealed_file_name_with(label: Label, seal: Seal, sealed_at: SystemTime) -> String {
     let name = sealed_file_name(label, sealed_at);
     let stem = name.strip_suffix(".jsonl").unwrap_or(&name);

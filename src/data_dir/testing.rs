@@ -1,4 +1,4 @@
-//! Sealed segments made by hand, for the tests of this crate.
+//! Test helpers that write segments and `directory.json` without a journal.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::directory::{DIRECTORY_FILE, Directory, directory_tag};
 use crate::data_dir::disk::RealDisk;
 use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, Label, Tag, sealed_file_name};
 
-/// What the names of native segments of `dir` carry; names the directory where nobody has.
+/// The directory tag of `dir`, or a random one if it has no `directory.json`.
 pub(crate) fn tag_of(dir: &Path) -> DirectoryTag {
     directory_tag(directory(dir).id)
 }
@@ -18,7 +18,7 @@ fn directory(dir: &Path) -> Directory {
     found.unwrap_or_default()
 }
 
-/// The label that [`write_sealed`] gives.
+/// The label that [`write_sealed`] writes.
 pub(crate) fn label(dir: &Path, number: u64) -> Label {
     let tag = Tag {
         directory: tag_of(dir),
@@ -27,7 +27,7 @@ pub(crate) fn label(dir: &Path, number: u64) -> Label {
     Label { number, tag }
 }
 
-/// Writes a sealed native segment as the journal would have left it.
+/// Writes a sealed native segment and advances `directory.json` past its number.
 pub(crate) fn write_sealed(dir: &Path, number: u64, text: &str) -> PathBuf {
     let mut directory = directory(dir);
     directory.number = directory.number.max(number + 1);
@@ -40,7 +40,7 @@ pub(crate) fn write_sealed(dir: &Path, number: u64, text: &str) -> PathBuf {
     path
 }
 
-/// Writes the active file of a directory whose segment `number` has started.
+/// Writes the active file, and a `directory.json` in which segment `number` has started.
 pub(crate) fn write_active(dir: &Path, number: u64, text: &str) {
     let mut directory = directory(dir);
     directory.number = number;
@@ -51,7 +51,7 @@ pub(crate) fn write_active(dir: &Path, number: u64, text: &str) {
     fs::write(dir.join(ACTIVE_FILE), text).expect("it is written");
 }
 
-/// The text with the label in its first line.
+/// The text with the label at the end of its first line.
 pub(crate) fn labelled(label: Label, text: &str) -> Vec<u8> {
     let (line, rest) = text.split_at(text.find('\n').unwrap_or(text.len()));
     let blanks = label.encode();

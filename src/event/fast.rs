@@ -1,21 +1,21 @@
-//! The fast reader of plain lines: most lines, read many times faster than by a JSON parser.
+//! The fast path for plain lines, many times faster than a JSON parser. Most lines are plain.
 //!
-//! It takes an object of nothing but the known fields, strings of plain ASCII without escapes, an
-//! amount of digits with at most a fraction; and nothing at all that it is not sure of. Every line
-//! it takes is read exactly as [`Event::parse_full`] reads it, which a test compares over both;
-//! every other is left to that. So it never says what is wrong with a line.
+//! A plain line is an object with only the known fields, strings of printable ASCII without escapes,
+//! and an amount without an exponent. The fast path returns `None` for all other lines, including
+//! invalid ones, and [`Event::parse_full`] parses them. For a plain line both return the same event; a
+//! property test compares them.
 
 use std::borrow::Cow;
 
 use super::{AMOUNT_MICROS_MAX, Event, ID_BYTES_MAX, Kind, LINE_BYTES_MAX, USER_ID_BYTES_MAX};
 
-/// Digits of a whole part that can't overflow: 10^12 has 13.
+/// The maximum number of digits before the point; 10^12 has 13, which cannot overflow.
 const WHOLE_DIGITS_MAX: usize = 13;
 const FRACTION_DIGITS_MAX: usize = 6;
-/// Micros of one in the last of so many digits after the point.
+/// Micros of a 1 in the last place, indexed by the number of digits after the point.
 const SCALE: [u64; FRACTION_DIGITS_MAX + 1] = [1_000_000, 100_000, 10_000, 1000, 100, 10, 1];
 
-/// A plain event. Its strings are ASCII without control characters, of a length that is taken.
+/// A plain event. Its strings are printable ASCII of a valid length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plain<'a> {
     pub(crate) user_id: &'a [u8],
@@ -25,7 +25,7 @@ pub(crate) struct Plain<'a> {
 }
 
 impl<'a> Plain<'a> {
-    /// With its strings as text.
+    /// Converts the strings to text.
     #[inline]
     pub(crate) fn event(self) -> Option<Event<'a>> {
         let text = |bytes| std::str::from_utf8(bytes).ok().map(Cow::Borrowed);
@@ -41,7 +41,7 @@ impl<'a> Plain<'a> {
     }
 }
 
-/// The event, if the line is plain.
+/// Parses a plain line; `None` for any other line.
 #[inline]
 pub(super) fn parse(line: &[u8]) -> Option<Plain<'_>> {
     if line.len() > LINE_BYTES_MAX {
@@ -50,7 +50,7 @@ pub(super) fn parse(line: &[u8]) -> Option<Plain<'_>> {
     let (mut user_id, mut kind, mut amount, mut id) = (None, None, None, None);
     let mut rest = space(line.strip_prefix(b"{")?);
     loop {
-        // A field given twice is an error, which the full parser words.
+        // A duplicate field is an error, which the full parser reports.
         if let Some(after) = key(rest, b"\"userId\"") {
             let (text, after) = string(after)?;
             rest = after;
@@ -94,7 +94,7 @@ pub(super) fn parse(line: &[u8]) -> Option<Plain<'_>> {
     })
 }
 
-/// What comes after a key, its colon and the space around it.
+/// The text after a key, its colon and the surrounding spaces; `None` if another key follows.
 #[inline]
 fn key<'a>(text: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     Some(space(space(text.strip_prefix(key)?).strip_prefix(b":")?))
@@ -113,7 +113,7 @@ fn short(text: &[u8], bytes_max: usize) -> Option<&[u8]> {
     (!text.is_empty() && text.len() <= bytes_max).then_some(text)
 }
 
-/// A string of plain characters, and what comes after its closing quote.
+/// A string of plain characters, and the text after its closing quote.
 #[inline]
 fn string(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let text = text.strip_prefix(b"\"")?;
@@ -143,8 +143,8 @@ fn is_plain(byte: u8) -> bool {
     matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\'
 }
 
-/// The high bit of the first byte of eight that is not plain is set; of later bytes it may be
-/// either. (A borrow only ever comes from a lower byte that is flagged itself.)
+/// Flags the first of eight bytes that is not plain by its high bit. The flags of later bytes are
+/// undefined, because a borrow from a flagged byte may reach them.
 #[inline]
 fn not_plain(word: u64) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
@@ -167,7 +167,7 @@ fn kind(text: &[u8]) -> Option<(Kind, &[u8])> {
     }
 }
 
-/// Micros of digits with at most a fraction, and what comes after.
+/// The micros of a number without an exponent, and the text after it.
 #[inline]
 fn amount(text: &[u8]) -> Option<(u64, &[u8])> {
     let (whole, digits) = number(text, WHOLE_DIGITS_MAX);
@@ -185,11 +185,11 @@ fn amount(text: &[u8]) -> Option<(u64, &[u8])> {
         micros += value * SCALE[digits];
         after = &fraction[digits..];
     }
-    // More digits or an exponent fail at what must come next: a comma or the end.
+    // Further digits or an exponent fail in the caller, which expects a comma or the end.
     (micros <= AMOUNT_MICROS_MAX).then_some((micros, after))
 }
 
-/// Up to `digits_max` digits: their value and how many.
+/// Reads up to `digits_max` digits; returns their value and their number.
 #[inline]
 fn number(text: &[u8], digits_max: usize) -> (u64, usize) {
     let mut value = 0;
@@ -211,7 +211,7 @@ mod tests {
 
     use super::*;
 
-    /// Whatever the fast reader takes, the full one must read the same.
+    /// Whether the line is plain. Both parsers must return the same event for a plain line.
     fn agree(line: &[u8]) -> bool {
         match parse(line).map(|plain| plain.event().expect("ASCII")) {
             None => false,
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_lines_are_taken() {
+    fn plain_lines_take_the_fast_path() {
         for line in [
             r#"{"userId": "user1", "name": "add_revenue", "value": 100}"#,
             r#"{"userId":"u","name":"subtract_revenue","value":0.5}"#,
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sure_is_left_to_the_full_parser() {
+    fn other_lines_are_left_to_the_full_parser() {
         let with = |field: &str| {
             format!("{{\"userId\":\"u\",\"name\":\"add_revenue\",\"value\":1{field}}}")
         };
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_byte_that_is_not_plain_is_found_in_every_place() {
+    fn the_first_byte_that_is_not_plain_is_found_at_every_offset() {
         for byte in 0..=255u8 {
             for place in 0..8 {
                 for filler in [b'a', b' ', b'~', b'!'] {
@@ -339,12 +339,12 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4000))]
 
         #[test]
-        fn both_readers_agree_on_fields_of_all_kinds(fields in prop::collection::vec(field(), 0..5)) {
+        fn both_parsers_agree_on_arbitrary_fields(fields in prop::collection::vec(field(), 0..5)) {
             agree(format!("{{{}}}", fields.join(",")).as_bytes());
         }
 
         #[test]
-        fn both_readers_agree_on_nearly_good_lines(
+        fn both_parsers_agree_on_damaged_lines(
             line in good(),
             at in any::<prop::sample::Index>(),
             byte in prop::option::of(any::<u8>()),

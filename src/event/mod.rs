@@ -1,17 +1,17 @@
-//! The event: what one line is, and why a line is not one.
+//! Parsing of events: a line of JSON becomes an [`Event`], or an [`EventError`] that says why not.
 //!
-//! Pure, no I/O. Amounts are read from the literal's own digits into whole **micros** (10^-6
-//! units), never through a float. [`Event::parse_full`] is the whole truth about what a line means; any
-//! faster reader must agree with it on every line it takes.
+//! The module has no I/O, no state and no thread. Amounts are converted exactly from the digits of the
+//! literal to integer **micros** (10^-6 units), without floating point. [`Event::parse_full`] defines
+//! the meaning of a line. The fast path accepts a subset of the lines and must return the same result.
 
 mod fast;
-mod looks;
+mod input_format;
 
 use std::borrow::Cow;
 use std::fmt;
 
 pub(crate) use self::fast::Plain;
-pub(crate) use self::looks::{HEAD_BYTES, Looks, Unfit};
+pub(crate) use self::input_format::{HEAD_BYTES, Looks, Unfit};
 
 use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -22,10 +22,10 @@ pub const USER_ID_BYTES_MAX: usize = 256;
 pub const ID_BYTES_MAX: usize = 128;
 /// The longest line, in bytes, its newline not counted.
 pub const LINE_BYTES_MAX: usize = 8 << 20;
-/// What a text editor or an export may put before UTF-8 text.
+/// The UTF-8 byte order mark, which text editors and exports may write at the start of a file.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The start of a file or body without its byte order mark, if it has one.
+/// Removes a byte order mark from the start of a file or request body, if there is one.
 #[must_use]
 pub fn without_bom(start: &[u8]) -> &[u8] {
     start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(start)
@@ -36,7 +36,7 @@ pub const MICROS_PER_UNIT: u64 = 1_000_000;
 /// The largest amount of one event: 10^12 units.
 pub const AMOUNT_MICROS_MAX: u64 = 1_000_000_000_000 * MICROS_PER_UNIT;
 
-/// A signed sum in millionths of a unit; shown as the exact decimal, without trailing zeros.
+/// A signed sum in millionths of a unit. Its text is the exact decimal without trailing zeros.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Micros(pub i64);
 
@@ -53,7 +53,7 @@ impl fmt::Display for Micros {
     }
 }
 
-/// Which way an event moves its user's revenue.
+/// Whether an event adds to or subtracts from the revenue of its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `add_revenue`
@@ -63,7 +63,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The wire name.
+    /// The value of the JSON field `name`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Add => "add_revenue",
@@ -72,43 +72,45 @@ impl Kind {
     }
 }
 
-/// One revenue event, borrowed from its line where the line has no escapes.
+/// One revenue event. Its strings are borrowed from the line unless they contain escapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
-    /// Whose revenue: 1 to [`USER_ID_BYTES_MAX`] bytes, no control characters.
+    /// The user: 1 to [`USER_ID_BYTES_MAX`] bytes, no control characters.
     pub user_id: Cow<'a, str>,
-    /// Added or subtracted.
+    /// Whether the amount is added or subtracted.
     pub kind: Kind,
-    /// How much, 0 to [`AMOUNT_MICROS_MAX`].
+    /// The amount in micros, 0 to [`AMOUNT_MICROS_MAX`].
     pub amount_micros: u64,
-    /// The sender's name for the event: 1 to [`ID_BYTES_MAX`] bytes, no control characters.
+    /// The event id for deduplication, if the event has one: 1 to [`ID_BYTES_MAX`] bytes, no control
+    /// characters.
     pub id: Option<Cow<'a, str>>,
 }
 
-/// What is wrong with a line. `code` is for programs and never changes, `detail` is for people.
+/// Why a line is not a valid event. `code` is stable and meant for programs; `detail` is readable text
+/// and may change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}{detail}", if .pointer.is_empty() { String::new() } else { format!("{}: ", .pointer) })]
 pub struct EventError {
-    /// JSON pointer to the field at fault, `/value`; empty for the line as a whole.
+    /// JSON pointer to the invalid field, such as `/value`; empty if the whole line is invalid.
     pub pointer: Cow<'static, str>,
     /// Machine-readable reason, such as `negative`.
     pub code: &'static str,
-    /// What was found and what is expected.
+    /// The value that was found and what is expected.
     pub detail: String,
 }
 
 impl EventError {
-    /// `code` of a line that is not JSON at all; every other code is JSON but no event.
+    /// The code of a line that is not JSON. With every other code, the line is JSON but not an event.
     pub const NOT_JSON: &'static str = "not_json";
 
-    /// Whether the text was not even JSON (HTTP 400) rather than JSON but no event (422).
+    /// Whether the text is not JSON (HTTP 400), as opposed to JSON that is not an event (422).
     pub fn is_syntax(&self) -> bool {
         self.code == Self::NOT_JSON
     }
 
-    /// For a line of which not even all bytes were read.
+    /// The error for a line of `length` bytes, more than [`LINE_BYTES_MAX`].
     pub(crate) fn line_too_long(length: usize) -> Self {
-        let detail = format!("the line has {length} bytes; at most {LINE_BYTES_MAX} are taken");
+        let detail = format!("the line has {length} bytes; at most {LINE_BYTES_MAX} are allowed");
         Self::line("line_too_long", detail)
     }
 
@@ -126,8 +128,8 @@ impl EventError {
 }
 
 impl<'a> Event<'a> {
-    /// Reads one line (or any JSON text of one object; white space around it is fine). Plain lines
-    /// are read by a fast path of the same result.
+    /// Parses one line, or any JSON text of one object; surrounding white space is ignored. Plain lines
+    /// take a fast path with the same result.
     #[inline]
     pub fn parse(line: &'a [u8]) -> Result<Self, EventError> {
         match fast::parse(line).and_then(Plain::event) {
@@ -136,15 +138,15 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The fast path alone: the event if the line is plain, its strings as bytes.
+    /// The fast path alone: the event if the line is plain, with its strings as bytes; otherwise `None`.
     #[inline]
     pub(crate) fn plain(line: &'a [u8]) -> Option<Plain<'a>> {
         fast::parse(line)
     }
 
-    /// As [`Event::parse`], without the fast path: the whole truth about what a line means.
+    /// [`Event::parse`] without the fast path. This function defines the meaning of a line.
     pub fn parse_full(line: &'a [u8]) -> Result<Self, EventError> {
-        // White space at the end does not count: in a file the first line ends in a label.
+        // White space at the end is not counted: the first line of a file ends in a label.
         if line.len() > LINE_BYTES_MAX && line.trim_ascii_end().len() > LINE_BYTES_MAX {
             return Err(EventError::line_too_long(line.len()));
         }
@@ -159,7 +161,7 @@ impl<'a> Event<'a> {
             .and_then(|()| json.end())
         {
             Ok(()) => fields.into_event(),
-            // "Not JSON" goes before any complaint about a field.
+            // "Not JSON" takes precedence over an error in a field.
             Err(_) => Err(match serde_json::from_str::<IgnoredAny>(text) {
                 Err(error) => EventError::line(EventError::NOT_JSON, format!("not JSON: {error}")),
                 Ok(_) => fields
@@ -173,14 +175,14 @@ impl<'a> Event<'a> {
 
 const NOT_OBJECT: &str = "an event is a JSON object, such as {\"userId\": \"user1\", \"name\": \"add_revenue\", \"value\": 100}";
 
-/// The fields as the line has them, still raw.
+/// The raw fields of a line.
 #[derive(Default)]
 struct Fields<'a> {
     user_id: Option<&'a RawValue>,
     name: Option<&'a RawValue>,
     value: Option<&'a RawValue>,
     id: Option<&'a RawValue>,
-    /// Names of ignored fields, kept to tell a key given twice.
+    /// Names of ignored fields, to detect duplicate keys.
     others: std::collections::HashSet<String>,
     failure: Option<EventError>,
 }
@@ -233,7 +235,7 @@ fn twice(key: &str) -> EventError {
     }
 }
 
-/// A key, borrowed unless it has escapes.
+/// A string of the line, borrowed unless it contains escapes.
 #[derive(serde::Deserialize)]
 #[serde(transparent)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -278,7 +280,7 @@ fn string<'a>(raw: &'a RawValue, pointer: &'static str) -> Result<Cow<'a, str>, 
             format!("expected a string, found {}", shown(text)),
         ));
     }
-    // A lone surrogate (`"\ud800"`) passes as a raw value but is no text.
+    // A lone surrogate (`"\ud800"`) is a valid raw value but not valid text.
     serde_json::from_str::<Key<'a>>(text)
         .map(|key| key.0)
         .map_err(|error| {
@@ -303,12 +305,12 @@ fn name_like<'a>(
         ));
     }
     if text.len() > bytes_max {
-        let detail = format!("{} bytes long; at most {bytes_max} are taken", text.len());
+        let detail = format!("{} bytes long; at most {bytes_max} are allowed", text.len());
         return Err(EventError::field(pointer, "too_long", detail));
     }
     if let Some(control) = text.chars().find(|c| c.is_control()) {
         let detail = format!(
-            "holds the control character {}; none are taken",
+            "contains the control character {}; remove it",
             control.escape_unicode()
         );
         return Err(EventError::field(pointer, "control_character", detail));
@@ -323,7 +325,7 @@ fn kind(raw: &RawValue) -> Result<Kind, EventError> {
         "subtract_revenue" => Ok(Kind::Subtract),
         _ => {
             let detail = format!(
-                "{} is not known; expected \"add_revenue\" or \"subtract_revenue\"",
+                "{} is unknown; expected \"add_revenue\" or \"subtract_revenue\"",
                 shown(raw.get())
             );
             Err(EventError::field("/name", "unknown_name", detail))
@@ -345,7 +347,7 @@ fn amount(raw: &RawValue) -> Result<u64, EventError> {
         Err(AmountError::Negative) => error(
             "negative",
             format!(
-                "{} is negative; to take away, use \"subtract_revenue\"",
+                "{} is negative; to subtract, use \"subtract_revenue\"",
                 shown(literal)
             ),
         ),
@@ -360,7 +362,7 @@ fn amount(raw: &RawValue) -> Result<u64, EventError> {
     }
 }
 
-/// At most 64 characters of what was found, for a message.
+/// The first 64 characters of a text, for a message.
 fn shown(text: &str) -> String {
     match text.char_indices().nth(64) {
         None => text.to_owned(),
@@ -375,8 +377,8 @@ enum AmountError {
     TooLarge,
 }
 
-/// Micros of a JSON number literal, exactly: its digits shifted by its exponent. Zeros at the end
-/// of a fraction carry nothing and don't count as digits. `literal` must have JSON's number grammar.
+/// The exact value of a JSON number literal in micros: its digits shifted by its exponent. Trailing
+/// zeros of a fraction are not counted as digits. `literal` must be a valid JSON number.
 fn micros_of_literal(literal: &str) -> Result<u64, AmountError> {
     let (negative, unsigned) = match literal.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -388,12 +390,12 @@ fn micros_of_literal(literal: &str) -> Result<u64, AmountError> {
     };
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     if whole.bytes().chain(fraction.bytes()).all(|b| b == b'0') {
-        return Ok(0); // also -0 and 0e999: all zero
+        return Ok(0); // includes -0 and 0e999
     }
     if negative {
         return Err(AmountError::Negative);
     }
-    // The value is (digits) * 10^shift micros. An exponent that doesn't fit is out of every range.
+    // The value is (digits) * 10^shift micros. An exponent that does not fit in 64 bits is out of range.
     let exponent: i64 = match exponent.map(str::parse::<i64>) {
         None => 0,
         Some(Ok(exponent)) => exponent,
@@ -426,7 +428,7 @@ fn micros_of_literal(literal: &str) -> Result<u64, AmountError> {
     }
 }
 
-/// `value * 10^power`, or too large.
+/// `value * 10^power`, or [`AmountError::TooLarge`] if it overflows.
 fn shifted(value: u64, power: i64) -> Result<u64, AmountError> {
     if value == 0 {
         return Ok(0);
@@ -448,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_lines_of_the_format() {
+    fn a_plain_line_is_parsed() {
         let event =
             Event::parse(br#"{"userId": "user1", "name": "subtract_revenue", "value": 50}"#)
                 .expect("an event");
@@ -469,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_come_from_the_digits() {
+    fn amounts_are_converted_exactly() {
         for (literal, micros) in [
             ("10.5", 10_500_000),
             ("100", 100_000_000),

@@ -1,8 +1,8 @@
-//! The committer thread: group commit and rotation, one after the other, nothing else.
+//! The committer thread: group commit and rotation.
 //!
-//! It alone writes `events.jsonl` and moves the durable end. It never waits for the processor or
-//! for a client. On failure it undoes the group or poisons the journal; see the module above for
-//! the numbered steps, which the comments here repeat.
+//! This thread is the only one that writes `events.jsonl` and advances the durable end. It never
+//! waits for the processor or for a client. If a write fails, it undoes the group or poisons the
+//! journal. The numbers of the steps in comments are those of the parent module.
 
 mod room;
 mod rotate;
@@ -25,9 +25,10 @@ use crate::data_dir::disk::{Disk, DiskFile, Identity};
 use crate::data_dir::segment::{ACTIVE_FILE, Position};
 use crate::health::Health;
 
-/// The most bytes of one group: a write of this size takes a disk of 100 MB/s 80 ms.
+/// Once a group has this many bytes, no further append joins it. Writing 8 MiB takes about 80 ms at
+/// 100 MB/s.
 const GROUP_BYTES_MAX: usize = 8 << 20;
-/// How long to wait before a rotation or a creation that failed is tried again.
+/// The delay before a failed rotation or creation is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 const JOURNAL: &str = "journal";
@@ -75,7 +76,7 @@ pub(super) fn start(
         .map_err(JournalError::Thread)
 }
 
-/// Says so in readiness when the thread ends by a panic; what waits is answered as it is dropped.
+/// Reports a panic of the thread in readiness. Queued appends are answered when they are dropped.
 struct PanicWatch(Arc<Health>);
 
 impl Drop for PanicWatch {
@@ -83,7 +84,7 @@ impl Drop for PanicWatch {
         if std::thread::panicking() {
             self.0.set(
                 JOURNAL,
-                "the committer thread failed; nothing is taken until the server is restarted",
+                "the committer thread panicked; no events are accepted until the server is restarted",
             );
         }
     }
@@ -92,26 +93,26 @@ impl Drop for PanicWatch {
 struct Writer {
     disk: Arc<dyn Disk>,
     data_dir: PathBuf,
-    /// What the data directory's path led to at the start.
+    /// The identity of the data directory at start; `None` if it could not be determined.
     data_dir_is: Option<Identity>,
     path: PathBuf,
     config: JournalConfig,
     shared: Arc<Shared>,
     health: Arc<Health>,
     state: State,
-    /// The active segment, as `directory.json` says it.
+    /// The content of `directory.json`.
     directory: Directory,
     durable_end: u64,
     /// CRC-32 of the bytes before the durable end, for the sealed file's name.
     checksum: Hasher,
-    /// Everything acknowledged is at or below it.
+    /// The position after the last acknowledged line.
     acknowledged: Position,
-    /// When the active segment got its first line: its age counts from there.
+    /// When the active segment got its first line, for rotation by age; `None` while it is empty.
     first_line_at: Option<Instant>,
-    /// The group's bytes, written in one call; kept for its capacity.
+    /// The group's bytes, written in one call. The buffer is reused.
     group: Vec<u8>,
     room: Room,
-    /// When to try again a rotation or a creation that failed.
+    /// When to retry a failed rotation or creation; `None` if none failed.
     retry_at: Option<Instant>,
     checked_at: Instant,
 }
@@ -119,13 +120,13 @@ struct Writer {
 enum State {
     /// Lines can be appended.
     Open(Arc<dyn DiskFile>),
-    /// The last segment is sealed and the next could not be created yet, for this reason.
+    /// The last segment is sealed and the next could not be created yet; appends fail with this error.
     Uncreated(AppendError),
-    /// Nothing is acknowledged until a restart, for this reason.
+    /// Nothing is acknowledged until a restart. The text says why.
     Poisoned(String),
 }
 
-/// Whoever still reads the file does not keep the next server out.
+/// Unlocks the file explicitly: readers may keep it open, and the lock with it, after the writer ends.
 impl Drop for Writer {
     fn drop(&mut self) {
         if let State::Open(file) = &self.state {
@@ -163,7 +164,7 @@ impl Writer {
         }
     }
 
-    /// Serves a command and all appends that wait behind it; false once stopped.
+    /// Executes a command and all appends that are queued behind it. Returns false after a shutdown.
     fn serve(&mut self, command: Command, commands: &Commands) -> bool {
         let mut waiters = Vec::new();
         let mut bytes = 0;
@@ -204,7 +205,7 @@ impl Writer {
                     segment: self.directory.number,
                     offset: self.durable_end + self.label_bytes(),
                 };
-                // Counted in what was written, not in what was to be written.
+                // Counted in the written bytes, independently of `Batch::lines`.
                 let lines = |pending: &Pending| memchr_iter(b'\n', &pending.batch.bytes).count();
                 let lines = waiters.iter().map(lines).sum::<usize>() as u64;
                 self.durable_end += self.group_bytes(&waiters);
@@ -239,7 +240,7 @@ impl Writer {
         }
     }
 
-    /// Bytes that the label will add to the group: the first line of a segment gets it.
+    /// Bytes that the label adds to the group: 0 except in the first group of a segment.
     fn label_bytes(&self) -> u64 {
         if self.durable_end == 0 {
             Label::BYTES as u64
@@ -248,13 +249,13 @@ impl Writer {
         }
     }
 
-    /// Bytes of the group in the file.
+    /// Bytes of the group in the file, with the label.
     fn group_bytes(&self, waiters: &[Pending]) -> u64 {
         let bytes = |pending: &Pending| pending.batch.bytes.len() as u64;
         waiters.iter().map(bytes).sum::<u64>() + self.label_bytes()
     }
 
-    /// Steps 2 to 4. An error says what the group's waiters are to be told; nothing of it is kept.
+    /// Steps 2 to 4. The error is the answer to every append of the group.
     fn write_group(&mut self, waiters: &[Pending]) -> Result<(), AppendError> {
         let file = match &self.state {
             State::Open(file) => Arc::clone(file),
@@ -278,21 +279,22 @@ impl Writer {
         if let Err(error) = written {
             return Err(self.undo(&*file, &error));
         }
-        // 4. Still linked, and the length is ours.
+        // 4. Still linked, with the expected length.
         match file.stat() {
             Ok(stat) if stat.links > 0 && stat.size == self.durable_end + bytes => {}
             Ok(_) => {
                 return Err(self.poison(
-                    "was removed or changed by someone else while the server had it open",
+                    "was removed or changed by another program while the server had it open",
                 ));
             }
-            Err(error) => return Err(self.poison(&format!("can't be looked at: {error}"))),
+            Err(error) => return Err(self.poison(&format!("cannot be examined: {error}"))),
         }
         self.note_started(&*file)
     }
 
-    /// The group's bytes in one piece, with the label where it is the first of a segment; left
-    /// empty where they are in one piece already.
+    /// Collects the group's bytes in `self.group`, with the label in the first group of a segment.
+    /// `self.group` stays empty if the group is a single batch without a label, which is written as
+    /// it is.
     fn gather(&mut self, waiters: &[Pending]) {
         self.group.clear();
         if self.durable_end > 0 && waiters.len() == 1 {
@@ -314,19 +316,19 @@ impl Writer {
         }
     }
 
-    /// Of step 2: nobody else has written to the file, and the lock is ours. Otherwise nothing is
-    /// appended until a restart.
+    /// The check of step 2: no other program has written to the file, and this process holds the lock.
+    /// Otherwise the journal is poisoned.
     fn check_alone(&mut self, file: &dyn DiskFile) -> Result<(), AppendError> {
         match file.size() {
             Ok(size) if size == self.durable_end => {}
             Ok(size) => {
                 let what = format!(
-                    "has {size} bytes where the server left {}: another program wrote to it or cut it",
+                    "has {size} bytes instead of {}: another program wrote to it or truncated it",
                     self.durable_end
                 );
                 return Err(self.poison_before(&what));
             }
-            Err(error) => return Err(self.poison_before(&format!("can't be looked at: {error}"))),
+            Err(error) => return Err(self.poison_before(&format!("cannot be examined: {error}"))),
         }
         let Some(lock) = self.config.lock.as_ref() else {
             return Ok(());
@@ -334,19 +336,19 @@ impl Writer {
         let what = match lock.is_in_place() {
             Ok(true) => return Ok(()),
             Ok(false) => format!(
-                "is no longer appended to by this server alone: {} was removed or replaced, so that another server may run in this data directory",
+                "is no longer protected by the lock: {} was removed or replaced, so another server may run in this data directory",
                 lock.path().display()
             ),
             Err(error) => format!(
-                "may be appended to by another server: cannot look at {}: {error}",
+                "may be in use by another server: cannot examine {}: {error}",
                 lock.path().display()
             ),
         };
         Err(self.poison_before(&what))
     }
 
-    /// Of step 4: the first group of a segment is acknowledged once `directory.json` says that the
-    /// segment has started.
+    /// The second part of step 4: writes `started` to `directory.json` before the first group of a
+    /// segment is acknowledged.
     fn note_started(&mut self, file: &dyn DiskFile) -> Result<(), AppendError> {
         if self.directory.started {
             return Ok(());
@@ -355,7 +357,7 @@ impl Writer {
             started: true,
             ..self.directory
         };
-        // Opened before there is anything to sync: without a descriptor nothing is begun.
+        // Opened before the replacement, so that a lack of file descriptors leaves nothing to undo.
         let opened = self.disk.open_dir(&self.data_dir);
         let replaced =
             opened.and_then(|dir| started.replace(&*self.disk, &self.data_dir).map(|()| dir));
@@ -372,24 +374,24 @@ impl Writer {
         Ok(())
     }
 
-    /// Cuts the file back to the durable end after a write or sync that failed.
+    /// Truncates the file to the durable end after a failed write or sync.
     fn undo(&mut self, file: &dyn DiskFile, error: &io::Error) -> AppendError {
         if let Err(cut) = file
             .set_len(self.durable_end)
             .and_then(|()| file.sync_data())
         {
             return self.poison(&format!(
-                "could not be written ({error}), nor cut back to what is durable ({cut})"
+                "could not be written ({error}), nor truncated to its durable end ({cut})"
             ));
         }
         let reason = format!(
-            "writing {} failed: {error}; nothing of it was kept",
+            "cannot write {}: {error}; nothing of the write was kept",
             self.path.display()
         );
         if is_full(error) {
             self.room.checked_at = None;
             if error.kind() == io::ErrorKind::FileTooLarge && self.durable_end > 0 {
-                // A limit on the size of one file: there is room in the next.
+                // The limit applies to one file; rotation starts a new one.
                 self.retry_at.get_or_insert_with(Instant::now);
             }
             self.health.set(DISK, &reason);
@@ -399,10 +401,11 @@ impl Writer {
         AppendError::Failed(reason)
     }
 
-    /// No acknowledgement from here on. The answer is for those whose bytes were on the way.
+    /// Poisons the journal: nothing is acknowledged until a restart. Returns the error for appends
+    /// whose bytes may have been written.
     fn poison(&mut self, what: &str) -> AppendError {
         let reason = format!(
-            "{} {what}; nothing is taken until the server is restarted, which recovers what is durable",
+            "{} {what}; no events are accepted until the server is restarted, which recovers all durable events",
             self.path.display()
         );
         self.health.set(JOURNAL, &reason);
@@ -410,7 +413,7 @@ impl Writer {
         AppendError::Unknown(reason)
     }
 
-    /// The same before any byte was on the way.
+    /// Poisons the journal before anything of the group was written: the outcome is known.
     fn poison_before(&mut self, what: &str) -> AppendError {
         match self.poison(what) {
             AppendError::Unknown(reason) => AppendError::Failed(reason),
@@ -418,18 +421,18 @@ impl Writer {
         }
     }
 
-    /// The look around each `check_every`: the path, the disk's room, what failed before.
+    /// The periodic check: the path, the lock, the free space, and whether a failed disk works again.
     fn check(&mut self) {
         self.checked_at = Instant::now();
         match &self.state {
             State::Poisoned(_) => return,
-            State::Uncreated(_) => {} // Tried again when that is due.
+            State::Uncreated(_) => {} // `rotation_due` schedules the retry.
             State::Open(file) => {
                 let file = Arc::clone(file);
                 if self.check_path().is_err() || self.check_alone(&*file).is_err() {
                     return;
                 }
-                // After a failed write without traffic since: does the disk work again?
+                // A write failed and none has followed: a sync shows whether the disk works again.
                 if self.health.is_set(JOURNAL) {
                     match file.sync_data() {
                         Ok(()) => self.health.clear(JOURNAL),
@@ -438,8 +441,8 @@ impl Writer {
                 }
             }
         }
-        // A failure to look is no failure to write; the next append will tell.
-        let _unknown = self.look_for_room();
+        // A failure is reported in readiness; the next append checks again.
+        let _in_readiness = self.check_room();
     }
 }
 

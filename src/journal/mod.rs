@@ -1,85 +1,90 @@
-//! The journal: the only writer of `events.jsonl`, and the promise behind every 2xx.
+//! The journal appends events to `events.jsonl` and makes them durable before a request is
+//! acknowledged. Its committer thread is the only writer of that file.
 //!
 //! # The directory
 //! `events.jsonl` is the active segment; sealing renames it to
-//! `events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl`. Which segment it is stands in three places, none of
-//! which is guessed from another:
-//! - in `directory.json` ([`Directory`]), written before the file is created;
-//! - in the file: its first line ends in the segment's [`Label`], which is written together with that
-//!   line, so no byte is ever acknowledged in a file that does not say which segment it is;
-//! - in the sealed file's name.
+//! `events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl`. The identity of a segment is stored
+//! in three places, each of which is written independently:
+//! - in `directory.json` ([`Directory`]), before the file is created;
+//! - in the file: its first line ends in the segment's [`Label`]. The label is written together with
+//!   that line, so every acknowledged byte lies in a file that carries a label;
+//! - in the name of the sealed file.
 //!
-//! What was acknowledged in a sealed segment, its length and CRC-32, is in its name ([`Seal`]): the
-//! committer keeps both as it appends, and a recovery takes them from the database's row and the
-//! bytes beyond it. The rename that seals makes them durable, so they need no step of their own, and no
-//! crash leaves a sealed file without them. Nothing of a file that contradicts its name is applied.
-//! The name of a segment that recovery seals (one of a copied directory, or one that the database
-//! knows to be longer) has no length, because nothing says what was acknowledged in it.
+//! The name of a sealed file contains the length and the CRC-32 of the acknowledged bytes ([`Seal`]).
+//! The committer updates both as it appends; recovery takes them from the database's row and the
+//! bytes beyond it. The rename that seals the file makes them durable, so no crash leaves a sealed
+//! file without them. A file that contradicts its name is not applied. The name of a segment that
+//! recovery seals (in a copied directory, or when the database has applied more bytes than the file
+//! holds) has no length, because the acknowledged length is unknown.
 //!
 //! A copy of the directory taken while segments change may combine an old `directory.json` with a
-//! newer `events.jsonl`, or the other way round. The label decides then, and a number that is left
-//! without a file is reported as missing. A [`Position`] is `number-offset`.
+//! newer `events.jsonl`, or the reverse. The label takes precedence then, and a number without a file
+//! is reported as missing. A [`Position`] is `number-offset`.
 //!
 //! # Append (the committer thread)
 //! 1. Take all waiting appends, up to a bound in bytes.
-//! 2. Write them at the durable end, where the file must end and the lock must still be ours. The
-//!    first line of a segment gets its label here.
+//! 2. Check that the file ends at the durable end and that this process still holds the lock. Write
+//!    the group at the durable end. The first line of a segment gets its label here.
 //! 3. fdatasync.
-//! 4. fstat: still linked, and the length is ours. For the first group of a segment:
-//!    `directory.json` says "started", durably.
-//! 5. Move the durable end and its checksum, publish it, answer each waiter with its own position.
+//! 4. fstat: the file is still linked and has the expected length. For the first group of a segment,
+//!    write `started` to `directory.json`, durably.
+//! 5. Advance the durable end and its checksum, publish them, answer each append with its position.
 //!
-//! If 2 or 3 fails, the file is cut back to the durable end and synced, and the whole group is told
-//! that nothing was appended. If cutting fails or 4 does not hold, the journal is **poisoned**: no
-//! acknowledgement until a restart; those who waited are told that the outcome is unknown. The same
-//! where 2 finds the file changed or the lock lost, but then nothing was appended.
+//! If writing (2) or syncing (3) fails, the file is truncated to the durable end and synced, and every
+//! append of the group fails with "nothing was appended". If the truncation or step 4 fails, the journal is
+//! **poisoned**: it acknowledges nothing until a restart, and the appends of the group fail with
+//! "outcome unknown". If the check in step 2 fails, the journal is poisoned as well, but nothing of the
+//! group was appended.
 //!
 //! # Rotate (the committer thread, between groups; never an empty file)
-//! 1. rename `events.jsonl` to its sealed name, which says its length and checksum, never replacing.
-//!    Its length must be the durable end, the path must lead to it and the lock be ours.
+//! 1. Check that the file's length is the durable end, that the path leads to the open file, and that
+//!    this process holds the lock. Rename `events.jsonl` to its sealed name, which contains its length
+//!    and checksum. An existing file is never replaced.
 //! 2. fsync the directory.
-//! 3. replace `directory.json`: the next number and a new token, not started; create the next
-//!    `events.jsonl`, exclusively, and lock it.
+//! 3. Replace `directory.json` (the next number, a new token, not started). Create the next
+//!    `events.jsonl` exclusively and lock it.
 //! 4. fsync the directory.
-//! 5. publish the new segment.
+//! 5. Publish the new segment.
 //!
-//! If 1 fails: stay on the file, try later. 2 or 4: poisoned. 3: appends are refused while creating
-//! is tried again. The directory is opened for 2 before 1 and for 4 before 3, so that having no
-//! descriptor left is a failure of 1 or 3. The next number is the first that no file bears.
+//! If 1 fails, the journal keeps appending to the file and tries again later. If 2 or 4 fails, the
+//! journal is poisoned. If 3 fails, appends are rejected and creation is retried. The directory is
+//! opened for 2 before 1, and for 4 before 3, so that a lack of file descriptors makes 1 or 3 fail.
+//! The next number is the lowest one above the current that no file has.
 //!
-//! A crash after rotate 1 or 2 leaves no `events.jsonl` and a `directory.json` whose segment is
-//! sealed: the next number is created. After `directory.json` was replaced: its segment is created,
-//! or is there and empty. After append 2 or 3 of a segment's first group: a file with a label, or
-//! without a whole line, of a segment that has not started.
+//! A crash after rotate 1 or 2 leaves no `events.jsonl`, and a `directory.json` that names a sealed
+//! segment: recovery creates the next one. A crash after `directory.json` was replaced leaves its
+//! segment empty or absent: recovery creates it if it is absent. A crash after append 2 or 3 of a
+//! segment's first group leaves a file of a segment that has not started, with a label or without a
+//! complete line.
 //!
 //! # Recover (at start, locks held, before anything listens)
 //! 0. `directory.json` is read, or written where there is none. The directory, each month of `applied/`
 //!    and `quarantine/` are fsynced.
-//! 1. `events.jsonl` is locked, written again from what the database has applied of it, and
-//!    fdatasync'd: after a sync that failed, pages read as written that never reached the disk. Only
-//!    then is its last line end the durable end.
-//! 2. Which segment it is, is decided by its label, then by `directory.json`. A copy of a sealed
-//!    segment, or another segment of a known number, is moved to `quarantine/`; a file without a label
-//!    is imported, or set aside where the active segment had started.
-//! 3. Bytes after the durable end were never acknowledged: they are copied to
-//!    `quarantine/torn-<number>-<offset>` and cut off.
-//! 4. A started segment without a file, or with an empty one, gets a note `quarantine/lost-<number>`.
-//! 5. A segment that must not grow (a later one was created, the database has it sealed or longer) is
-//!    sealed as it is. Where there is no file to go on with, rotate 3 and 4 create one.
+//! 1. `events.jsonl` is locked, rewritten from the applied offset on, and fdatasync'd. After a failed
+//!    sync the page cache may hold data that never reached the disk, and a second sync alone would not
+//!    write it. The last line end is the durable end after this.
+//! 2. The segment is identified by its label, otherwise by `directory.json`. A copy of a sealed
+//!    segment, or another segment of a known number, is moved to `quarantine/`. A file without a label
+//!    is imported; if the active segment had started, the file is moved to `quarantine/`.
+//! 3. Bytes after the durable end were never acknowledged. They are copied to
+//!    `quarantine/torn-<number>-<offset>` and truncated.
+//! 4. A started segment whose file is missing or empty gets a note `quarantine/missing-<number>`.
+//! 5. A segment that must not grow (a later one was created, or the database has it sealed or longer)
+//!    is sealed as it is. If there is no file to append to, rotate 3 and 4 create one.
 //!
-//! # What is noticed when another program changes a file
-//! | what | noticed |
+//! # How changes by other programs are detected
+//! | change | detected by |
 //! |---|---|
-//! | a sealed file cut, grown, edited, or replaced by an older copy, before it is applied | by its name |
-//! | the same afterwards | by its row: when it is archived or pruned, and by `verify` |
-//! | the active file, while a server runs | length, path and lock: before each group and each second; content: when it is sealed and applied |
-//! | the active file, while no server runs: gone, empty, without its label, or shorter than what is applied | by `directory.json` and the row |
-//! | the same: edited in what is applied | by the row's checksum |
-//! | **the same: cut at a line end or edited beyond what is applied** | **not**, where it was not sealed (kill, crash, power cut). A durable length would cost a second sync for each group. With a processor that is what came in the last flush interval; with `--no-process`, everything in the active segment: rotate often, or stop the server, which seals |
-//! | a sealed file renamed to a name without length and checksum | not: that is how a changed file is accepted |
+//! | a sealed file truncated, extended, edited, or replaced by an older copy, before it is applied | its name |
+//! | the same, after it is applied | its row: when it is archived or pruned, and by `verify` |
+//! | the active file, while a server runs | length, path and lock: before each group and once a second; content: when it is sealed and applied |
+//! | the active file, while no server runs: missing, empty, without its label, or shorter than the applied offset | `directory.json` and the row |
+//! | the same: edited before the applied offset | the row's checksum |
+//! | **the same: truncated at a line end or edited after the applied offset** | **not detected** if the file was not sealed (kill, crash, power failure). A durable length would cost a second sync for each group. With a processor, this concerns the events of the last flush interval; with `--no-process`, all events of the active segment: rotate often, or stop the server, which seals the file |
+//! | a sealed file renamed to a name without length and checksum | not detected: this is how an operator accepts a changed file |
 //!
-//! Invariant 1 (ACK) is kept here. Of invariant 4, so is "acknowledged bytes never change". The
-//! journal knows neither SQL nor HTTP.
+//! This module keeps invariant 1 (ACK), and of invariant 4 the part "acknowledged bytes never
+//! change". It depends neither on SQL nor on HTTP.
 
 mod committer;
 mod recover;
@@ -102,65 +107,66 @@ use crate::data_dir::segment::Seal;
 use crate::data_dir::segment::{Label, Numbers, Position, Tag};
 use crate::health::Health;
 
-/// Whole lines to append, each ended by `\n`, none empty; checked events all.
+/// Complete lines to append: each ends in `\n`, none is empty, and each is a valid event.
 #[derive(Debug)]
 pub struct Batch {
-    /// The lines as they go to the file.
+    /// The lines as they are written to the file.
     pub bytes: Vec<u8>,
-    /// How many.
+    /// The number of lines in `bytes`.
     pub lines: u32,
 }
 
-/// Why nothing of a batch was acknowledged.
+/// Why a batch was not acknowledged.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AppendError {
-    /// The disk is full, or its reserve or `--max-disk` would be touched. Nothing was appended.
+    /// The disk is full, or the append would use its reserve or exceed `--max-disk`. Nothing was
+    /// appended.
     #[error("{0}")]
     DiskFull(String),
-    /// The queue in front of the disk is full. Nothing was appended.
-    #[error("{waiting} bytes already wait to be written; send again in a moment")]
+    /// The queue of the committer is full. Nothing was appended.
+    #[error("the write queue is full with {waiting} bytes; try again later")]
     Busy {
         /// Bytes in the queue.
         waiting: u64,
     },
     /// The server is stopping. Nothing was appended.
-    #[error("the server is stopping; send again once it is back")]
+    #[error("the server is stopping; try again after it has restarted")]
     Stopping,
-    /// The write or the sync failed and was undone, or the journal was poisoned before. Nothing
+    /// The write or the sync failed and was undone, or the journal was already poisoned. Nothing
     /// was appended.
     #[error("{0}")]
     Failed(String),
-    /// It failed and could not be undone: the events may count or not.
+    /// The write failed and could not be undone: the events may or may not be counted.
     #[error("{0}")]
     Unknown(String),
 }
 
-/// Called exactly once, on the committer thread mostly (so it must not block): the position after
-/// the batch's last line, durable; or why not.
+/// Called exactly once, usually on the committer thread, so it must not block. It receives the
+/// durable position after the last line of the batch, or the error.
 pub type AppendDone = Box<dyn FnOnce(Result<Position, AppendError>) + Send>;
 
-/// How the journal behaves. All bounds are inclusive.
+/// The settings of the journal. All bounds are inclusive.
 #[derive(Clone, Debug)]
 pub struct JournalConfig {
     /// Seal the active segment this long after its first line; `None`: never by age.
     pub rotate_interval: Option<Duration>,
     /// Seal the active segment once it holds this many bytes.
     pub rotate_size: u64,
-    /// How often the path, the disk and the age are looked at when nothing else happens.
+    /// The interval of the periodic check of the path, the lock and the free space.
     pub check_every: Duration,
-    /// Bytes that may wait to be written; past it appends are refused as busy.
+    /// Maximum size of the queue in bytes; further appends fail with [`AppendError::Busy`].
     pub queue_bytes_max: u64,
-    /// Free bytes that appends leave untouched, for applying and pruning.
+    /// Free bytes that appends must not use; they are kept for applying and pruning.
     pub disk_reserve_bytes: u64,
-    /// The most bytes the data directory may hold; `None`: no bound.
+    /// Maximum size of the data directory in bytes; `None`: unlimited.
     pub disk_bytes_max: Option<u64>,
-    /// The lock that makes this process the only writer, looked at before each group: where its
-    /// path no longer leads to it, nothing is appended. `None`: the caller sees to that.
+    /// The lock that makes this process the only writer. It is checked before each group: if its
+    /// path no longer leads to the locked file, the journal is poisoned. `None`: no check.
     pub lock: Option<Arc<Lock>>,
 }
 
 impl Default for JournalConfig {
-    /// Nothing by itself: no rotation, a look each second, a queue of 64 MiB, no bound on the disk.
+    /// No rotation, a check each second, a queue of 64 MiB, no bound on disk space.
     fn default() -> Self {
         Self {
             rotate_interval: None,
@@ -174,45 +180,44 @@ impl Default for JournalConfig {
     }
 }
 
-/// A native segment that the database has a row for, as far as recovery needs it.
+/// The database row of a native segment, as far as recovery needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct KnownSegment {
-    /// Its number.
+    /// The segment's number.
     pub number: u64,
-    /// Which of that number; `None` where that is not known.
+    /// The segment's tag; `None` if unknown.
     pub tag: Option<Tag>,
-    /// Bytes of it that are applied.
+    /// The number of applied bytes, from the start of the segment.
     pub applied_bytes: u64,
-    /// CRC-32 of those bytes; `None` where that is not known.
+    /// CRC-32 of the applied bytes; `None` if unknown.
     pub checksum: Option<u32>,
-    /// Whether the database has seen it sealed.
+    /// Whether the row says that the segment is sealed.
     pub sealed: bool,
 }
 
-/// What the database knows of the directory; nothing while it cannot be read.
+/// What the database stores about the directory. Empty if the database cannot be read.
 #[derive(Clone, Debug, Default)]
 pub struct KnownSegments {
-    /// The UUID of the data directory that it belongs to.
+    /// The UUID of the data directory that the database belongs to; `None` if unknown.
     pub directory: Option<uuid::Uuid>,
-    /// Its rows of native segments: at least of those that are not fully applied, and of the active
-    /// one, see [`active_numbers`].
+    /// Rows of native segments: at least those of segments that are not fully applied, and those of
+    /// [`active_numbers`].
     pub segments: Vec<KnownSegment>,
-    /// The numbers of the segments that have a row, but none here: they are fully applied.
+    /// The numbers of fully applied segments whose rows are not in `segments`.
     pub applied: Numbers,
     /// The highest number that retention has pruned; 0 if none.
     pub pruned: u64,
 }
 
 impl KnownSegments {
-    /// The highest number that the database knows of; 0 if none.
+    /// The highest number in the database; 0 if none.
     pub fn highest(&self) -> u64 {
         let rows = self.segments.iter().map(|row| row.number).max();
         let applied = self.applied.last();
         rows.max(applied).unwrap_or(0).max(self.pruned)
     }
 
-    /// What is known of a number. Of a fully applied segment whose row was not given, that nothing may
-    /// be appended to it.
+    /// The row of a segment. For a number in `applied`, a row that says only that the segment is sealed.
     pub(crate) fn row(&self, number: u64) -> Option<KnownSegment> {
         let row = self.segments.iter().find(|row| row.number == number);
         let applied = KnownSegment {
@@ -227,19 +232,19 @@ impl KnownSegments {
     }
 }
 
-/// Why the journal did not open.
+/// Why the journal could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// A file or directory could not be read or written.
     #[error(transparent)]
     Io(#[from] DataDirError),
-    /// Another process has the active file locked.
+    /// Another process holds the lock on the active file.
     #[error("cannot lock {}: another server appends to it; only one may run in a data directory", path.display())]
     Locked {
         /// The active file.
         path: PathBuf,
     },
-    /// No committer thread could be started.
+    /// The committer thread could not be started.
     #[error("cannot start the committer thread")]
     Thread(#[source] std::io::Error),
 }
@@ -250,18 +255,18 @@ impl JournalError {
     }
 }
 
-/// What is durable now.
+/// The durable end of the journal at one moment.
 #[derive(Clone)]
 pub struct Tail {
-    /// The active segment.
+    /// The number of the active segment.
     pub number: u64,
-    /// Its tag.
+    /// The tag of the active segment.
     pub tag: Tag,
-    /// Bytes of it that are durable; everything of lower segments is.
+    /// The number of durable bytes of the active segment; lower segments are durable completely.
     pub durable_end: u64,
-    /// Lines made durable by this process in all segments.
+    /// Lines that this process has made durable, in all segments.
     pub lines: u64,
-    /// The active segment's file, for reading below `durable_end` (valid after a rotation too).
+    /// The active segment's file, for reading below `durable_end`; it stays valid after a rotation.
     pub file: Arc<dyn DiskFile>,
 }
 
@@ -272,18 +277,18 @@ pub struct Journal {
     shared: Arc<Shared>,
 }
 
-/// What appenders, readers and the committer share.
+/// The state shared by appenders, readers and the committer.
 struct Shared {
-    /// Bytes in the queue, for the bound.
+    /// Bytes in the queue.
     queued_bytes: AtomicU64,
     queue_bytes_max: u64,
     tail: Mutex<Tail>,
-    /// Numbers that files in the directory bear and that no new segment gets.
+    /// Numbers in use by files of the directory; no new segment gets one of them.
     taken: Mutex<Numbers>,
-    /// ... nor any number up to this one.
+    /// New segments get numbers above this one.
     floor: AtomicU64,
     directory: uuid::Uuid,
-    /// When the disk was last asked for something it has not answered yet.
+    /// The start of the write and sync in progress; `None` between them.
     disk_call: Mutex<Option<Instant>>,
 }
 
@@ -293,7 +298,7 @@ enum Command {
     Shutdown,
 }
 
-/// A batch and who waits for it. Whatever happens to it, `done` is called exactly once.
+/// A batch and its completion callback. `done` is called exactly once, on drop at the latest.
 struct Pending {
     batch: Batch,
     done: Option<AppendDone>,
@@ -305,7 +310,7 @@ impl Pending {
         self.finish(result);
     }
 
-    /// Gives the bytes back to the queue's bound, then answers; the second time, nothing.
+    /// Subtracts the bytes from the queue's size and calls `done`. A second call does nothing.
     fn finish(&mut self, result: Result<Position, AppendError>) {
         let bytes = std::mem::take(&mut self.batch.bytes);
         self.shared
@@ -323,16 +328,16 @@ impl Drop for Pending {
     }
 }
 
-/// The committer thread; stopping it seals what is there.
+/// The committer thread. [`Committer::stop`] seals the active segment.
 pub struct Committer {
     commands: Sender<Command>,
     thread: JoinHandle<()>,
 }
 
 impl Journal {
-    /// Recovers the directory and starts the committer thread. `known` is what the database says of
-    /// native segments, or nothing while it cannot be read: appending does not wait for it. The
-    /// caller holds `serve.lock`. Never reads whole files.
+    /// Recovers the directory and starts the committer thread. `known` has the native segments of the
+    /// database; it is empty if the database cannot be read, because appending does not need the
+    /// database. The caller must hold `serve.lock`. Sealed files are not read.
     pub fn open(
         disk: Arc<dyn Disk>,
         data_dir: &Path,
@@ -378,9 +383,9 @@ impl Journal {
         Ok((journal, Committer { commands, thread }, recovery))
     }
 
-    /// Queues the batch; `done` is called when it is durable or refused (also right here, on this
-    /// thread, when the queue is full or the journal has stopped). A batch of any size is taken
-    /// into an empty queue.
+    /// Queues the batch. `done` is called when the batch is durable or has failed; if the queue is full
+    /// or the journal has stopped, it is called on this thread. An empty queue accepts a batch of any
+    /// size.
     pub fn append(&self, batch: Batch, done: AppendDone) {
         let bytes = batch.bytes.len() as u64;
         let waiting = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -388,12 +393,12 @@ impl Journal {
         if waiting > 0 && waiting + bytes > self.shared.queue_bytes_max {
             return pending.answer(Err(AppendError::Busy { waiting }));
         }
-        // A send that fails gives the command back, and dropping it answers "stopping".
+        // If the send fails, the command is dropped, which answers `Stopping`.
         drop(self.commands.send(Command::Append(pending)));
     }
 
-    /// Seals the active segment now if it is not empty; `done` gets the position that everything
-    /// acknowledged before is at or below.
+    /// Seals the active segment now, unless it is empty. `done` receives the end of the journal:
+    /// everything acknowledged before is at or below that position.
     pub fn rotate(&self, done: AppendDone) {
         let pending = self.pending(
             Batch {
@@ -405,7 +410,7 @@ impl Journal {
         drop(self.commands.send(Command::Rotate(pending)));
     }
 
-    /// What is durable now.
+    /// The current durable end.
     pub fn tail(&self) -> Tail {
         self.shared.tail().clone()
     }
@@ -415,23 +420,23 @@ impl Journal {
         self.shared.directory
     }
 
-    /// Keeps this number and all below it from being given to a new segment.
+    /// Reserves all numbers up to and including this one: new segments get higher ones.
     pub fn reserve_up_to(&self, number: u64) {
         self.shared.floor.fetch_max(number, Ordering::Relaxed);
     }
 
-    /// Keeps a number from being given to a new segment: a file bears it.
+    /// Reserves a number that is in use by a file: no new segment gets it.
     pub fn reserve(&self, number: u64) {
         self.shared.taken().insert(number);
     }
 
-    /// Keeps these numbers from being given to a new segment.
+    /// Reserves these numbers: no new segment gets one of them.
     pub fn reserve_all(&self, numbers: &Numbers) {
         let mut taken = self.shared.taken();
         numbers.ranges().for_each(|range| taken.insert_range(range));
     }
 
-    /// Bytes that wait to be written, and the bound past which appends are refused.
+    /// The size of the queue in bytes, and its maximum.
     pub fn queued_bytes(&self) -> (u64, u64) {
         (
             self.shared.queued_bytes.load(Ordering::Relaxed),
@@ -449,19 +454,19 @@ impl Journal {
 }
 
 impl Committer {
-    /// Commits what waits, seals the active segment and ends the thread. Appends that come later
-    /// are told that the server is stopping.
+    /// Commits the queued appends, seals the active segment and joins the thread. Later appends fail
+    /// with [`AppendError::Stopping`].
     pub fn stop(self) {
         drop(self.commands.send(Command::Shutdown));
         if self.thread.join().is_err() {
             tracing::error!(
-                "the committer thread panicked; what it had not acknowledged may be lost"
+                "the committer thread panicked; events that it had not acknowledged may be lost"
             );
         }
     }
 }
 
-/// A write or sync that takes longer than this is a stuck disk.
+/// A write and sync that takes longer than this is reported as a stuck disk.
 const DISK_CALL_MAX: Duration = Duration::from_secs(5);
 
 impl Shared {
@@ -473,7 +478,8 @@ impl Shared {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the disk is asked (or has answered), so that a call that hangs can be told.
+    /// Records the start of a disk call (or `None` at its end), so that readiness can report a call
+    /// that hangs.
     fn note_disk_call(&self, began: Option<Instant>) {
         *self
             .disk_call
@@ -489,7 +495,7 @@ impl Shared {
         let waited = began.elapsed();
         (waited > DISK_CALL_MAX).then(|| {
             format!(
-                "the disk has not answered a write for {} s; nothing is acknowledged meanwhile",
+                "the disk has not completed a write for {} s; no events are acknowledged until it does",
                 waited.as_secs()
             )
         })

@@ -1,12 +1,15 @@
-//! Recovery at start: from whatever a crash left to an active segment with a known durable end.
+//! Recovery at start: turns the state after a crash into an active segment with a known durable end.
+//! It runs on the thread that opens the journal, before the committer starts and before the server
+//! listens.
 //!
-//! What is seen after a crash is not yet durable: everything is synced before its length is
-//! believed. Each step can be cut short by another crash and done again.
+//! After a crash, visible data is not necessarily durable, so everything is synced before its length
+//! is used. Every step is idempotent: a crash during recovery only makes the next recovery repeat it.
 //!
-//! Which segment `events.jsonl` is, is decided by what is stored, in this order: the label in its
-//! first line; without one, `directory.json`. Where the two name different segments, or the label's
-//! segment lies sealed beside it, somebody put a file in or copied the directory while it changed:
-//! no byte is taken for those of another segment, nothing is deleted, and what happened is reported.
+//! The label in the first line of `events.jsonl` identifies the segment; without a label,
+//! `directory.json` does. If the two name different segments, or the label's segment is already sealed,
+//! another program put the file there, or the directory was copied while it changed. Recovery then
+//! never treats the bytes as those of another segment, deletes nothing, and reports what it found.
+//! Any I/O error ends recovery, and the journal does not open.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,34 +20,36 @@ use crc32fast::Hasher;
 
 use super::{JournalError, KnownSegment, KnownSegments};
 use crate::data_dir::disk::{self, Disk, DiskFile};
-use crate::data_dir::segment::{ACTIVE_FILE, Label, Numbers, sealed_file_name};
-use crate::data_dir::{Catalog, QUARANTINE_DIR, missing_note};
-use crate::data_dir::{Directory, first_free, is_sealed, read_label};
+use crate::data_dir::segment::{ACTIVE_FILE, Label, Numbers, SegmentId, sealed_file_name};
+use crate::data_dir::{
+    Catalog, Directory, QUARANTINE_DIR, first_free, is_sealed, missing_note, read_label,
+};
 use crate::timestamp;
 
-/// What recovery found and did, for the log and for the processor.
+/// The findings of recovery, for the log and for the processor. Each is `None` if it did not occur.
 #[derive(Debug, Default)]
 pub struct Recovery {
-    /// Bytes after the last line end, never acknowledged, and the file that keeps them now.
+    /// The number of bytes after the last line end, which were never acknowledged, and the file in
+    /// `quarantine/` that holds them now.
     pub torn: Option<(u64, PathBuf)>,
-    /// The active segment's number whose file was gone though it held acknowledged events.
+    /// The number of a segment that held acknowledged events and whose file is missing.
     pub missing: Option<u64>,
-    /// The number of an active segment shorter than what was applied of it; it was sealed.
+    /// The number of an active segment that was shorter than its applied offset; it was sealed.
     pub corrupt: Option<u64>,
-    /// An `events.jsonl` without a label, from another program: the name it is imported under.
+    /// The new path of an `events.jsonl` without a label, which is imported.
     pub imported: Option<PathBuf>,
-    /// What is wrong about the segment that `events.jsonl` is, and what was done about it.
+    /// Why `events.jsonl` was moved to `quarantine/`, and what the operator can do.
     pub contradiction: Option<String>,
 }
 
-/// The active segment, ready to be appended to.
+/// The active segment, open for appending.
 pub(super) struct Active {
     pub(super) directory: Directory,
     pub(super) durable_end: u64,
     /// CRC-32 of the bytes before the durable end.
     pub(super) checksum: Hasher,
     pub(super) file: Arc<dyn DiskFile>,
-    /// Numbers that files bear and that the database knows: none of them is given out again.
+    /// Numbers in use by files or database rows: no new segment gets one of them.
     pub(super) taken: Numbers,
 }
 
@@ -57,7 +62,8 @@ pub(super) fn recover(
     disk.create_dir(&quarantine)
         .map_err(JournalError::io("create", &quarantine))?;
     let directory = Directory::establish(disk, data_dir, known.directory, known.highest())?;
-    // Which files bear the number of the active segment is looked at closely, whatever is known of it.
+    // The files with a number that the active segment may have are listed one by one, even if the
+    // database has the segment as fully applied.
     let mut settled = known.applied.clone();
     for number in active_numbers(disk, data_dir) {
         settled.remove(number);
@@ -80,7 +86,7 @@ pub(super) fn recover(
         taken,
         recovery: Recovery::default(),
     };
-    // 0. What is seen is made durable before it is believed.
+    // 0. Make the directory entries durable before they are used.
     for dir in &recover.catalog.dirs {
         disk.sync_dir(dir).map_err(JournalError::io("sync", dir))?;
     }
@@ -96,8 +102,9 @@ pub(super) fn recover(
     Ok((active, recover.recovery))
 }
 
-/// The numbers that the active segment may have, as `directory.json` and `events.jsonl` say: recovery
-/// asks for the rows of these. What cannot be read is left out: recovery says so.
+/// The numbers that the active segment may have, from `directory.json` and from the label of
+/// `events.jsonl`. Recovery needs their rows. A file that cannot be read is skipped here, because
+/// recovery reports it.
 pub fn active_numbers(disk: &dyn Disk, data_dir: &Path) -> Vec<u64> {
     let directory = Directory::read(disk, data_dir).ok().flatten();
     let file = disk.open_read(&data_dir.join(ACTIVE_FILE)).ok();
@@ -117,19 +124,19 @@ struct Recover<'r> {
     recovery: Recovery,
 }
 
-/// The durable end, and the file.
+/// The durable end and the open file.
 type Opened = (u64, Arc<dyn DiskFile>);
 
 impl Recover<'_> {
-    /// Finds out which segment `events.jsonl` is, and goes on with it or with a new one.
+    /// Identifies the segment in `events.jsonl` and continues it, or creates a new one.
     fn active(&mut self) -> Result<Opened, JournalError> {
         let Some(file) = self.open()? else {
             return self.without_events();
         };
         let label = read_label(&*file).map_err(self.io("read"))?;
-        let size = file.size().map_err(self.io("look at"))?;
+        let size = file.size().map_err(self.io("examine"))?;
         let mut durable_end = self.make_durable(&*file, label, size)?;
-        // The first write of a segment, cut short by a power cut: what was not synced reads as zeros.
+        // A power failure during the first write of a segment: unsynced blocks read as zeros.
         if label.is_none()
             && !self.directory.started
             && has_zeros(&*file).map_err(self.io("read"))?
@@ -163,9 +170,9 @@ impl Recover<'_> {
                 let number = self.directory.number;
                 let applied = self.known.row(number);
                 self.set_aside(&match applied.map_or(0, |row| row.applied_bytes) {
-                    0 => format!("it does not say that it is segment {number}, the active one"),
+                    0 => format!("it has no label, but segment {number} is active"),
                     bytes => format!(
-                        "it does not say that it is segment {number}, the active one, of which {bytes} bytes are counted; where its first lines are those, remove them before it is processed, or they count twice"
+                        "it has no label, but segment {number} is active, of which {bytes} bytes are applied; if the file begins with the same lines, remove them before you process it, otherwise they are counted twice"
                     ),
                 })?;
                 self.without_events()
@@ -178,8 +185,8 @@ impl Recover<'_> {
         }
     }
 
-    /// The file is a segment of this directory that is not sealed: the active one, or, in a copy
-    /// that was made while segments changed, the one before or after what `directory.json` says.
+    /// Continues or seals a file with a label of this directory that is not sealed yet. It is the
+    /// active segment, or, in a copy taken while segments changed, the one before or after it.
     fn labelled(
         &mut self,
         label: Label,
@@ -194,7 +201,7 @@ impl Recover<'_> {
         if rival || other.is_some() || self.is_other_sealed(label) {
             drop(file);
             self.set_aside(&format!(
-                "it says that it is segment {}, but another segment of that number is known here",
+                "its label says segment {}, but another segment of that number is known here",
                 label.number
             ))?;
             return self.without_events();
@@ -202,14 +209,14 @@ impl Recover<'_> {
         if durable_end < size {
             self.cut_torn_tail(&*file, durable_end, size)?;
         }
-        // A later segment was created: nothing may be appended to this one any more.
+        // A later segment was created: this one must not grow any more.
         let passed = stored.number > label.number;
         if self.directory.started
             && stored != label
             && !is_sealed(&self.catalog, stored)
             && !self.is_applied(stored)
         {
-            self.lose(stored)?;
+            self.note_missing(stored)?;
         }
         let known = row.is_some_and(|row| row.sealed || row.applied_bytes > durable_end);
         if row.is_some_and(|row| row.applied_bytes > durable_end) {
@@ -217,7 +224,7 @@ impl Recover<'_> {
         }
         self.taken.insert(label.number);
         if passed || known || label.number <= self.known.pruned {
-            // Nothing may be appended to it: it is sealed as it is, and the processor says more.
+            // It must not grow: it is sealed as it is. The processor checks and reports its content.
             self.seal(label)?;
             if passed && !self.directory.started && !self.is_taken() {
                 self.retoken()?;
@@ -235,19 +242,19 @@ impl Recover<'_> {
         Ok((durable_end, file))
     }
 
-    /// There is no `events.jsonl` any more, or none that held anything.
+    /// Creates the active segment where `events.jsonl` is missing, was empty, or was moved away.
     fn without_events(&mut self) -> Result<Opened, JournalError> {
         let stored = self.directory.label();
         if self.directory.started {
             if !is_sealed(&self.catalog, stored) && !self.is_applied(stored) {
-                self.lose(stored)?;
+                self.note_missing(stored)?;
             }
             self.taken.insert(stored.number);
             return self.create_next();
         }
         let row = self.known.row(stored.number);
         if let Some(row) = row.filter(|row| row.applied_bytes > 0 && !row.sealed) {
-            self.lose(Label {
+            self.note_missing(Label {
                 number: row.number,
                 ..stored
             })?;
@@ -259,34 +266,34 @@ impl Recover<'_> {
         self.create()
     }
 
-    /// Draws a new token for a segment that has not started: a copy of the directory, made while
-    /// nothing ran, does not go on under the same one.
+    /// Gives a segment that has not started a new token, so that it differs from the segment of the
+    /// same number in another copy of the directory.
     fn retoken(&mut self) -> Result<(), JournalError> {
         self.directory = self.directory.next(self.directory.number);
         Ok(self.directory.write(self.disk, self.data_dir)?)
     }
 
-    /// Whether the stored segment, which has not started, cannot be used: its number is known from
-    /// elsewhere.
+    /// Whether the number of the stored segment, which has not started, is already in use by a file or
+    /// a row.
     fn is_taken(&self) -> bool {
         let number = self.directory.number;
         self.taken.contains(number) || number <= self.known.pruned
     }
 
     fn is_other_sealed(&self, label: Label) -> bool {
-        let id = crate::data_dir::segment::SegmentId::Native(label.number);
+        let id = SegmentId::Native(label.number);
         let mut found = self.catalog.sealed.get(&id).into_iter().flatten();
         found.any(|found| found.tag != Some(label.tag))
     }
 
-    /// Whether every byte of the sealed segment is in the database.
+    /// Whether the database has a sealed segment with this label.
     fn is_applied(&self, label: Label) -> bool {
         let row = self.known.row(label.number);
         row.is_some_and(|row| row.sealed && row.tag == Some(label.tag))
     }
 
-    /// Declares a segment lost that held acknowledged events.
-    fn lose(&mut self, label: Label) -> Result<(), JournalError> {
+    /// Records that the file of a segment with acknowledged events is missing.
+    fn note_missing(&mut self, label: Label) -> Result<(), JournalError> {
         let row = self.known.row(label.number);
         write_missing_note(self.disk, self.data_dir, label, row)?;
         self.taken.insert(label.number);
@@ -298,7 +305,7 @@ impl Recover<'_> {
         if self
             .disk
             .identity(&self.path)
-            .map_err(self.io("look at"))?
+            .map_err(self.io("examine"))?
             .is_none()
         {
             return Ok(None);
@@ -317,7 +324,7 @@ impl Recover<'_> {
         })
     }
 
-    /// Makes all that is read durable; the end of the last whole line.
+    /// Makes the content of the file durable and returns the end of its last complete line.
     fn make_durable(
         &self,
         file: &dyn DiskFile,
@@ -326,13 +333,13 @@ impl Recover<'_> {
     ) -> Result<u64, JournalError> {
         let row = label.and_then(|label| self.row_of(label));
         let applied = row.map_or(0, |row| row.applied_bytes.min(size));
-        write_again(file, applied, size).map_err(self.io("write the end again of"))?;
+        rewrite(file, applied, size).map_err(self.io("rewrite the end of"))?;
         file.sync_data().map_err(self.io("sync"))?;
         disk::last_line_end(file, size).map_err(self.io("read"))
     }
 
-    /// CRC-32 of the active segment up to its durable end: of what is applied, as the database has it,
-    /// so that a file which was changed there does not pass for what was acknowledged.
+    /// CRC-32 of the active segment up to its durable end. The checksum of the applied bytes is taken
+    /// from the database and not from the file, so that a change to them is detected later.
     fn checksum(&self, file: &dyn DiskFile, durable_end: u64) -> Result<Hasher, JournalError> {
         let row = self.row_of(self.directory.label());
         let applied = row
@@ -348,7 +355,7 @@ impl Recover<'_> {
         Ok(hasher)
     }
 
-    /// What the database knows of a segment.
+    /// The row of the segment with this label.
     fn row_of(&self, label: Label) -> Option<KnownSegment> {
         let row = self.known.row(label.number);
         row.filter(|row| row.tag.is_none_or(|tag| tag == label.tag))
@@ -363,8 +370,7 @@ impl Recover<'_> {
         let quarantine = self.data_dir.join(QUARANTINE_DIR);
         let number = self.directory.number;
         let kept = keep_torn_tail(self.disk, &quarantine, number, file, durable_end, size)?;
-        file.set_len(durable_end)
-            .map_err(self.io("cut the torn tail off"))?;
+        file.set_len(durable_end).map_err(self.io("truncate"))?;
         file.sync_data().map_err(self.io("sync"))?;
         self.recovery.torn = Some((size - durable_end, kept));
         Ok(())
@@ -384,7 +390,7 @@ impl Recover<'_> {
             .sync_dir(&quarantine)
             .map_err(JournalError::io("sync", &quarantine))?;
         self.recovery.contradiction = Some(format!(
-            "{} was put in from elsewhere: {why}. It was moved to {} and is not counted. If it holds events that are to count, run `tallyline process {}`",
+            "{} was put there by another program: {why}. It was moved to {} and is not counted. If its events are to be counted, run `tallyline process {}`",
             self.path.display(),
             kept.display(),
             kept.display()
@@ -392,7 +398,7 @@ impl Recover<'_> {
         Ok(())
     }
 
-    /// Gives the `events.jsonl` of another program a name under which it is imported.
+    /// Renames an `events.jsonl` without a label, so that the processor imports it.
     fn import(&mut self) -> Result<(), JournalError> {
         let imported = self.free_name(self.data_dir, "events_found")?;
         self.rename(&imported, "rename")?;
@@ -400,7 +406,7 @@ impl Recover<'_> {
         Ok(())
     }
 
-    /// `<stem>-<UTC time>.jsonl`, or with a count behind the time where that is taken.
+    /// `<stem>-<UTC time>.jsonl`; if that exists, a number from 2 on is added after the time.
     fn free_name(&self, dir: &Path, stem: &str) -> Result<PathBuf, JournalError> {
         let time = timestamp::rfc3339_millis(SystemTime::now()).replace(':', "-");
         let mut path = dir.join(format!("{stem}-{time}.jsonl"));
@@ -408,7 +414,7 @@ impl Recover<'_> {
         while self
             .disk
             .identity(&path)
-            .map_err(JournalError::io("look at", &path))?
+            .map_err(JournalError::io("examine", &path))?
             .is_some()
         {
             copies += 1;
@@ -430,7 +436,7 @@ impl Recover<'_> {
         self.disk.remove(&self.path).map_err(self.io("remove"))
     }
 
-    /// Creates the first segment after the stored one whose number nothing bears.
+    /// Creates the active segment with the first free number from the stored one on.
     fn create_next(&mut self) -> Result<Opened, JournalError> {
         let from = self.directory.number.max(self.known.pruned + 1);
         let number = first_free(from, &self.taken);
@@ -465,11 +471,12 @@ fn write_missing_note(
     let note = missing_note(data_dir, label.number);
     let applied_bytes = row.map_or(0, |row| row.applied_bytes);
     let text = format!(
-        "Segment {} is lost: {ACTIVE_FILE} was gone or empty at start, though the segment held acknowledged events.\n\
-         {applied_bytes} bytes of it had been applied to the database and still count. Events that were acknowledged\n\
-         after that are gone, unless the file is found: then stop the server, name the file\n\
+        "Segment {} is missing: {ACTIVE_FILE} was missing or empty at start, but the segment held acknowledged events.\n\
+         {applied_bytes} bytes of it were applied to the database and are still counted. Events that were acknowledged\n\
+         after that are lost unless the file is found. If you find it, stop the server, put the file into the data\n\
+         directory under the name\n\
          {}\n\
-         in the data directory, delete this note and start again.\n",
+         delete this note, and start the server again.\n",
         label.number,
         sealed_file_name(label, SystemTime::now()),
     );
@@ -479,17 +486,17 @@ fn write_missing_note(
     }
 }
 
-/// Writes the file once more, as it reads, from `applied` on: what is applied was durable before. A
-/// sync that failed has marked pages clean that never reached the disk; if the process died before
-/// it could cut them off, they still read as written, and a sync alone would succeed without
-/// bringing them to the disk.
-fn write_again(file: &dyn DiskFile, applied: u64, size: u64) -> io::Result<()> {
+/// Reads the file from `applied` on and writes the same bytes back; applied bytes are already durable.
+/// A failed sync marks dirty pages as clean although they never reached the disk. If the process died
+/// before it truncated them, they are still visible, and another sync would succeed without writing
+/// them.
+fn rewrite(file: &dyn DiskFile, applied: u64, size: u64) -> io::Result<()> {
     each_block(file, applied, size, |at, block| {
         file.write_all_at(block, at)
     })
 }
 
-/// Calls `each` with the blocks of `[from, to)`, in order, and where they begin.
+/// Calls `each` with the offset and the bytes of each block of `[from, to)`, in order.
 fn each_block(
     file: &dyn DiskFile,
     from: u64,
@@ -512,7 +519,7 @@ fn each_block(
     Ok(())
 }
 
-/// Whether the first line has a NUL byte in it, which no line of JSON has.
+/// Whether the first line contains a NUL byte, which is never part of a line of JSON.
 fn has_zeros(file: &dyn DiskFile) -> io::Result<bool> {
     let mut block = vec![0; 64 << 10];
     let mut at = 0;
@@ -526,8 +533,8 @@ fn has_zeros(file: &dyn DiskFile) -> io::Result<bool> {
     }
 }
 
-/// Copies `[from, to)` to `quarantine/torn-<number>-<from>`; an earlier copy (of a recovery that was
-/// cut short, or of another tail) stays beside it.
+/// Copies `[from, to)` to `quarantine/torn-<number>-<from>`. An existing file of that name (from an
+/// interrupted recovery, or another tail) is kept, and the copy gets a numbered suffix.
 fn keep_torn_tail(
     disk: &dyn Disk,
     quarantine: &Path,
@@ -541,7 +548,7 @@ fn keep_torn_tail(
     let mut copies = 1;
     while disk
         .identity(&path)
-        .map_err(JournalError::io("look at", &path))?
+        .map_err(JournalError::io("examine", &path))?
         .is_some()
     {
         copies += 1;

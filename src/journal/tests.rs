@@ -1,4 +1,4 @@
-//! The journal over the machine's own disk and over one that fails on demand.
+//! Tests of the journal on the real disk and on one with injected faults.
 
 use std::io;
 use std::sync::atomic::AtomicUsize;
@@ -91,7 +91,7 @@ fn sealed(dir: &Path) -> Vec<u64> {
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         std::thread::yield_now();
     }
 }
@@ -120,7 +120,7 @@ fn positions_are_line_ends_and_rotation_starts_a_new_segment() {
         at(1, LABEL + 14)
     );
     assert_eq!(rotate(&open.journal).expect("sealed"), at(1, LABEL + 14));
-    // Never an empty file: a second rotation has nothing to seal.
+    // An empty file is never sealed: a second rotation does nothing.
     assert_eq!(
         rotate(&open.journal).expect("nothing to seal"),
         at(1, LABEL + 14)
@@ -240,7 +240,7 @@ fn a_tail_longer_than_a_block_without_any_line_end_is_torn_from_the_start() {
 }
 
 #[test]
-fn the_number_goes_on_after_files_anywhere_and_after_sealed_rows() {
+fn new_numbers_follow_those_of_files_anywhere_and_of_sealed_rows() {
     let dir = TempDir::new().expect("a directory");
     let month = dir.path().join("applied/2026-11");
     std::fs::create_dir_all(&month).expect("made");
@@ -257,8 +257,8 @@ fn the_number_goes_on_after_files_anywhere_and_after_sealed_rows() {
 }
 
 #[test]
-fn an_active_file_that_is_gone_is_lost_and_its_number_not_used_again() {
-    // Red if recovery takes a missing or empty file of a segment that has started for a new one.
+fn a_missing_active_file_is_reported_and_its_number_not_reused() {
+    // Red if recovery treats a missing or empty file of a started segment as a new segment.
     for database in [vec![row(1, 100, false)], Vec::new()] {
         for left in [None, Some(""), Some("torn")] {
             let dir = TempDir::new().expect("a directory");
@@ -285,7 +285,7 @@ fn an_active_file_that_is_gone_is_lost_and_its_number_not_used_again() {
 }
 
 #[test]
-fn an_active_file_shorter_than_applied_is_sealed_and_named() {
+fn an_active_file_shorter_than_its_applied_offset_is_sealed_and_reported() {
     let dir = TempDir::new().expect("a directory");
     write_active(dir.path(), 1, "short\n");
     let open = open(dir.path(), &[row(1, 1000, false)]);
@@ -297,7 +297,7 @@ fn an_active_file_shorter_than_applied_is_sealed_and_named() {
 }
 
 #[test]
-fn a_file_moved_away_under_us_poisons() {
+fn moving_the_active_file_poisons_the_journal() {
     let dir = TempDir::new().expect("a directory");
     let open = open(dir.path(), &[]);
     append(&open.journal, "one\n").expect("appended");
@@ -311,7 +311,7 @@ fn a_file_moved_away_under_us_poisons() {
 }
 
 #[test]
-fn a_file_edited_under_us_poisons_and_nothing_is_appended() {
+fn editing_the_active_file_poisons_the_journal_and_nothing_is_appended() {
     let dir = TempDir::new().expect("a directory");
     let open = open(dir.path(), &[]);
     append(&open.journal, "one\n").expect("appended");
@@ -333,7 +333,7 @@ fn a_file_edited_under_us_poisons_and_nothing_is_appended() {
 }
 
 #[test]
-fn past_the_bound_of_the_directory_nothing_is_appended_until_there_is_room() {
+fn at_the_size_limit_of_the_directory_nothing_is_appended_until_space_is_freed() {
     let dir = TempDir::new().expect("a directory");
     std::fs::write(dir.path().join("ballast"), vec![0; 1000]).expect("written");
     let config = JournalConfig {
@@ -346,15 +346,17 @@ fn past_the_bound_of_the_directory_nothing_is_appended_until_there_is_room() {
         Err(AppendError::DiskFull(_))
     ));
     std::fs::remove_file(dir.path().join("ballast")).expect("removed");
-    until("taking goes on", || append(&open.journal, "four\n").is_ok());
+    until("ingestion resumes", || {
+        append(&open.journal, "four\n").is_ok()
+    });
     until("readiness is green", || open.health.reasons().is_empty());
 }
 
-/// A disk whose next calls fail as asked: 1 fails one call, 2 two calls.
+/// A disk whose next calls fail: each counter is the number of calls that still fail.
 #[derive(Default)]
 struct Faults {
     write: AtomicUsize,
-    /// Writes that fail for another reason than a full disk.
+    /// Writes that fail with an error other than a full disk.
     broken: AtomicUsize,
     sync: AtomicUsize,
     cut: AtomicUsize,
@@ -362,7 +364,7 @@ struct Faults {
     open_dir: AtomicUsize,
     sync_dir: AtomicUsize,
     create: AtomicUsize,
-    /// Syncs that did not fail.
+    /// The number of successful syncs.
     synced: AtomicUsize,
 }
 
@@ -425,7 +427,7 @@ impl crate::data_dir::disk::FileLayer for FaultyFile {
             return Err(io::Error::other("broken"));
         }
         if let Err(error) = fault(&self.1.write) {
-            self.0.write_all_at(&bytes[..bytes.len() / 2], offset)?; // half of it got there
+            self.0.write_all_at(&bytes[..bytes.len() / 2], offset)?; // half of it is written
             return Err(error);
         }
         self.0.write_all_at(bytes, offset)
@@ -453,7 +455,7 @@ fn faulty(dir: &Path) -> (Open, Arc<Faults>) {
     (open, faults)
 }
 
-/// What is in the active file, but for the label.
+/// The content of the active file without the label.
 fn content(dir: &Path) -> String {
     let text = std::fs::read_to_string(dir.join(ACTIVE_FILE)).expect("readable");
     let lines = text.lines().map(|line| format!("{}\n", line.trim_end()));
@@ -461,7 +463,7 @@ fn content(dir: &Path) -> String {
 }
 
 #[test]
-fn a_failed_write_or_sync_keeps_nothing_and_taking_goes_on() {
+fn a_failed_write_or_sync_keeps_nothing_and_ingestion_continues() {
     for which in ["write", "sync"] {
         let dir = TempDir::new().expect("a directory");
         let (open, faults) = faulty(dir.path());
@@ -489,8 +491,8 @@ fn a_failed_write_or_sync_keeps_nothing_and_taking_goes_on() {
 }
 
 #[test]
-fn without_traffic_readiness_comes_back_by_a_sync() {
-    // Red if the look around takes the disk at its word.
+fn without_traffic_a_sync_restores_readiness() {
+    // Red if the periodic check reports the disk as healthy without a sync.
     let dir = TempDir::new().expect("a directory");
     let (open, faults) = faulty(dir.path());
     let before = faults.synced.load(Ordering::SeqCst);
@@ -499,7 +501,7 @@ fn without_traffic_readiness_comes_back_by_a_sync() {
     assert!(matches!(refused, Err(AppendError::Failed(_))));
     until("readiness is green", || open.health.reasons().is_empty());
     let synced = faults.synced.load(Ordering::SeqCst) - before;
-    assert_eq!(synced, 2, "nothing was kept, and a look around");
+    assert_eq!(synced, 2, "the undo and the periodic check");
 }
 
 #[test]
@@ -521,7 +523,7 @@ fn a_failed_write_that_cannot_be_undone_poisons() {
 
 #[test]
 fn a_rotation_that_fails_at_each_step() {
-    // 1, or without a descriptor for 2: stays on the file, and is tried again by itself.
+    // 1, or no descriptor for 2: the journal keeps the file and retries.
     for which in ["open_dir", "rename"] {
         let dir = TempDir::new().expect("a directory");
         let (open, faults) = faulty(dir.path());
@@ -551,7 +553,7 @@ fn a_rotation_that_fails_at_each_step() {
         Err(AppendError::Failed(_))
     ));
 
-    // 3: what was acknowledged is sealed; appends are refused until the next file is there.
+    // 3: the acknowledged events are sealed; appends fail until the next file exists.
     let dir = TempDir::new().expect("a directory");
     let (open, faults) = faulty(dir.path());
     faults.create.store(1, Ordering::SeqCst);
@@ -567,15 +569,15 @@ fn a_rotation_that_fails_at_each_step() {
 }
 
 #[test]
-fn a_full_queue_refuses_but_an_empty_one_takes_any_batch() {
+fn a_full_queue_rejects_but_an_empty_one_accepts_any_batch() {
     let dir = TempDir::new().expect("a directory");
     let config = JournalConfig {
         queue_bytes_max: 10,
         ..config()
     };
     let open = open_with(Arc::new(RealDisk), dir.path(), config, &[]);
-    append(&open.journal, "longer than the whole queue\n").expect("taken alone");
-    // Hold the committer inside an answer: what comes now waits.
+    append(&open.journal, "longer than the whole queue\n").expect("accepted alone");
+    // Block the committer in a callback, so that later appends are queued.
     let (entered, inside) = mpsc::channel();
     let (release, held) = mpsc::channel::<()>();
     let batch = || Batch {
@@ -597,7 +599,7 @@ fn a_full_queue_refuses_but_an_empty_one_takes_any_batch() {
             .append(batch(), Box::new(move |result| drop(sender.send(result))));
     }
     assert!(matches!(
-        results.recv().expect("refused at once"),
+        results.recv().expect("rejected at once"),
         Err(AppendError::Busy { .. })
     ));
     drop(release);

@@ -1,4 +1,4 @@
-//! Whether anybody else has a database open, told without changing anything of it.
+//! Checks whether another program has a database open, without changing the database.
 
 use std::path::Path;
 
@@ -8,8 +8,9 @@ use super::StoreError;
 use super::family::Family;
 use super::open;
 
-/// Whether another program has the database open. Asked where its `-wal` does not belong to it: only
-/// SQLite's locks are looked at, nothing is checkpointed, and whatever cannot be read does not matter.
+/// Whether another program has the database open. It is used if the `-wal` does not belong to the
+/// database: only SQLite's locks are tested, nothing is checkpointed, and read errors other than a lock
+/// are ignored.
 pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
     let _open = Family::of(path).enter()?;
     let connection =
@@ -18,8 +19,8 @@ pub fn is_in_use(path: &Path) -> Result<bool, StoreError> {
     connection
         .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         .map_err(&doing)?;
-    // Every connection holds a shared lock while it is open in WAL mode; this asks for the exclusive one
-    // before anything is read.
+    // In WAL mode every open connection holds a shared lock. In this locking mode the read below requests
+    // the exclusive lock first.
     connection
         .pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))
         .map_err(&doing)?;
@@ -39,16 +40,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(DATABASE_FILE);
         let writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
-        assert!(is_in_use(&path).expect("a look"), "open");
+        assert!(is_in_use(&path).expect("examined"), "open");
         drop(writer);
-        assert!(!is_in_use(&path).expect("a look"), "closed");
+        assert!(!is_in_use(&path).expect("examined"), "closed");
         let reader = Connection::open(&path).expect("it opens");
         reader
             .query_row("SELECT * FROM ledger", [], |_| Ok(()))
             .expect("a read");
-        assert!(is_in_use(&path).expect("a look"), "read");
+        assert!(is_in_use(&path).expect("examined"), "read");
         drop(reader);
         std::fs::write(&path, "nonsense").expect("written");
-        assert!(!is_in_use(&path).expect("a look"), "no database at all");
+        assert!(!is_in_use(&path).expect("examined"), "no database at all");
     }
 }

@@ -1,13 +1,14 @@
-//! The one write transaction: a range of a segment into the totals, or nothing of it.
+//! Applies a range of a segment to the totals, in one transaction.
 //!
-//! The steps, numbered as in the documentation of the store's argument: BEGIN IMMEDIATE (2),
-//! compare-and-set of the progress (3), ids (4), totals (5), rejected lines (6), COMMIT (7). The
-//! caller moves its memory on only after that (8).
+//! The steps are: BEGIN IMMEDIATE (2), compare-and-set of the applied offset (3), ids (4), totals (5),
+//! rejected lines (6), COMMIT (7). The caller updates its in-memory state after the commit (8). The
+//! thread of the [`Writer`](super::Writer) runs all of them; after an error the transaction is rolled
+//! back.
 //!
-//! Usually the events without id come summed up per user, and are added as they are. Where a total
-//! might leave 64 bits on the way, the transaction is rolled back and done again with that user's
-//! lines one by one in file order, so that it does not depend on how the range was cut which line
-//! overflows.
+//! Events without an id are already summed per user. If a total might overflow 64 bits, the transaction
+//! is rolled back and repeated with an overflow replay: the lines of that user are applied one by one
+//! in file order, so that the set of rejected lines does not depend on how the file was divided into
+//! ranges.
 
 mod id_blocks;
 mod id_rows;
@@ -32,29 +33,29 @@ const NEXT_IMPORT_KEY: &str = include_str!("../../sql/query/next_import_key.sql"
 const COUNT_REJECTED: &str = include_str!("../../sql/query/count_rejected_lines.sql");
 const INSERT_REJECTED: &str = include_str!("../../sql/query/insert_rejected_line.sql");
 
-/// What the lines of a range come to.
+/// The aggregate of a range.
 pub struct Delta<'a> {
-    /// Sums of all events by user id, ascending, each user once: of those with an id as if all of
-    /// them counted.
+    /// The sums of all events, in ascending order of the user id, each user once. Events with an id are
+    /// included as if all of them counted.
     pub users: &'a [(&'a str, &'a Sums)],
-    /// Events that have an id, in file order.
+    /// The events with an id, in file order.
     pub with_id: &'a IdEvents,
-    /// The first of the lines that are no events, in file order.
+    /// The first invalid lines, in file order.
     pub rejected: &'a [Rejected],
-    /// How many lines are no events, those not among `rejected` too.
+    /// The number of invalid lines, including those that are not in `rejected`.
     pub rejected_count: u64,
-    /// All lines, empty ones left out.
+    /// The number of lines, without empty ones.
     pub lines: u64,
 }
 
-/// What the segment is once the range is applied.
+/// The state of the segment after the range is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeEnd {
-    /// More is appended to it.
+    /// The file is still appended to.
     Active,
-    /// More of it is to be applied, nothing is appended.
+    /// The file is sealed, and more of it has to be applied.
     Sealed,
-    /// This was the last of it.
+    /// The file is sealed, and fully applied.
     Complete,
 }
 
@@ -68,71 +69,71 @@ impl RangeEnd {
     }
 }
 
-/// A range of a segment and what its lines come to. `from` and `to` are line ends.
+/// A range of a segment with its aggregate. `from` and `to` are line ends.
 pub struct Range<'a> {
-    /// Which segment.
+    /// The identity of the segment.
     pub segment: &'a SegmentId,
-    /// Its tag; `None` for an imported file.
+    /// The tag of a native segment; `None` for an imported file.
     pub tag: Option<Tag>,
-    /// What its file is called.
+    /// The current name of the file.
     pub file_name: &'a str,
-    /// Bytes applied before.
+    /// The applied offset before the range, in bytes.
     pub from: u64,
-    /// Bytes applied after.
+    /// The applied offset after the range, in bytes.
     pub to: u64,
     /// CRC-32 of all bytes before `to`.
     pub checksum: u32,
-    /// What becomes of the segment.
+    /// The state of the segment after the range.
     pub end: RangeEnd,
-    /// The time of applying, milliseconds since 1970 UTC.
+    /// The time of applying, in milliseconds since 1970 UTC.
     pub now_ms: i64,
-    /// What the lines come to.
+    /// The aggregate of the lines.
     pub delta: Delta<'a>,
 }
 
-/// The lines of the range, for the rare cases in which sums don't do.
+/// Access to the lines of the range, for overflow replay and for rejected lines.
 pub trait Source {
-    /// Every counted event without id of these users in the range, in file order.
+    /// All events without an id of these users in the range, in file order.
     fn lines_of(&mut self, users: &HashSet<String>) -> io::Result<Vec<UserLine>>;
-    /// The start of the line at `offset`, at most [`super::REJECTED_LINE_BYTES_MAX`] bytes.
+    /// The start of the line at `offset`, at most 1024 bytes.
     fn line_at(&mut self, offset: u64) -> io::Result<Vec<u8>>;
 }
 
-/// What a range did to the database.
+/// The result of an applied range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// What became of its lines.
+    /// The number of lines in each state.
     pub counts: Counts,
 }
 
-/// How applying ended.
+/// The outcome of [`Writer::apply`](super::Writer::apply).
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is committed.
+    /// The range is committed.
     Applied(Applied),
-    /// The progress was not at `from`: nothing was changed. Read the row again.
+    /// The applied offset was not `from`, so nothing was changed. The caller reads the row again.
     Raced,
 }
 
-/// How applying several ranges together ended.
+/// The outcome of applying several ranges in one transaction.
 #[derive(Debug, PartialEq, Eq)]
 pub enum OutcomeOfAll {
-    /// All of them are committed; what each did, in their order.
+    /// All ranges are committed, with the result of each in their order.
     Applied(Vec<Applied>),
-    /// The progress of the segment of this range was not at its `from`: nothing was changed, by the
-    /// other ranges neither. Read the rows again.
+    /// The applied offset of this range's segment was not its `from`. Nothing was changed, by no range.
+    /// Read the rows again.
     Raced(usize),
 }
 
-/// What one attempt came to, before the commit.
+/// The result of one attempt, before the commit.
 pub(super) enum Attempt {
     Ready(Applied),
     Raced,
-    /// Totals of these users might overflow on the way: again, with their lines one by one.
+    /// Totals of these users might overflow. The attempt is repeated with an overflow replay.
     Suspects(HashSet<String>),
 }
 
-/// What stops an attempt.
+/// The error of an attempt.
 pub(super) enum Failure {
     Sqlite(rusqlite::Error),
     Source(io::Error),
@@ -144,7 +145,7 @@ impl From<rusqlite::Error> for Failure {
     }
 }
 
-/// Steps 3 to 6, inside the transaction; the caller began it and commits it.
+/// Steps 3 to 6, inside the transaction that the caller begins and commits.
 pub(super) fn attempt(
     transaction: &Connection,
     range: &Range<'_>,
@@ -185,7 +186,7 @@ pub(super) fn attempt(
     Ok(Attempt::Ready(Applied { counts }))
 }
 
-/// Step 3: the row moves from `from` to `to`, or somebody else was here (`None`).
+/// Step 3: changes the applied offset of the row from `from` to `to`. `None` if it was not `from`.
 fn claim(transaction: &Connection, range: &Range<'_>) -> Result<Option<SegmentRow>, Failure> {
     let state = range.end.state().name();
     let changed = match segments::one(transaction, range.segment)? {
@@ -219,8 +220,8 @@ fn claim(transaction: &Connection, range: &Range<'_>) -> Result<Option<SegmentRo
     Ok(segments::one(transaction, range.segment)?)
 }
 
-/// A new row; `rest` are the statement's parameters after key, name and tag. The key of an imported
-/// file is one that no file ever had: rows of ids may outlive the row of their segment.
+/// Inserts a row; `rest` are the parameters of the statement after key, name and tag. The key of an
+/// imported file is never reused, because rows of `event_id` may outlive the row of their segment.
 pub(super) fn insert_segment(
     connection: &Connection,
     segment: &SegmentId,
@@ -240,11 +241,11 @@ pub(super) fn insert_segment(
     connection.prepare_cached(INSERT_SEGMENT)?.execute(&*all)
 }
 
-/// What has been decided so far.
+/// The result of the steps so far.
 #[derive(Default)]
 struct Tally<'a> {
-    /// User and signed micros of the events with an id that do not count: to be taken out of the sums.
-    /// Those of users whose lines go one by one are not here.
+    /// User and signed micros of the events with an id that do not count. Step 5 subtracts them from the
+    /// sums. Those of users in the overflow replay are not included.
     uncounted: Vec<(&'a str, i64)>,
     events: u64,
     duplicates: u64,
@@ -254,11 +255,12 @@ struct Tally<'a> {
     refused: Refused,
 }
 
-/// Lines that are events but are not counted: the first of them, however many there are.
+/// Valid events that are rejected because of an id conflict or an overflow.
 #[derive(Default)]
 struct Refused {
+    /// The number of all such lines.
     lines: u64,
-    /// Code and reason by the line's offset.
+    /// Code and reason by offset, of the first [`REJECTED_LINES_MAX`] lines.
     first: BTreeMap<u64, (&'static str, String)>,
 }
 
@@ -275,7 +277,7 @@ impl Refused {
     }
 }
 
-/// Step 6: the first of a segment are kept, in file order.
+/// Step 6: stores the first rejected lines of the segment, in file order.
 fn keep_rejected(
     transaction: &Connection,
     range: &Range<'_>,
@@ -299,15 +301,13 @@ fn keep_rejected(
         ])
     };
     let mut refused = refused.into_iter().peekable();
-    let mut no_events = range.delta.rejected.iter().peekable();
+    let mut invalid = range.delta.rejected.iter().peekable();
     for _ in 0..room {
-        let next = no_events
-            .peek()
-            .map_or(u64::MAX, |rejected| rejected.offset);
+        let next = invalid.peek().map_or(u64::MAX, |rejected| rejected.offset);
         if let Some((offset, (code, reason))) = refused.next_if(|&(offset, _)| offset < next) {
             let line = source.line_at(offset).map_err(Failure::Source)?;
             insert(&Rejected::new(offset, code, reason, &line))?;
-        } else if let Some(rejected) = no_events.next() {
+        } else if let Some(rejected) = invalid.next() {
             insert(rejected)?;
         } else {
             break;
@@ -316,11 +316,11 @@ fn keep_rejected(
     Ok(())
 }
 
-/// Rows of one statement: in order, most of them need no way down the tree again.
+/// The number of rows per statement. Consecutive rows in key order rarely need a new search of the tree.
 const ROWS: usize = 64;
 
-/// A statement of one row of parameters made into one of [`ROWS`] of them: the `own` parameters of
-/// a row come after the `shared` ones, of which `last` end each row.
+/// Extends a statement with one row of parameters to [`ROWS`] rows. The first `shared` parameters are
+/// common to all rows; then each row has `own` parameters, followed by `last`, which are shared ones.
 fn many_rows(statement: &str, shared: usize, own: usize, last: &str) -> String {
     let rows = |count: usize| {
         let row = |row: usize| {

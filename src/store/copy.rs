@@ -1,8 +1,9 @@
-//! A copy of the database as of one moment, made by SQLite beside whoever uses it.
+//! Copies a consistent snapshot of the database with SQLite's backup API, while it is in use.
 //!
-//! The source is read in one transaction, so writers neither wait nor make the copy begin again. The
-//! `-wal` cannot be reset meanwhile: it grows by what is written during the copy. The copy is one
-//! file without a `-wal`. Run by a process of its own, so that POSIX locks are respected.
+//! The source is read in one transaction, so writers are not blocked, and their writes do not restart
+//! the copy. The `-wal` cannot be reset during the copy and grows by the data written meanwhile. The
+//! copy is one file without a `-wal`. `tallyline backup` makes it in a process of its own; SQLite's
+//! locks coordinate it with the server. After an error or a stop, an incomplete copy may remain.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,24 +15,24 @@ use rusqlite::{Connection, OpenFlags};
 use super::StoreError;
 use super::open::{self, Contents};
 
-/// Pages of the source copied between two calls of the caller.
+/// The number of pages copied between two calls of `go_on`.
 const PAGES_AT_ONCE: i32 = 1024;
-/// How long a database that another program has locked is tried again.
+/// How long the copy is retried while another program holds a lock.
 const LOCKED_MAX: Duration = Duration::from_mins(1);
 
-/// What became of a copy.
+/// The outcome of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copied {
     /// The copy is complete. It is not synced.
     Done,
-    /// There is no database, or an empty one. Nothing was written.
+    /// There is no database, or it is empty. Nothing was written.
     Missing,
-    /// The caller asked to stop. Part of the copy may be there.
+    /// `go_on` returned false. An incomplete copy may exist.
     Stopped,
 }
 
-/// Copies the database `from` to the new file `to`. `go_on` is called with the share that is copied,
-/// in thousandths, and says whether to go on.
+/// Copies the database `from` to the new file `to`. `go_on` is called with the progress in thousandths
+/// and returns whether to continue.
 pub fn copy_database(
     from: &Path,
     to: &Path,
@@ -57,7 +58,7 @@ fn try_copy(
     let Some(source) = open::open_reader(from)? else {
         return Ok(Copied::Missing);
     };
-    // A -wal that an unclean stop left stays: it tells the next writer to check the sums.
+    // A -wal left by an unclean shutdown is kept: because of it, the next writer checks the sums.
     source
         .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         .map_err(StoreError::sqlite(from, "prepare a reading connection"))?;
@@ -97,7 +98,7 @@ fn try_copy(
     Ok(Copied::Done)
 }
 
-/// The copy of a database in WAL mode says that it has a `-wal`; this one has none.
+/// Takes the copy out of WAL mode, so that it is complete without a `-wal`.
 fn to_one_file(path: &Path) -> rusqlite::Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let copy = open::open(path, flags)?;

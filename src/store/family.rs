@@ -1,20 +1,22 @@
-//! All connections of this process to one database, and whether its files are still the same.
+//! Tracks all connections of this process to one database, and detects that its files were removed or
+//! replaced.
 //!
-//! SQLite shares the `-shm` among the connections of a process, by the database's inode. Once
-//! somebody removed or replaced one of the files, a new connection beside an old one would read the
-//! new `-wal` by the index of the old. So the connections are *retired* together: no new one is
-//! opened until the last old one is closed, and none of them checkpoints when it closes, for what
-//! they know may not belong to what lies at the path now.
+//! SQLite shares the `-shm` among the connections of a process, by the database's inode. If another
+//! program removes or replaces one of the files, a new connection beside an old one would read the new
+//! `-wal` with the index of the old one. Therefore all connections are *retired* together: no new
+//! connection is opened until the last old one is closed, and old connections do not checkpoint when
+//! they close, because their data may not belong to the files at the path. When the last one is closed,
+//! [`clear_away`] removes or renames the files that do not belong together.
 //!
-//! What was set aside or removed then: see [`clear_away`].
+//! If a program writes into the database file itself (`cat old.db > revenue.db`, `cp`, `rsync
+//! --inplace`), SQLite does not detect it and continues with its cache and with the `-wal` of the old
+//! content. [`Writer::is_overwritten`](super::Writer::is_overwritten) detects that the file's time or
+//! size changed without a checkpoint. The database is then examined through new connections
+//! ([`is_consistent`](super::is_consistent)); if it is mixed from two copies, the `-wal` is discarded.
+//! Two cases are not detected here: a write between a commit of the server and the check after it, and
+//! a write that restores size and time. The sums and `verify` detect these.
 //!
-//! A program that writes into the database file itself (`cat old.db > revenue.db`, `cp`, `rsync
-//! --inplace`) leaves no trace for SQLite, which goes on with what it has cached and with the `-wal`
-//! of the old content. [`Writer::is_overwritten`](super::Writer::is_overwritten) sees that the file's
-//! time or size changed although nothing was checkpointed. The database is then examined by new
-//! connections ([`is_consistent`](super::is_consistent)); where it is a mixture of two, the `-wal` is
-//! discarded. What is not noticed so: a write in the moment between a commit of the server and the
-//! look after it, and one that puts size and time back. The sums and `verify` are left for those.
+//! The state is shared by all threads, under one mutex for each database.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -30,7 +32,7 @@ use crate::data_dir::disk::{Disk, Guard, Identity, RealDisk, with_suffix};
 
 /// How long opening waits for retired connections to be closed.
 const RETIRED_MAX: Duration = Duration::from_secs(5);
-/// The database and the files that belong to it, as SQLite names them.
+/// The suffixes of the files of a database.
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 const DATABASE: usize = 0;
 const WAL: usize = 1;
@@ -38,9 +40,9 @@ const SHM: usize = 2;
 
 type Files = [Option<Identity>; SUFFIXES.len()];
 
-/// A pool of connections, which is closed when they are retired.
+/// A pool of connections. Its idle connections are closed when connections are retired.
 pub(super) trait Pool: Send + Sync {
-    /// Closes what is idle.
+    /// Closes the idle connections.
     fn close_idle(&self);
 }
 
@@ -54,17 +56,18 @@ pub(super) struct Family {
 
 #[derive(Default)]
 struct State {
-    /// How often connections were retired.
+    /// The number of times that connections were retired.
     generation: u64,
-    /// Open connections: those of this generation, and retired ones.
+    /// Open connections of this generation.
     open: usize,
+    /// Open connections of earlier generations.
     retired: usize,
-    /// Which files those of this generation have open, as far as seen.
+    /// The files that this generation has open, as far as they were noted.
     files: Files,
-    /// Whether one of them is the writer, which keeps the WAL on from its opening to its closing: no
-    /// program that keeps to the rules removes the `-wal` or begins another meanwhile.
+    /// Whether one of the connections is the writer. The WAL stays on while the writer is open, so no
+    /// program that follows SQLite's locking removes the `-wal` or starts another one.
     writer: bool,
-    /// The files of the last writer that was retired, until [`clear_away`] has seen to them.
+    /// The files of the last retired writer, until [`clear_away`] has run.
     left: Option<Files>,
     pools: Vec<Weak<dyn Pool>>,
 }
@@ -72,7 +75,7 @@ struct State {
 static FAMILIES: Mutex<Vec<Weak<Family>>> = Mutex::new(Vec::new());
 
 impl Family {
-    /// The one for the database at `path`, which need not exist.
+    /// The family of the database at `path`, which need not exist.
     pub(super) fn of(path: &Path) -> Arc<Self> {
         let path = resolved(path);
         let mut families = lock(&FAMILIES);
@@ -91,7 +94,7 @@ impl Family {
         family
     }
 
-    /// Has `pool` closed when connections are retired.
+    /// Registers a pool whose idle connections are closed when connections are retired.
     pub(super) fn add_pool(&self, pool: Weak<dyn Pool>) {
         lock(&self.state).pools.push(pool);
     }
@@ -100,7 +103,7 @@ impl Family {
         lock(&self.state).generation
     }
 
-    /// Leave to open a connection; waits until all retired ones are closed.
+    /// Registers a new connection. Waits up to [`RETIRED_MAX`] until all retired ones are closed.
     pub(super) fn enter(self: &Arc<Self>) -> Result<Token, StoreError> {
         let deadline = Instant::now() + RETIRED_MAX;
         loop {
@@ -122,7 +125,8 @@ impl Family {
         }
     }
 
-    /// Leave to open a connection of a generation; `None` if it is not that one's time.
+    /// Registers a new connection of a generation; `None` if it is not the current one, or if retired
+    /// connections are still open.
     pub(super) fn try_enter(self: &Arc<Self>, generation: u64) -> Option<Token> {
         let mut state = lock(&self.state);
         if state.generation != generation || state.retired > 0 {
@@ -135,30 +139,30 @@ impl Family {
         })
     }
 
-    /// What happened to the files that are open, in words; `None` if they are where they were.
+    /// Which open file was removed or replaced, such as `revenue.db was removed`; `None` if none was.
     pub(super) fn change(&self) -> Option<String> {
         let (_, files) = self.open_files()?;
         change(&self.path, &files)
     }
 
-    /// Retires all connections if another file lies at a path than they have open.
+    /// Retires all connections if one of their files was removed or replaced.
     pub(super) fn retire_if_changed(&self) {
         let Some((generation, files)) = self.open_files() else {
             return;
         };
-        // The lock is not held meanwhile: every read looks at the files first.
+        // The files are examined without the lock, because every read does so.
         if change(&self.path, &files).is_some() && self.generation() == generation {
             self.retire();
         }
     }
 
-    /// The generation, and which files its connections have open; `None` where there are none.
+    /// The generation and the files of its connections; `None` if it has none.
     fn open_files(&self) -> Option<(u64, Files)> {
         let state = lock(&self.state);
         (state.open > 0).then_some((state.generation, state.files))
     }
 
-    /// No connection that is open now is used again.
+    /// Retires all open connections: they are not used again.
     pub(super) fn retire(&self) {
         let pools = {
             let mut state = lock(&self.state);
@@ -179,8 +183,8 @@ impl Family {
         }
     }
 
-    /// Retires all connections because the database file has another content, though it is the same
-    /// file: the `-wal` that belongs to what it was is removed once none of them is open.
+    /// Retires all connections because the database file was overwritten in place. The `-wal`, which
+    /// belongs to the previous content, is removed when the last connection is closed.
     pub(super) fn discard_wal(&self) {
         self.retire();
         let mut state = lock(&self.state);
@@ -212,13 +216,12 @@ pub(super) struct Token {
 }
 
 impl Token {
-    /// Notes which files are open. To be called once the connection has read: `-wal` and `-shm` are
-    /// there then.
+    /// Notes which files are open. Call it after the connection has read, when `-wal` and `-shm` exist.
     pub(super) fn note(&self) {
         self.family.note(self.generation);
     }
 
-    /// Why the connection is not to be used any more, in words.
+    /// Why the connection must not be used any more; `None` if it may be used.
     pub(super) fn change(&self) -> Option<String> {
         let change = self.family.change();
         if change.is_none() && self.is_retired() {
@@ -231,13 +234,13 @@ impl Token {
         self.family.generation() != self.generation
     }
 
-    /// From now on this is the writer, with the WAL on.
+    /// Marks this connection as the writer, after it has turned on the WAL.
     pub(super) fn begin_writing(&self) {
         self.note();
         self.set_writer(true);
     }
 
-    /// The writer is about to close: the `-wal` may go.
+    /// Marks the end of the writer, before it closes and SQLite may remove the `-wal`.
     pub(super) fn end_writing(&self) {
         self.set_writer(false);
     }
@@ -294,7 +297,7 @@ impl Reading {
         }
     }
 
-    /// To be called once it has read.
+    /// Notes which files are open. Call it after the connection has read.
     pub(super) fn note(&self) {
         if !self.noted.replace(true) {
             self.token.note();
@@ -318,24 +321,25 @@ impl Drop for Reading {
     }
 }
 
-/// Closing the connection changes nothing in the database file, and removes no `-wal`.
+/// Disables the checkpoint on close: closing the connection then neither changes the database file nor
+/// removes the `-wal`.
 pub(super) fn no_checkpoint(connection: &Connection) {
     if let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
         tracing::warn!(%error, "a connection to the replaced database may checkpoint as it closes");
     }
 }
 
-/// Sees to what lies at the paths of a database whose files changed under us, once we have none of
-/// them open: before the next connection takes it for what it is not.
+/// Cleans up after files of the database were removed or replaced, when this process has none of them
+/// open and before the next connection opens them. `ours` are the files that this process had open.
 ///
-/// - Another database file (or none), and our old `-wal` still beside it: SQLite would play it into
-///   the new file. It is removed, with its `-shm`. A `-wal` that is not ours came with the new file
-///   and stays.
-/// - The same database file, but a `-wal` that is not ours: what it holds was not written by us and
-///   may have been begun on another state. It is set aside, never adopted; with the `-wal` gone or
-///   set aside, the `-shm`, which describes the old one, is removed.
-/// - The same database file and `-wal`, the `-shm` gone or another: all that was committed is in
-///   these two, and SQLite makes the `-shm` anew. Nothing is removed.
+/// - The database file is another one or missing, and the old `-wal` still exists: SQLite would replay
+///   it into the new file. It is removed together with its `-shm`. A new `-wal` belongs to the new file
+///   and is kept.
+/// - The database file is the same, but the `-wal` is another one: this process did not write it, and
+///   it may be based on another state. It is renamed and never used. If the `-wal` is missing or was
+///   renamed, the `-shm`, which describes the old one, is removed.
+/// - The database file and the `-wal` are the same, and the `-shm` is missing or another one: the two
+///   files contain all commits, and SQLite creates the `-shm` again. Nothing is removed.
 fn clear_away(path: &Path, ours: Files) {
     let now = files_at(path);
     let at = |file: usize| with_suffix(path, SUFFIXES[file]);
@@ -361,24 +365,25 @@ fn remove(path: &Path) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot remove what the replaced database left behind");
+            tracing::warn!(path = %path.display(), %error, "cannot remove a file that belongs to the replaced database");
         }
     }
 }
 
-/// Renames a file out of SQLite's way; it may be of use to the person who put it there.
+/// Renames a file, so that SQLite does not use it. It is not deleted, because this program did not
+/// write it.
 fn set_aside(path: &Path) {
     for number in 1.. {
         let aside = with_suffix(path, &format!(".aside-{number}"));
         match RealDisk.rename_new(path, &aside) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot set aside a file that another program put beside the database");
+                tracing::warn!(path = %path.display(), %error, "cannot rename a file of the database that another program created");
                 return;
             }
             Ok(()) => {
                 tracing::warn!(
-                    "{} was not written by this server and was set aside as {}; it can be deleted",
+                    "{} was not written by this server and was renamed to {}; it can be deleted",
                     path.display(),
                     aside.display()
                 );
@@ -412,7 +417,7 @@ fn change(path: &Path, ours: &Files) -> Option<String> {
         })
 }
 
-/// The path without links in its directory: the same database is the same family however it is named.
+/// The path without links in its directory, so that a database has one family under every path.
 fn resolved(path: &Path) -> PathBuf {
     let dir = match path.parent() {
         Some(dir) if dir != Path::new("") => dir,
@@ -435,7 +440,7 @@ mod tests {
 
     #[test]
     fn no_connection_is_opened_beside_a_retired_one() {
-        // It would read the new -wal by the -shm of the old one.
+        // It would read the new -wal with the -shm of the old one.
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(DATABASE_FILE);
         let writer = Writer::open(&path, Existing::OrCreate).expect("it opens");

@@ -1,28 +1,28 @@
-//! The ledger: every line that was ever seen, and its fate.
+//! The ledger: the number of lines in each state.
 
-/// All time: lines in the files = applied + duplicates + rejected + pending + corrupt. The lines are
-/// counted where they are written, or found in files; the fates where they are committed. What the
-/// two sides differ by when nothing waits is unaccounted for, and 0.
+/// Counts since the database was created: lines = applied + duplicates + rejected + pending + corrupt.
+/// Lines are counted when they are written, or found in files; the states are counted when they are
+/// committed. A difference between the two while no line is pending is `unaccounted`, which must be 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Lines in the files.
+    /// All lines in the files, including pruned ones.
     pub lines: u64,
-    /// Events counted.
+    /// Counted events.
     pub applied: u64,
     /// Events with an id that was counted before.
     pub duplicates: u64,
-    /// Lines that are no event, contradict an id, or overflow a total.
+    /// Lines that are not valid events, conflict with an earlier id, or would overflow a total.
     pub rejected: u64,
-    /// Lines not yet applied.
+    /// Lines that are not applied yet.
     pub pending: u64,
-    /// Lines in files that can't be trusted.
+    /// Lines in corrupt files that were not applied.
     pub corrupt: u64,
-    /// Lines without a fate when nothing waited; negative: fates without a line.
+    /// Lines without a state while no line was pending; negative if there are more states than lines.
     pub unaccounted: i64,
 }
 
 impl Ledger {
-    /// Lines whose fate is known.
+    /// The number of lines that are not pending: applied, duplicates, rejected and corrupt.
     pub fn settled(&self) -> u64 {
         self.applied + self.duplicates + self.rejected + self.corrupt
     }

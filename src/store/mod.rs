@@ -1,33 +1,37 @@
-//! The store: exact totals in one SQLite file, and how far each segment has been applied.
+//! The store: the exact totals in one SQLite file, and the applied offset of each segment.
 //!
-//! # Why every event counts exactly once
-//! [`Writer::apply`] is the one write transaction. In it the totals, the seen ids, the rejected
-//! lines and the segment's `applied_bytes` change together, and the last only from the offset the
-//! range began at (compare-and-set). So a range is in the totals if and only if the row says so:
-//! whoever crashes before the commit finds the old offset and applies the range again; whoever
-//! crashes after it finds the new one and goes on from there; and two that apply the same range
-//! can't both find the old one. Progress is recorded nowhere else, and memory (such as
-//! [`Progress`]) follows after the commit.
+//! # Exactly-once application
+//! [`Writer::apply`] is the only transaction that applies events. It changes the totals, the event ids,
+//! the rejected lines and the segment's `applied_bytes` together. `applied_bytes` changes only from the
+//! offset at which the range begins (compare-and-set). A range is therefore in the totals if and only
+//! if its segment's row says so:
+//! - After a crash before the commit, the row has the old offset, and the range is applied again.
+//! - After a crash after the commit, the row has the new offset, and the processor continues there.
+//! - If two processes apply the same range, the compare-and-set fails for one of them.
+//!
 //!
 //! [`Writer::apply_together`] does the same for ranges of several segments in one transaction: each
-//! row moves from its own `from` to its own `to`, with the totals of that range, and all of them do or
-//! none does. So what holds of one range holds of each of them.
+//! row changes from its own `from` to its own `to`, with the totals of that range, and either all of
+//! them commit or none. The argument above therefore holds for each range.
 //!
-//! A commit that fails may have happened or not: the caller then opens a new [`Writer`] and asks
-//! the rows. Nothing is remembered across an error.
+//! The applied offset is stored nowhere else. In-memory state, such as `Progress`, is updated after the
+//! commit.
 //!
-//! # Where ids are kept
-//! An id that ends in a number after a prefix lies in a block of 128 neighbouring numbers (`id_block`,
-//! see [`id_blocks`]), any other in a row of its own (`event_id`). Which of the two follows from the bytes
-//! of the id alone, so that it is looked for in one place only.
+//! If a commit fails, its outcome is unknown. The caller then opens a new [`Writer`] and reads the rows.
+//! No in-memory state is kept after an error.
 //!
-//! # Who uses what
-//! One thread owns the [`Writer`]: `synchronous=FULL`, WAL. [`Readers`] are a pool of read-only
-//! connections for GET. [`Progress`] is shared: the processor publishes, HTTP waits. Nothing but
-//! SQLite opens the database file; every statement is a file under `sql/`.
+//! # Ids
+//! An id that ends in a number after a prefix is stored in a block of 128 consecutive numbers
+//! (`id_block`, see [`id_blocks`]), any other in a row of its own (`event_id`). Which of the two follows
+//! from the bytes of the id alone, so each id has one possible place.
 //!
-//! The store knows no HTTP and no files of events: what of them it needs in rare cases it asks of
-//! a [`Source`].
+//! # Threads
+//! One thread owns the [`Writer`], which uses the WAL and `synchronous=FULL`. [`Readers`] is a pool of
+//! read-only connections for any thread. Only SQLite opens the database file, and every statement is a
+//! file under `sql/`.
+//!
+//! The store depends neither on HTTP nor on the files of events. In rare cases it needs their lines
+//! again, and gets them from a [`Source`].
 
 mod alone;
 mod apply;
@@ -50,111 +54,113 @@ pub use self::alone::is_in_use;
 pub use self::apply::{Applied, Delta, Outcome, OutcomeOfAll, Range, RangeEnd, Source};
 pub use self::copy::{Copied, copy_database};
 pub use self::ledger::Ledger;
-pub use self::open::{DATABASE_FILE, Existing, sqlite_is_sound};
-pub use self::readers::{Order, Overall, Page, Readers, UserTotal};
+pub use self::open::{DATABASE_FILE, Existing};
+pub use self::readers::{Order, Overall, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
+#[cfg(any(test, feature = "testing"))]
+pub use self::segments::read_segments;
 pub use self::segments::{
-    AppliedSegments, AppliedSum, Checks, Counts, Pruned, RecoveryRows, RejectedFilter,
-    RejectedLine, SegmentRow, SegmentState, discard_wal, is_consistent, read_checks,
-    read_directory, read_for_recovery, read_kept, read_segments,
+    AppliedSegments, AppliedSum, Counts, Pruned, RejectedFilter, RejectedLine, SegmentRow,
+    SegmentState, discard_wal, is_consistent, read_checks, read_directory, read_for_recovery,
+    read_kept,
 };
 pub use self::snapshot::{IdBlockCounts, IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;
 
-/// Why the database did not do what was asked. Nothing was changed, but for a commit that failed:
-/// then the rows tell.
+/// Why a database operation failed. Nothing was changed, unless a commit failed: its outcome is unknown,
+/// and the rows must be read again.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody else holds the lock.
-    #[error("database {}: locked by another program (such as an open sqlite3 with a transaction begun); end that transaction. A server then goes on by itself, a command is to be run again", path.display())]
+    /// Another program holds the lock.
+    #[error("database {}: locked by another program (such as sqlite3 with an open transaction); end that transaction. A server then continues without a restart; run a command again", path.display())]
     Locked {
         /// The database file.
         path: PathBuf,
     },
-    /// Written by a later version of this program.
-    #[error("database {}: version {found} is newer than this program, which knows up to {known}; use the newer program", path.display())]
+    /// A later version of this program wrote the database.
+    #[error("database {}: version {found} is newer than this program, which supports version {known}; use the newer program", path.display())]
     Newer {
         /// The database file.
         path: PathBuf,
-        /// Its `user_version`.
+        /// The `user_version` of the file.
         found: i64,
-        /// Ours.
+        /// The `user_version` that this program supports.
         known: i64,
     },
-    /// It belongs to another data directory.
-    #[error("database {}: it belongs to the data directory {found}, but this one is {expected}, so its rows are about other files; move it away and run `tallyline process`, which makes one from the files here, or bring its own directory back (`tallyline restore`)", path.display())]
+    /// The database belongs to another data directory.
+    #[error("database {}: it belongs to the data directory {found}, but this one is {expected}, so its rows describe other files; move it away and run `tallyline process`, which creates a database from the files here, or restore the other directory (`tallyline restore`)", path.display())]
     OtherDirectory {
         /// The database file.
         path: PathBuf,
         /// The UUID of the directory that it belongs to.
         found: uuid::Uuid,
-        /// The UUID of the directory that it lies in.
+        /// The UUID of the directory that contains it.
         expected: uuid::Uuid,
     },
-    /// Written by an earlier version of this program, whose tables are other ones.
-    #[error("database {}: version {found} was written by an earlier version of tallyline; this one reads version {known} only. Move it away and run `tallyline process`, which makes a new one from all kept files (where segments were pruned, rebuild with the version that pruned them first)", path.display())]
+    /// An earlier version of this program wrote the database; its tables are different.
+    #[error("database {}: version {found} was written by an earlier version of tallyline; this one supports version {known} only. Move it away and run `tallyline process`, which creates a new database from all kept files (if segments were pruned, first rebuild with the version that pruned them)", path.display())]
     Older {
         /// The database file.
         path: PathBuf,
-        /// Its `user_version`.
+        /// The `user_version` of the file.
         found: i64,
-        /// Ours.
+        /// The `user_version` that this program supports.
         known: i64,
     },
-    /// It has tables, but not ours.
-    #[error("{}: this SQLite file is not a tallyline database: its application_id is {application} and its user_version {found} (of ours: {ours} and {known}); move it away or choose another --data-dir. If another program changed them, set them back with sqlite3's PRAGMA", path.display())]
+    /// The file is an SQLite database of another program.
+    #[error("{}: this SQLite file is not a tallyline database: its application_id is {application} and its user_version {found} (expected: {ours} and {known}); move it away or choose another --data-dir. If another program changed the two values, set them back with sqlite3's PRAGMA", path.display())]
     NotOurs {
         /// The database file.
         path: PathBuf,
-        /// Its `application_id`.
+        /// The `application_id` of the file.
         application: i64,
-        /// Its `user_version`.
+        /// The `user_version` of the file.
         found: i64,
-        /// Our `application_id`.
+        /// The expected `application_id`.
         ours: i64,
-        /// Our `user_version`.
+        /// The expected `user_version`.
         known: i64,
     },
     /// Connections to files that were removed or replaced are still in use.
-    #[error("database {}: one of its files was removed or replaced, and a request still reads the old one; it is opened again once that is done", path.display())]
+    #[error("database {}: one of its files was removed or replaced, and a request still reads the old one; it is opened again when that request ends", path.display())]
     Retired {
         /// The database file.
         path: PathBuf,
     },
-    /// Somebody added triggers to our tables.
-    #[error("database {}: {triggers} would change what is written; nothing is applied until another program has dropped it: sqlite3 {} '{cure}'", path.display(), path.display())]
+    /// Another program added triggers to the tables.
+    #[error("database {}: {triggers} would change the written rows; no events are applied until it is dropped: sqlite3 {} '{cure}'", path.display(), path.display())]
     Triggers {
         /// The database file.
         path: PathBuf,
-        /// `trigger t on user_total`, one or more.
+        /// The triggers, such as `trigger t on user_total`, separated by commas.
         triggers: String,
-        /// `DROP TRIGGER "t"; ...`
+        /// The SQL that drops them, such as `DROP TRIGGER "t"`.
         cure: String,
     },
     /// The SQLite in this program has the WAL-reset bug.
     #[error(
-        "SQLite {found} may lose committed rows in WAL mode; this program needs 3.51.3 or later built in"
+        "SQLite {found} may lose committed rows in WAL mode; build this program with SQLite 3.51.3 or later"
     )]
     Unsound {
-        /// The version that is built in.
+        /// The version of the built-in SQLite.
         found: &'static str,
     },
-    /// No reading connection was free in time.
+    /// No reading connection became available in time.
     #[error("database {}: all reading connections are busy or cannot be opened", path.display())]
     Pool {
         /// The database file.
         path: PathBuf,
-        /// What the pool said.
+        /// The error of the pool.
         source: r2d2::Error,
     },
-    /// Something that is no file lies at its path.
+    /// The path does not lead to a regular file.
     #[error("database {}: {unusable}", path.display())]
     Unusable {
         /// The path of the database.
         path: PathBuf,
-        /// What it is, and what to do.
+        /// The kind of file, and what to do.
         unusable: crate::data_dir::disk::Unusable,
     },
     /// SQLite reported an error.
@@ -162,9 +168,9 @@ pub enum StoreError {
     Sqlite {
         /// The database file.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed, as a verb phrase.
         doing: &'static str,
-        /// What SQLite reported. Not the source: it repeats its own text there.
+        /// The error of SQLite. It is not the source, because its text is already in the message.
         error: rusqlite::Error,
     },
     /// A line of the segment could not be read again.
@@ -172,7 +178,7 @@ pub enum StoreError {
     Source(#[source] std::io::Error),
 }
 
-/// What to do about an error that SQLite reported, after a semicolon; empty where nothing is known.
+/// What to do about an SQLite error, after a semicolon; empty if there is no advice.
 fn advice(error: &rusqlite::Error) -> &'static str {
     use rusqlite::ErrorCode;
     if matches!(error, rusqlite::Error::FromSqlConversionFailure(..)) {
@@ -180,23 +186,23 @@ fn advice(error: &rusqlite::Error) -> &'static str {
     }
     match error.sqlite_error_code() {
         Some(ErrorCode::CannotOpen) => {
-            "; this user must be able to read and write it and its directory, where SQLite creates files beside it, and there must be free inodes and descriptors"
+            "; check that this user may read and write the file and its directory, where SQLite creates further files, and that there are free inodes and file descriptors"
         }
         Some(ErrorCode::ReadOnly) => {
-            "; run this as the user who owns it and its directory, on a file system that is mounted read-write"
+            "; run this as the user who owns the file and its directory, on a file system that is mounted read-write"
         }
         Some(ErrorCode::DiskFull) => "; free some space on its disk",
         Some(ErrorCode::SystemIoFailure) => {
             "; check its disk, the space on it, and the limit on file sizes (`ulimit -f`)"
         }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            "; the file is damaged. Shutdown the server, move it and its -wal and -shm away, and run `tallyline process`, which makes a new one from the kept files; if segments were pruned, only a backup has their totals (`tallyline restore`)"
+            "; the file is damaged. Stop the server, move the file and its -wal and -shm away, and run `tallyline process`, which creates a new one from the kept files; if segments were pruned, only a backup has their totals (`tallyline restore`)"
         }
         _ => "",
     }
 }
 
-/// The names of the files that SQLite keeps a database in; not all of them exist at a time.
+/// The paths of all files of a database. Usually only some of them exist.
 pub fn files_of(path: &Path) -> Vec<PathBuf> {
     ["", "-wal", "-shm", "-journal"]
         .map(|suffix| sibling(path, suffix))
@@ -204,7 +210,7 @@ pub fn files_of(path: &Path) -> Vec<PathBuf> {
 }
 
 impl StoreError {
-    /// Wraps what SQLite said while `doing`; a lock has words of its own.
+    /// Wraps an SQLite error of the operation `doing`; a lock becomes [`StoreError::Locked`].
     fn sqlite(path: &Path, doing: &'static str) -> impl Fn(rusqlite::Error) -> Self {
         move |error| {
             use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
@@ -221,7 +227,7 @@ impl StoreError {
         }
     }
 
-    /// Whether it is only a matter of waiting for another program.
+    /// Whether another program holds a lock, so that a retry may succeed.
     pub fn is_locked(&self) -> bool {
         matches!(self, Self::Locked { .. })
     }

@@ -1,4 +1,4 @@
-//! Opening the database: create, upgrade, or refuse; and the pragmas of every connection.
+//! Opens the database: creates it or rejects it, and sets the pragmas of every connection.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use super::StoreError;
 use super::family::{Family, Reading, Token};
 
-/// The database's name in the data directory.
+/// The name of the database in the data directory.
 pub const DATABASE_FILE: &str = "revenue.db";
 
 const SCHEMA: &str = include_str!("../../sql/schema.sql");
@@ -19,13 +19,13 @@ pub(super) const VERSION: i64 = 3;
 const APPLICATION_ID: i64 = 0x7461_6C79;
 /// The first SQLite without the WAL-reset bug (3.51.3).
 const SOUND_SQLITE: i32 = 3_051_003;
-/// How long a statement waits for a lock before it is reported.
+/// How long a statement waits for a lock before it fails.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
-/// The `-wal` file is cut back to this after a checkpoint.
+/// The `-wal` file is truncated to this size after a checkpoint.
 const WAL_BYTES_KEPT: i64 = 16 << 20;
 
-/// Whether the SQLite that is built in can be trusted with a WAL; checked at every start.
-pub fn sqlite_is_sound() -> Result<(), StoreError> {
+/// Checks that the built-in SQLite does not have the WAL-reset bug. Called at every start.
+fn sqlite_is_sound() -> Result<(), StoreError> {
     if rusqlite::version_number() >= SOUND_SQLITE {
         Ok(())
     } else {
@@ -35,17 +35,18 @@ pub fn sqlite_is_sound() -> Result<(), StoreError> {
     }
 }
 
-/// What a writer is to do about the database file.
+/// Whether a writer creates the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
-    /// Make it where it is missing.
+    /// Create the database if it does not exist.
     OrCreate,
-    /// It must be there.
+    /// Fail if the database does not exist.
     Only,
 }
 
-/// The writing connection, ready for the current schema, with its token; and whether the database
-/// was empty. The WAL is on, unless it was empty and `load` says that nobody is to read it meanwhile.
+/// Opens the writing connection and creates the tables if the database is empty; the last value of the
+/// result is true then. The WAL is turned on, except for an empty database with `load`, which no
+/// other connection reads until it is loaded.
 pub(super) fn open_writer(
     path: &Path,
     existing: Existing,
@@ -59,7 +60,7 @@ pub(super) fn open_writer(
         flags |= OpenFlags::SQLITE_OPEN_CREATE;
     }
     let mut connection = open(path, flags).map_err(StoreError::sqlite(path, "open it"))?;
-    // A database that is not for us is left as it is, its journal mode too.
+    // A database that is rejected stays unchanged, including its journal mode.
     let doing = StoreError::sqlite(path, "prepare the writing connection");
     connection.busy_timeout(BUSY_TIMEOUT).map_err(&doing)?;
     let empty = inspect(&connection, path)? == Contents::Empty;
@@ -72,7 +73,7 @@ pub(super) fn open_writer(
     Ok((connection, token, empty))
 }
 
-/// A reading connection of one's own; `None` where there is no file.
+/// Opens a reading connection outside the pool; `None` if there is no file.
 pub(super) fn open_reader(path: &Path) -> Result<Option<Reading>, StoreError> {
     if !path.try_exists().unwrap_or(true) {
         return Ok(None);
@@ -85,7 +86,8 @@ pub(super) fn open_reader(path: &Path) -> Result<Option<Reading>, StoreError> {
     Ok(Some(Reading::new(connection, token)))
 }
 
-/// SQLite opens a directory, a FIFO or a device, and then reports an error that says nothing of it.
+/// Rejects a directory, a FIFO or a device with a clear message; SQLite's own error does not name the
+/// reason.
 pub(super) fn refuse_other_than_file(path: &Path) -> Result<(), StoreError> {
     match crate::data_dir::disk::unusable(path) {
         None => Ok(()),
@@ -98,7 +100,7 @@ pub(super) fn refuse_other_than_file(path: &Path) -> Result<(), StoreError> {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the one place where databases are opened; the pool of readers has another"
+    reason = "the only place where databases are opened, besides the pool of readers"
 )]
 pub(super) fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(path, flags)
@@ -110,15 +112,15 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")
 }
 
-/// Readers and the writer no longer wait for each other.
+/// Turns on the WAL, with which readers and the writer do not block each other.
 pub(super) fn turn_wal_on(connection: &Connection) -> rusqlite::Result<()> {
-    // Switching back from WAL fails while others read; WAL is then still on, which is as well.
+    // The pragma returns the resulting mode, which is ignored.
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     connection.pragma_update_and_check(None, "journal_size_limit", WAL_BYTES_KEPT, |_| Ok(()))
 }
 
-/// A reading connection. It may write as far as the file is concerned, so that the last one to
-/// close leaves no `-wal` behind, but no statement can change anything.
+/// Configures a reading connection. The file is opened for writing, so that the last connection to
+/// close can remove the `-wal`, but `query_only` rejects every statement that writes.
 pub(super) fn configure_reader(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(16);
@@ -130,10 +132,12 @@ pub(super) fn reader_flags() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
 
-/// What the file is: empty, ours, or not for us.
+/// The content of a database that is not rejected.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Contents {
+    /// No tables.
     Empty,
+    /// The current schema.
     Ours,
 }
 
@@ -170,7 +174,7 @@ pub(super) fn inspect(connection: &Connection, path: &Path) -> Result<Contents, 
     }
 }
 
-/// Creates the tables in one transaction where there are none.
+/// Creates the tables of an empty database, in one transaction.
 fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     if inspect(connection, path)? == Contents::Ours {
         return Ok(());
@@ -179,15 +183,16 @@ fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let transaction = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(&doing)?;
-    // Somebody may have been quicker.
+    // Another process may have created them meanwhile.
     if inspect(&transaction, path)? == Contents::Empty {
         transaction.execute_batch(SCHEMA).map_err(&doing)?;
     }
     transaction.commit().map_err(&doing)
 }
 
-/// Triggers of others on our tables would run inside our transactions, and change totals or ids
-/// behind them. Ours has none; those on other tables and on views are none of our business.
+/// Rejects triggers on the tables of the schema: they would run inside the writer's transactions and
+/// could change totals or ids. The schema has no triggers. Triggers on other tables and on views are
+/// accepted.
 fn refuse_triggers(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let list = || -> rusqlite::Result<Vec<(String, String)>> {
         connection
@@ -195,7 +200,7 @@ fn refuse_triggers(connection: &Connection, path: &Path) -> Result<(), StoreErro
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect()
     };
-    let found = list().map_err(StoreError::sqlite(path, "look for triggers"))?;
+    let found = list().map_err(StoreError::sqlite(path, "list its triggers"))?;
     if found.is_empty() {
         return Ok(());
     }

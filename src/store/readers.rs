@@ -1,8 +1,8 @@
-//! Reading the totals: a pool of connections that can change nothing.
+//! Reads of totals, segments and rejected lines, through a pool of read-only connections.
 //!
-//! Any thread. The pool belongs to one file: when another one lies at the path (the database was
-//! replaced, or deleted and made anew), a new pool takes its place with the next read. Where there
-//! is no file there are no users; that is an answer, not an error.
+//! Any thread may read. The pool belongs to one file: if the database was replaced, or deleted and
+//! created again, the next read uses a new pool. If there is no database, reads return empty results
+//! and no error.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -36,13 +36,13 @@ const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// One user's total.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserTotal {
-    /// Whose.
+    /// The user.
     pub user_id: String,
-    /// Added minus subtracted.
+    /// The added minus the subtracted amounts.
     pub revenue: Micros,
-    /// Events counted.
+    /// The number of counted events.
     pub events: u64,
-    /// When it last changed, milliseconds since 1970 UTC.
+    /// When the total last changed, in milliseconds since 1970 UTC.
     pub updated_at_ms: i64,
 }
 
@@ -57,25 +57,25 @@ pub enum Order {
     UserId,
 }
 
-/// One page of users; `next` is the cursor of the page after it.
+/// One page of a listing of users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// In the order asked for.
+    /// The users in the requested order.
     pub users: Vec<UserTotal>,
-    /// Opaque; `None` at the end.
+    /// The opaque cursor of the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
-/// All users together.
+/// The sums over all users.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overall {
-    /// How many users have a counted event.
+    /// The number of users with at least one counted event.
     pub users: u64,
-    /// Their events.
+    /// The number of counted events.
     pub events: u64,
-    /// The sum of their revenues in micros.
+    /// The sum of all revenues in micros.
     pub revenue_micros: i128,
-    /// When the last of them changed, in milliseconds since 1970 (UTC); `None` without users.
+    /// When any total last changed, in milliseconds since 1970 UTC; `None` if there are no users.
     pub updated_at_ms: Option<i64>,
 }
 
@@ -96,7 +96,7 @@ impl r2d2::ManageConnection for Manager {
     type Error = rusqlite::Error;
 
     fn connect(&self) -> Result<Reading, rusqlite::Error> {
-        // While connections to replaced files are still open: asked again in a moment.
+        // Fails while connections to replaced files are open; the pool retries.
         let token = self.family.try_enter(self.generation);
         let token = token.ok_or(rusqlite::Error::InvalidQuery)?;
         Ok(Reading::new(self.opens.connect()?, token))
@@ -120,7 +120,7 @@ pub struct Readers {
 struct Shared {
     path: PathBuf,
     connections_max: u32,
-    /// Of the database's generation, and of that file.
+    /// The generation and the file to which the pool belongs.
     pool: Mutex<Option<(u64, Identity, Pool)>>,
     family: Arc<Family>,
 }
@@ -139,7 +139,7 @@ impl Shared {
 }
 
 impl Readers {
-    /// Up to `connections_max` connections to the database at `path`, opened when needed.
+    /// A pool of up to `connections_max` connections to the database at `path`, opened on demand.
     pub fn new(path: &Path, connections_max: u32) -> Self {
         let shared = Arc::new(Shared {
             path: path.to_owned(),
@@ -152,8 +152,8 @@ impl Readers {
         Self { shared }
     }
 
-    /// Refuses what is no database of this version, which the pool would try to open until a
-    /// checkout times out, or read as if it were one. For a command that reads once.
+    /// Fails if the file is not a database of this version. The pool itself does not check that: it
+    /// would retry until a checkout times out, or read the file. For commands that read once.
     pub fn check(&self) -> Result<(), StoreError> {
         let path = &self.shared.path;
         match open::open_reader(path)? {
@@ -180,7 +180,7 @@ impl Readers {
         Ok(user.flatten())
     }
 
-    /// A page of at most `limit` users; `Ok(None)`: the cursor is not one of ours.
+    /// A page of at most `limit` users; `Ok(None)` if the cursor is invalid.
     pub fn users(
         &self,
         order: Order,
@@ -190,7 +190,7 @@ impl Readers {
         let Some(after) = Cursor::read(order, cursor) else {
             return Ok(None);
         };
-        // One more than asked for tells whether there is a next page.
+        // One more than requested, to see whether there is a next page.
         let rows = i64::from(limit) + 1;
         let users = self.read("list users", |connection| {
             let page = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| {
@@ -220,14 +220,14 @@ impl Readers {
         Ok(Some(Page { users, next }))
     }
 
-    /// Every line the database knows of, and what became of it.
+    /// The number of lines in each state, as recorded in the database.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         Ok(self
             .read("read the ledger", segments::ledger)?
             .unwrap_or_default())
     }
 
-    /// All users together. Reads every row.
+    /// The sums over all users. Reads every row of `user_total`.
     pub fn overall(&self) -> Result<Overall, StoreError> {
         let overall = self.read("add up all users", |connection| {
             let mut overall = Overall::default();
@@ -244,8 +244,8 @@ impl Readers {
         Ok(overall.unwrap_or_default())
     }
 
-    /// Every line the database knows of, the segments that are fully applied, the rows of the
-    /// others, and what was pruned, as of one moment.
+    /// The ledger, the fully applied segments, the rows of the other segments, and the sum of the
+    /// pruned ones, read in one transaction.
     pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
@@ -257,7 +257,8 @@ impl Readers {
         Ok(snapshot.unwrap_or_default())
     }
 
-    /// The newest segments, at most `limit`: the active one, then by when they were first seen.
+    /// At most `limit` segments: the active one, then the others by when they were first seen, newest
+    /// first.
     pub fn newest_segments(&self, limit: u32) -> Result<Vec<SegmentRow>, StoreError> {
         let rows = self.read("list segments", |db| segments::newest(db, limit))?;
         Ok(rows.unwrap_or_default())
@@ -269,19 +270,19 @@ impl Readers {
         Ok(row.flatten())
     }
 
-    /// The segments of which something may be left to apply.
+    /// The rows of segments that are not fully applied.
     pub fn unfinished_segments(&self) -> Result<Vec<SegmentRow>, StoreError> {
         let rows = self.read("list unfinished segments", segments::unfinished)?;
         Ok(rows.unwrap_or_default())
     }
 
-    /// How many segments there are of each state there is one of.
+    /// The number of segments in each state; states without a segment are left out.
     pub fn segment_counts(&self) -> Result<Vec<(SegmentState, u64)>, StoreError> {
         let counts = self.read("count segments", segments::count_by_state)?;
         Ok(counts.unwrap_or_default())
     }
 
-    /// The newest rejected lines, at most `limit`: those of the segment last applied to first.
+    /// At most `limit` rejected lines, newest first: those of the most recently applied segment first.
     pub fn newest_rejected(
         &self,
         limit: u32,
@@ -293,13 +294,13 @@ impl Readers {
         Ok(lines.unwrap_or_default())
     }
 
-    /// Closes the connections, so that the writer's last checkpoint can leave a single file. They
-    /// are opened again if somebody still reads.
+    /// Closes the idle connections, so that the writer's last checkpoint can remove the `-wal`. A later
+    /// read opens new ones.
     pub fn close(&self) {
         family::Pool::close_idle(&*self.shared);
     }
 
-    /// `None` where there is no database.
+    /// Runs `read` on a connection of the pool; `None` if there is no database or it is empty.
     fn read<T>(
         &self,
         doing: &'static str,
@@ -317,11 +318,11 @@ impl Readers {
         connection.note();
         match first {
             Ok(value) => Ok(Some(value)),
-            // Created but without tables yet: as if there were no file.
+            // The file exists but has no tables yet: the same as no file.
             Err(_) if open::inspect(&connection, path).is_ok_and(|is| is == Contents::Empty) => {
                 Ok(None)
             }
-            // The tables came between the two looks.
+            // The tables were created after the first attempt.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
                 let again = read(&connection).map_err(StoreError::sqlite(path, doing))?;
                 Ok(Some(again))
@@ -378,8 +379,8 @@ fn read_user(row: &Row<'_>) -> rusqlite::Result<UserTotal> {
     })
 }
 
-/// The place after a user in a listing. Written as text that survives a URL: `r`, `d` or `u` for
-/// the order, the revenue, `.`, and the user id in hex.
+/// The position after a user in a listing. Its text is safe in a URL: `r`, `d` or `u` for the order,
+/// the revenue, `.`, and the user id in hex.
 struct Cursor {
     revenue: i64,
     user_id: String,
@@ -404,13 +405,13 @@ impl Cursor {
     fn write(&self, order: Order) -> String {
         let mut text = format!("{}{}.", Self::letter(order), self.revenue);
         for byte in self.user_id.bytes() {
-            // Writing to a String can't fail.
+            // Writing to a String cannot fail.
             let _infallible = write!(text, "{byte:02x}");
         }
         text
     }
 
-    /// The start of the listing where there is no cursor; `None` if it is not one of ours.
+    /// Parses a cursor; without one, the start of the listing. `None` if it is invalid for this order.
     fn read(order: Order, cursor: Option<&str>) -> Option<Self> {
         let Some(text) = cursor else {
             let revenue = if order == Order::RevenueDescending {
@@ -446,7 +447,7 @@ mod tests {
     use crate::store::{Existing, Writer};
 
     #[test]
-    fn tables_that_come_during_a_read_are_no_error() {
+    fn tables_created_during_a_read_are_not_an_error() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("revenue.db");
         std::fs::write(&path, "").expect("a file");

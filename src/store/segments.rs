@@ -1,4 +1,10 @@
-//! The rows of `segment`: how far each is applied, and in what state it is.
+//! The table `segment`: the applied offset and the state of each segment, and the sums over them.
+//!
+//! The functions with a path open a connection of their own, for recovery and checks while no [`Readers`]
+//! pool exists. The others run on the connection that they are given. All of them only read, except
+//! those that maintain the sum of applied segments inside the writer's transaction.
+//!
+//! [`Readers`]: super::Readers
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -20,7 +26,8 @@ const SELECT_DIRECTORY: &str = include_str!("../../sql/query/select_directory.sq
 const SELECT_NUMBERS: &str = include_str!("../../sql/query/select_numbers.sql");
 const SELECT_PRUNED: &str = include_str!("../../sql/query/select_pruned.sql");
 const SELECT_LEDGER: &str = include_str!("../../sql/query/select_ledger.sql");
-const SELECT_OLDEST_WHOLE: &str = include_str!("../../sql/query/select_oldest_applied_segment.sql");
+const SELECT_OLDEST_APPLIED: &str =
+    include_str!("../../sql/query/select_oldest_applied_segment.sql");
 const SELECT_HIGHEST_SEALED: &str = include_str!("../../sql/query/select_highest_sealed.sql");
 const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
 const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
@@ -34,18 +41,18 @@ const LIST_NEWEST: &str = include_str!("../../sql/query/list_newest_segments.sql
 const LIST_NEWEST_REJECTED: &str = include_str!("../../sql/query/list_newest_rejected_lines.sql");
 const COUNT_BY_STATE: &str = include_str!("../../sql/query/count_segments_by_state.sql");
 
-/// What is to be done with a segment.
+/// The state of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentState {
-    /// Still appended to.
+    /// The server appends to it.
     Active,
-    /// No longer appended to; not wholly applied yet.
+    /// Nothing is appended any more; it is not fully applied yet.
     Sealed,
-    /// Wholly applied.
+    /// Every byte is applied.
     Applied,
-    /// Its file changed after it was applied from; no more of it is applied.
+    /// The file was changed after a part of it was applied; the rest is not applied.
     Corrupt,
-    /// Its file is gone before it was wholly applied.
+    /// The file disappeared before it was fully applied.
     Missing,
 }
 
@@ -58,7 +65,7 @@ impl SegmentState {
         Self::Missing,
     ];
 
-    /// As the database has it.
+    /// The value of `segment.state` in the database.
     pub fn name(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -70,45 +77,45 @@ impl SegmentState {
     }
 }
 
-/// A line that was not counted, as the database keeps it.
+/// A row of `rejected_line`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RejectedLine {
-    /// The identity of its segment.
+    /// The identity of its segment, as in `segment.name`.
     pub segment: String,
     /// Bytes from the start of the file to the start of the line.
     pub offset: u64,
-    /// Why, for programs, such as `negative` or `id_conflict`.
+    /// The stable reason code, such as `negative` or `id_conflict`.
     pub code: String,
-    /// Why, for people.
+    /// The reason as text.
     pub reason: String,
-    /// Its first 1024 bytes; what is not UTF-8 is shown as U+FFFD.
+    /// The first 1024 bytes of the line; invalid UTF-8 is replaced by U+FFFD.
     pub line: String,
 }
 
-/// Which rejected lines to list.
+/// Selects rejected lines. The default selects all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectedFilter {
-    /// Only of our segments, at this position or after it.
+    /// Only lines of native segments, at or after this position.
     pub since: Option<Position>,
-    /// Only of events whose id begins with this.
+    /// Only events whose id begins with this text.
     pub id_prefix: Option<String>,
 }
 
-/// What became of lines.
+/// The number of lines in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// All of them but empty ones: the sum of the other three.
+    /// All lines except empty ones: the sum of the other three.
     pub lines: u64,
     /// Counted events.
     pub events: u64,
-    /// Not counted: their id was counted before.
+    /// Events with an id that was counted before.
     pub duplicates: u64,
-    /// Not counted: no event, a contradicted id, an overflow.
+    /// Invalid lines, id conflicts, and events that would overflow a total.
     pub rejected: u64,
 }
 
 impl Counts {
-    /// Adds others.
+    /// Adds the counts of other lines.
     pub fn add(&mut self, other: &Self) {
         self.lines += other.lines;
         self.events += other.events;
@@ -120,72 +127,72 @@ impl Counts {
 /// One row of `segment`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentRow {
-    /// Whose row.
+    /// The identity of the segment.
     pub id: SegmentId,
-    /// Its primary key.
+    /// The primary key: the number of a native segment, negative for an imported file.
     pub key: i64,
-    /// Which native segment of that number; `None` for an imported file.
+    /// The tag of a native segment; `None` for an imported file.
     pub tag: Option<Tag>,
-    /// What the file was called when last seen.
+    /// The name of the file when it was last applied from or marked.
     pub file_name: String,
-    /// What is to be done with it.
+    /// The state of the segment.
     pub state: SegmentState,
-    /// Bytes from the start that are applied.
+    /// The applied offset: all bytes before it are applied.
     pub applied_bytes: u64,
-    /// CRC-32 of those bytes.
+    /// CRC-32 of the applied bytes.
     pub checksum: u32,
-    /// What became of the lines in those bytes.
+    /// The lines in the applied bytes.
     pub counts: Counts,
-    /// Sum of the counted events' micros modulo 2^64.
+    /// The sum of the counted events' micros, modulo 2^64.
     pub net_check: i64,
-    /// Of the counted events, those with an id.
+    /// The number of counted events with an id.
     pub id_events: u64,
-    /// Of the check figure, the part of events with an id.
+    /// The part of `net_check` that belongs to events with an id.
     pub id_net_check: i64,
-    /// Ids of this segment that are no longer kept.
+    /// The number of ids of this segment that have expired.
     pub ids_expired: u64,
-    /// Bytes not applied because the file is corrupt.
+    /// Bytes that are not applied because the file is corrupt.
     pub corrupt_bytes: u64,
-    /// Lines in those bytes.
+    /// The number of lines in `corrupt_bytes`.
     pub corrupt_lines: u64,
-    /// Why it is corrupt or lost.
+    /// Why the segment was marked as corrupt or missing; `None` if it never was.
     pub reason: Option<String>,
-    /// When the last byte was applied, milliseconds since 1970 UTC.
+    /// When the segment was fully applied, in milliseconds since 1970 UTC; `None` if it is not.
     pub completed_at_ms: Option<i64>,
 }
 
-/// The sum of what retention let go.
+/// The sum over all pruned segments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// The highest segment number let go; 0 if none.
+    /// The highest pruned segment number; 0 if none.
     pub number: u64,
-    /// How many segments.
+    /// The number of pruned segments.
     pub segments: u64,
-    /// Their lines.
+    /// The sum of their counts.
     pub counts: Counts,
-    /// Their check figures, added modulo 2^64.
+    /// The sum of their `net_check`, modulo 2^64.
     pub net_check: i64,
-    /// Length of the file of segment `number`, which may be there still.
+    /// The length of the file of segment `number` in bytes. The file may still exist.
     pub file_bytes: u64,
     /// CRC-32 of that file.
     pub file_checksum: u32,
 }
 
-/// What the rows of whole segments come to.
+/// The sum over the rows of fully applied segments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AppliedSum {
-    /// How many segments.
+    /// The number of segments.
     pub segments: u64,
-    /// How many of these are ours.
+    /// The number of native segments among them.
     pub native: u64,
-    /// Their lines.
+    /// The sum of their counts.
     pub counts: Counts,
-    /// Their lines that were not applied.
+    /// The sum of their `corrupt_lines`.
     pub corrupt_lines: u64,
 }
 
 impl AppliedSum {
-    /// The sum of the whole ones among all rows.
+    /// The sum over the fully applied segments among `rows`.
     pub fn of<'r>(rows: impl IntoIterator<Item = &'r SegmentRow>) -> Self {
         let mut sum = Self::default();
         for row in rows {
@@ -200,7 +207,7 @@ impl AppliedSum {
     }
 }
 
-/// The segments of which every byte is applied.
+/// The fully applied segments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppliedSegments {
     /// The numbers of native segments.
@@ -210,7 +217,7 @@ pub struct AppliedSegments {
 }
 
 impl AppliedSegments {
-    /// Whether it is one of them.
+    /// Whether the segment is fully applied.
     pub fn contains(&self, id: &SegmentId) -> bool {
         match id {
             SegmentId::Native(number) => self.native.contains(*number),
@@ -219,27 +226,28 @@ impl AppliedSegments {
     }
 }
 
-/// Sums that must agree, as of one moment.
+/// Sums that must agree, read in one snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checks {
-    /// Events and check figure of the segments and what was pruned.
+    /// The events and `net_check` of all segments, including pruned ones.
     pub segments: (u64, i64),
-    /// Those of the users' totals.
+    /// The events and the net micros, modulo 2^64, of all users.
     pub totals: (u64, i64),
-    /// The kept sum of whole segments.
+    /// The stored sum of applied segments.
     pub applied_sum: AppliedSum,
-    /// What their rows come to.
+    /// The same sum, computed from the rows.
     pub applied_rows: AppliedSum,
 }
 
-/// The rows of all segments, in key order, from a database that may be missing, empty or in use:
-/// for recovery, before a writer is open. Waits half a second for a lock at most. A `-wal` that an
-/// unclean stop left stays: that it is there tells the writer to check the sums.
+/// The rows of all segments; see [`read_kept`].
+#[cfg(any(test, feature = "testing"))]
 pub fn read_segments(path: &Path) -> Result<Vec<SegmentRow>, StoreError> {
     Ok(read_kept(path)?.0)
 }
 
-/// The same, and what retention let go.
+/// The rows of all segments, in key order, and the sum of the pruned ones. The database may be missing,
+/// empty or in use. Waits at most half a second for a lock. A `-wal` left by an unclean shutdown is
+/// kept: because of it, the next writer checks the sums.
 pub fn read_kept(path: &Path) -> Result<(Vec<SegmentRow>, Pruned), StoreError> {
     let nothing = || Ok((Vec::new(), Pruned::default()));
     let Some(connection) = open::open_reader(path)? else {
@@ -258,10 +266,10 @@ pub fn read_kept(path: &Path) -> Result<(Vec<SegmentRow>, Pruned), StoreError> {
     read().map_err(StoreError::sqlite(path, "read its segments"))
 }
 
-/// What recovery asks of the rows of native segments.
+/// The rows that recovery needs.
 #[derive(Debug, Default)]
 pub struct RecoveryRows {
-    /// The rows of segments that are not fully applied, and of the numbers asked for.
+    /// The rows of segments that are not fully applied, and those of the requested numbers.
     pub rows: Vec<SegmentRow>,
     /// The numbers of all other rows: fully applied segments.
     pub applied: Numbers,
@@ -269,7 +277,7 @@ pub struct RecoveryRows {
     pub pruned: Pruned,
 }
 
-/// Like [`read_kept`], without the rows of fully applied segments, but for those of `numbers`.
+/// Like [`read_kept`], but of the fully applied segments only the rows of `numbers` are returned.
 pub fn read_for_recovery(path: &Path, numbers: &[u64]) -> Result<RecoveryRows, StoreError> {
     let Some(connection) = open::open_reader(path)? else {
         return Ok(RecoveryRows::default());
@@ -301,8 +309,8 @@ pub fn read_for_recovery(path: &Path, numbers: &[u64]) -> Result<RecoveryRows, S
     read().map_err(StoreError::sqlite(path, "read its segments"))
 }
 
-/// The UUID of the data directory that a database belongs to; `None` where there is no database, or
-/// that is not noted.
+/// The UUID of the data directory that a database belongs to; `None` if there is no database, or if it
+/// has no UUID yet.
 pub fn read_directory(path: &Path) -> Result<Option<Uuid>, StoreError> {
     let Some(connection) = open::open_reader(path)? else {
         return Ok(None);
@@ -315,12 +323,12 @@ pub fn read_directory(path: &Path) -> Result<Option<Uuid>, StoreError> {
     }
     directory(&connection).map_err(StoreError::sqlite(
         path,
-        "read which directory it belongs to",
+        "read the UUID of its data directory",
     ))
 }
 
-/// The sums that must agree, read over a connection of its own; `None` where there is no database.
-/// They do unless the file was tampered with or put together from two.
+/// Reads the sums that must agree; `None` if there is no database. They differ if another program
+/// changed the file, or if it is mixed from two copies.
 pub fn read_checks(path: &Path) -> Result<Option<Checks>, StoreError> {
     let Some(connection) = open::open_reader(path)? else {
         return Ok(None);
@@ -330,8 +338,8 @@ pub fn read_checks(path: &Path) -> Result<Option<Checks>, StoreError> {
         .map_err(StoreError::sqlite(path, "add up all totals"))
 }
 
-/// Whether the database is one whole: its pages fit together, its sums agree, and each segment has the
-/// ids that its row says. Read over a connection of its own, all of it; nothing is checkpointed.
+/// Whether the database is consistent: SQLite's integrity check passes, the sums agree, and each
+/// segment has as many ids as its row says. Reads the whole database; nothing is checkpointed.
 pub fn is_consistent(path: &Path) -> Result<bool, StoreError> {
     let Some(connection) = open::open_reader(path)? else {
         return Ok(false);
@@ -358,8 +366,8 @@ pub fn is_consistent(path: &Path) -> Result<bool, StoreError> {
     read().map_err(StoreError::sqlite(path, "check it"))
 }
 
-/// Discards the `-wal` of a database whose file another program wrote over in place: it belongs to
-/// what the file was. All connections of this process are retired.
+/// Discards the `-wal` of a database whose file another program overwrote in place, because the `-wal`
+/// belongs to the previous content. Retires all connections of this process.
 pub fn discard_wal(path: &Path) {
     Family::of(path).discard_wal();
 }
@@ -371,7 +379,7 @@ pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<SegmentRow>> 
         .collect()
 }
 
-/// The active one, then at most `limit` in all by when they were first seen, newest first.
+/// At most `limit` segments: the active one, then the others by when they were first seen, newest first.
 pub(super) fn newest(connection: &Connection, limit: u32) -> rusqlite::Result<Vec<SegmentRow>> {
     connection
         .prepare_cached(LIST_NEWEST)?
@@ -379,7 +387,8 @@ pub(super) fn newest(connection: &Connection, limit: u32) -> rusqlite::Result<Ve
         .collect()
 }
 
-/// At most `limit` rejected lines, those of the segment last applied to first, from its end.
+/// At most `limit` rejected lines, newest first: those of the most recently applied segment, from its
+/// end, then those of the one before.
 pub(super) fn newest_rejected(
     connection: &Connection,
     limit: u32,
@@ -387,7 +396,7 @@ pub(super) fn newest_rejected(
 ) -> rusqlite::Result<Vec<RejectedLine>> {
     let opened = filter.id_prefix.as_deref().map(|prefix| {
         let mut opened = format!("{{\"id\":{}", serde_json::Value::from(prefix));
-        opened.pop(); // the quote that closes it
+        opened.pop(); // the closing quote
         opened
     });
     connection
@@ -413,7 +422,7 @@ pub(super) fn newest_rejected(
         .collect()
 }
 
-/// How many segments there are of each state there is one of.
+/// The number of segments in each state; states without a segment are left out.
 pub(super) fn count_by_state(
     connection: &Connection,
 ) -> rusqlite::Result<Vec<(SegmentState, u64)>> {
@@ -423,7 +432,7 @@ pub(super) fn count_by_state(
         .collect()
 }
 
-/// All but the whole ones.
+/// The rows of segments that are not fully applied.
 pub(super) fn unfinished(connection: &Connection) -> rusqlite::Result<Vec<SegmentRow>> {
     connection
         .prepare_cached(SELECT_UNFINISHED)?
@@ -438,7 +447,7 @@ pub(super) fn one(connection: &Connection, id: &SegmentId) -> rusqlite::Result<O
         .optional()
 }
 
-/// The fully applied ones; `unfinished` are the rows of the others, of the same snapshot.
+/// The fully applied segments; `unfinished` are the other rows of the same snapshot.
 pub(super) fn applied(
     snapshot: &Connection,
     unfinished: &[SegmentRow],
@@ -461,7 +470,7 @@ pub(super) fn applied_imports(connection: &Connection) -> rusqlite::Result<HashS
         .collect()
 }
 
-/// The UUID of the data directory that the database belongs to, once that is noted.
+/// The UUID of the data directory that the database belongs to; `None` if it has none yet.
 pub(super) fn directory(connection: &Connection) -> rusqlite::Result<Option<Uuid>> {
     let text: Option<String> = connection.query_row(SELECT_DIRECTORY, [], |row| row.get(0))?;
     Ok(text.and_then(|text| text.parse().ok()))
@@ -472,7 +481,7 @@ pub(super) fn numbers(connection: &Connection) -> rusqlite::Result<Numbers> {
     numbers_in(&*connection.unchecked_transaction()?)
 }
 
-/// The same, in a transaction. Reads the keys only where there are gaps between them.
+/// The same, in the caller's transaction. Reads all keys only if there are gaps between them.
 fn numbers_in(snapshot: &Connection) -> rusqlite::Result<Numbers> {
     let (first, last, count) =
         snapshot
@@ -497,15 +506,15 @@ fn numbers_in(snapshot: &Connection) -> rusqlite::Result<Numbers> {
     Ok(numbers)
 }
 
-/// The whole one of ours with the lowest number.
+/// The fully applied native segment with the lowest number.
 pub(super) fn oldest_applied(connection: &Connection) -> rusqlite::Result<Option<SegmentRow>> {
     connection
-        .prepare_cached(SELECT_OLDEST_WHOLE)?
+        .prepare_cached(SELECT_OLDEST_APPLIED)?
         .query_row([], read_row)
         .optional()
 }
 
-/// The highest number of ours that is no longer appended to; 0 if there is none.
+/// The highest number of a native segment that is not active; 0 if there is none.
 pub(super) fn highest_sealed(connection: &Connection) -> rusqlite::Result<u64> {
     connection
         .prepare_cached(SELECT_HIGHEST_SEALED)?
@@ -530,7 +539,7 @@ pub(super) fn pruned(connection: &Connection) -> rusqlite::Result<Pruned> {
     })
 }
 
-/// The kept sum of whole segments.
+/// The stored sum of applied segments.
 pub(super) fn applied_sum(connection: &Connection) -> rusqlite::Result<AppliedSum> {
     connection
         .prepare_cached(SELECT_APPLIED_SUM)?
@@ -551,12 +560,12 @@ fn read_applied_sum(row: &Row<'_>) -> rusqlite::Result<AppliedSum> {
     })
 }
 
-/// Adds a segment that became whole in this transaction to the kept sum.
+/// Adds a segment that became fully applied in this transaction to the stored sum.
 pub(super) fn add_to_applied_sum(connection: &Connection, key: i64) -> rusqlite::Result<()> {
     change_applied_sum(connection, key, 1)
 }
 
-/// Takes a whole segment off the kept sum, before its row is deleted in this transaction.
+/// Subtracts a fully applied segment from the stored sum, before its row is deleted in this transaction.
 pub(super) fn take_off_applied_sum(connection: &Connection, key: i64) -> rusqlite::Result<()> {
     change_applied_sum(connection, key, -1)
 }
@@ -568,7 +577,7 @@ fn change_applied_sum(connection: &Connection, key: i64, sign: i64) -> rusqlite:
         .map(|_| ())
 }
 
-/// Every line the database knows of; nothing is pending in it.
+/// The lines recorded in the database; the fields `pending` and `unaccounted` are 0.
 pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
     connection.query_row(SELECT_LEDGER, [], |row| {
         Ok(Ledger {

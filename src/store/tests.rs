@@ -1,4 +1,4 @@
-//! The store by itself: ranges made by hand.
+//! Tests of the store alone, with ranges built by the tests.
 
 mod ids;
 
@@ -12,7 +12,7 @@ use super::*;
 use crate::data_dir::segment::SegmentId;
 use crate::event::{Event, Kind};
 
-/// Lines of one segment, one byte of offset each, and how ranges of them are applied.
+/// The lines of one segment; the offset of a line is its index.
 struct Lines(Vec<Event<'static>>);
 
 impl Lines {
@@ -155,7 +155,7 @@ fn open() -> (TempDir, Writer) {
 fn counts(outcome: &Outcome) -> (u64, u64, u64) {
     match outcome {
         Outcome::Applied(Applied { counts }) => (counts.events, counts.duplicates, counts.rejected),
-        Outcome::Raced => panic!("somebody else was here"),
+        Outcome::Raced => panic!("the range was applied already"),
     }
 }
 
@@ -212,7 +212,7 @@ fn a_range_is_applied_once() {
     );
 }
 
-/// The kept sum of whole segments, which must be what their rows come to.
+/// The stored sum of applied segments, which must equal the sum over their rows.
 fn applied_sum(dir: &TempDir) -> AppliedSum {
     let path = dir.path().join(DATABASE_FILE);
     let checks = read_checks(&path).expect("a read").expect("a database");
@@ -221,7 +221,7 @@ fn applied_sum(dir: &TempDir) -> AppliedSum {
 }
 
 #[test]
-fn the_sum_of_whole_segments_is_kept_by_whatever_changes_them() {
+fn the_stored_sum_of_applied_segments_follows_every_change() {
     let (dir, mut writer) = open();
     let lines = Lines(vec![
         Lines::event("a", Kind::Add, 100, None),
@@ -240,7 +240,7 @@ fn the_sum_of_whole_segments_is_kept_by_whatever_changes_them() {
     let sum = applied_sum(&dir);
     assert_eq!((sum.segments, sum.native, sum.counts.lines), (2, 1, 6));
     assert_eq!((sum.counts.events, sum.counts.duplicates), (3, 3));
-    // Marked whole, as an empty file is.
+    // Marked as applied, like an empty file.
     let marked = SegmentId::Native(2);
     let mark = Mark {
         segment: &marked,
@@ -254,22 +254,22 @@ fn the_sum_of_whole_segments_is_kept_by_whatever_changes_them() {
         now_ms: 1,
     };
     assert!(writer.mark(&mark).expect("it is noted"));
-    assert!(!writer.mark(&mark).expect("a look"), "whole already");
+    assert!(!writer.mark(&mark).expect("marked"), "applied already");
     assert_eq!(
         (applied_sum(&dir).segments, applied_sum(&dir).native),
         (3, 2)
     );
     let ledger = writer.ledger().expect("a read");
     assert_eq!((ledger.lines, ledger.applied, ledger.duplicates), (6, 3, 3));
-    // Pruned: the ledger stays. A row that is not what was seen stays, in the sum too.
+    // Pruning keeps the ledger. A row that has changed since it was read stays, also in the sum.
     let row = writer.segment(&native).expect("a read").expect("a row");
     let other = SegmentRow {
         checksum: 8,
         ..row.clone()
     };
-    assert!(!writer.prune(&other, 2).expect("a look"));
+    assert!(!writer.prune(&other, 2).expect("pruned"));
     assert_eq!(applied_sum(&dir).segments, 3);
-    assert!(writer.prune(&row, 2).expect("it is let go"));
+    assert!(writer.prune(&row, 2).expect("pruned"));
     let sum = applied_sum(&dir);
     assert_eq!((sum.segments, sum.native, sum.counts.lines), (2, 1, 3));
     assert_eq!(writer.ledger().expect("a read"), ledger);
@@ -300,7 +300,7 @@ fn numbers_are_ranges_with_and_without_gaps() {
 }
 
 #[test]
-fn an_id_counts_once_and_a_contradiction_is_rejected() {
+fn an_id_counts_once_and_a_conflict_is_rejected() {
     let (dir, mut writer) = open();
     let lines = Lines(vec![
         Lines::event("a", Kind::Add, 1, Some("x")),
@@ -334,9 +334,9 @@ fn an_id_counts_once_and_a_contradiction_is_rejected() {
     );
 }
 
-/// Which line overflows must not depend on how the range is cut.
+/// The set of lines that overflow must not depend on how the file is divided into ranges.
 #[test]
-fn the_line_that_overflows_is_rejected_whatever_the_cut() {
+fn overflow_is_rejected_independently_of_the_ranges() {
     const HUGE: u64 = 1_000_000_000_000_000_000;
     let mut events = vec![Lines::event("z", Kind::Add, 1, None)];
     events.extend((0..12).map(|_| Lines::event("a", Kind::Add, HUGE, None)));
@@ -485,7 +485,7 @@ fn of_segments_applied_together_none_is_where_one_was_applied_before() {
 }
 
 #[test]
-fn rows_written_together_come_to_what_rows_written_alone_do() {
+fn batched_rows_have_the_same_result_as_single_rows() {
     const HUGE: u64 = 1_000_000_000_000_000_000;
     let mut events: Vec<_> = (0..9)
         .map(|n| Lines::event("user050", Kind::Add, HUGE, (n > 7).then_some("x")))
@@ -493,7 +493,7 @@ fn rows_written_together_come_to_what_rows_written_alone_do() {
     for n in 0..300 {
         let user = format!("user{:03}", n % 150);
         events.push(Lines::event(&user, Kind::Add, HUGE / 5 + n, None));
-        // Every seventh id comes twice: of the same payload or, a user later, of another.
+        // Every seventh id occurs twice: with the same payload or, for another user, with a different one.
         let id = format!("id-{}", if n % 7 == 0 { n / 2 } else { n });
         events.push(Lines::event(&user, Kind::Add, 1, Some(&id)));
     }
@@ -503,7 +503,7 @@ fn rows_written_together_come_to_what_rows_written_alone_do() {
     for step in [1, 9, 100, 300, count] {
         let (dir, mut writer) = open();
         let mut from = 0;
-        // The first nine by themselves: then only the table says that a total may overflow.
+        // With the first nine in a range of their own, only the table shows that a total may overflow.
         for to in (9..count).step_by(step).chain([count]) {
             lines.apply(&mut writer, "s", from, to);
             from = to;
@@ -524,7 +524,7 @@ fn rows_written_together_come_to_what_rows_written_alone_do() {
 }
 
 #[test]
-fn a_first_load_needs_no_wal_and_what_comes_after_has_one() {
+fn a_first_load_runs_without_a_wal_and_later_writes_with_one() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join(DATABASE_FILE);
     let wal = dir.path().join(format!("{DATABASE_FILE}-wal"));
@@ -537,7 +537,7 @@ fn a_first_load_needs_no_wal_and_what_comes_after_has_one() {
     assert!(wal.exists());
     writer.close().expect("it closes");
     assert!(!wal.exists());
-    // Not a new one any more.
+    // The database is not empty any more.
     let mut writer = Writer::open_to_load(&path).expect("it opens");
     lines.apply(&mut writer, "s", 2, 3);
     assert!(wal.exists());
@@ -548,7 +548,7 @@ fn a_first_load_needs_no_wal_and_what_comes_after_has_one() {
 }
 
 #[test]
-fn a_newer_database_and_a_foreign_one_are_refused() {
+fn a_newer_database_and_one_of_another_program_are_rejected() {
     let (dir, writer) = open();
     writer.close().expect("it closes");
     let path = dir.path().join(DATABASE_FILE);
@@ -576,7 +576,7 @@ fn a_newer_database_and_a_foreign_one_are_refused() {
 }
 
 #[test]
-fn a_clean_close_leaves_one_file_and_missing_ones_read_as_empty() {
+fn a_clean_close_leaves_one_file_and_a_missing_database_reads_as_empty() {
     let (dir, mut writer) = open();
     let path = dir.path().join(DATABASE_FILE);
     let readers = Readers::new(&dir.path().join("missing.db"), 2);

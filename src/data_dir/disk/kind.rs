@@ -1,13 +1,13 @@
-//! What kind of file system a file lies on, by the type that statfs reports: whether SQLite's WAL is
-//! safe there, and whether its files have content of their own.
+//! File system types, as reported by statfs: whether SQLite's WAL is safe there, and whether the kernel
+//! generates the files' content.
 //!
-//! SQLite's WAL needs memory shared between processes and locks that work; across machines, or through a
-//! server in between, one or the other does not hold.
+//! The WAL needs shared memory between processes and reliable locks. Network file systems and file
+//! systems with a user-space server lack one or the other.
 
 use std::io;
 use std::path::Path;
 
-/// The types, as `<linux/magic.h>` and the file systems' own sources number them.
+/// Type numbers from `<linux/magic.h>` and from the sources of the file systems.
 const UNSAFE: [(u32, &str); 12] = [
     (0x6969, "NFS"),
     (0x0102_1997, "9p"),
@@ -23,7 +23,7 @@ const UNSAFE: [(u32, &str); 12] = [
     (0x786F_4256, "vboxsf"),
 ];
 
-/// Local file systems of which `syncfs` makes all files durable, as an fsync of each does.
+/// Local file systems on which `syncfs` makes all files durable, as an fsync of each file does.
 const SYNCED_AS_A_WHOLE: [u32; 6] = [
     0xEF53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
@@ -33,10 +33,10 @@ const SYNCED_AS_A_WHOLE: [u32; 6] = [
     0x0102_1994, // tmpfs
 ];
 
-/// Linux reports a failed write to `syncfs` since 5.8.
+/// `syncfs` reports failed writes since Linux 5.8.
 const SYNCFS_REPORTS_SINCE: (u32, u32) = (5, 8);
 
-/// Whether one `syncfs` does what an fdatasync of each file would, errors included.
+/// Whether one `syncfs` is as strong as an fdatasync of each file, including the report of errors.
 pub(super) fn syncs_as_a_whole(dir: &Path) -> io::Result<bool> {
     let known = is_one_of(&SYNCED_AS_A_WHOLE, rustix::fs::statfs(dir)?.f_type.into());
     let uname = rustix::system::uname();
@@ -44,7 +44,7 @@ pub(super) fn syncs_as_a_whole(dir: &Path) -> io::Result<bool> {
     Ok(known && version(&release).is_some_and(|version| version >= SYNCFS_REPORTS_SINCE))
 }
 
-/// The first two numbers of a kernel's release, such as `6.1.0-13-amd64`.
+/// The first two numbers of a kernel release, such as `6.1.0-13-amd64`.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut next = || numbers.next()?.parse().ok();
@@ -56,7 +56,7 @@ fn is_one_of(types: &[u32], f_type: i128) -> bool {
     types.iter().any(|id| i128::from(*id) == of_32_bits)
 }
 
-/// The name of the file system of `dir` if SQLite's WAL is not safe there.
+/// The name of the file system of `dir` if SQLite's WAL is not safe there; otherwise `None`.
 pub fn unsafe_for_wal(dir: &Path) -> io::Result<Option<&'static str>> {
     Ok(name(rustix::fs::statfs(dir)?.f_type.into()))
 }
@@ -74,7 +74,7 @@ const GENERATED: [(u32, &str); 9] = [
     (0xF97C_FF8C, "selinuxfs"),
 ];
 
-/// The name of the file system if its files have no content of their own.
+/// The name of the file system if the kernel generates its files; otherwise `None`.
 pub(super) fn generated(of: &rustix::fs::StatFs) -> Option<&'static str> {
     find(&GENERATED, of.f_type.into())
 }
@@ -83,7 +83,7 @@ fn name(f_type: i128) -> Option<&'static str> {
     find(&UNSAFE, f_type)
 }
 
-/// The field is of another width and sign on other machines; the types have 32 bits.
+/// Compares the low 32 bits only: the width and sign of the field differ between architectures.
 fn find(types: &[(u32, &'static str)], f_type: i128) -> Option<&'static str> {
     let of_32_bits = f_type & i128::from(u32::MAX);
     let known = types.iter().find(|(id, _)| i128::from(*id) == of_32_bits)?;

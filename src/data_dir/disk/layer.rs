@@ -1,7 +1,7 @@
-//! A disk over another one: what it does not do itself is passed on.
+//! Wrappers around a [`Disk`] or [`DiskFile`]: a call that the wrapper does not define is forwarded.
 //!
-//! For disks that count, and for those that fail in tests. No call can be forgotten: each is passed on
-//! here, and [`Disk`] and [`DiskFile`] have no defaults that a wrapper would fall back to unnoticed.
+//! They are used to count bytes, and to inject faults in tests. Every method is forwarded here, so that
+//! a wrapper never falls back to a default of [`Disk`] or [`DiskFile`] by mistake.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::{Disk, DiskDir, DiskFile, FileStat, Identity};
 macro_rules! passed_on {
     ($(fn $name:ident(&self $(, $arg:ident: $type:ty)*) $(-> $result:ty)?;)*) => {
         $(
-            #[doc = concat!("See the method `", stringify!($name), "` of what is below.")]
+            #[doc = concat!("Forwards to `", stringify!($name), "` of the wrapped object.")]
             fn $name(&self $(, $arg: $type)*) $(-> $result)? {
                 self.below().$name($($arg),*)
             }
@@ -68,9 +68,9 @@ macro_rules! file_calls {
     };
 }
 
-/// A [`Disk`] over another. `sync_dir` is made of `open_dir`, as ever.
+/// A [`Disk`] that wraps another one. `sync_dir` calls `open_dir` of the wrapper.
 pub trait DiskLayer: Send + Sync + 'static {
-    /// The disk below.
+    /// The wrapped disk.
     fn below(&self) -> &dyn Disk;
 
     disk_calls!(passed_on!());
@@ -80,9 +80,9 @@ impl<L: DiskLayer> Disk for L {
     disk_calls!(implemented!(DiskLayer:));
 }
 
-/// A [`DiskFile`] over another. `size` is made of `stat`, as ever.
+/// A [`DiskFile`] that wraps another one. `size` calls `stat` of the wrapper.
 pub trait FileLayer: Send + Sync + 'static {
-    /// The file below.
+    /// The wrapped file.
     fn below(&self) -> &dyn DiskFile;
 
     file_calls!(passed_on!());

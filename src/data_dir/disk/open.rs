@@ -1,15 +1,14 @@
-//! Opening files: the one way in which this program opens a path of the data directory.
+//! Opens files of the data directory. All other modules open existing files through this one.
 //!
-//! POSIX locks belong to a process and an inode, and closing *any* descriptor of the inode drops all
-//! of them. A process that opens and closes `revenue.db` or its `-shm` by itself therefore takes
-//! SQLite's locks away; an outside `sqlite3` then believes that it is the last user, checkpoints, and
-//! deletes the `-wal` that is still written to. So nothing but SQLite opens these files while this
-//! process has the database open, whatever the name that leads there.
+//! POSIX locks belong to a process and an inode, and closing *any* descriptor of the inode releases all
+//! of them. If this process opened and closed `revenue.db` or its `-shm` itself, it would release
+//! SQLite's locks. An external `sqlite3` could then act as the last user, checkpoint, and delete the
+//! `-wal` that is still in use. Therefore only SQLite opens these files while this process has the
+//! database open, under whatever name. [`Guard`] enforces it.
 //!
-//! A path is first opened with `O_PATH`, which neither blocks (FIFO), nor has side effects (device),
-//! nor touches locks when closed. What it leads to is examined, and only a regular file that is no
-//! open database is then opened for real, through `/proc/self/fd`, so that it is the file that was
-//! examined.
+//! A path is first opened with `O_PATH`, which does not block on a FIFO, has no side effects on a
+//! device, and releases no locks when it is closed. If the result is a regular file and not an open
+//! database, it is opened through `/proc/self/fd`, so that the opened file is the one that was examined.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,22 +23,22 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use super::{Disk, Identity, RealDisk, kind};
 
-/// What an open file is for.
+/// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Reading.
+    /// For reading.
     Read,
-    /// Reading and writing.
+    /// For reading and writing.
     ReadWrite,
 }
 
-/// Why a path is not opened.
+/// Why a path is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// Not a file with content of its own.
+    /// Not a regular file.
     #[error("it is a {0}, not a regular file; move it away")]
     NotRegular(&'static str),
-    /// Made by the kernel as it is read: its size says nothing, and a read may block.
+    /// The kernel generates the content: its size is meaningless, and a read may block.
     #[error(
         "it is a file of {0}, which the kernel generates as it is read; copy its content to a file"
     )]
@@ -47,19 +46,19 @@ pub enum Unusable {
     /// One of the three files of a database that SQLite has open.
     #[error("it is the open database {} or one of its files, under another name; remove that name", .0.display())]
     Database(PathBuf),
-    /// A link to nothing.
+    /// A symbolic link whose target does not exist.
     #[error("it is a link to {}, which does not exist; remove the link", .0.display())]
     Dangling(PathBuf),
-    /// Links that lead to each other.
+    /// A cycle of symbolic links.
     #[error("it is a link that leads back to itself; remove the link")]
     Loop,
-    /// A name that can't be passed on.
+    /// A name that cannot be stored in the database.
     #[error("its name is not UTF-8; rename it")]
     NotUtf8,
 }
 
 impl Unusable {
-    /// Whether an error says that the path can never be a segment's file as it is.
+    /// Whether an error of this module is of this type, so that a retry cannot succeed.
     pub fn is_reason_of(error: &io::Error) -> bool {
         error
             .get_ref()
@@ -74,7 +73,7 @@ impl From<Unusable> for io::Error {
     }
 }
 
-/// Opens an existing regular file that is no open database.
+/// Opens an existing regular file. Rejects the files of an open database.
 pub fn open_file(path: &Path, access: Access) -> io::Result<File> {
     let named = named(path)?;
     let stat = rustix::fs::fstat(&named)?;
@@ -82,15 +81,15 @@ pub fn open_file(path: &Path, access: Access) -> io::Result<File> {
         FileType::RegularFile => {}
         other => return Err(Unusable::NotRegular(type_name(other)).into()),
     }
-    // What cannot be asked holds files.
+    // If fstatfs fails, the file system is assumed to be an ordinary one.
     if let Ok(Some(file_system)) = rustix::fs::fstatfs(&named).map(|of| kind::generated(&of)) {
         return Err(Unusable::Generated(file_system).into());
     }
     open_named(path, &named, &stat, access)
 }
 
-/// Why the path can be opened by no program as a file with content, without opening it; `None` where
-/// it is one, is missing, or cannot be examined.
+/// Why the path is not a regular file, without opening it. `None` if it is one, does not exist, or
+/// cannot be examined.
 pub fn unusable(path: &Path) -> Option<Unusable> {
     let stat = rustix::fs::fstat(&named(path).ok()?).ok()?;
     match FileType::from_raw_mode(stat.st_mode) {
@@ -99,19 +98,19 @@ pub fn unusable(path: &Path) -> Option<Unusable> {
     }
 }
 
-/// Bytes at most of a file that a person named: settings or tokens, not data.
+/// The maximum size of a file named on the command line or in the settings, in bytes.
 const NAMED_BYTES_MAX: u64 = 1 << 20;
-/// How long at most a pipe, or another source that may block, takes to deliver all of it.
-const NAMED_PATIENCE: Duration = Duration::from_secs(10);
+/// The maximum time to read a pipe, or another source that may block.
+const NAMED_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reads a file that a person named, such as a token file: a pipe will do, an open database not. It
-/// fails where there is more than a mebibyte, as in `/dev/zero`, and where a FIFO has no writer or
-/// the writer does not finish within ten seconds: start-up neither hangs nor fills the memory.
+/// Reads a file that a user named, such as a token file. Pipes are accepted, open databases are not.
+/// Fails if there is more than a mebibyte (as in `/dev/zero`), or if a FIFO has no writer or its writer
+/// does not finish within ten seconds, so that start-up neither hangs nor exhausts the memory.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-    read_within(path, NAMED_PATIENCE)
+    read_within(path, NAMED_TIMEOUT)
 }
 
-fn read_within(path: &Path, patience: Duration) -> io::Result<Vec<u8>> {
+fn read_within(path: &Path, timeout: Duration) -> io::Result<Vec<u8>> {
     let named = named(path)?;
     let stat = rustix::fs::fstat(&named)?;
     let blocks = FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile;
@@ -121,7 +120,7 @@ fn read_within(path: &Path, patience: Duration) -> io::Result<Vec<u8>> {
         OFlags::empty()
     };
     let file = open_named_with(path, &named, &stat, Access::Read, more)?;
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     let mut limited = file.take(NAMED_BYTES_MAX + 1);
     let mut bytes = Vec::new();
     loop {
@@ -130,7 +129,7 @@ fn read_within(path: &Path, patience: Duration) -> io::Result<Vec<u8>> {
         }
         match limited.read_to_end(&mut bytes) {
             Ok(_) => break,
-            // What was read before it would have blocked is in `bytes`.
+            // The bytes read so far are in `bytes`.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
@@ -143,7 +142,7 @@ fn read_within(path: &Path, patience: Duration) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Waits until a read returns at once: there are bytes, or the last writer has closed.
+/// Waits until a read does not block: bytes are available, or the last writer has closed the pipe.
 fn await_readable(file: &File, deadline: Instant) -> io::Result<()> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -154,7 +153,7 @@ fn await_readable(file: &File, deadline: Instant) -> io::Result<()> {
             Ok(0) => {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
-                    "waited for its end for too long; let its writer run, and close it",
+                    "timed out waiting for its end; check that its writer runs and closes it",
                 ));
             }
             polled => return Ok(polled.map(drop)?),
@@ -162,30 +161,30 @@ fn await_readable(file: &File, deadline: Instant) -> io::Result<()> {
     }
 }
 
-/// The same for text.
+/// [`read`] for UTF-8 text.
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// Whether a path is a symbolic link with a relative target: moved to another directory, it would
-/// lead elsewhere.
+/// Whether a path is a symbolic link with a relative target, which breaks when it is moved to another
+/// directory.
 pub fn is_relative_link(path: &Path) -> bool {
     std::fs::read_link(path).is_ok_and(|target| target.is_relative())
 }
 
-/// Opens a directory; nothing else is opened, not even for a moment.
+/// Opens a directory. Fails without opening anything if the path is not a directory.
 pub(super) fn open_directory(dir: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(File::from(system_open(dir, flags)?))
 }
 
-/// What the path leads to, without opening it.
+/// An `O_PATH` descriptor of the file that the path leads to.
 fn named(path: &Path) -> io::Result<OwnedFd> {
     system_open(path, OFlags::PATH | OFlags::CLOEXEC).map_err(|error| missing(path, error))
 }
 
-/// A link without a target, or a name that is not UTF-8, is not "not found".
+/// Replaces "not found" by the actual reason: a dangling link, or a name that is not UTF-8.
 fn missing(path: &Path, error: io::Error) -> io::Error {
     if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
         return Unusable::Loop.into();
@@ -196,14 +195,15 @@ fn missing(path: &Path, error: io::Error) -> io::Error {
     if let Ok(target) = std::fs::read_link(path) {
         return Unusable::Dangling(target).into();
     }
-    if stands_for_no_utf8(path).unwrap_or(false) {
+    if is_lossy_name(path).unwrap_or(false) {
         return Unusable::NotUtf8.into();
     }
     error
 }
 
-/// Whether a name as a listing gives it stands for one that is not UTF-8.
-fn stands_for_no_utf8(path: &Path) -> Option<bool> {
+/// Whether a name with replacement characters, as [`Disk::list`] returns it, is that of a file whose
+/// real name is not UTF-8.
+fn is_lossy_name(path: &Path) -> Option<bool> {
     let name = path.file_name()?.to_str()?;
     if !name.contains(char::REPLACEMENT_CHARACTER) {
         return Some(false);
@@ -213,12 +213,12 @@ fn stands_for_no_utf8(path: &Path) -> Option<bool> {
     Some(names.any(|found| found.to_str().is_none() && found.to_string_lossy() == name))
 }
 
-/// Opens what `named` is, having made sure that it is no open database.
+/// Opens the file behind `named`, unless it belongs to an open database.
 fn open_named(path: &Path, named: &OwnedFd, stat: &Stat, access: Access) -> io::Result<File> {
     open_named_with(path, named, stat, access, OFlags::empty())
 }
 
-/// The same, with more flags.
+/// The same with additional flags.
 fn open_named_with(
     path: &Path,
     named: &OwnedFd,
@@ -245,7 +245,7 @@ fn open_named_with(
     }
 }
 
-/// Without /proc: by its path once more, which must still lead to what was examined.
+/// Without `/proc`: opens the path itself and checks that it still leads to the examined file.
 fn by_path(path: &Path, examined: &Stat, flags: OFlags) -> io::Result<File> {
     let file = File::from(system_open(path, flags)?);
     let now = identity(&rustix::fs::fstat(&file)?);
@@ -253,12 +253,12 @@ fn by_path(path: &Path, examined: &Stat, flags: OFlags) -> io::Result<File> {
         return Ok(file);
     }
     if database_of(now).is_some() {
-        // Closing it would drop SQLite's locks: it stays open for as long as the process lives.
+        // Closing it would release SQLite's locks, so it stays open until the process ends.
         static KEPT: Mutex<Vec<File>> = Mutex::new(Vec::new());
         lock(&KEPT).push(file);
     }
     Err(io::Error::other(
-        "it was replaced while it was opened; try again",
+        "it was replaced while it was being opened; try again",
     ))
 }
 
@@ -291,13 +291,13 @@ fn type_name(file_type: FileType) -> &'static str {
     }
 }
 
-/// The endings of the files that belong to a database.
+/// The suffixes of the files of a database.
 const SIBLINGS: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
-/// A database that only SQLite may open, for as long as this lives: by its path, and by the identity
-/// of the files seen there while it was open, wherever they were moved since. Each is held by a
-/// descriptor that is not open for reading, so that the system gives its inode number to no other
-/// file meanwhile; closing such a descriptor does not drop SQLite's locks.
+/// Reserves a database for SQLite as long as this exists. [`open_file`] rejects the files at the
+/// database's paths, and the files that were noted there while it was open, even after a rename. Each
+/// noted file is held by an `O_PATH` descriptor, so that its inode number is not reused; closing such
+/// a descriptor does not release SQLite's locks.
 #[derive(Debug)]
 pub struct Guard {
     path: PathBuf,
@@ -319,11 +319,11 @@ impl Guard {
         guard
     }
 
-    /// Remembers which files lie at the database's names now. To be called while it is open.
+    /// Notes the files that are at the database's paths now. Call it while the database is open.
     pub fn note(&self) {
         let mut seen = lock(&self.seen);
         for suffix in SIBLINGS {
-            // Without a descriptor left, the path alone guards it.
+            // Without a free descriptor, only the path protects the file.
             if let Ok(held) = named(&with_suffix(&self.path, suffix))
                 && let Ok(stat) = rustix::fs::fstat(&held)
             {
@@ -332,7 +332,7 @@ impl Guard {
         }
     }
 
-    /// Forgets them. To be called once no connection of this process is left.
+    /// Forgets the noted files. Call it after this process has closed its last connection.
     pub fn forget(&self) {
         lock(&self.seen).clear();
     }
@@ -345,7 +345,7 @@ impl Guard {
     }
 }
 
-/// The guarded database that a file belongs to.
+/// The guarded database that a file belongs to; `None` if it belongs to none.
 fn database_of(identity: Identity) -> Option<PathBuf> {
     let guards: Vec<Arc<Guard>> = lock(&GUARDS).iter().filter_map(Weak::upgrade).collect();
     let of = guards.iter().find(|guard| {
@@ -354,7 +354,7 @@ fn database_of(identity: Identity) -> Option<PathBuf> {
     of.map(|guard| guard.path.clone())
 }
 
-/// `revenue.db-wal` of `revenue.db`.
+/// Appends a suffix to the file name: `revenue.db` becomes `revenue.db-wal`.
 pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_file_has_a_bound_and_a_pipe_a_deadline() {
+    fn a_named_file_has_a_size_limit_and_a_pipe_a_timeout() {
         let dir = tempfile::tempdir().expect("a directory");
         let fifo = dir.path().join("fifo");
         let made = std::process::Command::new("mkfifo").arg(&fifo).status();
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_are_opened_and_none_of_the_others_blocks() {
+    fn only_regular_files_are_opened_and_others_do_not_block() {
         let dir = tempfile::tempdir().expect("a directory");
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("file"), "x").expect("written");
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guarded_database_is_opened_under_none_of_its_names() {
+    fn a_guarded_database_is_not_opened_under_any_name() {
         let dir = tempfile::tempdir().expect("a directory");
         let at = |name: &str| dir.path().join(name);
         for name in ["revenue.db", "revenue.db-wal", "revenue.db-shm"] {

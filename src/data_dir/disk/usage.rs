@@ -1,9 +1,10 @@
-//! How many bytes a data directory holds, without walking it.
+//! The size of a data directory, without a walk of the tree at each request.
 //!
-//! [`MeteredDisk`] counts what it writes and removes. What others write is followed in two ways: the
-//! files of the database by a `stat` each, the rest (files that a person copied in or deleted) by a
-//! walk now and then (again soon if something changed during it), on a thread of its own. So neither a scrape nor `--max-disk` walks a tree of
-//! hundreds of thousands of files.
+//! [`MeteredDisk`] counts the bytes that it writes and removes. The files of the database, which SQLite
+//! writes, are examined with `stat` at each request. Changes by other programs are found by a walk of
+//! the tree, which the thread `disk-usage` does once a minute; if the count changed during a walk, it
+//! walks again soon. Neither a scrape of the metrics nor `--max-disk` walks a tree of hundreds of
+//! thousands of files. A walk that fails is logged, and the count stays as it was.
 
 use std::fs::File;
 use std::io;
@@ -17,15 +18,15 @@ use std::time::{Duration, Instant};
 use super::open::{Access, open_file};
 use super::{Disk, DiskFile, RealDisk};
 
-/// How often the directory is walked, and the least time between two walks where somebody waits for
-/// space that another program may have freed.
+/// The interval between walks.
 const WALK_EVERY: Duration = Duration::from_mins(1);
+/// The minimum interval when a walk was requested, or the last one was not exact.
 const WALK_AGAIN_AFTER: Duration = Duration::from_millis(200);
-/// ... but a walk takes no more than one part in so many of the time.
-const WALKING: u32 = 50;
+/// The pause after a walk is at least this multiple of its duration.
+const PAUSE_FACTOR: u32 = 50;
 
-/// Bytes of all files in `dir` and below, but for `except`. A file that goes away meanwhile counts
-/// nothing, nor does what a link leads to.
+/// The total size of all files in `dir` and below, except those in `except`. Links are not followed,
+/// and files removed meanwhile are ignored.
 pub(super) fn walk(dir: &Path, except: &[PathBuf]) -> io::Result<u64> {
     let mut bytes = 0;
     let mut dirs = vec![dir.to_owned()];
@@ -34,7 +35,7 @@ pub(super) fn walk(dir: &Path, except: &[PathBuf]) -> io::Result<u64> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries?,
         };
-        // Paths are only put together where one may be left out: not in the archive of years.
+        // A path is built only in directories with an exception, which saves time in the archive.
         let leaves_out = except.iter().any(|path| path.parent() == Some(&dir));
         for entry in entries {
             let entry = entry?;
@@ -54,7 +55,7 @@ pub(super) fn walk(dir: &Path, except: &[PathBuf]) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// The machine's disk, with the bytes of one directory counted.
+/// The real disk, with a count of the bytes in one directory.
 #[derive(Clone)]
 pub struct MeteredDisk {
     meter: Arc<Meter>,
@@ -62,12 +63,12 @@ pub struct MeteredDisk {
 
 struct Meter {
     dir: PathBuf,
-    /// Files that others than this disk write: looked at when asked.
+    /// Files that are not written through this disk. They are examined at each request.
     others: Vec<PathBuf>,
-    /// Bytes of all but those, once `is_known`; before, what has changed since the beginning.
+    /// Bytes of all other files. Before `is_known` is set: only the changes made through this disk.
     bytes: AtomicI64,
     is_known: AtomicBool,
-    /// How often this disk changed that.
+    /// The number of changes to `bytes` by this disk.
     changes: AtomicU64,
     asked: Mutex<Asked>,
     wake: Condvar,
@@ -79,14 +80,14 @@ struct Asked {
     stop: bool,
 }
 
-/// The thread that walks; dropping this ends it, and waits for a walk under way.
+/// The thread that walks the tree. Dropping this ends the thread after the current walk.
 pub struct UsageThread {
     meter: Arc<Meter>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl MeteredDisk {
-    /// Counts below `dir`; `others` are files there that are written without this disk.
+    /// Counts the files below `dir`; `others` are files there that are not written through this disk.
     pub fn new(dir: &Path, others: Vec<PathBuf>) -> Self {
         let meter = Meter {
             dir: dir.to_owned(),
@@ -102,12 +103,13 @@ impl MeteredDisk {
         }
     }
 
-    /// Walks the directory now.
+    /// Walks the directory on the calling thread.
     pub fn walk(&self) -> io::Result<()> {
         self.meter.walk().map(|_exact| ())
     }
 
-    /// Walks it now and then on a thread of its own, the first time at once unless it was walked.
+    /// Starts the thread that walks the directory periodically. The first walk is immediate, unless
+    /// [`MeteredDisk::walk`] was called before.
     pub fn start(&self) -> io::Result<UsageThread> {
         let meter = Arc::clone(&self.meter);
         let thread = Builder::new()
@@ -126,7 +128,7 @@ impl Meter {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Sets the count right; whether nothing changed meanwhile, so that it is exact.
+    /// Corrects the count. Returns whether it is exact, that is, nothing changed during the walk.
     fn walk(&self) -> io::Result<bool> {
         let changes = self.changes.load(Ordering::Relaxed);
         let before = self.bytes.load(Ordering::Relaxed);
@@ -136,7 +138,7 @@ impl Meter {
             0
         };
         let found = signed(walk(&self.dir, &self.others)?);
-        // What changes during the walk may be in both; the next walk sets that right.
+        // A change during the walk may be counted twice; the next walk corrects that.
         let exact = self.changes.load(Ordering::Relaxed) == changes;
         self.bytes.fetch_add(found - before, Ordering::Relaxed);
         self.is_known.store(true, Ordering::Relaxed);
@@ -173,10 +175,10 @@ impl Meter {
             drop(asked);
             let began = Instant::now();
             let exact = self.walk().unwrap_or_else(|error| {
-                tracing::warn!(%error, "cannot add up the files in {}", self.dir.display());
+                tracing::warn!(%error, "cannot determine the size of {}", self.dir.display());
                 true
             });
-            let pause = began.elapsed() * WALKING;
+            let pause = began.elapsed() * PAUSE_FACTOR;
             not_before = Instant::now() + pause.max(WALK_AGAIN_AFTER);
             due = if exact {
                 Instant::now() + pause.max(WALK_EVERY)
@@ -200,7 +202,7 @@ impl Drop for UsageThread {
             .take()
             .is_some_and(|thread| thread.join().is_err())
         {
-            tracing::error!("the thread that adds up the files panicked");
+            tracing::error!("the disk-usage thread panicked");
         }
     }
 }
@@ -239,7 +241,7 @@ impl super::DiskLayer for MeteredDisk {
             return RealDisk.used_bytes(dir);
         }
         if !self.meter.is_known.load(Ordering::Relaxed) {
-            return Err(io::Error::other("the files are not added up yet"));
+            return Err(io::Error::other("the first count is not complete yet"));
         }
         let others = self.meter.others.iter();
         let others: u64 = others.filter_map(|path| RealDisk.size_at(path).ok()).sum();
@@ -263,7 +265,7 @@ impl MeteredDisk {
     }
 }
 
-/// Bytes that go with a name: of a file that has another name too, none.
+/// The bytes that are freed when a name is removed: 0 if the file has another name.
 fn only_name_bytes(path: &Path) -> i64 {
     std::fs::symlink_metadata(path)
         .ok()
@@ -271,7 +273,7 @@ fn only_name_bytes(path: &Path) -> i64 {
         .map_or(0, |file| signed(file.len()))
 }
 
-/// A file that counts what it grows by. Only one is open for writing of each.
+/// A file that adds its growth to the count. Each file must be open for writing only once.
 struct MeteredFile {
     file: File,
     end: AtomicU64,
@@ -279,7 +281,7 @@ struct MeteredFile {
 }
 
 impl MeteredFile {
-    fn ends_at(&self, end: u64) {
+    fn set_end(&self, end: u64) {
         let before = self.end.swap(end, Ordering::Relaxed);
         self.meter.add(signed(end) - signed(before));
     }
@@ -297,14 +299,14 @@ impl super::FileLayer for MeteredFile {
             Err(_) => self.file.size().unwrap_or(0),
         };
         if end > self.end.load(Ordering::Relaxed) {
-            self.ends_at(end);
+            self.set_end(end);
         }
         written
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         DiskFile::set_len(&self.file, len)?;
-        self.ends_at(len);
+        self.set_end(len);
         Ok(())
     }
 }
@@ -318,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_and_removed_is_counted_and_what_others_do_is_found() {
+    fn own_changes_are_counted_and_changes_by_others_are_found_by_a_walk() {
         let dir = tempfile::tempdir().expect("a directory");
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("below")).expect("a directory");
@@ -357,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn the_thread_walks_at_once_when_asked_and_at_its_end_stops() {
+    fn the_thread_walks_on_request_and_ends_on_drop() {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = MeteredDisk::new(dir.path(), Vec::new());
         let thread = disk.start().expect("a thread");

@@ -1,28 +1,28 @@
-//! Sets of segment numbers, as ranges: the hundreds of thousands of segments of a directory that has
-//! run for years are usually one range.
+//! Sets of segment numbers, stored as ranges. The numbers of a data directory usually form one range,
+//! even with hundreds of thousands of segments.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-/// A set of segment numbers. Its size in memory follows its gaps, not how many numbers it holds.
+/// A set of segment numbers. Its size in memory is proportional to the number of ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
-    /// First number to last number of each range; there is a gap between any two.
+    /// The first number of each range, mapped to its last; ranges neither overlap nor touch.
     ranges: BTreeMap<u64, u64>,
 }
 
 impl Numbers {
-    /// The ranges, ascending, with a gap between any two.
+    /// The ranges, ascending; they neither overlap nor touch.
     pub fn ranges(&self) -> impl DoubleEndedIterator<Item = RangeInclusive<u64>> + '_ {
         self.ranges.iter().map(|(&first, &last)| first..=last)
     }
 
-    /// Whether it is one of them.
+    /// Whether the set contains the number.
     pub fn contains(&self, number: u64) -> bool {
         self.around(number).is_some()
     }
 
-    /// Whether all of the others are among these.
+    /// Whether `others` is a subset.
     pub fn contains_all(&self, others: &Self) -> bool {
         let within = |range: RangeInclusive<u64>| {
             let around = self.around(*range.start());
@@ -31,18 +31,18 @@ impl Numbers {
         others.ranges().all(within)
     }
 
-    /// The highest of them.
+    /// The highest number; `None` if the set is empty.
     pub fn last(&self) -> Option<u64> {
         self.ranges.last_key_value().map(|(_, &last)| last)
     }
 
-    /// The first number from `from` on that is not one of them.
+    /// The first number from `from` on that is not in the set.
     pub fn first_free(&self, from: u64) -> u64 {
         let around = self.around(from);
         around.map_or(from, |range| range.end().saturating_add(1))
     }
 
-    /// Adds one; whether it was not there before.
+    /// Adds a number; returns whether it is new.
     pub fn insert(&mut self, number: u64) -> bool {
         let is_new = !self.contains(number);
         if is_new {
@@ -51,13 +51,13 @@ impl Numbers {
         is_new
     }
 
-    /// Adds all of a range.
+    /// Adds all numbers of a range; an empty range adds nothing.
     pub fn insert_range(&mut self, range: RangeInclusive<u64>) {
         let (mut first, mut last) = range.into_inner();
         if first > last {
             return;
         }
-        // Every range that overlaps or touches becomes part of the new one.
+        // Merge every range that overlaps or touches the new one.
         let reach = last.saturating_add(1);
         while let Some((&start, &end)) = self.ranges.range(..=reach).next_back()
             && end.saturating_add(1) >= first
@@ -69,7 +69,7 @@ impl Numbers {
         self.ranges.insert(first, last);
     }
 
-    /// Takes one out; whether it was there.
+    /// Removes a number; returns whether it was in the set.
     pub fn remove(&mut self, number: u64) -> bool {
         let Some(range) = self.around(number) else {
             return false;
@@ -116,14 +116,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn consecutive_numbers_are_one_range_in_whatever_order_they_come() {
+    fn consecutive_numbers_form_one_range_in_any_order() {
         let numbers: Numbers = (1..=1000).rev().step_by(2).chain(1..=999).collect();
         assert_eq!(numbers.ranges().collect::<Vec<_>>(), [1..=1000]);
     }
 
     proptest! {
         #[test]
-        fn it_is_a_set(changes in prop::collection::vec((0u8..3, 0u64..40, 0u64..6), 0..60)) {
+        fn it_behaves_like_a_btree_set(changes in prop::collection::vec((0u8..3, 0u64..40, 0u64..6), 0..60)) {
             let (mut numbers, mut model) = (Numbers::default(), BTreeSet::new());
             for (change, number, length) in changes {
                 match change {

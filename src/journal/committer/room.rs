@@ -1,4 +1,8 @@
-//! The room on the disk: what may be appended above the reserve and below the bound asked for.
+//! Disk space: how many bytes may be appended without using the reserve or exceeding `--max-disk`.
+//!
+//! The committer thread asks the file system at most once a second, and counts down what it appends in
+//! between. If the free space cannot be determined, events are accepted until a write fails, unless
+//! `--max-disk` is set.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -6,12 +10,12 @@ use std::time::{Duration, Instant};
 use super::super::AppendError;
 use super::{DISK, Writer};
 
-/// How old the last look at the disk's free space may be.
+/// The maximum age of the free space figure.
 const ROOM_CHECK_EVERY: Duration = Duration::from_secs(1);
-/// The same while there is too little: soon, so that taking goes on soon after space was freed.
+/// The maximum age while there is too little space, so that ingestion resumes soon after space was freed.
 const FULL_CHECK_EVERY: Duration = Duration::from_millis(50);
 
-/// How many bytes may be appended before the disk must be looked at again.
+/// The bytes that may still be appended, as of the last check.
 #[derive(Default)]
 pub(super) struct Room {
     bytes: u64,
@@ -19,7 +23,7 @@ pub(super) struct Room {
 }
 
 impl Writer {
-    /// Takes `bytes` of the room left above the disk's reserve and below `--max-disk`.
+    /// Subtracts `bytes` from the available space, or fails if there is too little.
     pub(super) fn take_room(&mut self, bytes: u64) -> Result<(), AppendError> {
         let age_max = if self.room.bytes < bytes {
             FULL_CHECK_EVERY
@@ -31,7 +35,7 @@ impl Writer {
             .checked_at
             .is_none_or(|at| at.elapsed() >= age_max)
         {
-            self.look_for_room()?;
+            self.check_room()?;
         }
         if self.room.bytes < bytes {
             let reason = self.no_room();
@@ -45,12 +49,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Looks at the disk. Where the system does not tell how full it is, readiness says so; events
-    /// are taken all the same, for the disk tells when it is full, unless `--max-disk` is to be kept.
-    pub(super) fn look_for_room(&mut self) -> Result<(), AppendError> {
+    /// Asks the file system for the free space. If it fails, readiness says so, and events are still
+    /// accepted: a write fails when the disk is full. With `--max-disk` nothing is accepted then,
+    /// because the bound could not be kept.
+    pub(super) fn check_room(&mut self) -> Result<(), AppendError> {
         let unknown = |error: io::Error| {
             format!(
-                "cannot tell how full the disk of {} is: {error}",
+                "cannot determine the free space of the disk of {}: {error}",
                 self.data_dir.display()
             )
         };
@@ -69,7 +74,7 @@ impl Writer {
             match self.disk.used_bytes(&self.data_dir) {
                 Ok(used) => room = room.min(max.saturating_sub(used)),
                 Err(error) => {
-                    let reason = format!("{}, so that --max-disk cannot be kept", unknown(error));
+                    let reason = format!("{}; --max-disk cannot be enforced", unknown(error));
                     self.health.set(DISK, &reason);
                     self.disk.count_again();
                     return Err(AppendError::Failed(reason));
@@ -102,7 +107,7 @@ impl Writer {
             format!(", or --max-disk {max} bytes is reached")
         });
         format!(
-            "the disk of {} is full down to its reserve of {reserve} bytes{bound}; free some space and sending goes on by itself",
+            "the disk of {} is full down to its reserve of {reserve} bytes{bound}; free some space, and ingestion resumes without a restart",
             self.data_dir.display()
         )
     }

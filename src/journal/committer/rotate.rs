@@ -1,4 +1,5 @@
-//! Rotation: the active segment sealed under its name, the next one created.
+//! Rotation: seals the active segment by renaming it and creates the next one. Runs on the committer
+//! thread, between groups. The module above lists the steps and what each failure leads to.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use crate::data_dir::first_free;
 use crate::data_dir::segment::{Seal, sealed_file_name_with};
 
 impl Writer {
-    /// When the active segment is to be sealed for its age, or what failed is to be tried again.
+    /// When the active segment is to be sealed by age, or a failed rotation or creation is to be
+    /// retried; `None`: not by time.
     pub(super) fn rotation_due(&self) -> Option<Instant> {
         match self.state {
             State::Open(_) => self.retry_at.or_else(|| {
@@ -23,12 +25,12 @@ impl Writer {
         }
     }
 
-    /// Whether a rotation or a creation that failed, if one did, may be tried again.
+    /// Whether a rotation may be tried: none has failed, or the delay after the failure is over.
     pub(super) fn may_try(&self) -> bool {
         self.retry_at.is_none_or(|at| at <= Instant::now())
     }
 
-    /// Seals the active segment, if it holds anything, and creates the next.
+    /// Seals the active segment, unless it is empty, and creates the next one.
     pub(super) fn rotate(&mut self) -> Result<(), AppendError> {
         match &self.state {
             State::Poisoned(reason) => return Err(AppendError::Failed(reason.clone())),
@@ -42,7 +44,7 @@ impl Writer {
             let file = Arc::clone(file);
             self.check_alone(&*file)?;
         }
-        // Opened before there is anything to sync: without a descriptor nothing is begun.
+        // Opened before the rename, so that a lack of file descriptors leaves nothing to undo.
         let dir = match self.disk.open_dir(&self.data_dir) {
             Ok(dir) => dir,
             Err(error) => {
@@ -89,8 +91,8 @@ impl Writer {
         self.checksum.reset();
         self.first_line_at = None;
         {
-            // The sealed file stays in the tail until the next one is there: nothing of it is at or
-            // past the new durable end.
+            // The sealed file stays in the tail until the next one exists. A durable end of 0 keeps
+            // readers from reading it under the new number.
             let mut tail = self.shared.tail();
             tail.number = number;
             tail.tag = self.directory.label().tag;
@@ -99,7 +101,8 @@ impl Writer {
         self.create_next()
     }
 
-    /// 3. say which segment is next; create it, exclusively. 4. fsync the directory. 5. publish.
+    /// Steps 3 to 5 of a rotation. If the file cannot be created, the state becomes
+    /// [`State::Uncreated`] and the result is `Ok`: the acknowledged events are sealed.
     pub(super) fn create_next(&mut self) -> Result<(), AppendError> {
         self.retry_at = Some(Instant::now() + RETRY_AFTER);
         let opened = self.disk.open_dir(&self.data_dir);
@@ -126,7 +129,6 @@ impl Writer {
                     AppendError::Failed(reason)
                 };
                 self.state = State::Uncreated(error);
-                // What was acknowledged is sealed all the same.
                 return Ok(());
             }
         };
@@ -149,7 +151,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The path must lead to the open file: else somebody moved it away under us.
+    /// Poisons the journal if the path no longer leads to the open file.
     pub(super) fn check_path(&mut self) -> Result<(), AppendError> {
         let State::Open(file) = &self.state else {
             return Ok(());
@@ -164,7 +166,7 @@ impl Writer {
                     self.disk.identity(&self.data_dir).ok().flatten() != self.data_dir_is;
                 let what = if elsewhere {
                     format!(
-                        "is out of reach: {} was moved, or another file system was mounted over it",
+                        "is not reachable: {} was moved, or another file system was mounted over it",
                         self.data_dir.display()
                     )
                 } else {
@@ -173,17 +175,17 @@ impl Writer {
                 Err(self.poison(&what))
             }
             Err(error) => {
-                let reason = format!("cannot look at {}: {error}", self.path.display());
+                let reason = format!("cannot examine {}: {error}", self.path.display());
                 self.health.set(JOURNAL, &reason);
                 Err(AppendError::Failed(reason))
             }
         }
     }
 
-    /// A clean stop seals, so that nothing is left behind for `process`.
+    /// Seals the active segment at a clean shutdown, so that `process` finds sealed files only.
     pub(super) fn seal_at_stop(&mut self) {
         if let Err(error) = self.rotate() {
-            tracing::error!("not sealed at stop: {error}");
+            tracing::error!("cannot seal the active segment at shutdown: {error}");
         }
     }
 }

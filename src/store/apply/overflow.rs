@@ -1,5 +1,6 @@
-//! Totals that might leave 64 bits on the way: their users' lines are counted one by one, in file
-//! order, so that it does not depend on how the range was cut which line overflows.
+//! Overflow replay: if the total of a user might overflow 64 bits, the lines of that user are applied
+//! one by one, in file order. The set of rejected lines then does not depend on how the file was
+//! divided into ranges.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -40,7 +41,8 @@ impl OverflowReplay {
         Ok(Self { users, lines })
     }
 
-    /// Moves a suspect's total, unless that would overflow; `None` for users that can't.
+    /// Adds an amount to the total of a user in the replay. Returns whether it fits; `None` for users
+    /// that are not in the replay.
     pub(super) fn take(&mut self, user: &str, amount: i64) -> Option<bool> {
         let (total, events) = self.users.get_mut(user)?;
         let sum = total.checked_add(amount);
@@ -52,7 +54,7 @@ impl OverflowReplay {
     }
 }
 
-/// An event without id of a user whose total might overflow.
+/// Counts or rejects an event without an id of a user in the replay.
 pub(super) fn count_line(replay: &mut OverflowReplay, tally: &mut Tally<'_>, line: &UserLine) {
     let amount = signed(line.kind, line.amount_micros);
     if replay.take(&line.user_id, amount) == Some(false) {
@@ -66,7 +68,7 @@ pub(super) fn count_line(replay: &mut OverflowReplay, tally: &mut Tally<'_>, lin
 pub(super) fn refuse(tally: &mut Tally<'_>, offset: u64, user_id: &str) {
     tally.refused.push(offset, "overflow", || {
         format!(
-            "/value: the total of {user_id:?} would leave the range of -9223372036854.775808 to 9223372036854.775807"
+            "/value: the total of {user_id:?} would be outside of -9223372036854.775808 to 9223372036854.775807"
         )
     });
 }

@@ -1,4 +1,4 @@
-//! Step 5: the sums into the totals, in the order of the users.
+//! Step 5: adds the sums to the totals, in the order of the user ids.
 
 use std::collections::HashSet;
 
@@ -11,14 +11,14 @@ use super::{Failure, ROWS, Range, Tally, many_rows};
 const UPSERT_USER_TOTAL: &str = include_str!("../../../sql/query/upsert_user_total.sql");
 const SET_USER_TOTAL: &str = include_str!("../../../sql/query/set_user_total.sql");
 
-/// A total this far from the ends of 64 bits can't leave them by sums below [`SMALL`].
+/// A total of at most this absolute value cannot overflow by sums below [`SMALL`].
 const SAFE: i64 = 1 << 62;
 const SMALL: u128 = 1 << 62;
 
-/// Users whose sums are fetched at once.
+/// The number of users whose sums are copied together.
 const BLOCK_USERS: usize = 256;
 
-/// Step 5. Users whose totals might leave 64 bits are left out and given back.
+/// Step 5. Users whose totals might overflow are skipped and returned.
 pub(super) fn add<'a>(
     transaction: &Connection,
     range: &Range<'a>,
@@ -31,7 +31,7 @@ pub(super) fn add<'a>(
     let mut uncounted = uncounted.chunk_by(|a, b| a.0 == b.0).peekable();
     let mut block = Vec::with_capacity(BLOCK_USERS);
     for users in range.delta.users.chunks(BLOCK_USERS) {
-        // They lie all over memory: fetched together, the cache misses overlap.
+        // The sums are scattered in memory. Copying them together lets the cache misses overlap.
         block.clear();
         block.extend(users.iter().map(|&(_, sums)| *sums));
         for (&(user, _), sums) in users.iter().zip(&mut block) {
@@ -64,7 +64,7 @@ pub(super) fn add<'a>(
     Ok(suspects)
 }
 
-/// What [`UPSERT_USER_TOTAL`] has in common for all rows: parameters 1 to 3.
+/// Binds parameters 1 to 3 of [`UPSERT_USER_TOTAL`], which are common to all rows.
 fn bind_totals(
     mut upsert: CachedStatement<'_>,
     now_ms: i64,
@@ -79,9 +79,9 @@ struct Totals<'t, 'a> {
     transaction: &'t Connection,
     now_ms: i64,
     one: CachedStatement<'t>,
-    /// Prepared when there are so many rows.
+    /// The statement for [`ROWS`] rows, prepared when it is first needed.
     many: Option<CachedStatement<'t>>,
-    /// User, net and events, not written yet.
+    /// User, net micros and events that are not written yet.
     rows: Vec<(&'a str, i64, i64)>,
     suspects: HashSet<String>,
 }
@@ -130,8 +130,8 @@ impl<'t, 'a> Totals<'t, 'a> {
             many.raw_bind_parameter(first + 2, events)?;
         }
         if many.raw_execute()? != self.rows.len() {
-            // Which one was left out shows its total. That of another may be beyond the bounds
-            // only now: it goes line by line too, which is slower and as right.
+            // At least one row was skipped because its total was out of bounds. A total that is out of
+            // bounds only after this statement is replayed as well, which is slower but correct.
             let mut select = self.transaction.prepare_cached(SELECT_REVENUE)?;
             for &(user, ..) in &self.rows {
                 let total: i64 = select.query_row([user], |row| row.get(0))?;
@@ -144,7 +144,7 @@ impl<'t, 'a> Totals<'t, 'a> {
         Ok(())
     }
 
-    /// Writes what is left; users whose totals might leave 64 bits.
+    /// Writes the remaining rows and returns the users whose totals might overflow.
     fn finish(mut self) -> rusqlite::Result<HashSet<String>> {
         for (user, net, events) in self.rows {
             self.one.raw_bind_parameter(4, user)?;

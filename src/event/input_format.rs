@@ -1,85 +1,86 @@
-//! What the first bytes of an input say that it is. Pure.
+//! Detection of the input format from its first bytes. No I/O.
 //!
-//! Only what is certain is recognised: everything else is JSON Lines, of which each line that is no
-//! event is refused or recorded as rejected. What is recognised and not converted is refused by name
-//! before anything is sent or stored: line by line it would be thousands of refused lines.
+//! A format is reported only if it is certain. All other input is treated as JSON Lines, and each
+//! invalid line is rejected. A recognised format that cannot be converted is rejected as a whole, before
+//! anything is sent or stored, instead of as thousands of invalid lines.
 
 use std::path::Path;
 
 use super::without_bom;
 
-/// Bytes that are looked at.
+/// The number of bytes at the start of the input that are examined.
 pub(crate) const HEAD_BYTES: usize = 64 << 10;
 
-/// What a file looks like.
+/// The format of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Looks {
-    /// JSON Lines, or nothing that is known.
+    /// JSON Lines, or an unknown format.
     Lines,
     /// Compressed with gzip.
     Gzip,
     /// JSON arrays.
     Array,
-    /// JSON objects one after another, each over several lines.
+    /// A sequence of JSON objects, each over several lines.
     Objects,
-    /// Something that is not converted.
+    /// A known format that cannot be converted.
     Unfit(Unfit),
 }
 
-/// What is not converted.
+/// A known format that cannot be converted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unfit {
-    /// What it is, such as `a zip archive`.
+    /// The name of the format, such as `a zip archive`.
     pub(crate) what: &'static str,
     cure: &'static str,
 }
 
 impl Unfit {
-    /// What is still compressed after it was unpacked.
+    /// Input that is still compressed after it was decompressed once.
     pub(crate) const TWICE_COMPRESSED: Self = Self {
         what: "compressed with gzip twice",
-        cure: "unpack it once (gzip -dc FILE > NEW.jsonl.gz), then name that file",
+        cure: "decompress it once (gzip -dc FILE > NEW.jsonl.gz), then use that file",
     };
 
-    /// What to do with a file of that path; an input without one, such as stdin, is `-`.
+    /// What the user can do with the file at `path`; for an input without a path, such as stdin, it is
+    /// `-`.
     pub(crate) fn cure(self, path: &Path) -> String {
         self.cure.replace("FILE", &path.display().to_string())
     }
 }
 
-const UNPACK: &str = "unpack it, then name what was in it";
+const UNPACK: &str = "unpack it, then use the files in it";
 const UTF_16: Unfit = Unfit {
     what: "UTF-16 or UTF-32 text",
-    cure: "convert it to UTF-8, such as with `iconv -f UTF-16 -t UTF-8 FILE > NEW.jsonl`, then name that file",
+    cure: "convert it to UTF-8, for example with `iconv -f UTF-16 -t UTF-8 FILE > NEW.jsonl`, then use that file",
 };
 const CSV: Unfit = Unfit {
     what: "CSV",
-    cure: "write each record as a JSON object in a line of its own, such as {\"userId\": \"user1\", \"name\": \"add_revenue\", \"value\": 100}",
+    cure: "write each record as a JSON object on a line of its own, such as {\"userId\": \"user1\", \"name\": \"add_revenue\", \"value\": 100}",
 };
-const EXPORT: &str = "export its events as JSON Lines, then name that file";
+const EXPORT: &str = "export its events as JSON Lines, then use that file";
 
-/// The first bytes of formats that are no text.
+/// The first bytes of binary formats, their names, and what the user can do.
 const MAGIC: [(&[u8], &str, &str); 12] = [
     (
         b"PK\x03\x04",
         "a zip archive",
-        "unpack it (unzip -p FILE > NEW.jsonl), then name what was in it",
+        "unpack it (unzip -p FILE > NEW.jsonl), then use that file",
     ),
     (b"PK\x05\x06", "an empty zip archive", UNPACK),
     (
         b"\x28\xb5\x2f\xfd",
         "compressed with zstd",
-        "unpack it (zstd -dc FILE > NEW.jsonl), then name that file",
+        "decompress it (zstd -dc FILE > NEW.jsonl), then use that file",
     ),
     (
         b"BZh",
         "compressed with bzip2",
-        "unpack it (bzip2 -dc FILE > NEW.jsonl), then name that file",
+        "decompress it (bzip2 -dc FILE > NEW.jsonl), then use that file",
     ),
     (
         b"\xfd7zXZ\0",
         "compressed with xz",
-        "unpack it (xz -dc FILE > NEW.jsonl), then name that file",
+        "decompress it (xz -dc FILE > NEW.jsonl), then use that file",
     ),
     (b"\x04\x22\x4d\x18", "compressed with lz4", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
@@ -92,7 +93,7 @@ const MAGIC: [(&[u8], &str, &str); 12] = [
 const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
 
 impl Looks {
-    /// Of the first [`HEAD_BYTES`], or of all there are.
+    /// Detects the format from the first [`HEAD_BYTES`] bytes, or from all bytes of a shorter input.
     pub(crate) fn of(head: &[u8]) -> Self {
         if head.starts_with(&[0x1f, 0x8b]) {
             return Self::Gzip;
@@ -110,7 +111,7 @@ impl Looks {
         {
             let (what, cure) = (
                 "a tar archive",
-                "unpack it (tar -xOf FILE > NEW.jsonl), then name what was in it",
+                "unpack it (tar -xOf FILE > NEW.jsonl), then use that file",
             );
             return Self::Unfit(Unfit { what, cure });
         }
@@ -119,7 +120,7 @@ impl Looks {
         let first = lines.next().unwrap_or_default();
         match text.first() {
             Some(b'[') => Self::Array,
-            // With its end: of a file that is still written there may be no more yet.
+            // The first line must be complete: a file may still be being written.
             Some(b'{') if first == b"{" && text.contains(&b'\n') => Self::Objects,
             Some(b'<') => Self::Unfit(Unfit {
                 what: "XML or HTML",
@@ -132,7 +133,7 @@ impl Looks {
     }
 }
 
-/// A byte order mark, or ASCII of which every other byte is 0.
+/// Whether the text starts with a UTF-16 byte order mark, or with ASCII whose every other byte is 0.
 fn is_utf_16(head: &[u8]) -> bool {
     let alternating = |zero: usize| {
         head.len() >= 4
@@ -147,8 +148,8 @@ fn is_utf_16(head: &[u8]) -> bool {
         || alternating(1)
 }
 
-/// Two records of the same number of fields, or a header with a field of ours. A line with a brace
-/// is JSON, though perhaps damaged.
+/// Whether the text is CSV: a header with a field for the user id, or two records with the same number
+/// of fields. A line with a brace is taken for damaged JSON.
 fn is_csv(first: &[u8], second: Option<&[u8]>) -> bool {
     if first.contains(&b'{') || !first.is_ascii() {
         return false;
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_certain_is_recognised_and_the_rest_is_lines() {
+    fn known_formats_are_recognised_and_all_others_are_json_lines() {
         for (head, expected) in [
             (&b""[..], "lines"),
             (b"{\"userId\":\"u\"}\n", "lines"),
