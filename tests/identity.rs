@@ -733,7 +733,7 @@ fn an_active_file_that_lost_its_label_is_not_said_to_be_safe_to_process() {
     fs::write(data.join(ACTIVE), text.trim_end().to_owned() + "\n").unwrap();
     let server = Server::start(&data);
     let said = reasons(&server);
-    assert!(said.contains("or they count twice"), "{said}");
+    assert!(said.contains("otherwise they are counted twice"), "{said}");
 }
 
 #[test]

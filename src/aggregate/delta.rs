@@ -200,7 +200,7 @@ impl IdEvents {
         })
     }
 
-    /// Whether there are no events.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
