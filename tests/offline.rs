@@ -258,7 +258,7 @@ fn a_damaged_database_is_reported_with_a_fix_that_works() {
         }
         let more = scratch.file("y.jsonl", id.replace("\"k\"", "\"l\""));
         for ran in [verify(&data), process(&data, &[&more])] {
-            let cure = "move it and its -wal and -shm away, and run `tallyline process`";
+            let cure = "move the file and its -wal and -shm away, and run `tallyline process`";
             assert_says(&ran.expect(1), &["revenue.db", "damaged", cure]);
         }
         for suffix in ["", "-wal", "-shm"] {

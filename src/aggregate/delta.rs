@@ -238,7 +238,7 @@ impl IdEvents {
         self.events.len()
     }
 
-    /// Whether there are no events.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
