@@ -34,8 +34,9 @@ use super::{
     sync_parent,
 };
 use crate::cli::config::UsageError;
-use crate::data_dir::disk::last_line_end;
-use crate::data_dir::disk::{DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable};
+use crate::data_dir::disk::{
+    DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable, last_line_end,
+};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, sealed_file_name};
 use crate::data_dir::{
     Catalog, DIRECTORY_FILE, Directory, Place, QUARANTINE_DIR, directory_tag, read_label,

@@ -33,8 +33,9 @@ use super::{BLOCK, RESTORE_FILE, checksum, exists, parent, refuse_backup, sync_p
 use crate::cli::config::UsageError;
 use crate::data_dir::disk::{self, DirHold, Disk, DiskFile, Lock, RealDisk, with_suffix};
 use crate::data_dir::segment::ACTIVE_FILE;
-use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, QUARANTINE_DIR, directory_tag};
-use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
+use crate::data_dir::{
+    Catalog, DIRECTORY_FILE, Directory, PROCESS_LOCK, QUARANTINE_DIR, SERVE_LOCK, directory_tag,
+};
 use crate::processor;
 use crate::store::DATABASE_FILE;
 use crate::timestamp;

@@ -11,8 +11,7 @@ use uuid::Uuid;
 
 use super::checksum;
 use super::manifest::{Entry, Manifest};
-use crate::data_dir::disk::last_line_end;
-use crate::data_dir::disk::{Disk, DiskFile, RealDisk};
+use crate::data_dir::disk::{Disk, DiskFile, RealDisk, last_line_end};
 use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, Label, SegmentId, Tag};
 use crate::data_dir::{
     Catalog, DIRECTORY_FILE, Directory, Found, Place, directory_tag, read_label,

@@ -15,11 +15,9 @@ use crate::backup;
 use crate::cli::config::{DatabaseMode, ProcessConfig, Verbosity};
 use crate::cli::exit::Exit;
 use crate::cli::output::{bar, counted, print};
-use crate::data_dir::Directory;
 use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
-use crate::data_dir::numbers;
 use crate::data_dir::segment::ACTIVE_FILE;
-use crate::data_dir::{PROCESS_LOCK, SERVE_LOCK};
+use crate::data_dir::{Directory, PROCESS_LOCK, SERVE_LOCK, numbers};
 use crate::processor::{self, RunProgress, Step, Summary};
 use crate::store::DATABASE_FILE;
 

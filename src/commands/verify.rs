@@ -59,14 +59,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
         return Err(error);
     }
     if backup.is_some() && (config.verbosity == Verbosity::Normal || faults > 0) {
-        let result = match faults {
-            0 => "every file of the backup matches its manifest\n".to_owned(),
-            faults => format!(
-                "the backup does not match its manifest: {}\n",
-                counted(faults, "difference")
-            ),
-        };
-        print(result.as_bytes())?;
+        print(describe_backup(faults).as_bytes())?;
     }
     let Some(verdict) = verdict else {
         if backup == Some(false) {
@@ -89,6 +82,16 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     } else {
         Exit::Failed
     })
+}
+
+fn describe_backup(faults: u64) -> String {
+    match faults {
+        0 => "every file of the backup matches its manifest\n".to_owned(),
+        faults => format!(
+            "the backup does not match its manifest: {}\n",
+            counted(faults, "difference")
+        ),
+    }
 }
 
 fn describe(verdict: &VerifyReport) -> String {
