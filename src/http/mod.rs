@@ -32,7 +32,6 @@ use std::time::SystemTime;
 
 pub use auth::{Access, AuthError, is_loopback};
 use auth::{Listening, Tokens};
-pub use counters::Counters;
 pub use engine::Limits;
 use engine::{Blocking, Engine, EngineError};
 use routes::{Files, Inner, Routes};

@@ -215,7 +215,7 @@ check("figures and plots follow the events, and the ledger balances", async () =
   const tab = await open(server);
   const first = await until("events are applied", () => tab.number("#n-applied"));
   await until("more events are applied", async () => (await tab.number("#n-applied")) > first);
-  await until("the rates are shown", async () => (await tab.number("#rate-taken")) > 0 && (await tab.number("#rate-applied")) > 0);
+  await until("the rates are shown", async () => (await tab.number("#rate-accepted")) > 0 && (await tab.number("#rate-applied")) > 0);
   const points = () => tab.page.locator("#rate-plot path.line.taken").evaluate((path) => path.getAttribute("d").split("L").length);
   const before = await until("the plot has points", async () => (await tab.page.locator("#rate-plot path.line.taken").count()) && points());
   await until("the plot grows", async () => (await points()) > before);
@@ -270,7 +270,7 @@ check("a user can be found by keyboard and by mouse", async () => {
   };
   await ask("user1");
   await until("user1", async () => (await tab.seen("#found")) && (await tab.text("#found")).includes("50.00"));
-  assert.match(await tab.text("#say"), /^user1: revenue 50.00, 2 events$/);
+  assert.match(await tab.text("#announcement"), /^user1: revenue 50.00, 2 events$/);
   await server.post([{ userId: "user1", name: "add_revenue", value: 25 }]);
   await until("it follows", async () => (await tab.text("#found")).includes("75.00"));
   await ask(odd);

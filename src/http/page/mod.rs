@@ -65,8 +65,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     (
         "Content-Security-Policy",
         "default-src 'none'; \
-         script-src 'sha256-wwT1ogbAdu8rYm0bdwkuGuxg1FjmMF1d1XuEEIoL6QI='; \
-         style-src 'sha256-QILbQDNjrM+Hh4orvmmV3Y10eQRzWLv6NVW6oIVd2Wc='; \
+         script-src 'sha256-xmNu2QrhTgCLi2UyD4U30RV+cMSz67xuycf2rl1r2Nk='; \
+         style-src 'sha256-e6sgIxHtlN03GU9tp7Rta73LjFzbXtJVBjxE0eod3ao='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     ),

@@ -152,7 +152,7 @@ fn segment(files: &Files, row: &SegmentRow, tail: &Tail) -> Value {
     let file = file(files, row, tail);
     let completed_at = row.completed_at_ms.map(rfc3339);
     let state = match &file {
-        None if row.state == SegmentState::Applied => MISSING,
+        None if row.state == SegmentState::Applied => FILE_MISSING,
         _ => row.state.name(),
     };
     json!({
@@ -171,7 +171,7 @@ fn segment(files: &Files, row: &SegmentRow, tail: &Tail) -> Value {
 }
 
 /// The state of an applied segment without a file.
-const MISSING: &str = "file_missing";
+const FILE_MISSING: &str = "file_missing";
 
 /// The path of a segment's file below the data directory, and its length in bytes.
 fn file(files: &Files, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
@@ -195,4 +195,37 @@ fn file(files: &Files, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
 
 fn rfc3339(at_ms: i64) -> String {
     timestamp::rfc3339_millis(timestamp::of_ms(at_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::page;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_page_and_the_api_description_have_every_state() {
+        // Red if a state has no text on the status page, or is not in the enum of the description.
+        let states = [
+            SegmentState::Active,
+            SegmentState::Sealed,
+            SegmentState::Applied,
+            SegmentState::Corrupt,
+            SegmentState::Missing,
+        ];
+        let states = states.iter().map(|state| state.name());
+        let states: BTreeSet<_> = states.chain([FILE_MISSING]).collect();
+        let (_, table) = page::HTML.split_once("const STATES = {").expect("a table");
+        let (table, _) = table.split_once("};").expect("its end");
+        for state in &states {
+            assert!(table.contains(&format!(" {state}: [")), "{state}");
+        }
+        let api: Value = serde_json::from_str(include_str!("../openapi.json")).expect("JSON");
+        let schema = &api["components"]["schemas"]["Segments"];
+        let listed = &schema["properties"]["segments"]["items"]["properties"]["state"]["enum"];
+        let listed = listed.as_array().expect("an enum");
+        assert_eq!(listed.len(), states.len(), "{listed:?}");
+        let listed: BTreeSet<_> = listed.iter().filter_map(Value::as_str).collect();
+        assert_eq!(listed, states);
+    }
 }
