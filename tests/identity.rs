@@ -736,7 +736,10 @@ fn an_active_file_without_its_label_is_reported_with_a_warning() {
     fs::write(data.join(ACTIVE), text.trim_end().to_owned() + "\n").unwrap();
     let server = Server::start(&data);
     let reported = reasons(&server);
-    assert!(reported.contains("otherwise they are counted twice"), "{reported}");
+    assert!(
+        reported.contains("otherwise they are counted twice"),
+        "{reported}"
+    );
 }
 
 #[test]

@@ -139,10 +139,8 @@ impl Model {
             .map(|_| {
                 let bytes = self.batch(choices);
                 let (done, answered) = done();
-                let lines = u32::try_from(lines_of(&bytes).count()).unwrap();
                 let batch = Batch {
                     bytes: bytes.clone(),
-                    lines,
                 };
                 running.journal.append(batch, done);
                 (bytes, answered)

@@ -121,7 +121,6 @@ impl Way {
             rest = later;
             let batch = Batch {
                 bytes: now.concat().into_bytes(),
-                lines: u32::try_from(now.len()).unwrap(),
             };
             let (done, answered) = mpsc::channel();
             journal.append(batch, Box::new(move |answer| drop(done.send(answer))));

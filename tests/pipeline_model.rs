@@ -188,9 +188,8 @@ impl World {
             );
         }
         let (done, answered) = mpsc::channel();
-        let lines = u32::try_from(ids.len()).unwrap();
         life.journal.append(
-            Batch { bytes, lines },
+            Batch { bytes },
             Box::new(move |answer| drop(done.send(answer))),
         );
         let answer = answered.recv_timeout(PATIENCE).expect("answered, once");

@@ -73,7 +73,8 @@ impl Sums {
     }
 
     /// Adds the events of another sum.
-    pub fn add(&mut self, other: &Self) {
+    #[cfg(test)]
+    pub(crate) fn add(&mut self, other: &Self) {
         self.added.add(other.added.low);
         self.added.high += other.added.high;
         self.subtracted.add(other.subtracted.low);

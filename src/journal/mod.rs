@@ -112,8 +112,6 @@ use crate::health::Health;
 pub struct Batch {
     /// The lines as they are written to the file.
     pub bytes: Vec<u8>,
-    /// The number of lines in `bytes`.
-    pub lines: u32,
 }
 
 /// Why a batch was not acknowledged.
@@ -400,13 +398,7 @@ impl Journal {
     /// Seals the active segment now, unless it is empty. `done` receives the end of the journal:
     /// everything acknowledged before is at or below that position.
     pub fn rotate(&self, done: AppendDone) {
-        let pending = self.pending(
-            Batch {
-                bytes: Vec::new(),
-                lines: 0,
-            },
-            done,
-        );
+        let pending = self.pending(Batch { bytes: Vec::new() }, done);
         drop(self.commands.send(Command::Rotate(pending)));
     }
 

@@ -63,7 +63,6 @@ fn append(journal: &Journal, lines: &str) -> Result<Position, AppendError> {
     let (sender, receiver) = mpsc::channel();
     let batch = Batch {
         bytes: lines.into(),
-        lines: u32::try_from(lines.lines().count()).expect("few lines"),
     };
     journal.append(batch, Box::new(move |result| drop(sender.send(result))));
     receiver.recv().expect("done is always called")
@@ -582,7 +581,6 @@ fn a_full_queue_rejects_but_an_empty_one_accepts_any_batch() {
     let (release, held) = mpsc::channel::<()>();
     let batch = || Batch {
         bytes: b"12345678\n".to_vec(),
-        lines: 1,
     };
     open.journal.append(
         batch(),

@@ -32,33 +32,33 @@ use crate::verify::seal;
 
 /// While the active segment is applied, its pages are released from the page cache after this many bytes.
 const RELEASE_BYTES: u64 = 4 << 20;
-/// Of a larger segment, a transaction of its own costs less than reading it.
+/// Larger segments get a transaction of their own, which costs less than the scan.
 const SMALL_BYTES_MAX: u64 = 256 << 10;
-/// The most segments applied in one transaction: all of them are open meanwhile.
+/// The most segments applied in one transaction. All of them are open during it.
 pub(super) const TOGETHER_MAX: usize = 256;
-/// From so many files on, one sync of their file system is cheaper than one of each, though it writes
-/// what other programs have not synced.
+/// From this number of files on, one sync of the file system is used instead of one of each file. It also
+/// writes what other programs have not synced.
 const SYNC_TOGETHER_MIN: usize = 8;
 
-/// A small segment that was read to its end, to be committed with others.
+/// A small segment that was scanned to its end and is committed together with others.
 pub(super) struct Small {
     pub(super) segment: SegmentFile,
     from: u64,
     aggregate: RangeAggregate,
-    /// Of all bytes up to the end.
+    /// The CRC-32 of all bytes up to the end.
     checksum: Hasher,
     took: Duration,
 }
 
 impl Small {
-    /// The most bytes of memory that it needs until it is applied.
+    /// The maximum memory in bytes until it is applied.
     pub(super) fn memory_bytes(&self) -> usize {
         let RangeAggregate { users, partial, .. } = &self.aggregate;
         ShardedTotals::EMPTY_BYTES + users.memory_bytes() + partial.memory_bytes()
     }
 }
 
-/// What a commit did to one segment.
+/// The result of a commit for one segment.
 pub(super) struct Commit<'a> {
     pub(super) segment: &'a SegmentFile,
     /// The range that was applied.
@@ -69,9 +69,9 @@ pub(super) struct Commit<'a> {
 
 /// Receives every commit, and decides whether to wait while the database is locked.
 pub(super) trait Watch {
-    /// These were committed, in one transaction, which took so long with the reading.
+    /// These segments were committed in one transaction; `took` is the duration of the scan and the commit.
     fn committed(&mut self, commits: &[Commit<'_>], took: Duration);
-    /// Somebody holds the database's lock: whether to go on trying.
+    /// Another program holds the lock of the database. Returns whether to try again.
     fn locked(&mut self, error: &StoreError) -> bool;
     /// The commit got the lock.
     fn unlocked(&mut self);
@@ -543,7 +543,7 @@ impl<'p> Applier<'p> {
         }
     }
 
-    /// Writes, again as long as another program has the database locked and `watch` waits for it.
+    /// Writes, and repeats it while another program has the database locked and `watch` waits.
     fn until_unlocked<T>(
         &mut self,
         watch: &mut dyn Watch,
@@ -552,8 +552,8 @@ impl<'p> Applier<'p> {
         loop {
             match write(&mut self.writer) {
                 Ok(done) => {
-                    // Before the commit is published: what is written to the file from here on is
-                    // not this writer's. Where the look fails, the next one tells.
+                    // Before the commit is reported: any later write to the file is not by this writer.
+                    // If this fails, the next check of the database finds out.
                     let _unknown = self.writer.note_written();
                     watch.unlocked();
                     return Ok(done);
@@ -619,7 +619,7 @@ impl<'p> Applier<'p> {
 }
 
 impl RangeAggregate {
-    /// What is applied of a segment and its file's name, from `from` on.
+    /// The range of a segment from `from` on, as the store applies it.
     fn range<'a>(
         &'a self,
         (segment, file_name): (&'a SegmentFile, &'a str),
@@ -649,7 +649,7 @@ impl RangeAggregate {
     }
 }
 
-/// Lines of the range, read again.
+/// Reads lines of the range again, for the overflow replay of the store.
 struct FileSource<'a> {
     file: &'a dyn DiskFile,
     from: u64,
@@ -716,17 +716,17 @@ fn sync(segment: &SegmentFile) -> Result<(), ProcessError> {
         .map_err(ProcessError::io("sync", &segment.path))
 }
 
-/// What a sealed file is when it is opened among others.
+/// The result of opening one of several sealed files.
 pub(super) enum Opened {
-    /// Open, and what is seen of it is durable.
+    /// Open and durable.
     Small(SegmentFile),
-    /// To be opened by itself.
+    /// Too large to be applied with others.
     Large,
     Failed(ProcessError),
 }
 
-/// Opens the first of the sealed files, up to [`TOGETHER_MAX`] of them, and makes what is seen of the
-/// small ones durable; where there are some of them by one sync of the data directory's file system.
+/// Opens up to [`TOGETHER_MAX`] sealed files and makes the small ones durable: from
+/// [`SYNC_TOGETHER_MIN`] files on by one sync of the data directory's file system.
 pub(super) fn open_together<'f>(
     disk: &dyn Disk,
     data_dir: &Path,
@@ -741,7 +741,7 @@ pub(super) fn open_together<'f>(
             Ok((stat.map_err(ProcessError::io("look at", path))?, segment))
         });
         match found {
-            // The others first: they are closed then.
+            // The files that are open are applied and closed first.
             Err(error) if !opened.is_empty() && is_out_of_descriptors(&error) => break,
             Err(error) => opened.push(Opened::Failed(error)),
             Ok((stat, _)) if stat.size > small_bytes => opened.push(Opened::Large),
@@ -768,8 +768,8 @@ pub(super) fn open_together<'f>(
     opened
 }
 
-/// The device of the data directory, once all files there are synced. Which one could not be is
-/// asked of each.
+/// Syncs all files on the device of the data directory and returns the device; `None` if each file must
+/// be synced by itself.
 fn device_synced(disk: &dyn Disk, data_dir: &Path) -> Option<u64> {
     let device = disk.identity(data_dir).ok()??.0;
     disk.sync_file_system(data_dir).ok()?.then_some(device)
@@ -786,7 +786,7 @@ fn is_out_of_descriptors(error: &ProcessError) -> bool {
         .is_some_and(|errno| of_all.contains(&errno))
 }
 
-/// Why such a file in the data directory is not applied, and what to do; `None` for JSON Lines.
+/// Describes why a file with this format is not applied, and what to do; `None` for JSON Lines.
 fn refusal(looks: Looks, path: &Path) -> Option<String> {
     let what = match looks {
         Looks::Lines => return None,

@@ -1,10 +1,10 @@
 //! Moves fully applied files to `applied/YYYY-MM/`. This only keeps the data directory small; a file is found
 //! in either place.
 //!
-//! The directory of the month is made durable; then a rename, never replacing, only if the file is what
-//! was applied; then fsync of the directories that it came to and left. Files that were applied together
-//! are renamed one after the other, and then each directory is synced once. A crash at any point leaves
-//! each file in one place or the other, and either is found.
+//! First the directory of the month is made durable. A file is then moved only if it has the length and
+//! checksum that were applied; the rename never replaces a file. Then both directories are synced. Files
+//! that were applied together are renamed one after the other, and each directory is synced once. After
+//! a crash every file is in one place or the other.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -48,12 +48,12 @@ impl Archived {
 pub(super) struct Leaving<'a> {
     pub(super) segment: &'a SegmentFile,
     pub(super) row: &'a SegmentRow,
-    /// Whether this process has just read all of it.
+    /// Whether this process has read and applied all of it, so that the checksum need not be verified.
     pub(super) has_read: bool,
 }
 
-/// Moves whole files to the archive, and syncs the directories once for all of them. What became of
-/// each; where a directory could not be synced, of those that were moved.
+/// Moves fully applied files to the archive and syncs each directory once. Returns the result for each
+/// file; if a directory could not be synced, that error for the files that were moved.
 pub(super) fn archive(
     disk: &dyn Disk,
     data_dir: &Path,
@@ -124,8 +124,8 @@ fn move_away(
     }
 }
 
-/// A directory that is durable before anything moves into it: also one that is there already, for a
-/// sync after it was created may have failed.
+/// Makes a directory and its entry durable before a file moves into it. An existing directory is synced
+/// too, because the sync after its creation may have failed.
 fn make_dir(disk: &dyn Disk, parent: &Path, dir: &Path) -> io::Result<()> {
     if disk.identity(dir)?.is_none() {
         disk.create_dir(dir)?;

@@ -63,9 +63,9 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-pub use self::batch::{Refused, RunProgress, Step, Summary, run_once};
+pub use self::batch::{RunProgress, Step, Summary, run_once};
 use self::clock::Clock;
-pub use self::rebuild::{Rebuilt, rebuild};
+pub use self::rebuild::rebuild;
 pub use self::seal::{open_journal, seal};
 use crate::aggregate::memory_budget::MemoryBudget;
 use crate::aggregate::pool::Pool;

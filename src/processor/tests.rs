@@ -156,7 +156,6 @@ impl Running {
         let (sender, receiver) = mpsc::channel();
         let batch = Batch {
             bytes: lines.into(),
-            lines: u32::try_from(lines.lines().count()).expect("few"),
         };
         self.journal
             .append(batch, Box::new(move |done| drop(sender.send(done))));

@@ -314,7 +314,7 @@ impl Worker {
         let mut rest = &ids[..];
         while let Some(first) = rest.first() {
             if self.board.progress.is_stopping() && first.number().is_none() {
-                break; // Files from elsewhere have time until the next start.
+                break; // Imported files are applied at the next start.
             }
             let done = self.sealed_files(applier, rest)?;
             rest = &rest[done..];

@@ -64,7 +64,7 @@ pub use self::segments::{
     SegmentState, discard_wal, is_consistent, read_checks, read_directory, read_for_recovery,
     read_kept,
 };
-pub use self::snapshot::{IdBlockCounts, IdStatus, Snapshot, UserSum};
+pub use self::snapshot::{IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;

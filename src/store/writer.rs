@@ -365,23 +365,9 @@ impl Writer {
         Ok(changed == 1)
     }
 
-    /// Begins a transaction and rolls it back: fails while another program holds the lock.
-    pub fn probe(&mut self) -> Result<(), StoreError> {
-        let doing = StoreError::sqlite(&self.path, "begin a transaction");
-        self.connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .and_then(rusqlite::Transaction::rollback)
-            .map_err(doing)
-    }
-
     /// The row of one segment.
     pub fn segment(&self, id: &SegmentId) -> Result<Option<SegmentRow>, StoreError> {
         segments::one(&self.connection, id).map_err(self.reading())
-    }
-
-    /// The rows of all segments that are not fully applied: imported ones, then native ones by number.
-    pub fn unfinished(&self) -> Result<Vec<SegmentRow>, StoreError> {
-        segments::unfinished(&self.connection).map_err(self.reading())
     }
 
     /// The segments that are fully applied, and the rows of the others.

@@ -129,7 +129,6 @@ fn append(table: &mut Table) {
                     let sender = sender.clone();
                     let batch = Batch {
                         bytes: text.clone().into_bytes(),
-                        lines: u32::try_from(lines_each).unwrap(),
                     };
                     journal.append(
                         batch,

@@ -182,7 +182,6 @@ fn inflate(body: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {
 fn append(inner: &Arc<Inner>, request: Request, options: &Options, mut intake: Intake) {
     let batch = Batch {
         bytes: std::mem::take(&mut intake.lines),
-        lines: intake.accepted,
     };
     let done = {
         let inner = Arc::clone(inner);
