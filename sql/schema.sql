@@ -1,8 +1,8 @@
 -- tallyline's database: exact totals per user, and how far each file of events has been applied.
 --
 -- The files of events are the source of truth; the database can be deleted and made again from them.
--- All tables change in one transaction together with segment.applied_bytes, so the totals always
--- correspond to the offsets in `segment`.
+-- Events change totals, ids and rejected lines in one transaction together with segment.applied_bytes,
+-- so the totals always correspond to the offsets in `segment`.
 -- Amounts are whole micros, 10^-6 of a unit. Times in columns that end in _ms are milliseconds since
 -- 1970 UTC. SQLite 3.40 and later can read the database.
 -- The comment of a table stands inside its parentheses, because SQLite keeps the text from CREATE on,

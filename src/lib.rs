@@ -68,18 +68,18 @@
 //!
 //! # Modules
 //!
-//! In the order in which an event passes through them:
+//! From the command line to the files:
 //!
 //! | module | purpose |
 //! |---|---|
-//! | `commands` | the subcommands, one file each |
+//! | `commands` | the subcommands |
 //! | [`cli`] | flags, configuration, logging, exit codes |
 //! | [`server`] | the composition root: starts and stops the parts of a server |
 //! | [`http`] | the HTTP engine, routes, body formats, authentication, metrics, the status page |
 //! | [`event`] | one event: parsing, validation, exact amounts |
 //! | [`journal`] | appends batches to the active segment with group commit; rotation, recovery |
 //! | [`data_dir`] | names and positions of segments, listing, locks; `disk` is the interface to the file system |
-//! | [`processor`] | applies segments to the database, archives, prunes and imports them |
+//! | [`processor`] | applies segments to the database, archives and imports them; retention: prunes them, expires ids |
 //! | [`aggregate`] | lines to deltas per user, in memory and in parallel |
 //! | [`store`] | the SQLite database: schema, transactions, readers |
 //! | [`progress`] | the applied position, waiters and lag, in memory, between `processor` and `http` |
@@ -118,7 +118,7 @@
 //! |---|---|---|
 //! | `main` | start and stop of all others | a signal |
 //! | `committer` | the active file: its writes, syncs and rotations | the disk |
-//! | `process` | the only writing connection to the database, and how far each file is applied | the disk, the database |
+//! | `process` | the only writing connection to the database, and how far each file is applied; `tallyline process` does the same on `main` | the disk, the database |
 //! | `process-scan-N` | one chunk of lines at a time, and its sums | the disk (reading), its queue |
 //! | `process-check` | nothing: compares the database's sums after an unclean stop, for readiness | the database (reading) |
 //! | `process-clock` | deadlines of waiters, and the lag | nothing |

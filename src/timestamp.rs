@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn a_time_outside_1970_to_9999_is_clamped() {
-        // Red if formatting a time outside these years panics.
+        // Fails if formatting a time outside these years panics.
         let second = Duration::from_secs(1);
         let before = UNIX_EPOCH.checked_sub(second).expect("a time");
         let after = of_ms(MS_MAX).checked_add(second).expect("a time");

@@ -336,7 +336,7 @@ fn the_first_load_may_end_after_any_call() {
 #[test]
 #[ignore = "needs strace"]
 fn small_files_applied_together_may_be_cut_off_after_any_call() {
-    // Red if of the segments of one transaction one can be in the totals without the others or without
+    // Fails if of the segments of one transaction one can be in the totals without the others or without
     // its bytes, or if one of them is lost between its rename and the sync of the directories.
     const FILES: usize = 12;
     let scratch = Scratch::new();

@@ -10,9 +10,9 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// A source file without its comments and unit tests.
 struct Source {
-    /// Relative to `src/`, such as `http/engine.rs`.
+    /// Relative to `src/`, such as `http/engine/mod.rs`.
     path: String,
-    /// Its tokens: tokens and signs.
+    /// Its identifiers and punctuation, in order.
     tokens: Vec<String>,
     /// Its string literals as they are written in the source.
     strings: Vec<String>,

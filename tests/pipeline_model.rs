@@ -712,13 +712,13 @@ fn many_small_files(seed: u64) {
 
 #[test]
 fn small_files_applied_together_count_once_whenever_the_power_goes() {
-    // Red if a file is applied before its bytes are durable, or one of a transaction without the others.
+    // Fails if a file is applied before its bytes are durable, or one of a transaction without the others.
     for_seeds(CASES / 2, many_small_files);
 }
 
 #[test]
 fn many_small_files_share_their_syncs_and_their_transactions() {
-    // Red if a file costs a sync or a transaction of its own.
+    // Fails if a file costs a sync or a transaction of its own.
     const FILES: usize = 600;
     let world = World::new();
     let disk = SimDisk::with_dir(world.dir.path());

@@ -473,7 +473,7 @@ mod tests {
 
     #[test]
     fn a_restore_stopped_after_any_step_is_finished_by_the_next() {
-        // Red if a step cannot be repeated, is not covered by restore.json, or leaves files that the
+        // Fails if a step cannot be repeated, is not covered by restore.json, or leaves files that the
         // second run takes for others.
         let scratch = tempfile::tempdir().expect("a directory");
         let at = |name: &str| scratch.path().join(name);

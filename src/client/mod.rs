@@ -22,7 +22,6 @@
 //!
 //! **Failure.** An error stops all threads after their current requests. The state records how many
 //! lines from the beginning are acknowledged, and the last line of the summary says FAILED.
-//! says how far all lines without a gap are acknowledged; the summary's last line says FAILED.
 
 #![expect(
     clippy::disallowed_methods,

@@ -512,7 +512,7 @@ fn the_token_is_sent_and_an_empty_file_succeeds() {
 
 #[test]
 fn a_rate_is_enforced() {
-    // Red if --rate has no effect: five requests of ten events, a tenth of a second apart.
+    // Fails if --rate has no effect: five requests of ten events, a tenth of a second apart.
     let bench = Bench::new(&events(50));
     let server = FakeServer::new();
     let summary = bench.send(&server, &["--rate", "100"]);
@@ -526,7 +526,7 @@ fn a_rate_is_enforced() {
 
 #[test]
 fn a_grown_file_is_sent_from_where_it_ended() {
-    // Red if lines that were sent before are sent as new ones, or new lines under old ids.
+    // Fails if lines that were sent before are sent as new ones, or new lines under old ids.
     let bench = Bench::new(&events(3));
     let server = FakeServer::new();
     let first = bench.send(&server, &[]);
@@ -655,7 +655,7 @@ fn other_formats_are_refused_before_anything_is_sent() {
 
 #[test]
 fn lines_that_are_all_refused_are_sent_once() {
-    // Red if lines that the answer does not name are sent again.
+    // Fails if lines that the answer does not name are sent again.
     let bench = Bench::new(&"{\"userId\": \"u\"}\n".repeat(500));
     let server = FakeServer::new();
     let summary = bench.send(&server, &[]);
@@ -675,7 +675,7 @@ fn the_state_keeps_no_password() {
 
 #[test]
 fn retry_after_is_bounded_by_retry_for() {
-    // Red if Retry-After is obeyed past --retry-for: the pause is what is left of it.
+    // Fails if Retry-After is obeyed past --retry-for: the pause is what is left of it.
     let left = |after: u64| {
         let (patience, silent) = (Some(Duration::from_secs(2)), Duration::from_millis(500));
         let after = Some(Duration::from_secs(after));

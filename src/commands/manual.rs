@@ -72,7 +72,7 @@ Exists while a restore is incomplete.
 Done.
 .TP
 1
-Failed; for \fBverify\fR: files and database differ, or some files could not be checked; for \fBprocess\fR: a file was refused.
+Failed; for \fBverify\fR: files and database differ, or some files could not be checked; for \fBprocess\fR: a file was refused or a segment is missing.
 .TP
 2
 Invalid usage.

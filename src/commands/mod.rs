@@ -1,4 +1,5 @@
-//! The subcommands, one file each: they call the modules below and print the results.
+//! The subcommands. Each calls the modules below and prints the results. `backup` also has `restore`,
+//! and `manual` has `man` and `completions`.
 
 pub mod backup;
 pub mod demo;

@@ -611,7 +611,7 @@ mod tests {
 
     #[test]
     fn rename_new_never_replaces_with_either_implementation() {
-        // Red if an existing file or a dangling link is replaced, or a file is left under two names.
+        // Fails if an existing file or a dangling link is replaced, or a file is left under two names.
         let by_system: Rename = |from, to| RealDisk.rename_new(from, to);
         for rename in [by_system, rename_where_absent] {
             let dir = tempfile::tempdir().expect("a directory");

@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn the_host_may_be_the_address_or_name_of_the_server() {
-        // Red if the server's own loopback address is rejected because it is not 127.0.0.1, or if
+        // Fails if the server's own loopback address is rejected because it is not 127.0.0.1, or if
         // another loopback address is accepted.
         for (ip, name, own, foreign) in [
             ("127.0.0.2", None, "127.0.0.2:80", "127.0.0.3:80"),

@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn events_are_accounted_for_when_none_is_being_written() {
-        // Red if an event that was lost between request and file counts as being written.
+        // Fails if an event that was lost between request and file counts as being written.
         let counters = Counters::default();
         counters.receive(5);
         counters.settle(2, 1);

@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_form_feed_is_an_invalid_line() {
-        // Red if a body that is not empty is neither accepted nor refused.
+        // Fails if a body that is not empty is neither accepted nor refused.
         for body in ["\u{c}", "\n\u{c}\n["] {
             let intake = read(body.into()).expect("lines");
             assert_eq!(intake.accepted, 0);

@@ -205,7 +205,7 @@ impl Writer {
                     segment: self.directory.number,
                     offset: self.durable_end + self.label_bytes(),
                 };
-                // Counted in the written bytes, independently of `Batch::lines`.
+                // Counted in the written bytes, independently of the counts of the requests.
                 let lines = |pending: &Pending| memchr_iter(b'\n', &pending.batch.bytes).count();
                 let lines = waiters.iter().map(lines).sum::<usize>() as u64;
                 self.durable_end += self.group_bytes(&waiters);

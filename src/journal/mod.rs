@@ -83,7 +83,7 @@
 //! | **the same: truncated at a line end or edited after the applied offset** | **not detected** if the file was not sealed (kill, crash, power failure). A durable length would cost a second sync for each group. With a processor, this concerns the events of the last flush interval; with `--no-process`, all events of the active segment: rotate often, or stop the server, which seals the file |
 //! | a sealed file renamed to a name without length and checksum | not detected: this is how an operator accepts a changed file |
 //!
-//! This module keeps invariant 1 (ACK), and of invariant 4 the part "acknowledged bytes never
+//! This module keeps invariant 1 (acknowledgement), and of invariant 4 the part "acknowledged bytes never
 //! change". It depends neither on SQL nor on HTTP.
 
 mod committer;

@@ -257,7 +257,7 @@ fn new_numbers_follow_those_of_files_anywhere_and_of_sealed_rows() {
 
 #[test]
 fn a_missing_active_file_is_reported_and_its_number_not_reused() {
-    // Red if recovery treats a missing or empty file of a started segment as a new segment.
+    // Fails if recovery treats a missing or empty file of a started segment as a new segment.
     for database in [vec![row(1, 100, false)], Vec::new()] {
         for left in [None, Some(""), Some("torn")] {
             let dir = TempDir::new().expect("a directory");
@@ -491,7 +491,7 @@ fn a_failed_write_or_sync_keeps_nothing_and_ingestion_continues() {
 
 #[test]
 fn without_traffic_a_sync_restores_readiness() {
-    // Red if the periodic check reports the disk as healthy without a sync.
+    // Fails if the periodic check reports the disk as healthy without a sync.
     let dir = TempDir::new().expect("a directory");
     let (open, faults) = faulty(dir.path());
     let before = faults.synced.load(Ordering::SeqCst);

@@ -5,8 +5,8 @@
 //! segments by number, imported files by name. A round starts every flush interval, or when a request waits
 //! for a position. Each range of a file ends at a line end; a pool of threads aggregates it into sums per
 //! user, and [`Writer::apply`](crate::store::Writer::apply) commits them in one transaction. Fully applied
-//! files are moved to `applied/YYYY-MM/`, which keeps the data directory small; the directory of a file has no
-//! other meaning.
+//! files are moved to `applied/YYYY-MM/`, which keeps the data directory small. A file is recognised in any of
+//! these directories.
 //!
 //! With `--no-process`, `observer` publishes the state instead, while another process applies. `tallyline
 //! process` applies on the caller's thread (`batch`), after it has imported the files that were named
@@ -14,16 +14,18 @@
 //!
 //! # Many small segments
 //! Segments of up to 256 KiB that wait at the same time are applied together, at most 256 of them:
-//! 1. open each; 2. make what is seen of them durable: one `syncfs` where the file system is known to
-//!    report errors to it, else an fdatasync of each file; 3. confirm and read each to its end; its
-//!    length must be the same after that; 4. one transaction, in which each row moves from its own
-//!    `from` to its own end together with its own totals, ids and rejected lines, in the order of the
-//!    segments; 5. move memory; 6. make the archive's directories durable, rename each file, sync the
-//!    directories.
+//! 1. Open each file.
+//! 2. Make the files durable: by one `syncfs` if the file system reports write errors to it, otherwise
+//!    by an fdatasync of each file.
+//! 3. Verify and scan each file to its end. Its length must not have changed afterwards.
+//! 4. Apply all of them in one transaction, in the order of the segments. Each row changes from its own
+//!    offset to the end of its file, together with its own totals, ids and rejected lines.
+//! 5. Update the state in memory.
+//! 6. Make the archive's directories durable, rename each file, and sync the directories.
 //!
-//! A crash before the commit leaves every row as it was, and a crash after it every row at its end:
-//! the argument for one range holds for each of them. A range whose user might overflow is done again
-//! by itself, within the transaction.
+//! After a crash before the commit every row has its old offset, and after a crash after it every row is
+//! at the end of its file. The argument for one range therefore holds for each of them. If a total might
+//! overflow, only that segment's range is repeated, within the transaction.
 //!
 //! # Invariants
 //! - The processor never reads past the durable end. Otherwise a power failure could leave totals for lines

@@ -1,9 +1,9 @@
-//! Sequential ids: one row for 128 neighbouring numbers instead of one row for each id.
+//! Sequential ids: one row for 128 consecutive numbers instead of one row for each id.
 //!
 //! A sender that numbers its events (`NAME-000000000123`, as `tallyline send` does) would otherwise
-//! cost a row of about 70 bytes an event for ever. A block keeps the same facts in about 5 bytes an
-//! event. Idempotent producers (as of Kafka) are as small because they accept numbers in order only;
-//! blocks accept any order, gaps, interleaved producers and overlapping resends.
+//! need a row of about 70 bytes for each event. A block stores the same facts in about 5 bytes for each
+//! event. Kafka's idempotent producer needs as little because it accepts numbers in order only; blocks
+//! accept any order, gaps, interleaved producers and overlapping resends.
 //!
 //! # Which ids are sequential
 //! An id is sequential if it ends in 6 to 18 ASCII digits after a prefix that is not empty; of a longer
@@ -32,8 +32,8 @@
 //! - **The newest time of applying**, a column of its own: a block expires as a whole, when its newest
 //!   number is old enough.
 //!
-//! Runs, bits and hashes say the same thing three times; [`Block::decode`] refuses a block in which they
-//! differ, and `verify` names it.
+//! Runs, bits and hashes are redundant. [`Block::decode`] rejects a block in which they contradict each
+//! other, and `verify` reports it.
 //!
 //! # The bytes of a block (column `numbers`)
 //! The first byte is the form: bit 0 says whether the last run may go on, bit 1 whether there is more
@@ -46,8 +46,8 @@
 //! ```
 //! Fixed integers are little-endian. A full block that came in order has about 540 bytes; with its key
 //! that is 4.6 bytes an event, and it stays below the 1,002 bytes beyond which SQLite moves a part of a
-//! row to a page of its own. So a block must not hold more than 128 numbers. A block of one number,
-//! which is what sparse numbers come to (a stride of 128, timestamps), is smaller than the row of
+//! row to an overflow page. A block must therefore not hold more than 128 numbers. Sparse numbers (a
+//! stride of 128, timestamps) give blocks of one number. Such a block is smaller than the row of
 //! `event_id` that it replaces: the digits of the id become an integer, and the hash has 4 bytes
 //! instead of 6.
 

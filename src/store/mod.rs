@@ -1,14 +1,13 @@
 //! The store: the exact totals in one SQLite file, and the applied offset of each segment.
 //!
 //! # Exactly-once application
-//! [`Writer::apply`] is the only transaction that applies events. It changes the totals, the event ids,
+//! Events are applied by one kind of transaction, [`Writer::apply`]. It changes the totals, the event ids,
 //! the rejected lines and the segment's `applied_bytes` together. `applied_bytes` changes only from the
 //! offset at which the range begins (compare-and-set). A range is therefore in the totals if and only
 //! if its segment's row says so:
 //! - After a crash before the commit, the row has the old offset, and the range is applied again.
 //! - After a crash after the commit, the row has the new offset, and the processor continues there.
 //! - If two processes apply the same range, the compare-and-set fails for one of them.
-//!
 //!
 //! [`Writer::apply_together`] does the same for ranges of several segments in one transaction: each
 //! row changes from its own `from` to its own `to`, with the totals of that range, and either all of

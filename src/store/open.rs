@@ -100,7 +100,7 @@ pub(super) fn refuse_other_than_file(path: &Path) -> Result<(), StoreError> {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the only place where databases are opened, besides the pool of readers"
+    reason = "the only place where database files are opened"
 )]
 pub(super) fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(path, flags)

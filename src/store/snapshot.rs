@@ -110,8 +110,10 @@ impl Snapshot {
         if open::inspect(&database, path)? == Contents::Empty {
             return Ok(None);
         }
-        let scratch =
-            open_scratch().map_err(StoreError::sqlite(path, "open a temporary one beside it"))?;
+        let scratch = open_scratch().map_err(StoreError::sqlite(
+            path,
+            "open a temporary database to compare it with",
+        ))?;
         let mut snapshot = Self {
             path: path.to_owned(),
             database,

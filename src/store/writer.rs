@@ -233,8 +233,8 @@ impl Writer {
     }
 
     /// Applies ranges of several segments, in this order, in one transaction: all of them, or nothing.
-    /// For small ranges: what one of them changes stays in memory until the next one. After an error
-    /// other than a lock this writer must not be used any more.
+    /// The ranges must be small, because the transaction keeps the changed pages in memory. After an
+    /// error other than a lock the writer must not be used again.
     pub fn apply_together(
         &mut self,
         ranges: &mut [(Range<'_>, &mut dyn Source)],
@@ -250,7 +250,7 @@ impl Writer {
         let mut all = Vec::with_capacity(ranges.len());
         for (at, (range, source)) in ranges.iter_mut().enumerate() {
             let mut suspects = HashSet::new();
-            // Of a range with suspects only that range is done again.
+            // If a total might overflow, only this range is repeated.
             let mut savepoint = transaction.savepoint().map_err(sqlite)?;
             let applied = loop {
                 match apply::attempt(&savepoint, range, &suspects, *source).map_err(failed)? {
@@ -286,7 +286,7 @@ impl Writer {
         if self.journal == Journal::Loaded {
             let doing = StoreError::sqlite(&self.path, "turn the WAL on");
             open::turn_wal_on(&self.connection).map_err(&doing)?;
-            // The first read makes the files of the WAL.
+            // The first read creates the files of the WAL.
             data_version(&self.connection).map_err(&doing)?;
             self.token.begin_writing();
             self.journal = Journal::Wal;

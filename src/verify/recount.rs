@@ -111,8 +111,8 @@ pub(crate) fn recount(
         snapshot,
         config,
         disk,
-        // Read before the listing, which then has every segment sealed by now.
         ids_found: HashMap::new(),
+        // Read before the listing, which then has every segment sealed by now.
         given_out: given_out(disk, dir)?,
         active: active_label(disk, dir, config.tag())?,
         catalog: Catalog::scan(disk, dir, config.tag()).map_err(VerifyError::io("list", dir))?,

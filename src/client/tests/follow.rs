@@ -89,7 +89,7 @@ fn a_followed_file_is_sent_across_its_rotation() {
 
 #[test]
 fn a_copied_and_truncated_file_is_read_from_its_beginning() {
-    // Red if logrotate's copytruncate ends the following, or sends the copied lines again.
+    // Fails if logrotate's copytruncate ends the following, or sends the copied lines again.
     let bench = Bench::new(&events(5));
     let stop = Shutdown::default();
     let (server, wait_for) = counting();
@@ -113,7 +113,7 @@ fn a_copied_and_truncated_file_is_read_from_its_beginning() {
 
 #[test]
 fn a_truncated_file_that_grew_past_its_length_is_detected_by_content() {
-    // Red if only the length is checked: the first lines of the new content are then skipped. The
+    // Fails if only the length is checked: the first lines of the new content are then skipped. The
     // line added before the copy was made comes from the copy.
     let bench = Bench::new(&events(5));
     let stop = Shutdown::default();
@@ -149,7 +149,7 @@ fn a_truncated_file_that_grew_past_its_length_is_detected_by_content() {
 
 #[test]
 fn a_file_truncated_between_runs_is_finished_from_its_copy() {
-    // Red if a restart of the sender loses the lines that only the copy has, or takes a file with the
+    // Fails if a restart of the sender loses the lines that only the copy has, or takes a file with the
     // same beginning for the copy.
     let bench = Bench::new(&events(5));
     fs::write(bench.path("older.jsonl"), events(9)).expect("write");

@@ -332,7 +332,7 @@ fn chunks_over_the_limit_are_413() {
 
 #[test]
 fn a_chunk_size_line_that_does_not_end_is_refused() {
-    // Red if such a line is buffered until the deadline of the body.
+    // Fails if such a line is buffered until the deadline of the body.
     let limits = Limits {
         body_time: Duration::from_hours(1),
         ..Limits::default()
@@ -450,7 +450,7 @@ fn continue_is_sent_when_the_request_is_in_turn() {
 
 #[test]
 fn a_client_that_sends_after_its_last_reply_is_disconnected() {
-    // Red if the engine reads without a bound after it has refused a request.
+    // Fails if the engine reads without a bound after it has refused a request.
     let fixture = Fixture::start(Limits::default());
     let mut client = fixture.connect();
     assert_eq!(client.ask("GET /closing").0, 200);
@@ -708,7 +708,7 @@ fn a_stop_under_load_ends_within_its_time() {
 
 #[test]
 fn a_held_request_delays_its_own_connection_only() {
-    // Red if a connection has more than one request in progress, or buffers what it sends meanwhile.
+    // Fails if a connection has more than one request in progress, or buffers what it sends meanwhile.
     let fixture = Fixture::start(Limits::default());
     let mut client = fixture.connect();
     client.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -975,7 +975,7 @@ fn idle_connections_are_closed_after_the_announced_time() {
 
 #[test]
 fn a_client_at_the_minimum_rate_is_served() {
-    // Red if a body or a reply has one deadline, regardless of its rate.
+    // Fails if a body or a reply has one deadline, regardless of its rate.
     let limits = Limits {
         body_time: Duration::from_millis(200),
         write_time: Duration::from_millis(200),
@@ -1002,7 +1002,7 @@ fn a_client_at_the_minimum_rate_is_served() {
 
 #[test]
 fn a_refusal_reaches_a_client_that_is_still_sending() {
-    // Red if the connection is closed with unread bytes: the reset discards the reply.
+    // Fails if the connection is closed with unread bytes: the reset discards the reply.
     let fixture = Fixture::start(small());
     for _ in 0..20 {
         let mut client = fixture.connect();

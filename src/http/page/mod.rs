@@ -26,7 +26,7 @@
 //! ```text
 //! GET /segments?limit=20 -> {"segments": [{
 //!     "name":         "events-000042",          of an imported segment its file name
-//!     "file":         "applied/2026-11/events-2026-11-22T06-41-00.123Z-000042.jsonl",   below the data directory
+//!     "file":         "applied/2026-11/events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9ae0daaf.jsonl",   below the data directory
 //!     "state":        "active" | "sealed" | "applied" | "file_missing" (applied, without a file) | "corrupt" | "missing",
 //!     "bytes":        1834,                     length of the file (active: durable bytes); null if there is no file
 //!     "appliedBytes": 1834,

@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_page_and_the_api_description_have_every_state() {
-        // Red if a state has no text on the status page, or is not in the enum of the description.
+        // Fails if a state has no text on the status page, or is not in the enum of the description.
         let states = [
             SegmentState::Active,
             SegmentState::Sealed,

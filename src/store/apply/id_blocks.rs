@@ -1,9 +1,10 @@
-//! Sequential ids, of which blocks are kept in `id_block`.
+//! Applies sequential ids to the table `id_block`.
 //!
-//! The events of a range come block by block, those of a block in file order: the first of an id wins.
-//! A block is inserted as if it were new, many at a time; only where some were there already are these
-//! read, added to and updated. A stored block that has the very bytes that were to be inserted is the
-//! inserted one: its runs lie in this range, which was not applied before.
+//! The events of a range are processed block by block, and those of a block in file order: of several
+//! events with one id the first counts. Blocks are first inserted as if all of them were new, several in
+//! one statement. Only if some existed already are these read, changed and updated. A stored block with
+//! exactly the bytes that were to be inserted was inserted by this statement: its runs lie in this range,
+//! which was not applied before.
 
 use rusqlite::{CachedStatement, Connection, params};
 
@@ -17,7 +18,7 @@ use crate::store::id_blocks::{
 
 const UPDATE_ID_BLOCK: &str = include_str!("../../../sql/query/update_id_block.sql");
 
-/// The table, and the statements to it.
+/// The table and its prepared statements.
 pub(super) struct IdBlocks<'t> {
     transaction: &'t Connection,
     select: CachedStatement<'t>,

@@ -1,7 +1,7 @@
-//! The events of a range, put together by where their ids lie: each block is looked up once.
+//! Groups the events of a range by the place of their ids, so that each block is looked up once.
 //!
-//! Senders number their events in order, so neighbours in the file mostly share a block: a span of
-//! them is sorted as a whole.
+//! Senders number their events in order, so consecutive events in the file mostly belong to one block.
+//! A span of such events is sorted as a whole.
 
 use std::ops::Range;
 

@@ -422,7 +422,7 @@ fn sequential_numbers_cost_a_few_bytes_each() {
 
 #[test]
 fn numbers_that_come_one_by_one_are_one_run() {
-    // Red if each range begins a run of its own: a slow sender would pay for each event.
+    // Fails if each range begins a run of its own: a slow sender would pay for each event.
     let (dir, mut writer) = open();
     let event = |n: u64| Lines::event("a", Kind::Add, 1, Some(&format!("run-{n:06}")));
     let lines = Lines((0..128).map(event).collect());
@@ -438,7 +438,7 @@ fn numbers_that_come_one_by_one_are_one_run() {
 
 #[test]
 fn what_is_applied_after_a_copy_is_not_in_it() {
-    // Red if numbers are counted by runs that went on past the copied progress: `verify` beside a
+    // Fails if numbers are counted by runs that went on past the copied progress: `verify` beside a
     // running server would then find more ids than events.
     let (dir, mut writer) = open();
     let event = |n: u64| {
@@ -462,7 +462,7 @@ fn what_is_applied_after_a_copy_is_not_in_it() {
 
 #[test]
 fn a_damaged_block_is_an_error_that_says_what_to_do() {
-    // Red if a number that cannot be read counts as new: its event would count twice.
+    // Fails if a number that cannot be read counts as new: its event would count twice.
     let (dir, mut writer) = open();
     let lines = Lines(vec![Lines::event("a", Kind::Add, 1, Some("run-000001")); 2]);
     lines.apply(&mut writer, "s", 0, 1);
@@ -486,7 +486,7 @@ fn a_damaged_block_is_an_error_that_says_what_to_do() {
 
 #[test]
 fn ids_whose_date_cannot_be_are_dated_anew_in_both_tables() {
-    // Red if a block of a clock that was set wrongly goes at once, or never.
+    // Fails if a block of a clock that was set wrongly goes at once, or never.
     let (dir, mut writer) = open();
     let event = |id: &str| Lines::event("a", Kind::Add, 1, Some(id));
     let lines = Lines(vec![event("x"), event("run-000001"), event("run-000002")]);
@@ -516,7 +516,7 @@ fn ids_whose_date_cannot_be_are_dated_anew_in_both_tables() {
 
 #[test]
 fn a_line_between_two_numbers_keeps_their_runs_apart() {
-    // Red if a run goes on over a duplicate, a conflict or an overflow, in a range of its own or not:
+    // Fails if a run goes on over a duplicate, a conflict or an overflow, in a range of its own or not:
     // that line would then be one of the run's.
     for between in ["duplicate", "conflict", "overflow"] {
         for step in [1, 3, 14] {

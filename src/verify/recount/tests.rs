@@ -298,7 +298,7 @@ fn an_id_without_its_line_is_a_difference() {
 
 #[test]
 fn a_block_of_ids_that_is_not_what_the_files_say_is_named() {
-    // R12. Red if a block is not read whole, or not held against the rows and the files.
+    // Fails if a part of a block is not compared with the rows and the files (rule R12).
     type Change = fn(&mut Vec<u8>);
     // One number: form, number, hash (4 bytes), segment, offset (2 bytes).
     let changes: [(&str, Change); 8] = [
@@ -313,18 +313,20 @@ fn a_block_of_ids_that_is_not_what_the_files_say_is_named() {
         }),
         ("goes past number 127", |bytes| bytes[1] = 200),
         ("the bytes of the block end", |bytes| bytes[0] |= 2),
+        ("1 events have an id that is not in the database", |bytes| {
+            bytes[1] += 1
+        }),
+        ("the file has 1 events", |bytes| bytes[2] ^= 1),
         (
-            "1 events bear an id that the database does not know",
-            |bytes| bytes[1] += 1,
-        ),
-        ("the file comes to 1 events", |bytes| bytes[2] ^= 1),
-        (
-            "1 ids are kept of segments that the database does not know",
+            "1 ids belong to segments that are not in the database",
             |bytes| bytes[6] = 8,
         ),
-        ("only 0 of them stand where their rows say", |bytes| {
-            bytes[7] ^= 1;
-        }),
+        (
+            "but only 0 of them are at the offset in their row",
+            |bytes| {
+                bytes[7] ^= 1;
+            },
+        ),
     ];
     for (words, change) in changes {
         let dir = tempfile::tempdir().expect("a directory");
@@ -367,7 +369,7 @@ fn a_run_past_what_is_applied_and_a_block_too_many_are_named() {
         (
             "INSERT INTO id_block SELECT 'other-', width, block, numbers, 1 FROM id_block",
             "DELETE FROM id_block WHERE prefix = 'other-'",
-            "4 ids of it are kept, but 2 of its counted events have an id",
+            "the database has 4 ids of it, but 2 of its counted events have an id",
         ),
     ]
     .into_iter()
