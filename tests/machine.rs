@@ -249,7 +249,7 @@ fn a_failing_start_keeps_the_port_file_of_a_running_server() {
     let same = second(&server.data).expect(1);
     assert!(same.stderr.contains("serve.lock"), "{same}");
     let other = second(&scratch.path().join("other")).expect(1);
-    assert!(other.stderr.contains("another server"), "{other}");
+    assert!(other.stderr.contains("another running server"), "{other}");
     assert_eq!(fs::read_to_string(&port_file).unwrap(), port);
     let data = server.data.clone();
     server.kill();

@@ -347,11 +347,14 @@ impl Guard {
 
 /// The guarded database that a file belongs to; `None` if it belongs to none.
 fn database_of(identity: Identity) -> Option<PathBuf> {
-    let guards: Vec<Arc<Guard>> = lock(&GUARDS).iter().filter_map(Weak::upgrade).collect();
-    let of = guards.iter().find(|guard| {
-        lock(&guard.seen).contains_key(&identity) || guard.now().any(|now| now == identity)
-    });
-    of.map(|guard| guard.path.clone())
+    // Locked throughout: a guard that this thread upgraded must not outlive its owner for the search of
+    // another thread, which would then find a database that is closed.
+    let guards = lock(&GUARDS);
+    guards.iter().filter_map(Weak::upgrade).find_map(|guard| {
+        let is_of =
+            lock(&guard.seen).contains_key(&identity) || guard.now().any(|now| now == identity);
+        is_of.then(|| guard.path.clone())
+    })
 }
 
 /// Appends a suffix to the file name: `revenue.db` becomes `revenue.db-wal`.
@@ -457,5 +460,31 @@ mod tests {
         assert!(open_file(&at("hard"), Access::Read).is_err(), "by its path");
         drop(guard);
         assert!(open_file(&at("revenue.db"), Access::Read).is_ok());
+    }
+
+    #[test]
+    fn a_database_is_released_at_once_whatever_other_threads_open() {
+        // Fails if the search of another thread keeps the guard of a closed database alive.
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("closed.db"), "x").expect("written");
+        std::fs::write(at("other"), "x").expect("written");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    drop(open_file(&at("other"), Access::Read).expect("no database"));
+                }
+            });
+            let rejected = (0..5000).filter(|_| {
+                let guard = Guard::new(&at("closed.db"));
+                guard.note();
+                drop(guard);
+                open_file(&at("closed.db"), Access::Read).is_err()
+            });
+            let rejected = rejected.count();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(rejected, 0);
+        });
     }
 }

@@ -314,7 +314,7 @@ fn a_block_of_ids_that_is_not_what_the_files_say_is_named() {
         ("goes past number 127", |bytes| bytes[1] = 200),
         ("the bytes of the block end", |bytes| bytes[0] |= 2),
         ("1 events have an id that is not in the database", |bytes| {
-            bytes[1] += 1
+            bytes[1] += 1;
         }),
         ("the file has 1 events", |bytes| bytes[2] ^= 1),
         (
