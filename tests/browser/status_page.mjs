@@ -216,8 +216,8 @@ check("figures and plots follow the events, and the ledger balances", async () =
   const first = await until("events are applied", () => tab.number("#n-applied"));
   await until("more events are applied", async () => (await tab.number("#n-applied")) > first);
   await until("the rates are shown", async () => (await tab.number("#rate-accepted")) > 0 && (await tab.number("#rate-applied")) > 0);
-  const points = () => tab.page.locator("#rate-plot path.line.taken").evaluate((path) => path.getAttribute("d").split("L").length);
-  const before = await until("the plot has points", async () => (await tab.page.locator("#rate-plot path.line.taken").count()) && points());
+  const points = () => tab.page.locator("#rate-plot path.line.accepted").evaluate((path) => path.getAttribute("d").split("L").length);
+  const before = await until("the plot has points", async () => (await tab.page.locator("#rate-plot path.line.accepted").count()) && points());
   await until("the plot grows", async () => (await points()) > before);
   await until("the verdict", async () => (await tab.text("#verdict")) === "balances");
   assert.match(await tab.page.locator("#files-bars").getAttribute("aria-label"), /^Lines in the files [\d,]+: applied [\d,]+, duplicates \d+/);
