@@ -318,35 +318,22 @@ impl Progress {
     /// Called by the processor: blocks until a wait demands a flush, until [`Progress::stop`], or until the
     /// time `until`. Returns false if only the time has passed.
     pub fn wait_for_demand(&self, until: Instant) -> bool {
-        let mut state = self.lock();
-        while !state.demand && !state.stopping {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            state = self
-                .demanded
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
+        let mut state = self.wait_while(until, |state| !state.demand && !state.stopping);
         std::mem::take(&mut state.demand) || state.stopping
     }
 
     /// Called by the processor: blocks until the time `until` or until [`Progress::stop`].
     pub fn wait_until(&self, until: Instant) {
-        let mut state = self.lock();
-        while !state.stopping {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            state = self
-                .demanded
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
+        drop(self.wait_while(until, |state| !state.stopping));
+    }
+
+    /// Blocks while `idle` holds, at most until the time `until`.
+    fn wait_while(&self, until: Instant, idle: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let left = until.saturating_duration_since(Instant::now());
+        self.demanded
+            .wait_timeout_while(self.lock(), left, |state| idle(state))
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
     }
 
     /// Whether [`Progress::stop`] or [`Progress::finish`] was called.

@@ -464,19 +464,25 @@ mod tests {
         catalog.sealed.values().flatten().count()
     }
 
+    /// A directory with [`SEGMENTS`] applied segments, of which every one may be pruned at once.
+    fn applied_segments() -> (tempfile::TempDir, ProcessConfig, Arc<dyn Disk>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        for number in 1..=SEGMENTS {
+            let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
+            write_sealed(dir.path(), number, &format!("{line}\n"));
+        }
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let mut config = ProcessConfig::new(dir.path());
+        config.retention = Some(Duration::ZERO);
+        let config = config.established(&RealDisk).expect("it is read");
+        run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+        (dir, config, disk)
+    }
+
     #[test]
     fn a_prune_interrupted_at_any_step_is_completed_and_the_sums_always_match() {
         for steps in 0..=2 * u32::try_from(SEGMENTS).expect("few") {
-            let dir = tempfile::tempdir().expect("a directory");
-            for number in 1..=SEGMENTS {
-                let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
-                write_sealed(dir.path(), number, &format!("{line}\n"));
-            }
-            let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-            let mut config = ProcessConfig::new(dir.path());
-            config.retention = Some(Duration::ZERO);
-            let config = config.established(&RealDisk).expect("it is read");
-            run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+            let (dir, config, disk) = applied_segments();
 
             let path = dir.path().join(DATABASE_FILE);
             let health = Health::default();
@@ -593,16 +599,7 @@ mod tests {
     #[test]
     fn no_file_is_removed_before_the_commit_is_in_the_database_file() {
         for removed in [true, false] {
-            let dir = tempfile::tempdir().expect("a directory");
-            for number in 1..=SEGMENTS {
-                let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
-                write_sealed(dir.path(), number, &format!("{line}\n"));
-            }
-            let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-            let mut config = ProcessConfig::new(dir.path());
-            config.retention = Some(Duration::ZERO);
-            let config = config.established(&RealDisk).expect("it is read");
-            run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+            let (dir, config, _) = applied_segments();
             let path = dir.path().join(DATABASE_FILE);
             let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
             let (health, mut retention) = (Health::default(), Retention::new(&config));
