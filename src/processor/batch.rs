@@ -28,7 +28,7 @@ use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
 use crate::store::{Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, Writer};
-use crate::verify::contents::{describe_rivals, settle, stand_for};
+use crate::verify::contents::{accounts_for, compare_claims, describe_rivals};
 use crate::verify::sums;
 
 /// How long to wait for a database that another program has locked.
@@ -240,7 +240,7 @@ impl Run<'_> {
             // A pruned segment in the archive is not reported.
             let is_gone =
                 !is_applied && row.is_none() && id.number().is_some_and(|number| number <= pruned);
-            let claims = settle(self.disk, found, row.as_ref());
+            let claims = compare_claims(self.disk, found, row.as_ref());
             if !(claims.rivals.is_empty() || is_gone) {
                 let reason = describe_rivals(self.disk, id, &claims.rivals, row.as_ref());
                 self.refuse(&claims.rivals[0].path, reason);
@@ -258,7 +258,7 @@ impl Run<'_> {
                 continue;
             };
             let row = self.applier.writer.segment(id)?;
-            if stand_for(self.disk, found, row.as_ref()) {
+            if accounts_for(self.disk, found, row.as_ref()) {
                 there.insert(number);
             }
         }

@@ -35,7 +35,7 @@ use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
 use crate::data_dir::{Catalog, Directory, Found, Place, SegmentFile, read_label};
 use crate::event::Looks;
 use crate::store::{SegmentState, Writer};
-use crate::verify::contents::{self, settle};
+use crate::verify::contents::{self, compare_claims};
 
 /// Longest file name on Linux file systems.
 const NAME_BYTES_MAX: usize = 255;
@@ -294,7 +294,7 @@ impl<'i> Importer<'i> {
             });
         }
         let found = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
-        if let Some(found) = settle(self.disk, found, row.as_ref()).usable {
+        if let Some(found) = compare_claims(self.disk, found, row.as_ref()).usable {
             let kept = self
                 .disk
                 .open_read(&found.path)

@@ -31,7 +31,7 @@ use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{DeadSegment, Progress, Settled};
 use crate::store::{RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent};
-use crate::verify::contents::{describe_rivals, settle, stand_for};
+use crate::verify::contents::{accounts_for, compare_claims, describe_rivals};
 use crate::verify::sums;
 
 const DATABASE: &str = "database";

@@ -17,7 +17,7 @@ use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId, label_in_name, sea
 use crate::data_dir::{Found, Place};
 use crate::event::Event;
 use crate::store::{SegmentRow, SegmentState, Writer};
-use crate::verify::contents::settle;
+use crate::verify::contents::compare_claims;
 
 /// What this data directory has of one of its own segments.
 enum Own {
@@ -121,7 +121,7 @@ impl Importer<'_> {
             return Ok(refused(retention::was_pruned(&content.path, pruned)));
         }
         let sealed = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
-        let usable = settle(self.disk, sealed, row.as_ref())
+        let usable = compare_claims(self.disk, sealed, row.as_ref())
             .usable
             .filter(|found| found.tag == Some(label.tag));
         let is_active = self

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::{
     Applier, Claims, Confirmed, Corrupt, FILE_RETRY_AFTER, Found, Opened, Place, ProcessError,
     Sealed, SegmentFile, SegmentId, SegmentRow, SegmentState, Small, Tag, Worker, archive,
-    describe, describe_rivals, open_sealed, open_together, retention, settle, topic,
+    compare_claims, describe, describe_rivals, open_sealed, open_together, retention, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::DataDirError;
@@ -92,7 +92,7 @@ impl Worker {
             [_] => None,
             _ => applier.writer.segment(id)?,
         };
-        let mut claims = settle(&*self.disk, found, row.as_ref());
+        let mut claims = compare_claims(&*self.disk, found, row.as_ref());
         self.against_active(id, &mut claims);
         self.leave_rivals(id, &claims, row.as_ref())?;
         if let Some(found) = claims.usable {

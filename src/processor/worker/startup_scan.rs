@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use super::{
     ACTIVE_FILE, Applier, Catalog, DeadSegment, Disk, Label, MISSING, Place, ProcessConfig,
     ProcessError, SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail,
-    Worker, describe, retention, settle, stand_for, topic,
+    Worker, accounts_for, compare_claims, describe, retention, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::QUARANTINE_DIR;
@@ -92,7 +92,7 @@ impl Worker {
                 _ if is_applied => applier.writer.segment(id)?,
                 _ => row.cloned(),
             };
-            let mut claims = settle(&*self.disk, found, row.as_ref());
+            let mut claims = compare_claims(&*self.disk, found, row.as_ref());
             self.against_active(id, &mut claims);
             self.leave_rivals(id, &claims, row.as_ref())?;
             let Some(usable) = claims.usable else {
@@ -125,7 +125,7 @@ impl Worker {
         let is_present = |id: &SegmentId| {
             let row = rows.iter().find(|row| row.id == *id);
             let found = catalog.sealed.get(id);
-            found.is_some_and(|found| stand_for(&*self.disk, found, row))
+            found.is_some_and(|found| accounts_for(&*self.disk, found, row))
                 || id
                     .number()
                     .is_some_and(|number| catalog.archived.contains(number))
