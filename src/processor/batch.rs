@@ -17,7 +17,7 @@ use super::applier::{
     Applier, Commit, Confirmed, Opened, Small, Watch, open_sealed, open_together,
 };
 use super::archive::{self, Archived, Leaving};
-use super::import::{Brought, Importer};
+use super::import::{ImportOutcome, Importer};
 use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::DataDirError;
@@ -287,18 +287,18 @@ impl Run<'_> {
                 });
             };
             let brought = match importer.bring_in(&self.applier.writer, file, &mut on_read) {
-                Err(error @ ProcessError::Io(_)) => Brought::Refused(describe(&error)),
+                Err(error @ ProcessError::Io(_)) => ImportOutcome::Refused(describe(&error)),
                 brought => brought?,
             };
             match brought {
-                Brought::In(found) => {
+                ImportOutcome::New(found) => {
                     if paths.insert(found.path.clone()) {
                         todo.push(found);
                     }
                 }
-                Brought::Before(name) => self.summary.skipped.push(name),
-                Brought::Again => {}
-                Brought::Refused(reason) => self.refuse(file, reason),
+                ImportOutcome::Known(name) => self.summary.skipped.push(name),
+                ImportOutcome::Repeated => {}
+                ImportOutcome::Refused(reason) => self.refuse(file, reason),
             }
         }
         Ok(todo)
@@ -360,14 +360,14 @@ impl Run<'_> {
             Start::Refused => {}
             Start::Whole(row) => self.archive(&[(segment, file.place, row)], false)?,
             Start::At(applied, size) => {
-                let mut told = Told {
+                let mut watch = BatchWatch {
                     summary: &mut self.summary,
                     on_progress: self.on_progress,
                     bytes_total: self.bytes_total,
                     locked_since: None,
                 };
                 self.applier
-                    .apply_sealed(&segment, applied, size, &mut told)?;
+                    .apply_sealed(&segment, applied, size, &mut watch)?;
                 self.summary.applied.push(segment.name());
                 if let Some(row) = self.applier.writer.segment(&file.id)? {
                     self.archive(&[(segment, file.place, row)], true)?;
@@ -409,13 +409,13 @@ impl Run<'_> {
         if small.is_empty() {
             return Ok(());
         }
-        let mut told = Told {
+        let mut watch = BatchWatch {
             summary: &mut self.summary,
             on_progress: self.on_progress,
             bytes_total: self.bytes_total,
             locked_since: None,
         };
-        self.applier.commit_together(&small, &mut told)?;
+        self.applier.commit_together(&small, &mut watch)?;
         let mut applied = Vec::with_capacity(small.len());
         for (small, place) in small.into_iter().zip(places) {
             let segment = small.segment;
@@ -544,14 +544,14 @@ impl Run<'_> {
 }
 
 /// Adds commits to the summary and reports progress.
-struct Told<'t> {
+struct BatchWatch<'t> {
     summary: &'t mut Summary,
     on_progress: &'t mut dyn FnMut(RunProgress<'_>),
     bytes_total: u64,
     locked_since: Option<Instant>,
 }
 
-impl Watch for Told<'_> {
+impl Watch for BatchWatch<'_> {
     fn committed(&mut self, commits: &[Commit<'_>], _took: Duration) {
         for commit in commits {
             self.summary.counts.add(&commit.applied.counts);
