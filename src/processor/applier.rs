@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use self::confirm::Follow;
 pub(super) use self::confirm::{Confirmed, Corrupt};
-pub(super) use self::together::{Opened, Small, TOGETHER_MAX, open_together};
+pub(super) use self::together::{Opened, Small, open_together};
 use super::clock::Clock;
 use super::{ProcessConfig, ProcessError};
 use crate::aggregate::pool::{Pool, RangeAggregate};

@@ -18,7 +18,7 @@ use crate::verify::seal;
 /// Larger segments get a transaction of their own, which costs less than the scan.
 const SMALL_BYTES_MAX: u64 = 256 << 10;
 /// The most segments applied in one transaction. All of them are open during it.
-pub(in crate::processor) const TOGETHER_MAX: usize = 256;
+const TOGETHER_MAX: usize = 256;
 /// From this number of files on, one sync of the file system is used instead of one of each file. It also
 /// writes what other programs have not synced.
 const SYNC_TOGETHER_MIN: usize = 8;
