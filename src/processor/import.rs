@@ -135,18 +135,18 @@ impl<'i> Importer<'i> {
             return Ok(self.at_home(&name));
         }
         let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
-        if let Looks::Unfit(unfit) = looks {
-            return Ok(ImportOutcome::Refused(format!(
-                "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
-                unfit.what,
-                unfit.cure(path)
-            )));
-        }
         let unpacked = match looks {
+            Looks::Unfit(unfit) => {
+                return Ok(ImportOutcome::Refused(format!(
+                    "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
+                    unfit.what,
+                    unfit.cure(path)
+                )));
+            }
             Looks::Gzip => name.strip_suffix(".gz").unwrap_or(&name),
             _ => &name,
         };
-        let mut content = Content {
+        let content = Content {
             path: path.to_owned(),
             name: imported_name(unpacked),
             file: Arc::clone(&source),
@@ -155,29 +155,38 @@ impl<'i> Importer<'i> {
             source,
             stat,
         };
-        let name_bytes = with_suffix(Path::new(&content.name), ".part")
-            .as_os_str()
-            .len();
+        self.import(writer, content, looks, on_read)
+    }
+
+    /// Converts a file if necessary, and imports what is not counted yet.
+    fn import(
+        &mut self,
+        writer: &Writer,
+        mut content: Content,
+        looks: Looks,
+        on_read: &mut dyn FnMut(u64, u64),
+    ) -> Result<ImportOutcome, ProcessError> {
+        let part = with_suffix(Path::new(&content.name), ".part");
+        let name_bytes = part.as_os_str().len();
         if name_bytes > NAME_BYTES_MAX {
             return Ok(ImportOutcome::Refused(format!(
-                "its name is too long: in the data directory it becomes {}.part, which has {name_bytes} bytes, and at most {NAME_BYTES_MAX} are possible; nothing was stored. Give the file a shorter name",
-                content.name
+                "its name is too long: in the data directory it becomes {}, which has {name_bytes} bytes, and at most {NAME_BYTES_MAX} are possible; nothing was stored. Give the file a shorter name",
+                part.display()
             )));
         }
-        if looks != Looks::Lines
-            && let Err(error) = self.stage(&mut content, looks, on_read)
-        {
-            self.discard(&content);
-            return match error {
-                ConvertError::Write(source) => {
-                    Err(ProcessError::io("write", &self.part_of(&content))(source))
-                }
-                error => Ok(ImportOutcome::Refused(error.to_string())),
-            };
-        }
-        let brought = self.compare(writer, &content);
+        let staged = match looks {
+            Looks::Lines => Ok(()),
+            _ => self.stage(&mut content, looks, on_read),
+        };
+        let outcome = match staged {
+            Ok(()) => self.compare(writer, &content),
+            Err(ConvertError::Write(source)) => {
+                Err(ProcessError::io("write", &self.part_of(&content))(source))
+            }
+            Err(error) => Ok(ImportOutcome::Refused(error.to_string())),
+        };
         self.discard(&content);
-        brought
+        outcome
     }
 
     /// A file in the data directory itself, which needs no import.
