@@ -16,6 +16,7 @@
 mod harness; // start, stop, kill and query the binary; an independent recount
 
 mod access; // tokens, Origin, Host
+mod alerts; // what the alerts query exists, and each is tested
 mod backup; // backup and restore: under load, over other files, killed, damaged
 mod bad_input; // every kind of invalid body, and the error that it gets
 mod bounded; // upper bounds of the resources that one client can use
