@@ -23,7 +23,7 @@ use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{self as disk, Disk, DiskFile, Identity};
 use crate::data_dir::read_label;
 use crate::data_dir::segment::{DirectoryTag, Label, Seal, SegmentId, Tag};
-use crate::event::{Event, Looks};
+use crate::event::{Event, Looks, Unfit};
 use crate::store::{
     Applied, Delta, Existing, Mark, Outcome, OutcomeOfAll, Range, RangeEnd, SegmentRow,
     SegmentState, Source, StoreError, Writer,
@@ -266,7 +266,7 @@ impl<'p> Applier<'p> {
         let label = read_label(&*segment.file).map_err(io())?;
         let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
             let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
-            if let Some(refusal) = refusal(looks, &segment.path) {
+            if let Some(refusal) = refusal(&looks, &segment.path) {
                 return Ok(Some(format!("{path}: {refusal}")));
             }
             let part = Part::of_name(&segment.name());
@@ -787,7 +787,7 @@ fn is_out_of_descriptors(error: &ProcessError) -> bool {
 }
 
 /// Describes why a file with this format is not applied, and what to do; `None` for JSON Lines.
-fn refusal(looks: Looks, path: &Path) -> Option<String> {
+fn refusal(looks: &Looks, path: &Path) -> Option<String> {
     let what = match looks {
         Looks::Lines => return None,
         Looks::Unfit(unfit) => {
@@ -799,7 +799,8 @@ fn refusal(looks: Looks, path: &Path) -> Option<String> {
         }
         Looks::Gzip => "compressed with gzip",
         Looks::Array => "a JSON array",
-        Looks::Objects => "JSON objects over several lines",
+        Looks::Objects => Unfit::OBJECTS.what,
+        Looks::Joined => Unfit::JOINED.what,
     };
     Some(format!(
         "it looks like {what}, not JSON Lines, so it is not applied. Move it out of the data directory and run `tallyline process FILE` (while no server applies there) or `tallyline send FILE`, which convert it"
