@@ -33,13 +33,17 @@ use crate::aggregate::scan;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
 use crate::data_dir::{Catalog, Directory, Found, Place, SegmentFile, read_label};
-use crate::event::Looks;
+use crate::event::{Event, EventError, Looks, without_bom};
 use crate::store::{SegmentState, Writer};
 use crate::verify::contents::{self, compare_claims};
 
 /// Longest file name on Linux file systems.
 const NAME_BYTES_MAX: usize = 255;
 const COPY_BLOCK: u64 = 1 << 20;
+/// A file is refused if none of this many lines at its beginning is an event.
+const LINES_TRIED: u64 = 1_000;
+/// The size of the beginning in which they are looked for.
+const TRIED_BYTES: u64 = 1 << 20;
 
 /// The result of importing one file.
 #[derive(Debug)]
@@ -135,7 +139,7 @@ impl<'i> Importer<'i> {
             return Ok(self.at_home(&name));
         }
         let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
-        let unpacked = match looks {
+        let unpacked = match &looks {
             Looks::Unfit(unfit) => {
                 return Ok(ImportOutcome::Refused(format!(
                     "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
@@ -176,7 +180,7 @@ impl<'i> Importer<'i> {
         }
         let staged = match looks {
             Looks::Lines => Ok(()),
-            _ => self.stage(&mut content, looks, on_read),
+            _ => self.stage(&mut content, &looks, on_read),
         };
         let outcome = match staged {
             Ok(()) => self.compare(writer, &content),
@@ -212,7 +216,7 @@ impl<'i> Importer<'i> {
     fn stage(
         &self,
         content: &mut Content,
-        looks: Looks,
+        looks: &Looks,
         on_read: &mut dyn FnMut(u64, u64),
     ) -> Result<(), ConvertError> {
         let part = self.part_of(content);
@@ -323,6 +327,14 @@ impl<'i> Importer<'i> {
                 ))
             });
         }
+        if row.is_none()
+            && let Some(error) = without_events(&*content.file, content.size).map_err(io())?
+        {
+            return Ok(ImportOutcome::Refused(format!(
+                "none of its first {LINES_TRIED} lines is a valid event (line 1: {error}); nothing was stored. Correct the file, then name it again; or move it to {} to import it with its invalid lines",
+                self.config.data_dir.join(&content.name).display()
+            )));
+        }
         self.copy_in(content, (0, content.size), id, None)
     }
 
@@ -413,6 +425,31 @@ fn copy(
         at = next;
     }
     Ok(())
+}
+
+/// The error of the first line, if the content begins with at least [`LINES_TRIED`] lines of which none is
+/// an event.
+fn without_events(file: &dyn DiskFile, size: u64) -> io::Result<Option<EventError>> {
+    let mut head = Vec::new();
+    scan::read_range(file, 0, size.min(TRIED_BYTES), &mut head)?;
+    let mut first = None;
+    let mut tried = 0;
+    let complete = memchr::memrchr(b'\n', &head).unwrap_or(0);
+    for line in without_bom(&head[..complete]).split(|byte| *byte == b'\n') {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let Err(error) = Event::parse(line) else {
+            return Ok(None);
+        };
+        first.get_or_insert(error);
+        tried += 1;
+        if tried == LINES_TRIED {
+            return Ok(first);
+        }
+    }
+    Ok(None)
 }
 
 /// Describes why a path cannot be opened, and what to do.

@@ -9,7 +9,7 @@ use crate::aggregate::lines;
 use crate::data_dir::disk::{FileStat, Identity};
 use crate::data_dir::segment::{Label, SegmentId};
 use crate::data_dir::{SegmentFile, read_label};
-use crate::event::Looks;
+use crate::event::{Looks, Unfit};
 use crate::processor::ProcessError;
 use crate::processor::import::{self, Part};
 use crate::store::{Mark, SegmentRow, SegmentState, StoreError};
@@ -124,7 +124,7 @@ impl Applier<'_> {
         let label = read_label(&*segment.file).map_err(io())?;
         let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
             let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
-            if let Some(refusal) = refusal(looks, &segment.path) {
+            if let Some(refusal) = refusal(&looks, &segment.path) {
                 return Ok(Some(format!("{path}: {refusal}")));
             }
             let part = Part::of_name(&segment.name());
@@ -249,7 +249,7 @@ fn change(
 }
 
 /// Describes why a file with this format is not applied, and what to do; `None` for JSON Lines.
-fn refusal(looks: Looks, path: &Path) -> Option<String> {
+fn refusal(looks: &Looks, path: &Path) -> Option<String> {
     let what = match looks {
         Looks::Lines => return None,
         Looks::Unfit(unfit) => {
@@ -261,7 +261,8 @@ fn refusal(looks: Looks, path: &Path) -> Option<String> {
         }
         Looks::Gzip => "compressed with gzip",
         Looks::Array => "a JSON array",
-        Looks::Objects => "JSON objects over several lines",
+        Looks::Objects => Unfit::OBJECTS.what,
+        Looks::Joined => Unfit::JOINED.what,
     };
     Some(format!(
         "it looks like {what}, not JSON Lines, so it is not applied. Move it out of the data directory and run `tallyline process FILE` (while no server applies there) or `tallyline send FILE`, which convert it"

@@ -121,7 +121,7 @@ impl<'w> Writing<'w> {
 /// Converts `from`, which has the format `looks`, to JSON Lines in `to`.
 pub(super) fn convert(
     from: &dyn DiskFile,
-    looks: Looks,
+    looks: &Looks,
     to: &dyn DiskFile,
     on_read: &mut dyn FnMut(u64),
 ) -> Result<(), ConvertError> {
@@ -132,7 +132,7 @@ pub(super) fn convert(
     };
     let mut input = BufReader::with_capacity(BUFFER_BYTES, reading);
     let mut out = Writing::to(to);
-    if looks == Looks::Gzip {
+    if *looks == Looks::Gzip {
         let mut unpacked = MultiGzDecoder::new(input);
         let mut head = Vec::new();
         let mut first = unpacked.by_ref().take(HEAD_BYTES as u64);
@@ -143,7 +143,7 @@ pub(super) fn convert(
         let rest = io::Cursor::new(head).chain(unpacked);
         text(
             BufReader::with_capacity(BUFFER_BYTES, rest),
-            looks,
+            &looks,
             &mut out,
         )?;
     } else {
@@ -153,7 +153,7 @@ pub(super) fn convert(
 }
 
 /// Converts text that is already decompressed.
-fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<(), ConvertError> {
+fn text(mut input: impl BufRead, looks: &Looks, out: &mut Writing<'_>) -> Result<(), ConvertError> {
     match looks {
         Looks::Lines => loop {
             let block = input.fill_buf().map_err(ConvertError::reading)?;
@@ -164,7 +164,7 @@ fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<
             out.write(block).map_err(ConvertError::Write)?;
             input.consume(length);
         },
-        Looks::Array | Looks::Objects => values(input, looks == Looks::Array, out),
+        Looks::Array | Looks::Objects | Looks::Joined => values(input, *looks == Looks::Array, out),
         Looks::Gzip => Err(ConvertError::Content(
             "it is compressed with gzip twice; nothing was stored. Decompress it once".to_owned(),
         )),
@@ -332,7 +332,7 @@ mod tests {
         from.write_all(source).map_err(io)?;
         let to = tempfile::tempfile().map_err(io)?;
         let looks = Looks::of(&head(&from).map_err(io)?);
-        convert(&from, looks, &to, &mut |_| {}).map_err(|error| error.to_string())?;
+        convert(&from, &looks, &to, &mut |_| {}).map_err(|error| error.to_string())?;
         String::from_utf8(head(&to).map_err(io)?).map_err(|error| error.to_string())
     }
 
