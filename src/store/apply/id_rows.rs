@@ -65,7 +65,7 @@ impl<'t> IdRows<'t> {
         Ok(())
     }
 
-    /// Looks an id up. A row of the event itself (the same segment and offset) counts as new.
+    /// InputFormat an id up. A row of the event itself (the same segment and offset) counts as new.
     pub(super) fn look_up(&mut self, event: &IdEvent<'_>) -> rusqlite::Result<IdLookup> {
         let found = self.select.query_row([event.id], |row| {
             Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))
