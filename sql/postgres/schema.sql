@@ -18,39 +18,41 @@
 -- run it at the same time, one of the two fails, and finds the tables when it tries again.
 
 CREATE TABLE tallyline.cluster (
-    one        integer NOT NULL PRIMARY KEY CHECK (one = 1),
-    version    integer NOT NULL,
-    id         uuid    NOT NULL,
-    seen_at_ms bigint
+    one     integer NOT NULL PRIMARY KEY CHECK (one = 1),
+    version integer NOT NULL,
+    id      uuid    NOT NULL
 );
-COMMENT ON TABLE  tallyline.cluster            IS 'One row: what all nodes share.';
-COMMENT ON COLUMN tallyline.cluster.one        IS 'there is only one row';
-COMMENT ON COLUMN tallyline.cluster.version    IS 'version of these tables; a program refuses a newer one';
-COMMENT ON COLUMN tallyline.cluster.id         IS 'random; distinguishes this database from others';
-COMMENT ON COLUMN tallyline.cluster.seen_at_ms IS 'the last plausible time of the database, to check its clock; nothing is pruned and no id expires while the clock is before it, or more than a year after it; NULL if none yet';
+COMMENT ON TABLE  tallyline.cluster         IS 'One row: what all nodes share.';
+COMMENT ON COLUMN tallyline.cluster.one     IS 'there is only one row';
+COMMENT ON COLUMN tallyline.cluster.version IS 'version of these tables; a program refuses a newer one';
+COMMENT ON COLUMN tallyline.cluster.id      IS 'random; distinguishes this database from others';
 INSERT INTO tallyline.cluster (one, version, id) VALUES (1, 1, gen_random_uuid());
 
 CREATE TABLE tallyline.node (
-    number        integer NOT NULL PRIMARY KEY CHECK (number > 0),
-    id            uuid    NOT NULL UNIQUE,
-    name          text    NOT NULL,
-    state         text    NOT NULL CHECK (state IN ('member', 'removed')),
-    epoch         bigint  NOT NULL CHECK (epoch > 0),
-    token         uuid    NOT NULL,
-    keep_ids_ms   bigint  CHECK (keep_ids_ms > 0),
-    created_at_ms bigint  NOT NULL,
-    acquired_at_ms bigint NOT NULL
+    node            integer NOT NULL PRIMARY KEY CHECK (node > 0),
+    id              uuid    NOT NULL UNIQUE,
+    name            text    NOT NULL,
+    state           text    NOT NULL CHECK (state IN ('member', 'removed')),
+    epoch           bigint  NOT NULL CHECK (epoch > 0),
+    token           uuid    NOT NULL,
+    last_import_key bigint  NOT NULL DEFAULT 0 CHECK (last_import_key <= 0),
+    keep_ids_ms     bigint  CHECK (keep_ids_ms > 0),
+    seen_at_ms      bigint,
+    created_at_ms   bigint  NOT NULL,
+    acquired_at_ms  bigint  NOT NULL
 );
-COMMENT ON TABLE  tallyline.node                IS 'One row for every data directory that was ever a node. The row is locked (FOR SHARE) by every transaction that writes for the node, and changed only when the node starts, is adopted or is removed.';
-COMMENT ON COLUMN tallyline.node.number         IS 'what other tables call `node`; the database assigns it, and nodes read it again at each start';
-COMMENT ON COLUMN tallyline.node.id             IS 'UUID of the data directory, as in its directory.json';
-COMMENT ON COLUMN tallyline.node.name           IS 'host name of the machine that started the node last; for people';
-COMMENT ON COLUMN tallyline.node.state          IS 'member, or removed: its totals and ids stay, and the data directory is refused if it comes back';
-COMMENT ON COLUMN tallyline.node.epoch          IS 'rises with each start, adoption and removal; a transaction of an earlier epoch is refused';
-COMMENT ON COLUMN tallyline.node.token          IS 'random, one for each epoch; the data directory keeps a list of its tokens in node.json, so a copy of the directory is detected';
-COMMENT ON COLUMN tallyline.node.keep_ids_ms    IS 'the deduplication window that the node was started with; NULL: ids never expire. The longest window of all members applies to all of them';
-COMMENT ON COLUMN tallyline.node.created_at_ms  IS 'when the node first started';
-COMMENT ON COLUMN tallyline.node.acquired_at_ms IS 'when the node last started or was adopted or removed';
+COMMENT ON TABLE  tallyline.node                 IS 'One row for every data directory that was ever a node. Every transaction that writes for the node locks the row (FOR SHARE) and compares epoch and token.';
+COMMENT ON COLUMN tallyline.node.node            IS 'the number by which other tables refer to the node; assigned when the node first starts, and read again at each start';
+COMMENT ON COLUMN tallyline.node.id              IS 'UUID of the data directory, as in its directory.json';
+COMMENT ON COLUMN tallyline.node.name            IS 'host name of the machine that last started the node; for people';
+COMMENT ON COLUMN tallyline.node.state           IS 'member, or removed: its totals and ids stay, and the data directory is refused if it comes back';
+COMMENT ON COLUMN tallyline.node.epoch           IS 'rises with each start, adoption and removal; a transaction of an earlier epoch is refused';
+COMMENT ON COLUMN tallyline.node.token           IS 'random, one for each epoch; the data directory keeps a list of its tokens in node.json, so a copy of the directory is detected';
+COMMENT ON COLUMN tallyline.node.last_import_key IS 'the lowest segment.key assigned to an imported file of the node; no key is assigned twice, because rows of event_id may outlive the row of their segment';
+COMMENT ON COLUMN tallyline.node.keep_ids_ms     IS 'the deduplication window that the node was started with; NULL: ids never expire. The longest window of all members applies to all of them';
+COMMENT ON COLUMN tallyline.node.seen_at_ms      IS 'the last plausible time, to check the clock when the node starts. Nothing is pruned and no id expires while the clock is before it, or more than a year after it; NULL if none yet';
+COMMENT ON COLUMN tallyline.node.created_at_ms   IS 'when the node first started';
+COMMENT ON COLUMN tallyline.node.acquired_at_ms  IS 'when the node last started, or was adopted or removed';
 
 CREATE TABLE tallyline.node_status (
     node            integer NOT NULL PRIMARY KEY,
@@ -61,7 +63,7 @@ CREATE TABLE tallyline.node_status (
     reasons         text    NOT NULL
 );
 COMMENT ON TABLE  tallyline.node_status                 IS 'What each node last reported about itself, for people.';
-COMMENT ON COLUMN tallyline.node_status.node            IS 'node.number';
+COMMENT ON COLUMN tallyline.node_status.node            IS 'node.node';
 COMMENT ON COLUMN tallyline.node_status.seen_at_ms      IS 'when the node last reported, by the clock of the database';
 COMMENT ON COLUMN tallyline.node_status.version         IS 'version of the program';
 COMMENT ON COLUMN tallyline.node_status.pending_bytes   IS 'bytes in the files of the node that were not applied';
@@ -78,7 +80,7 @@ CREATE TABLE tallyline.user_total (
 );
 COMMENT ON TABLE  tallyline.user_total                IS 'One row for every user and node with a counted event. A user''s total is the sum over the nodes. For people: the view user_revenue.';
 COMMENT ON COLUMN tallyline.user_total.user_id        IS 'userId of the events';
-COMMENT ON COLUMN tallyline.user_total.node           IS 'node.number';
+COMMENT ON COLUMN tallyline.user_total.node           IS 'node.node';
 COMMENT ON COLUMN tallyline.user_total.revenue_micros IS 'added minus subtracted at this node, exact';
 COMMENT ON COLUMN tallyline.user_total.events         IS 'events counted at this node';
 COMMENT ON COLUMN tallyline.user_total.updated_at_ms  IS 'when an event was last applied';
@@ -113,7 +115,7 @@ CREATE TABLE tallyline.segment (
     CHECK ((completed_at_ms IS NOT NULL) = (state = 'applied'))
 );
 COMMENT ON TABLE  tallyline.segment                 IS 'One row for every segment that a node''s processor has read and that is not pruned. For people: the view segment_progress.';
-COMMENT ON COLUMN tallyline.segment.node            IS 'node.number';
+COMMENT ON COLUMN tallyline.segment.node            IS 'node.node';
 COMMENT ON COLUMN tallyline.segment.key             IS 'the number of a native segment; -1, -2, ... for imported files of the node';
 COMMENT ON COLUMN tallyline.segment.name            IS 'identity within the node: events-000042, or the file name of an imported file';
 COMMENT ON COLUMN tallyline.segment.tag             IS 'distinguishes native segments of the same number: 16 hex digits, as in the file name; NULL for an imported file';
@@ -143,36 +145,36 @@ CREATE INDEX segment_unfinished ON tallyline.segment (node, key) WHERE state <> 
 CREATE INDEX segment_content ON tallyline.segment (checksum, applied_bytes) WHERE state = 'applied';
 
 CREATE TABLE tallyline.rejected_line (
-    node        integer NOT NULL,
-    segment     bigint  NOT NULL,
-    byte_offset bigint  NOT NULL,
-    code        text    COLLATE "C" NOT NULL,
-    reason      text    NOT NULL,
-    line        bytea   NOT NULL,
-    PRIMARY KEY (node, segment, byte_offset)
+    node     integer NOT NULL,
+    segment  text    COLLATE "C" NOT NULL,
+    "offset" bigint  NOT NULL,
+    code     text    COLLATE "C" NOT NULL,
+    reason   bytea   NOT NULL,
+    line     bytea   NOT NULL,
+    PRIMARY KEY (node, segment, "offset")
 );
-COMMENT ON TABLE  tallyline.rejected_line             IS 'Lines that were not counted: invalid, with the id of a different event, or overflowing a total. The first 10,000 of a segment; segment.rejected counts all of them.';
-COMMENT ON COLUMN tallyline.rejected_line.node        IS 'node.number';
-COMMENT ON COLUMN tallyline.rejected_line.segment     IS 'segment.key';
-COMMENT ON COLUMN tallyline.rejected_line.byte_offset IS 'bytes from the start of the file to the start of the line';
-COMMENT ON COLUMN tallyline.rejected_line.code        IS 'reason for programs, such as negative';
-COMMENT ON COLUMN tallyline.rejected_line.reason      IS 'reason for people';
-COMMENT ON COLUMN tallyline.rejected_line.line        IS 'the first 1024 bytes of the line; bytes, because PostgreSQL''s text cannot hold a NUL';
+COMMENT ON TABLE  tallyline.rejected_line          IS 'Lines that were not counted: invalid, with the id of a different event, or overflowing a total. The first 10,000 of a segment; segment.rejected counts all of them.';
+COMMENT ON COLUMN tallyline.rejected_line.node     IS 'node.node';
+COMMENT ON COLUMN tallyline.rejected_line.segment  IS 'segment.name';
+COMMENT ON COLUMN tallyline.rejected_line."offset" IS 'bytes from the start of the file to the start of the line';
+COMMENT ON COLUMN tallyline.rejected_line.code     IS 'reason for programs, such as negative';
+COMMENT ON COLUMN tallyline.rejected_line.reason   IS 'reason for people, in UTF-8; bytes, because it may quote a NUL, which PostgreSQL''s text cannot hold';
+COMMENT ON COLUMN tallyline.rejected_line.line     IS 'the first 1024 bytes of the line; invalid UTF-8 is replaced by U+FFFD';
 
 CREATE TABLE tallyline.event_id (
     id           text    COLLATE "C" NOT NULL PRIMARY KEY,
     payload      bigint  NOT NULL,
     node         integer NOT NULL,
     segment      bigint  NOT NULL,
-    byte_offset  bigint  NOT NULL,
+    "offset"     bigint  NOT NULL,
     applied_at_s bigint  NOT NULL
 );
 COMMENT ON TABLE  tallyline.event_id              IS 'The ids of counted events, of all nodes. Ids that end in 6 to 18 digits after a prefix are in id_block instead.';
 COMMENT ON COLUMN tallyline.event_id.id           IS 'id of the event';
 COMMENT ON COLUMN tallyline.event_id.payload      IS '48 bits of a hash of userId, name and amount; the same id with another payload is a conflict';
-COMMENT ON COLUMN tallyline.event_id.node         IS 'node.number of the node at which the event was counted';
+COMMENT ON COLUMN tallyline.event_id.node         IS 'node.node of the node at which the event was counted';
 COMMENT ON COLUMN tallyline.event_id.segment      IS 'segment.key of the counted event; that segment may be pruned';
-COMMENT ON COLUMN tallyline.event_id.byte_offset  IS 'bytes from the start of the file to the start of the line';
+COMMENT ON COLUMN tallyline.event_id."offset"     IS 'bytes from the start of the file to the start of the line';
 COMMENT ON COLUMN tallyline.event_id.applied_at_s IS 'when it was counted, in seconds since 1970 UTC; the id expires some time later';
 
 CREATE TABLE tallyline.id_block (
@@ -205,7 +207,7 @@ CREATE TABLE tallyline.pruned (
     CHECK (lines = events + duplicates + rejected)
 );
 COMMENT ON TABLE  tallyline.pruned               IS 'One row for each node: the sums of its pruned segments, whose rows and files are deleted.';
-COMMENT ON COLUMN tallyline.pruned.node          IS 'node.number';
+COMMENT ON COLUMN tallyline.pruned.node          IS 'node.node';
 COMMENT ON COLUMN tallyline.pruned.number        IS 'the highest pruned segment number; 0 if none';
 COMMENT ON COLUMN tallyline.pruned.segments      IS 'number of segments';
 COMMENT ON COLUMN tallyline.pruned.lines         IS 'their lines';
@@ -216,14 +218,6 @@ COMMENT ON COLUMN tallyline.pruned.net_check     IS 'sum of their net_check modu
 COMMENT ON COLUMN tallyline.pruned.file_bytes    IS 'length of the file of segment `number`; the file is deleted after the commit, or at the next start, and only if its length and CRC-32 are these';
 COMMENT ON COLUMN tallyline.pruned.file_checksum IS 'CRC-32 of that file';
 COMMENT ON COLUMN tallyline.pruned.pruned_at_ms  IS 'when a segment was last pruned';
-
-CREATE TABLE tallyline.import_key (
-    node integer NOT NULL PRIMARY KEY,
-    last bigint  NOT NULL DEFAULT 0 CHECK (last <= 0)
-);
-COMMENT ON TABLE  tallyline.import_key      IS 'One row for each node: the keys of imported files. No key is assigned twice, because rows of event_id may outlive the row of their segment.';
-COMMENT ON COLUMN tallyline.import_key.node IS 'node.number';
-COMMENT ON COLUMN tallyline.import_key.last IS 'the lowest segment.key assigned to an imported file of the node';
 
 CREATE TABLE tallyline.applied_sum (
     node          integer NOT NULL PRIMARY KEY,
@@ -237,7 +231,7 @@ CREATE TABLE tallyline.applied_sum (
     CHECK (lines = events + duplicates + rejected)
 );
 COMMENT ON TABLE  tallyline.applied_sum               IS 'One row for each node: the sums of its rows of segment that are fully applied, so that the ledger need not read all rows. A row is added when it becomes fully applied, and subtracted when it is deleted, in the same transaction.';
-COMMENT ON COLUMN tallyline.applied_sum.node          IS 'node.number';
+COMMENT ON COLUMN tallyline.applied_sum.node          IS 'node.node';
 COMMENT ON COLUMN tallyline.applied_sum.segments      IS 'number of segments';
 COMMENT ON COLUMN tallyline.applied_sum.native        IS 'of these, native segments: key > 0';
 COMMENT ON COLUMN tallyline.applied_sum.lines         IS 'their lines';
@@ -266,7 +260,7 @@ SELECT n.name, s.name, s.state, s.lines, s.events, s.duplicates, s.rejected, s.c
        to_timestamp(s.applied_at_ms / 1000.0),
        s.reason
 FROM tallyline.segment AS s
-JOIN tallyline.node AS n ON n.number = s.node;
+JOIN tallyline.node AS n ON n.node = s.node;
 COMMENT ON VIEW   tallyline.segment_progress               IS 'For people: the segments of all nodes. lines = events (counted) + duplicates (of an id that was counted before) + rejected (see rejected_line).';
 COMMENT ON COLUMN tallyline.segment_progress.node          IS 'node.name';
 COMMENT ON COLUMN tallyline.segment_progress.name          IS 'segment.name';
@@ -281,22 +275,22 @@ COMMENT ON COLUMN tallyline.segment_progress.applied_at    IS 'when bytes were l
 COMMENT ON COLUMN tallyline.segment_progress.reason        IS 'why the segment is corrupt or missing';
 
 CREATE VIEW tallyline.ledger (node, lines, applied, duplicates, rejected, corrupt) AS
-SELECT n.number,
+SELECT n.node,
        (coalesce(s.lines + s.corrupt, 0) + coalesce(a.lines + a.corrupt_lines, 0) + coalesce(p.lines, 0))::bigint,
        (coalesce(s.events, 0) + coalesce(a.events, 0) + coalesce(p.events, 0))::bigint,
        (coalesce(s.duplicates, 0) + coalesce(a.duplicates, 0) + coalesce(p.duplicates, 0))::bigint,
        (coalesce(s.rejected, 0) + coalesce(a.rejected, 0) + coalesce(p.rejected, 0))::bigint,
        (coalesce(s.corrupt, 0) + coalesce(a.corrupt_lines, 0))::bigint
 FROM tallyline.node AS n
-LEFT JOIN tallyline.pruned AS p ON p.node = n.number
-LEFT JOIN tallyline.applied_sum AS a ON a.node = n.number
+LEFT JOIN tallyline.pruned AS p ON p.node = n.node
+LEFT JOIN tallyline.applied_sum AS a ON a.node = n.node
 LEFT JOIN (SELECT node, sum(lines) AS lines, sum(events) AS events, sum(duplicates) AS duplicates,
                   sum(rejected) AS rejected, sum(corrupt_lines) AS corrupt
            FROM tallyline.segment
            WHERE state <> 'applied'
-           GROUP BY node) AS s ON s.node = n.number;
+           GROUP BY node) AS s ON s.node = n.node;
 COMMENT ON VIEW   tallyline.ledger            IS 'For people: all lines that the processor of each node has read, by what happened to them. lines = applied + duplicates + rejected + corrupt.';
-COMMENT ON COLUMN tallyline.ledger.node       IS 'node.number';
+COMMENT ON COLUMN tallyline.ledger.node       IS 'node.node';
 COMMENT ON COLUMN tallyline.ledger.lines      IS 'all lines that were read';
 COMMENT ON COLUMN tallyline.ledger.applied    IS 'counted';
 COMMENT ON COLUMN tallyline.ledger.duplicates IS 'of an id that was counted before';
