@@ -46,6 +46,7 @@ mod readers;
 mod retention;
 mod segments;
 mod snapshot;
+mod sqlite_rows;
 #[cfg(test)]
 mod tests;
 mod writer;
