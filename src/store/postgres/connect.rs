@@ -10,6 +10,7 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::sync::Arc;
 
 use ::postgres::error::SqlState;
 use ::postgres::{Client, Config, Error, IsolationLevel, NoTls, Transaction, config::SslMode};
@@ -28,7 +29,7 @@ const SET_LIMITS: &str = include_str!("../../../sql/postgres/set_limits.sql");
 /// A PostgreSQL database, from the URL of `--database`.
 #[derive(Clone)]
 pub struct Target {
-    url: Url,
+    url: Arc<Url>,
 }
 
 fn environment(name: &str) -> Option<String> {
@@ -38,7 +39,7 @@ fn environment(name: &str) -> Option<String> {
 impl Target {
     /// Parses a URL. The error does not contain the password.
     pub fn parse(url: &str) -> Result<Self, String> {
-        Url::parse(url, &environment).map(|url| Self { url })
+        Url::parse(url, &environment).map(|url| Self { url: Arc::new(url) })
     }
 
     /// Whether the URL contains the password, which other users can see in the list of processes if the URL is
@@ -63,7 +64,7 @@ impl Target {
             self.failed("connect to it")(error)
         };
         match self.url.ssl.mode {
-            Mode::Disable => return self.connect_plain(&mut config).map_err(failed),
+            Mode::Disable => return connect_plain(&mut config).map_err(failed),
             Mode::Prefer => config.ssl_mode(SslMode::Prefer),
             _ => config.ssl_mode(SslMode::Require),
         };
@@ -71,14 +72,10 @@ impl Target {
         match config.connect(MakeRustlsConnect::new(tls)) {
             // As libpq does: encryption is not required.
             Err(error) if self.url.ssl.mode == Mode::Prefer && is_tls(&error) => {
-                self.connect_plain(&mut config).map_err(failed)
+                connect_plain(&mut config).map_err(failed)
             }
             connected => connected.map_err(failed),
         }
-    }
-
-    fn connect_plain(&self, config: &mut Config) -> Result<Client, Error> {
-        config.ssl_mode(SslMode::Disable).connect(NoTls)
     }
 
     /// Begins a writing transaction.
@@ -139,6 +136,10 @@ impl Target {
     }
 }
 
+fn connect_plain(config: &mut Config) -> Result<Client, Error> {
+    config.ssl_mode(SslMode::Disable).connect(NoTls)
+}
+
 /// The text of an error with its causes. That of the server has no prefix.
 fn cause(error: &Error) -> String {
     if let Some(database) = error.as_db_error() {
@@ -182,8 +183,7 @@ fn advice(error: &Error) -> Option<&'static str> {
         Some("53300") => Some("raise max_connections, or use a pooler such as pgbouncer"),
         Some("53100") => Some("free some space on the server's disk"),
         Some("57P01" | "57P02" | "57P03") => Some("it is tried again when the server is back"),
-        Some(_) => None,
-        None => None,
+        _ => None,
     }
 }
 
@@ -210,7 +210,7 @@ fn is_tls(error: &Error) -> bool {
         let inside = error.downcast_ref::<std::io::Error>();
         if inside
             .and_then(std::io::Error::get_ref)
-            .is_some_and(|inside| inside.is::<rustls::Error>())
+            .is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
         {
             return true;
         }
