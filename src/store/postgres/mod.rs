@@ -37,7 +37,10 @@
 
 mod connect;
 mod node;
+mod password;
 mod schema;
+mod tls;
+mod url;
 
 pub use self::connect::Target;
 pub use self::node::Node;
