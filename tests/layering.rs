@@ -287,7 +287,7 @@ fn only_the_processor_writes_to_the_store() {
     // Fails if another module opens a database for writing. Then two parts could apply the same range, or a
     // write would not be made on the thread that owns the state derived from the database.
     assert_at_home(&[
-        ("Writer::open", &["store", "processor"]),
+        ("Writer::open", &["processor"]),
         ("Writer::open_to_load", &["processor"]),
     ]);
 }
