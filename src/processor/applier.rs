@@ -20,7 +20,7 @@ use crate::aggregate::{Sums, UserLine};
 use crate::aggregate::{lines, scan};
 use crate::data_dir::DataDirError;
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::{self as disk, Disk, DiskFile, Identity};
+use crate::data_dir::disk::{self as disk, Disk, DiskFile, FileStat, Identity};
 use crate::data_dir::read_label;
 use crate::data_dir::segment::{DirectoryTag, Label, Seal, SegmentId, Tag};
 use crate::event::{Event, Looks};
@@ -176,15 +176,8 @@ impl<'p> Applier<'p> {
             .file
             .stat()
             .map_err(ProcessError::io("inspect", &segment.path))?;
-        if let Some(follow) = self.follows.get(&segment.id)
-            && follow.confirmed == stat.identity
-            && follow.applied.total_len() <= stat.size
-            // Before its first line is applied, a file may have been too short to determine its format.
-            && (follow.applied.total_len() > 0 || segment.tag.is_some())
-            && (follow.sealed.as_ref() == Some(&segment.path)
-                || seal::of_path(&segment.path).is_none())
-        {
-            return Ok(Confirmed::At(follow.applied.total_len()));
+        if let Some(applied_bytes) = self.followed(segment, &stat)? {
+            return Ok(Confirmed::At(applied_bytes));
         }
         let row = self.writer.segment(&segment.id)?;
         if let Some(rival) = self.rival(segment, row.as_ref())? {
@@ -236,10 +229,46 @@ impl<'p> Applier<'p> {
         let follow = Follow {
             applied,
             confirmed: stat.identity,
-            sealed: seal::of_path(&segment.path).map(|_| segment.path.clone()),
+            sealed: sealed_path(segment),
         };
         self.follows.insert(segment.id.clone(), follow);
         Ok(Confirmed::At(applied_bytes))
+    }
+
+    /// The number of applied bytes if the file was verified before and matches its seal; `None` if it must be
+    /// verified from its start.
+    ///
+    /// When a segment is sealed that this process has applied from, only the bytes after the applied ones are
+    /// read: the checksum of the applied ones is in memory. Their pages have left the page cache, and reading
+    /// them from the disk would delay the appends to the next segment.
+    fn followed(
+        &mut self,
+        segment: &SegmentFile,
+        stat: &FileStat,
+    ) -> Result<Option<u64>, ProcessError> {
+        let Some(follow) = self.follows.get_mut(&segment.id) else {
+            return Ok(None);
+        };
+        let applied_bytes = follow.applied.total_len();
+        if follow.confirmed != stat.identity || applied_bytes > stat.size {
+            return Ok(None);
+        }
+        let sealed = sealed_path(segment);
+        if sealed.is_none() || sealed == follow.sealed {
+            // Before its first line is applied, a file may have been too short to determine its format.
+            let has_format = applied_bytes > 0 || segment.tag.is_some();
+            return Ok(has_format.then_some(applied_bytes));
+        }
+        if applied_bytes == 0 {
+            return Ok(None);
+        }
+        let broken = seal::contradiction(&*segment.file, &segment.path, &follow.applied)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        if broken.is_some() {
+            return Ok(None);
+        }
+        follow.sealed = sealed;
+        Ok(Some(applied_bytes))
     }
 
     /// Describes why a file is not the segment in its name, or not the one in the database, and what to do;
@@ -680,6 +709,11 @@ impl Source for FileSource<'_> {
     }
 }
 
+/// The path of the file if its name has a seal.
+fn sealed_path(segment: &SegmentFile) -> Option<PathBuf> {
+    seal::of_path(&segment.path).map(|_| segment.path.clone())
+}
+
 /// Opens a sealed file and syncs it, so that only durable bytes are applied.
 pub(super) fn open_sealed(
     disk: &dyn Disk,
@@ -805,3 +839,6 @@ fn refusal(looks: Looks, path: &Path) -> Option<String> {
         "it looks like {what}, not JSON Lines, so it is not applied. Move it out of the data directory and run `tallyline process FILE` (while no server applies there) or `tallyline send FILE`, which convert it"
     ))
 }
+
+#[cfg(test)]
+mod tests;
