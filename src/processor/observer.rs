@@ -104,6 +104,22 @@ enum ObserveError {
     Io(PathBuf, #[source] io::Error),
 }
 
+/// The lines of unfinished segments that are not settled.
+#[derive(Default)]
+struct Count {
+    pending: u64,
+    /// Negative: lines that are settled beyond those in the file.
+    unaccounted: i64,
+}
+
+impl Count {
+    /// Adds a file with `counted` lines, of which the database has settled `settled`.
+    fn add(&mut self, counted: u64, settled: u64) {
+        self.pending += counted.saturating_sub(settled);
+        self.unaccounted -= settled.saturating_sub(counted).cast_signed();
+    }
+}
+
 /// Publishes the present state. A problem with one file does not fail the round.
 fn round(
     config: &ProcessConfig,
@@ -114,12 +130,12 @@ fn round(
 ) -> Result<Observed, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
-    let (mut ledger, applied, rows, pruned) = readers.snapshot()?;
+    let found = readers.status()?;
+    let (mut ledger, applied, rows) = (found.ledger, found.applied, found.unfinished);
+    let pruned = found.pruned;
     let mut listing = lines.list(config, &applied.native).map_err(io)?;
     let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
-    let mut pending = 0;
-    // Negative: lines that are settled beyond those in the file.
-    let mut unaccounted = 0;
+    let mut count = Count::default();
     let mut frontier = None;
     let mut failed = BTreeMap::new();
     for (id, found) in &listing.catalog.sealed {
@@ -160,8 +176,7 @@ fn round(
                     if let Some(broken) = broken {
                         failed.insert(topic(id), format!("segment {id}: {broken}"));
                     }
-                    pending += counted.saturating_sub(settled);
-                    unaccounted -= settled.saturating_sub(counted).cast_signed();
+                    count.add(counted, settled);
                 }
                 Ok(None) => {}
                 // Reported; the other files are still counted.
@@ -191,16 +206,15 @@ fn round(
     let settled = row(&SegmentId::Native(tail.number))
         .filter(|row| row.state == SegmentState::Active)
         .map_or(0, |row| row.counts.lines);
-    let counted = lines.of_active(&tail).map_err(io)?;
-    pending += counted.saturating_sub(settled);
-    unaccounted -= settled.saturating_sub(counted).cast_signed();
-    ledger.unaccounted = unaccounted;
+    count.add(lines.of_active(&tail).map_err(io)?, settled);
+    ledger.unaccounted = count.unaccounted;
     let number = frontier.unwrap_or(tail.number);
     let offset = row(&SegmentId::Native(number)).map_or(0, |row| row.applied_bytes);
     let dead: Vec<DeadSegment> = rows.iter().filter_map(dead_segment).collect();
     let settled = Settled {
         ledger,
-        lines: (ledger.settled() + pending).saturating_add_signed(unaccounted),
+        overall: found.overall,
+        lines: (ledger.settled() + count.pending).saturating_add_signed(count.unaccounted),
         tail_lines: tail.lines,
         settled_before: *lines.settled_before.get_or_insert(ledger.settled()),
     };
@@ -213,7 +227,7 @@ fn round(
         settled,
     );
     Ok(Observed {
-        unaccounted,
+        unaccounted: count.unaccounted,
         failed,
     })
 }

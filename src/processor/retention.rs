@@ -495,8 +495,7 @@ mod tests {
                 let result = retention.round(&mut writer, &failing, u64::MAX, &health);
                 pruned = result.expect("no database error").unwrap_or(pruned);
                 let checks = read_checks(&path).expect("a read").expect("a database");
-                assert_eq!(checks.segments, checks.totals, "after {steps} steps");
-                assert_eq!(checks.applied_sum, checks.applied_rows, "{steps} steps");
+                assert!(checks.agree(), "after {steps} steps: {checks:?}");
                 if health.is_set(RETENTION) {
                     break;
                 }
@@ -531,7 +530,8 @@ mod tests {
             assert_eq!(kept(dir.path()), 1, "the newest is kept");
             let checks = read_checks(&path).expect("a read").expect("a database");
             let expected = (SEGMENTS, 4_000_000);
-            assert_eq!((checks.segments, checks.totals), (expected, expected));
+            assert_eq!(checks.totals, expected);
+            assert!(checks.agree(), "{checks:?}");
         }
     }
 

@@ -22,6 +22,7 @@ use std::io;
 use rusqlite::{Connection, params};
 
 use self::overflow::OverflowReplay;
+use super::overall::{self, Overall};
 use super::segments::{self, SegmentRow};
 use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, Sums, UserLine};
 use crate::data_dir::segment::{SegmentId, Tag};
@@ -104,6 +105,8 @@ pub trait Source {
 pub struct Applied {
     /// The number of lines in each state.
     pub counts: Counts,
+    /// The sums over all users after the range.
+    pub overall: Overall,
 }
 
 /// The outcome of [`Writer::apply`](super::Writer::apply).
@@ -165,7 +168,7 @@ pub(super) fn attempt(
     let rejected = range.delta.rejected_count + tally.refused.lines;
     let counts = Counts {
         lines: range.delta.lines,
-        events: tally.events,
+        events: tally.added.events,
         duplicates: tally.duplicates,
         rejected,
     };
@@ -176,14 +179,16 @@ pub(super) fn attempt(
         counts.events,
         counts.duplicates,
         counts.rejected,
-        row.net_check.wrapping_add(tally.net),
+        row.net_check
+            .wrapping_add(overall::low_64_bits(tally.added.micros)),
         tally.id_events,
         row.id_net_check.wrapping_add(tally.id_net),
     ])?;
     if range.end == RangeEnd::Complete {
         segments::add_to_applied_sum(transaction, row.key)?;
     }
-    Ok(Attempt::Ready(Applied { counts }))
+    let overall = overall::add(transaction, &tally.added, range.now_ms)?;
+    Ok(Attempt::Ready(Applied { counts, overall }))
 }
 
 /// Step 3: changes the applied offset of the row from `from` to `to`. `None` if it was not `from`.
@@ -247,9 +252,9 @@ struct Tally<'a> {
     /// User and signed micros of the events with an id that do not count. Step 5 subtracts them from the
     /// sums. Those of users in the overflow replay are not included.
     uncounted: Vec<(&'a str, i64)>,
-    events: u64,
+    /// What the range adds to the sums over all users.
+    added: overall::Added,
     duplicates: u64,
-    net: i64,
     id_events: u64,
     id_net: i64,
     refused: Refused,

@@ -39,6 +39,7 @@ mod family;
 mod id_blocks;
 mod ledger;
 mod open;
+mod overall;
 mod readers;
 mod retention;
 mod segments;
@@ -54,7 +55,8 @@ pub use self::apply::{Applied, Delta, Outcome, OutcomeOfAll, Range, RangeEnd, So
 pub use self::copy::{Copied, copy_database};
 pub use self::ledger::Ledger;
 pub use self::open::{DATABASE_FILE, Existing};
-pub use self::readers::{Order, Overall, Readers, UserTotal};
+pub use self::overall::Overall;
+pub use self::readers::{Order, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
 pub use self::segments::read_segments;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use rusqlite::{CachedStatement, Connection, params};
 
-use super::super::Sums;
+use super::super::{Sums, overall};
 use super::overflow::{OverflowReplay, SELECT_REVENUE};
 use super::{Failure, ROWS, Range, Tally, many_rows};
 
@@ -25,6 +25,7 @@ pub(super) fn add<'a>(
     replay: &OverflowReplay,
     tally: &mut Tally<'a>,
 ) -> Result<HashSet<String>, Failure> {
+    let counting = overall::NewUsers::begin(transaction)?;
     let mut totals = Totals::new(transaction, range.now_ms)?;
     let mut uncounted = std::mem::take(&mut tally.uncounted);
     uncounted.sort_unstable_by_key(|&(user, _)| user);
@@ -48,19 +49,20 @@ pub(super) fn add<'a>(
                     continue;
                 }
             }
-            tally.events += sums.events();
-            tally.net = tally.net.wrapping_add(sums.net_wrapping());
+            tally.added.events += sums.events();
+            tally.added.micros += sums.net();
             totals.add(user, sums)?;
         }
     }
-    let suspects = totals.finish()?;
+    let (mut written, suspects) = totals.finish()?;
     for (user, (total, events)) in &replay.users {
         if *events > 0 {
-            transaction
+            written += transaction
                 .prepare_cached(SET_USER_TOTAL)?
                 .execute(params![user, total, events, range.now_ms])?;
         }
     }
+    tally.added.users = counting.of_written(written)?;
     Ok(suspects)
 }
 
@@ -83,6 +85,8 @@ struct Totals<'t, 'a> {
     many: Option<CachedStatement<'t>>,
     /// User, net micros and events that are not written yet.
     rows: Vec<(&'a str, i64, i64)>,
+    /// Rows that were inserted or updated.
+    written: usize,
     suspects: HashSet<String>,
 }
 
@@ -95,6 +99,7 @@ impl<'t, 'a> Totals<'t, 'a> {
             one: bind_totals(one, now_ms)?,
             many: None,
             rows: Vec::with_capacity(ROWS),
+            written: 0,
             suspects: HashSet::new(),
         })
     }
@@ -129,7 +134,9 @@ impl<'t, 'a> Totals<'t, 'a> {
             many.raw_bind_parameter(first + 1, net)?;
             many.raw_bind_parameter(first + 2, events)?;
         }
-        if many.raw_execute()? != self.rows.len() {
+        let written = many.raw_execute()?;
+        self.written += written;
+        if written != self.rows.len() {
             // At least one row was skipped because its total was out of bounds. A total that is out of
             // bounds only after this statement is replayed as well, which is slower but correct.
             let mut select = self.transaction.prepare_cached(SELECT_REVENUE)?;
@@ -144,16 +151,19 @@ impl<'t, 'a> Totals<'t, 'a> {
         Ok(())
     }
 
-    /// Writes the remaining rows and returns the users whose totals might overflow.
-    fn finish(mut self) -> rusqlite::Result<HashSet<String>> {
+    /// Writes the remaining rows. Returns the number of all written rows, and the users whose totals
+    /// might overflow.
+    fn finish(mut self) -> rusqlite::Result<(usize, HashSet<String>)> {
         for (user, net, events) in self.rows {
             self.one.raw_bind_parameter(4, user)?;
             self.one.raw_bind_parameter(5, net)?;
             self.one.raw_bind_parameter(6, events)?;
-            if self.one.raw_execute()? != 1 {
+            let written = self.one.raw_execute()?;
+            self.written += written;
+            if written != 1 {
                 self.suspects.insert(user.to_owned());
             }
         }
-        Ok(self.suspects)
+        Ok((self.written, self.suspects))
     }
 }
