@@ -36,6 +36,7 @@ mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod sealed; // sealed files changed, moved or copied before they are applied
 mod send; // unusual inputs, files sent before, rejected lines, waiting for totals
+mod sums; // the sums over all users, wherever they are shown
 mod torture; // a few rounds of `tallyline torture`
 mod trouble; // a database locked, deleted, replaced, restored; files changed meanwhile
 

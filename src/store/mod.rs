@@ -40,6 +40,7 @@ mod family;
 mod id_blocks;
 mod ledger;
 mod open;
+mod overall;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod readers;
@@ -59,7 +60,8 @@ pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
 pub use self::ledger::Ledger;
 pub use self::open::{DATABASE_FILE, Existing};
-pub use self::readers::{Order, Overall, Readers, UserTotal};
+pub use self::overall::Overall;
+pub use self::readers::{Order, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
 pub use self::segments::read_segments;
