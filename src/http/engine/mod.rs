@@ -10,7 +10,7 @@
 //! refuses the `request` by its head. `upload` receives the body, `body` decodes it, and a large body
 //! first waits for `room`, memory that all large bodies share. The [`Handler`] then handles the request
 //! on the I/O thread or on one of the `workers`. The thread that answers puts the [`Reply`] into the
-//! `mailbox` of the I/O thread, and `reply` encodes it. `system` has the calls that are specific to
+//! `mailbox` of the I/O thread, and `reply` encodes it. The body of a reply may be a `stream`. `system` has the calls that are specific to
 //! Linux.
 //!
 //! # Threads
@@ -43,6 +43,7 @@ mod mailbox;
 mod reply;
 mod request;
 mod room;
+mod stream;
 mod system;
 mod turn;
 mod upload;
@@ -61,6 +62,7 @@ use io::{Io, Sockets};
 use mailbox::{Mailbox, Message};
 pub use reply::Reply;
 pub use request::Request;
+pub use stream::Piece;
 use workers::Workers;
 
 /// Bounds of the engine; the defaults are what `serve` uses.
