@@ -54,3 +54,4 @@ mod metamorphic; // the same events shuffled, split, re-batched, re-sent: the sa
 mod pipeline_model; // journal, processor and database on that disk, against a recount
 mod sim_disk; // a disk in memory that loses what was not synced
 mod wire; // HTTP byte by byte: the engine against a table and a model of RFC 9112
+mod years; // the calls of a start and a scrape do not grow with the number of finished segments

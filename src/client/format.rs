@@ -1,7 +1,7 @@
 //! Detects how an input is split into events.
 
 pub(super) use crate::event::BYTE_ORDER_MARK;
-use crate::event::{Looks, Unfit, without_bom};
+use crate::event::{InputFormat, Unsupported, without_bom};
 use serde::de::IgnoredAny;
 
 /// Number of bytes at the beginning of the input that are examined.
@@ -25,13 +25,13 @@ pub(super) fn is_open_object(text: &[u8]) -> bool {
 }
 
 /// The format of an input whose inflated content begins with `head`, or why it cannot be sent.
-pub(super) fn of(head: &[u8]) -> Result<Format, Unfit> {
-    match Looks::of(head) {
-        Looks::Array => Ok(Format::Arrays),
-        Looks::Unfit(unfit) => Err(unfit),
-        Looks::Gzip => Err(Unfit::TWICE_COMPRESSED),
-        Looks::Objects => Err(Unfit::OBJECTS),
-        Looks::Joined => Err(Unfit::JOINED),
-        Looks::Lines => Ok(Format::Lines),
+pub(super) fn of(head: &[u8]) -> Result<Format, Unsupported> {
+    match InputFormat::of(head) {
+        InputFormat::Array => Ok(Format::Arrays),
+        InputFormat::Unsupported(unsupported) => Err(unsupported),
+        InputFormat::Gzip => Err(Unsupported::TWICE_COMPRESSED),
+        InputFormat::Objects => Err(Unsupported::OBJECTS),
+        InputFormat::Joined => Err(Unsupported::JOINED),
+        InputFormat::Lines => Ok(Format::Lines),
     }
 }

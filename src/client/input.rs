@@ -241,10 +241,10 @@ impl Source {
             return Ok(());
         }
         let head = &head[..head.len().min(format::HEAD_BYTES)];
-        let format = format::of(head).map_err(|unfit| SendError::NotEvents {
+        let format = format::of(head).map_err(|unsupported| SendError::NotEvents {
             path: self.path.clone(),
-            looks_like: unfit.what,
-            cure: unfit.cure(&self.path),
+            looks_like: unsupported.what,
+            cure: unsupported.cure(&self.path),
         })?;
         if self.grows() && format == Format::Arrays {
             return Err(SendError::NotFollowed {

@@ -5,11 +5,11 @@
 //! anything is sent or stored, instead of as thousands of invalid lines.
 
 mod objects;
-mod unfit;
+mod unsupported;
 
 use self::objects::First;
-use self::unfit::Columns;
-pub(crate) use self::unfit::Unfit;
+use self::unsupported::Columns;
+pub(crate) use self::unsupported::Unsupported;
 use super::without_bom;
 
 /// The number of bytes at the start of the input that are examined.
@@ -17,7 +17,7 @@ pub(crate) const HEAD_BYTES: usize = 64 << 10;
 
 /// The format of an input.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Looks {
+pub(crate) enum InputFormat {
     /// JSON Lines, or an unknown format.
     Lines,
     /// Compressed with gzip.
@@ -29,7 +29,7 @@ pub(crate) enum Looks {
     /// A sequence of JSON objects on one line.
     Joined,
     /// A known format that cannot be converted.
-    Unfit(Unfit),
+    Unsupported(Unsupported),
 }
 
 const UNPACK: Kind = Kind::Advice("unpack it, then use the files in it");
@@ -75,14 +75,14 @@ const MAGIC: [(&[u8], &str, Kind); 12] = [
 ];
 const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
 
-impl Looks {
+impl InputFormat {
     /// Detects the format from the first [`HEAD_BYTES`] bytes, or from all bytes of a shorter input.
     pub(crate) fn of(head: &[u8]) -> Self {
         if head.starts_with(&[0x1f, 0x8b]) {
             return Self::Gzip;
         }
-        if let Some(unfit) = wide_text(head).or_else(|| binary(head)) {
-            return Self::Unfit(unfit);
+        if let Some(unsupported) = wide_text(head).or_else(|| binary(head)) {
+            return Self::Unsupported(unsupported);
         }
         let text = without_bom(head).trim_ascii_start();
         let mut lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
@@ -90,19 +90,21 @@ impl Looks {
         match text.first() {
             Some(b'[') => Self::Array,
             Some(b'{') => match objects::first(text) {
-                First::Wrapper(key) => Self::Unfit(Unfit::wrapped(&key)),
+                First::Wrapper(key) => Self::Unsupported(Unsupported::wrapped(&key)),
                 First::Lines => Self::Objects,
                 First::Joined => Self::Joined,
                 // The first line must be complete: a file may still be being written.
                 First::Line if first == b"{" && text.contains(&b'\n') => Self::Objects,
                 First::Line => Self::Lines,
             },
-            Some(b'<') => Self::Unfit(Unfit::XML),
+            Some(b'<') => Self::Unsupported(Unsupported::XML),
             None => Self::Lines,
-            Some(_) if is_multipart(first, lines.clone().next()) => Self::Unfit(Unfit::MULTIPART),
-            Some(_) if is_form(first) => Self::Unfit(Unfit::FORM),
+            Some(_) if is_multipart(first, lines.clone().next()) => {
+                Self::Unsupported(Unsupported::MULTIPART)
+            }
+            Some(_) if is_form(first) => Self::Unsupported(Unsupported::FORM),
             Some(_) => match csv(first, lines.find(|line| !line.is_empty())) {
-                Some(unfit) => Self::Unfit(unfit),
+                Some(unsupported) => Self::Unsupported(unsupported),
                 None => Self::Lines,
             },
         }
@@ -110,7 +112,7 @@ impl Looks {
 }
 
 /// UTF-16 or UTF-32 with a byte order mark, or ASCII in UTF-16 without one.
-fn wide_text(head: &[u8]) -> Option<Unfit> {
+fn wide_text(head: &[u8]) -> Option<Unsupported> {
     let alternating = |zero: usize| {
         head.len() >= 4
             && head[..4]
@@ -118,27 +120,27 @@ fn wide_text(head: &[u8]) -> Option<Unfit> {
                 .enumerate()
                 .all(|(at, byte)| (*byte == 0) == (at % 2 == zero))
     };
-    let unfit = match head {
-        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Unfit::UTF_32,
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Unfit::UTF_16,
-        _ if alternating(1) => Unfit::UTF_16LE,
-        _ if alternating(0) => Unfit::UTF_16BE,
+    let unsupported = match head {
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Unsupported::UTF_32,
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Unsupported::UTF_16,
+        _ if alternating(1) => Unsupported::UTF_16LE,
+        _ if alternating(0) => Unsupported::UTF_16BE,
         _ => return None,
     };
-    Some(unfit)
+    Some(unsupported)
 }
 
 /// A binary format that its first bytes identify.
-fn binary(head: &[u8]) -> Option<Unfit> {
+fn binary(head: &[u8]) -> Option<Unsupported> {
     let tar = head.get(TAR_MAGIC.0..);
     let tar = tar.is_some_and(|at| at.starts_with(TAR_MAGIC.1));
     if tar {
-        return Some(Unfit::with_command("a tar archive", "tar -xOf FILE"));
+        return Some(Unsupported::with_command("a tar archive", "tar -xOf FILE"));
     }
     let magic = MAGIC.iter().find(|(magic, ..)| head.starts_with(magic));
     magic.map(|&(_, what, kind)| match kind {
-        Kind::Command(command) => Unfit::with_command(what, command),
-        Kind::Advice(advice) => Unfit::with_advice(what, advice),
+        Kind::Command(command) => Unsupported::with_command(what, command),
+        Kind::Advice(advice) => Unsupported::with_advice(what, advice),
     })
 }
 
@@ -162,7 +164,7 @@ fn is_form(first: &[u8]) -> bool {
 
 /// CSV: a header with a field for the user id, or two records with the same number of fields. A line
 /// with a brace is taken for damaged JSON.
-fn csv(first: &[u8], second: Option<&[u8]>) -> Option<Unfit> {
+fn csv(first: &[u8], second: Option<&[u8]>) -> Option<Unsupported> {
     if first.contains(&b'{') || !first.is_ascii() {
         return None;
     }
@@ -175,7 +177,7 @@ fn csv(first: &[u8], second: Option<&[u8]>) -> Option<Unfit> {
         let count = fields(first);
         let is_csv =
             count > 0 && (named || count > 1 && second.is_some_and(|line| fields(line) == count));
-        is_csv.then(|| Unfit::csv(columns(&header, second, separator).as_ref()))
+        is_csv.then(|| Unsupported::csv(columns(&header, second, separator).as_ref()))
     })
 }
 
@@ -219,13 +221,13 @@ mod tests {
     use super::*;
 
     fn what(head: &[u8]) -> &'static str {
-        match Looks::of(head) {
-            Looks::Lines => "lines",
-            Looks::Gzip => "gzip",
-            Looks::Array => "array",
-            Looks::Objects => "objects",
-            Looks::Joined => "joined",
-            Looks::Unfit(unfit) => unfit.what,
+        match InputFormat::of(head) {
+            InputFormat::Lines => "lines",
+            InputFormat::Gzip => "gzip",
+            InputFormat::Array => "array",
+            InputFormat::Objects => "objects",
+            InputFormat::Joined => "joined",
+            InputFormat::Unsupported(unsupported) => unsupported.what,
         }
     }
 
@@ -276,8 +278,10 @@ mod tests {
 
     #[test]
     fn the_command_for_csv_has_its_columns() {
-        let cure = |head: &[u8]| match Looks::of(head) {
-            Looks::Unfit(unfit) => unfit.cure(std::path::Path::new("a.csv")),
+        let cure = |head: &[u8]| match InputFormat::of(head) {
+            InputFormat::Unsupported(unsupported) => {
+                unsupported.cure(std::path::Path::new("a.csv"))
+            }
             other => panic!("{other:?}"),
         };
         for (head, command) in [

@@ -13,7 +13,7 @@ use std::fmt;
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::{BYTE_ORDER_MARK, Event, EventError, HEAD_BYTES, Looks, Unfit};
+use crate::event::{BYTE_ORDER_MARK, Event, EventError, HEAD_BYTES, InputFormat, Unsupported};
 
 /// The maximum number of errors in [`Intake::errors`]; further ones are counted only.
 pub const ERRORS_MAX: usize = 100;
@@ -50,7 +50,7 @@ pub struct Intake {
     /// At least one invalid event is not JSON.
     pub syntax: bool,
     /// The format of a body without events, if it is a known one.
-    pub(crate) format: Option<Unfit>,
+    pub(crate) format: Option<Unsupported>,
 }
 
 /// Why a body has no events.
@@ -206,13 +206,13 @@ fn read_lines(body: Vec<u8>) -> Intake {
 }
 
 /// The format of a body that is not JSON Lines, from its first bytes.
-fn format_of(body: &[u8]) -> Option<Unfit> {
-    match Looks::of(&body[..body.len().min(HEAD_BYTES)]) {
-        Looks::Unfit(unfit) => Some(unfit),
-        Looks::Objects => Some(Unfit::OBJECTS),
-        Looks::Joined => Some(Unfit::JOINED),
-        Looks::Gzip => Some(Unfit::GZIP_BODY),
-        Looks::Lines | Looks::Array => None,
+fn format_of(body: &[u8]) -> Option<Unsupported> {
+    match InputFormat::of(&body[..body.len().min(HEAD_BYTES)]) {
+        InputFormat::Unsupported(unsupported) => Some(unsupported),
+        InputFormat::Objects => Some(Unsupported::OBJECTS),
+        InputFormat::Joined => Some(Unsupported::JOINED),
+        InputFormat::Gzip => Some(Unsupported::GZIP_BODY),
+        InputFormat::Lines | InputFormat::Array => None,
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::engine::{Refusal, Reply};
 use super::intake::{Intake, LineError};
-use crate::event::Unfit;
+use crate::event::Unsupported;
 use crate::journal::AppendError;
 
 /// The media type of problems.
@@ -138,7 +138,7 @@ impl Problem {
     }
 
     /// The problem of a body without events in a known format: one error, not one for each line.
-    fn of_format(status: u16, intake: &Intake, format: &Unfit) -> Self {
+    fn of_format(status: u16, intake: &Intake, format: &Unsupported) -> Self {
         let (what, cure) = (format.what, format.cure_of_body());
         let mut problem = Self::new(
             status,

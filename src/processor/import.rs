@@ -2,7 +2,7 @@
 //!
 //! 1. **Detect the format**: a file in the data directory itself; JSON Lines; gzip; JSON arrays or objects
 //!    over several lines; a native segment, by the label in its first line. Other formats are rejected before
-//!    anything is stored ([`Looks`]).
+//!    anything is stored ([`InputFormat`]).
 //! 2. **Convert** to JSON Lines where necessary ([`convert`]).
 //! 3. **Compare** with the segments of the data directory. A native segment is identified by its label, and
 //!    only its lines that are not counted yet are imported ([`native`], [`part`]). Any other file is
@@ -33,7 +33,7 @@ use crate::aggregate::scan;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
 use crate::data_dir::{Catalog, Directory, Found, Place, SegmentFile, read_label};
-use crate::event::{Event, EventError, Looks, without_bom};
+use crate::event::{Event, EventError, InputFormat, without_bom};
 use crate::store::{SegmentState, Writer};
 use crate::verify::contents::{self, compare_claims};
 
@@ -138,16 +138,16 @@ impl<'i> Importer<'i> {
         if real.parent() == Some(&self.home) {
             return Ok(self.at_home(&name));
         }
-        let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
-        let unpacked = match &looks {
-            Looks::Unfit(unfit) => {
+        let format = InputFormat::of(&head(&*source).map_err(ProcessError::io("read", path))?);
+        let unpacked = match &format {
+            InputFormat::Unsupported(unsupported) => {
                 return Ok(ImportOutcome::Refused(format!(
                     "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
-                    unfit.what,
-                    unfit.cure(path)
+                    unsupported.what,
+                    unsupported.cure(path)
                 )));
             }
-            Looks::Gzip => name.strip_suffix(".gz").unwrap_or(&name),
+            InputFormat::Gzip => name.strip_suffix(".gz").unwrap_or(&name),
             _ => &name,
         };
         let content = Content {
@@ -159,7 +159,7 @@ impl<'i> Importer<'i> {
             source,
             stat,
         };
-        self.import(writer, content, &looks, on_read)
+        self.import(writer, content, &format, on_read)
     }
 
     /// Converts a file if necessary, and imports what is not counted yet.
@@ -167,7 +167,7 @@ impl<'i> Importer<'i> {
         &mut self,
         writer: &Writer,
         mut content: Content,
-        looks: &Looks,
+        format: &InputFormat,
         on_read: &mut dyn FnMut(u64, u64),
     ) -> Result<ImportOutcome, ProcessError> {
         let part = with_suffix(Path::new(&content.name), ".part");
@@ -178,9 +178,9 @@ impl<'i> Importer<'i> {
                 part.display()
             )));
         }
-        let staged = match looks {
-            Looks::Lines => Ok(()),
-            _ => self.stage(&mut content, looks, on_read),
+        let staged = match format {
+            InputFormat::Lines => Ok(()),
+            _ => self.stage(&mut content, format, on_read),
         };
         let outcome = match staged {
             Ok(()) => self.compare(writer, &content),
@@ -216,14 +216,14 @@ impl<'i> Importer<'i> {
     fn stage(
         &self,
         content: &mut Content,
-        looks: &Looks,
+        format: &InputFormat,
         on_read: &mut dyn FnMut(u64, u64),
     ) -> Result<(), ConvertError> {
         let part = self.part_of(content);
         let file = self.create_part(&part).map_err(ConvertError::Write)?;
         content.staged = Some(part);
         let size = content.size;
-        convert(&*content.file, looks, &*file, &mut |at| on_read(at, size))?;
+        convert(&*content.file, format, &*file, &mut |at| on_read(at, size))?;
         content.size = file.size().map_err(ConvertError::Write)?;
         content.file = file;
         Ok(())

@@ -9,7 +9,7 @@ use crate::aggregate::lines;
 use crate::data_dir::disk::{FileStat, Identity};
 use crate::data_dir::segment::{Label, SegmentId};
 use crate::data_dir::{SegmentFile, read_label};
-use crate::event::{Looks, Unfit};
+use crate::event::{InputFormat, Unsupported};
 use crate::processor::ProcessError;
 use crate::processor::import::{self, Part};
 use crate::store::{Mark, SegmentRow, SegmentState, StoreError};
@@ -123,8 +123,8 @@ impl Applier<'_> {
         let io = || ProcessError::io("read", &segment.path);
         let label = read_label(&*segment.file).map_err(io())?;
         let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
-            let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
-            if let Some(refusal) = refusal(&looks, &segment.path) {
+            let format = InputFormat::of(&import::head(&*segment.file).map_err(io())?);
+            if let Some(refusal) = refusal(&format, &segment.path) {
                 return Ok(Some(format!("{path}: {refusal}")));
             }
             let part = Part::of_name(&segment.name());
@@ -249,20 +249,20 @@ fn change(
 }
 
 /// Describes why a file with this format is not applied, and what to do; `None` for JSON Lines.
-fn refusal(looks: &Looks, path: &Path) -> Option<String> {
-    let what = match looks {
-        Looks::Lines => return None,
-        Looks::Unfit(unfit) => {
+fn refusal(format: &InputFormat, path: &Path) -> Option<String> {
+    let what = match format {
+        InputFormat::Lines => return None,
+        InputFormat::Unsupported(unsupported) => {
             return Some(format!(
                 "it looks like {}, not JSON Lines, so it is not applied. Move it out of the data directory and {}",
-                unfit.what,
-                unfit.cure(path)
+                unsupported.what,
+                unsupported.cure(path)
             ));
         }
-        Looks::Gzip => "compressed with gzip",
-        Looks::Array => "a JSON array",
-        Looks::Objects => Unfit::OBJECTS.what,
-        Looks::Joined => Unfit::JOINED.what,
+        InputFormat::Gzip => "compressed with gzip",
+        InputFormat::Array => "a JSON array",
+        InputFormat::Objects => Unsupported::OBJECTS.what,
+        InputFormat::Joined => Unsupported::JOINED.what,
     };
     Some(format!(
         "it looks like {what}, not JSON Lines, so it is not applied. Move it out of the data directory and run `tallyline process FILE` (while no server applies there) or `tallyline send FILE`, which convert it"

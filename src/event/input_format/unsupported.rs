@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// A known format that is not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Unfit {
+pub(crate) struct Unsupported {
     /// The name of the format, such as `a zip archive`.
     pub(crate) what: &'static str,
     cure: Cure,
@@ -29,7 +29,7 @@ macro_rules! example {
 
 const WRAPPER: &str = "a JSON object with the events in an array";
 
-impl Unfit {
+impl Unsupported {
     pub(super) const fn with_command(what: &'static str, command: &'static str) -> Self {
         Self {
             what,
@@ -217,8 +217,8 @@ mod tests {
             ("2026", "jq -c '.[\"2026\"][]' FILE"),
             ("it's", "jq -c '.[] | arrays | .[]' FILE"),
         ] {
-            let unfit = Unfit::wrapped(key);
-            assert_eq!(unfit.cure, Cure::Command(expected.into()));
+            let unsupported = Unsupported::wrapped(key);
+            assert_eq!(unsupported.cure, Cure::Command(expected.into()));
         }
     }
 }
