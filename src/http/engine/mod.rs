@@ -126,7 +126,7 @@ impl Default for Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Binding or listening failed.
-    #[error("cannot listen on {address}; is another server running there?")]
+    #[error("cannot listen on {address}{}", advice_on_bind(source))]
     Bind {
         /// The configured address.
         address: SocketAddr,
@@ -139,6 +139,22 @@ pub enum EngineError {
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+}
+
+/// What to do after an error of `bind` or `listen`.
+fn advice_on_bind(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "; is another server running there? --listen with port 0 picks a free port"
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "; no network interface of this machine has this address. Listen on 127.0.0.1 for this machine only, or on 0.0.0.0 for all its addresses"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "; a port below 1024 needs root or CAP_NET_BIND_SERVICE. Use a higher port"
+        }
+        _ => "",
+    }
 }
 
 /// Which threads handle a request.
