@@ -20,7 +20,7 @@ use tallyline::data_dir::segment::{Position, label_in_name, seal_in_name};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Committer, Journal, JournalConfig, KnownSegment, KnownSegments};
 use tallyline::processor::{ProcessConfig, Processor, rebuild, run_once};
-use tallyline::progress::{Applies, Progress, WaitOutcome};
+use tallyline::progress::{Processing, Progress, WaitOutcome};
 use tallyline::store::{SegmentState, read_kept, read_segments};
 
 use super::harness::recount::{Recount, database_at, recount_bytes};
@@ -168,7 +168,7 @@ impl World {
         );
         let (journal, committer, recovery) = opened.ok()?;
         assert_eq!((recovery.missing, recovery.corrupt), (None, None));
-        let progress = Arc::new(Progress::new(Applies::Here));
+        let progress = Arc::new(Progress::new(Processing::Here));
         let mut processing = self.processing();
         processing.retention = (retention == Retention::On).then_some(Duration::ZERO);
         let processor = Processor::start(

@@ -16,7 +16,7 @@ use tallyline::health::Health;
 use tallyline::http::{Access, App, HttpConfig, Limits, Server};
 use tallyline::journal::{Batch, Committer, Journal, JournalConfig};
 use tallyline::processor::{ProcessConfig, Processor, open_journal, run_once};
-use tallyline::progress::{Applies, Progress};
+use tallyline::progress::{Processing, Progress};
 use tallyline::store::{DATABASE_FILE, Readers};
 
 use super::harness::http::{Conn, Request};
@@ -72,8 +72,8 @@ fn start(dir: &Path, disk: &SimDisk, role: Role) -> Running {
     let (journal, committer) = open_journal(dir, &shared, config, &health).unwrap();
     let readers = Readers::new(&dir.join(DATABASE_FILE), 1);
     let progress = Arc::new(Progress::new(match role {
-        Role::Processor => Applies::Here,
-        Role::Observer => Applies::Elsewhere,
+        Role::Processor => Processing::Here,
+        Role::Observer => Processing::Elsewhere,
     }));
     let (config, shared_disk) = (processing(dir), Arc::clone(&shared));
     let (shared_progress, shared_health) = (Arc::clone(&progress), Arc::clone(&health));

@@ -39,7 +39,9 @@ mod database;
 mod family;
 mod id_blocks;
 mod ledger;
+mod listing;
 mod open;
+mod overall;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod readers;
@@ -58,8 +60,10 @@ pub use self::apply::{Applied, Delta, Outcome, OutcomeOfAll, Range, RangeEnd, So
 pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
 pub use self::ledger::Ledger;
+pub use self::listing::{Listing, Order, Page};
 pub use self::open::{DATABASE_FILE, Existing};
-pub use self::readers::{Order, Overall, Readers, UserTotal};
+pub use self::overall::Overall;
+pub use self::readers::{Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
 pub use self::segments::read_segments;

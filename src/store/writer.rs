@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::apply::{self, Attempt, Failure};
 use super::family::{self, Token};
 use super::open::{self, Existing};
+use super::overall::{self, Overall};
 use super::segments;
 use super::sqlite_rows::{SqliteRows, insert_segment};
 use super::{
@@ -417,6 +418,11 @@ impl Writer {
     /// The counts of all lines that the database knows.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         segments::ledger(&self.connection).map_err(self.reading())
+    }
+
+    /// The sums over all users.
+    pub fn overall(&self) -> Result<Overall, StoreError> {
+        overall::read(&self.connection).map_err(self.reading())
     }
 
     pub(super) fn reading(&self) -> impl Fn(rusqlite::Error) -> StoreError {
