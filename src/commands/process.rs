@@ -71,6 +71,9 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     for unusable in &summary.unusable {
         tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
     }
+    for fork in &summary.forks {
+        tracing::warn!("{}: {}", fork.path.display(), fork.reason);
+    }
     let mut text = describe(&summary, dir);
     for note in notes {
         let _infallible = writeln!(text, "{note}");
@@ -92,7 +95,9 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
 fn exit_of(summary: &Summary) -> Exit {
     if !(summary.refused.is_empty() && summary.missing.is_empty()) {
         Exit::Failed
-    } else if summary.counts.rejected > 0 || !summary.unusable.is_empty() {
+    } else if summary.counts.rejected > 0
+        || !(summary.unusable.is_empty() && summary.forks.is_empty())
+    {
         Exit::Refused
     } else {
         Exit::Done

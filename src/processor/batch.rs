@@ -46,6 +46,9 @@ pub struct Summary {
     /// Entries of the data directory that have the name of a segment but cannot be opened. Exit code 3 if there
     /// are any. Files that were named on the command line are in `refused` instead.
     pub unusable: Vec<Refused>,
+    /// Named files that are a fork of a segment: their own events were imported, but it is not known which of
+    /// the common ones were received twice. Exit code 3 if there are any.
+    pub forks: Vec<Refused>,
     /// Numbers of native segments that have no file and no fully applied row. Exit code 1 if there are any.
     pub missing: BTreeSet<u64>,
     /// The lines applied in this run, by outcome. Exit code 3 if any was rejected.
@@ -296,6 +299,7 @@ impl Batch<'_> {
                 ImportOutcome::Refused(reason) => self.refuse(file, reason),
             }
         }
+        self.summary.forks = importer.forks;
         Ok(pending)
     }
 
@@ -347,6 +351,17 @@ impl Run for Batch<'_> {
             }
         }
         Ok(Start::Skip)
+    }
+
+    fn refused(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        reason: String,
+    ) -> Result<(), ProcessError> {
+        applier.forget(&segment.id);
+        self.refuse(&segment.path, reason);
+        Ok(())
     }
 
     fn applied(&mut self, segments: &[&SegmentFile]) {

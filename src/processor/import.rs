@@ -28,6 +28,7 @@ pub(super) use self::convert::head;
 use self::convert::{ConvertError, convert};
 pub(super) use self::part::Part;
 use self::part::{further_label, in_common};
+use super::batch::Refused;
 use super::{ProcessConfig, ProcessError};
 use crate::aggregate::scan;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
@@ -70,6 +71,8 @@ pub(super) struct Importer<'i> {
     directory: Option<Directory>,
     /// The files named so far.
     named: HashSet<Identity>,
+    /// Named files that are a fork of a segment here.
+    pub(super) forks: Vec<Refused>,
 }
 
 /// A file to import, as JSON Lines.
@@ -111,6 +114,7 @@ impl<'i> Importer<'i> {
             catalog,
             directory,
             named: HashSet::new(),
+            forks: Vec::new(),
         })
     }
 

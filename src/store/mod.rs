@@ -147,6 +147,16 @@ pub enum StoreError {
         /// The SQL that drops them, such as `DROP TRIGGER "t"`.
         cure: String,
     },
+    /// Another program deleted or inserted rows of fully applied segments.
+    #[error("database {}: {recorded} segments were fully applied, but it has rows of {found}: another program changed them, and a file without a row would be counted again; no events are applied. Stop the server and run `tallyline process --rebuild`, which makes the rows from the files", path.display())]
+    ChangedRows {
+        /// The database file.
+        path: PathBuf,
+        /// The stored number of fully applied segments.
+        recorded: u64,
+        /// The number of their rows.
+        found: u64,
+    },
     /// The SQLite in this program has the WAL-reset bug.
     #[error(
         "SQLite {found} may lose committed rows in WAL mode; build this program with SQLite 3.51.3 or later"

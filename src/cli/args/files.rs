@@ -18,7 +18,7 @@ Examples:
   tallyline process march.json april.jsonl.gz   convert JSON arrays and gzip, then apply
   tallyline process --rebuild                   build a new database from all files
 
-Exit codes: 0 all applied; 1 failed, or a file was refused or a segment is missing; 3 applied, but some lines were rejected.")]
+Exit codes: 0 all applied; 1 failed, or a file was refused or a segment is missing; 3 applied, but some lines were rejected, an entry was skipped, or a file is a fork of a segment.")]
 pub struct ProcessArgs {
     /// Files to import into the data directory and apply [default: apply the files in it]
     ///

@@ -269,8 +269,7 @@ impl Run for Worker {
             Confirmed::At(bytes) => bytes,
             Confirmed::Applied(row) => return Ok(Start::Applied(row)),
             Confirmed::Rival(reason) => {
-                self.skip_rival(segment, reason)?;
-                self.remove(applier, id);
+                self.refused(applier, segment, reason)?;
                 return Ok(Start::Skip);
             }
             Confirmed::Corrupt(corrupt) => {
@@ -293,6 +292,17 @@ impl Run for Worker {
         }
         self.count_once(id, segment, from, size)?;
         Ok(Start::At { from, size })
+    }
+
+    fn refused(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        reason: String,
+    ) -> Result<(), ProcessError> {
+        self.skip_rival(segment, reason)?;
+        self.remove(applier, &segment.id);
+        Ok(())
     }
 
     fn applied(&mut self, segments: &[&SegmentFile]) {
