@@ -25,10 +25,22 @@ use crate::timestamp;
 
 /// Prints the totals. A user without applied events is reported on stderr, with exit code 1.
 pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
-    let path = config.data_dir.join(DATABASE_FILE);
+    let readers = open_database(&config.data_dir)?;
+    let exit = if config.users.is_empty() {
+        overall_totals(&readers, config)
+    } else {
+        some_users(&readers, config)
+    };
+    readers.close();
+    exit
+}
+
+/// Opens the database of a data directory for reading. Fails if there is none.
+pub(super) fn open_database(data_dir: &Path) -> anyhow::Result<Readers> {
+    let path = data_dir.join(DATABASE_FILE);
     let readers = Readers::new(&path, 1);
     if !path.exists() {
-        let pending = Pending::of(&config.data_dir, &readers)?;
+        let pending = Pending::of(data_dir, &readers)?;
         if pending.bytes > 0 {
             bail!(
                 "there is no database {}: {pending}; run `tallyline process` to apply them",
@@ -41,13 +53,7 @@ pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
         );
     }
     readers.check()?;
-    let exit = if config.users.is_empty() {
-        overall_totals(&readers, config)
-    } else {
-        some_users(&readers, config)
-    };
-    readers.close();
-    exit
+    Ok(readers)
 }
 
 fn overall_totals(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {

@@ -57,8 +57,6 @@ impl Overall {
 /// What a transaction adds to the sums.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Added {
-    /// Users without a row before.
-    pub(super) users: u64,
     /// Counted events.
     pub(super) events: u64,
     /// Their signed micros.
@@ -72,9 +70,8 @@ impl Added {
         self.micros += i128::from(micros);
     }
 
-    /// Adds the inserted row of a user.
+    /// Adds the sums of a user.
     pub(super) fn user(&mut self, micros: i64, events: i64) {
-        self.users += 1;
         self.events = self.events.saturating_add_signed(events);
         self.micros += i128::from(micros);
     }
@@ -101,9 +98,11 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Overall> {
         })
 }
 
-/// Adds to the stored sums, inside the transaction that changes the totals. Returns the new sums.
+/// Adds to the stored sums, inside the transaction that changes the totals; `users` is the number of new
+/// users. Returns the new sums.
 pub(super) fn add(
     transaction: &Connection,
+    users: u64,
     added: &Added,
     now_ms: i64,
 ) -> rusqlite::Result<Overall> {
@@ -111,7 +110,7 @@ pub(super) fn add(
     if added.events == 0 {
         return Ok(overall);
     }
-    overall.users += added.users;
+    overall.users += users;
     overall.events += added.events;
     overall.revenue.0 += added.micros;
     overall.updated_at_ms = Some(now_ms);
@@ -160,26 +159,21 @@ pub(super) fn register(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// Counts the new users among the rows that a transaction writes to `user_total`.
-pub(super) struct NewUsers<'t> {
-    transaction: &'t Connection,
-}
+pub(super) struct NewUsers;
 
-impl<'t> NewUsers<'t> {
-    /// Called before the first row is written.
-    pub(super) fn begin(transaction: &'t Connection) -> rusqlite::Result<Self> {
-        let counting = Self { transaction };
-        // An attempt that was rolled back may have left a count.
-        counting.take()?;
-        Ok(counting)
+impl NewUsers {
+    /// Called before the first row is written: an attempt that was rolled back may have left a count.
+    pub(super) fn begin(transaction: &Connection) -> rusqlite::Result<()> {
+        Self::take_updates(transaction).map(|_| ())
     }
 
     /// How many of the rows written since are new.
-    pub(super) fn of_written(self, rows: usize) -> rusqlite::Result<u64> {
-        Ok((rows as u64).saturating_sub(self.take()?))
+    pub(super) fn of_written(transaction: &Connection, rows: usize) -> rusqlite::Result<u64> {
+        Ok((rows as u64).saturating_sub(Self::take_updates(transaction)?))
     }
 
-    fn take(&self) -> rusqlite::Result<u64> {
-        self.transaction
+    fn take_updates(transaction: &Connection) -> rusqlite::Result<u64> {
+        transaction
             .prepare_cached(TAKE_UPDATES)?
             .query_row([], |row| row.get(0))
     }

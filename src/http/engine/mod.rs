@@ -78,8 +78,12 @@ pub struct Limits {
     /// Above it, the connections that are idle longest are closed.
     pub buffers_bytes_max: usize,
     /// Maximum number of connections; default 16,384. It is lowered to what the limit of open
-    /// descriptors allows.
+    /// descriptors allows. At the maximum, connections that have been idle or stalled for a second are
+    /// closed to accept others.
     pub connections_max: usize,
+    /// Maximum time until the first byte of a new connection while the maximum number of connections is
+    /// open; default 10 s. Meanwhile further connections wait in the kernel's queue.
+    pub first_byte_time: Duration,
     /// Maximum number of unanswered requests; default 8192. Further requests are answered with 503.
     pub in_flight_max: usize,
     /// The announced time that an idle connection is kept; default 75 s, longer than the usual
@@ -106,6 +110,7 @@ impl Default for Limits {
             bodies_bytes_max: 32 << 20,
             buffers_bytes_max: 64 << 20,
             connections_max: 16_384,
+            first_byte_time: Duration::from_secs(10),
             in_flight_max: 8192,
             keep_alive: Duration::from_secs(75),
             head_time: Duration::from_secs(30),
@@ -121,7 +126,7 @@ impl Default for Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Binding or listening failed.
-    #[error("cannot listen on {address}; is another server running there?")]
+    #[error("cannot listen on {address}{}", advice_on_bind(source))]
     Bind {
         /// The configured address.
         address: SocketAddr,
@@ -134,6 +139,22 @@ pub enum EngineError {
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+}
+
+/// What to do after an error of `bind` or `listen`.
+fn advice_on_bind(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "; is another server running there? --listen with port 0 picks a free port"
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "; no network interface of this machine has this address. Listen on 127.0.0.1 for this machine only, or on 0.0.0.0 for all its addresses"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "; a port below 1024 needs root or CAP_NET_BIND_SERVICE. Use a higher port"
+        }
+        _ => "",
+    }
 }
 
 /// Which threads handle a request.
