@@ -1,8 +1,9 @@
 //! The newest refused requests with their first error, in memory, for `GET /refused` and the status page.
 //!
 //! The counters say how many requests were refused, and each client gets its reasons; this says them to the
-//! operator. Requests that are refused in the same way one after the other share an entry, so that a client
-//! that repeats its error does not displace the others.
+//! operator. Requests that are refused for the same reason share an entry, so that a client that repeats its
+//! error does not displace the others. The reason is the field and code of the first error; if no line is
+//! invalid, the text.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -52,17 +53,15 @@ impl RefusedRequests {
             events,
         };
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = entries.front_mut()
-            && last.is_like(&entry)
-        {
-            *last = Entry {
-                requests: last.requests + 1,
-                events: last.events + events,
-                ..entry
-            };
-            return;
-        }
-        entries.push_front(entry);
+        let known = entries.iter().position(|known| known.is_like(&entry));
+        let (requests, before) = known
+            .and_then(|at| entries.remove(at))
+            .map_or((0, 0), |known| (known.requests, known.events));
+        entries.push_front(Entry {
+            requests: requests + 1,
+            events: before + events,
+            ..entry
+        });
         entries.truncate(ENTRIES_MAX);
     }
 
@@ -74,12 +73,14 @@ impl RefusedRequests {
 }
 
 impl Entry {
-    /// Whether the requests were refused in the same way.
+    /// Whether the requests were refused for the same reason.
     fn is_like(&self, other: &Self) -> bool {
-        let (mine, others) = (&self.error, &other.error);
         self.status == other.status
-            && self.detail == other.detail
-            && mine.as_ref().map(Fault::kind) == others.as_ref().map(Fault::kind)
+            && match (&self.error, &other.error) {
+                (Some(mine), Some(others)) => mine.kind() == others.kind(),
+                (None, None) => self.detail == other.detail,
+                _ => false,
+            }
     }
 }
 
@@ -111,6 +112,10 @@ mod tests {
             ((422, 1, 0), (400, 2, 4), (400, 1, 1))
         );
         assert_eq!(newest[19].detail, detail(6));
+        refused.record(400, &detail(10), None, 1);
+        let newest = refused.newest();
+        assert_eq!((&*newest[0].detail, newest[0].requests), ("reason 10", 2));
+        assert_eq!(newest.len(), ENTRIES_MAX);
     }
 
     #[test]

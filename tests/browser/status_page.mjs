@@ -239,6 +239,68 @@ check("figures and plots follow the events, and the ledger balances", async () =
   await server.stop();
 });
 
+check("the first screen has the totals, the readiness, and plots that begin before the page", async () => {
+  const server = await Server.start("first-screen", ["--flush-interval", "100ms"]);
+  await server.post([{ userId: "a", name: "add_revenue", value: 1000000000000 }, { userId: "b", name: "subtract_revenue", value: 0.000001 }, { userId: "a", name: "add_revenue", value: 1 }]);
+  await until("history", async () => (await (await fetch(`${server.url}/history`)).json()).atMs.length >= 4);
+  for (const [width, height] of [[1400, 1000], [390, 844]]) {
+    const tab = await open(server, { viewport: { width, height } });
+    await until("the totals", async () => (await tab.text("#total-events")) === "3");
+    assert.equal(await tab.text("#total-revenue"), "1,000,000,000,000.999999", "every digit");
+    assert.equal(await tab.text("#total-users"), "2");
+    await until("the readiness", async () => (await tab.text("#readiness")) === "Ready");
+    const below = [];
+    for (const id of ["total-revenue", "total-users", "total-events", "readiness", "rate-plot", "lag-now"]) {
+      const box = await tab.page.locator(`#${id}`).boundingBox();
+      if (box.y + box.height > height) below.push(id);
+    }
+    assert.deepEqual(below, [], `below the first screen of ${width} x ${height}`);
+    // The history is drawn at once: more samples than the page can have taken itself.
+    await until("the history", async () => {
+      await tab.page.locator("#rate-plot").focus();
+      await tab.page.keyboard.press("Home");
+      return /^([2-9]|\d\d+) seconds ago: accepted/.test(await tab.page.locator("#rate-plot").getAttribute("aria-valuetext"));
+    });
+    await tab.close();
+  }
+  await server.stop();
+});
+
+check("lines that are pending never have a lag of 0", async () => {
+  const server = await Server.start("lag");
+  const tab = await open(server);
+  await until("ready", async () => (await tab.text("#pill")) === "Ready");
+  const status = await (await fetch(`${server.url}/status`)).json();
+  let shown = { ...status, lines: 200, pending: 200, lagSeconds: 0 };
+  await tab.page.route("**/status", (route) => route.fulfill({ json: shown }));
+  await until("pending lines", async () => (await tab.text("#lag-note")) === "200 lines pending");
+  assert.doesNotMatch(await tab.text("#lag-now"), /^0(\.0)? s/);
+  await until("an age that is not known", async () => (await tab.text("#lag-now")) === "unknown");
+  shown = { ...shown, lagSeconds: .04 };
+  await until("a short lag", async () => (await tab.text("#lag-now")) === "< 0.1 s");
+  shown = { ...shown, lagSeconds: 3.21 };
+  await until("a longer lag", async () => (await tab.text("#lag-now")) === "3.2 s");
+  shown = { ...shown, pending: 0, applied: 200, lagSeconds: 0 };
+  await until("none", async () => (await tab.text("#lag-now")) === "0 s" && (await tab.text("#lag-note")) === "nothing is pending");
+  await tab.close();
+  await server.stop();
+});
+
+check("refused requests are shown with their first error", async () => {
+  const server = await Server.start("refused");
+  const tab = await open(server);
+  await until("none", async () => (await tab.text("#refused-empty")).includes("Every request was accepted"));
+  for (let round = 0; round < 2; round += 1) assert.equal(await server.post([{ userId: "<img src=x onerror=alert(1)>", name: "add_revenue", value: -1 }]), 422);
+  await until("the reason", async () => (await tab.seen("#refused")) && (await tab.text("#refused")).includes("2 requests"));
+  const words = await tab.text("#refused");
+  assert.match(words, /negative/);
+  assert.match(words, /\/value, line 1/);
+  assert.match(words, /422/);
+  assert.equal(await tab.page.locator("#refused img").count(), 0);
+  await tab.close();
+  await server.stop();
+});
+
 check("a rejected line is shown with its reason, as text", async () => {
   const server = await Server.start("rejected", ["--flush-interval", "100ms"]);
   await server.post([{ userId: "user1", name: "add_revenue", value: 1 }]);
@@ -326,6 +388,7 @@ check("the page reports a server that does not respond, and continues when it do
   await server.stop();
   await until("disconnected", async () => (await tab.seen("#gone")) && (await tab.text("#gone-title")).startsWith("No response"));
   assert.equal(await tab.text("#pill"), "Disconnected");
+  assert.equal(await tab.text("#readiness"), "Unknown");
   assert.match(await tab.text("#gone"), /No response from the server[^]*figures below are from \d\d:\d\d:\d\d/);
   assert.equal(await tab.page.title(), "Disconnected · tallyline");
   assert.ok(await tab.seen("#again"));
@@ -385,7 +448,7 @@ check("figures of any size fit", async () => {
   const tab = await open(server);
   await until("ready", async () => (await tab.text("#pill")) === "Ready");
   await tab.page.route("**/status", (route) => route.fulfill({ json: {
-    received: 9e15, accepted: 9e15, refused: 0, lines: 9e15, applied: 9e15 - 5e12 - 3, duplicates: 0, rejected: 1, pending: 5e12, corrupt: 1, lagSeconds: 90061, ready: false, reasons: ["x".repeat(400)] } }));
+    users: 9e9, events: 9e15, revenueMicros: `-${"9".repeat(30)}`, updatedAt: null, received: 9e15, accepted: 9e15, refused: 0, lines: 9e15, applied: 9e15 - 5e12 - 3, duplicates: 0, rejected: 1, pending: 5e12, corrupt: 1, lagSeconds: 90061, ready: false, reasons: ["x".repeat(400)] } }));
   await tab.page.route("**/segments?*", (route) => route.fulfill({ json: { segments: [
     { name: "events-000002", file: "events.jsonl", state: "active", bytes: 1023.9 * 2 ** 20, appliedBytes: 1013.5 * 2 ** 20, events: 99999999, rejected: 99999999, duplicates: 99999999, sealedAt: null, completedAt: null, reason: null },
     { name: `events_${"long".repeat(50)}.jsonl`, file: `applied/2026-11/events_${"long".repeat(50)}.jsonl`, state: "corrupt", bytes: null, appliedBytes: 812, events: 0, rejected: 0, duplicates: 0, sealedAt: null, completedAt: null, reason: "812 bytes were applied under another content" },
@@ -446,27 +509,49 @@ check("the security policy allows only this page", async () => {
   await server.stop();
 });
 
-// Screenshots of a busy server.
+// Screenshots of the first screen, and of the whole page, in each state. The busy server has run for a while
+// before the pages are opened.
 async function screenshots() {
   mkdirSync(shots, { recursive: true });
+  const sizes = { desktop: { viewport: { width: 1400, height: 1000 } }, phone: { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2 } };
+  const each = async (state, server, ready, after = async () => {}) => {
+    for (const [size, options] of Object.entries(sizes)) {
+      for (const colorScheme of ["light", "dark"]) {
+        const tab = await open(server, { ...options, colorScheme });
+        await until(`${state}: the page`, () => ready(tab));
+        await after(tab);
+        await tab.page.evaluate(() => { document.activeElement.blur(); scrollTo(0, 0); });
+        const name = join(shots, `${state}-${size}-${colorScheme}`);
+        await tab.page.screenshot({ path: `${name}.png` });
+        await tab.page.screenshot({ path: `${name}-whole.png`, fullPage: true });
+        await tab.page.context().close();
+      }
+    }
+  };
+  const shown = async (tab) => (await tab.text("#pill")) === "Ready" && (await tab.page.locator("#rate-plot .line").count()) > 0;
+  const empty = await Server.start("empty-shot");
+  await each("empty", empty, shown);
+  await empty.stop();
   const server = await Server.start("busy", ["--rotate-interval", "20s"]);
   server.place("events_1700000000000.jsonl", foreign("elsewhere"));
   const stop = load(server, { batch: 160, every: 15 });
-  const kinds = { light: { colorScheme: "light" }, dark: { colorScheme: "dark" }, phone: { colorScheme: "light", viewport: { width: 320, height: 720 }, deviceScaleFactor: 2 } };
-  kinds.readme = { colorScheme: "light", viewport: { width: 1280, height: 1010 } };
-  const tabs = await Promise.all(Object.entries(kinds).map(async ([name, options]) => [name, await open(server, options)]));
-  const seconds = Number(process.env.SHOT_SECONDS ?? 60);
-  await pause(seconds * 1000); // so that the plots have data
-  for (const [name, tab] of tabs) {
+  const seconds = Number(process.env.SHOT_SECONDS ?? 120);
+  await pause(seconds * 1000); // so that the history has data
+  await each("busy", server, async (tab) => (await shown(tab)) && (await tab.seen("#rejected")) && (await tab.seen("#refused")), async (tab) => {
     await tab.page.locator("#who").fill("acme/eu");
     await tab.page.keyboard.press("Enter");
     await until("the look-up", () => tab.seen("#found"));
-    await tab.page.evaluate(() => document.activeElement.blur());
-    await tab.page.screenshot({ path: join(shots, `${name}.png`), fullPage: name !== "readme" });
-    await tab.close();
-  }
+    await pause(4000); // so that the page has figures of its own
+  });
+  renameSync(join(shots, "busy-desktop-light.png"), join(shots, "readme.png"));
   await stop();
-  await server.stop();
+  renameSync(join(server.data, "events.jsonl"), join(scratch, "moved-away-shot.jsonl"));
+  await each("unready", server, async (tab) => (await tab.text("#pill")) === "Not ready" && (await tab.seen("#reasons")));
+  const error = (tab) => tab.page.route("**/status", (route) => route.fulfill({ status: 500, contentType: "application/problem+json", body: JSON.stringify({ title: "Internal Server Error", status: 500, detail: "internal error, a defect in the server; see its log for details" }) }));
+  await each("error", server, async (tab) => { await error(tab); return tab.seen("#gone"); });
+  const gone = (tab) => tab.page.route("**/status", (route) => route.abort());
+  await each("gone", server, async (tab) => { if ((await tab.text("#pill")) === "Not ready") await gone(tab); return tab.seen("#gone"); });
+  await server.stop("SIGKILL");
 }
 
 let failed = 0;

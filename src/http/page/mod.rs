@@ -14,9 +14,11 @@
 //! | request | when |
 //! |---|---|
 //! | `status` | each second |
+//! | `history` | when the page opens, and when it has missed figures |
 //! | `userEvents?order=-revenue&limit=10` | `applied` changed; at most every 2 s, and at most 1/20 of the time |
 //! | `segments?limit=20` | `lines`, `applied`, `pending` or `corrupt` changed; same limits |
 //! | `rejected?limit=20` | `rejected` changed; same limits |
+//! | `refused` | `refused` changed; same limits |
 //! | `userEvents/{userId}` | on demand, then each time totals change while the user is shown |
 //! | `readyz` | while the token is missing, without a token |
 //!
@@ -65,8 +67,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     (
         "Content-Security-Policy",
         "default-src 'none'; \
-         script-src 'sha256-xmNu2QrhTgCLi2UyD4U30RV+cMSz67xuycf2rl1r2Nk='; \
-         style-src 'sha256-e6sgIxHtlN03GU9tp7Rta73LjFzbXtJVBjxE0eod3ao='; \
+         script-src 'sha256-YgLGliUUzg7HGaIS8PwsJyPIZEPbEdGz/33lCoTqYaw='; \
+         style-src 'sha256-mguA3KND/k8/jo3J9SzqcvojJLGwzb1BOX5J5MnirfY='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     ),
