@@ -147,6 +147,8 @@ pub enum Command {
     /// Send events from a file or stdin to a server
     #[command(alias = "client")]
     Send(Box<SendArgs>),
+    /// Check whether a server is ready, or wait until it is
+    Ready(ReadyArgs),
     /// Apply all unapplied files of a data directory to the database, then exit
     #[command(alias = "processor")]
     Process(ProcessArgs),
@@ -369,6 +371,25 @@ pub struct SendArgs {
     /// Print the summary as one JSON object
     #[arg(long, help_heading = "Input and output")]
     pub json: bool,
+}
+
+/// Flags of `tallyline ready`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tallyline ready                               is http://127.0.0.1:8000 ready now?
+  tallyline ready --wait 30s && tallyline send events.jsonl
+
+It asks /readyz, which needs no token. The health check of the container image is this command.
+Exit codes: 0 ready; 1 not ready, with the reasons, or no answer.")]
+pub struct ReadyArgs {
+    /// Base URL of the server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    #[arg(env = "TALLYLINE_TO")]
+    pub to: String,
+    /// Maximum time to wait until the server is ready
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub wait: Span,
 }
 
 /// Flags of `tallyline process`.

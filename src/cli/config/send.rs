@@ -300,7 +300,7 @@ fn at_most(name: &str, value: NonZeroU32, max: u32) -> Result<NonZeroU32, UsageE
     Ok(value)
 }
 
-fn base_url(text: &str) -> Result<String, UsageError> {
+pub(super) fn base_url(text: &str) -> Result<String, UsageError> {
     let wrong = |why: &str| {
         UsageError::new(format!(
             "--to {text:?} {why}; write a base URL such as http://127.0.0.1:8000"
