@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded, select};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::await_applied::OwnLines;
 use super::deliver::{Deliverer, Halt};
 use super::error::SendError;
 use super::format::Format;
@@ -19,7 +20,6 @@ use super::input::{Source, identity};
 use super::lines::{Batch, Batches, Checksum, Place};
 use super::post::{About, Poster};
 use super::rejects::{Keep, Rejects};
-use super::settle::OwnLines;
 use super::state::{Cover, Record, StateFile};
 use super::summary::{SendOutcome, Summary};
 use super::tally::{Ended, Tally};

@@ -7,8 +7,8 @@ use std::time::Duration;
 use indicatif::HumanCount;
 use serde_json::json;
 
+use super::await_applied::Applied;
 use super::error::SendError;
-use super::settle::Applied;
 use super::tally::Counts;
 use crate::cli::Span;
 use crate::cli::exit::Exit;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, ProgressBar};
 
+use super::await_applied::OwnLines;
 use super::error::SendError;
 use super::lines::{Checksum, Place};
 use super::rejects::{Refusal, Rejects};
-use super::settle::OwnLines;
 use super::state::{Record, StateFile, Written};
 use crate::data_dir::segment::Position;
 use crate::shutdown::Shutdown;

@@ -35,7 +35,7 @@ use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
 use crate::data_dir::{Catalog, Directory, Found, Place, SegmentFile, read_label};
 use crate::event::Looks;
 use crate::store::{SegmentState, Writer};
-use crate::verify::contents::{self, settle};
+use crate::verify::contents::{self, compare_claims};
 
 /// Longest file name on Linux file systems.
 const NAME_BYTES_MAX: usize = 255;
@@ -43,13 +43,13 @@ const COPY_BLOCK: u64 = 1 << 20;
 
 /// The result of importing one file.
 #[derive(Debug)]
-pub(super) enum Brought {
+pub(super) enum ImportOutcome {
     /// The segment with its events, which is to be applied.
-    In(Found),
+    New(Found),
     /// All its events were applied before; the name to report.
-    Before(String),
+    Known(String),
     /// It was named twice in this run.
-    Again,
+    Repeated,
     /// Nothing of it was stored; the reason and what to do.
     Refused(String),
 }
@@ -116,16 +116,16 @@ impl<'i> Importer<'i> {
         writer: &Writer,
         path: &Path,
         on_read: &mut dyn FnMut(u64, u64),
-    ) -> Result<Brought, ProcessError> {
+    ) -> Result<ImportOutcome, ProcessError> {
         let source = match self.disk.open_read(path) {
             Err(error) if Unusable::is_reason_of(&error) => {
-                return Ok(Brought::Refused(not_opened(path, &error)));
+                return Ok(ImportOutcome::Refused(not_opened(path, &error)));
             }
             opened => opened.map_err(ProcessError::io("open", path))?,
         };
         let stat = source.stat().map_err(ProcessError::io("inspect", path))?;
         if !self.named.insert(stat.identity) {
-            return Ok(Brought::Again);
+            return Ok(ImportOutcome::Repeated);
         }
         let real = path
             .canonicalize()
@@ -136,7 +136,7 @@ impl<'i> Importer<'i> {
         }
         let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
         if let Looks::Unfit(unfit) = looks {
-            return Ok(Brought::Refused(format!(
+            return Ok(ImportOutcome::Refused(format!(
                 "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
                 unfit.what,
                 unfit.cure(path)
@@ -159,7 +159,7 @@ impl<'i> Importer<'i> {
             .as_os_str()
             .len();
         if name_bytes > NAME_BYTES_MAX {
-            return Ok(Brought::Refused(format!(
+            return Ok(ImportOutcome::Refused(format!(
                 "its name is too long: in the data directory it becomes {}.part, which has {name_bytes} bytes, and at most {NAME_BYTES_MAX} are possible; nothing was stored. Give the file a shorter name",
                 content.name
             )));
@@ -172,7 +172,7 @@ impl<'i> Importer<'i> {
                 ConvertError::Write(source) => {
                     Err(ProcessError::io("write", &self.part_of(&content))(source))
                 }
-                error => Ok(Brought::Refused(error.to_string())),
+                error => Ok(ImportOutcome::Refused(error.to_string())),
             };
         }
         let brought = self.compare(writer, &content);
@@ -181,19 +181,19 @@ impl<'i> Importer<'i> {
     }
 
     /// A file in the data directory itself, which needs no import.
-    fn at_home(&self, name: &str) -> Brought {
+    fn at_home(&self, name: &str) -> ImportOutcome {
         let data_dir = &self.config.data_dir;
         match SegmentId::of_file(name, self.config.directory_tag()) {
-            Some((id, tag)) => Brought::In(Found {
+            Some((id, tag)) => ImportOutcome::New(Found {
                 id,
                 tag,
                 place: Place::Incoming,
                 path: data_dir.join(name),
             }),
-            None if name == ACTIVE_FILE => Brought::Refused(
+            None if name == ACTIVE_FILE => ImportOutcome::Refused(
                 "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
             ),
-            None => Brought::Refused(format!(
+            None => ImportOutcome::Refused(format!(
                 "it is in the data directory, but its name is not that of a segment; move it to another directory, or rename it to events_{name}"
             )),
         }
@@ -246,11 +246,15 @@ impl<'i> Importer<'i> {
     }
 
     /// Determines which lines are new, and copies them in.
-    fn compare(&mut self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
+    fn compare(
+        &mut self,
+        writer: &Writer,
+        content: &Content,
+    ) -> Result<ImportOutcome, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let label = read_label(&*content.file).map_err(io())?;
         if let Some((at, further)) = further_label(&*content.file, content.size).map_err(io())? {
-            return Ok(Brought::Refused(format!(
+            return Ok(ImportOutcome::Refused(format!(
                 "the line that ends at byte {at} is the first of segment {}, so these are several segments in one file, and which of their lines were counted cannot be determined; nothing was stored. Name the original files of the segments instead",
                 further.number
             )));
@@ -259,7 +263,7 @@ impl<'i> Importer<'i> {
             Some(label) => self.labelled(writer, content, label)?,
             None => self.by_name(writer, content)?,
         };
-        if let Brought::In(found) = &brought
+        if let ImportOutcome::New(found) = &brought
             && found.place == Place::Incoming
         {
             let known = self.catalog.sealed.entry(found.id.clone()).or_default();
@@ -271,7 +275,7 @@ impl<'i> Importer<'i> {
     }
 
     /// A file without a label, which is identified by its name.
-    fn by_name(&self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
+    fn by_name(&self, writer: &Writer, content: &Content) -> Result<ImportOutcome, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let id = SegmentId::Imported(content.name.clone());
         let row = writer.segment(&id)?;
@@ -286,15 +290,15 @@ impl<'i> Importer<'i> {
                 file: Arc::clone(&content.file),
             };
             return Ok(if contents::is_what_was_applied(&segment, row)? {
-                Brought::Before(content.name.clone())
+                ImportOutcome::Known(content.name.clone())
             } else {
                 let path = content.staged.is_none().then_some(&*content.path);
                 let reason = contents::other_content(&*content.file, path, row).map_err(io())?;
-                Brought::Refused(reason)
+                ImportOutcome::Refused(reason)
             });
         }
         let found = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
-        if let Some(found) = settle(self.disk, found, row.as_ref()).usable {
+        if let Some(found) = compare_claims(self.disk, found, row.as_ref()).usable {
             let kept = self
                 .disk
                 .open_read(&found.path)
@@ -302,9 +306,9 @@ impl<'i> Importer<'i> {
             let same = kept.size().map_err(io())? == content.size
                 && in_common(&*content.file, 0, &*kept).map_err(io())? == content.size;
             return Ok(if same {
-                Brought::In(found.clone())
+                ImportOutcome::New(found.clone())
             } else {
-                Brought::Refused(format!(
+                ImportOutcome::Refused(format!(
                     "{} has the name that this file would get, has another content, and is not applied yet; nothing was stored. Rename this file only if none of its events is in that one",
                     found.path.display()
                 ))
@@ -320,7 +324,7 @@ impl<'i> Importer<'i> {
         (start, to): (u64, u64),
         id: SegmentId,
         tag: Option<Tag>,
-    ) -> Result<Brought, ProcessError> {
+    ) -> Result<ImportOutcome, ProcessError> {
         let data_dir = &self.config.data_dir;
         let path = data_dir.join(&content.name);
         let staged = content.staged.as_ref();
@@ -354,14 +358,14 @@ impl<'i> Importer<'i> {
             self.remove_part(&part);
         }
         Ok(if done.map_err(ProcessError::io("put in place", &path))? {
-            Brought::In(Found {
+            ImportOutcome::New(Found {
                 id,
                 tag,
                 place: Place::Incoming,
                 path,
             })
         } else {
-            Brought::Refused(
+            ImportOutcome::Refused(
                 "its length changed while it was read; nothing was stored. Name it again when no program writes to it".to_owned(),
             )
         })

@@ -31,7 +31,7 @@ use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{DeadSegment, Progress, Settled};
 use crate::store::{Readers, SegmentRow, SegmentState, StoreError};
-use crate::verify::contents::{describe_rivals, settle, stand_for};
+use crate::verify::contents::{accounts_for, compare_claims, describe_rivals};
 use crate::verify::seal;
 
 const DATABASE: &str = "database";
@@ -233,7 +233,7 @@ fn missing(
         let row = rows.iter().find(|row| row.id == *id);
         if let Some(number) = id.number()
             && !present.contains(number)
-            && stand_for(disk, found, row)
+            && accounts_for(disk, found, row)
         {
             present.insert(number);
         }
@@ -360,7 +360,7 @@ impl Lines {
         {
             return reason.clone();
         }
-        let claims = settle(&*self.disk, found, row);
+        let claims = compare_claims(&*self.disk, found, row);
         let reason = (!claims.rivals.is_empty())
             .then(|| describe_rivals(&*self.disk, id, &claims.rivals, row));
         self.contradictions

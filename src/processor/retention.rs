@@ -320,7 +320,7 @@ fn prune(
     }
     *pruned = row.id.number();
     // Step 2: the checkpoint.
-    if !paths.is_empty() && !writer.settle()? {
+    if !paths.is_empty() && !writer.checkpoint()? {
         return Ok(Outcome::Later);
     }
     for path in &paths {
@@ -377,7 +377,7 @@ pub(super) fn finish(
         if size == pruned.file_bytes
             && lines::checksum(&*file, size).map_err(read)? == pruned.file_checksum
         {
-            if !writer.settle()? {
+            if !writer.checkpoint()? {
                 return Ok(Finished::Later);
             }
             remove(disk, path)?;
