@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::agent::agent;
+use crate::shutdown::Shutdown;
 
 /// Timeout of one request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -31,17 +32,20 @@ struct Problem {
 }
 
 /// Returns once the server at the base URL `to` is ready. If it is not ready `within` this time
-/// (`None`: no limit), the result is the last answer. At least one request is made.
-pub fn wait_until_ready(to: &str, within: Option<Duration>) -> Result<(), NotReady> {
+/// (`None`: no limit) or before `stop`, the result is the last answer. At least one request is made.
+pub fn wait_until_ready(
+    to: &str,
+    within: Option<Duration>,
+    stop: &Shutdown,
+) -> Result<(), NotReady> {
     let began = Instant::now();
     let agent = agent(to, ANSWER_WITHIN);
     loop {
         let answer = ask(&agent, to);
         let over = within.is_some_and(|within| began.elapsed() + PAUSE > within);
-        if answer.is_ok() || over {
+        if answer.is_ok() || over || stop.wait(PAUSE) {
             return answer;
         }
-        std::thread::sleep(PAUSE);
     }
 }
 
