@@ -121,7 +121,8 @@ struct State {
     applied: Position,
     /// Missing and corrupt segments: number to applied bytes.
     dead: BTreeMap<u64, u64>,
-    settled: Settled,
+    /// `None` until the database was read.
+    settled: Option<Settled>,
     waiters: BTreeMap<(Position, u64), Waiter>,
     deadlines: BTreeSet<(Instant, Position, u64)>,
     next_waiter: u64,
@@ -164,7 +165,7 @@ impl Progress {
             state: Mutex::new(State {
                 applied: start,
                 dead: BTreeMap::new(),
-                settled: Settled::default(),
+                settled: None,
                 waiters: BTreeMap::new(),
                 deadlines: BTreeSet::new(),
                 next_waiter: 0,
@@ -260,6 +261,11 @@ impl Progress {
         }
     }
 
+    /// Whether the database was read since the start; before that, the accounts are 0.
+    pub fn is_published(&self) -> bool {
+        self.lock().settled.is_some()
+    }
+
     /// The ledger and the lines of this run, of [`Progress::accounts`].
     pub fn ledger(&self, tail_lines: impl FnOnce() -> u64) -> (Ledger, Run) {
         let accounts = self.accounts(tail_lines);
@@ -270,7 +276,7 @@ impl Progress {
     /// than were counted, the difference is unaccounted immediately; if fewer, they are pending until
     /// [`Settled::ledger`] reports them as unaccounted.
     pub fn accounts(&self, tail_lines: impl FnOnce() -> u64) -> Accounts {
-        let settled = self.lock().settled;
+        let settled = self.lock().settled.unwrap_or_default();
         // Read after `settled`, so that it includes every settled line.
         let tail_lines = tail_lines();
         let waiting = settled.waiting(tail_lines) - settled.ledger.unaccounted;
@@ -312,7 +318,7 @@ impl Progress {
             .iter()
             .map(|dead| (dead.number, dead.applied_bytes))
             .collect();
-        state.settled = settled;
+        state.settled = Some(settled);
         while state
             .acknowledged
             .front()

@@ -6,7 +6,7 @@ use super::harness::{
     Process, Scratch, Server, arg, event, names_in, recount_files, run, run_with_input, tallyline,
 };
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "demo",
     "serve",
     "send",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 13] = [
     "backup",
     "restore",
     "query",
+    "rejected",
     "generate",
     "completions",
     "man",

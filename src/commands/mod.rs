@@ -8,6 +8,7 @@ pub mod manual;
 pub mod process;
 pub mod query;
 pub mod ready;
+pub mod rejected;
 pub mod send;
 pub mod serve;
 pub mod torture;

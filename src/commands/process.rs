@@ -19,7 +19,6 @@ use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{Directory, PROCESS_LOCK, SERVE_LOCK, numbers};
 use crate::processor::{self, RunProgress, Step, Summary};
-use crate::store::DATABASE_FILE;
 
 /// Applies the files and prints a summary.
 pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
@@ -72,16 +71,18 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     for unusable in &summary.unusable {
         tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
     }
+    for fork in &summary.forks {
+        tracing::warn!("{}: {}", fork.path.display(), fork.reason);
+    }
     let mut text = describe(&summary, dir);
     for note in notes {
         let _infallible = writeln!(text, "{note}");
     }
     if summary.counts.rejected > 0 {
-        let database = dir.join(DATABASE_FILE);
         let _infallible = writeln!(
             text,
-            "see why they were rejected: sqlite3 {} 'SELECT segment, offset, reason, line FROM rejected_line'",
-            database.display()
+            "to see them with their reasons, run `tallyline rejected --data-dir {}`",
+            dir.display()
         );
     }
     let exit = exit_of(&summary);
@@ -94,7 +95,9 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
 fn exit_of(summary: &Summary) -> Exit {
     if !(summary.refused.is_empty() && summary.missing.is_empty()) {
         Exit::Failed
-    } else if summary.counts.rejected > 0 || !summary.unusable.is_empty() {
+    } else if summary.counts.rejected > 0
+        || !(summary.unusable.is_empty() && summary.forks.is_empty())
+    {
         Exit::Refused
     } else {
         Exit::Done

@@ -18,17 +18,29 @@ use crate::cli::output::counted;
 use crate::data_dir::directory_tag;
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
 use crate::store::{
-    DATABASE_FILE, Ledger, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
+    DATABASE_FILE, Ledger, Listing, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
     read_directory,
 };
 use crate::timestamp;
 
 /// Prints the totals. A user without applied events is reported on stderr, with exit code 1.
 pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
-    let path = config.data_dir.join(DATABASE_FILE);
+    let readers = open_database(&config.data_dir)?;
+    let exit = if config.users.is_empty() {
+        overall_totals(&readers, config)
+    } else {
+        some_users(&readers, config)
+    };
+    readers.close();
+    exit
+}
+
+/// Opens the database of a data directory for reading. Fails if there is none.
+pub(super) fn open_database(data_dir: &Path) -> anyhow::Result<Readers> {
+    let path = data_dir.join(DATABASE_FILE);
     let readers = Readers::new(&path, 1);
     if !path.exists() {
-        let pending = Pending::of(&config.data_dir, &readers)?;
+        let pending = Pending::of(data_dir, &readers)?;
         if pending.bytes > 0 {
             bail!(
                 "there is no database {}: {pending}; run `tallyline process` to apply them",
@@ -41,18 +53,12 @@ pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
         );
     }
     readers.check()?;
-    let exit = if config.users.is_empty() {
-        overall_totals(&readers, config)
-    } else {
-        some_users(&readers, config)
-    };
-    readers.close();
-    exit
+    Ok(readers)
 }
 
 fn overall_totals(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
     // A page has at least one user, also for --top 0.
-    let page = readers.users(Order::RevenueDescending, config.top.max(1), None)?;
+    let page = readers.users(&Listing::first(Order::RevenueDescending, config.top.max(1)))?;
     let mut users = page.map(|page| page.users).unwrap_or_default();
     users.truncate(config.top as usize);
     let text = match config.format {
@@ -167,6 +173,8 @@ impl fmt::Display for Pending {
 struct Shown<'a> {
     user_id: &'a str,
     revenue: Option<Box<RawValue>>,
+    /// As text, because many JSON readers turn numbers into 64-bit floats.
+    revenue_micros: String,
     events: u64,
     updated_at: String,
 }
@@ -176,6 +184,7 @@ impl<'a> Shown<'a> {
         Self {
             user_id: &user.user_id,
             revenue: number(user.revenue.to_string()),
+            revenue_micros: user.revenue.0.to_string(),
             events: user.events,
             updated_at: time(user.updated_at_ms),
         }
@@ -213,6 +222,7 @@ fn json_overall(
         users: u64,
         events: u64,
         revenue: Option<Box<RawValue>>,
+        revenue_micros: String,
         updated_at: Option<String>,
         ledger: Fates,
         pending_bytes: u64,
@@ -222,6 +232,7 @@ fn json_overall(
         users: overall.users,
         events: overall.events,
         revenue: number(overall.revenue.to_string()),
+        revenue_micros: overall.revenue.0.to_string(),
         updated_at: overall.updated_at_ms.map(time),
         ledger: Fates {
             lines: ledger.lines,
@@ -237,11 +248,12 @@ fn json_overall(
 
 fn csv(users: &[UserTotal]) -> anyhow::Result<String> {
     let mut out = csv::Writer::from_writer(Vec::new());
-    out.write_record(["userId", "revenue", "events", "updatedAt"])?;
+    out.write_record(["userId", "revenue", "revenueMicros", "events", "updatedAt"])?;
     for user in users {
         let revenue = user.revenue.to_string();
         let events = user.events.to_string();
-        out.write_record([&user.user_id, &revenue, &events, &time(user.updated_at_ms)])?;
+        let (micros, updated_at) = (user.revenue.0.to_string(), time(user.updated_at_ms));
+        out.write_record([&user.user_id, &revenue, &micros, &events, &updated_at])?;
     }
     Ok(String::from_utf8(out.into_inner()?)?)
 }
@@ -362,6 +374,12 @@ mod tests {
         let text =
             json_overall(&overall, Ledger::default(), &Pending::default(), &users).expect("json");
         assert_eq!(text.matches(": 9007199254.740993").count(), 2, "{text}");
+        assert_eq!(
+            text.matches("\"revenueMicros\": \"9007199254740993\"")
+                .count(),
+            2,
+            "{text}"
+        );
         let updated = "\"updatedAt\": \"2026-11-22T06:41:00.123Z\"";
         assert_eq!(text.matches(updated).count(), 2, "{text}");
     }
@@ -370,7 +388,9 @@ mod tests {
     fn csv_quotes_what_must_be() {
         let text = csv(&[user("a,\"b\"", 0)]).expect("csv");
         assert!(
-            text.starts_with("userId,revenue,events,updatedAt\n\"a,\"\"b\"\"\",0,2,"),
+            text.starts_with(
+                "userId,revenue,revenueMicros,events,updatedAt\n\"a,\"\"b\"\"\",0,0,2,"
+            ),
             "{text}"
         );
     }

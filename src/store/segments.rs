@@ -36,6 +36,7 @@ const CHANGE_APPLIED_SUM: &str = include_str!("../../sql/query/change_applied_su
 const ADD_UP_APPLIED: &str = include_str!("../../sql/query/add_up_applied.sql");
 const COUNT_SEGMENTS_WITH_OTHER_IDS: &str =
     include_str!("../../sql/query/count_segments_with_other_ids.sql");
+const COUNT_APPLIED: &str = include_str!("../../sql/query/count_applied_segments.sql");
 const SELECT_NUMBER_BOUNDS: &str = include_str!("../../sql/query/select_number_bounds.sql");
 const LIST_NEWEST: &str = include_str!("../../sql/query/list_newest_segments.sql");
 const LIST_NEWEST_REJECTED: &str = include_str!("../../sql/query/list_newest_rejected_lines.sql");
@@ -494,21 +495,41 @@ pub(super) fn numbers(connection: &Connection) -> rusqlite::Result<Numbers> {
     numbers_in(&*connection.unchecked_transaction()?)
 }
 
+/// The numbers of native segments if they have no gap, without reading their rows.
+fn contiguous_numbers(
+    snapshot: &Connection,
+) -> rusqlite::Result<Option<std::ops::RangeInclusive<u64>>> {
+    let read = |row: &Row<'_>| -> rusqlite::Result<(u64, u64, u64)> {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    };
+    let mut bounds = snapshot.prepare_cached(SELECT_NUMBER_BOUNDS)?;
+    let (first, last, count) = bounds.query_row([], read)?;
+    Ok((count > 0 && last - first + 1 == count).then_some(first..=last))
+}
+
+/// The stored number of fully applied segments and that of their rows, if the two differ. The rows of
+/// native segments are counted only if there are gaps between their numbers: files are applied by
+/// number, so a row that is missing between two others is not applied again.
+pub(super) fn changed_rows(connection: &Connection) -> rusqlite::Result<Option<(u64, u64)>> {
+    let snapshot = connection.unchecked_transaction()?;
+    let count = |first: i64, last: i64| {
+        let mut count = snapshot.prepare_cached(COUNT_APPLIED)?;
+        count.query_row([first, last], |row| row.get::<_, u64>(0))
+    };
+    let sum = applied_sum(&snapshot)?;
+    let native = match contiguous_numbers(&snapshot)? {
+        Some(_) => sum.native,
+        None => count(1, i64::MAX)?,
+    };
+    let found = native + count(i64::MIN, 0)?;
+    Ok((found != sum.segments).then_some((sum.segments, found)))
+}
+
 /// The same, in the caller's transaction. Reads all keys only if there are gaps between them.
 fn numbers_in(snapshot: &Connection) -> rusqlite::Result<Numbers> {
-    let (first, last, count) =
-        snapshot
-            .prepare_cached(SELECT_NUMBER_BOUNDS)?
-            .query_row([], |row| {
-                Ok((
-                    row.get::<_, u64>(0)?,
-                    row.get::<_, u64>(1)?,
-                    row.get::<_, u64>(2)?,
-                ))
-            })?;
     let mut numbers = Numbers::default();
-    if count > 0 && last - first + 1 == count {
-        numbers.insert_range(first..=last);
+    if let Some(range) = contiguous_numbers(snapshot)? {
+        numbers.insert_range(range);
         return Ok(numbers);
     }
     let mut statement = snapshot.prepare_cached(SELECT_NUMBERS)?;

@@ -136,6 +136,18 @@ impl Writer {
         }
     }
 
+    /// Fails if another program deleted rows of fully applied segments, whose files would be applied again.
+    pub fn check_rows(&self) -> Result<(), StoreError> {
+        match segments::changed_rows(&self.connection).map_err(self.reading())? {
+            None => Ok(()),
+            Some((recorded, found)) => Err(StoreError::ChangedRows {
+                path: self.path.clone(),
+                recorded,
+                found,
+            }),
+        }
+    }
+
     /// Bounds SQLite's page cache, in whole KiB. A transaction that changes more pages writes them out.
     pub fn cache(&self, bytes: usize) -> Result<(), StoreError> {
         let kib = i64::try_from(bytes >> 10).unwrap_or(i64::MAX);

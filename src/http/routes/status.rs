@@ -1,4 +1,4 @@
-//! `GET /status`: the sums over all users, the ledger, and the state of the server. It reads memory only, so
+//! `GET /status`, `/history` and `/refused`: the sums over all users, the ledger, and the state of the server. It reads memory only, so
 //! it answers also while the database is locked or broken.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,8 @@ use super::{Inner, service};
 use crate::data_dir::segment::Position;
 use crate::http::counters::Route;
 use crate::http::engine::{Reply, Request};
+use crate::http::history::Sample;
+use crate::http::refused::Entry;
 use crate::progress::Accounts;
 use crate::timestamp;
 
@@ -106,4 +108,40 @@ fn current(inner: &Inner) -> Status<'_> {
         ready: reasons.is_empty(),
         reasons,
     }
+}
+
+#[derive(Serialize)]
+struct Refused {
+    refused: Vec<Entry>,
+}
+
+/// Answers with the newest refused requests.
+pub(super) fn refused(inner: &Inner, request: Request) {
+    let refused = Refused {
+        refused: inner.refused.newest(),
+    };
+    let body = serde_json::to_string(&refused).unwrap_or_default();
+    inner.answer(request, Route::Service, Reply::json(200, body));
+}
+
+/// Answers with the samples of the last 15 minutes.
+pub(super) fn history(inner: &Inner, request: Request) {
+    let body = serde_json::to_string(&inner.history.columns()).unwrap_or_default();
+    inner.answer(request, Route::Service, Reply::json(200, body));
+}
+
+/// The present counters, for the history; `None` until the database has been read.
+pub(in crate::http) fn sample(inner: &Inner) -> Option<Sample> {
+    if !inner.progress.is_published() {
+        return None;
+    }
+    let (events, accounts) = service::accounts(inner);
+    let ledger = accounts.ledger;
+    Some(Sample {
+        at_ms: timestamp::now_ms(),
+        accepted: events.accepted,
+        processed: ledger.applied + ledger.duplicates + ledger.rejected,
+        pending: ledger.pending,
+        lag_seconds: inner.progress.lag_seconds(),
+    })
 }
