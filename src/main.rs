@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use tallyline::cli::args::{Cli, Command, LogFormat, with_variables};
 use tallyline::cli::config::{
-    BackupConfig, DemoConfig, ProcessConfig, QueryConfig, RejectedConfig, RestoreConfig,
-    SendConfig, UsageError, VerifyConfig,
+    BackupConfig, DemoConfig, ProcessConfig, QueryConfig, ReadyConfig, RejectedConfig,
+    RestoreConfig, SendConfig, UsageError, VerifyConfig,
 };
 use tallyline::cli::exit::Exit;
 use tallyline::cli::logging::{self, LogMode};
 use tallyline::commands::{
-    backup, demo, generate, manual, process, query, rejected, send, serve, torture, verify,
+    backup, demo, generate, manual, process, query, ready, rejected, send, serve, torture, verify,
 };
 use tallyline::shutdown;
 
@@ -49,6 +49,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(&DemoConfig::new(args)?),
         Command::Serve(args) => serve::run(*args),
         Command::Send(args) => send::run(&SendConfig::new(*args, quiet)?),
+        Command::Ready(args) => ready::run(&ReadyConfig::new(&args, quiet)?),
         Command::Process(args) => process::run(&ProcessConfig::new(args, quiet)?),
         Command::Verify(args) => verify::run(&VerifyConfig::new(args, quiet)?),
         Command::Backup(args) => backup::run_backup(&BackupConfig::new(args, quiet)?),

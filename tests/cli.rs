@@ -6,10 +6,11 @@ use super::harness::{
     Process, Scratch, Server, arg, event, names_in, recount_files, run, run_with_input, tallyline,
 };
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "demo",
     "serve",
     "send",
+    "ready",
     "process",
     "verify",
     "backup",

@@ -19,7 +19,7 @@ use clap::{
 pub(crate) use self::errors::renamed;
 pub use self::errors::with_variables;
 pub use self::files::{BackupArgs, ProcessArgs, QueryArgs, RejectedArgs, RestoreArgs, VerifyArgs};
-pub use self::send::SendArgs;
+pub use self::send::{ReadyArgs, SendArgs};
 pub use self::serve::{DemoArgs, ServeArgs};
 pub use self::tools::{CompletionsArgs, GenerateArgs, TortureArgs};
 
@@ -111,6 +111,8 @@ pub enum Command {
     /// Send events from a file or stdin to a server
     #[command(alias = "client")]
     Send(Box<SendArgs>),
+    /// Check whether a server is ready, or wait until it is
+    Ready(ReadyArgs),
     /// Apply all unapplied files of a data directory to the database, then exit
     #[command(alias = "processor")]
     Process(ProcessArgs),

@@ -16,9 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, OnceLock};
 
 use indicatif::MultiProgress;
+use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::args::{LogFormat, LoggingArgs};
 
@@ -84,7 +88,7 @@ pub fn start(args: &LoggingArgs, mode: LogMode) -> Log {
             (_, LogMode::Tool | LogMode::QuietService) => "warn".to_owned(),
         },
     };
-    let filter = EnvFilter::builder().parse_lossy(directives);
+    let filter = filter_of(&directives);
     let colour = io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let (sink, guard) = match mode {
@@ -100,15 +104,17 @@ pub fn start(args: &LoggingArgs, mode: LogMode) -> Log {
         }
     };
     // Internal errors are not printed: `eprintln!` panics if stderr fails.
-    let log = tracing_subscriber::fmt()
+    let lines = fmt::layer()
         .log_internal_errors(false)
-        .with_env_filter(filter)
         .with_ansi(colour)
         .with_writer(sink.clone());
-    match args.log_format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    let lines = match args.log_format {
+        LogFormat::Text => lines.with_target(false).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .init();
     let log_format = args.log_format;
     let lines = sink.clone();
     panic::set_hook(Box::new(move |panic| match log_format {
@@ -119,6 +125,21 @@ pub fn start(args: &LoggingArgs, mode: LogMode) -> Log {
         sink,
         _guard: guard,
     }
+}
+
+/// The filter of comma-separated directives: `level` or `target=level`. Invalid ones are ignored. What
+/// no directive names is logged from level `error` on.
+fn filter_of(directives: &str) -> Targets {
+    let mut filter = Targets::new().with_default(LevelFilter::ERROR);
+    for directive in directives.split(',') {
+        if let Ok(parsed) = directive.parse::<Targets>() {
+            match parsed.default_level() {
+                Some(level) => filter = filter.with_default(level),
+                None => filter.extend(parsed),
+            }
+        }
+    }
+    filter
 }
 
 /// A panic, formatted as the standard library formats it.
@@ -200,5 +221,56 @@ impl Write for Stderr {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(()) // Stderr has no buffer.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directives_set_the_level_of_a_target_or_of_the_rest() {
+        // Fails if a level, a directive or an invalid one means something else than documented.
+        let logs = |directives: &str, target: &str, level: LevelFilter| {
+            let level = level.into_level().expect("a level");
+            filter_of(directives).would_enable(target, &level)
+        };
+        let (own, other) = ("tallyline::journal", "ureq::run");
+        for (directives, own_level, other_level) in [
+            ("error", LevelFilter::ERROR, LevelFilter::ERROR),
+            (
+                "warn,tallyline=debug",
+                LevelFilter::DEBUG,
+                LevelFilter::WARN,
+            ),
+            (
+                "tallyline::journal=trace",
+                LevelFilter::TRACE,
+                LevelFilter::ERROR,
+            ),
+            (
+                "warn,tallyline=INFO,ureq=off",
+                LevelFilter::INFO,
+                LevelFilter::OFF,
+            ),
+            ("warn,tallyline=loud", LevelFilter::WARN, LevelFilter::WARN),
+        ] {
+            for (target, most) in [(own, own_level), (other, other_level)] {
+                for level in [
+                    LevelFilter::ERROR,
+                    LevelFilter::WARN,
+                    LevelFilter::INFO,
+                    LevelFilter::DEBUG,
+                    LevelFilter::TRACE,
+                ] {
+                    let expected = level <= most;
+                    assert_eq!(
+                        logs(directives, target, level),
+                        expected,
+                        "{directives}: {target} {level}"
+                    );
+                }
+            }
+        }
     }
 }

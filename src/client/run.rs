@@ -307,7 +307,7 @@ fn stays(record: &Record, source: &Source) -> bool {
 }
 
 /// The base URL without user name and password.
-pub(super) fn without_credentials(to: &str) -> String {
+pub(crate) fn without_credentials(to: &str) -> String {
     match to
         .split_once("://")
         .map(|(scheme, rest)| (scheme, rest.split_once('@')))

@@ -93,3 +93,22 @@ pub struct SendArgs {
     #[arg(long, help_heading = "Input and output")]
     pub json: bool,
 }
+
+/// Flags of `tallyline ready`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tallyline ready                               is http://127.0.0.1:8000 ready now?
+  tallyline ready --wait 30s && tallyline send events.jsonl
+
+It asks /readyz, which needs no token. The health check of the container image is this command.
+Exit codes: 0 ready; 1 not ready, with the reasons, or no answer.")]
+pub struct ReadyArgs {
+    /// Base URL of the server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    #[arg(env = "TALLYLINE_TO")]
+    pub to: String,
+    /// Maximum time to wait until the server is ready
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub wait: Span,
+}

@@ -4,6 +4,7 @@
 //! the environment and the config file. Nothing here logs, prints or exits; invalid settings are a
 //! [`UsageError`].
 
+mod ready;
 mod send;
 mod serve;
 
@@ -12,6 +13,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use self::ready::ReadyConfig;
 pub use self::send::{Ids, Input, Repeat, Report, SendConfig, Token};
 pub use self::serve::{Effective, ServeConfig};
 use crate::cli::args::{

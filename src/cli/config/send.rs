@@ -300,7 +300,7 @@ fn at_most(name: &str, value: NonZeroU32, max: u32) -> Result<NonZeroU32, UsageE
     Ok(value)
 }
 
-fn base_url(text: &str) -> Result<String, UsageError> {
+pub(super) fn base_url(text: &str) -> Result<String, UsageError> {
     let with_scheme = format!("http://{}", text.trim_end_matches('/'));
     let no_scheme = !text.contains("://") && with_scheme.parse::<Uri>().is_ok();
     let wrong = |why: &str| {
