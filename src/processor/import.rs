@@ -29,7 +29,7 @@ use self::convert::{ConvertError, convert};
 pub(super) use self::part::Part;
 use self::part::{further_label, in_common};
 use super::batch::Refused;
-use super::{ProcessConfig, ProcessError};
+use super::{ProcessConfig, ProcessError, other_names};
 use crate::aggregate::scan;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
@@ -216,8 +216,8 @@ impl<'i> Importer<'i> {
                 "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
             ),
             None => ImportOutcome::Refused(format!(
-                "it is in the data directory, but its name is not that of a segment; move it to another directory and name it there, or rename it to {} if it is JSON Lines",
-                imported_name(name)
+                "it is in the data directory, but its name is not that of a segment; {}",
+                other_names::advice(name)
             )),
         }
     }
@@ -489,7 +489,7 @@ fn not_opened(path: &Path, error: &io::Error) -> String {
 }
 
 /// The name in the data directory for a file that is not a native segment.
-pub(super) fn imported_name(name: &str) -> String {
+fn imported_name(name: &str) -> String {
     // A file that has the name of a native segment but no label is not one, and gets another name.
     if label_in_name(name).is_none() && SegmentId::of_file(name, 0).is_some() {
         return name.to_owned();

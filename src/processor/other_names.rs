@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::import::imported_name;
 use crate::data_dir::DIRECTORY_FILE;
 use crate::data_dir::segment::ACTIVE_FILE;
 
@@ -21,6 +20,8 @@ const OWN: [&str; 6] = [
     "sample.jsonl",
 ];
 
+const COMPRESSED: [&str; 4] = [".gz", ".bz2", ".xz", ".zst"];
+
 /// The names that were reported.
 #[derive(Debug, Default)]
 pub(super) struct OtherNames(BTreeSet<String>);
@@ -30,12 +31,28 @@ impl OtherNames {
     pub(super) fn report(&mut self, data_dir: &Path, name: &str) {
         if looks_like_events(name) && self.0.len() < NAMES_MAX && self.0.insert(name.to_owned()) {
             tracing::warn!(
-                "{} is not applied, because its name is not that of a segment; move it to another directory and run `tallyline process` or `tallyline send` with it there, or rename it to {} if it is JSON Lines",
+                "{} is not applied, because its name is not that of a segment; {}",
                 data_dir.join(name).display(),
-                imported_name(name)
+                advice(name)
             );
         }
     }
+}
+
+/// What to do with a file of the data directory whose name is not that of a segment.
+pub(super) fn advice(name: &str) -> String {
+    let elsewhere = "move it to another directory and run `tallyline process` or `tallyline send` with it there";
+    if COMPRESSED.iter().any(|ending| name.ends_with(ending)) {
+        return elsewhere.to_owned();
+    }
+    let rest = name
+        .replace(".jsonl", "")
+        .replace(".ndjson", "")
+        .replace(".json", "");
+    let rest = rest.strip_prefix("events").unwrap_or(&rest);
+    let rest = rest.trim_start_matches(['_', '-', '.']);
+    let rest = if rest.is_empty() { "1" } else { rest };
+    format!("{elsewhere}, or rename it to events_{rest}.jsonl if it is JSON Lines")
 }
 
 /// Whether a file has the ending of JSON or JSON Lines, also after a rotation or compressed.
@@ -44,8 +61,7 @@ fn looks_like_events(name: &str) -> bool {
         return false;
     }
     let name = name.to_ascii_lowercase();
-    let compressed = [".gz", ".bz2", ".xz", ".zst"];
-    let name = compressed
+    let name = COMPRESSED
         .iter()
         .find_map(|ending| name.strip_suffix(ending))
         .unwrap_or(&name);
@@ -63,6 +79,23 @@ fn looks_like_events(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_advice_is_a_name_of_a_segment() {
+        for (name, expected) in [
+            ("today.jsonl", Some("events_today.jsonl")),
+            ("events.json", Some("events_1.jsonl")),
+            ("events_7.json", Some("events_7.jsonl")),
+            ("events.jsonl.1", Some("events_1.jsonl")),
+            ("a.jsonl.gz", None),
+        ] {
+            let advice = advice(name);
+            match expected {
+                Some(new) => assert!(advice.contains(&format!("rename it to {new} ")), "{advice}"),
+                None => assert!(!advice.contains("rename"), "{advice}"),
+            }
+        }
+    }
 
     #[test]
     fn names_of_events_are_recognised_and_our_own_are_not() {

@@ -61,7 +61,8 @@ check_shown() {
 # Ctrl-C once it serves.
 demo() {
     bash -c "exec ${1/cargo run --release --/tallyline}" >"$tmp/demo.log" 2>&1 &
-    pids+=($!)
+    local serving=$!
+    pids+=("$serving")
     until_true "the demo serves" grep -q '^  .* query ' "$tmp/demo.log"
     # What it proposes works as it is typed.
     local proposed
@@ -69,8 +70,8 @@ demo() {
         bash -e -c "$proposed" >"$tmp/proposed.log" 2>&1 || fail "$proposed: $(cat "$tmp/proposed.log")"
     done < <(sed -n 's/^  //p' "$tmp/demo.log")
     grep -q 'user1 *150 ' "$tmp/proposed.log" || fail "$(cat "$tmp/proposed.log")"
-    kill -INT $!
-    wait $!
+    kill -INT "$serving"
+    wait "$serving"
 }
 
 # It does not end by itself; after it has sent the lines appended to the file, Ctrl-C ends it with 0.
