@@ -688,7 +688,8 @@ fn many_small_files(seed: u64) {
     let world = World::new();
     let dir = world.dir.path();
     let mut disk = SimDisk::with_dir(dir);
-    let files: Vec<_> = (0..8 + choices.below(30)).map(small_file).collect();
+    // Few files are synced one by one, many together.
+    let files: Vec<_> = (0..=choices.below(37)).map(small_file).collect();
     for (name, bytes) in &files {
         let file = disk.create_new(&dir.join(name)).unwrap();
         file.write_all_at(bytes, 0).unwrap();

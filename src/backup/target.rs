@@ -50,14 +50,7 @@ pub(super) fn plan(backup: &Path, manifest: &Manifest, data_dir: &Path) -> anyho
         Some(_) => read_kept(&database)?,
         None => (Vec::new(), Pruned::default()),
     };
-    let directory = match Directory::read(&RealDisk, data_dir) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            tracing::warn!("{}: {error}", data_dir.join(DIRECTORY_FILE).display());
-            None
-        }
-        found => found
-            .with_context(|| format!("cannot read {}", data_dir.join(DIRECTORY_FILE).display()))?,
-    };
+    let directory = directory_of(data_dir)?;
     let mut target = Target {
         backup,
         manifest,
@@ -74,21 +67,7 @@ pub(super) fn plan(backup: &Path, manifest: &Manifest, data_dir: &Path) -> anyho
     };
     let catalog = scan(data_dir, tag)?;
     let active = active(data_dir)?;
-    for found in catalog.sealed.values().flatten() {
-        if found.place == Place::Quarantine {
-            continue;
-        }
-        match (&found.id, found.tag) {
-            (SegmentId::Native(number), Some(tag)) => {
-                let label = Label {
-                    number: *number,
-                    tag,
-                };
-                target.native(label, &found.path, None)?;
-            }
-            _ => target.imported(found)?,
-        }
-    }
+    target.sealed(&catalog)?;
     let same = directory.is_none_or(|directory| directory.id == manifest.directory);
     if let Some((label, path, end)) = &active {
         if same && label.tag.directory == tag {
@@ -110,6 +89,18 @@ pub(super) fn plan(backup: &Path, manifest: &Manifest, data_dir: &Path) -> anyho
     plan.add = manifest.files.iter().filter(add).cloned().collect();
     plan.present = here.len() as u64;
     Ok(plan)
+}
+
+/// The target's `directory.json`; `None` if there is none, or if it is malformed.
+fn directory_of(data_dir: &Path) -> anyhow::Result<Option<Directory>> {
+    let path = data_dir.join(DIRECTORY_FILE);
+    match Directory::read(&RealDisk, data_dir) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::warn!("{}: {error}", path.display());
+            Ok(None)
+        }
+        found => found.with_context(|| format!("cannot read {}", path.display())),
+    }
 }
 
 fn scan(data_dir: &Path, tag: DirectoryTag) -> anyhow::Result<Catalog> {
@@ -147,6 +138,20 @@ impl Target<'_> {
     fn entries(&self) -> impl Iterator<Item = &Entry> + use<'_> {
         let entries = self.manifest.files.iter();
         entries.filter(|entry| !entry.is_in_quarantine() && entry.segment.is_some())
+    }
+
+    /// Compares the sealed files outside the quarantine.
+    fn sealed(&mut self, catalog: &Catalog) -> anyhow::Result<()> {
+        let found = catalog.sealed.values().flatten();
+        for found in found.filter(|found| found.place != Place::Quarantine) {
+            match (found.id.number(), found.tag) {
+                (Some(number), Some(tag)) => {
+                    self.native(Label { number, tag }, &found.path, None)?;
+                }
+                _ => self.imported(found)?,
+            }
+        }
+        Ok(())
     }
 
     /// Compares a native segment of the backup's directory. `end`: only the bytes before it count.

@@ -1,5 +1,7 @@
 //! Tests of the journal on the real disk and on one with injected faults.
 
+mod numbers;
+
 use std::io;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;

@@ -4,7 +4,7 @@ restored copy must be exact, or `process` or `verify` must report what is wrong 
     python3 tests/bench/recipes.py target/release/tallyline --runs 50
 
 Needs cp, tar, rsync and sqlite3 (a recipe whose program is missing is skipped; Litestream is tested if `--litestream`
-names its binary). A copy is exact if its total is at least what was acknowledged before the recipe began and
+names its binary, and an atomic snapshot if `--btrfs` names a directory on btrfs, as root). A copy is exact if its total is at least what was acknowledged before the recipe began and
 at most what was sent before it ended, and `process` and `verify` exit 0. It is named if one of them fails. Everything else is wrong,
 as is a total above what was sent. Exit code 1 if any copy was wrong, except for recipes that the documentation forbids."""
 import argparse
@@ -23,6 +23,7 @@ import time
 
 EVENT = b'{"userId": "u", "name": "add_revenue", "value": 1}\n'
 SENDERS = 3
+SNAPSHOT = "btrfs snapshot of all"
 RUNS_EACH = 10  # runs of one server, so that the copies stay small
 
 
@@ -100,6 +101,12 @@ def stopped(run, server, to):
     server.stop()
     shutil.copytree(server.data, to)
     server.start()
+
+
+def snapshot(run, server, to):
+    """A snapshot of the subvolume that is the data directory: database and files of one moment."""
+    shell("btrfs subvolume snapshot -r \"$DATA\" \"$DATA.snapshot\"", DATA=server.data)
+    shell("cp -a \"$DATA.snapshot\" \"$TO\"; btrfs subvolume delete \"$DATA.snapshot\"", DATA=server.data, TO=to)
 
 
 def backup(run, server, to):
@@ -190,12 +197,15 @@ def main():
     arguments.add_argument("--runs", type=int, default=50)
     arguments.add_argument("--only", help="recipes whose name contains this")
     arguments.add_argument("--litestream", help="the litestream binary: it replicates under load, and the files are copied afterwards")
+    arguments.add_argument("--btrfs", help="a directory on btrfs, for atomic snapshots of a subvolume; needs root and the program btrfs")
     arguments.add_argument("--show", action="store_true", help="print what is reported about each copy that is not exact")
     arguments = arguments.parse_args()
     program = os.path.abspath(arguments.program)
     recipes = dict(RECIPES)
     if arguments.litestream:
         recipes["Litestream restore, then files"] = ("cp", litestream(os.path.abspath(arguments.litestream)))
+    if arguments.btrfs:
+        recipes[SNAPSHOT] = ("btrfs", snapshot)
     wrong = 0
     print(f"{'recipe':46} {'exact':>6} {'named':>6} {'wrong':>6}")
     for name, (needs, recipe) in recipes.items():
@@ -208,8 +218,12 @@ def main():
         said = []
         for number in range(arguments.runs):
             if number % RUNS_EACH == 0:
-                scratch = tempfile.TemporaryDirectory(prefix="tallyline-recipes-")
-                server = Server(program, os.path.join(scratch.name, "data"))
+                place = arguments.btrfs if name == SNAPSHOT else None
+                scratch = tempfile.TemporaryDirectory(prefix="tallyline-recipes-", dir=place)
+                data = os.path.join(scratch.name, "data")
+                if place:
+                    subprocess.run(["btrfs", "subvolume", "create", data], stdout=subprocess.DEVNULL, check=True)
+                server = Server(program, data)
             time.sleep(random.random() / 5)
             run, copy = Run(), os.path.join(scratch.name, "copy")
             with server.lock:
@@ -229,6 +243,8 @@ def main():
             shutil.rmtree(copy, ignore_errors=True)
             if (number + 1) % RUNS_EACH == 0 or number + 1 == arguments.runs:
                 server.end()
+                if place:
+                    subprocess.run(["btrfs", "subvolume", "delete", data], stdout=subprocess.DEVNULL, check=True)
                 scratch.cleanup()
         print(f"{name:46} {outcomes['exact']:6} {outcomes['named']:6} {outcomes['wrong']:6}", flush=True)
         for line in said if arguments.show else [line for line in said if "wrong" in line]:

@@ -1,0 +1,194 @@
+//! Counts the applied bytes of one file and compares the result with the segment's row.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Finding, Recount, describe};
+use crate::aggregate::delta::signed;
+use crate::aggregate::pool::RangeAggregate;
+use crate::aggregate::{REJECTED_LINES_MAX, lines};
+use crate::data_dir::SegmentFile;
+use crate::event::Event;
+use crate::store::{Counts, IdStatus, SegmentRow, UserSum};
+use crate::verify::VerifyError;
+
+/// The sums over the applied bytes of one file.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) counts: Counts,
+    pub(super) net: i64,
+    /// Events counted here by the row of their id.
+    pub(super) id_events: u64,
+    /// Net revenue of those, in micros.
+    pub(super) id_net: i64,
+    /// Events whose id has no row. They are included in `counts` if ids of the segment have expired.
+    pub(super) unknown: u64,
+    /// Net revenue of those included, in micros.
+    pub(super) unknown_net: i64,
+}
+
+impl Tally {
+    /// Whether everything matches the row except events whose ids have expired; which of those were counted
+    /// cannot be determined. Only for a row with expired ids.
+    fn agrees_but_for_expired(&self, row: &SegmentRow) -> bool {
+        let events = self.counts.events - self.id_events - self.unknown;
+        let net = self
+            .net
+            .wrapping_sub(self.id_net)
+            .wrapping_sub(self.unknown_net);
+        self.counts.lines == row.counts.lines
+            && self.id_events + row.ids_expired == row.id_events
+            && events == row.counts.events - row.id_events
+            && net == row.net_check.wrapping_sub(row.id_net_check)
+    }
+}
+
+impl Recount<'_> {
+    /// Counts the applied bytes, and adds their sums per user to the snapshot.
+    pub(super) fn tally(
+        &mut self,
+        row: &SegmentRow,
+        file: &SegmentFile,
+    ) -> Result<Tally, VerifyError> {
+        let end = row.applied_bytes;
+        let overflows = self.snapshot.overflows(&row.id, end)?;
+        let mut tally = Tally::default();
+        let mut at = 0;
+        while at < end {
+            let aggregate = self
+                .pool
+                .scan(&file.file, at, end)
+                .map_err(VerifyError::io("read", &file.path))?;
+            self.add(row, &aggregate, &overflows, &mut tally)?;
+            (self.on_progress)(self.report.bytes + aggregate.to, self.bytes_total);
+            at = aggregate.to;
+        }
+        if !overflows.is_empty() {
+            self.subtract_overflows(file, end, &overflows, &mut tally)?;
+        }
+        let counts = &mut tally.counts;
+        counts.rejected = counts.lines - counts.events - counts.duplicates;
+        Ok(tally)
+    }
+
+    fn add(
+        &self,
+        row: &SegmentRow,
+        aggregate: &RangeAggregate,
+        overflows: &HashSet<u64>,
+        tally: &mut Tally,
+    ) -> Result<(), VerifyError> {
+        tally.counts.lines += aggregate.partial.lines;
+        let frozen = aggregate.users.freeze();
+        let users = frozen.sorted();
+        for (_, sums) in &users {
+            tally.counts.events += sums.events();
+            tally.net = tally.net.wrapping_add(sums.net_wrapping());
+        }
+        // The sums have the events with an id as if all of them counted.
+        let mut uncounted = HashMap::<&str, UserSum>::new();
+        self.snapshot
+            .statuses(row.key, &aggregate.partial.with_id, &mut |event, fate| {
+                let net = signed(event.kind, event.amount_micros);
+                match fate {
+                    // The id may have been counted later, somewhere else.
+                    _ if overflows.contains(&event.offset) => {}
+                    IdStatus::Contradicted => {}
+                    IdStatus::Duplicate => tally.counts.duplicates += 1,
+                    IdStatus::Unknown => {
+                        tally.unknown += 1;
+                        if row.ids_expired > 0 {
+                            tally.unknown_net = tally.unknown_net.wrapping_add(net);
+                            return;
+                        }
+                    }
+                    IdStatus::Counted => {
+                        tally.id_events += 1;
+                        tally.id_net = tally.id_net.wrapping_add(net);
+                        return;
+                    }
+                }
+                tally.counts.events -= 1;
+                tally.net = tally.net.wrapping_sub(net);
+                let sum = uncounted.entry(event.user_id).or_default();
+                sum.micros = sum.micros.wrapping_add(net);
+                sum.events += 1;
+            })?;
+        let users = users.iter().filter_map(|(user, sums)| {
+            let mut sum = UserSum {
+                micros: sums.net_wrapping(),
+                events: i64::try_from(sums.events()).unwrap_or(i64::MAX),
+            };
+            if let Some(out) = uncounted.get(user) {
+                sum.micros = sum.micros.wrapping_sub(out.micros);
+                sum.events -= out.events;
+            }
+            (sum.events > 0).then_some((*user, sum))
+        });
+        Ok(self.snapshot.add_users(users)?)
+    }
+
+    /// Subtracts lines without an id that overflowed a total: the scan included them, but they were not
+    /// counted.
+    fn subtract_overflows(
+        &self,
+        file: &SegmentFile,
+        end: u64,
+        overflows: &HashSet<u64>,
+        tally: &mut Tally,
+    ) -> Result<(), VerifyError> {
+        let mut subtracted = Vec::new();
+        lines::each(&*file.file, 0, end, |offset, line| {
+            if overflows.contains(&offset)
+                && let Ok(event) = Event::parse(line)
+                && event.id.is_none()
+            {
+                let micros = signed(event.kind, event.amount_micros).wrapping_neg();
+                subtracted.push((event.user_id.into_owned(), UserSum { micros, events: -1 }));
+            }
+        })
+        .map_err(VerifyError::io("read", &file.path))?;
+        for (_, sum) in &subtracted {
+            tally.counts.events -= 1;
+            tally.net = tally.net.wrapping_add(sum.micros);
+        }
+        let sums = subtracted.iter().map(|(user, sum)| (&**user, *sum));
+        Ok(self.snapshot.add_users(sums)?)
+    }
+
+    pub(super) fn compare(&mut self, row: &SegmentRow, file: &SegmentFile, tally: &Tally) {
+        if tally.counts == row.counts && tally.net == row.net_check {
+            return;
+        }
+        let path = file.path.display();
+        if row.ids_expired > 0 && tally.agrees_but_for_expired(row) {
+            self.exact = false;
+            return self.add_finding(&Finding::Note(format!(
+                "segment {} ({path}): {} ids of it have expired (--dedup-window), and {} events have an id that is not kept, so which of these were counted cannot be determined; everything else matches",
+                row.id, row.ids_expired, tally.unknown
+            )));
+        }
+        if row.counts.rejected > REJECTED_LINES_MAX
+            && tally.counts.lines == row.counts.lines
+            && tally.counts.duplicates == row.counts.duplicates
+            && tally.counts.events > row.counts.events
+        {
+            self.exact = false;
+            return self.add_finding(&Finding::Note(format!(
+                "segment {} ({path}): only the first {REJECTED_LINES_MAX} of its {} rejected lines are kept, so whether {} events overflowed a total cannot be determined",
+                row.id,
+                row.counts.rejected,
+                tally.counts.events - row.counts.events
+            )));
+        }
+        self.add_finding(&Finding::Mismatch(format!(
+            "segment {} ({path}): the file has {}, the database {}{}",
+            row.id,
+            describe(&tally.counts, tally.net),
+            describe(&row.counts, row.net_check),
+            match tally.unknown {
+                0 => String::new(),
+                unknown => format!("; {unknown} events have an id that is not in the database"),
+            }
+        )));
+    }
+}
