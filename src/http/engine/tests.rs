@@ -23,6 +23,10 @@ struct Fake {
     held: Mutex<Vec<Request>>,
     /// The refusals of the engine, the newest last.
     refused: Mutex<Vec<Refusal>>,
+    /// The targets of the requests that were admitted or refused by their head, in this order.
+    heads: Mutex<Vec<String>>,
+    /// A request for `/gate` blocks the I/O thread until the test drops the other end.
+    gate: Mutex<mpsc::Receiver<()>>,
 }
 
 fn echo(mut request: Request) {
@@ -33,6 +37,9 @@ fn echo(mut request: Request) {
 
 impl Handler for Fake {
     fn admit(&self, request: &Request) -> Admission {
+        let mut heads = self.heads.lock().expect("unpoisoned");
+        heads.push(request.target().to_owned());
+        drop(heads);
         match request.target() {
             "/refused" => Admission::Refuse(Reply::empty(404)),
             "/worker" => Admission::Accept(Lane::Worker),
@@ -48,6 +55,11 @@ impl Handler for Fake {
                 later.send(request).expect("the thread is there");
             }
             "/held" => self.held.lock().expect("unpoisoned").push(request),
+            "/gate" => {
+                let gate = self.gate.lock().expect("unpoisoned");
+                assert!(gate.recv().is_err(), "the sender is dropped");
+                echo(request);
+            }
             "/closing" => request.answer(Reply::empty(200).closing()),
             "/lookup" => request.on_blocking_thread(|request, _| echo(request)),
             "/blocking-panics" => request.on_blocking_thread(|_, _| panic!("the handler panics")),
@@ -80,6 +92,7 @@ impl Handler for Fake {
 
 struct Fixture {
     engine: Option<Engine>,
+    gate: Option<mpsc::Sender<()>>,
     fake: Arc<Fake>,
     addr: SocketAddr,
 }
@@ -88,10 +101,13 @@ impl Fixture {
     fn start(limits: Limits) -> Self {
         let (later, requests) = mpsc::channel::<Request>();
         std::thread::spawn(move || requests.into_iter().for_each(echo));
+        let (gate, opens) = mpsc::channel();
         let fake = Arc::new(Fake {
             later: Mutex::new(later),
             held: Mutex::default(),
             refused: Mutex::default(),
+            heads: Mutex::default(),
+            gate: Mutex::new(opens),
         });
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let engine =
@@ -99,6 +115,7 @@ impl Fixture {
         Self {
             addr: engine.local_addr(),
             engine: Some(engine),
+            gate: Some(gate),
             fake,
         }
     }
