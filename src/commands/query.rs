@@ -17,7 +17,6 @@ use crate::cli::exit::Exit;
 use crate::cli::output::counted;
 use crate::data_dir::directory_tag;
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
-use crate::event::{MICROS_PER_UNIT, Micros};
 use crate::store::{
     DATABASE_FILE, Ledger, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
     read_directory,
@@ -222,7 +221,7 @@ fn json_overall(
     json(&All {
         users: overall.users,
         events: overall.events,
-        revenue: number(amount(overall.revenue_micros)),
+        revenue: number(overall.revenue.to_string()),
         updated_at: overall.updated_at_ms.map(time),
         ledger: Fates {
             lines: ledger.lines,
@@ -256,7 +255,7 @@ fn table_overall(
     let facts = [
         ("users", overall.users.to_string()),
         ("events counted", overall.events.to_string()),
-        ("revenue", amount(overall.revenue_micros)),
+        ("revenue", overall.revenue.to_string()),
         (
             "last updated",
             overall.updated_at_ms.map_or("never".to_owned(), time),
@@ -322,24 +321,6 @@ fn aligned(rows: &[Vec<String>], columns: &[Align]) -> String {
     text
 }
 
-/// Micros as an exact decimal, in the format of [`Micros`]. A sum over users may exceed 64 bits.
-fn amount(micros: i128) -> String {
-    if let Ok(micros) = i64::try_from(micros) {
-        return Micros(micros).to_string();
-    }
-    let sign = if micros < 0 { "-" } else { "" };
-    let per_unit = u128::from(MICROS_PER_UNIT);
-    let (units, rest) = (
-        micros.unsigned_abs() / per_unit,
-        micros.unsigned_abs() % per_unit,
-    );
-    let digits = format!("{sign}{units}.{rest:06}");
-    digits
-        .trim_end_matches('0')
-        .trim_end_matches('.')
-        .to_owned()
-}
-
 fn time(at_ms: i64) -> String {
     timestamp::rfc3339_millis(timestamp::of_ms(at_ms))
 }
@@ -347,6 +328,7 @@ fn time(at_ms: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Micros, WideMicros};
 
     fn user(user_id: &str, micros: i64) -> UserTotal {
         UserTotal {
@@ -374,7 +356,7 @@ mod tests {
         let overall = Overall {
             users: 1,
             events: 2,
-            revenue_micros: 9_007_199_254_740_993,
+            revenue: WideMicros(9_007_199_254_740_993),
             updated_at_ms: Some(1_795_329_660_123),
         };
         let text =
@@ -391,18 +373,5 @@ mod tests {
             text.starts_with("userId,revenue,events,updatedAt\n\"a,\"\"b\"\"\",0,2,"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn sums_past_64_bits_are_exact() {
-        for (micros, shown) in [
-            (0, "0"),
-            (-1_500_000, "-1.5"),
-            (i128::from(i64::MAX) * 100, "922337203685477.5807"),
-            (i128::from(i64::MIN) * 1_000_000, "-9223372036854775808"),
-            (i128::from(i64::MAX) + 1, "9223372036854.775808"),
-        ] {
-            assert_eq!(amount(micros), shown);
-        }
     }
 }

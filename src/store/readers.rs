@@ -16,8 +16,8 @@ use scheduled_thread_pool::ScheduledThreadPool;
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
 use super::{
-    AppliedSegments, Ledger, Pruned, RejectedFilter, RejectedLine, SegmentRow, SegmentState,
-    StoreError, segments,
+    AppliedSegments, Ledger, Overall, Pruned, RejectedFilter, RejectedLine, SegmentRow,
+    SegmentState, StoreError, overall, segments,
 };
 use crate::data_dir::disk::{Disk, Identity, RealDisk};
 use crate::data_dir::segment::SegmentId;
@@ -28,7 +28,6 @@ const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");
 const PAGE_BY_REVENUE: &str = include_str!("../../sql/query/page_users_by_revenue.sql");
 const PAGE_BY_REVENUE_DESCENDING: &str =
     include_str!("../../sql/query/page_users_by_revenue_descending.sql");
-const SELECT_OVERALL: &str = include_str!("../../sql/query/select_overall.sql");
 
 /// How long a read waits for a free connection.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,21 +65,20 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-/// The sums over all users.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Overall {
-    /// The number of users with at least one counted event.
-    pub users: u64,
-    /// The number of counted events.
-    pub events: u64,
-    /// The sum of all revenues in micros.
-    pub revenue_micros: i128,
-    /// When any total last changed, in milliseconds since 1970 UTC; `None` if there are no users.
-    pub updated_at_ms: Option<i64>,
+/// See [`Readers::status`].
+#[derive(Debug, Default)]
+pub(crate) struct DatabaseStatus {
+    /// The number of lines in each state.
+    pub(crate) ledger: Ledger,
+    /// The sums over all users.
+    pub(crate) overall: Overall,
+    /// The fully applied segments.
+    pub(crate) applied: AppliedSegments,
+    /// The rows of the other segments.
+    pub(crate) unfinished: Vec<SegmentRow>,
+    /// The sum of the pruned segments.
+    pub(crate) pruned: Pruned,
 }
-
-/// See [`Readers::snapshot`].
-pub(crate) type Snapshot = (Ledger, AppliedSegments, Vec<SegmentRow>, Pruned);
 
 type Pool = r2d2::Pool<Manager>;
 
@@ -227,32 +225,25 @@ impl Readers {
             .unwrap_or_default())
     }
 
-    /// The sums over all users. Reads every row of `user_total`.
+    /// The sums over all users, from their one row.
     pub fn overall(&self) -> Result<Overall, StoreError> {
-        let overall = self.read("add up all users", |connection| {
-            let mut overall = Overall::default();
-            let mut statement = connection.prepare_cached(SELECT_OVERALL)?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                overall.users += 1;
-                overall.events += row.get::<_, u64>(0)?;
-                overall.revenue_micros += i128::from(row.get::<_, i64>(1)?);
-                overall.updated_at_ms = overall.updated_at_ms.max(Some(row.get(2)?));
-            }
-            Ok(overall)
-        })?;
-        Ok(overall.unwrap_or_default())
+        Ok(self
+            .read("read the sums over all users", overall::read)?
+            .unwrap_or_default())
     }
 
-    /// The ledger, the fully applied segments, the rows of the other segments, and the sum of the
-    /// pruned ones, read in one transaction.
-    pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
+    /// What `/status` publishes of the database, read in one transaction.
+    pub(crate) fn status(&self) -> Result<DatabaseStatus, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
             let unfinished = segments::unfinished(&snapshot)?;
-            let applied = segments::applied(&snapshot, &unfinished)?;
-            let ledger = segments::ledger(&snapshot)?;
-            Ok((ledger, applied, unfinished, segments::pruned(&snapshot)?))
+            Ok(DatabaseStatus {
+                ledger: segments::ledger(&snapshot)?,
+                overall: overall::read(&snapshot)?,
+                applied: segments::applied(&snapshot, &unfinished)?,
+                unfinished,
+                pruned: segments::pruned(&snapshot)?,
+            })
         })?;
         Ok(snapshot.unwrap_or_default())
     }

@@ -28,7 +28,7 @@ use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId};
 use crate::data_dir::{Catalog, Place, SegmentFile, active_label, given_out, numbers};
 use crate::event::{Event, Micros};
 use crate::store::{AppliedSum, Counts, IdStatus, SegmentRow, SegmentState, Snapshot, UserSum};
-use crate::verify::contents::{describe_rivals, settle};
+use crate::verify::contents::{compare_claims, describe_rivals};
 use crate::verify::seal;
 
 /// How many times a file is searched for; it may be renamed between the listing and the opening.
@@ -86,6 +86,13 @@ pub fn verify(
         return Ok(None);
     };
     let mut report = recount(&snapshot, config, disk, on_finding, on_progress)?;
+    // Not part of the recount: a rebuild does not need it.
+    if let Some(difference) = sums::overall_difference(&snapshot.overall, &snapshot.totals) {
+        report.differences += 1;
+        on_finding(&Finding::Mismatch(format!(
+            "{difference}; run `tallyline process --rebuild`, which builds a new database from the files"
+        )));
+    }
     for damage in snapshot.damages()? {
         report.differences += 1;
         on_finding(&Finding::Mismatch(format!(
@@ -577,7 +584,7 @@ impl Recount<'_> {
         let mut findings = Vec::new();
         for (id, found) in &self.catalog.sealed {
             let row = known.get(id).copied();
-            let claims = settle(self.disk, found, row);
+            let claims = compare_claims(self.disk, found, row);
             let pruned = id
                 .number()
                 .is_some_and(|number| number <= self.snapshot.pruned.number);
@@ -729,11 +736,11 @@ impl Recount<'_> {
             events += row.counts.events;
             net = net.wrapping_add(row.net_check);
         }
-        if (events, net) != (snapshot.events, snapshot.net) {
+        if (events, net) != (snapshot.totals.events, snapshot.totals.net_check()) {
             self.add_finding(&Finding::Mismatch(format!(
                 "all users together have {} events ({}), but the segments have {events} ({}): the database was changed, or mixed from two; run `tallyline process --rebuild`, which builds a new one from the files",
-                snapshot.events,
-                Micros(snapshot.net),
+                snapshot.totals.events,
+                snapshot.totals.revenue,
                 Micros(net)
             )));
         }
@@ -755,7 +762,7 @@ impl Recount<'_> {
         if !self.exact {
             return Ok(());
         }
-        self.report.users = Some(self.snapshot.users);
+        self.report.users = Some(self.snapshot.totals.users);
         let snapshot = self.snapshot;
         snapshot.differences(&mut |user, database, files| {
             self.add_finding(&Finding::Mismatch(format!(

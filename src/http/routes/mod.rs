@@ -11,6 +11,7 @@ mod pages;
 mod params;
 mod scrape;
 mod service;
+mod status;
 mod users;
 
 use std::path::PathBuf;
@@ -237,7 +238,7 @@ impl Handler for Routes {
             Ok(Call::Flush) => service::flush(inner, request, query),
             Ok(Call::Healthz) => service::healthz(inner, request),
             Ok(Call::Readyz) => service::readyz(inner, request),
-            Ok(Call::Status) => service::status(inner, request),
+            Ok(Call::Status) => status::status(inner, request),
             Ok(Call::Metrics) => scrape::metrics(inner, request),
             Ok(Call::Segments) => listings::segments(inner, request, query),
             Ok(Call::Rejected) => listings::rejected(inner, request, query),
