@@ -36,6 +36,8 @@ use crate::store::{
 use crate::verify::contents::accounts_for;
 
 const DATABASE: &str = "database";
+/// How often a round is repeated because a segment was sealed meanwhile.
+const TRIES_MAX: u32 = 5;
 /// The longest time between two rounds.
 const EVERY_MAX: Duration = Duration::from_mins(1);
 /// The body of the thread: runs until the progress is stopped.
@@ -51,11 +53,19 @@ pub(super) fn run(
     let mut unreadable: Vec<String> = Vec::new();
     while !progress.is_stopping() {
         let began = Instant::now();
-        match round(config, journal, readers, progress, &mut files) {
-            Ok(Observed {
+        let mut outcome = Ok(None);
+        for _ in 0..TRIES_MAX {
+            outcome = round(config, journal, readers, progress, &mut files);
+            if !matches!(outcome, Ok(None)) {
+                break;
+            }
+        }
+        match outcome {
+            Ok(None) => {} // Segments are sealed faster than they are listed. The next round tries again.
+            Ok(Some(Observed {
                 unaccounted,
                 failed,
-            }) => {
+            })) => {
                 health.clear(DATABASE);
                 accounting::report(health, unaccounted);
                 for topic in unreadable
@@ -93,14 +103,15 @@ enum ObserveError {
     Io(PathBuf, #[source] io::Error),
 }
 
-/// Publishes the present state. A problem with one file does not fail the round.
+/// Publishes the present state. A problem with one file does not fail the round. `None` if the active segment
+/// was sealed meanwhile: its lines would be counted both in the tail and in the listed file.
 fn round(
     config: &ProcessConfig,
     journal: &Journal,
     readers: &Readers,
     progress: &Progress,
     files: &mut KnownFiles,
-) -> Result<Observed, ObserveError> {
+) -> Result<Option<Observed>, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
     let found = readers.status()?;
@@ -125,11 +136,14 @@ fn round(
         round.failed.insert(MISSING.to_owned(), reason);
     }
     round.active(files).map_err(io)?;
+    if journal.tail().number != tail.number {
+        return Ok(None);
+    }
     let observed = round.publish(progress, (found.ledger, found.overall), files);
     listing.applied = applied.native;
     files.forget_applied(&listing);
     files.listing = Some(listing);
-    Ok(observed)
+    Ok(Some(observed))
 }
 
 /// What one round has read, and what it has found so far.

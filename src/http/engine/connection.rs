@@ -14,6 +14,8 @@
 //! [`LINGER_TIME`]. If it were closed with unread bytes, the kernel would reset it, and the client could
 //! lose the reply.
 
+mod bounds;
+mod request;
 mod streaming;
 
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -25,14 +27,13 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 
 use self::streaming::Streaming;
-use super::framing::{Length, Persistence};
-use super::head::{self, HEAD_BYTES_MAX, Head, Method};
+use super::framing::Persistence;
+use super::head::{self, HEAD_BYTES_MAX, Head};
 use super::mailbox::Key;
-use super::request::Request;
-use super::room::{Room, Share};
+use super::room::Room;
 use super::turn::{Next, Turn};
-use super::upload::{ROOM_WAIT, SMALL_BYTES_MAX, Then, Upload, millis};
-use super::{Admission, Lane, Limits, Refusal, Reply, Shared};
+use super::upload::Upload;
+use super::{Refusal, Reply, Shared};
 
 /// Maximum bytes read from one connection in one turn.
 const TURN_BYTES_MAX: usize = 256 << 10;
@@ -40,10 +41,6 @@ const TURN_BYTES_MAX: usize = 256 << 10;
 const LINGER_TIME: Duration = Duration::from_secs(1);
 /// Maximum bytes read in this time: a client that sends more does not read the reply.
 const LINGER_BYTES_MAX: u64 = 8 << 20;
-/// How long a client must have stalled, or be idle between requests, before its connection may be evicted.
-const EVICT_IDLE_MIN: Duration = Duration::from_secs(1);
-/// Added to the announced keep-alive time, for a request that is sent just before its end.
-const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 /// Maximum capacity of the input buffer that an idle connection keeps, in bytes.
 pub(super) const IDLE_BUFFER_BYTES_MAX: usize = 1 << 10;
 
@@ -140,102 +137,6 @@ impl Connection {
         }
     }
 
-    /// Whether no request has begun and all replies are written.
-    pub(super) fn is_idle(&self) -> bool {
-        matches!(self.state, State::Head) && self.input.is_empty() && self.out.is_empty()
-    }
-
-    /// The rank of the connection if it may be evicted; lower ranks are evicted first: connections
-    /// without a complete request, then those that are idle longest.
-    pub(super) fn rank_to_evict(&self, limits: &Limits, now: Instant) -> Option<(bool, Instant)> {
-        let expendable = match &self.state {
-            _ if !self.out.is_empty() => true,
-            State::Head => !self.served || self.input.is_empty(),
-            State::Upload(upload) => !self.served && upload.request.share.is_none(),
-            State::Handling | State::Streaming(_) | State::Linger => false,
-        };
-        // A client that opens thousands of connections at once sends its first requests seconds later.
-        let idle_min = if self.served || !self.is_idle() {
-            EVICT_IDLE_MIN
-        } else {
-            limits.first_byte_time
-        };
-        let is_due = expendable && now >= self.since + idle_min;
-        is_due.then_some((self.served, self.since))
-    }
-
-    /// Bytes of memory in its buffers, without bodies that have reserved room.
-    pub(super) fn buffered_bytes(&self) -> usize {
-        let body = match &self.state {
-            State::Upload(upload) if upload.request.share.is_none() => upload.request.body.len(),
-            _ => 0,
-        };
-        self.input.capacity() + body + self.out.len()
-    }
-
-    /// The rate of its upload in bytes a second, if it has room and is slow enough to yield it.
-    pub(super) fn yielding_rate(&self, now: Instant) -> Option<u64> {
-        match &self.state {
-            State::Upload(upload) => upload.yielding_rate(now),
-            _ => None,
-        }
-    }
-
-    /// When its current state or window times out; `None` while the handler has the request or produces a
-    /// piece of a body.
-    pub(super) fn deadline(&self, limits: &Limits) -> Option<Instant> {
-        let time = match &self.state {
-            _ if !self.out.is_empty() => limits.write_time,
-            State::Head if self.input.is_empty() => limits.keep_alive + KEEP_ALIVE_GRACE,
-            State::Head => limits.head_time,
-            State::Upload(upload) if upload.waits => ROOM_WAIT,
-            State::Upload(_) => limits.body_time,
-            State::Linger => LINGER_TIME,
-            State::Handling | State::Streaming(_) => return None,
-        };
-        Some(self.since + time)
-    }
-
-    /// Handles a deadline that has passed.
-    pub(super) fn time_out(&mut self, turn: &mut Turn<'_>) -> Next {
-        let limits = &turn.shared.limits;
-        let least = |time: Duration| limits.rate_min * millis(time) / 1000;
-        let moved = self.moved().saturating_sub(self.moved_before);
-        match &self.state {
-            _ if !self.out.is_empty() => {
-                if moved < least(limits.write_time) {
-                    return Next::Close;
-                }
-            }
-            State::Upload(upload) if upload.waits => return Next::WantsRoom,
-            State::Upload(_) => {
-                if moved < least(limits.body_time) {
-                    self.refuse(turn, Refusal::BodyTimedOut);
-                }
-            }
-            State::Head if !self.input.is_empty() => self.refuse(turn, Refusal::HeadTimedOut),
-            State::Head | State::Handling | State::Streaming(_) | State::Linger => {
-                return Next::Close;
-            }
-        }
-        self.begin_window(turn.now);
-        self.advance(turn)
-    }
-
-    /// Bytes of the current body or reply that were transferred so far.
-    fn moved(&self) -> u64 {
-        match &self.state {
-            _ if !self.out.is_empty() => self.written as u64,
-            State::Upload(upload) => upload.count,
-            _ => 0,
-        }
-    }
-
-    pub(super) fn begin_window(&mut self, now: Instant) {
-        self.since = now;
-        self.moved_before = self.moved();
-    }
-
     /// Takes steps until the connection must wait, is closed, or has used up its budget.
     pub(super) fn advance(&mut self, turn: &mut Turn<'_>) -> Next {
         turn.budget = TURN_BYTES_MAX;
@@ -317,6 +218,9 @@ impl Connection {
     }
 
     fn head(&mut self, turn: &mut Turn<'_>) -> Step {
+        if turn.budget == 0 {
+            return Break(Next::Again);
+        }
         self.input.drain(..head::empty_lines(&self.input));
         match Head::read(&self.input) {
             Err(refusal) => self.refuse(turn, refusal),
@@ -342,131 +246,6 @@ impl Connection {
             }
         }
         Continue(())
-    }
-
-    /// Begins a request after its head was received.
-    fn begin(&mut self, turn: &mut Turn<'_>, head: Head) {
-        let framing = head.framing;
-        self.to_head = head.method == Method::Head;
-        self.is_http11 = head.is_http11;
-        self.persistence = framing.persistence;
-        let bytes_max = turn.shared.limits.body_bytes_max;
-        let announced = match framing.body {
-            Length::Bytes(bytes) => bytes,
-            Length::Chunked => 0,
-        };
-        if announced > Upload::discard_max(bytes_max) {
-            return self.refuse(turn, Refusal::BodyTooLarge);
-        }
-        let request = Request::new(head, self.key, turn.now, turn.shared);
-        let refuse = |refusal| Then::Answer(turn.shared.handler.refusal(refusal));
-        let then = match turn.admit(&request) {
-            None => refuse(Refusal::Panicked),
-            Some(Admission::Accept(_)) if announced > bytes_max as u64 => {
-                refuse(Refusal::BodyTooLarge)
-            }
-            Some(Admission::Accept(lane)) => Then::Handle(lane),
-            Some(Admission::Refuse(reply)) => Then::Answer(reply),
-        };
-        let mut upload = Upload::new(request, then, framing.body, turn.now);
-        upload.asks_to_continue = framing.expects_continue && self.input.is_empty();
-        if upload.is_complete() {
-            return self.received(turn, upload);
-        }
-        // The client waits for the reply before it sends a body.
-        if upload.asks_to_continue && matches!(upload.then, Then::Answer(_)) {
-            return self.received(turn, upload);
-        }
-        self.state = State::Upload(Box::new(upload));
-        self.begin_window(turn.now);
-        self.receive(turn, 0);
-    }
-
-    fn upload(&mut self, turn: &mut Turn<'_>) -> Step {
-        let State::Upload(upload) = &mut self.state else {
-            return Continue(());
-        };
-        if upload.waits {
-            return Break(Next::Wait);
-        }
-        if let Some(bytes) = upload.wants_room(turn.shared.limits.body_bytes_max) {
-            if let Some(share) = turn.room.take(self.key, bytes) {
-                upload.grant(share);
-            } else {
-                upload.waits = true;
-                self.begin_window(turn.now);
-                return Break(Next::Wait);
-            }
-        }
-        if std::mem::take(&mut upload.asks_to_continue) {
-            self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            return Continue(());
-        }
-        // Without room, one read of a chunked body is limited to the size of a small body.
-        let bytes_max = match upload.request.share {
-            None => SMALL_BYTES_MAX,
-            Some(_) => usize::MAX,
-        };
-        match self.read(turn, bytes_max)? {
-            0 => self.refuse(turn, Refusal::Malformed("the body ends early")),
-            count => self.receive(turn, count),
-        }
-        Continue(())
-    }
-
-    /// Passes `input` and the `count` bytes in the scratch buffer to the upload.
-    fn receive(&mut self, turn: &mut Turn<'_>, count: usize) {
-        let State::Upload(upload) = &mut self.state else {
-            return;
-        };
-        let (input, fresh) = (&mut self.input, &turn.scratch[..count]);
-        let received = if input.is_empty() {
-            let consumed = upload.receive(fresh, turn.shared);
-            consumed.map(|consumed| input.extend_from_slice(&fresh[consumed..]))
-        } else {
-            input.extend_from_slice(fresh);
-            let consumed = upload.receive(input, turn.shared);
-            consumed.map(|consumed| drop(input.drain(..consumed)))
-        };
-        let is_too_large = upload.count > Upload::discard_max(turn.shared.limits.body_bytes_max);
-        match received {
-            Err(why) => self.refuse(turn, Refusal::Malformed(why)),
-            Ok(()) if upload.is_complete() || is_too_large => {
-                if let State::Upload(upload) = std::mem::replace(&mut self.state, State::Head) {
-                    self.received(turn, *upload);
-                }
-            }
-            Ok(()) => {}
-        }
-    }
-
-    /// Ends an upload: the body is complete, or the rest of it is not read.
-    fn received(&mut self, turn: &mut Turn<'_>, upload: Upload) {
-        let is_complete = upload.is_complete();
-        let mut request = upload.request;
-        request.received = turn.now;
-        match upload.then {
-            Then::Handle(lane) => self.dispatch(turn, request, lane),
-            Then::Answer(mut reply) => {
-                request.disarm();
-                reply.close |= !is_complete;
-                self.reply(turn, &reply);
-            }
-        }
-    }
-
-    /// Passes a complete request to the handler.
-    fn dispatch(&mut self, turn: &mut Turn<'_>, request: Request, lane: Lane) {
-        self.served = true;
-        self.state = State::Handling;
-        let in_flight = turn.shared.in_flight.fetch_add(1, Ordering::SeqCst);
-        if in_flight >= turn.shared.limits.in_flight_max {
-            return request.refuse(Refusal::Busy);
-        }
-        match lane {
-            Lane::Io if request.body.len() <= SMALL_BYTES_MAX => turn.handle(request),
-            Lane::Io | Lane::Worker => request.on_worker(),
-        }
     }
 
     /// Sends the reply of the handler.
@@ -528,14 +307,5 @@ impl Connection {
             self.input.extend_from_slice(&turn.scratch[..count]);
         }
         !self.input.is_empty()
-    }
-
-    /// Gives room to its upload and continues.
-    pub(super) fn grant(&mut self, turn: &mut Turn<'_>, share: Share) -> Next {
-        if let State::Upload(upload) = &mut self.state {
-            upload.grant(share);
-            self.begin_window(turn.now);
-        }
-        self.advance(turn)
     }
 }

@@ -42,10 +42,19 @@ pub(super) struct Head {
     text: String,
     /// The range of the target in `text`.
     target: Range<usize>,
+    fields: Vec<Field>,
     pub(super) method: Method,
     pub(super) framing: Framing,
     /// The version is 1.1, not 1.0.
     pub(super) is_http11: bool,
+}
+
+/// The place of a field in the text of its head.
+#[derive(Clone, Copy, Debug)]
+struct Field {
+    start: u16,
+    colon: u16,
+    end: u16,
 }
 
 impl Head {
@@ -82,12 +91,16 @@ impl Head {
         let framing = framing::check(is_http11, fields.map(|field| (field.name, field.value)))?;
         let method_name = request.method.unwrap_or_default();
         let start = method_name.len() + 1;
+        // `from_utf8` is faster than `from_utf8_lossy`.
+        let text = String::from_utf8(lines[..length].to_vec())
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         let head = Self {
             method: method(method_name),
             target: start..start + target.len(),
             framing,
             is_http11,
-            text: String::from_utf8_lossy(&lines[..length]).into_owned(),
+            fields: fields_of(text.as_bytes(), request.headers.len()),
+            text,
         };
         Ok(Some((head, length)))
     }
@@ -105,19 +118,34 @@ impl Head {
 
     /// The value of the first field `name`, in any case, without white space around it.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        let mut start = 0;
-        let mut lines = memchr::memchr_iter(b'\n', self.text.as_bytes()).map(|end| {
-            let line = &self.text[start..end];
-            start = end + 1;
-            line
-        });
-        lines.next();
-        lines.find_map(|line| {
-            let (field, value) = line.split_at_checked(name.len())?;
-            let value = value.strip_prefix(':')?;
-            field.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
-        })
+        let part = |from: u16, to: u16| &self.text[from.into()..to.into()];
+        let is_named = |field: &&Field| {
+            usize::from(field.colon - field.start) == name.len()
+                && part(field.start, field.colon).eq_ignore_ascii_case(name)
+        };
+        let field = self.fields.iter().find(is_named)?;
+        Some(part(field.colon + 1, field.end).trim_ascii())
     }
+}
+
+/// The fields of a head, which are its lines after the first. A head is shorter than 64 KiB, even if U+FFFD
+/// has replaced each of its bytes.
+fn fields_of(text: &[u8], count: usize) -> Vec<Field> {
+    let mut fields = Vec::with_capacity(count);
+    let mut ends = memchr::memchr_iter(b'\n', text);
+    let mut start = ends.next().map_or(text.len(), |end| end + 1);
+    for end in ends {
+        if let Some(colon) = memchr::memchr(b':', &text[start..end]) {
+            let place = |at: usize| u16::try_from(at).unwrap_or(u16::MAX);
+            fields.push(Field {
+                start: place(start),
+                colon: place(start + colon),
+                end: place(end),
+            });
+        }
+        start = end + 1;
+    }
+    fields
 }
 
 /// The length in bytes of the empty lines before the request line, which are ignored (RFC 9112, 2.2).

@@ -26,6 +26,10 @@ struct Fake {
     refused: Mutex<Vec<Refusal>>,
     /// The pieces that were produced for `/endless`.
     produced: Arc<AtomicUsize>,
+    /// The targets of the requests that were admitted or refused by their head, in this order.
+    heads: Mutex<Vec<String>>,
+    /// A request for `/gate` blocks the I/O thread until the test drops the other end.
+    gate: Mutex<mpsc::Receiver<()>>,
 }
 
 fn echo(mut request: Request) {
@@ -47,6 +51,9 @@ fn stream(request: Request, mut source: impl FnMut(usize) -> Piece + Send + 'sta
 
 impl Handler for Fake {
     fn admit(&self, request: &Request) -> Admission {
+        let mut heads = self.heads.lock().expect("unpoisoned");
+        heads.push(request.target().to_owned());
+        drop(heads);
         match request.target() {
             "/refused" => Admission::Refuse(Reply::empty(404)),
             "/worker" => Admission::Accept(Lane::Worker),
@@ -74,6 +81,11 @@ impl Handler for Fake {
                     produced.fetch_add(1, Ordering::SeqCst);
                     Piece::More(vec![b'x'; 1 << 20])
                 });
+            }
+            "/gate" => {
+                let gate = self.gate.lock().expect("unpoisoned");
+                assert!(gate.recv().is_err(), "the sender is dropped");
+                echo(request);
             }
             "/closing" => request.answer(Reply::empty(200).closing()),
             "/lookup" => request.on_blocking_thread(|request, _| echo(request)),
@@ -107,6 +119,7 @@ impl Handler for Fake {
 
 struct Fixture {
     engine: Option<Engine>,
+    gate: Option<mpsc::Sender<()>>,
     fake: Arc<Fake>,
     addr: SocketAddr,
 }
@@ -115,11 +128,14 @@ impl Fixture {
     fn start(limits: Limits) -> Self {
         let (later, requests) = mpsc::channel::<Request>();
         std::thread::spawn(move || requests.into_iter().for_each(echo));
+        let (gate, opens) = mpsc::channel();
         let fake = Arc::new(Fake {
             later: Mutex::new(later),
             held: Mutex::default(),
             refused: Mutex::default(),
             produced: Arc::default(),
+            heads: Mutex::default(),
+            gate: Mutex::new(opens),
         });
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let engine =
@@ -127,6 +143,7 @@ impl Fixture {
         Self {
             addr: engine.local_addr(),
             engine: Some(engine),
+            gate: Some(gate),
             fake,
         }
     }

@@ -189,3 +189,28 @@ fn a_refusal_reaches_a_client_that_is_still_sending() {
     }
     fixture.stop();
 }
+
+#[test]
+fn pipelined_requests_that_are_refused_at_once_take_turns_with_other_connections() {
+    // Fails if all that one connection has sent is handled in one turn of the loop.
+    let mut fixture = Fixture::start(Limits::default());
+    let mut gate = fixture.connect();
+    gate.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.until("the I/O thread is blocked", |figures| {
+        figures.in_flight == 1
+    });
+    // These arrive meanwhile, in this order.
+    let mut pipelined = fixture.connect();
+    pipelined.send("GET /refused HTTP/1.1\r\nHost: h\r\n\r\n".repeat(1000));
+    let mut other = fixture.connect();
+    other.send(GET_A);
+    drop(fixture.gate.take());
+    assert_eq!(other.answer(), (200, "/a 0".into()));
+    for _ in 0..1000 {
+        assert_eq!(pipelined.answer().0, 404);
+    }
+    let heads = fixture.fake.heads.lock().expect("unpoisoned").clone();
+    let before = heads.iter().position(|target| target == "/a");
+    assert!(before.is_some_and(|before| before < 100), "{before:?}");
+    fixture.stop();
+}
