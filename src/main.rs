@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use tallyline::cli::args::{Cli, Command, LogFormat};
 use tallyline::cli::config::{
-    BackupConfig, DemoConfig, ProcessConfig, RestoreConfig, SendConfig, UsageError, VerifyConfig,
+    BackupConfig, DemoConfig, ProcessConfig, QueryConfig, RestoreConfig, SendConfig, UsageError,
+    VerifyConfig,
 };
 use tallyline::cli::exit::Exit;
 use tallyline::cli::logging::{self, LogMode};
@@ -47,10 +48,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Serve(args) => serve::run(*args),
         Command::Send(args) => send::run(&SendConfig::new(*args, quiet)?),
         Command::Process(args) => process::run(&ProcessConfig::new(args, quiet)?),
-        Command::Verify(args) => verify::run(&VerifyConfig::new(args, quiet)),
+        Command::Verify(args) => verify::run(&VerifyConfig::new(args, quiet)?),
         Command::Backup(args) => backup::run_backup(&BackupConfig::new(args, quiet)),
         Command::Restore(args) => backup::run_restore(&RestoreConfig::new(args, quiet)),
-        Command::Query(args) => query::run(&args.into()),
+        Command::Query(args) => query::run(&QueryConfig::new(args)?),
         Command::Generate(args) => generate::run(&args),
         Command::Completions(args) => manual::completions(args.shell),
         Command::Man => manual::page(),

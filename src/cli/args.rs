@@ -257,6 +257,16 @@ pub struct ServeArgs {
     #[arg(help_heading = "Files and disk")]
     pub retention: Option<Span>,
 
+    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
+    /// postgres://user@host/database; several servers may share it
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide_env_values = true
+    )]
+    #[arg(help_heading = "Processing")]
+    pub database: Option<String>,
     /// Maximum delay between acknowledgement and totals, at most 1day; shorter under load [default: 1s]
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_FLUSH_INTERVAL")]
     #[arg(help_heading = "Processing")]
@@ -395,6 +405,15 @@ pub struct ProcessArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
+    /// postgres://user@host/database; several servers may share it
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
     /// Build a new database from all files of the data directory; the server must be stopped
     #[arg(long)]
     pub rebuild: bool,
@@ -421,6 +440,15 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
+    /// postgres://user@host/database; several servers may share it
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
 }
 
 /// Flags of `tallyline backup`.
@@ -486,6 +514,15 @@ pub struct QueryArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
+    /// postgres://user@host/database; several servers may share it
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
     /// Print JSON
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,

@@ -11,25 +11,40 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::cli::config::{QueryConfig, QueryFormat};
 use crate::cli::exit::Exit;
 use crate::cli::output::counted;
-use crate::data_dir::directory_tag;
+use crate::data_dir::disk::RealDisk;
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
-use crate::event::{MICROS_PER_UNIT, Micros};
+use crate::data_dir::{Directory, directory_tag};
+use crate::event::Micros;
 use crate::store::{
-    DATABASE_FILE, Ledger, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
-    read_directory,
+    Database, Ledger, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
 };
 use crate::timestamp;
 
 /// Prints the totals. A user without applied events is reported on stderr, with exit code 1.
 pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
-    let path = config.data_dir.join(DATABASE_FILE);
-    let readers = Readers::new(&path, 1);
-    if !path.exists() {
-        let pending = Pending::of(&config.data_dir, &readers)?;
+    let database =
+        (config.database_url.clone()).unwrap_or_else(|| Database::in_dir(&config.data_dir));
+    let readers = Readers::of(&database, 1);
+    let directory = match database.directory()? {
+        Some(directory) => Some(directory),
+        None => Directory::read(&RealDisk, &config.data_dir)
+            .ok()
+            .flatten()
+            .map(|directory| directory.id),
+    };
+    if let Some(directory) = directory {
+        readers.belong_to(directory);
+    }
+    let totals = &Totals { readers, directory };
+    if let Some(path) = database.file()
+        && !path.exists()
+    {
+        let pending = totals.pending(&config.data_dir)?;
         if pending.bytes > 0 {
             bail!(
                 "there is no database {}: {pending}; run `tallyline process` to apply them",
@@ -41,17 +56,18 @@ pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
             path.display()
         );
     }
-    readers.check()?;
+    totals.readers.check()?;
     let exit = if config.users.is_empty() {
-        overall_totals(&readers, config)
+        overall_totals(totals, config)
     } else {
-        some_users(&readers, config)
+        some_users(totals, config)
     };
-    readers.close();
+    totals.readers.close();
     exit
 }
 
-fn overall_totals(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
+fn overall_totals(totals: &Totals, config: &QueryConfig) -> anyhow::Result<Exit> {
+    let readers = &totals.readers;
     // A page has at least one user, also for --top 0.
     let page = readers.users(Order::RevenueDescending, config.top.max(1), None)?;
     let mut users = page.map(|page| page.users).unwrap_or_default();
@@ -59,22 +75,22 @@ fn overall_totals(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exi
     let text = match config.format {
         QueryFormat::Csv => csv(&users)?,
         QueryFormat::Json => {
-            let pending = Pending::of(&config.data_dir, readers)?;
+            let pending = totals.pending(&config.data_dir)?;
             json_overall(&readers.overall()?, readers.ledger()?, &pending, &users)?
         }
         QueryFormat::Table => {
-            let pending = Pending::of(&config.data_dir, readers)?;
+            let pending = totals.pending(&config.data_dir)?;
             table_overall(&readers.overall()?, readers.ledger()?, &pending, &users)
         }
     };
     crate::cli::output::print(text.as_bytes())
 }
 
-fn some_users(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
+fn some_users(totals: &Totals, config: &QueryConfig) -> anyhow::Result<Exit> {
     let mut users = Vec::new();
     let mut unknown = Vec::new();
     for user_id in &config.users {
-        match readers.user(user_id)? {
+        match totals.readers.user(user_id)? {
             Some(user) => users.push(user),
             None => unknown.push(format!("{user_id:?}")),
         }
@@ -89,13 +105,25 @@ fn some_users(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
     }
     if !unknown.is_empty() {
         let unknown = unknown.join(", ");
-        let pending = Pending::of(&config.data_dir, readers)?;
+        let pending = totals.pending(&config.data_dir)?;
         if pending.bytes > 0 {
             bail!("no events of {unknown} were applied; {pending}");
         }
         bail!("no events of {unknown} were applied");
     }
     Ok(Exit::Done)
+}
+
+/// The database, and the data directory whose segments are shown.
+struct Totals {
+    readers: Readers,
+    directory: Option<Uuid>,
+}
+
+impl Totals {
+    fn pending(&self, data_dir: &Path) -> anyhow::Result<Pending> {
+        Pending::of(data_dir, self.directory, &self.readers)
+    }
 }
 
 /// Events in the files of the data directory that are not in the database yet.
@@ -107,14 +135,14 @@ struct Pending {
 
 impl Pending {
     /// Counts by file lengths; no file is opened. Archived segments are fully applied.
-    fn of(data_dir: &Path, readers: &Readers) -> anyhow::Result<Self> {
+    fn of(data_dir: &Path, directory: Option<Uuid>, readers: &Readers) -> anyhow::Result<Self> {
         let cannot_list = || format!("cannot list {}", data_dir.display());
         let entries = match fs::read_dir(data_dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             entries => entries.with_context(cannot_list)?,
         };
         let unfinished = readers.unfinished_segments()?;
-        let directory = read_directory(&data_dir.join(DATABASE_FILE))?.map_or(0, directory_tag);
+        let directory = directory.map_or(0, directory_tag);
         // The row of `events.jsonl` may belong to a segment that was sealed since.
         let mut active = unfinished.iter().find(|row| row.file_name == ACTIVE_FILE);
         let mut pending = Self::default();
@@ -322,22 +350,9 @@ fn aligned(rows: &[Vec<String>], columns: &[Align]) -> String {
     text
 }
 
-/// Micros as an exact decimal, in the format of [`Micros`]. A sum over users may exceed 64 bits.
+/// Micros as an exact decimal.
 fn amount(micros: i128) -> String {
-    if let Ok(micros) = i64::try_from(micros) {
-        return Micros(micros).to_string();
-    }
-    let sign = if micros < 0 { "-" } else { "" };
-    let per_unit = u128::from(MICROS_PER_UNIT);
-    let (units, rest) = (
-        micros.unsigned_abs() / per_unit,
-        micros.unsigned_abs() % per_unit,
-    );
-    let digits = format!("{sign}{units}.{rest:06}");
-    digits
-        .trim_end_matches('0')
-        .trim_end_matches('.')
-        .to_owned()
+    Micros(micros).to_string()
 }
 
 fn time(at_ms: i64) -> String {
@@ -351,7 +366,7 @@ mod tests {
     fn user(user_id: &str, micros: i64) -> UserTotal {
         UserTotal {
             user_id: user_id.to_owned(),
-            revenue: Micros(micros),
+            revenue: micros.into(),
             events: 2,
             updated_at_ms: 1_795_329_660_123,
         }

@@ -38,13 +38,20 @@ pub const AMOUNT_MICROS_MAX: u64 = 1_000_000_000_000 * MICROS_PER_UNIT;
 
 /// A signed sum in millionths of a unit. Its text is the exact decimal without trailing zeros.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Micros(pub i64);
+pub struct Micros(pub i128);
+
+impl From<i64> for Micros {
+    fn from(micros: i64) -> Self {
+        Self(micros.into())
+    }
+}
 
 impl fmt::Display for Micros {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
-        let units = self.0.unsigned_abs() / MICROS_PER_UNIT;
-        let micros = self.0.unsigned_abs() % MICROS_PER_UNIT;
+        let per_unit = u128::from(MICROS_PER_UNIT);
+        let units = self.0.unsigned_abs() / per_unit;
+        let micros = self.0.unsigned_abs() % per_unit;
         if micros == 0 {
             return write!(f, "{sign}{units}");
         }

@@ -25,7 +25,7 @@ use crate::data_dir::read_label;
 use crate::data_dir::segment::{DirectoryTag, Label, Seal, SegmentId, Tag};
 use crate::event::{Event, Looks};
 use crate::store::{
-    Applied, Delta, Existing, Mark, Outcome, OutcomeOfAll, Range, RangeEnd, SegmentRow,
+    Applied, Delta, Mark, Opening, Outcome, OutcomeOfAll, Range, RangeEnd, SegmentRow,
     SegmentState, Source, StoreError, Writer,
 };
 use crate::verify::seal;
@@ -134,8 +134,8 @@ pub(super) struct Applier<'p> {
 impl<'p> Applier<'p> {
     /// Opens the database, or creates it.
     pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
-        let mut writer = Writer::open(&config.database(), Existing::OrCreate)?;
-        writer.belong_to(config.directory)?;
+        let mut writer = open_writer(config, Opening::Follow)?;
+        writer.keep_ids(config.dedup_window)?;
         Self::new(config, pool, writer)
     }
 
@@ -143,9 +143,8 @@ impl<'p> Applier<'p> {
     pub(super) fn of(
         config: &ProcessConfig,
         pool: &'p mut Pool,
-        mut writer: Writer,
+        writer: Writer,
     ) -> Result<Self, StoreError> {
-        writer.belong_to(config.directory)?;
         Self::new(config, pool, writer)
     }
 
@@ -647,6 +646,16 @@ impl RangeAggregate {
             },
         }
     }
+}
+
+/// Opens the database as the only writer of the data directory.
+pub(super) fn open_writer(config: &ProcessConfig, opening: Opening) -> Result<Writer, StoreError> {
+    Writer::of(
+        &config.database,
+        &config.data_dir,
+        config.directory,
+        opening,
+    )
 }
 
 /// Reads lines of the range again, for the overflow replay of the store.

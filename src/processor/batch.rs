@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::applier::{
-    Applier, Commit, Confirmed, Opened, Small, Watch, open_sealed, open_together,
+    Applier, Commit, Confirmed, Opened, Small, Watch, open_sealed, open_together, open_writer,
 };
 use super::archive::{self, Archived, Leaving};
 use super::import::{Brought, Importer};
@@ -27,7 +27,7 @@ use crate::data_dir::numbers::{MISSING_MAX, gaps};
 use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
-use crate::store::{Counts, DATABASE_FILE, SegmentRow, SegmentState, StoreError, Writer};
+use crate::store::{Counts, DATABASE_FILE, Opening, SegmentRow, SegmentState, StoreError};
 use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::sums;
 
@@ -95,11 +95,11 @@ pub fn run_once(
 ) -> Result<Summary, ProcessError> {
     let config = &when_unlocked(|| config.established(&**disk))?;
     let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
-    if config.database == config.data_dir.join(DATABASE_FILE) {
+    if config.database.file() == Some(&*config.data_dir.join(DATABASE_FILE)) {
         rebuild::remove_unfinished(&config.data_dir)?;
     }
-    let was_unclean = sums::was_left_open(&config.database());
-    let writer = when_unlocked(|| Ok(Writer::open_to_load(&config.database())?))?;
+    let was_unclean = sums::was_left_open(&config.database);
+    let writer = when_unlocked(|| Ok(open_writer(config, Opening::Load)?))?;
     let applier = Applier::of(config, &mut pool, writer)?;
     let mut run = Run {
         config,
@@ -129,9 +129,9 @@ pub fn run_once(
         ..
     } = run;
     applier.writer.close()?;
-    if was_unclean && let Some(reason) = sums::difference(&config.database())? {
+    if was_unclean && let Some(reason) = sums::difference(&config.database, config.directory)? {
         summary.refused.push(Refused {
-            path: config.database(),
+            path: config.database.to_string().into(),
             reason,
         });
     }

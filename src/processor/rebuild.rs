@@ -26,7 +26,8 @@ use super::{ProcessConfig, ProcessError, RunProgress, Summary, describe, retenti
 use crate::data_dir::disk::{self, DirHold, Disk, RealDisk};
 use crate::data_dir::{Catalog, Claims, QUARANTINE_DIR};
 use crate::store::{
-    Existing, Pruned, SegmentRow, SegmentState, Snapshot, Writer, is_in_use, read_kept, sibling,
+    Database, Existing, Pruned, SegmentRow, SegmentState, Snapshot, Writer, is_in_use, read_kept,
+    sibling,
 };
 use crate::verify::Finding;
 use crate::verify::recount::recount;
@@ -58,20 +59,25 @@ pub fn rebuild(
             "`tallyline verify` is reading the files; try again when it has finished".to_owned(),
         ));
     };
-    let old = config.database();
+    let Some(old) = config.database.file() else {
+        return Err(ProcessError::NotRebuilt(format!(
+            "{}: only an SQLite file can be rebuilt",
+            config.database
+        )));
+    };
     let new = dir.join(UNFINISHED);
     remove_unfinished(dir)?;
-    let (rows, pruned) = read_old(&old)?;
+    let (rows, pruned) = read_old(old)?;
     let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
         .map_err(ProcessError::io("list", dir))?;
     if pruned.number > 0 {
-        let writer = Writer::open(&old, Existing::Only)?;
+        let writer = Writer::open(old, Existing::Only)?;
         retention::finish(&**disk, &catalog, &writer)?;
         writer.close()?;
     }
     let mut notes = changes(&catalog, &rows);
     if pruned.segments > 0 {
-        carry(config, &**disk, &pruned, &new)?;
+        carry(config, &**disk, &pruned, old, &new)?;
         notes.push(format!(
             "carried over: {} events of {} pruned segments (up to number {}), which cannot be recounted",
             pruned.counts.events, pruned.segments, pruned.number
@@ -84,7 +90,7 @@ pub fn rebuild(
         ));
     }
     let mut building = config.clone();
-    building.database.clone_from(&new);
+    building.database = Database::Sqlite(new.clone());
     let summary = run_once(&building, disk, &[], on_progress)?;
     if let Some(refused) = summary.refused.iter().chain(&summary.unusable).next() {
         let (path, reason) = (refused.path.display(), &refused.reason);
@@ -92,8 +98,8 @@ pub fn rebuild(
         remove_unfinished(dir)?;
         return Err(ProcessError::NotRebuilt(cause));
     }
-    notes.extend(close_old(&**disk, dir, &old)?);
-    disk::replace(&new, &old).map_err(ProcessError::io("replace", &old))?;
+    notes.extend(close_old(&**disk, dir, old)?);
+    disk::replace(&new, old).map_err(ProcessError::io("replace", old))?;
     Ok(Rebuilt { summary, notes })
 }
 
@@ -148,9 +154,9 @@ fn carry(
     config: &ProcessConfig,
     disk: &dyn Disk,
     pruned: &Pruned,
+    old: &Path,
     new: &Path,
 ) -> Result<(), ProcessError> {
-    let old = config.database();
     let refused = |reason: String| {
         ProcessError::NotRebuilt(format!(
             "{} events of {} pruned segments are only in the old totals, and their share cannot be determined: {reason}. The old database is unchanged. Restore a backup of it or of the files; or move {} away and run `tallyline process`: the totals then lack those events, and readiness names their segments",
@@ -159,7 +165,7 @@ fn carry(
             old.display()
         ))
     };
-    let snapshot = match Snapshot::open(&old) {
+    let snapshot = match Snapshot::open(old) {
         Ok(Some(snapshot)) => snapshot,
         Ok(None) => return Err(refused("the old database is gone".to_owned())),
         Err(error) => return Err(refused(describe(&error))),

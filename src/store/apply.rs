@@ -27,6 +27,7 @@ use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, Sums, 
 use crate::data_dir::segment::{SegmentId, Tag};
 
 /// The aggregate of a range.
+#[derive(Clone, Copy)]
 pub struct Delta<'a> {
     /// The sums of all events, in ascending order of the user id, each user once. Events with an id are
     /// included as if all of them counted.
@@ -63,6 +64,7 @@ impl RangeEnd {
 }
 
 /// A range of a segment with its aggregate. `from` and `to` are line ends.
+#[derive(Clone, Copy)]
 pub struct Range<'a> {
     /// The identity of the segment.
     pub segment: &'a SegmentId,
@@ -120,7 +122,8 @@ pub enum OutcomeOfAll {
 
 /// The result of one attempt, before the commit.
 pub(super) enum Attempt {
-    Ready(Applied),
+    /// With the `segment.key`.
+    Ready(Applied, i64),
     Raced,
     /// Totals of these users might overflow. The attempt is repeated with an overflow replay.
     Suspects(HashSet<String>),
@@ -171,7 +174,7 @@ pub(super) fn attempt<R: Rows>(
         id_net_check: row.id_net_check.wrapping_add(tally.id_net),
     };
     rows.add_counts(&added, range.end.state())?;
-    Ok(Attempt::Ready(Applied { counts }))
+    Ok(Attempt::Ready(Applied { counts }, row.key))
 }
 
 /// The result of the steps so far.

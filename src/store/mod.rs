@@ -43,6 +43,7 @@ mod open;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod readers;
+mod reading;
 mod retention;
 mod segments;
 mod snapshot;
@@ -50,6 +51,7 @@ mod sqlite_rows;
 #[cfg(test)]
 mod tests;
 mod writer;
+mod writing;
 
 use std::path::{Path, PathBuf};
 
@@ -59,7 +61,8 @@ pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
 pub use self::ledger::Ledger;
 pub use self::open::{DATABASE_FILE, Existing};
-pub use self::readers::{Order, Overall, Readers, UserTotal};
+pub use self::readers::SqliteReaders;
+pub use self::reading::{Order, Overall, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
 pub use self::segments::read_segments;
@@ -69,7 +72,8 @@ pub use self::segments::{
     read_kept,
 };
 pub use self::snapshot::{IdStatus, Snapshot, UserSum};
-pub use self::writer::{Mark, Writer};
+pub use self::writer::{Mark, SqliteWriter};
+pub use self::writing::{Opening, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;
 
@@ -282,6 +286,10 @@ impl StoreError {
 
     /// Whether another program holds a lock, so that a retry may succeed.
     pub fn is_locked(&self) -> bool {
+        #[cfg(feature = "postgres")]
+        if matches!(self, Self::Conflict { .. }) {
+            return true;
+        }
         matches!(self, Self::Locked { .. })
     }
 }

@@ -1,10 +1,9 @@
-//! Reads of totals, segments and rejected lines, through a pool of read-only connections.
+//! Reads of totals, segments and rejected lines from an SQLite file, through a pool of read-only connections.
 //!
 //! Any thread may read. The pool belongs to one file: if the database was replaced, or deleted and
 //! created again, the next read uses a new pool. If there is no database, reads return empty results
 //! and no error.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -15,13 +14,13 @@ use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
+use super::reading::{Cursor, ReadSnapshot};
 use super::{
-    AppliedSegments, Ledger, Pruned, RejectedFilter, RejectedLine, SegmentRow, SegmentState,
-    StoreError, segments,
+    Ledger, Order, Overall, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError,
+    UserTotal, segments,
 };
 use crate::data_dir::disk::{Disk, Identity, RealDisk};
 use crate::data_dir::segment::SegmentId;
-use crate::event::Micros;
 
 const SELECT_USER: &str = include_str!("../../sql/query/select_user.sql");
 const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");
@@ -32,55 +31,6 @@ const SELECT_OVERALL: &str = include_str!("../../sql/query/select_overall.sql");
 
 /// How long a read waits for a free connection.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// One user's total.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserTotal {
-    /// The user.
-    pub user_id: String,
-    /// The added minus the subtracted amounts.
-    pub revenue: Micros,
-    /// The number of counted events.
-    pub events: u64,
-    /// When the total last changed, in milliseconds since 1970 UTC.
-    pub updated_at_ms: i64,
-}
-
-/// The order of a listing of users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Smallest revenue first.
-    Revenue,
-    /// Largest revenue first.
-    RevenueDescending,
-    /// By user id.
-    UserId,
-}
-
-/// One page of a listing of users.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
-    /// The users in the requested order.
-    pub users: Vec<UserTotal>,
-    /// The opaque cursor of the next page; `None` on the last page.
-    pub next: Option<String>,
-}
-
-/// The sums over all users.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Overall {
-    /// The number of users with at least one counted event.
-    pub users: u64,
-    /// The number of counted events.
-    pub events: u64,
-    /// The sum of all revenues in micros.
-    pub revenue_micros: i128,
-    /// When any total last changed, in milliseconds since 1970 UTC; `None` if there are no users.
-    pub updated_at_ms: Option<i64>,
-}
-
-/// See [`Readers::snapshot`].
-pub(crate) type Snapshot = (Ledger, AppliedSegments, Vec<SegmentRow>, Pruned);
 
 type Pool = r2d2::Pool<Manager>;
 
@@ -113,7 +63,7 @@ impl r2d2::ManageConnection for Manager {
 
 /// The pool of reading connections (r2d2); cheap to clone.
 #[derive(Clone)]
-pub struct Readers {
+pub struct SqliteReaders {
     shared: Arc<Shared>,
 }
 
@@ -138,7 +88,7 @@ impl Shared {
     }
 }
 
-impl Readers {
+impl SqliteReaders {
     /// A pool of up to `connections_max` connections to the database at `path`, opened on demand.
     pub fn new(path: &Path, connections_max: u32) -> Self {
         let shared = Arc::new(Shared {
@@ -170,7 +120,7 @@ impl Readers {
                 .query_row([user_id], |row| {
                     Ok(UserTotal {
                         user_id: user_id.to_owned(),
-                        revenue: Micros(row.get(0)?),
+                        revenue: row.get::<_, i64>(0)?.into(),
                         events: row.get(1)?,
                         updated_at_ms: row.get(2)?,
                     })
@@ -180,18 +130,14 @@ impl Readers {
         Ok(user.flatten())
     }
 
-    /// A page of at most `limit` users; `Ok(None)` if the cursor is invalid.
-    pub fn users(
+    /// The first `rows` users after the cursor.
+    pub(super) fn users(
         &self,
         order: Order,
-        limit: u32,
-        cursor: Option<&str>,
-    ) -> Result<Option<Page>, StoreError> {
-        let Some(after) = Cursor::read(order, cursor) else {
-            return Ok(None);
-        };
-        // One more than requested, to see whether there is a next page.
-        let rows = i64::from(limit) + 1;
+        rows: i64,
+        after: &Cursor,
+    ) -> Result<Vec<UserTotal>, StoreError> {
+        let revenue = after.revenue_within_i64(order);
         let users = self.read("list users", |connection| {
             let page = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| {
                 connection
@@ -201,23 +147,14 @@ impl Readers {
             };
             match order {
                 Order::UserId => page(PAGE_BY_ID, params![after.user_id, rows]),
-                Order::Revenue => {
-                    page(PAGE_BY_REVENUE, params![after.revenue, after.user_id, rows])
-                }
+                Order::Revenue => page(PAGE_BY_REVENUE, params![revenue, after.user_id, rows]),
                 Order::RevenueDescending => page(
                     PAGE_BY_REVENUE_DESCENDING,
-                    params![after.revenue, after.user_id, rows],
+                    params![revenue, after.user_id, rows],
                 ),
             }
         })?;
-        let mut users = users.unwrap_or_default();
-        let more = users.len() > limit as usize;
-        users.truncate(limit as usize);
-        let next = users
-            .last()
-            .filter(|_| more)
-            .map(|last| Cursor::of(last).write(order));
-        Ok(Some(Page { users, next }))
+        Ok(users.unwrap_or_default())
     }
 
     /// The number of lines in each state, as recorded in the database.
@@ -246,7 +183,7 @@ impl Readers {
 
     /// The ledger, the fully applied segments, the rows of the other segments, and the sum of the
     /// pruned ones, read in one transaction.
-    pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
+    pub fn snapshot(&self) -> Result<ReadSnapshot, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
             let unfinished = segments::unfinished(&snapshot)?;
@@ -373,70 +310,10 @@ impl Readers {
 fn read_user(row: &Row<'_>) -> rusqlite::Result<UserTotal> {
     Ok(UserTotal {
         user_id: row.get(0)?,
-        revenue: Micros(row.get(1)?),
+        revenue: row.get::<_, i64>(1)?.into(),
         events: row.get(2)?,
         updated_at_ms: row.get(3)?,
     })
-}
-
-/// The position after a user in a listing. Its text is safe in a URL: `r`, `d` or `u` for the order,
-/// the revenue, `.`, and the user id in hex.
-struct Cursor {
-    revenue: i64,
-    user_id: String,
-}
-
-impl Cursor {
-    fn of(user: &UserTotal) -> Self {
-        Self {
-            revenue: user.revenue.0,
-            user_id: user.user_id.clone(),
-        }
-    }
-
-    fn letter(order: Order) -> char {
-        match order {
-            Order::Revenue => 'r',
-            Order::RevenueDescending => 'd',
-            Order::UserId => 'u',
-        }
-    }
-
-    fn write(&self, order: Order) -> String {
-        let mut text = format!("{}{}.", Self::letter(order), self.revenue);
-        for byte in self.user_id.bytes() {
-            // Writing to a String cannot fail.
-            let _infallible = write!(text, "{byte:02x}");
-        }
-        text
-    }
-
-    /// Parses a cursor; without one, the start of the listing. `None` if it is invalid for this order.
-    fn read(order: Order, cursor: Option<&str>) -> Option<Self> {
-        let Some(text) = cursor else {
-            let revenue = if order == Order::RevenueDescending {
-                i64::MAX
-            } else {
-                i64::MIN
-            };
-            return Some(Self {
-                revenue,
-                user_id: String::new(),
-            });
-        };
-        let (revenue, hex) = text.strip_prefix(Self::letter(order))?.split_once('.')?;
-        if hex.len() % 2 != 0 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return None;
-        }
-        let bytes = (0..hex.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok())
-            .collect::<Option<Vec<u8>>>()?;
-        Some(Self {
-            revenue: revenue.parse().ok()?,
-            user_id: String::from_utf8(bytes).ok()?,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -452,7 +329,7 @@ mod tests {
         let path = dir.path().join("revenue.db");
         std::fs::write(&path, "").expect("a file");
         let first = Cell::new(true);
-        let users = Readers::new(&path, 1).read("count users", |connection| {
+        let users = SqliteReaders::new(&path, 1).read("count users", |connection| {
             let count = connection.query_row("SELECT count(*) FROM user_total", [], |row| {
                 row.get::<_, u64>(0)
             });

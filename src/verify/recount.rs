@@ -82,7 +82,7 @@ pub fn verify(
     let config = &config.identified(disk)?;
     let dir = &config.data_dir;
     let _held = DirHold::share(dir).map_err(VerifyError::io("lock", dir))?;
-    let Some(snapshot) = Snapshot::open(&config.database)? else {
+    let Some(snapshot) = Snapshot::of(&config.database, config.directory)? else {
         return Ok(None);
     };
     let mut report = recount(&snapshot, config, disk, on_finding, on_progress)?;
@@ -90,7 +90,7 @@ pub fn verify(
         report.differences += 1;
         on_finding(&Finding::Mismatch(format!(
             "database {}: the file is damaged: {}; run `tallyline process --rebuild`, which builds a new one from the files",
-            config.database.display(),
+            config.database,
             damage.replace('\n', " ")
         )));
     }
@@ -141,7 +141,7 @@ fn not_recounted(row: &SegmentRow) -> String {
     format!(
         "the {} events counted of it ({}) cannot be recounted",
         row.counts.events,
-        Micros(row.net_check)
+        Micros::from(row.net_check)
     )
 }
 
@@ -733,8 +733,8 @@ impl Recount<'_> {
             self.add_finding(&Finding::Mismatch(format!(
                 "all users together have {} events ({}), but the segments have {events} ({}): the database was changed, or mixed from two; run `tallyline process --rebuild`, which builds a new one from the files",
                 snapshot.events,
-                Micros(snapshot.net),
-                Micros(net)
+                Micros::from(snapshot.net),
+                Micros::from(net)
             )));
         }
         let applied = AppliedSum::of(&snapshot.rows);
@@ -760,9 +760,9 @@ impl Recount<'_> {
         snapshot.differences(&mut |user, database, files| {
             self.add_finding(&Finding::Mismatch(format!(
                 "user {user:?}: the files have {} from {} events, the database {} from {}",
-                Micros(files.micros),
+                Micros::from(files.micros),
                 files.events,
-                Micros(database.micros),
+                Micros::from(database.micros),
                 database.events
             )));
         })?;
@@ -774,7 +774,7 @@ fn describe(counts: &Counts, net: i64) -> String {
     format!(
         "{} events ({}), {} duplicates and {} rejected lines",
         counts.events,
-        Micros(net),
+        Micros::from(net),
         counts.duplicates,
         counts.rejected
     )

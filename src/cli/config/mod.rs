@@ -19,6 +19,7 @@ use crate::cli::args::{
 };
 use crate::cli::{Size, Span};
 use crate::http;
+use crate::store::Database;
 
 /// Invalid settings: exit code 2. The message says what is wrong and what would be valid.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,12 @@ impl UsageError {
     pub fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }
+}
+
+/// The database of `--database`.
+fn database_url(url: Option<String>) -> Result<Option<Database>, UsageError> {
+    let parsed = url.map(|url| Database::parse(&url)).transpose();
+    parsed.map_err(|reason| UsageError::new(format!("--database: {reason}")))
 }
 
 /// Configuration of `tallyline demo`.
@@ -100,6 +107,8 @@ pub struct ProcessConfig {
     pub data_dir: PathBuf,
     /// Files to import first. If empty, only the files of the data directory are applied.
     pub files: Vec<PathBuf>,
+    /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
+    pub database_url: Option<Database>,
     /// Whether to keep the database or build a new one.
     pub database: DatabaseMode,
     /// Maximum memory of the processor in bytes: as [`ServeConfig::memory_bytes`].
@@ -143,6 +152,7 @@ impl ProcessConfig {
         Ok(Self {
             data_dir: args.data_dir,
             files: args.files,
+            database_url: database_url(args.database)?,
             database: if args.rebuild {
                 DatabaseMode::Rebuild
             } else {
@@ -159,17 +169,20 @@ impl ProcessConfig {
 pub struct VerifyConfig {
     /// Data directory. Default `data`.
     pub data_dir: PathBuf,
+    /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
+    pub database_url: Option<Database>,
     /// Whether to print a summary if files and database agree.
     pub verbosity: Verbosity,
 }
 
 impl VerifyConfig {
-    /// Converts the flags.
-    pub fn new(args: VerifyArgs, quiet: bool) -> Self {
-        Self {
+    /// Checks the flags.
+    pub fn new(args: VerifyArgs, quiet: bool) -> Result<Self, UsageError> {
+        Ok(Self {
             data_dir: args.data_dir,
+            database_url: database_url(args.database)?,
             verbosity: Verbosity::of(quiet),
-        }
+        })
     }
 }
 
@@ -238,6 +251,8 @@ impl RestoreConfig {
 pub struct QueryConfig {
     /// Data directory. Default `data`.
     pub data_dir: PathBuf,
+    /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
+    pub database_url: Option<Database>,
     /// Users to show, in this order. If empty, the overall totals and the top users are shown.
     pub users: Vec<String>,
     /// Number of users to show if `users` is empty. Default 20, minimum 0.
@@ -257,19 +272,21 @@ pub enum QueryFormat {
     Csv,
 }
 
-impl From<QueryArgs> for QueryConfig {
-    fn from(args: QueryArgs) -> Self {
+impl QueryConfig {
+    /// Checks the flags.
+    pub fn new(args: QueryArgs) -> Result<Self, UsageError> {
         let format = match (args.json, args.csv) {
             (true, _) => QueryFormat::Json,
             (_, true) => QueryFormat::Csv,
             _ => QueryFormat::Table,
         };
-        Self {
+        Ok(Self {
             data_dir: args.data_dir,
+            database_url: database_url(args.database)?,
             users: args.users,
             top: args.top,
             format,
-        }
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use super::{Size, Span, UsageError, address, at_least, between, host_name, is_lo
 use uuid::Uuid;
 
 use crate::cli::args::{ServeArgs, renamed};
+use crate::store::Database;
 
 /// Minimum interval of rotation and flushing. Shorter ones would keep the disk busy.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -66,6 +67,8 @@ pub struct ServeConfig {
     /// Maximum memory of the processor in bytes. Totals are flushed early to stay below it. Default
     /// 384 MiB, 32 MiB to 1 TiB.
     pub memory_bytes: u64,
+    /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
+    pub database_url: Option<Database>,
     /// Which process applies events. Default this one.
     pub processing: Processing,
 }
@@ -122,6 +125,7 @@ struct File {
     max_disk: Option<Size>,
     disk_reserve: Option<Size>,
     retention: Option<Span>,
+    database: Option<String>,
     flush_interval: Option<Span>,
     dedup_window: Option<Span>,
     memory: Option<Size>,
@@ -151,8 +155,16 @@ impl ServeConfig {
             flush_interval: Some(Duration::from_secs(1)),
             dedup_window: None,
             memory_bytes: 384 * MIB,
+            database_url: None,
             processing: Processing::Here,
         }
+    }
+
+    /// The database.
+    pub fn database(&self) -> Database {
+        self.database_url
+            .clone()
+            .unwrap_or_else(|| Database::in_dir(&self.data_dir))
     }
 
     /// The port file named by the flags or the config file, even if other settings are invalid.
@@ -227,6 +239,15 @@ impl ServeConfig {
             Size(64 * MIB),
         );
         let retention = s.pick("retention", args.retention, file.retention, Span(None));
+        let args_database = args.database;
+        let database = args_database.clone().or(file.database.clone());
+        let database_url = super::database_url(database)?;
+        // Without its password.
+        let shown = |given: Option<String>| {
+            let url = database_url.as_ref().map(ToString::to_string);
+            given.and(url)
+        };
+        s.pick_optional("database", shown(args_database), shown(file.database));
         let flush_interval = s.pick(
             "flush-interval",
             args.flush_interval,
@@ -268,6 +289,7 @@ impl ServeConfig {
             )?),
             dedup_window: dedup_window.0,
             memory_bytes: memory_bytes(memory)?,
+            database_url,
             processing: if no_process {
                 Processing::Elsewhere
             } else {

@@ -258,7 +258,7 @@ impl Worker {
             return;
         }
         let (config, health) = (self.config.clone(), Arc::clone(&self.board.health));
-        let check = move || match sums::difference(&config.database()) {
+        let check = move || match sums::difference(&config.database, config.directory) {
             Ok(Some(difference)) => health.set(SUMS, difference),
             Ok(None) => health.clear(SUMS),
             Err(error) => {

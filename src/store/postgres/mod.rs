@@ -36,8 +36,20 @@
 )]
 
 mod connect;
+mod convert;
 mod node;
+mod readers;
+mod recovery;
+mod retention;
+mod rows;
 mod schema;
+mod snapshot;
+
+mod writer;
 
 pub use self::connect::Target;
 pub use self::node::Node;
+pub use self::readers::PostgresReaders;
+pub(in crate::store) use self::recovery::{read_checks, read_for_recovery};
+pub(in crate::store) use self::snapshot::{PostgresSnapshot, Sums};
+pub use self::writer::PostgresWriter;

@@ -33,7 +33,7 @@ impl Node {
         let token = Uuid::new_v4();
         let row = client
             .query_one(
-                "INSERT INTO node (id, epoch, token) VALUES ($1, 1, $2)
+                "INSERT INTO tallyline.node AS node (node, id, name, state, epoch, token, created_at_ms, acquired_at_ms) VALUES ((SELECT coalesce(max(node), 0) + 1 FROM tallyline.node), $1, 'x', 'member', 1, $2, 0, 0)
                  ON CONFLICT (id) DO UPDATE SET epoch = node.epoch + 1, token = $2
                  RETURNING node, epoch",
                 &[&id, &token],
@@ -55,7 +55,7 @@ impl Node {
     ) -> Result<(), StoreError> {
         let row = transaction
             .query_opt(
-                "SELECT epoch, token FROM node WHERE node = $1 FOR SHARE",
+                "SELECT epoch, token FROM tallyline.node WHERE node = $1 FOR SHARE",
                 &[&self.number],
             )
             .map_err(target.failed("check the epoch of this node"))?;
@@ -68,12 +68,17 @@ impl Node {
         }
     }
 
+    /// Whether these are the epoch and the token with which this process acquired the node.
+    pub(in crate::store) fn is_held(&self, epoch: i64, token: Uuid) -> bool {
+        (epoch, token) == (self.epoch, self.token)
+    }
+
     /// The number of a node; `None` if it is not in the database yet. For readers.
     pub(in crate::store) fn number_of(
         client: &mut impl GenericClient,
         id: Uuid,
     ) -> Result<Option<i32>, ::postgres::Error> {
-        let row = client.query_opt("SELECT node FROM node WHERE id = $1", &[&id])?;
+        let row = client.query_opt("SELECT node FROM tallyline.node WHERE id = $1", &[&id])?;
         Ok(row.map(|row| row.get(0)))
     }
 

@@ -15,10 +15,23 @@ pub(in crate::store) fn ensure(client: &mut Client, target: &Target) -> Result<(
         .execute("SELECT pg_advisory_xact_lock(8386095523341006201)", &[])
         .map_err(&failed)?;
     let there = transaction
-        .query_one("SELECT to_regclass('user_total') IS NOT NULL", &[])
+        .query_one(
+            "SELECT to_regclass('tallyline.user_total') IS NOT NULL",
+            &[],
+        )
         .map_err(&failed)?;
     if !there.get::<_, bool>(0) {
-        transaction.batch_execute(SCHEMA).map_err(&failed)?;
+        transaction
+            .batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS tallyline;{SCHEMA}"))
+            .map_err(&failed)?;
     }
     transaction.commit().map_err(&failed)
+}
+
+/// Whether the tables exist.
+pub(in crate::store) fn is_there(client: &mut Client, target: &Target) -> Result<bool, StoreError> {
+    let exists = client
+        .query_typed_one("SELECT to_regclass('tallyline.node') IS NOT NULL", &[])
+        .map_err(target.failed("read the version of its tables"))?;
+    Ok(exists.get(0))
 }

@@ -1,0 +1,53 @@
+//! Reads of a node's rows at its start, on connections of their own.
+
+use uuid::Uuid;
+
+use super::{PostgresReaders, PostgresSnapshot, Sums, Target};
+use crate::data_dir::segment::SegmentId;
+use crate::store::StoreError;
+use crate::store::segments::{Checks, RecoveryRows};
+
+/// See [`Database::read_for_recovery`](crate::store::Database::read_for_recovery).
+pub(in crate::store) fn read_for_recovery(
+    target: &Target,
+    directory: Uuid,
+    numbers: &[u64],
+) -> Result<RecoveryRows, StoreError> {
+    let readers = PostgresReaders::new(target, 1);
+    readers.belong_to(directory);
+    if !readers.is_there()? {
+        return Ok(RecoveryRows::default());
+    }
+    let (_, applied, mut rows, pruned) = readers.snapshot()?;
+    let mut applied = applied.native;
+    for &number in numbers {
+        if applied.remove(number) {
+            rows.extend(readers.segment(&SegmentId::Native(number))?);
+        }
+    }
+    Ok(RecoveryRows {
+        rows,
+        applied,
+        pruned,
+    })
+}
+
+/// See [`Database::read_checks`](crate::store::Database::read_checks).
+pub(in crate::store) fn read_checks(
+    target: &Target,
+    directory: Uuid,
+) -> Result<Option<Checks>, StoreError> {
+    let Some(snapshot) = PostgresSnapshot::open(target, directory)? else {
+        return Ok(None);
+    };
+    let mut segments = snapshot.sums(Sums::Segments)?;
+    let pruned = snapshot.pruned()?;
+    segments.0 += pruned.counts.events;
+    segments.1 = segments.1.wrapping_add(pruned.net_check);
+    Ok(Some(Checks {
+        segments,
+        totals: snapshot.sums(Sums::Totals)?,
+        applied_sum: snapshot.applied_sum()?,
+        applied_rows: snapshot.applied_rows()?,
+    }))
+}
