@@ -26,7 +26,6 @@ COMMENT ON TABLE  tallyline.cluster         IS 'One row: what all nodes share.';
 COMMENT ON COLUMN tallyline.cluster.one     IS 'there is only one row';
 COMMENT ON COLUMN tallyline.cluster.version IS 'version of these tables; a program refuses a newer one';
 COMMENT ON COLUMN tallyline.cluster.id      IS 'random; distinguishes this database from others';
-INSERT INTO tallyline.cluster (one, version, id) VALUES (1, 1, gen_random_uuid());
 
 CREATE TABLE tallyline.node (
     node            integer NOT NULL PRIMARY KEY CHECK (node > 0),
@@ -141,8 +140,8 @@ COMMENT ON COLUMN tallyline.segment.completed_at_ms IS 'when the last byte was a
 
 -- Segments that are not fully applied, without reading all rows.
 CREATE INDEX segment_unfinished ON tallyline.segment (node, key) WHERE state <> 'applied';
--- A data directory that was copied and given another UUID: the same content under another node.
-CREATE INDEX segment_content ON tallyline.segment (checksum, applied_bytes) WHERE state = 'applied';
+-- A data directory that was copied and given another UUID has segments of another node.
+CREATE INDEX segment_tag ON tallyline.segment (tag);
 
 CREATE TABLE tallyline.rejected_line (
     node     integer NOT NULL,

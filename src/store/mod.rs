@@ -211,6 +211,16 @@ pub enum StoreError {
         /// The reason.
         cause: String,
     },
+    /// The server, the database or the rights of the user are not sufficient. A retry does not help until they are
+    /// changed.
+    #[cfg(feature = "postgres")]
+    #[error("database {database}: {reason}")]
+    UnsupportedServer {
+        /// The URL without its password.
+        database: String,
+        /// What is missing, and what to do.
+        reason: String,
+    },
     /// Another server or command has taken over this node, or it was removed from the database.
     #[cfg(feature = "postgres")]
     #[error("database {database}: {reason}")]
@@ -220,6 +230,10 @@ pub enum StoreError {
         /// What was found, and what to do.
         reason: String,
     },
+    /// The files of this node could not be read, or its token not be recorded.
+    #[cfg(feature = "postgres")]
+    #[error("cannot acquire this node")]
+    NodeTokens(#[source] crate::data_dir::DataDirError),
     /// The operation is not available with this database.
     #[error("database {database}: cannot {doing}: {reason}")]
     Unsupported {

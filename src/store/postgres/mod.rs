@@ -38,13 +38,15 @@
 mod connect;
 mod convert;
 mod node;
+mod password;
 mod readers;
 mod recovery;
 mod retention;
 mod rows;
 mod schema;
 mod snapshot;
-
+mod tls;
+mod url;
 mod writer;
 
 pub use self::connect::Target;
