@@ -56,6 +56,10 @@ impl Database {
 
     /// The rows of a data directory that are not fully applied, and those of `numbers`. The database may be
     /// missing, empty or in use.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
     pub fn read_for_recovery(
         &self,
         directory: Option<Uuid>,
@@ -73,12 +77,13 @@ impl Database {
 
     /// Reads the sums that must agree; `None` if there is no database. They differ if another program changed
     /// it, or if it is mixed from two copies.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
     pub fn read_checks(&self, directory: Uuid) -> Result<Option<Checks>, StoreError> {
         match self {
-            Self::Sqlite(path) => {
-                let _only_one = directory;
-                read_checks(path)
-            }
+            Self::Sqlite(path) => read_checks(path),
             #[cfg(feature = "postgres")]
             Self::Postgres(target) => postgres::read_checks(target, directory),
         }

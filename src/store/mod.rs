@@ -61,7 +61,6 @@ pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
 pub use self::ledger::Ledger;
 pub use self::open::{DATABASE_FILE, Existing};
-pub use self::readers::SqliteReaders;
 pub use self::reading::{Order, Overall, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]

@@ -105,11 +105,13 @@ impl Readers {
     }
 
     /// Names the data directory whose segments are read. An SQLite file has those of one directory only.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
     pub fn belong_to(&self, directory: Uuid) {
         match self {
-            Self::Sqlite(_) => {
-                let _only_one = directory;
-            }
+            Self::Sqlite(_) => {}
             #[cfg(feature = "postgres")]
             Self::Postgres(readers) => readers.belong_to(directory),
         }

@@ -116,6 +116,10 @@ pub struct IdBlockCounts {
 impl Snapshot {
     /// Copies rows and totals; `None` where there is no database, an empty one, or a PostgreSQL in which the
     /// data directory `directory` is not a node.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
     pub fn of(database: &Database, directory: Uuid) -> Result<Option<Self>, StoreError> {
         match database {
             Database::Sqlite(path) => Self::open(path),

@@ -58,6 +58,10 @@ macro_rules! file_only {
 impl Writer {
     /// Opens the database of a data directory, creates its tables if it is new, and ties it to the directory:
     /// an SQLite file of another directory is refused; in PostgreSQL the node of the directory is acquired.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
     pub fn of(
         database: &Database,
         data_dir: &Path,
@@ -103,12 +107,13 @@ impl Writer {
     }
 
     /// Stores how long a server of this data directory keeps ids; `None`: for ever. SQLite does not store it.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
     pub fn keep_ids(&mut self, window: Option<Duration>) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite(_) => {
-                let _not_stored = window;
-                Ok(())
-            }
+            Self::Sqlite(_) => Ok(()),
             #[cfg(feature = "postgres")]
             Self::Postgres(writer) => writer.keep_ids(window),
         }

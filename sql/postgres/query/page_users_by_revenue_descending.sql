@@ -5,4 +5,4 @@ FROM (SELECT user_id, sum(revenue_micros) AS micros, sum(events)::bigint AS even
       FROM tallyline.user_total
       GROUP BY user_id) AS u
 WHERE $1::text IS NULL OR micros < $1::numeric OR (micros = $1::numeric AND user_id > $2)
-ORDER BY micros DESC, user_id LIMIT $3
+ORDER BY u.micros DESC, u.user_id LIMIT $3

@@ -239,15 +239,7 @@ impl ServeConfig {
             Size(64 * MIB),
         );
         let retention = s.pick("retention", args.retention, file.retention, Span(None));
-        let args_database = args.database;
-        let database = args_database.clone().or(file.database.clone());
-        let database_url = super::database_url(database)?;
-        // Without its password.
-        let shown = |given: Option<String>| {
-            let url = database_url.as_ref().map(ToString::to_string);
-            given.and(url)
-        };
-        s.pick_optional("database", shown(args_database), shown(file.database));
+        let database_url = s.pick_database(args.database, file.database)?;
         let flush_interval = s.pick(
             "flush-interval",
             args.flush_interval,
@@ -381,6 +373,18 @@ impl Settings {
         };
         self.line(format_args!("{name} = {}", value.toml_text()), from);
         Some(value)
+    }
+
+    /// The database; its password is not shown.
+    fn pick_database(
+        &mut self,
+        flag: Option<String>,
+        file: Option<String>,
+    ) -> Result<Option<Database>, UsageError> {
+        let parsed = super::database_url(flag.clone().or_else(|| file.clone()))?;
+        let shown = |given: Option<String>| given.and(parsed.as_ref().map(ToString::to_string));
+        self.pick_optional("database", shown(flag), shown(file));
+        Ok(parsed)
     }
 
     fn line(&mut self, setting: fmt::Arguments<'_>, from: &str) {

@@ -26,14 +26,11 @@
 //! - `connect`: URL, passwords, TLS, and the meaning of errors.
 //! - `schema`: creates the tables and checks their version.
 //! - `node`: the identity of a node, its epoch and token.
-//! - `writer`, `rows`: the writing connection and its row operations.
-//! - `readers`: reads of any thread.
+//! - `writer`, `rows`, `retention`: the writing connection and its row operations.
+//! - `readers`, `recovery`, `snapshot`: reads of any thread, at the start, and for `verify`.
+//! - `convert`: rows as values of the store.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "the writer that uses them follows"
-)]
+#![allow(dead_code, reason = "`tallyline nodes` follows")]
 
 mod connect;
 mod convert;

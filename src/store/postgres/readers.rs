@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ::postgres::types::Type;
-use ::postgres::{Client, GenericClient, IsolationLevel, Row};
+use ::postgres::{Client, IsolationLevel, Row};
 use r2d2::ManageConnection;
 use scheduled_thread_pool::ScheduledThreadPool;
 use uuid::Uuid;

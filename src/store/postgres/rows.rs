@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use ::postgres::types::{ToSql, Type};
-use ::postgres::{GenericClient, Row, Transaction};
+use ::postgres::{Row, Transaction};
 
 use super::Node;
 use super::convert::{self, Malformed, to_i64};
@@ -339,11 +339,11 @@ impl Rows for PostgresRows<'_, '_> {
         if rows.len() != present.len() {
             return Err(RowsError::Gone("blocks of ids"));
         }
-        let mut changes = vec![Change::Nothing; present.len()];
+        let mut found = vec![Change::Nothing; present.len()];
         for row in &rows {
             let at: i64 = row.try_get(0)?;
             let at = usize::try_from(at).unwrap_or(0).wrapping_sub(1);
-            let (Some(work), Some(change)) = (present.get_mut(at), changes.get_mut(at)) else {
+            let (Some(work), Some(change)) = (present.get_mut(at), found.get_mut(at)) else {
                 continue;
             };
             work.block
@@ -353,7 +353,7 @@ impl Rows for PostgresRows<'_, '_> {
         }
         let changed: Vec<(&Work<'_>, Change)> = present
             .iter()
-            .zip(changes)
+            .zip(found)
             .filter(|(_, change)| *change != Change::Nothing)
             .map(|(work, change)| (&**work, change))
             .collect();

@@ -160,23 +160,21 @@ impl PostgresWriter {
     pub fn mark(&mut self, mark: &Mark<'_>) -> Result<bool, StoreError> {
         let node = self.node.number;
         self.write("store the state of a segment", |transaction| {
-            let row = match segment(transaction, node, mark.segment)? {
-                Some(row) => row,
-                None => {
-                    let first = First {
-                        segment: mark.segment,
-                        tag: mark.tag,
-                        file_name: mark.file_name,
-                        state: SegmentState::Sealed,
-                        applied_bytes: 0,
-                        checksum: 0,
-                        now_ms: mark.now_ms,
-                    };
-                    match rows::insert_segment(transaction, node, &first)? {
-                        Some(row) => row,
-                        None => return Ok(End::RollBack(false)),
-                    }
-                }
+            let mut row = segment(transaction, node, mark.segment)?;
+            if row.is_none() {
+                let first = First {
+                    segment: mark.segment,
+                    tag: mark.tag,
+                    file_name: mark.file_name,
+                    state: SegmentState::Sealed,
+                    applied_bytes: 0,
+                    checksum: 0,
+                    now_ms: mark.now_ms,
+                };
+                row = rows::insert_segment(transaction, node, &first)?;
+            }
+            let Some(row) = row else {
+                return Ok(End::RollBack(false));
             };
             let changed = transaction.execute_typed(
                 statement!("mark_segment"),
