@@ -27,7 +27,7 @@ use crate::data_dir::numbers::{MISSING_MAX, gaps};
 use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
-use crate::store::{Counts, DATABASE_FILE, Opening, SegmentRow, SegmentState, StoreError};
+use crate::store::{Counts, DATABASE_FILE, Opening, SegmentRow, SegmentState, StoreError, Writer};
 use crate::verify::contents::{describe_rivals, settle, stand_for};
 use crate::verify::sums;
 
@@ -94,12 +94,31 @@ pub fn run_once(
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Summary, ProcessError> {
     let config = &when_unlocked(|| config.established(&**disk))?;
-    let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
     if config.database.file() == Some(&*config.data_dir.join(DATABASE_FILE)) {
         rebuild::remove_unfinished(&config.data_dir)?;
     }
     let was_unclean = sums::was_left_open(&config.database);
     let writer = when_unlocked(|| Ok(open_writer(config, Opening::Load)?))?;
+    let (writer, mut summary) = run_with(config, disk, files, writer, on_progress)?;
+    writer.close()?;
+    if was_unclean && let Some(reason) = sums::difference(&config.database, config.directory)? {
+        summary.refused.push(Refused {
+            path: config.database.to_string().into(),
+            reason,
+        });
+    }
+    Ok(summary)
+}
+
+/// The same with a writer that is open, and with the UUID of the data directory. Returns the writer.
+pub(super) fn run_with(
+    config: &ProcessConfig,
+    disk: &Arc<dyn Disk>,
+    files: &[PathBuf],
+    writer: Writer,
+    on_progress: &mut dyn FnMut(RunProgress<'_>),
+) -> Result<(Writer, Summary), ProcessError> {
+    let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
     let applier = Applier::of(config, &mut pool, writer)?;
     let mut run = Run {
         config,
@@ -124,18 +143,9 @@ pub fn run_once(
         rest = &rest[done..];
     }
     let Run {
-        applier,
-        mut summary,
-        ..
+        applier, summary, ..
     } = run;
-    applier.writer.close()?;
-    if was_unclean && let Some(reason) = sums::difference(&config.database, config.directory)? {
-        summary.refused.push(Refused {
-            path: config.database.to_string().into(),
-            reason,
-        });
-    }
-    Ok(summary)
+    Ok((applier.writer, summary))
 }
 
 /// Repeats the attempt while another program has the database locked, for at most [`LOCKED_MAX`].

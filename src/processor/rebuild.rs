@@ -22,12 +22,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::applier::open_writer;
+use super::batch::run_with;
 use super::{ProcessConfig, ProcessError, RunProgress, Summary, describe, retention, run_once};
 use crate::data_dir::disk::{self, DirHold, Disk, RealDisk};
 use crate::data_dir::{Catalog, Claims, QUARANTINE_DIR};
 use crate::store::{
-    Database, Existing, Pruned, SegmentRow, SegmentState, Snapshot, Writer, is_in_use, read_kept,
-    sibling,
+    Database, Existing, Opening, Pruned, SegmentRow, SegmentState, Snapshot, Writer, is_in_use,
+    read_kept, sibling,
 };
 use crate::verify::Finding;
 use crate::verify::recount::recount;
@@ -60,10 +62,7 @@ pub fn rebuild(
         ));
     };
     let Some(old) = config.database.file() else {
-        return Err(ProcessError::NotRebuilt(format!(
-            "{}: only an SQLite file can be rebuilt",
-            config.database
-        )));
+        return rebuild_node(config, disk, on_progress);
     };
     let new = dir.join(UNFINISHED);
     remove_unfinished(dir)?;
@@ -78,17 +77,9 @@ pub fn rebuild(
     let mut notes = changes(&catalog, &rows);
     if pruned.segments > 0 {
         carry(config, &**disk, &pruned, old, &new)?;
-        notes.push(format!(
-            "carried over: {} events of {} pruned segments (up to number {}), which cannot be recounted",
-            pruned.counts.events, pruned.segments, pruned.number
-        ));
+        notes.push(describe_carried(&pruned));
     }
-    let ids: u64 = rows.iter().map(|row| row.ids_expired).sum();
-    if ids > 0 {
-        notes.push(format!(
-            "{ids} ids had expired (--dedup-window): an event with one of them that was counted again is now counted once"
-        ));
-    }
+    notes.extend(describe_expired(&rows));
     let mut building = config.clone();
     building.database = Database::Sqlite(new.clone());
     let summary = run_once(&building, disk, &[], on_progress)?;
@@ -101,6 +92,72 @@ pub fn rebuild(
     notes.extend(close_old(&**disk, dir, old)?);
     disk::replace(&new, old).map_err(ProcessError::io("replace", old))?;
     Ok(Rebuilt { summary, notes })
+}
+
+/// Deletes the rows of this node in PostgreSQL and applies its files again, in one transaction.
+fn rebuild_node(
+    config: &ProcessConfig,
+    disk: &Arc<dyn Disk>,
+    on_progress: &mut dyn FnMut(RunProgress<'_>),
+) -> Result<Rebuilt, ProcessError> {
+    let dir = &config.data_dir;
+    let mut writer = open_writer(config, Opening::Load)?;
+    let snapshot = Snapshot::of(&config.database, config.directory)?;
+    let (rows, pruned) = snapshot
+        .as_ref()
+        .map(|snapshot| (snapshot.rows.clone(), snapshot.pruned))
+        .unwrap_or_default();
+    let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
+        .map_err(ProcessError::io("list", dir))?;
+    if pruned.number > 0 {
+        retention::finish(&**disk, &catalog, &writer)?;
+    }
+    let mut notes = changes(&catalog, &rows);
+    let carried = snapshot.filter(|_| pruned.segments > 0);
+    if let Some(snapshot) = &carried {
+        if let Some(mismatch) = mismatch(snapshot, config, &**disk)? {
+            return Err(ProcessError::NotRebuilt(format!(
+                "{} events of {} pruned segments are only in the totals, and their share cannot be determined: {mismatch}. Nothing was changed. Restore a backup of the database or of the files",
+                pruned.counts.events, pruned.segments
+            )));
+        }
+        notes.push(describe_carried(&pruned));
+    }
+    notes.extend(describe_expired(&rows));
+    writer.begin_rebuild(carried.as_ref(), config.clock.now_ms())?;
+    drop(carried);
+    let (mut writer, summary) = run_with(config, disk, &[], writer, on_progress)?;
+    if let Some(refused) = summary.refused.iter().chain(&summary.unusable).next() {
+        let (path, reason) = (refused.path.display(), &refused.reason);
+        // Without a commit, nothing is changed.
+        return Err(ProcessError::NotRebuilt(format!(
+            "{path}: {reason}. The database is unchanged"
+        )));
+    }
+    let released = writer.commit_rebuild(&rows)?;
+    if released > 0 {
+        notes.push(format!(
+            "{released} ids were released because their events are no longer in the files; segments of other nodes that have duplicates are marked for a recount: run `tallyline process --rebuild` on each of those nodes"
+        ));
+    }
+    writer.close()?;
+    Ok(Rebuilt { summary, notes })
+}
+
+fn describe_carried(pruned: &Pruned) -> String {
+    format!(
+        "carried over: {} events of {} pruned segments (up to number {}), which cannot be recounted",
+        pruned.counts.events, pruned.segments, pruned.number
+    )
+}
+
+fn describe_expired(rows: &[SegmentRow]) -> Option<String> {
+    let ids: u64 = rows.iter().map(|row| row.ids_expired).sum();
+    (ids > 0).then(|| {
+        format!(
+            "{ids} ids had expired (--dedup-window): an event with one of them that was counted again is now counted once"
+        )
+    })
 }
 
 /// The rows of the old database and the sums of its pruned segments.

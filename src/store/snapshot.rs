@@ -99,6 +99,9 @@ pub struct Snapshot {
     pub net: i64,
     /// The counts of the blocks of sequential ids.
     pub blocks: IdBlockCounts,
+    /// Nodes with segments whose duplicates may have to be counted, because a rebuild of another node released
+    /// ids; each described.
+    pub recounts: Vec<String>,
 }
 
 /// The counts of the blocks of sequential ids.
@@ -168,6 +171,7 @@ impl Snapshot {
             events: 0,
             net: 0,
             blocks: IdBlockCounts::default(),
+            recounts: Vec::new(),
         })
     }
 
@@ -179,6 +183,7 @@ impl Snapshot {
         self.rows = source.rows()?;
         self.pruned = source.pruned()?;
         self.applied_sum = source.applied_sum()?;
+        self.recounts = source.recounts()?;
         let failed = |error| StoreError::sqlite(&self.path, "copy its totals")(error);
         let writing = self.scratch.unchecked_transaction().map_err(failed)?;
         {

@@ -271,6 +271,39 @@ impl Writer {
         file_only!(self, writer => writer.carry(snapshot, now_ms), Ok(()))
     }
 
+    /// Begins a rebuild of the node's rows in PostgreSQL: one transaction, to which all later writes belong.
+    /// `carried` has the totals that the kept files do not account for. Without [`Writer::commit_rebuild`]
+    /// nothing is changed.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite builds a new file")
+    )]
+    pub fn begin_rebuild(
+        &mut self,
+        carried: Option<&Snapshot>,
+        now_ms: i64,
+    ) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(()),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(writer) => writer.begin_rebuild(carried, now_ms),
+        }
+    }
+
+    /// Commits a rebuild; `before` are the rows before it. Returns how many ids were released because their
+    /// events are no longer in the files.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite builds a new file")
+    )]
+    pub fn commit_rebuild(&mut self, before: &[SegmentRow]) -> Result<u64, StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(0),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(writer) => writer.commit_rebuild(before),
+        }
+    }
+
     /// Closes the connection. In SQLite, all commits are moved from the WAL into the file; if no other
     /// connection has it open, only that file is left.
     pub fn close(self) -> Result<(), StoreError> {

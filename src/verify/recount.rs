@@ -94,6 +94,12 @@ pub fn verify(
             damage.replace('\n', " ")
         )));
     }
+    for node in &snapshot.recounts {
+        report.differences += 1;
+        on_finding(&Finding::Mismatch(format!(
+            "{node} have duplicates of ids that a rebuild of another node may have released, so events may be missing from the totals; run `tallyline process --rebuild` on that node"
+        )));
+    }
     Ok(Some(report))
 }
 

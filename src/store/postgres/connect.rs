@@ -24,7 +24,7 @@ use crate::store::StoreError;
 /// Limits of the role or the server would abort a large transaction each time, and a lost client must not hold
 /// locks forever. They are set in each transaction, because a pooler gives each one another connection. A commit
 /// that is not durable could be lost although the processor has deleted the file.
-const SET_LIMITS: &str = include_str!("../../../sql/postgres/set_limits.sql");
+pub(super) const SET_LIMITS: &str = include_str!("../../../sql/postgres/set_limits.sql");
 
 /// A PostgreSQL database, from the URL of `--database`.
 #[derive(Clone)]

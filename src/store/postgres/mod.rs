@@ -26,7 +26,7 @@
 //! - `connect`: URL, passwords, TLS, and the meaning of errors.
 //! - `schema`: creates the tables and checks their version.
 //! - `node`: the identity of a node, its epoch and token.
-//! - `writer`, `rows`, `retention`: the writing connection and its row operations.
+//! - `writer`, `rows`, `retention`, `rebuild`: the writing connection and its row operations.
 //! - `readers`, `recovery`, `snapshot`: reads of any thread, at the start, and for `verify`.
 //! - `convert`: rows as values of the store.
 
@@ -37,6 +37,7 @@ mod convert;
 mod node;
 mod password;
 mod readers;
+mod rebuild;
 mod recovery;
 mod retention;
 mod rows;

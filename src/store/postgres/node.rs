@@ -139,7 +139,7 @@ impl Node {
     /// suffice, because it could read an older snapshot than the rows that the transaction changes.
     pub fn check(
         &self,
-        transaction: &mut Transaction<'_>,
+        transaction: &mut impl GenericClient,
         target: &Target,
     ) -> Result<(), StoreError> {
         let rows = transaction

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use ::postgres::Transaction;
+use ::postgres::Client;
 use ::postgres::types::Type;
 
 use super::convert::{self, Malformed, to_i64};
@@ -341,10 +341,7 @@ impl<'k> Columns<'k> {
 }
 
 /// Adds expired ids to the rows of their segments. A pruned segment has no row.
-fn add_expired(
-    transaction: &mut Transaction<'_>,
-    counts: &BySegment,
-) -> Result<(), ::postgres::Error> {
+fn add_expired(transaction: &mut Client, counts: &BySegment) -> Result<(), ::postgres::Error> {
     let nodes: Vec<i32> = counts.keys().map(|&(node, _)| node).collect();
     let keys: Vec<i64> = counts.keys().map(|&(_, key)| key).collect();
     let ids: Vec<i64> = counts.values().copied().collect();
@@ -361,7 +358,7 @@ fn add_expired(
 }
 
 fn set_pruned(
-    transaction: &mut Transaction<'_>,
+    transaction: &mut Client,
     node: i32,
     pruned: &Pruned,
     now_ms: i64,

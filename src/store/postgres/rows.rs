@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use ::postgres::types::{ToSql, Type};
-use ::postgres::{Row, Transaction};
+use ::postgres::{Client, Row};
 
 use super::Node;
 use super::convert::{self, Malformed, to_i64};
@@ -61,8 +61,8 @@ impl From<::postgres::Error> for Failure<RowsError> {
 }
 
 /// The rows of one transaction of a node.
-pub(super) struct PostgresRows<'r, 'c> {
-    transaction: &'r mut Transaction<'c>,
+pub(super) struct PostgresRows<'r> {
+    transaction: &'r mut Client,
     node: i32,
     now_ms: i64,
     /// The segment and the rejected lines that are not written yet.
@@ -105,8 +105,9 @@ impl<'w> BlockColumns<'w> {
     }
 }
 
-impl<'r, 'c> PostgresRows<'r, 'c> {
-    pub(super) fn new(transaction: &'r mut Transaction<'c>, node: i32, now_ms: i64) -> Self {
+impl<'r> PostgresRows<'r> {
+    /// The rows of the transaction that was begun on this connection.
+    pub(super) fn new(transaction: &'r mut Client, node: i32, now_ms: i64) -> Self {
         Self {
             transaction,
             node,
@@ -216,7 +217,7 @@ impl<'r, 'c> PostgresRows<'r, 'c> {
     }
 }
 
-impl Rows for PostgresRows<'_, '_> {
+impl Rows for PostgresRows<'_> {
     type Error = RowsError;
     const TOGETHER: usize = 4096;
 
@@ -523,7 +524,7 @@ pub(super) struct First<'a> {
 /// Inserts the row of a segment; `None` if it exists already. The key of an imported file is never reused,
 /// because ids may outlive the row of their segment.
 pub(super) fn insert_segment(
-    transaction: &mut Transaction<'_>,
+    transaction: &mut Client,
     node: i32,
     first: &First<'_>,
 ) -> Result<Option<SegmentRow>, RowsError> {
@@ -554,7 +555,7 @@ pub(super) fn insert_segment(
 
 /// Adds a segment that became fully applied in this transaction to the sum of the applied ones.
 pub(super) fn add_to_applied_sum(
-    transaction: &mut Transaction<'_>,
+    transaction: &mut Client,
     node: i32,
     key: i64,
 ) -> Result<(), ::postgres::Error> {

@@ -76,6 +76,19 @@ impl PostgresSnapshot {
         })
     }
 
+    pub(in crate::store) fn recounts(&self) -> Result<Vec<String>, StoreError> {
+        let sql = statement!("select_recounts");
+        self.read_all("read its segments", sql, &[], |rows| {
+            rows.iter()
+                .map(|row| {
+                    let (name, id): (&str, &str) = (get(row, 0)?, get(row, 1)?);
+                    let segments = get_u64(row, 2)?;
+                    Ok(format!("node {name} ({id}): {segments} segments"))
+                })
+                .collect()
+        })
+    }
+
     /// The events and net micros of all rows of a table, modulo 2^64.
     pub(in crate::store) fn sums(&self, of: Sums) -> Result<(u64, i64), StoreError> {
         let sql = match of {

@@ -10,9 +10,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use ::postgres::types::Type;
-use ::postgres::{Client, Row, Transaction};
+use ::postgres::{Client, Row};
 use uuid::Uuid;
 
+use super::connect::SET_LIMITS;
 use super::convert::{self, Malformed, to_i64};
 use super::rows::{self, First, Param, PostgresRows, RowsError, statement};
 use super::{Node, Target, schema};
@@ -29,11 +30,12 @@ const ATTEMPTS: u32 = 10;
 
 /// The writer of a node.
 pub struct PostgresWriter {
-    target: Target,
-    client: RefCell<Client>,
+    pub(super) target: Target,
+    pub(super) client: RefCell<Client>,
     pub(super) node: Node,
     /// `segment.key` and applied bytes of the last commit of this writer.
     last: Option<(i64, u64)>,
+    pub(super) nesting: Nesting,
 }
 
 /// The end of a transaction.
@@ -53,6 +55,7 @@ impl PostgresWriter {
             client: RefCell::new(client),
             node,
             last: None,
+            nesting: Nesting::Transaction,
         })
     }
 
@@ -282,18 +285,19 @@ impl PostgresWriter {
     pub(super) fn write<T>(
         &mut self,
         doing: &'static str,
-        mut body: impl FnMut(&mut Transaction<'_>) -> Result<End<T>, Failure<RowsError>>,
+        mut body: impl FnMut(&mut Client) -> Result<End<T>, Failure<RowsError>>,
     ) -> Result<T, StoreError> {
         let Self {
             target,
             client,
             node,
+            nesting,
             ..
         } = self;
         let client = client.get_mut();
         let mut attempt = 1;
         loop {
-            match once(target, client, node, doing, &mut body) {
+            match once(target, client, node, *nesting, doing, &mut body) {
                 Err(StoreError::Conflict { .. }) if attempt < ATTEMPTS => attempt += 1,
                 done => return done,
             }
@@ -301,7 +305,7 @@ impl PostgresWriter {
     }
 
     /// Reads rows of this node, whose number is the first parameter.
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         sql: &str,
         params: &[Param<'_>],
@@ -354,35 +358,71 @@ fn once<T>(
     target: &Target,
     client: &mut Client,
     node: &Node,
+    nesting: Nesting,
     doing: &'static str,
-    body: &mut impl FnMut(&mut Transaction<'_>) -> Result<End<T>, Failure<RowsError>>,
+    body: &mut impl FnMut(&mut Client) -> Result<End<T>, Failure<RowsError>>,
 ) -> Result<T, StoreError> {
     let failed = target.failed(doing);
-    let mut transaction = target.begin(client)?;
-    node.check(&mut transaction, target)?;
-    let end = body(&mut transaction).map_err(|failure| match failure {
-        Failure::Source(error) => StoreError::Source(error),
-        Failure::Rows(RowsError::Postgres(error)) => failed(error),
-        Failure::Rows(RowsError::Malformed(error)) => error.of(target, doing),
-        Failure::Rows(RowsError::Gone(what)) => StoreError::Conflict {
-            database: target.to_string(),
-            doing,
-            cause: format!("another node changed {what} meanwhile"),
-        },
-    })?;
-    match end {
-        End::RollBack(done) => {
-            transaction.rollback().map_err(failed)?;
+    client.batch_execute(&nesting.begin()).map_err(&failed)?;
+    let done = node.check(client, target).and_then(|()| {
+        body(client).map_err(|failure| match failure {
+            Failure::Source(error) => StoreError::Source(error),
+            Failure::Rows(RowsError::Postgres(error)) => failed(error),
+            Failure::Rows(RowsError::Malformed(error)) => error.of(target, doing),
+            Failure::Rows(RowsError::Gone(what)) => StoreError::Conflict {
+                database: target.to_string(),
+                doing,
+                cause: format!("another node changed {what} meanwhile"),
+            },
+        })
+    });
+    match done {
+        Ok(End::Commit(done)) => {
+            client.batch_execute(nesting.commit()).map_err(failed)?;
             Ok(done)
         }
-        End::Commit(done) => {
-            // COMMIT of a transaction that was aborted answers ROLLBACK and no error; this statement fails
-            // instead.
-            transaction
-                .batch_execute(statement!("check_transaction"))
-                .map_err(&failed)?;
-            transaction.commit().map_err(failed)?;
+        Ok(End::RollBack(done)) => {
+            client.batch_execute(nesting.roll_back()).map_err(failed)?;
             Ok(done)
+        }
+        Err(error) => {
+            // If this fails, the connection is lost, and the server rolls back.
+            let _lost = client.batch_execute(nesting.roll_back());
+            Err(error)
+        }
+    }
+}
+
+/// Whether a write is a transaction, or a part of the one of a rebuild.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nesting {
+    Transaction,
+    Savepoint,
+}
+
+impl Nesting {
+    pub(super) fn begin(self) -> String {
+        match self {
+            Self::Transaction => {
+                format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {SET_LIMITS}")
+            }
+            Self::Savepoint => "SAVEPOINT step".to_owned(),
+        }
+    }
+
+    /// COMMIT of a transaction that was aborted answers ROLLBACK and no error; the statement before it fails
+    /// instead.
+    pub(super) fn commit(self) -> &'static str {
+        match self {
+            Self::Transaction => "SELECT 1; COMMIT",
+            Self::Savepoint => "RELEASE SAVEPOINT step",
+        }
+    }
+
+    fn roll_back(self) -> &'static str {
+        match self {
+            Self::Transaction => "ROLLBACK",
+            Self::Savepoint => "ROLLBACK TO SAVEPOINT step; RELEASE SAVEPOINT step",
         }
     }
 }
@@ -393,7 +433,7 @@ pub(super) fn segment_rows(rows: &[Row]) -> Result<Vec<SegmentRow>, Malformed> {
 }
 
 pub(super) fn segment(
-    transaction: &mut Transaction<'_>,
+    transaction: &mut Client,
     node: i32,
     id: &SegmentId,
 ) -> Result<Option<SegmentRow>, RowsError> {
