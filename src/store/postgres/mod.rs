@@ -36,6 +36,7 @@
 )]
 
 mod connect;
+mod members;
 mod node;
 mod password;
 mod schema;
@@ -43,4 +44,6 @@ mod tls;
 mod url;
 
 pub use self::connect::Target;
+pub use self::members::{Member, Report, ReportRow, members, remove};
 pub use self::node::Node;
+pub use self::schema::ensure as ensure_tables;
