@@ -297,7 +297,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "timestamp",
         ],
     ),
-    ("cli", &["data_dir", "http"]),
+    ("cli", &["data_dir", "http", "store"]),
     (
         "client",
         &["cli", "data_dir", "event", "shutdown", "timestamp"],

@@ -38,6 +38,7 @@ mod trouble; // a database locked, deleted, replaced, restored; files changed me
 
 mod faults; // full disks, a failing database, a jumping clock (`--ignored`)
 mod machine; // stderr that fails, file size limits, loopback addresses, starts that fail
+mod nodes; // connections to PostgreSQL, the identity of nodes (`--ignored`)
 mod outside; // other programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
 
 mod layering; // dependencies between modules, read from src/

@@ -4,6 +4,9 @@
 //! defaults. A flag that is not given is read from the environment (`TALLYLINE_` and the flag's
 //! name), then, for `serve`, from the config file.
 
+#[cfg(feature = "postgres")]
+mod nodes;
+
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
@@ -12,6 +15,8 @@ use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use uuid::Uuid;
 
+#[cfg(feature = "postgres")]
+pub use self::nodes::{AdoptArgs, NodesArgs, NodesCommand, RemoveArgs};
 use crate::cli::{Size, Span};
 
 /// The command line of every subcommand.
@@ -158,6 +163,9 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Show totals from the database
     Query(QueryArgs),
+    /// List the nodes that share a PostgreSQL database, adopt one or remove one
+    #[cfg(feature = "postgres")]
+    Nodes(NodesArgs),
     /// Write generated events to stdout
     Generate(GenerateArgs),
     /// Write a shell completion script to stdout

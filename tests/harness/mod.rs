@@ -1,6 +1,8 @@
 //! Helpers of all tests: a temporary directory, the binary, waiting with a deadline.
 
+pub(crate) mod cutting_proxy;
 pub(crate) mod http;
+pub(crate) mod postgres;
 pub(crate) mod recount;
 pub(crate) mod server;
 

@@ -30,10 +30,9 @@
 //! - `readers`, `recovery`, `snapshot`: reads of any thread, at the start, and for `verify`.
 //! - `convert`: rows as values of the store.
 
-#![allow(dead_code, reason = "`tallyline nodes` follows")]
-
 mod connect;
 mod convert;
+mod members;
 mod node;
 mod password;
 mod readers;
@@ -48,8 +47,10 @@ mod url;
 mod writer;
 
 pub use self::connect::Target;
+pub use self::members::{Member, Report, ReportRow, members, remove};
 pub use self::node::Node;
 pub use self::readers::PostgresReaders;
 pub(in crate::store) use self::recovery::{read_checks, read_for_recovery};
+pub use self::schema::ensure as ensure_tables;
 pub(in crate::store) use self::snapshot::{PostgresSnapshot, Sums};
 pub use self::writer::PostgresWriter;

@@ -410,11 +410,9 @@ impl Nesting {
         }
     }
 
-    /// COMMIT of a transaction that was aborted answers ROLLBACK and no error; the statement before it fails
-    /// instead.
     pub(super) fn commit(self) -> &'static str {
         match self {
-            Self::Transaction => "SELECT 1; COMMIT",
+            Self::Transaction => statement!("commit"),
             Self::Savepoint => "RELEASE SAVEPOINT step",
         }
     }
