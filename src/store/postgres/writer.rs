@@ -120,15 +120,41 @@ impl PostgresWriter {
     }
 
     /// See [`Writer::apply_together`](crate::store::Writer::apply_together).
+    ///
+    /// Several ranges in one transaction lock ids in the order of the ranges, so two nodes with the same ids may
+    /// deadlock. Then each range gets a transaction of its own, in which ids are locked in their order. If one of
+    /// these fails, the ones before it are committed; the caller reads the rows again in that case.
     pub fn apply_together(
         &mut self,
         ranges: &mut [(Range<'_>, &mut dyn Source)],
+    ) -> Result<OutcomeOfAll, StoreError> {
+        if ranges.len() > 1 {
+            match self.apply_in_one(ranges, 1) {
+                Err(StoreError::Conflict { .. }) => {}
+                done => return done,
+            }
+        }
+        let mut all = Vec::with_capacity(ranges.len());
+        for (at, range) in ranges.chunks_mut(1).enumerate() {
+            match self.apply_in_one(range, ATTEMPTS)? {
+                OutcomeOfAll::Applied(applied) => all.extend(applied),
+                OutcomeOfAll::Raced(_) => return Ok(OutcomeOfAll::Raced(at)),
+            }
+        }
+        Ok(OutcomeOfAll::Applied(all))
+    }
+
+    /// Applies ranges in one transaction.
+    fn apply_in_one(
+        &mut self,
+        ranges: &mut [(Range<'_>, &mut dyn Source)],
+        attempts: u32,
     ) -> Result<OutcomeOfAll, StoreError> {
         let mut suspects: Vec<HashSet<String>> = vec![HashSet::new(); ranges.len()];
         let node = self.node.number;
         loop {
             let mut last = None;
-            let outcome = self.write("apply a range", |transaction| {
+            let outcome = self.write_within(attempts, "apply a range", |transaction| {
                 let mut all = Vec::with_capacity(ranges.len());
                 for (at, (range, source)) in ranges.iter_mut().enumerate() {
                     let mut rows = PostgresRows::new(transaction, node, range.now_ms);
@@ -285,6 +311,15 @@ impl PostgresWriter {
     pub(super) fn write<T>(
         &mut self,
         doing: &'static str,
+        body: impl FnMut(&mut Client) -> Result<End<T>, Failure<RowsError>>,
+    ) -> Result<T, StoreError> {
+        self.write_within(ATTEMPTS, doing, body)
+    }
+
+    fn write_within<T>(
+        &mut self,
+        attempts: u32,
+        doing: &'static str,
         mut body: impl FnMut(&mut Client) -> Result<End<T>, Failure<RowsError>>,
     ) -> Result<T, StoreError> {
         let Self {
@@ -298,7 +333,7 @@ impl PostgresWriter {
         let mut attempt = 1;
         loop {
             match once(target, client, node, *nesting, doing, &mut body) {
-                Err(StoreError::Conflict { .. }) if attempt < ATTEMPTS => attempt += 1,
+                Err(StoreError::Conflict { .. }) if attempt < attempts => attempt += 1,
                 done => return done,
             }
         }
