@@ -47,11 +47,10 @@ pub struct Run {
 
 /// Which process applies events to the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applies {
-    /// This one, so requests may wait for a position.
+pub enum Processing {
+    /// This one, continuously, so requests may wait for a position.
     Here,
-    /// Another one, at times that this process does not know (`--no-process`); every wait is
-    /// [`WaitOutcome::Unavailable`].
+    /// Another one, at times that this process does not know (`--no-process`), so that no request can wait.
     Elsewhere,
 }
 
@@ -95,7 +94,7 @@ type Done = Box<dyn FnOnce(WaitOutcome) + Send>;
 
 /// The progress of the processor, shared between it and HTTP.
 pub struct Progress {
-    applies: Applies,
+    processing: Processing,
     state: Mutex<State>,
     /// Signalled when a waiter demands a flush, and at shutdown.
     demanded: Condvar,
@@ -142,13 +141,13 @@ impl Calls {
 
 impl Progress {
     /// Starts with nothing applied; the processor publishes the state of the database.
-    pub fn new(applies: Applies) -> Self {
+    pub fn new(processing: Processing) -> Self {
         let start = Position {
             segment: 1,
             offset: 0,
         };
         Self {
-            applies,
+            processing,
             state: Mutex::new(State {
                 applied: start,
                 dead: BTreeMap::new(),
@@ -170,7 +169,7 @@ impl Progress {
 
     /// Whether another process applies events (`--no-process`).
     pub fn applies_elsewhere(&self) -> bool {
-        self.applies == Applies::Elsewhere
+        self.processing == Processing::Elsewhere
     }
 
     /// Durations of flushes: reading, aggregating and committing one range.
@@ -237,7 +236,7 @@ impl Progress {
         }
         if position <= state.applied {
             Some(WaitOutcome::Applied)
-        } else if self.applies == Applies::Elsewhere
+        } else if self.processing == Processing::Elsewhere
             || state.stopping
             || state.waiting_ended
             || state.waiters.len() >= WAITERS_MAX
@@ -446,7 +445,7 @@ mod tests {
 
     #[test]
     fn waits_end_as_applied_gone_or_timed_out() {
-        let progress = Progress::new(Applies::Here);
+        let progress = Progress::new(Processing::Here);
         let at = |segment, offset| Position { segment, offset };
         let (sender, outcomes) = std::sync::mpsc::channel();
         let wait = |position| {
@@ -476,7 +475,7 @@ mod tests {
         assert_eq!(outcomes.try_recv(), Ok((at(2, 5), WaitOutcome::Applied)));
         progress.finish();
         assert_eq!(outcomes.try_recv(), Ok((at(3, 10), WaitOutcome::TimedOut)));
-        let off = Progress::new(Applies::Elsewhere);
+        let off = Progress::new(Processing::Elsewhere);
         assert_eq!(
             off.wait_applied(at(1, 1), Instant::now()),
             WaitOutcome::Unavailable
@@ -485,7 +484,7 @@ mod tests {
 
     #[test]
     fn the_ledger_balances_between_commits() {
-        let progress = Progress::new(Applies::Here);
+        let progress = Progress::new(Processing::Here);
         let ledger = Ledger {
             applied: 5,
             duplicates: 1,

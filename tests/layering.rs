@@ -282,6 +282,16 @@ fn each_package_is_used_by_one_module() {
     ]);
 }
 
+#[test]
+fn only_the_processor_writes_to_the_store() {
+    // Fails if another module opens a database for writing. Then two parts could apply the same range, or a
+    // write would not be made on the thread that owns the state derived from the database.
+    assert_at_home(&[
+        ("Writer::open", &["processor"]),
+        ("Writer::open_to_load", &["processor"]),
+    ]);
+}
+
 /// The modules that each module may use. To change this table is a design decision: see the
 /// dependencies in `lib.rs`.
 const MAY_NAME: &[(&str, &[&str])] = &[
@@ -297,7 +307,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "timestamp",
         ],
     ),
-    ("cli", &["data_dir", "http", "store"]),
+    ("cli", &["data_dir", "http", "progress", "store"]),
     (
         "client",
         &["cli", "data_dir", "event", "shutdown", "timestamp"],
@@ -443,7 +453,8 @@ fn threads_have_names_and_do_not_poll_and_queues_are_bounded() {
         // Bounded in bytes and by the shards in progress, which a channel cannot count.
         ("unbounded", &["journal", "aggregate/pool.rs"]),
         ("process::exit", &[]),
-        ("env::var", &["cli/logging"]),
+        // PGPASSWORD and its kin mean the same as with psql.
+        ("env::var", &["cli/logging", "store/postgres"]),
     ]);
 }
 

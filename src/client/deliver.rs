@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use serde::de::IgnoredAny;
 
+use super::await_applied::own_key;
 use super::error::SendError;
 use super::ids::{IdMaker, Shape, random};
 use super::lines::{Batch, Fault};
 use super::post::{Answer, LineError, Outcome, Poster};
 use super::rejects::Refusal;
-use super::settle::own_key;
 use super::tally::{Done, Tally};
 use crate::cli::Span;
 use crate::cli::config::SendConfig;

@@ -60,6 +60,14 @@ pub enum SendError {
         /// Advice.
         cure: String,
     },
+    /// None of the first lines of the input is an event. Nothing was stored, and the rest was not sent.
+    #[error("cannot send {}: none of its first {lines} is a valid event, so the rest was not sent; correct the file and run the same command again, or use --rejects FILE to send all of it and write the invalid lines to FILE", path.display())]
+    NoEvents {
+        /// Path of the input, or `-`.
+        path: PathBuf,
+        /// Number of lines that were refused, such as `1,000 lines`.
+        lines: String,
+    },
     /// The input was sent in full to the same data directory before.
     #[error("{0}")]
     SentBefore(Box<SentBefore>),

@@ -18,7 +18,7 @@
 //! events, and a file that has grown is sent from where it ended.
 //!
 //! **Applied.** When everything is acknowledged, the sender waits until it is in the totals, and lists
-//! the lines that were rejected when they were applied (`settle`).
+//! the lines that were rejected when they were applied (`await_applied`).
 //!
 //! **Failure.** An error stops all threads after their current requests. The state records how many
 //! lines from the beginning are acknowledged, and the last line of the summary says FAILED.
@@ -30,6 +30,7 @@
 
 mod agent;
 mod array;
+mod await_applied;
 mod deliver;
 mod error;
 mod follow;
@@ -40,7 +41,6 @@ mod lines;
 mod post;
 mod rejects;
 mod run;
-mod settle;
 mod state;
 mod summary;
 mod tally;
@@ -54,18 +54,18 @@ mod tests;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+pub use self::await_applied::Applied;
 pub use self::error::{SendError, SentBefore};
-pub use self::settle::Applied;
 pub use self::summary::{SendOutcome, Summary};
 pub use self::tally::Counts;
 pub use self::totals::{User, totals};
 use crate::shutdown::Shutdown;
 
+use self::await_applied::await_applied;
 use self::input::{Source, identity};
 use self::post::{About, Answer, Poster};
 use self::rejects::Keep;
 use self::run::{Finished, Run, without_credentials};
-use self::settle::settle;
 use self::state::{Cover, Record, StateFile};
 use crate::cli::config::{Ids, Input, Repeat, SendConfig};
 use crate::cli::output::counted;
@@ -135,7 +135,7 @@ fn send_once(
         own,
     } = run.go(summary)?;
     if matches!(verdict, SendOutcome::Complete) {
-        let settled = settle(config, stop, &record, own);
+        let settled = await_applied(config, stop, &record, own);
         summary.applied = settled.applied;
         summary.rejected = settled.rejected.len() as u64;
         rejects.write(&settled.rejected, "rejected")?;

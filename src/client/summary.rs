@@ -7,8 +7,8 @@ use std::time::Duration;
 use indicatif::HumanCount;
 use serde_json::json;
 
+use super::await_applied::Applied;
 use super::error::SendError;
-use super::settle::Applied;
 use super::tally::Counts;
 use crate::cli::Span;
 use crate::cli::exit::Exit;
@@ -158,6 +158,9 @@ impl Summary {
         let lines = counted(self.lines, "line");
         let refused = HumanCount(self.refused());
         match &self.verdict {
+            SendOutcome::Failed(SendError::NoEvents { .. }) => {
+                write!(f, "FAILED: {lines} sent, all refused; nothing was stored")
+            }
             SendOutcome::Failed(_) if self.lines == 0 => {
                 write!(
                     f,

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 pub(crate) use self::fast::Plain;
-pub(crate) use self::input_format::{HEAD_BYTES, Looks, Unfit};
+pub(crate) use self::input_format::{HEAD_BYTES, InputFormat, Unsupported};
 
 use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;

@@ -99,13 +99,13 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counts events read from a request. [`Self::settle`] counts their outcome.
+    /// Counts events read from a request. [`Self::record_outcome`] counts their outcome.
     pub fn receive(&self, events: u64) {
         self.received.fetch_add(events, Ordering::SeqCst);
     }
 
     /// Counts acknowledged and refused events.
-    pub fn settle(&self, accepted: u64, refused: u64) {
+    pub fn record_outcome(&self, accepted: u64, refused: u64) {
         self.accepted.fetch_add(accepted, Ordering::SeqCst);
         self.refused.fetch_add(refused, Ordering::SeqCst);
     }
@@ -170,10 +170,10 @@ mod tests {
         // Fails if an event that was lost between request and file counts as being written.
         let counters = Counters::default();
         counters.receive(5);
-        counters.settle(2, 1);
+        counters.record_outcome(2, 1);
         let before = counters.events();
         assert_eq!(Events::unaccounted(before, 4, before), None);
-        counters.settle(2, 0);
+        counters.record_outcome(2, 0);
         let after = counters.events();
         for (lines, off) in [(4, 0), (3, 1), (6, -2)] {
             assert_eq!(Events::unaccounted(after, lines, after), Some(off));

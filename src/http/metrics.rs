@@ -92,6 +92,8 @@ pub struct Snapshot {
     pub data_bytes: Option<u64>,
     /// Free bytes on its file system for this process; `None` if unknown.
     pub disk_free_bytes: Option<u64>,
+    /// Size of that file system in bytes; `None` if unknown.
+    pub disk_size_bytes: Option<u64>,
     /// Time from the last byte of a request to its durable acknowledgement.
     pub ack: HistogramSnapshot,
     /// Time to apply new events: reading, aggregating and the transaction.
@@ -300,6 +302,11 @@ impl Snapshot {
             "Free bytes on the file system of the data directory.",
             self.disk_free_bytes,
         );
+        text.gauge_if_known(
+            "tallyline_disk_size_bytes",
+            "Size of the file system of the data directory.",
+            self.disk_size_bytes,
+        );
         let Some(segments) = self.segments else {
             return;
         };
@@ -399,6 +406,7 @@ mod tests {
             active_segment_bytes: 99,
             data_bytes: None,
             disk_free_bytes: Some(1 << 40),
+            disk_size_bytes: Some(1 << 41),
             ack: ack.snapshot(),
             flush: HistogramSnapshot::default(),
             requests: vec![
@@ -450,6 +458,7 @@ mod tests {
             "tallyline_http_connections_limit 9",
             "tallyline_http_connections_evicted_total 4",
             "tallyline_http_io_held_up_total 5",
+            "tallyline_disk_size_bytes 2199023255552",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::engine::{Refusal, Reply};
 use super::intake::{Intake, LineError};
+use crate::event::Unsupported;
 use crate::journal::AppendError;
 
 /// The media type of problems.
@@ -127,9 +128,29 @@ impl Problem {
             let verb = if refused == 1 { "is" } else { "are" };
             format!("{refused} of {lines} lines {verb} invalid; nothing was stored")
         };
+        if let Some(format) = &intake.format {
+            return Self::of_format(status, intake, format);
+        }
         let mut problem = Self::new(status, detail);
         problem.0.errors = faults(&intake.errors);
         problem.0.more_errors = intake.refused - problem.0.errors.len() as u64;
+        problem
+    }
+
+    /// The problem of a body without events in a known format: one error, not one for each line.
+    fn of_format(status: u16, intake: &Intake, format: &Unsupported) -> Self {
+        let (what, cure) = (format.what, format.cure_of_body());
+        let mut problem = Self::new(
+            status,
+            format!("the body looks like {what}; nothing was stored; {cure}"),
+        );
+        problem.0.errors = vec![Fault {
+            line: 1,
+            pointer: String::new(),
+            code: "wrong_format",
+            detail: format!("looks like {what}"),
+        }];
+        problem.0.more_errors = intake.refused - 1;
         problem
     }
 

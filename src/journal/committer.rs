@@ -4,7 +4,7 @@
 //! waits for the processor or for a client. If a write fails, it undoes the group or poisons the
 //! journal. The numbers of the steps in comments are those of the parent module.
 
-mod room;
+mod free_space;
 mod rotate;
 
 use std::io;
@@ -17,7 +17,7 @@ use crc32fast::Hasher;
 use crossbeam_channel::RecvTimeoutError;
 use memchr::memchr_iter;
 
-use self::room::Room;
+use self::free_space::FreeSpace;
 use super::recover::Active;
 use super::{AppendError, Command, Commands, JournalConfig, JournalError, Label, Pending, Shared};
 use crate::data_dir::Directory;
@@ -59,7 +59,7 @@ pub(super) fn start(
         data_dir_is: disk.identity(data_dir).ok().flatten(),
         data_dir: data_dir.to_owned(),
         group: Vec::new(),
-        room: Room::default(),
+        free_space: FreeSpace::default(),
         retry_at: None,
         checked_at: now,
         disk,
@@ -111,7 +111,7 @@ struct Writer {
     first_line_at: Option<Instant>,
     /// The group's bytes, written in one call. The buffer is reused.
     group: Vec<u8>,
-    room: Room,
+    free_space: FreeSpace,
     /// When to retry a failed rotation or creation; `None` if none failed.
     retry_at: Option<Instant>,
     checked_at: Instant,
@@ -263,7 +263,7 @@ impl Writer {
             State::Poisoned(reason) => return Err(AppendError::Failed(reason.clone())),
         };
         let bytes = self.group_bytes(waiters);
-        self.take_room(bytes)?;
+        self.reserve_space(bytes)?;
         self.check_alone(&*file)?;
         self.gather(waiters);
         let group = match waiters {
@@ -389,7 +389,7 @@ impl Writer {
             self.path.display()
         );
         if is_full(error) {
-            self.room.checked_at = None;
+            self.free_space.checked_at = None;
             if error.kind() == io::ErrorKind::FileTooLarge && self.durable_end > 0 {
                 // The limit applies to one file; rotation starts a new one.
                 self.retry_at.get_or_insert_with(Instant::now);
@@ -442,7 +442,7 @@ impl Writer {
             }
         }
         // A failure is reported in readiness; the next append checks again.
-        let _in_readiness = self.check_room();
+        let _in_readiness = self.measure_space();
     }
 }
 

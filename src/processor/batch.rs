@@ -13,11 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::applier::{
-    Applier, Commit, Confirmed, Opened, Small, Watch, open_sealed, open_together, open_writer,
-};
-use super::archive::{self, Archived, Leaving};
-use super::import::{Brought, Importer};
+use super::applier::{Applier, Commit, Confirmed, Watch, open_writer};
+use super::archive::Archived;
+use super::import::{ImportOutcome, Importer};
+use super::sealed_files::{Run, Start, apply_some};
 use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::DataDirError;
@@ -27,8 +26,10 @@ use crate::data_dir::numbers::{MISSING_MAX, gaps};
 use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
-use crate::store::{Counts, DATABASE_FILE, Opening, SegmentRow, SegmentState, StoreError, Writer};
-use crate::verify::contents::{describe_rivals, settle, stand_for};
+use crate::store::{
+    AppliedSegments, Counts, DATABASE_FILE, Opening, SegmentState, StoreError, Writer,
+};
+use crate::verify::contents::{accounts_for, compare_claims, describe_rivals};
 use crate::verify::sums;
 
 /// How long to wait for a database that another program has locked.
@@ -119,33 +120,31 @@ pub(super) fn run_with(
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<(Writer, Summary), ProcessError> {
     let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
-    let applier = Applier::of(config, &mut pool, writer)?;
-    let mut run = Run {
+    let mut applier = Applier::of(config, &mut pool, writer)?;
+    let mut batch = Batch {
         config,
         disk: &**disk,
-        applier,
         summary: Summary::default(),
         on_progress,
         bytes_total: 0,
+        locked_since: None,
         named: !files.is_empty(),
     };
-    let todo = if files.is_empty() {
-        run.all()?
+    let pending = if files.is_empty() {
+        batch.pending_files(&applier.writer)?
     } else {
-        run.named(files)?
+        batch.named_files(&applier.writer, files)?
     };
-    for file in &todo {
-        run.bytes_total += run.disk.size_at(&file.path).unwrap_or(0);
+    for file in &pending {
+        batch.bytes_total += disk.size_at(&file.path).unwrap_or(0);
     }
-    let mut rest = &todo[..];
+    let mut rest = &pending[..];
     while !rest.is_empty() {
-        let done = run.some(rest)?;
-        rest = &rest[done..];
+        let data_dir = &config.data_dir;
+        let handled = apply_some(&**disk, data_dir, &mut applier, rest, &mut batch)?;
+        rest = &rest[handled..];
     }
-    let Run {
-        applier, summary, ..
-    } = run;
-    Ok((applier.writer, summary))
+    Ok((applier.writer, batch.summary))
 }
 
 /// Repeats the attempt while another program has the database locked, for at most [`LOCKED_MAX`].
@@ -169,59 +168,31 @@ fn when_unlocked<T>(
     }
 }
 
-struct Run<'r> {
+struct Batch<'r> {
     config: &'r ProcessConfig,
     disk: &'r dyn Disk,
-    applier: Applier<'r>,
     summary: Summary,
     on_progress: &'r mut dyn FnMut(RunProgress<'_>),
     bytes_total: u64,
+    /// Since when the database has been locked; `None` if it is not.
+    locked_since: Option<Instant>,
     /// Whether the files were named on the command line.
     named: bool,
 }
 
-/// Small files that are applied and archived together.
-#[derive(Default)]
-struct Together {
-    small: Vec<Small>,
-    /// Where each of them lies.
-    places: Vec<Place>,
-    /// Those of which only the move to the archive is left.
-    whole: Vec<(SegmentFile, Place, SegmentRow)>,
-    /// Of memory, for `small`.
-    bytes: usize,
-}
-
-impl Together {
-    fn has(&self, id: &SegmentId) -> bool {
-        let mut small = self.small.iter().map(|small| &small.segment);
-        small.any(|segment| segment.id == *id)
-    }
-}
-
-/// What is to be done with a file.
-enum Start {
-    /// It is applied from here to its size.
-    At(u64, u64),
-    /// It was applied before.
-    Whole(SegmentRow),
-    /// It is refused.
-    Refused,
-}
-
-impl Run<'_> {
-    /// The files in the data directory that are not fully applied, or not yet archived.
-    fn all(&mut self) -> Result<Vec<Found>, ProcessError> {
+impl Batch<'_> {
+    /// The files in the data directory that are not fully applied, or not yet archived. Reports missing
+    /// segments.
+    fn pending_files(&mut self, writer: &Writer) -> Result<Vec<Found>, ProcessError> {
         let data_dir = &self.config.data_dir;
-        let pruned = self.applier.writer.pruned()?;
+        let pruned = writer.pruned()?.number;
         // Read before the listing, which then has every segment sealed by now.
         let given_out = given_out(self.disk, data_dir)?;
-        let active = active_label(self.disk, data_dir, self.config.directory_tag())?;
-        let (applied, _) = self.applier.writer.applied()?;
         let tag = self.config.directory_tag();
+        let active = active_label(self.disk, data_dir, tag)?;
+        let (applied, _) = writer.applied()?;
         let mut catalog = Catalog::scan_unapplied(self.disk, data_dir, tag, &applied.native)
             .map_err(ProcessError::io("list", data_dir))?;
-        let writer = &self.applier.writer;
         if let Err(error) = retention::finish_at_start(self.disk, self.config, &mut catalog, writer)
         {
             tracing::warn!("{}", describe(&error));
@@ -231,26 +202,59 @@ impl Run<'_> {
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
+        self.report_directories();
+        let pending = self.usable_files(writer, &catalog, &applied, pruned)?;
+        let mut present = applied.native;
+        present.extend(active.map(|label| label.number));
+        for (id, found) in &catalog.sealed {
+            let Some(number) = id.number().filter(|number| !present.contains(*number)) else {
+                continue;
+            };
+            let row = writer.segment(id)?;
+            if accounts_for(self.disk, found, row.as_ref()) {
+                present.insert(number);
+            }
+        }
+        let highest = present.last().unwrap_or(0).max(given_out);
+        let highest = highest.max(catalog.highest_number());
+        self.summary.missing = gaps(pruned + 1, highest + 1, present.ranges())
+            .take(MISSING_MAX)
+            .collect();
+        Ok(pending)
+    }
+
+    /// Reports directories that have the name of a segment.
+    fn report_directories(&mut self) {
+        let (data_dir, tag) = (&self.config.data_dir, self.config.directory_tag());
         for (name, is_dir) in self.disk.list(data_dir).unwrap_or_default() {
-            if is_dir && SegmentId::of_file(&name, self.config.directory_tag()).is_some() {
+            if is_dir && SegmentId::of_file(&name, tag).is_some() {
                 self.summary.unusable.push(Refused {
                     path: data_dir.join(name),
                     reason: Unusable::NotRegular("directory").to_string(),
                 });
             }
         }
-        let pruned = pruned.number;
-        let mut todo = Vec::new();
+    }
+
+    /// The listed files that are to be applied or archived. Refuses rivals.
+    fn usable_files(
+        &mut self,
+        writer: &Writer,
+        catalog: &Catalog,
+        applied: &AppliedSegments,
+        pruned: u64,
+    ) -> Result<Vec<Found>, ProcessError> {
+        let mut usable = Vec::new();
         for (id, found) in &catalog.sealed {
             let is_applied = applied.contains(id);
             let row = match found[..] {
                 [_] if is_applied => None,
-                _ => self.applier.writer.segment(id)?,
+                _ => writer.segment(id)?,
             };
             // A pruned segment in the archive is not reported.
             let is_gone =
                 !is_applied && row.is_none() && id.number().is_some_and(|number| number <= pruned);
-            let claims = settle(self.disk, found, row.as_ref());
+            let claims = compare_claims(self.disk, found, row.as_ref());
             if !(claims.rivals.is_empty() || is_gone) {
                 let reason = describe_rivals(self.disk, id, &claims.rivals, row.as_ref());
                 self.refuse(&claims.rivals[0].path, reason);
@@ -258,32 +262,20 @@ impl Run<'_> {
             if let Some(found) = claims.usable
                 && (found.place == Place::Incoming || !(is_gone || is_applied))
             {
-                todo.push(found.clone());
+                usable.push(found.clone());
             }
         }
-        let mut there = applied.native;
-        there.extend(active.map(|label| label.number));
-        for (id, found) in &catalog.sealed {
-            let Some(number) = id.number().filter(|number| !there.contains(*number)) else {
-                continue;
-            };
-            let row = self.applier.writer.segment(id)?;
-            if stand_for(self.disk, found, row.as_ref()) {
-                there.insert(number);
-            }
-        }
-        let highest = there.last().unwrap_or(0).max(given_out);
-        let highest = highest.max(catalog.highest_number());
-        self.summary.missing = gaps(pruned + 1, highest + 1, there.ranges())
-            .take(MISSING_MAX)
-            .collect();
-        Ok(todo)
+        Ok(usable)
     }
 
     /// The named files, after those outside the data directory were imported.
-    fn named(&mut self, files: &[PathBuf]) -> Result<Vec<Found>, ProcessError> {
+    fn named_files(
+        &mut self,
+        writer: &Writer,
+        files: &[PathBuf],
+    ) -> Result<Vec<Found>, ProcessError> {
         let mut importer = Importer::new(self.config, self.disk)?;
-        let mut todo = Vec::new();
+        let mut pending = Vec::new();
         let mut paths = HashSet::new();
         for file in files {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
@@ -296,253 +288,22 @@ impl Run<'_> {
                     bytes_total,
                 });
             };
-            let brought = match importer.bring_in(&self.applier.writer, file, &mut on_read) {
-                Err(error @ ProcessError::Io(_)) => Brought::Refused(describe(&error)),
-                brought => brought?,
+            let outcome = match importer.bring_in(writer, file, &mut on_read) {
+                Err(error @ ProcessError::Io(_)) => ImportOutcome::Refused(describe(&error)),
+                outcome => outcome?,
             };
-            match brought {
-                Brought::In(found) => {
+            match outcome {
+                ImportOutcome::New(found) => {
                     if paths.insert(found.path.clone()) {
-                        todo.push(found);
+                        pending.push(found);
                     }
                 }
-                Brought::Before(name) => self.summary.skipped.push(name),
-                Brought::Again => {}
-                Brought::Refused(reason) => self.refuse(file, reason),
+                ImportOutcome::Known(name) => self.summary.skipped.push(name),
+                ImportOutcome::Repeated => {}
+                ImportOutcome::Refused(reason) => self.refuse(file, reason),
             }
         }
-        Ok(todo)
-    }
-
-    /// Applies the first of these files, those that are small together; how many it went through.
-    fn some(&mut self, files: &[Found]) -> Result<usize, ProcessError> {
-        let opened = open_together(
-            self.disk,
-            &self.config.data_dir,
-            files.iter().map(|it| (&it.id, it.tag, &*it.path)),
-            self.applier.small_bytes(),
-        );
-        let done = opened.len();
-        let mut together = Together::default();
-        for (file, opened) in files.iter().zip(opened) {
-            let applied = match opened {
-                Opened::Small(segment) => {
-                    if together.has(&segment.id) {
-                        self.commit_together(std::mem::take(&mut together))?;
-                    }
-                    self.small_file(file, segment, &mut together)
-                }
-                Opened::Large => {
-                    self.commit_together(std::mem::take(&mut together))?;
-                    self.large_file(file)
-                }
-                Opened::Failed(error) => Err(error),
-            };
-            self.go_on_after(&file.path, applied)?;
-            if together.bytes > self.applier.held_bytes_max() {
-                self.commit_together(std::mem::take(&mut together))?;
-            }
-        }
-        self.commit_together(together)?;
-        Ok(done)
-    }
-
-    /// An error of one file is noted; one of the database ends the run.
-    fn go_on_after(
-        &mut self,
-        path: &Path,
-        done: Result<(), ProcessError>,
-    ) -> Result<(), ProcessError> {
-        match done {
-            Err(error @ (ProcessError::Io(_) | ProcessError::NotArchived { .. })) => {
-                self.failed(path, &error);
-            }
-            Err(error @ ProcessError::Changed { .. }) => self.refuse(path, error.to_string()),
-            done => done?,
-        }
-        Ok(())
-    }
-
-    /// Applies one file to its end and archives it.
-    fn large_file(&mut self, file: &Found) -> Result<(), ProcessError> {
-        let segment = open_sealed(self.disk, &file.id, file.tag, &file.path)?;
-        match self.start(&segment)? {
-            Start::Refused => {}
-            Start::Whole(row) => self.archive(&[(segment, file.place, row)], false)?,
-            Start::At(applied, size) => {
-                let mut told = Told {
-                    summary: &mut self.summary,
-                    on_progress: self.on_progress,
-                    bytes_total: self.bytes_total,
-                    locked_since: None,
-                };
-                self.applier
-                    .apply_sealed(&segment, applied, size, &mut told)?;
-                self.summary.applied.push(segment.name());
-                if let Some(row) = self.applier.writer.segment(&file.id)? {
-                    self.archive(&[(segment, file.place, row)], true)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads a file that is applied with others.
-    fn small_file(
-        &mut self,
-        file: &Found,
-        segment: SegmentFile,
-        together: &mut Together,
-    ) -> Result<(), ProcessError> {
-        match self.start(&segment)? {
-            Start::Refused => {}
-            Start::Whole(row) => together.whole.push((segment, file.place, row)),
-            Start::At(applied, size) => {
-                let small = self.applier.read_small(segment, applied, size)?;
-                together.bytes += small.memory_bytes();
-                together.places.push(file.place);
-                together.small.push(small);
-            }
-        }
-        Ok(())
-    }
-
-    /// Applies small files in one transaction, then archives them.
-    fn commit_together(&mut self, together: Together) -> Result<(), ProcessError> {
-        let Together {
-            small,
-            places,
-            whole,
-            ..
-        } = together;
-        self.archive(&whole, false)?;
-        if small.is_empty() {
-            return Ok(());
-        }
-        let mut told = Told {
-            summary: &mut self.summary,
-            on_progress: self.on_progress,
-            bytes_total: self.bytes_total,
-            locked_since: None,
-        };
-        self.applier.commit_together(&small, &mut told)?;
-        let mut applied = Vec::with_capacity(small.len());
-        for (small, place) in small.into_iter().zip(places) {
-            let segment = small.segment;
-            self.summary.applied.push(segment.name());
-            if let Some(row) = self.applier.writer.segment(&segment.id)? {
-                applied.push((segment, place, row));
-            }
-        }
-        self.archive(&applied, true)
-    }
-
-    /// From where a file is to be applied, if it is.
-    fn start(&mut self, segment: &SegmentFile) -> Result<Start, ProcessError> {
-        let (id, path) = (&segment.id, &segment.path);
-        let pruned = self.applier.writer.pruned()?.number;
-        if id.number().is_some_and(|number| number <= pruned)
-            && self.applier.writer.segment(id)?.is_none()
-        {
-            self.refuse(path, retention::was_pruned(path, pruned));
-            return Ok(Start::Refused);
-        }
-        let applied = match self.confirm(segment)? {
-            Confirmed::At(applied) => applied,
-            Confirmed::Applied(row) => return Ok(Start::Whole(row)),
-            Confirmed::Restored(_) => return Ok(Start::Refused), // confirm() leaves none
-            Confirmed::Rival(reason) => {
-                self.refuse(path, reason);
-                return Ok(Start::Refused);
-            }
-            Confirmed::Corrupt(corrupt) => {
-                if !corrupt.known {
-                    self.applier.mark_corrupt(segment, &corrupt)?;
-                }
-                self.refuse(path, corrupt.reason);
-                return Ok(Start::Refused);
-            }
-        };
-        let size = segment
-            .file
-            .size()
-            .map_err(ProcessError::io("look at", path))?;
-        Ok(Start::At(applied, size))
-    }
-
-    fn confirm(&mut self, segment: &SegmentFile) -> Result<Confirmed, ProcessError> {
-        match self.applier.confirm(segment)? {
-            Confirmed::Restored(row) => {
-                self.applier.note(&row, SegmentState::Sealed, None)?;
-                self.applier.confirm(segment)
-            }
-            confirmed => Ok(confirmed),
-        }
-    }
-
-    fn archive(
-        &mut self,
-        files: &[(SegmentFile, Place, SegmentRow)],
-        applied_now: bool,
-    ) -> Result<(), ProcessError> {
-        let mut leaving = Vec::new();
-        for (segment, place, row) in files {
-            if *place != Place::Incoming {
-                self.archived(segment, Archived::Moved, applied_now);
-                continue;
-            }
-            match segment.file.stat() {
-                Ok(stat) => leaving.push(Leaving {
-                    segment,
-                    row,
-                    has_read: self.applier.has_read(&segment.id, stat.identity, stat.size),
-                }),
-                Err(error) => {
-                    let error = ProcessError::io("look at", &segment.path)(error);
-                    self.go_on_after(&segment.path, Err(error))?;
-                }
-            }
-        }
-        let archived = archive::archive(self.disk, &self.config.data_dir, &leaving);
-        for (file, archived) in leaving.iter().zip(archived) {
-            match archived {
-                Ok(archived) => self.archived(file.segment, archived, applied_now),
-                Err(error) => self.go_on_after(&file.segment.path, Err(error))?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes what became of a file.
-    fn archived(&mut self, segment: &SegmentFile, archived: Archived, applied_now: bool) {
-        self.applier.forget(&segment.id);
-        match (archived, applied_now) {
-            (Archived::OtherContent(words), _) => {
-                self.refuse(&segment.path, format!("{words}. Then move this file away"));
-            }
-            // The same content again; it is in the archive already.
-            (Archived::Moved | Archived::NameTaken | Archived::RelativeLink, false) => {
-                self.summary.skipped.push(segment.name());
-            }
-            (Archived::NameTaken, true) => {
-                tracing::warn!(path = %segment.path.display(), "cannot archive the applied file: the archive has a file of that name");
-            }
-            (Archived::Moved | Archived::RelativeLink, true) => {}
-        }
-    }
-
-    /// A file that can't be opened or read: the others go on.
-    fn failed(&mut self, path: &Path, error: &ProcessError) {
-        let not_opened = matches!(error, ProcessError::Io(DataDirError { action: "open", .. }));
-        let refused = Refused {
-            path: path.to_owned(),
-            reason: describe(error),
-        };
-        if not_opened && !self.named {
-            self.summary.unusable.push(refused);
-        } else {
-            self.summary.refused.push(refused);
-        }
+        Ok(pending)
     }
 
     fn refuse(&mut self, path: &Path, reason: String) {
@@ -553,15 +314,95 @@ impl Run<'_> {
     }
 }
 
-/// Adds commits to the summary and reports progress.
-struct Told<'t> {
-    summary: &'t mut Summary,
-    on_progress: &'t mut dyn FnMut(RunProgress<'_>),
-    bytes_total: u64,
-    locked_since: Option<Instant>,
+impl Run for Batch<'_> {
+    fn watch(&mut self) -> &mut dyn Watch {
+        self
+    }
+
+    fn start(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+    ) -> Result<Start, ProcessError> {
+        let (id, path) = (&segment.id, &segment.path);
+        let pruned = applier.writer.pruned()?.number;
+        if id.number().is_some_and(|number| number <= pruned)
+            && applier.writer.segment(id)?.is_none()
+        {
+            self.refuse(path, retention::was_pruned(path, pruned));
+            return Ok(Start::Skip);
+        }
+        let mut confirmed = applier.confirm(segment)?;
+        if let Confirmed::Restored(row) = &confirmed {
+            applier.note(row, SegmentState::Sealed, None)?;
+            confirmed = applier.confirm(segment)?;
+        }
+        match confirmed {
+            Confirmed::At(from) => {
+                let size = segment.file.size();
+                let size = size.map_err(ProcessError::io("inspect", path))?;
+                return Ok(Start::At { from, size });
+            }
+            Confirmed::Applied(row) => return Ok(Start::Applied(row)),
+            Confirmed::Restored(_) => {} // It was restored above.
+            Confirmed::Rival(reason) => self.refuse(path, reason),
+            Confirmed::Corrupt(corrupt) => {
+                if !corrupt.known {
+                    applier.mark_corrupt(segment, &corrupt)?;
+                }
+                self.refuse(path, corrupt.reason);
+            }
+        }
+        Ok(Start::Skip)
+    }
+
+    fn applied(&mut self, segments: &[&SegmentFile]) {
+        let names = segments.iter().map(|segment| segment.name());
+        self.summary.applied.extend(names);
+    }
+
+    fn archived(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        archived: Archived,
+        now: bool,
+    ) -> Result<(), ProcessError> {
+        applier.forget(&segment.id);
+        match archived {
+            Archived::OtherContent(reason) => {
+                self.refuse(&segment.path, format!("{reason}. Then move this file away"));
+            }
+            _ if !now => self.summary.skipped.push(segment.name()),
+            Archived::NameTaken => {
+                tracing::warn!(path = %segment.path.display(), "cannot archive the applied file: the archive has a file of that name");
+            }
+            Archived::Moved | Archived::RelativeLink => {}
+        }
+        Ok(())
+    }
+
+    fn failed(
+        &mut self,
+        _applier: &mut Applier<'_>,
+        _id: &SegmentId,
+        path: &Path,
+        error: ProcessError,
+    ) {
+        let not_opened = matches!(error, ProcessError::Io(DataDirError { action: "open", .. }));
+        let refused = Refused {
+            path: path.to_owned(),
+            reason: describe(&error),
+        };
+        if not_opened && !self.named {
+            self.summary.unusable.push(refused);
+        } else {
+            self.summary.refused.push(refused);
+        }
+    }
 }
 
-impl Watch for Told<'_> {
+impl Watch for Batch<'_> {
     fn committed(&mut self, commits: &[Commit<'_>], _took: Duration) {
         for commit in commits {
             self.summary.counts.add(&commit.applied.counts);

@@ -2,7 +2,7 @@
 //!
 //! 1. **Detect the format**: a file in the data directory itself; JSON Lines; gzip; JSON arrays or objects
 //!    over several lines; a native segment, by the label in its first line. Other formats are rejected before
-//!    anything is stored ([`Looks`]).
+//!    anything is stored ([`InputFormat`]).
 //! 2. **Convert** to JSON Lines where necessary ([`convert`]).
 //! 3. **Compare** with the segments of the data directory. A native segment is identified by its label, and
 //!    only its lines that are not counted yet are imported ([`native`], [`part`]). Any other file is
@@ -33,23 +33,27 @@ use crate::aggregate::scan;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
 use crate::data_dir::{Catalog, Directory, Found, Place, SegmentFile, read_label};
-use crate::event::Looks;
+use crate::event::{Event, EventError, InputFormat, without_bom};
 use crate::store::{SegmentState, Writer};
-use crate::verify::contents::{self, settle};
+use crate::verify::contents::{self, compare_claims};
 
 /// Longest file name on Linux file systems.
 const NAME_BYTES_MAX: usize = 255;
 const COPY_BLOCK: u64 = 1 << 20;
+/// A file is refused if none of this many lines at its beginning is an event.
+const LINES_TRIED: u64 = 1_000;
+/// The size of the beginning in which they are looked for.
+const TRIED_BYTES: u64 = 1 << 20;
 
 /// The result of importing one file.
 #[derive(Debug)]
-pub(super) enum Brought {
+pub(super) enum ImportOutcome {
     /// The segment with its events, which is to be applied.
-    In(Found),
+    New(Found),
     /// All its events were applied before; the name to report.
-    Before(String),
+    Known(String),
     /// It was named twice in this run.
-    Again,
+    Repeated,
     /// Nothing of it was stored; the reason and what to do.
     Refused(String),
 }
@@ -116,16 +120,16 @@ impl<'i> Importer<'i> {
         writer: &Writer,
         path: &Path,
         on_read: &mut dyn FnMut(u64, u64),
-    ) -> Result<Brought, ProcessError> {
+    ) -> Result<ImportOutcome, ProcessError> {
         let source = match self.disk.open_read(path) {
             Err(error) if Unusable::is_reason_of(&error) => {
-                return Ok(Brought::Refused(not_opened(path, &error)));
+                return Ok(ImportOutcome::Refused(not_opened(path, &error)));
             }
             opened => opened.map_err(ProcessError::io("open", path))?,
         };
         let stat = source.stat().map_err(ProcessError::io("inspect", path))?;
         if !self.named.insert(stat.identity) {
-            return Ok(Brought::Again);
+            return Ok(ImportOutcome::Repeated);
         }
         let real = path
             .canonicalize()
@@ -134,19 +138,19 @@ impl<'i> Importer<'i> {
         if real.parent() == Some(&self.home) {
             return Ok(self.at_home(&name));
         }
-        let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
-        if let Looks::Unfit(unfit) = looks {
-            return Ok(Brought::Refused(format!(
-                "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
-                unfit.what,
-                unfit.cure(path)
-            )));
-        }
-        let unpacked = match looks {
-            Looks::Gzip => name.strip_suffix(".gz").unwrap_or(&name),
+        let format = InputFormat::of(&head(&*source).map_err(ProcessError::io("read", path))?);
+        let unpacked = match &format {
+            InputFormat::Unsupported(unsupported) => {
+                return Ok(ImportOutcome::Refused(format!(
+                    "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
+                    unsupported.what,
+                    unsupported.cure(path)
+                )));
+            }
+            InputFormat::Gzip => name.strip_suffix(".gz").unwrap_or(&name),
             _ => &name,
         };
-        let mut content = Content {
+        let content = Content {
             path: path.to_owned(),
             name: imported_name(unpacked),
             file: Arc::clone(&source),
@@ -155,45 +159,54 @@ impl<'i> Importer<'i> {
             source,
             stat,
         };
-        let name_bytes = with_suffix(Path::new(&content.name), ".part")
-            .as_os_str()
-            .len();
+        self.import(writer, content, &format, on_read)
+    }
+
+    /// Converts a file if necessary, and imports what is not counted yet.
+    fn import(
+        &mut self,
+        writer: &Writer,
+        mut content: Content,
+        format: &InputFormat,
+        on_read: &mut dyn FnMut(u64, u64),
+    ) -> Result<ImportOutcome, ProcessError> {
+        let part = with_suffix(Path::new(&content.name), ".part");
+        let name_bytes = part.as_os_str().len();
         if name_bytes > NAME_BYTES_MAX {
-            return Ok(Brought::Refused(format!(
-                "its name is too long: in the data directory it becomes {}.part, which has {name_bytes} bytes, and at most {NAME_BYTES_MAX} are possible; nothing was stored. Give the file a shorter name",
-                content.name
+            return Ok(ImportOutcome::Refused(format!(
+                "its name is too long: in the data directory it becomes {}, which has {name_bytes} bytes, and at most {NAME_BYTES_MAX} are possible; nothing was stored. Give the file a shorter name",
+                part.display()
             )));
         }
-        if looks != Looks::Lines
-            && let Err(error) = self.stage(&mut content, looks, on_read)
-        {
-            self.discard(&content);
-            return match error {
-                ConvertError::Write(source) => {
-                    Err(ProcessError::io("write", &self.part_of(&content))(source))
-                }
-                error => Ok(Brought::Refused(error.to_string())),
-            };
-        }
-        let brought = self.compare(writer, &content);
+        let staged = match format {
+            InputFormat::Lines => Ok(()),
+            _ => self.stage(&mut content, format, on_read),
+        };
+        let outcome = match staged {
+            Ok(()) => self.compare(writer, &content),
+            Err(ConvertError::Write(source)) => {
+                Err(ProcessError::io("write", &self.part_of(&content))(source))
+            }
+            Err(error) => Ok(ImportOutcome::Refused(error.to_string())),
+        };
         self.discard(&content);
-        brought
+        outcome
     }
 
     /// A file in the data directory itself, which needs no import.
-    fn at_home(&self, name: &str) -> Brought {
+    fn at_home(&self, name: &str) -> ImportOutcome {
         let data_dir = &self.config.data_dir;
         match SegmentId::of_file(name, self.config.directory_tag()) {
-            Some((id, tag)) => Brought::In(Found {
+            Some((id, tag)) => ImportOutcome::New(Found {
                 id,
                 tag,
                 place: Place::Incoming,
                 path: data_dir.join(name),
             }),
-            None if name == ACTIVE_FILE => Brought::Refused(
+            None if name == ACTIVE_FILE => ImportOutcome::Refused(
                 "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
             ),
-            None => Brought::Refused(format!(
+            None => ImportOutcome::Refused(format!(
                 "it is in the data directory, but its name is not that of a segment; move it to another directory, or rename it to events_{name}"
             )),
         }
@@ -203,14 +216,14 @@ impl<'i> Importer<'i> {
     fn stage(
         &self,
         content: &mut Content,
-        looks: Looks,
+        format: &InputFormat,
         on_read: &mut dyn FnMut(u64, u64),
     ) -> Result<(), ConvertError> {
         let part = self.part_of(content);
         let file = self.create_part(&part).map_err(ConvertError::Write)?;
         content.staged = Some(part);
         let size = content.size;
-        convert(&*content.file, looks, &*file, &mut |at| on_read(at, size))?;
+        convert(&*content.file, format, &*file, &mut |at| on_read(at, size))?;
         content.size = file.size().map_err(ConvertError::Write)?;
         content.file = file;
         Ok(())
@@ -246,11 +259,15 @@ impl<'i> Importer<'i> {
     }
 
     /// Determines which lines are new, and copies them in.
-    fn compare(&mut self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
+    fn compare(
+        &mut self,
+        writer: &Writer,
+        content: &Content,
+    ) -> Result<ImportOutcome, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let label = read_label(&*content.file).map_err(io())?;
         if let Some((at, further)) = further_label(&*content.file, content.size).map_err(io())? {
-            return Ok(Brought::Refused(format!(
+            return Ok(ImportOutcome::Refused(format!(
                 "the line that ends at byte {at} is the first of segment {}, so these are several segments in one file, and which of their lines were counted cannot be determined; nothing was stored. Name the original files of the segments instead",
                 further.number
             )));
@@ -259,7 +276,7 @@ impl<'i> Importer<'i> {
             Some(label) => self.labelled(writer, content, label)?,
             None => self.by_name(writer, content)?,
         };
-        if let Brought::In(found) = &brought
+        if let ImportOutcome::New(found) = &brought
             && found.place == Place::Incoming
         {
             let known = self.catalog.sealed.entry(found.id.clone()).or_default();
@@ -271,7 +288,7 @@ impl<'i> Importer<'i> {
     }
 
     /// A file without a label, which is identified by its name.
-    fn by_name(&self, writer: &Writer, content: &Content) -> Result<Brought, ProcessError> {
+    fn by_name(&self, writer: &Writer, content: &Content) -> Result<ImportOutcome, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let id = SegmentId::Imported(content.name.clone());
         let row = writer.segment(&id)?;
@@ -286,15 +303,15 @@ impl<'i> Importer<'i> {
                 file: Arc::clone(&content.file),
             };
             return Ok(if contents::is_what_was_applied(&segment, row)? {
-                Brought::Before(content.name.clone())
+                ImportOutcome::Known(content.name.clone())
             } else {
                 let path = content.staged.is_none().then_some(&*content.path);
                 let reason = contents::other_content(&*content.file, path, row).map_err(io())?;
-                Brought::Refused(reason)
+                ImportOutcome::Refused(reason)
             });
         }
         let found = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
-        if let Some(found) = settle(self.disk, found, row.as_ref()).usable {
+        if let Some(found) = compare_claims(self.disk, found, row.as_ref()).usable {
             let kept = self
                 .disk
                 .open_read(&found.path)
@@ -302,13 +319,21 @@ impl<'i> Importer<'i> {
             let same = kept.size().map_err(io())? == content.size
                 && in_common(&*content.file, 0, &*kept).map_err(io())? == content.size;
             return Ok(if same {
-                Brought::In(found.clone())
+                ImportOutcome::New(found.clone())
             } else {
-                Brought::Refused(format!(
+                ImportOutcome::Refused(format!(
                     "{} has the name that this file would get, has another content, and is not applied yet; nothing was stored. Rename this file only if none of its events is in that one",
                     found.path.display()
                 ))
             });
+        }
+        if row.is_none()
+            && let Some(error) = without_events(&*content.file, content.size).map_err(io())?
+        {
+            return Ok(ImportOutcome::Refused(format!(
+                "none of its first {LINES_TRIED} lines is a valid event (line 1: {error}); nothing was stored. Correct the file, then name it again; or move it to {} to import it with its invalid lines",
+                self.config.data_dir.join(&content.name).display()
+            )));
         }
         self.copy_in(content, (0, content.size), id, None)
     }
@@ -320,7 +345,7 @@ impl<'i> Importer<'i> {
         (start, to): (u64, u64),
         id: SegmentId,
         tag: Option<Tag>,
-    ) -> Result<Brought, ProcessError> {
+    ) -> Result<ImportOutcome, ProcessError> {
         let data_dir = &self.config.data_dir;
         let path = data_dir.join(&content.name);
         let staged = content.staged.as_ref();
@@ -354,14 +379,14 @@ impl<'i> Importer<'i> {
             self.remove_part(&part);
         }
         Ok(if done.map_err(ProcessError::io("put in place", &path))? {
-            Brought::In(Found {
+            ImportOutcome::New(Found {
                 id,
                 tag,
                 place: Place::Incoming,
                 path,
             })
         } else {
-            Brought::Refused(
+            ImportOutcome::Refused(
                 "its length changed while it was read; nothing was stored. Name it again when no program writes to it".to_owned(),
             )
         })
@@ -400,6 +425,31 @@ fn copy(
         at = next;
     }
     Ok(())
+}
+
+/// The error of the first line, if the content begins with at least [`LINES_TRIED`] lines of which none is
+/// an event.
+fn without_events(file: &dyn DiskFile, size: u64) -> io::Result<Option<EventError>> {
+    let mut head = Vec::new();
+    scan::read_range(file, 0, size.min(TRIED_BYTES), &mut head)?;
+    let mut first = None;
+    let mut tried = 0;
+    let complete = memchr::memrchr(b'\n', &head).unwrap_or(0);
+    for line in without_bom(&head[..complete]).split(|byte| *byte == b'\n') {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let Err(error) = Event::parse(line) else {
+            return Ok(None);
+        };
+        first.get_or_insert(error);
+        tried += 1;
+        if tried == LINES_TRIED {
+            return Ok(first);
+        }
+    }
+    Ok(None)
 }
 
 /// Describes why a path cannot be opened, and what to do.

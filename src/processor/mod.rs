@@ -53,6 +53,7 @@ mod observer;
 mod rebuild;
 mod retention;
 mod seal;
+mod sealed_files;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -12,36 +12,30 @@
 //! If a round fails, readiness reports the error under the topic `database`, and the next round starts from
 //! a new listing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod files;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crc32fast::Hasher;
-
+use self::files::KnownFiles;
 use super::worker::{MISSING, describe_missing, topic};
 use super::{ProcessConfig, accounting, describe};
-use crate::aggregate::lines;
-use crate::data_dir::disk::{Disk, Identity};
+use crate::data_dir::disk::Disk;
 use crate::data_dir::numbers::{MISSING_MAX, gaps};
-use crate::data_dir::segment::{Numbers, Position, SegmentId};
+use crate::data_dir::segment::{Position, SegmentId};
 use crate::data_dir::{self, Catalog, Claims, Found};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{DeadSegment, Progress, Settled};
-use crate::store::{Readers, SegmentRow, SegmentState, StoreError};
-use crate::verify::contents::{describe_rivals, settle, stand_for};
-use crate::verify::seal;
+use crate::store::{AppliedSegments, Ledger, Readers, SegmentRow, SegmentState, StoreError};
+use crate::verify::contents::accounts_for;
 
 const DATABASE: &str = "database";
 /// The longest time between two rounds.
 const EVERY_MAX: Duration = Duration::from_mins(1);
-/// Least time between two listings of the archive.
-const ARCHIVE_INTERVAL_MIN: Duration = Duration::from_mins(1);
-/// The pause after a listing of the archive is at least this many times its duration.
-const ARCHIVE_PAUSE_FACTOR: u32 = 50;
-
 /// The body of the thread: runs until the progress is stopped.
 pub(super) fn run(
     config: &ProcessConfig,
@@ -51,18 +45,11 @@ pub(super) fn run(
     progress: &Progress,
     health: &Health,
 ) {
-    let mut lines = Lines {
-        disk,
-        listing: None,
-        sealed: HashMap::new(),
-        active: (0, 0, 0),
-        contradictions: HashMap::new(),
-        settled_before: None,
-    };
+    let mut files = KnownFiles::new(disk);
     let mut unreadable: Vec<String> = Vec::new();
     while !progress.is_stopping() {
         let began = Instant::now();
-        match round(config, journal, readers, progress, &mut lines) {
+        match round(config, journal, readers, progress, &mut files) {
             Ok(Observed {
                 unaccounted,
                 failed,
@@ -110,137 +97,179 @@ fn round(
     journal: &Journal,
     readers: &Readers,
     progress: &Progress,
-    lines: &mut Lines,
+    files: &mut KnownFiles,
 ) -> Result<Observed, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
-    let (mut ledger, applied, rows, pruned) = readers.snapshot()?;
-    let mut listing = lines.list(config, &applied.native).map_err(io)?;
-    let row = |id: &SegmentId| rows.iter().find(|row| row.id == *id);
-    let mut pending = 0;
-    // Negative: lines that are settled beyond those in the file.
-    let mut unaccounted = 0;
-    let mut frontier = None;
-    let mut failed = BTreeMap::new();
-    for (id, found) in &listing.catalog.sealed {
-        let corrupt = row(id).is_some_and(|row| row.state == SegmentState::Corrupt);
-        let is_applied = applied.contains(id);
-        let known_row = if is_applied {
-            // The listing has an applied segment only if it has several files, which is rare.
-            readers.segment(id)?
-        } else {
-            row(id).cloned()
-        };
-        if known_row.is_none() && id.number().is_some_and(|number| number <= pruned.number) {
-            continue; // Never applied again.
-        }
-        let claims = Claims::of(found, known_row.as_ref().map(|row| row.tag));
-        if (!claims.rivals.is_empty() || !claims.copies.is_empty())
-            && let Some(reason) = lines.contradiction(id, found, known_row.as_ref())
-        {
-            failed.insert(topic(id), reason);
-            continue;
-        }
-        let usable = claims.usable;
-        if let Some(found) = usable
-            && id.number() == Some(tail.number)
-            && found.tag != Some(tail.tag)
-        {
-            failed.insert(topic(id), data_dir::describe_rivals(id, &[found]));
-            continue;
-        }
-        if let Some(found) = usable.filter(|_| !is_applied && !corrupt) {
-            let settled = row(id).map_or(0, |row| row.counts.lines);
-            match lines.of_sealed(id, &found.path) {
-                Ok(Some(Sealed {
-                    lines: counted,
-                    broken,
-                    ..
-                })) => {
-                    if let Some(broken) = broken {
-                        failed.insert(topic(id), format!("segment {id}: {broken}"));
-                    }
-                    pending += counted.saturating_sub(settled);
-                    unaccounted -= settled.saturating_sub(counted).cast_signed();
-                }
-                Ok(None) => {}
-                // Reported; the other files are still counted.
-                Err(error) => {
-                    let error = ObserveError::Io(found.path.clone(), error);
-                    failed.insert(topic(id), describe(&error));
-                }
-            }
-            frontier = frontier.or(id.number());
-        }
-    }
-    let missing = missing(
-        &*lines.disk,
-        &listing.catalog,
-        &applied.native,
-        &rows,
-        &tail,
-        pruned.number,
-    );
-    if let Some(reason) = describe_missing(&missing, config) {
-        failed.insert(MISSING.to_owned(), reason);
-    }
-    listing.applied = applied.native;
-    lines.forget_applied(&listing);
-    lines.listing = Some(listing);
-    // Only if it is still active: if it was sealed since the tail was read, its row has more lines.
-    let settled = row(&SegmentId::Native(tail.number))
-        .filter(|row| row.state == SegmentState::Active)
-        .map_or(0, |row| row.counts.lines);
-    let counted = lines.of_active(&tail).map_err(io)?;
-    pending += counted.saturating_sub(settled);
-    unaccounted -= settled.saturating_sub(counted).cast_signed();
-    ledger.unaccounted = unaccounted;
-    let number = frontier.unwrap_or(tail.number);
-    let offset = row(&SegmentId::Native(number)).map_or(0, |row| row.applied_bytes);
-    let dead: Vec<DeadSegment> = rows.iter().filter_map(dead_segment).collect();
-    let settled = Settled {
-        ledger,
-        lines: (ledger.settled() + pending).saturating_add_signed(unaccounted),
-        tail_lines: tail.lines,
-        settled_before: *lines.settled_before.get_or_insert(ledger.settled()),
+    let (ledger, applied, rows, pruned) = readers.snapshot()?;
+    let mut listing = files.list(config, &applied.native).map_err(io)?;
+    let mut round = Round {
+        readers,
+        tail: &tail,
+        applied: &applied,
+        rows: &rows,
+        pruned: pruned.number,
+        pending: 0,
+        unaccounted: 0,
+        frontier: None,
+        failed: BTreeMap::new(),
     };
-    progress.publish(
-        Position {
-            segment: number,
-            offset,
-        },
-        &dead,
-        settled,
-    );
-    Ok(Observed {
-        unaccounted,
-        failed,
-    })
+    for (id, found) in &listing.catalog.sealed {
+        round.sealed(files, id, found)?;
+    }
+    let missing = round.missing(&*files.disk, &listing.catalog);
+    if let Some(reason) = describe_missing(&missing, config) {
+        round.failed.insert(MISSING.to_owned(), reason);
+    }
+    round.active(files).map_err(io)?;
+    let observed = round.publish(progress, ledger, files);
+    listing.applied = applied.native;
+    files.forget_applied(&listing);
+    files.listing = Some(listing);
+    Ok(observed)
 }
 
-/// Numbers below the active one that have no file and no fully applied row, and were not pruned; at most
-/// [`MISSING_MAX`].
-fn missing(
-    disk: &dyn Disk,
-    catalog: &Catalog,
-    applied: &Numbers,
-    rows: &[SegmentRow],
-    tail: &Tail,
+/// What one round has read, and what it has found so far.
+struct Round<'r> {
+    readers: &'r Readers,
+    tail: &'r Tail,
+    applied: &'r AppliedSegments,
+    /// The rows of segments that are not fully applied.
+    rows: &'r [SegmentRow],
+    /// Segments up to this number were pruned.
     pruned: u64,
-) -> BTreeSet<u64> {
-    let mut present = applied.clone();
-    for (id, found) in &catalog.sealed {
-        let row = rows.iter().find(|row| row.id == *id);
-        if let Some(number) = id.number()
-            && !present.contains(number)
-            && stand_for(disk, found, row)
+    /// Lines that are not applied yet.
+    pending: u64,
+    /// Negative: lines that are settled beyond those in their file.
+    unaccounted: i64,
+    /// The first native segment that is not fully applied.
+    frontier: Option<u64>,
+    /// Problems with files, by their topic in readiness.
+    failed: BTreeMap<String, String>,
+}
+
+impl Round<'_> {
+    fn row(&self, id: &SegmentId) -> Option<&SegmentRow> {
+        self.rows.iter().find(|row| row.id == *id)
+    }
+
+    /// Counts the lines of a sealed segment, which has these files.
+    fn sealed(
+        &mut self,
+        files: &mut KnownFiles,
+        id: &SegmentId,
+        found: &[Found],
+    ) -> Result<(), StoreError> {
+        let is_applied = self.applied.contains(id);
+        let row = if is_applied {
+            // The listing has an applied segment only if it has several files, which is rare.
+            self.readers.segment(id)?
+        } else {
+            self.row(id).cloned()
+        };
+        if row.is_none() && id.number().is_some_and(|number| number <= self.pruned) {
+            return Ok(()); // Never applied again.
+        }
+        let claims = Claims::of(found, row.as_ref().map(|row| row.tag));
+        if (!claims.rivals.is_empty() || !claims.copies.is_empty())
+            && let Some(reason) = files.contradiction(id, found, row.as_ref())
         {
-            present.insert(number);
+            self.failed.insert(topic(id), reason);
+            return Ok(());
+        }
+        let Some(file) = claims.usable else {
+            return Ok(());
+        };
+        if id.number() == Some(self.tail.number) && file.tag != Some(self.tail.tag) {
+            let reason = data_dir::describe_rivals(id, &[file]);
+            self.failed.insert(topic(id), reason);
+            return Ok(());
+        }
+        let is_corrupt = |row: &SegmentRow| row.state == SegmentState::Corrupt;
+        if !is_applied && !row.as_ref().is_some_and(is_corrupt) {
+            let settled = row.map_or(0, |row| row.counts.lines);
+            self.unapplied(files, file, settled);
+            self.frontier = self.frontier.or(id.number());
+        }
+        Ok(())
+    }
+
+    /// Counts the lines of a file that is not fully applied, of which `settled` are settled.
+    fn unapplied(&mut self, files: &mut KnownFiles, file: &Found, settled: u64) {
+        let id = &file.id;
+        match files.of_sealed(id, &file.path) {
+            Ok(Some(sealed)) => {
+                if let Some(broken) = sealed.broken {
+                    let reason = format!("segment {id}: {broken}");
+                    self.failed.insert(topic(id), reason);
+                }
+                self.add(sealed.lines, settled);
+            }
+            Ok(None) => {}
+            // Reported; the other files are still counted.
+            Err(error) => {
+                let error = ObserveError::Io(file.path.clone(), error);
+                self.failed.insert(topic(id), describe(&error));
+            }
         }
     }
-    gaps(pruned + 1, tail.number, present.ranges())
-        .take(MISSING_MAX)
-        .collect()
+
+    /// Counts the lines of the active segment.
+    fn active(&mut self, files: &mut KnownFiles) -> io::Result<()> {
+        // Only if it is still active: if it was sealed since the tail was read, its row has more lines.
+        let settled = self
+            .row(&SegmentId::Native(self.tail.number))
+            .filter(|row| row.state == SegmentState::Active)
+            .map_or(0, |row| row.counts.lines);
+        let lines = files.of_active(self.tail)?;
+        self.add(lines, settled);
+        Ok(())
+    }
+
+    /// Adds a file with `lines` lines, of which `settled` are settled.
+    fn add(&mut self, lines: u64, settled: u64) {
+        self.pending += lines.saturating_sub(settled);
+        self.unaccounted -= settled.saturating_sub(lines).cast_signed();
+    }
+
+    /// Numbers below the active one that have no file and no fully applied row, and were not pruned; at
+    /// most [`MISSING_MAX`].
+    fn missing(&self, disk: &dyn Disk, catalog: &Catalog) -> BTreeSet<u64> {
+        let mut present = self.applied.native.clone();
+        for (id, found) in &catalog.sealed {
+            if let Some(number) = id.number()
+                && !present.contains(number)
+                && accounts_for(disk, found, self.row(id))
+            {
+                present.insert(number);
+            }
+        }
+        gaps(self.pruned + 1, self.tail.number, present.ranges())
+            .take(MISSING_MAX)
+            .collect()
+    }
+
+    /// Publishes the applied position, the dead segments and the ledger.
+    fn publish(self, progress: &Progress, mut ledger: Ledger, files: &mut KnownFiles) -> Observed {
+        ledger.unaccounted = self.unaccounted;
+        let segment = self.frontier.unwrap_or(self.tail.number);
+        let row = self.row(&SegmentId::Native(segment));
+        let offset = row.map_or(0, |row| row.applied_bytes);
+        let dead: Vec<DeadSegment> = self.rows.iter().filter_map(dead_segment).collect();
+        let lines = (ledger.settled() + self.pending).saturating_add_signed(self.unaccounted);
+        let settled_before = &mut files.settled_before;
+        let settled = Settled {
+            ledger,
+            lines,
+            tail_lines: self.tail.lines,
+            settled_before: *settled_before.get_or_insert(ledger.settled()),
+        };
+        progress.publish(Position { segment, offset }, &dead, settled);
+        Observed {
+            unaccounted: self.unaccounted,
+            failed: self.failed,
+        }
+    }
 }
 
 fn dead_segment(row: &SegmentRow) -> Option<DeadSegment> {
@@ -249,135 +278,4 @@ fn dead_segment(row: &SegmentRow) -> Option<DeadSegment> {
         number,
         applied_bytes: row.applied_bytes,
     })
-}
-
-/// The last listing of the files.
-struct Listing {
-    catalog: Catalog,
-    /// The segments that were fully applied at that time.
-    applied: Numbers,
-    /// When the archive is listed again in any case.
-    due: Instant,
-}
-
-/// What is remembered of the files between rounds.
-struct Lines {
-    disk: Arc<dyn Disk>,
-    /// `None` before the first round, and after one that failed.
-    listing: Option<Listing>,
-    /// Sealed files that were read and are not applied.
-    sealed: HashMap<SegmentId, Sealed>,
-    /// (number, counted up to, lines) of the active segment.
-    active: (u64, u64, u64),
-    /// Lines that were settled in the first round.
-    settled_before: Option<u64>,
-    /// Segments with several files: these files, and how they contradict each other; `None` if they are
-    /// copies.
-    contradictions: HashMap<SegmentId, (Vec<FileState>, Option<String>)>,
-}
-
-/// Path, identity and size of a file. It is read again when one of them has changed.
-type FileState = (PathBuf, Option<Identity>, u64);
-
-/// The result of reading a sealed file.
-#[derive(Clone)]
-struct Sealed {
-    size: u64,
-    lines: u64,
-    /// How it differs from the seal in its name.
-    broken: Option<String>,
-}
-
-impl Lines {
-    /// Lists the directory. The archive is listed only if that is due, or if segments that were applied are
-    /// no longer: then the database was replaced, and files in the archive may be pending.
-    fn list(&mut self, config: &ProcessConfig, applied: &Numbers) -> io::Result<Listing> {
-        let (disk, data_dir) = (&*self.disk, &config.data_dir);
-        let kept = self.listing.take().filter(|listing| {
-            listing.due > Instant::now()
-                && applied.contains_all(&listing.applied)
-                && applied.contains_all(&listing.catalog.archived)
-        });
-        if let Some(mut listing) = kept {
-            listing.catalog.scan_beside_archive_again(disk, data_dir)?;
-            return Ok(listing);
-        }
-        let began = Instant::now();
-        let tag = config.directory_tag();
-        let catalog = Catalog::scan_unapplied(disk, data_dir, tag, applied)?;
-        let pause = ARCHIVE_INTERVAL_MIN.max(began.elapsed() * ARCHIVE_PAUSE_FACTOR);
-        Ok(Listing {
-            catalog,
-            applied: applied.clone(),
-            due: Instant::now() + pause,
-        })
-    }
-
-    /// Drops what is remembered of files that are applied or gone.
-    fn forget_applied(&mut self, listing: &Listing) {
-        self.sealed.retain(|id, _| {
-            let is_applied = id.number().is_some_and(|id| listing.applied.contains(id));
-            !is_applied && listing.catalog.sealed.contains_key(id)
-        });
-    }
-
-    /// Reads a sealed file, unless its size is that of the last time; `None` if it no longer exists.
-    fn of_sealed(&mut self, id: &SegmentId, path: &Path) -> io::Result<Option<Sealed>> {
-        let file = match self.disk.open_read(path) {
-            // Archived since the listing; the next round finds it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
-        let size = file.size()?;
-        if let Some(sealed) = self.sealed.get(id).filter(|sealed| sealed.size == size) {
-            return Ok(Some(sealed.clone()));
-        }
-        let sealed = Sealed {
-            size,
-            lines: lines::count(&*file, 0, size)?,
-            broken: seal::contradiction(&*file, path, &Hasher::new())?,
-        };
-        self.sealed.insert(id.clone(), sealed.clone());
-        Ok(Some(sealed))
-    }
-
-    /// Describes how the files of one segment contradict each other or the applied prefix; `None` if they
-    /// are copies.
-    fn contradiction(
-        &mut self,
-        id: &SegmentId,
-        found: &[Found],
-        row: Option<&SegmentRow>,
-    ) -> Option<String> {
-        let state = |found: &Found| {
-            let path = &found.path;
-            let identity = self.disk.identity(path).ok().flatten();
-            (path.clone(), identity, self.disk.size_at(path).unwrap_or(0))
-        };
-        let states: Vec<FileState> = found.iter().map(state).collect();
-        if let Some((before, reason)) = self.contradictions.get(id)
-            && *before == states
-        {
-            return reason.clone();
-        }
-        let claims = settle(&*self.disk, found, row);
-        let reason = (!claims.rivals.is_empty())
-            .then(|| describe_rivals(&*self.disk, id, &claims.rivals, row));
-        self.contradictions
-            .insert(id.clone(), (states, reason.clone()));
-        reason
-    }
-
-    /// Counts the durable lines of the active segment, reading only those that are new.
-    fn of_active(&mut self, tail: &Tail) -> io::Result<u64> {
-        let (number, counted, lines) = self.active;
-        let (from, lines) = if number == tail.number {
-            (counted, lines)
-        } else {
-            (0, 0)
-        };
-        let lines = lines + lines::count(&*tail.file, from, tail.durable_end)?;
-        self.active = (tail.number, tail.durable_end, lines);
-        Ok(lines)
-    }
 }

@@ -17,7 +17,7 @@ use crate::data_dir::disk::{DiskFile, RealDisk};
 use crate::data_dir::testing::write_sealed;
 use crate::event::{Event, Kind};
 use crate::journal::{Batch, Committer, JournalConfig, KnownSegment, KnownSegments};
-use crate::progress::{Applies, WaitOutcome};
+use crate::progress::{Processing, WaitOutcome};
 use crate::store::{DATABASE_FILE, Existing, SegmentState, Writer, read_segments};
 
 fn disk() -> Arc<dyn Disk> {
@@ -132,7 +132,7 @@ impl Running {
         let (journal, committer, _) =
             Journal::open(disk(), dir.path(), config, &known, Arc::clone(&health))
                 .expect("the journal opens");
-        let progress = Arc::new(Progress::new(Applies::Here));
+        let progress = Arc::new(Progress::new(Processing::Here));
         let mut config = ProcessConfig::new(dir.path());
         config.flush_interval = Duration::from_millis(10);
         let processor = Processor::start(

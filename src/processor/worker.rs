@@ -8,30 +8,32 @@
 //! replaced the database. An error of one file is reported in readiness and does not end a round.
 
 mod segments;
+mod skipped_files;
 mod startup_scan;
 mod status;
+mod sums_check;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use self::skipped_files::SkippedFiles;
 pub(super) use self::startup_scan::describe_missing;
-use super::applier::{
-    Applier, Commit, Confirmed, Corrupt, Opened, Small, Watch, Work, open_sealed, open_together,
-};
+use self::status::PublishedStatus;
+use self::sums_check::SumsCheck;
+use super::applier::{Applier, Commit, Confirmed, Corrupt, Watch, Work};
 use super::retention::{self, Retention};
-use super::{ProcessConfig, ProcessError, archive, describe, rebuild};
+use super::{ProcessConfig, ProcessError, describe, rebuild, sealed_files};
 use crate::aggregate::pool::Pool;
-use crate::data_dir::disk::{self, Disk, Identity};
+use crate::data_dir::disk::{self, Disk};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
 use crate::data_dir::{Catalog, Claims, Found, Place, SegmentFile};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{DeadSegment, Progress, Settled};
 use crate::store::{RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent};
-use crate::verify::contents::{describe_rivals, settle, stand_for};
+use crate::verify::contents::{accounts_for, compare_claims, describe_rivals};
 use crate::verify::sums;
 
 const DATABASE: &str = "database";
@@ -60,66 +62,18 @@ const LAST_FLUSH_MAX: Duration = Duration::from_secs(2);
 /// How long to wait for a rotation; after that the next round requests it again.
 const ROTATE_MAX: Duration = Duration::from_secs(10);
 
-/// A sealed file that is not fully applied, or not yet archived.
-#[expect(clippy::struct_excessive_bools, reason = "four independent facts")]
-struct Sealed {
-    path: PathBuf,
-    tag: Option<Tag>,
-    place: Place,
-    /// Size of an imported file in the previous round. While it changes, the file is still being copied.
-    size: Option<u64>,
-    /// After a failure: when the file is tried again.
-    retry_at: Option<Instant>,
-    /// Whether its pending lines are included in the ledger.
-    counted: bool,
-    /// Whether its number is above that of the active segment, so that another copy of the directory must
-    /// have created it.
-    ahead: bool,
-    /// Whether it is fully applied and has only to be archived.
-    whole: bool,
-    /// Whether it could not be opened because it is not a regular file.
-    unusable: bool,
-}
-
-/// What is known of the segments, and what is published to [`Progress`] and [`Health`]. It is separate from
-/// the applier, which reports each commit to it.
-struct PublishedStatus {
-    progress: Arc<Progress>,
-    health: Arc<Health>,
-    sealed: BTreeMap<SegmentId, Sealed>,
-    /// Missing and corrupt segments, by number.
-    lost: BTreeMap<u64, DeadSegment>,
-    /// Applied bytes of the native segments that are not fully applied, by number.
-    applied: BTreeMap<u64, u64>,
-    /// Number of the active segment.
-    active: u64,
-    /// Segments up to this number were pruned; a file with such a number is not applied.
-    pruned: u64,
-    settled: Settled,
-    /// Lines that were settled when this process first read the database.
-    settled_before: Option<u64>,
-    /// End of the last committed range of a native segment.
-    committed: Position,
-    /// Since when the database has been locked; `None` if it is not.
-    locked_since: Option<Instant>,
-}
-
 /// The state of the thread, which is kept when the startup scan is repeated.
 struct Worker {
     config: ProcessConfig,
     disk: Arc<dyn Disk>,
     journal: Journal,
-    board: PublishedStatus,
-    /// Files that are not applied. They are skipped unless another file takes their path.
-    left_alone: BTreeMap<PathBuf, Identity>,
+    status: PublishedStatus,
+    skipped: SkippedFiles,
     /// Numbers below the active one that have no file and no fully applied row.
     missing: BTreeSet<u64>,
     /// Number of the active segment at the last startup scan. The journal counts the lines of later ones.
     since: u64,
-    /// Whether the sums of the database must be checked.
-    to_check: bool,
-    /// The thread `process-check`, while it checks them.
-    check: Option<JoinHandle<()>>,
+    sums_check: SumsCheck,
     retention: Retention,
 }
 
@@ -136,14 +90,13 @@ pub(super) fn run(
         tracing::warn!("{}", describe(&error));
     }
     let mut worker = Worker {
-        to_check: sums::was_left_open(&config.database),
-        check: None,
+        sums_check: SumsCheck::new(sums::was_left_open(&config.database)),
         retention: Retention::new(&config),
-        board: PublishedStatus::new(Arc::clone(progress), Arc::clone(health)),
+        status: PublishedStatus::new(Arc::clone(progress), Arc::clone(health)),
+        skipped: SkippedFiles::new(config.directory_tag()),
         config,
         disk,
         journal,
-        left_alone: BTreeMap::new(),
         missing: BTreeSet::new(),
         since: 1,
     };
@@ -151,52 +104,27 @@ pub(super) fn run(
     loop {
         // During shutdown there is one last attempt.
         let last = progress.is_stopping();
-        let failed = match Applier::open(&worker.config, &mut pool) {
-            Err(error) => error.into(),
-            Ok(mut applier) => match worker.follow(&mut applier) {
-                Ok(()) => {
-                    worker.finish_check();
-                    close(applier);
-                    break;
-                }
-                Err(error @ ProcessError::Overwritten { .. }) => {
-                    applier.writer.abandon();
-                    error
-                }
-                Err(error) => {
-                    applier.release();
-                    error
-                }
-            },
+        let Err(error) = worker.attempt(&mut pool) else {
+            break;
         };
-        if let ProcessError::Overwritten { path } = &failed {
-            tracing::warn!("{}", describe(&failed));
-            health.set(DATABASE, describe(&failed));
-            wait_until_unchanged(path, progress);
-            if !is_consistent(path).unwrap_or(false) {
-                discard_wal(path);
-            }
-            if !last {
-                continue;
-            }
-        }
-        if last || matches!(failed, ProcessError::Stopped) {
-            worker.finish_check();
+        if last || matches!(error, ProcessError::Stopped) {
             break;
         }
-        match failed {
-            ProcessError::Replaced { .. } => pause = PAUSE_MIN,
+        match error {
+            ProcessError::Overwritten { .. } => continue,
             // Not an error yet: the startup scan checks the sums.
             ProcessError::ChangedByOthers { .. } => {
-                tracing::warn!("{}", describe(&failed));
+                tracing::warn!("{}", describe(&error));
                 continue;
             }
+            ProcessError::Replaced { .. } => pause = PAUSE_MIN,
             _ => {}
         }
-        health.set(DATABASE, describe(&failed));
+        health.set(DATABASE, describe(&error));
         progress.wait_until(Instant::now() + pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
+    worker.sums_check.join();
     progress.finish();
 }
 
@@ -233,16 +161,36 @@ fn close(applier: Applier<'_>) {
 }
 
 impl Worker {
+    /// Opens the database, follows the files until shutdown or an error, and closes it.
+    fn attempt(&mut self, pool: &mut Pool) -> Result<(), ProcessError> {
+        let mut applier = Applier::open(&self.config, pool)?;
+        let result = self.follow(&mut applier);
+        match &result {
+            Ok(()) => close(applier),
+            Err(error @ ProcessError::Overwritten { path }) => {
+                applier.writer.abandon();
+                tracing::warn!("{}", describe(error));
+                self.status.health.set(DATABASE, describe(error));
+                wait_until_unchanged(path, &self.status.progress);
+                if !is_consistent(path).unwrap_or(false) {
+                    discard_wal(path);
+                }
+            }
+            Err(_) => applier.release(),
+        }
+        result
+    }
+
     /// Runs the startup scan and then rounds. Returns `Ok` after the last round of a shutdown.
     fn follow(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         self.start_over(applier)?;
         let mut last = Instant::now();
         loop {
             let began = Instant::now();
-            let last_round = self.board.progress.is_stopping();
+            let last_round = self.status.progress.is_stopping();
             applier.work = Work::default();
             self.round(applier)?;
-            self.board.health.clear(DATABASE);
+            self.status.health.clear(DATABASE);
             if last_round {
                 return Ok(());
             }
@@ -251,7 +199,7 @@ impl Worker {
             let due = began.checked_add(pause).unwrap_or(began + PERIOD_MAX);
             last = began;
             while !self
-                .board
+                .status
                 .progress
                 .wait_for_demand(due.min(Instant::now() + DATABASE_CHECK_INTERVAL))
                 && Instant::now() < due
@@ -273,20 +221,20 @@ impl Worker {
                 .unwrap_or_default()
         };
         if let Some(what) = applier.writer.replaced() {
-            self.to_check = true;
+            self.sums_check.request();
             return Err(ProcessError::Replaced { path: file(), what });
         }
         match applier.writer.is_changed_by_others() {
             Ok(false) => match applier.writer.is_overwritten() {
                 Ok(true) => {
-                    self.to_check = true;
+                    self.sums_check.request();
                     Err(ProcessError::Overwritten { path: file() })
                 }
                 Err(error) if !error.is_locked() => Err(error.into()),
                 _ => Ok(()),
             },
             Ok(true) => {
-                self.to_check = true;
+                self.sums_check.request();
                 Err(ProcessError::ChangedByOthers {
                     database: self.config.database.clone(),
                 })
@@ -317,45 +265,46 @@ impl Worker {
         self.check_clock(applier)?;
         // Read before the listing, which then has every segment below this one.
         let tail = self.journal.tail();
-        self.board.active = tail.number;
+        self.status.active = tail.number;
         self.look_for_files(applier)?;
-        let ids: Vec<SegmentId> = self.board.sealed.keys().cloned().collect();
-        let mut rest = &ids[..];
+        let files = self.due_files();
+        let mut rest = &files[..];
         while let Some(first) = rest.first() {
-            if self.board.progress.is_stopping() && first.number().is_none() {
+            if self.status.progress.is_stopping() && first.id.number().is_none() {
                 break; // Imported files are applied at the next start.
             }
-            let done = self.sealed_files(applier, rest)?;
-            rest = &rest[done..];
+            let disk = Arc::clone(&self.disk);
+            let data_dir = self.config.data_dir.clone();
+            let handled = sealed_files::apply_some(&*disk, &data_dir, applier, rest, self)?;
+            rest = &rest[handled..];
         }
         self.active_file(applier, &tail)?;
-        self.board.account(&tail);
-        self.board.publish();
+        self.status.account(&tail);
+        self.status.publish();
         self.prune_and_expire(applier)
     }
 
     /// Runs retention, unless the sums of the database are wrong or not yet checked.
     fn prune_and_expire(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
-        let checking = self
-            .check
-            .as_ref()
-            .is_some_and(|check| !check.is_finished());
-        if checking || self.board.health.is_set(SUMS) || self.board.progress.is_stopping() {
+        if self.sums_check.is_running()
+            || self.status.health.is_set(SUMS)
+            || self.status.progress.is_stopping()
+        {
             return Ok(());
         }
-        let (board, writer) = (&mut self.board, &mut applier.writer);
+        let (status, writer) = (&mut self.status, &mut applier.writer);
         if writer.replaced().is_some() {
             return Ok(()); // The next round reports it.
         }
-        let waiting = board.sealed.iter().filter(|(_, sealed)| !sealed.whole);
+        let waiting = status.sealed.iter().filter(|(_, sealed)| !sealed.applied);
         let end = waiting
             .filter_map(|(id, _)| id.number())
             .min()
-            .unwrap_or(board.active);
+            .unwrap_or(status.active);
         let pruned = self
             .retention
-            .round(writer, &*self.disk, end, &board.health)?;
-        board.pruned = pruned.unwrap_or(board.pruned);
+            .round(writer, &*self.disk, end, &status.health)?;
+        status.pruned = pruned.unwrap_or(status.pruned);
         Ok(())
     }
 
@@ -369,24 +318,24 @@ impl Worker {
             path,
             file: Arc::clone(&tail.file),
         };
-        if tail.durable_end == 0 && !self.board.applied.contains_key(&tail.number) {
+        if tail.durable_end == 0 && !self.status.applied.contains_key(&tail.number) {
             return Ok(());
         }
         match applier.confirm(&segment)? {
             Confirmed::At(bytes) if bytes <= tail.durable_end => {
-                self.board.applied.insert(tail.number, bytes);
+                self.status.applied.insert(tail.number, bytes);
                 applier.apply(
                     &segment,
                     tail.durable_end,
                     RangeEnd::Active,
-                    &mut self.board,
+                    &mut self.status,
                 )
             }
             // It was sealed, and perhaps applied, since the tail was read.
             Confirmed::At(_) | Confirmed::Applied(_) => Ok(()),
             Confirmed::Restored(row) => Ok(applier.note(&row, SegmentState::Active, None)?),
             Confirmed::Corrupt(Corrupt { reason, .. }) | Confirmed::Rival(reason) => {
-                self.board.health.set(&topic(&segment.id), reason);
+                self.status.health.set(&topic(&segment.id), reason);
                 self.seal_corrupt();
                 Ok(())
             }
@@ -408,22 +357,6 @@ impl Worker {
             Err(error) => {
                 tracing::warn!(%error, "the corrupt segment is not sealed yet; trying again");
             }
-        }
-    }
-}
-
-impl Sealed {
-    fn new(found: &Found) -> Self {
-        Self {
-            path: found.path.clone(),
-            tag: found.tag,
-            place: found.place,
-            size: None,
-            retry_at: None,
-            counted: false,
-            ahead: false,
-            whole: false,
-            unusable: false,
         }
     }
 }

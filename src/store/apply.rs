@@ -1,7 +1,8 @@
 //! Applies a range of a segment to the totals, in one transaction.
 //!
-//! The steps are: BEGIN (2), compare-and-set of the applied offset (3), ids (4), totals (5), rejected lines
-//! (6), COMMIT (7). The caller updates its in-memory state after the commit (8). The thread of the
+//! The steps are: reading and aggregating the range (1, by the caller), BEGIN (2), compare-and-set of the
+//! applied offset (3), ids (4), totals (5), rejected lines (6), COMMIT (7). The caller updates its in-memory
+//! state after the commit (8). The thread of the
 //! [`Writer`](super::Writer) runs all of them; after an error the transaction is rolled back.
 //!
 //! The steps are the same on every database. What they do with rows is behind [`Rows`]: SQLite implements it

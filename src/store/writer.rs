@@ -196,7 +196,7 @@ impl SqliteWriter {
     /// Moves all commits from the WAL into the database file and syncs it. Returns whether the file at
     /// the path is the one that is open, and has all commits: until then a commit may be in a `-wal`
     /// only, and another program may have removed that.
-    pub fn settle(&self) -> Result<bool, StoreError> {
+    pub fn checkpoint(&self) -> Result<bool, StoreError> {
         let doing = StoreError::sqlite(&self.path, "checkpoint");
         // The contents of a removed -wal must not be moved into a file that may be another one.
         if self.replaced().is_some() {

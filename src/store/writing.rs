@@ -152,8 +152,8 @@ impl Writer {
     /// Moves all commits from the WAL into the SQLite file and syncs it. Returns whether the file at the path
     /// is the one that is open, and has all commits: until then a commit may be in a `-wal` only, and another
     /// program may have removed that.
-    pub fn settle(&self) -> Result<bool, StoreError> {
-        file_only!(self, writer => writer.settle(), Ok(true))
+    pub fn checkpoint(&self) -> Result<bool, StoreError> {
+        file_only!(self, writer => writer.checkpoint(), Ok(true))
     }
 
     /// Applies a range: all of it in one transaction, or nothing. After an error other than a lock the writer

@@ -16,7 +16,7 @@ use crate::store::{SegmentRow, SegmentState};
 
 /// Sorts the files with one id into the segment, its copies, and its rivals. If there are several, they are
 /// read. A file that cannot be read is a rival.
-pub(crate) fn settle<'c>(
+pub(crate) fn compare_claims<'c>(
     disk: &dyn Disk,
     found: &'c [Found],
     row: Option<&SegmentRow>,
@@ -94,7 +94,7 @@ pub(crate) fn describe_rivals(
 /// accepts that its events do not count does so: an empty one, or the file of a segment that is already
 /// marked as corrupt. A file with events that was moved there before they were applied leaves the segment
 /// missing.
-pub(crate) fn stand_for(disk: &dyn Disk, found: &[Found], row: Option<&SegmentRow>) -> bool {
+pub(crate) fn accounts_for(disk: &dyn Disk, found: &[Found], row: Option<&SegmentRow>) -> bool {
     let given_up = row.is_some_and(|row| row.state == SegmentState::Corrupt);
     found.iter().any(|file| {
         file.place != Place::Quarantine

@@ -28,7 +28,7 @@ use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId};
 use crate::data_dir::{Catalog, Place, SegmentFile, active_label, given_out, numbers};
 use crate::event::{Event, Micros};
 use crate::store::{AppliedSum, Counts, IdStatus, SegmentRow, SegmentState, Snapshot, UserSum};
-use crate::verify::contents::{describe_rivals, settle};
+use crate::verify::contents::{compare_claims, describe_rivals};
 use crate::verify::seal;
 
 /// How many times a file is searched for; it may be renamed between the listing and the opening.
@@ -583,7 +583,7 @@ impl Recount<'_> {
         let mut findings = Vec::new();
         for (id, found) in &self.catalog.sealed {
             let row = known.get(id).copied();
-            let claims = settle(self.disk, found, row);
+            let claims = compare_claims(self.disk, found, row);
             let pruned = id
                 .number()
                 .is_some_and(|number| number <= self.snapshot.pruned.number);

@@ -13,12 +13,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::send::{Ids, Input, Repeat, Report, SendConfig, Token};
-pub use self::serve::{Access, Effective, Processing, ServeConfig};
+pub use self::serve::{Effective, ServeConfig};
 use crate::cli::args::{
     BackupArgs, DemoArgs, ProcessArgs, QueryArgs, RestoreArgs, ServeArgs, TortureArgs, VerifyArgs,
 };
 use crate::cli::{Size, Span};
 use crate::http;
+pub use crate::http::Access;
+pub use crate::progress::Processing;
 use crate::store::Database;
 
 /// Invalid settings: exit code 2. The message says what is wrong and what would be valid.

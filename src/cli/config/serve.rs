@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Size, Span, UsageError, address, at_least, between, host_name, is_loopback, within};
 use uuid::Uuid;
 
+use super::{Size, Span, UsageError, address, at_least, between, host_name, is_loopback, within};
 use crate::cli::args::{ServeArgs, renamed};
+use crate::http::Access;
+use crate::progress::Processing;
 use crate::store::Database;
 
 /// Minimum interval of rotation and flushing. Shorter ones would keep the disk busy.
@@ -28,7 +30,7 @@ const TIB: u64 = 1 << 40;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeConfig {
     /// Address to listen on; port 0 picks a free port. Default `127.0.0.1:8000`. An address beyond
-    /// loopback requires [`Access::Tokens`] or [`Access::OpenBeyondLoopback`].
+    /// loopback requires [`Access::TokenFile`] or [`Access::Anyone`].
     pub listen: SocketAddr,
     /// Host name given in place of an address; accepted in `Host`. Default none.
     pub listen_name: Option<String>,
@@ -71,26 +73,6 @@ pub struct ServeConfig {
     pub database_url: Option<Database>,
     /// Which process applies events. Default this one.
     pub processing: Processing,
-}
-
-/// Which clients can post and read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Every client on this machine; the address is a loopback address.
-    OpenOnLoopback,
-    /// `--no-auth`: every client that reaches the address.
-    OpenBeyondLoopback,
-    /// Clients with a bearer token of this file, one token a line.
-    Tokens(PathBuf),
-}
-
-/// Which process applies events to the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Processing {
-    /// This process, continuously.
-    Here,
-    /// `--no-process`: a later `tallyline process`.
-    Elsewhere,
 }
 
 /// The configuration and the source of each setting; shown as TOML that `--config` accepts.
@@ -141,7 +123,7 @@ impl ServeConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             listen_name: None,
-            access: Access::OpenOnLoopback,
+            access: Access::Loopback,
             port_file: None,
             max_body_bytes: 8 * MIB,
             keep_alive: KEEP_ALIVE_DEFAULT,
@@ -324,14 +306,14 @@ fn access(
                 "--token-file {} is a directory; name a file of tokens, one a line",
                 path.display()
             ))),
-            Ok(_) => Ok(Access::Tokens(path)),
+            Ok(_) => Ok(Access::TokenFile(path)),
             Err(error) => Err(UsageError::new(format!(
                 "--token-file {}: {error}",
                 path.display()
             ))),
         },
-        (None, true) => Ok(Access::OpenBeyondLoopback),
-        (None, false) if is_loopback(listen) => Ok(Access::OpenOnLoopback),
+        (None, true) => Ok(Access::Anyone),
+        (None, false) if is_loopback(listen) => Ok(Access::Loopback),
         (None, false) => Err(UsageError::new(format!(
             "--listen {listen} can be reached from other machines, where any client could post and read; \
              give --token-file FILE (bearer tokens, one a line), or --no-auth if the network is trusted, \
@@ -499,7 +481,7 @@ mod tests {
                 "{error}"
             );
             let config = config(&["--listen", open, "--no-auth"]).expect(open);
-            assert_eq!(config.access, Access::OpenBeyondLoopback);
+            assert_eq!(config.access, Access::Anyone);
         }
         for closed in [
             "127.0.0.1:0",
@@ -508,7 +490,7 @@ mod tests {
             "[::ffff:127.0.0.1]:0",
         ] {
             let config = config(&["--listen", closed]).expect(closed);
-            assert_eq!(config.access, Access::OpenOnLoopback);
+            assert_eq!(config.access, Access::Loopback);
         }
     }
 

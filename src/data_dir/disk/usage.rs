@@ -213,7 +213,7 @@ impl super::DiskLayer for MeteredDisk {
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.metered(super::create_new(path)?, 0))
+        Ok(self.metered(super::real::create_new(path)?, 0))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {

@@ -37,6 +37,8 @@ const TURN_BYTES_MAX: usize = 256 << 10;
 const LINGER_TIME: Duration = Duration::from_secs(1);
 /// Maximum bytes read in this time: a client that sends more does not read the reply.
 const LINGER_BYTES_MAX: u64 = 8 << 20;
+/// How long a client must have stalled, or be idle between requests, before its connection may be evicted.
+const EVICT_IDLE_MIN: Duration = Duration::from_secs(1);
 /// Added to the announced keep-alive time, for a request that is sent just before its end.
 const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 /// Maximum capacity of the input buffer that an idle connection keeps, in bytes.
@@ -137,14 +139,21 @@ impl Connection {
 
     /// The rank of the connection if it may be evicted; lower ranks are evicted first: connections
     /// without a complete request, then those that are idle longest.
-    pub(super) fn rank_to_evict(&self, idle_since: Instant) -> Option<(bool, Instant)> {
+    pub(super) fn rank_to_evict(&self, limits: &Limits, now: Instant) -> Option<(bool, Instant)> {
         let expendable = match &self.state {
             _ if !self.out.is_empty() => true,
             State::Head => !self.served || self.input.is_empty(),
             State::Upload(upload) => !self.served && upload.request.share.is_none(),
             State::Handling | State::Linger => false,
         };
-        (expendable && self.since <= idle_since).then_some((self.served, self.since))
+        // A client that opens thousands of connections at once sends its first requests seconds later.
+        let idle_min = if self.served || !self.is_idle() {
+            EVICT_IDLE_MIN
+        } else {
+            limits.first_byte_time
+        };
+        let is_due = expendable && now >= self.since + idle_min;
+        is_due.then_some((self.served, self.since))
     }
 
     /// Bytes of memory in its buffers, without bodies that have reserved room.

@@ -76,8 +76,12 @@ pub struct Limits {
     /// Above it, the connections that are idle longest are closed.
     pub buffers_bytes_max: usize,
     /// Maximum number of connections; default 16,384. It is lowered to what the limit of open
-    /// descriptors allows.
+    /// descriptors allows. At the maximum, connections that have been idle or stalled for a second are
+    /// closed to accept others.
     pub connections_max: usize,
+    /// Maximum time until the first byte of a new connection while the maximum number of connections is
+    /// open; default 10 s. Meanwhile further connections wait in the kernel's queue.
+    pub first_byte_time: Duration,
     /// Maximum number of unanswered requests; default 8192. Further requests are answered with 503.
     pub in_flight_max: usize,
     /// The announced time that an idle connection is kept; default 75 s, longer than the usual
@@ -104,6 +108,7 @@ impl Default for Limits {
             bodies_bytes_max: 32 << 20,
             buffers_bytes_max: 64 << 20,
             connections_max: 16_384,
+            first_byte_time: Duration::from_secs(10),
             in_flight_max: 8192,
             keep_alive: Duration::from_secs(75),
             head_time: Duration::from_secs(30),

@@ -109,7 +109,7 @@ fn receive(
     let intake = read(request, body)?.map_err(|error| {
         let refused = u64::from(error != IntakeError::Empty && error != IntakeError::EmptyArray);
         inner.counters.receive(refused);
-        inner.counters.settle(0, refused);
+        inner.counters.record_outcome(0, refused);
         match error {
             IntakeError::Empty => Problem::new(400, "the body is empty; send an event"),
             IntakeError::EmptyArray => Problem::new(422, "the array is empty; send an event"),
@@ -119,7 +119,7 @@ fn receive(
     let all = intake.refused + u64::from(intake.accepted);
     inner.counters.receive(all);
     if intake.accepted == 0 || (options.invalid == Invalid::Refuse && intake.refused > 0) {
-        inner.counters.settle(0, all);
+        inner.counters.record_outcome(0, all);
         let mut problem = Problem::of_intake(&intake);
         if options.invalid == Invalid::Skip {
             problem = problem.unprocessable();
@@ -192,7 +192,7 @@ fn append(inner: &Arc<Inner>, request: Request, options: &Options, mut intake: I
                 inner.counters.ack().observe(took);
                 inner
                     .counters
-                    .settle(u64::from(intake.accepted), intake.refused);
+                    .record_outcome(u64::from(intake.accepted), intake.refused);
                 match ack {
                     Ack::Durable => {
                         let reply = Reply::json(202, acknowledgement(&intake, position, None));
@@ -203,7 +203,7 @@ fn append(inner: &Arc<Inner>, request: Request, options: &Options, mut intake: I
             }
             Err(error) => {
                 let all = u64::from(intake.accepted) + intake.refused;
-                inner.counters.settle(0, all);
+                inner.counters.record_outcome(0, all);
                 let reply = Problem::of_append(&error).reply();
                 inner.answer(request, Route::LiveEvent, reply);
             }

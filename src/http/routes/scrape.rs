@@ -38,6 +38,7 @@ fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
         active_segment_bytes: tail.durable_end,
         data_bytes: files.disk.used_bytes(&files.data_dir).ok(),
         disk_free_bytes: files.disk.free_bytes(&files.data_dir).ok(),
+        disk_size_bytes: files.disk.capacity_bytes(&files.data_dir).ok(),
         ack: inner.counters.ack().snapshot(),
         flush: inner.progress.flushes().snapshot(),
         requests: inner

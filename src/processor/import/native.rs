@@ -10,19 +10,19 @@ use std::time::SystemTime;
 
 use super::super::{ProcessError, retention};
 use super::part::{Part, Prefix, in_common, longest_prefix};
-use super::{Brought, Content, Importer};
+use super::{Content, ImportOutcome, Importer};
 use crate::aggregate::scan::{file_start, read_range};
 use crate::data_dir::disk::{self, DiskFile};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId, label_in_name, sealed_file_name};
 use crate::data_dir::{Found, Place};
 use crate::event::Event;
 use crate::store::{SegmentRow, SegmentState, Writer};
-use crate::verify::contents::settle;
+use crate::verify::contents::compare_claims;
 
 /// What this data directory has of one of its own segments.
 enum Own {
     /// The result of the import is known.
-    Decided(Brought),
+    Decided(ImportOutcome),
     /// It has neither a file nor a row, so the file is imported as that segment, under this name.
     Native(String),
     /// The first `bytes` bytes of the file are in its own file or in the totals. `found` is its own file, if
@@ -39,7 +39,7 @@ impl Importer<'_> {
         writer: &Writer,
         content: &Content,
         label: Label,
-    ) -> Result<Brought, ProcessError> {
+    ) -> Result<ImportOutcome, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let file = &*content.file;
         // A line without a line end was not acknowledged, or the copy was made while it was written.
@@ -71,7 +71,10 @@ impl Importer<'_> {
         }
         let start = disk::last_line_end(file, known).map_err(io())?;
         if start >= end {
-            return Ok(own.map_or_else(|| Brought::Before(content.file_name()), Brought::In));
+            return Ok(own.map_or_else(
+                || ImportOutcome::Known(content.file_name()),
+                ImportOutcome::New,
+            ));
         }
         let part = Part {
             label,
@@ -112,7 +115,7 @@ impl Importer<'_> {
     /// Compares the file with a segment of this data directory.
     fn own(&self, writer: &Writer, content: &Content, label: Label) -> Result<Own, ProcessError> {
         let io = || ProcessError::io("read", &content.path);
-        let refused = |reason| Own::Decided(Brought::Refused(reason));
+        let refused = |reason| Own::Decided(ImportOutcome::Refused(reason));
         let file = &*content.file;
         let id = SegmentId::Native(label.number);
         let row = writer.segment(&id)?;
@@ -121,7 +124,7 @@ impl Importer<'_> {
             return Ok(refused(retention::was_pruned(&content.path, pruned)));
         }
         let sealed = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
-        let usable = settle(self.disk, sealed, row.as_ref())
+        let usable = compare_claims(self.disk, sealed, row.as_ref())
             .usable
             .filter(|found| found.tag == Some(label.tag));
         let is_active = self
@@ -150,8 +153,8 @@ impl Importer<'_> {
             let stat = kept.stat().map_err(io())?;
             if stat.identity == content.stat.identity {
                 return Ok(Own::Decided(pending.map_or_else(
-                    || Brought::Before(content.file_name()),
-                    Brought::In,
+                    || ImportOutcome::Known(content.file_name()),
+                    ImportOutcome::New,
                 )));
             }
             // The lines in its own file are or will be counted only if the applied prefix is unchanged.

@@ -5,18 +5,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::Path;
 use std::time::Instant;
 
+use super::status::Sealed;
 use super::{
-    Applier, Claims, Confirmed, Corrupt, FILE_RETRY_AFTER, Found, Opened, Place, ProcessError,
-    Sealed, SegmentFile, SegmentId, SegmentRow, SegmentState, Small, Tag, Worker, archive,
-    describe, describe_rivals, open_sealed, open_together, retention, settle, topic,
+    Applier, Claims, Confirmed, Corrupt, FILE_RETRY_AFTER, Found, Place, ProcessError, SegmentFile,
+    SegmentId, SegmentRow, SegmentState, Watch, Worker, compare_claims, describe, describe_rivals,
+    retention, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::DataDirError;
-use crate::data_dir::disk::Unusable;
-use crate::processor::applier::TOGETHER_MAX;
-use crate::processor::archive::Leaving;
+use crate::data_dir::disk::{Identity, Unusable};
+use crate::processor::archive::Archived;
+use crate::processor::sealed_files::{Run, Start};
 
 impl Worker {
     /// Finds new sealed files in the data directory, and files that were removed.
@@ -27,18 +29,16 @@ impl Worker {
             .list(&data_dir)
             .map_err(ProcessError::io("list", &data_dir))?;
         let mut new = BTreeMap::<SegmentId, Vec<Found>>::new();
-        let mut left_alone = BTreeMap::new();
+        let mut skipped = BTreeSet::new();
         // A directory with such a name is reported in readiness when it cannot be opened.
         for (name, _) in names {
             let Some((id, tag)) = SegmentId::of_file(&name, self.config.directory_tag()) else {
                 continue;
             };
             let path = data_dir.join(&name);
-            if let Some(&identity) = self.left_alone.get(&path)
-                && self.disk.identity(&path).ok().flatten() == Some(identity)
-            {
-                left_alone.insert(path, identity);
-            } else if !self.board.sealed.contains_key(&id) {
+            if self.skipped.contains(&*self.disk, &path) {
+                skipped.insert(path);
+            } else if !self.status.sealed.contains_key(&id) {
                 let place = Place::Incoming;
                 let found = Found {
                     id,
@@ -49,35 +49,34 @@ impl Worker {
                 new.entry(found.id.clone()).or_default().push(found);
             }
         }
-        let mut released = BTreeSet::new();
-        let before = std::mem::replace(&mut self.left_alone, left_alone);
-        for gone in before
-            .keys()
-            .filter(|path| !self.left_alone.contains_key(*path))
-        {
-            let name = gone.file_name().unwrap_or_default().to_string_lossy();
-            if let Some((id, _)) = SegmentId::of_file(&name, self.config.directory_tag()) {
-                self.board.health.clear(&topic(&id));
-                released.insert(id);
-            }
+        for id in self.skipped.retain(&skipped) {
+            self.status.health.clear(&topic(&id));
         }
-        // Files that contradicted a removed one are checked again in the next round.
-        let directory = self.config.directory_tag();
-        self.left_alone.retain(|path, _| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let id = SegmentId::of_file(&name, directory).map(|(id, _)| id);
-            id.is_none_or(|id| !released.contains(&id))
-        });
         if new.is_empty() {
             return Ok(());
         }
         for (id, found) in &new {
             self.new_files(applier, id, found)?;
         }
-        self.tell_missing();
+        self.report_missing();
         self.disk
             .sync_dir(&data_dir)
             .map_err(ProcessError::io("sync", &data_dir))
+    }
+
+    /// The sealed files that are tried in this round.
+    pub(super) fn due_files(&self) -> Vec<Found> {
+        let now = Instant::now();
+        let sealed = self.status.sealed.iter();
+        sealed
+            .filter(|(_, sealed)| sealed.retry_at.is_none_or(|at| at <= now))
+            .map(|(id, sealed)| Found {
+                id: id.clone(),
+                tag: sealed.tag,
+                place: sealed.place,
+                path: sealed.path.clone(),
+            })
+            .collect()
     }
 
     /// Adds the new files with one id. Those that contradict each other or the applied prefix are not
@@ -92,9 +91,9 @@ impl Worker {
             [_] => None,
             _ => applier.writer.segment(id)?,
         };
-        let mut claims = settle(&*self.disk, found, row.as_ref());
+        let mut claims = compare_claims(&*self.disk, found, row.as_ref());
         self.against_active(id, &mut claims);
-        self.leave_rivals(id, &claims, row.as_ref())?;
+        self.skip_rivals(id, &claims, row.as_ref())?;
         if let Some(found) = claims.usable {
             self.new_file(found);
         }
@@ -114,7 +113,7 @@ impl Worker {
     }
 
     /// Reports the rivals of a segment. They are not applied.
-    pub(super) fn leave_rivals(
+    pub(super) fn skip_rivals(
         &mut self,
         id: &SegmentId,
         claims: &Claims<'_>,
@@ -125,20 +124,42 @@ impl Worker {
         }
         for rival in &claims.rivals {
             let path = &rival.path;
-            let look = self.disk.identity(path);
-            if let Some(identity) = look.map_err(ProcessError::io("inspect", path))? {
-                self.left_alone.insert(path.clone(), identity);
+            let identity = self.disk.identity(path);
+            if let Some(identity) = identity.map_err(ProcessError::io("inspect", path))? {
+                self.skipped.insert(path.clone(), identity);
             }
         }
-        let words = describe_rivals(&*self.disk, id, &claims.rivals, row);
-        self.board.health.set(&topic(id), words);
+        let reason = describe_rivals(&*self.disk, id, &claims.rivals, row);
+        self.status.health.set(&topic(id), reason);
         Ok(())
+    }
+
+    /// Skips a file and gives the reason in readiness.
+    fn skip(&mut self, segment: &SegmentFile, reason: String) -> Result<(), ProcessError> {
+        self.skipped
+            .insert(segment.path.clone(), identity(segment)?);
+        self.status.health.set(&topic(&segment.id), reason);
+        Ok(())
+    }
+
+    /// Removes a file for which nothing is left to be done.
+    fn remove(&mut self, applier: &mut Applier<'_>, id: &SegmentId) {
+        // The topic of a skipped file stays.
+        if !self.skipped.has_file_of(id) {
+            self.status.health.clear(&topic(id));
+        }
+        self.status.sealed.remove(id);
+        if let Some(number) = id.number() {
+            self.status.applied.remove(&number);
+        }
+        applier.forget(id);
+        self.status.publish();
     }
 
     fn new_file(&mut self, found: &Found) {
         let number = found.id.number();
         if let Some(number) = number {
-            self.board.lost.remove(&number);
+            self.status.dead.remove(&number);
             self.missing.remove(&number);
         }
         // Read after the listing: every segment that this journal has sealed is below it.
@@ -152,7 +173,7 @@ impl Worker {
         }
         // The journal counts the lines of the segments that it has sealed.
         let counted = number.is_some_and(|number| number >= self.since) && ahead.is_none();
-        self.board.sealed.insert(
+        self.status.sealed.insert(
             found.id.clone(),
             Sealed {
                 counted,
@@ -162,244 +183,102 @@ impl Worker {
         );
     }
 
-    /// Applies the first of these files, those that are small together; how many it went through. A
-    /// file that fails is named in readiness and tried again later; the others go on.
-    pub(super) fn sealed_files(
+    fn mark_corrupt(
         &mut self,
         applier: &mut Applier<'_>,
-        ids: &[SegmentId],
-    ) -> Result<usize, ProcessError> {
-        let sealed = &self.board.sealed;
-        let due: Vec<_> = ids
-            .iter()
-            .take(TOGETHER_MAX)
-            .map(|id| {
-                let sealed = sealed.get(id)?;
-                let waits = sealed.retry_at.is_some_and(|at| at > Instant::now());
-                (!waits).then(|| (id, sealed.tag, sealed.path.clone(), sealed.place))
-            })
-            .collect();
-        let files = due.iter().flatten();
-        let opened = open_together(
-            &*self.disk,
-            &self.config.data_dir,
-            files.map(|(id, tag, path, _)| (*id, *tag, &**path)),
-            applier.small_bytes(),
-        );
-        let mut opened = opened.into_iter();
-        let mut together = Together::default();
-        for (done, due) in due.iter().enumerate() {
-            let Some((id, tag, path, place)) = due else {
-                continue;
-            };
-            let file = match opened.next() {
-                // No descriptor was left for it.
-                None => {
-                    self.commit_together(applier, together)?;
-                    return Ok(done);
-                }
-                Some(Opened::Small(segment)) => {
-                    self.small_file(applier, segment, *place, &mut together)
-                }
-                Some(Opened::Large) => {
-                    self.commit_together(applier, std::mem::take(&mut together))?;
-                    self.large_file(applier, id, *tag, path, *place)
-                }
-                // In the archive: it was moved there, or the sync after our rename failed.
-                Some(Opened::Failed(ProcessError::Io(DataDirError { source, .. })))
-                    if source.kind() == io::ErrorKind::NotFound && self.is_applied(id) =>
-                {
-                    self.done_with(applier, id);
-                    Ok(())
-                }
-                Some(Opened::Failed(error)) => Err(error),
-            };
-            if let Err(error) = file {
-                self.go_on_after(id, error)?;
-            }
-            if together.bytes > applier.held_bytes_max() {
-                self.commit_together(applier, std::mem::take(&mut together))?;
-            }
+        segment: &SegmentFile,
+        corrupt: Corrupt,
+    ) -> Result<(), ProcessError> {
+        if corrupt.known {
+            applier.forget(&segment.id);
+        } else {
+            let lines = applier.mark_corrupt(segment, &corrupt)?;
+            self.status
+                .marked_corrupt(&segment.id, corrupt.applied_bytes, lines);
         }
-        self.commit_together(applier, together)?;
-        Ok(due.len())
+        self.skip(segment, corrupt.reason)
     }
 
-    /// An error of one file is named; one of the database ends the round.
-    fn go_on_after(&mut self, id: &SegmentId, error: ProcessError) -> Result<(), ProcessError> {
-        match error {
-            ProcessError::Store(_) | ProcessError::Stopped | ProcessError::Raced { .. } => {
-                Err(error)
-            }
-            error => {
-                self.failed(id, &error);
-                Ok(())
-            }
+    /// Records a file that is not the segment with its number. Nothing of it is applied, and waits for a
+    /// position in it end with `WaitOutcome::Gone`.
+    fn skip_rival(&mut self, segment: &SegmentFile, reason: String) -> Result<(), ProcessError> {
+        let sealed = self.status.sealed.get(&segment.id);
+        let counted = sealed.is_some_and(|sealed| sealed.counted);
+        let size = segment.file.size();
+        let lines = size.and_then(|size| lines::count(&*segment.file, 0, size));
+        let lines = lines.map_err(ProcessError::io("read", &segment.path))?;
+        if !counted {
+            self.status.found(lines);
         }
+        self.status.marked_corrupt(&segment.id, 0, lines);
+        self.skip(segment, reason)
     }
 
-    /// Nothing is left to be done with the file.
-    fn done_with(&mut self, applier: &mut Applier<'_>, id: &SegmentId) {
-        // What contradicts it stays named.
-        let directory = self.config.directory_tag();
-        let named = self.left_alone.keys().any(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            SegmentId::of_file(&name, directory).is_some_and(|(other, _)| other == *id)
-        });
-        if !named {
-            self.board.health.clear(&topic(id));
-        }
-        self.board.sealed.remove(id);
-        if let Some(number) = id.number() {
-            self.board.applied.remove(&number);
-        }
-        applier.forget(id);
-        self.board.publish();
-    }
-
-    fn failed(&mut self, id: &SegmentId, error: &ProcessError) {
-        let (unusable, gone) = match error {
-            ProcessError::Io(DataDirError { source, .. }) => (
-                Unusable::is_reason_of(source),
-                source.kind() == io::ErrorKind::NotFound,
-            ),
-            _ => (false, false),
+    /// Whether the file is complete: a native segment always, an imported file if its size has not changed
+    /// since the previous round.
+    fn is_complete(&mut self, id: &SegmentId, size: u64) -> bool {
+        let Some(sealed) = self.status.sealed.get_mut(id) else {
+            return true;
         };
-        let Some(sealed) = self.board.sealed.get_mut(id) else {
-            return;
-        };
-        if gone && sealed.unusable {
-            // It was never a segment, and it was moved away.
-            self.board.sealed.remove(id);
-            self.board.health.clear(&topic(id));
-            return;
-        }
-        if unusable {
-            sealed.unusable = true;
-            sealed.counted = false;
-        }
-        sealed.retry_at = Some(Instant::now() + FILE_RETRY_AFTER);
-        self.board.health.set(&topic(id), describe(error));
+        id.number().is_some() || sealed.size.replace(size) == Some(size)
     }
 
-    /// A file that is applied by itself.
-    fn large_file(
+    /// Adds the pending lines of a file to the ledger, once.
+    fn count_once(
         &mut self,
-        applier: &mut Applier<'_>,
         id: &SegmentId,
-        tag: Option<Tag>,
-        path: &std::path::Path,
-        place: Place,
+        segment: &SegmentFile,
+        from: u64,
+        size: u64,
     ) -> Result<(), ProcessError> {
-        let segment = open_sealed(&*self.disk, id, tag, path)?;
-        match self.start(applier, &segment)? {
-            Start::Later => Ok(()),
-            Start::Done => {
-                self.done_with(applier, id);
-                Ok(())
-            }
-            Start::Whole(row) => self.archive(applier, &[(segment, place, row)]),
-            Start::At(start, size) => {
-                applier.apply_sealed(&segment, start, size, &mut self.board)?;
-                self.now_whole(id);
-                // Before the archive's syncs: it does not lag behind.
-                self.board.publish();
-                if let Some(row) = applier.writer.segment(id)? {
-                    return self.archive(applier, &[(segment, place, row)]);
-                }
-                self.done_with(applier, id);
-                Ok(())
-            }
-        }
-    }
-
-    /// A file that is applied with others.
-    fn small_file(
-        &mut self,
-        applier: &mut Applier<'_>,
-        segment: SegmentFile,
-        place: Place,
-        together: &mut Together,
-    ) -> Result<(), ProcessError> {
-        match self.start(applier, &segment)? {
-            Start::Later => {}
-            Start::Done => self.done_with(applier, &segment.id),
-            Start::Whole(row) => together.whole.push((segment, place, row)),
-            Start::At(start, size) => {
-                let small = applier.read_small(segment, start, size)?;
-                together.bytes += small.memory_bytes();
-                together.places.push(place);
-                together.small.push(small);
-            }
+        let Some(sealed) = self.status.sealed.get_mut(id) else {
+            return Ok(());
+        };
+        if !std::mem::replace(&mut sealed.counted, true) {
+            let lines = lines::count(&*segment.file, from, size)
+                .map_err(ProcessError::io("read", &segment.path))?;
+            self.status.found(lines);
         }
         Ok(())
     }
+}
 
-    /// Applies small files in one transaction, then moves them to the archive.
-    fn commit_together(
-        &mut self,
-        applier: &mut Applier<'_>,
-        together: Together,
-    ) -> Result<(), ProcessError> {
-        let Together {
-            small,
-            places,
-            mut whole,
-            ..
-        } = together;
-        if !small.is_empty() {
-            applier.commit_together(&small, &mut self.board)?;
-            for small in &small {
-                self.now_whole(&small.segment.id);
-            }
-            // Before the archive's syncs: it does not lag behind.
-            self.board.publish();
-        }
-        for (small, place) in small.into_iter().zip(places) {
-            match applier.writer.segment(&small.segment.id)? {
-                Some(row) => whole.push((small.segment, place, row)),
-                None => self.done_with(applier, &small.segment.id),
-            }
-        }
-        self.archive(applier, &whole)
+impl Run for Worker {
+    fn watch(&mut self) -> &mut dyn Watch {
+        &mut self.status
     }
 
-    /// From where a file is to be applied, if it is.
     fn start(
         &mut self,
         applier: &mut Applier<'_>,
         segment: &SegmentFile,
     ) -> Result<Start, ProcessError> {
         let (id, path) = (&segment.id, &segment.path);
-        let pruned = self.board.pruned;
+        let pruned = self.status.pruned;
         if id.number().is_some_and(|number| number <= pruned)
             && applier.writer.segment(id)?.is_none()
         {
-            let stat = segment
-                .file
-                .stat()
-                .map_err(ProcessError::io("look at", path))?;
-            self.left_alone.insert(path.clone(), stat.identity);
-            self.board
-                .health
-                .set(&topic(id), retention::was_pruned(path, pruned));
-            return Ok(Start::Done);
+            self.skip(segment, retention::was_pruned(path, pruned))?;
+            self.remove(applier, id);
+            return Ok(Start::Skip);
         }
-        let start = match applier.confirm(segment)? {
+        let from = match applier.confirm(segment)? {
             Confirmed::At(bytes) => bytes,
-            Confirmed::Applied(row) => return Ok(Start::Whole(row)),
+            Confirmed::Applied(row) => return Ok(Start::Applied(row)),
             Confirmed::Rival(reason) => {
-                self.leave_rival(segment, reason)?;
-                return Ok(Start::Done);
+                self.skip_rival(segment, reason)?;
+                self.remove(applier, id);
+                return Ok(Start::Skip);
             }
             Confirmed::Corrupt(corrupt) => {
-                self.mark_corrupt(applier, segment, &corrupt)?;
-                return Ok(Start::Done);
+                self.mark_corrupt(applier, segment, corrupt)?;
+                self.remove(applier, id);
+                return Ok(Start::Skip);
             }
             Confirmed::Restored(row) => {
                 applier.note(&row, SegmentState::Sealed, None)?;
-                self.board.restored(id, row.corrupt_lines);
-                return Ok(Start::Later);
+                self.status.restored(id, row.corrupt_lines);
+                return Ok(Start::Skip); // The next round applies the rest.
             }
         };
         let size = segment
@@ -407,169 +286,81 @@ impl Worker {
             .size()
             .map_err(ProcessError::io("inspect", path))?;
         if !self.is_complete(id, size) {
-            return Ok(Start::Later);
+            return Ok(Start::Skip);
         }
-        self.count_once(id, segment, start, size)?;
-        Ok(Start::At(start, size))
+        self.count_once(id, segment, from, size)?;
+        Ok(Start::At { from, size })
     }
 
-    fn now_whole(&mut self, id: &SegmentId) {
-        if let Some(sealed) = self.board.sealed.get_mut(id) {
-            sealed.whole = true;
+    fn applied(&mut self, segments: &[&SegmentFile]) {
+        for segment in segments {
+            if let Some(sealed) = self.status.sealed.get_mut(&segment.id) {
+                sealed.applied = true;
+            }
         }
+        // Before the syncs of the archive, which do not delay it.
+        self.status.publish();
     }
 
-    fn is_applied(&self, id: &SegmentId) -> bool {
-        let sealed = self.board.sealed.get(id);
-        sealed.is_some_and(|sealed| sealed.whole)
-    }
-
-    pub(super) fn mark_corrupt(
+    fn archived(
         &mut self,
         applier: &mut Applier<'_>,
         segment: &SegmentFile,
-        corrupt: &Corrupt,
+        archived: Archived,
+        _now: bool,
     ) -> Result<(), ProcessError> {
-        let stat = segment
-            .file
-            .stat()
-            .map_err(ProcessError::io("inspect", &segment.path))?;
-        if corrupt.known {
-            applier.forget(&segment.id);
-        } else {
-            let lines = applier.mark_corrupt(segment, corrupt)?;
-            self.board
-                .marked_corrupt(&segment.id, corrupt.applied_bytes, lines);
+        match archived.refusal() {
+            Some(refusal) => {
+                let reason = format!("{}: {refusal}. Move this one away", segment.path.display());
+                self.skip(segment, reason)?;
+            }
+            None if archived == Archived::RelativeLink => {
+                self.skipped
+                    .insert(segment.path.clone(), identity(segment)?);
+            }
+            None => {}
         }
-        self.left_alone.insert(segment.path.clone(), stat.identity);
-        self.board
-            .health
-            .set(&topic(&segment.id), corrupt.reason.clone());
+        self.remove(applier, &segment.id);
         Ok(())
     }
 
-    /// Records a file that is not the segment with its number. Nothing of it is applied, and waits for a
-    /// position in it end with `WaitOutcome::Gone`.
-    fn leave_rival(&mut self, segment: &SegmentFile, reason: String) -> Result<(), ProcessError> {
-        let io = || ProcessError::io("inspect", &segment.path);
-        let stat = segment.file.stat().map_err(io())?;
-        let counted = self
-            .board
-            .sealed
-            .get(&segment.id)
-            .is_some_and(|sealed| sealed.counted);
-        let lines = lines::count(&*segment.file, 0, stat.size).map_err(io())?;
-        if !counted {
-            self.board.found(lines);
-        }
-        self.board.marked_corrupt(&segment.id, 0, lines);
-        self.left_alone.insert(segment.path.clone(), stat.identity);
-        self.board.health.set(&topic(&segment.id), reason);
-        Ok(())
-    }
-
-    /// Whether the file is complete: a native segment always, an imported file if its size has not changed
-    /// since the previous round.
-    pub(super) fn is_complete(&mut self, id: &SegmentId, size: u64) -> bool {
-        let Some(sealed) = self.board.sealed.get_mut(id) else {
-            return true;
-        };
-        id.number().is_some() || sealed.size.replace(size) == Some(size)
-    }
-
-    /// Adds the pending lines of a file to the ledger, once.
-    pub(super) fn count_once(
+    fn failed(
         &mut self,
+        applier: &mut Applier<'_>,
         id: &SegmentId,
-        segment: &SegmentFile,
-        from: u64,
-        size: u64,
-    ) -> Result<(), ProcessError> {
-        let Some(sealed) = self.board.sealed.get_mut(id) else {
-            return Ok(());
+        _path: &Path,
+        error: ProcessError,
+    ) {
+        let cause = match &error {
+            ProcessError::Io(DataDirError { source, .. }) => Some(source),
+            _ => None,
         };
-        if !std::mem::replace(&mut sealed.counted, true) {
-            let lines = lines::count(&*segment.file, from, size)
-                .map_err(ProcessError::io("read", &segment.path))?;
-            self.board.found(lines);
+        let is_gone = cause.is_some_and(|cause| cause.kind() == io::ErrorKind::NotFound);
+        let Some(sealed) = self.status.sealed.get_mut(id) else {
+            return;
+        };
+        if is_gone && sealed.applied {
+            // It was archived, but the sync after the rename failed.
+            self.remove(applier, id);
+            return;
         }
-        Ok(())
-    }
-
-    /// Moves whole files away; what can't be moved stays and is named.
-    fn archive(
-        &mut self,
-        applier: &mut Applier<'_>,
-        files: &[(SegmentFile, Place, SegmentRow)],
-    ) -> Result<(), ProcessError> {
-        let mut leaving = Vec::new();
-        let mut identities = Vec::new();
-        for (segment, place, row) in files {
-            if *place != Place::Incoming {
-                self.done_with(applier, &segment.id);
-                continue;
-            }
-            match segment.file.stat() {
-                Ok(stat) => {
-                    leaving.push(Leaving {
-                        segment,
-                        row,
-                        has_read: applier.has_read(&row.id, stat.identity, stat.size),
-                    });
-                    identities.push(stat.identity);
-                }
-                Err(error) => {
-                    let error = ProcessError::io("look at", &segment.path)(error);
-                    self.go_on_after(&segment.id, error)?;
-                }
-            }
+        if is_gone && sealed.unusable {
+            // It was never a segment, and it was moved away.
+            self.status.sealed.remove(id);
+            self.status.health.clear(&topic(id));
+            return;
         }
-        let archived = archive::archive(&*self.disk, &self.config.data_dir, &leaving);
-        for ((file, identity), archived) in leaving.iter().zip(identities).zip(archived) {
-            let segment = file.segment;
-            match archived {
-                Err(error) => {
-                    self.go_on_after(&segment.id, error)?;
-                    continue;
-                }
-                Ok(archived) => {
-                    if archived == archive::Archived::RelativeLink {
-                        self.left_alone.insert(segment.path.clone(), identity);
-                    }
-                    if let Some(refusal) = archived.refusal() {
-                        self.left_alone.insert(segment.path.clone(), identity);
-                        let words =
-                            format!("{}: {refusal}. Move this one away", segment.path.display());
-                        self.board.health.set(&topic(&segment.id), words);
-                    }
-                }
-            }
-            self.done_with(applier, &segment.id);
+        if cause.is_some_and(Unusable::is_reason_of) {
+            sealed.unusable = true;
+            sealed.counted = false;
         }
-        Ok(())
+        sealed.retry_at = Some(Instant::now() + FILE_RETRY_AFTER);
+        self.status.health.set(&topic(id), describe(&error));
     }
 }
 
-/// Small files of a round that are applied and archived together.
-#[derive(Default)]
-struct Together {
-    small: Vec<Small>,
-    /// Where each of them lies.
-    places: Vec<Place>,
-    /// Those of which only the move to the archive is left.
-    whole: Vec<(SegmentFile, Place, SegmentRow)>,
-    /// Of memory, for `small`.
-    bytes: usize,
-}
-
-/// What is to be done with a sealed file.
-enum Start {
-    /// It is applied from here to its size.
-    At(u64, u64),
-    /// Only its move to the archive is left.
-    Whole(SegmentRow),
-    /// Nothing.
-    Done,
-    /// It is checked again in the next round.
-    Later,
+fn identity(segment: &SegmentFile) -> Result<Identity, ProcessError> {
+    let stat = segment.file.stat();
+    let stat = stat.map_err(ProcessError::io("inspect", &segment.path))?;
+    Ok(stat.identity)
 }

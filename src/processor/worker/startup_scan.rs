@@ -6,27 +6,26 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::thread::Builder;
 use std::time::SystemTime;
 
+use super::status::Sealed;
 use super::{
     ACTIVE_FILE, Applier, Catalog, DeadSegment, Disk, Label, MISSING, Place, ProcessConfig,
-    ProcessError, SEGMENT, SUMS, Sealed, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail,
-    Worker, describe, retention, settle, stand_for, topic,
+    ProcessError, SEGMENT, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail, Worker,
+    accounts_for, compare_claims, describe, retention, topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::QUARANTINE_DIR;
 use crate::data_dir::numbers::{MISSING_MAX, gaps, ranges};
 use crate::data_dir::segment::sealed_file_name;
 use crate::store::AppliedSegments;
-use crate::verify::sums;
 
 impl Worker {
     /// Discards the state and derives it again.
     pub(super) fn start_over(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = &self.config.data_dir;
-        self.left_alone.clear();
-        self.board.health.clear_all(SEGMENT);
+        self.skipped.clear();
+        self.status.health.clear_all(SEGMENT);
         let tail = self.journal.tail();
         self.since = tail.number;
         let pruned = applier.writer.pruned()?;
@@ -38,7 +37,7 @@ impl Worker {
         if let Err(error) =
             retention::finish_at_start(&*self.disk, &self.config, &mut catalog, writer)
         {
-            self.board
+            self.status
                 .health
                 .set(retention::RETENTION, describe(&error));
         }
@@ -47,12 +46,12 @@ impl Worker {
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
-        let board = &mut self.board;
-        board.sealed.clear();
-        board.lost.clear();
-        board.applied.clear();
-        board.active = tail.number;
-        board.pruned = pruned.number;
+        let status = &mut self.status;
+        status.sealed.clear();
+        status.dead.clear();
+        status.applied.clear();
+        status.active = tail.number;
+        status.pruned = pruned.number;
         self.journal.reserve_up_to(pruned.number);
         self.journal.reserve_all(&settled.native);
         self.journal.reserve_all(&catalog.numbers());
@@ -63,11 +62,12 @@ impl Worker {
         self.count_pending(applier, &rows, &tail)?;
         for row in rows {
             if let Some(number) = row.id.number() {
-                self.board.applied.insert(number, row.applied_bytes);
+                self.status.applied.insert(number, row.applied_bytes);
             }
         }
-        self.board.publish();
-        self.check_sums();
+        self.status.publish();
+        self.sums_check
+            .start_if_due(&self.config, Arc::clone(&self.status.health));
         Ok(())
     }
 
@@ -79,7 +79,7 @@ impl Worker {
         settled: &AppliedSegments,
         rows: &[SegmentRow],
     ) -> Result<(), ProcessError> {
-        let pruned = self.board.pruned;
+        let pruned = self.status.pruned;
         for (id, found) in &catalog.sealed {
             let row = rows.iter().find(|row| row.id == *id);
             let is_applied = settled.contains(id);
@@ -92,9 +92,9 @@ impl Worker {
                 _ if is_applied => applier.writer.segment(id)?,
                 _ => row.cloned(),
             };
-            let mut claims = settle(&*self.disk, found, row.as_ref());
+            let mut claims = compare_claims(&*self.disk, found, row.as_ref());
             self.against_active(id, &mut claims);
-            self.leave_rivals(id, &claims, row.as_ref())?;
+            self.skip_rivals(id, &claims, row.as_ref())?;
             let Some(usable) = claims.usable else {
                 continue;
             };
@@ -103,11 +103,11 @@ impl Worker {
                 let ahead = id.number() > Some(self.journal.tail().number);
                 let sealed = Sealed {
                     ahead,
-                    whole: is_applied,
+                    applied: is_applied,
                     counted: is_applied,
                     ..Sealed::new(usable)
                 };
-                self.board.sealed.insert(id.clone(), sealed);
+                self.status.sealed.insert(id.clone(), sealed);
             }
         }
         Ok(())
@@ -121,11 +121,11 @@ impl Worker {
         catalog: &Catalog,
         rows: &[SegmentRow],
     ) -> Result<(), ProcessError> {
-        let active = self.board.active;
+        let active = self.status.active;
         let is_present = |id: &SegmentId| {
             let row = rows.iter().find(|row| row.id == *id);
             let found = catalog.sealed.get(id);
-            found.is_some_and(|found| stand_for(&*self.disk, found, row))
+            found.is_some_and(|found| accounts_for(&*self.disk, found, row))
                 || id
                     .number()
                     .is_some_and(|number| catalog.archived.contains(number))
@@ -151,7 +151,7 @@ impl Worker {
                 applier.note(row, SegmentState::Missing, Some(reason))?;
             }
             if let SegmentId::Imported(name) = &row.id {
-                self.board.health.set(
+                self.status.health.set(
                     &topic(&row.id),
                     format!(
                         "{name}: {reason}; put it back into {}",
@@ -161,7 +161,7 @@ impl Worker {
             }
         }
         self.add_dead_segments(rows);
-        self.tell_missing();
+        self.report_missing();
         Ok(())
     }
 
@@ -170,7 +170,7 @@ impl Worker {
         for &number in &self.missing {
             let row = rows.iter().find(|row| row.id.number() == Some(number));
             let applied_bytes = row.map_or(0, |row| row.applied_bytes);
-            self.board.lost.insert(
+            self.status.dead.insert(
                 number,
                 DeadSegment {
                     number,
@@ -179,7 +179,7 @@ impl Worker {
             );
         }
         // Corrupt segments are never completed, and neither are missing ones that have a file in the quarantine.
-        let is_pending = |id: &SegmentId| self.board.sealed.contains_key(id);
+        let is_pending = |id: &SegmentId| self.status.sealed.contains_key(id);
         let is_dead = |row: &SegmentRow| match row.state {
             SegmentState::Corrupt => true,
             SegmentState::Missing => !is_pending(&row.id),
@@ -188,7 +188,7 @@ impl Worker {
         let dead: Vec<&SegmentRow> = rows.iter().filter(|row| is_dead(row)).collect();
         for row in dead {
             if let Some(number) = row.id.number() {
-                self.board.lost.insert(
+                self.status.dead.insert(
                     number,
                     DeadSegment {
                         number,
@@ -200,10 +200,10 @@ impl Worker {
     }
 
     /// Sets or clears the readiness topic of missing segments.
-    pub(super) fn tell_missing(&self) {
+    pub(super) fn report_missing(&self) {
         match describe_missing(&self.missing, &self.config) {
-            Some(reason) => self.board.health.set(MISSING, reason),
-            None => self.board.health.clear(MISSING),
+            Some(reason) => self.status.health.set(MISSING, reason),
+            None => self.status.health.clear(MISSING),
         }
     }
 
@@ -226,11 +226,11 @@ impl Worker {
         let mut pending = 0;
         // The lines of segments sealed since the tail was read are included in it.
         let of_journal = tail.number..=self.journal.tail().number;
-        for (id, sealed) in &mut self.board.sealed {
+        for (id, sealed) in &mut self.status.sealed {
             let of_tail = id
                 .number()
                 .is_some_and(|number| of_journal.contains(&number));
-            if !sealed.whole && !of_tail && !corrupt(id) {
+            if !sealed.applied && !of_tail && !corrupt(id) {
                 pending += count_lines(&*self.disk, &sealed.path, done(id)).unwrap_or(0);
             }
             sealed.counted = true;
@@ -242,44 +242,13 @@ impl Worker {
             .map_err(ProcessError::io("read", &path))?;
         let ledger = applier.writer.ledger()?;
         let settled = ledger.settled();
-        self.board.settled = Settled {
+        self.status.settled = Settled {
             ledger,
             lines: settled + pending,
             tail_lines: tail.lines,
-            settled_before: *self.board.settled_before.get_or_insert(settled),
+            settled_before: *self.status.settled_before.get_or_insert(settled),
         };
         Ok(())
-    }
-
-    /// Compares the sums of the totals and of the segments, on a thread of its own. Only after an unclean
-    /// shutdown, or after another program has changed the database.
-    pub(super) fn check_sums(&mut self) {
-        if !std::mem::take(&mut self.to_check) {
-            return;
-        }
-        let (config, health) = (self.config.clone(), Arc::clone(&self.board.health));
-        let check = move || match sums::difference(&config.database, config.directory) {
-            Ok(Some(difference)) => health.set(SUMS, difference),
-            Ok(None) => health.clear(SUMS),
-            Err(error) => {
-                let error = describe(&error);
-                tracing::warn!(error, "cannot check the totals");
-            }
-        };
-        self.finish_check();
-        match Builder::new().name("process-check".to_owned()).spawn(check) {
-            Ok(thread) => self.check = Some(thread),
-            Err(error) => tracing::warn!(%error, "cannot check the totals"),
-        }
-    }
-
-    /// Joins the thread `process-check`, if there is one.
-    pub(super) fn finish_check(&mut self) {
-        if let Some(thread) = self.check.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that checks the totals panicked");
-        }
     }
 }
 

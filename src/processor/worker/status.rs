@@ -3,14 +3,75 @@
 //! Only the thread `process` changes it; other threads see it through [`Progress`] and [`Health`].
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::accounting;
 use super::{
-    Commit, DATABASE, DeadSegment, Health, LAST_FLUSH_MAX, Position, Progress, PublishedStatus,
-    SegmentId, Settled, StoreError, Tail, Watch, describe, topic,
+    Commit, DATABASE, DeadSegment, Found, Health, LAST_FLUSH_MAX, Place, Position, Progress,
+    SegmentId, Settled, StoreError, Tag, Tail, Watch, describe, topic,
 };
+
+/// A sealed file that is not fully applied, or not yet archived.
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts")]
+pub(super) struct Sealed {
+    pub(super) path: PathBuf,
+    pub(super) tag: Option<Tag>,
+    pub(super) place: Place,
+    /// Size of an imported file in the previous round. While it changes, the file is still being copied.
+    pub(super) size: Option<u64>,
+    /// After a failure: when the file is tried again.
+    pub(super) retry_at: Option<Instant>,
+    /// Whether its pending lines are included in the ledger.
+    pub(super) counted: bool,
+    /// Whether its number is above that of the active segment, so that another copy of the directory must
+    /// have created it.
+    pub(super) ahead: bool,
+    /// Whether it is fully applied and has only to be archived.
+    pub(super) applied: bool,
+    /// Whether it could not be opened because it is not a regular file.
+    pub(super) unusable: bool,
+}
+
+impl Sealed {
+    pub(super) fn new(found: &Found) -> Self {
+        Self {
+            path: found.path.clone(),
+            tag: found.tag,
+            place: found.place,
+            size: None,
+            retry_at: None,
+            counted: false,
+            ahead: false,
+            applied: false,
+            unusable: false,
+        }
+    }
+}
+
+/// What is known of the segments, and what is published to [`Progress`] and [`Health`]. It is separate from
+/// the applier, which reports each commit to it.
+pub(super) struct PublishedStatus {
+    pub(super) progress: Arc<Progress>,
+    pub(super) health: Arc<Health>,
+    pub(super) sealed: BTreeMap<SegmentId, Sealed>,
+    /// Missing and corrupt segments, by number.
+    pub(super) dead: BTreeMap<u64, DeadSegment>,
+    /// Applied bytes of the native segments that are not fully applied, by number.
+    pub(super) applied: BTreeMap<u64, u64>,
+    /// Number of the active segment.
+    pub(super) active: u64,
+    /// Segments up to this number were pruned; a file with such a number is not applied.
+    pub(super) pruned: u64,
+    pub(super) settled: Settled,
+    /// Lines that were settled when this process first read the database.
+    pub(super) settled_before: Option<u64>,
+    /// End of the last committed range of a native segment.
+    committed: Position,
+    /// Since when the database has been locked; `None` if it is not.
+    locked_since: Option<Instant>,
+}
 
 impl PublishedStatus {
     pub(super) fn new(progress: Arc<Progress>, health: Arc<Health>) -> Self {
@@ -18,7 +79,7 @@ impl PublishedStatus {
             progress,
             health,
             sealed: BTreeMap::new(),
-            lost: BTreeMap::new(),
+            dead: BTreeMap::new(),
             applied: BTreeMap::new(),
             active: 1,
             pruned: 0,
@@ -39,8 +100,8 @@ impl PublishedStatus {
             .sealed
             .iter()
             .take_while(|(id, _)| id.number().is_some()) // Ours come first.
-            .filter(|(_, sealed)| !sealed.whole)
-            .find_map(|(id, _)| id.number().filter(|number| !self.lost.contains_key(number)));
+            .filter(|(_, sealed)| !sealed.applied)
+            .find_map(|(id, _)| id.number().filter(|number| !self.dead.contains_key(number)));
         let number = pending.unwrap_or(self.active).min(self.active);
         Position {
             segment: number,
@@ -49,14 +110,14 @@ impl PublishedStatus {
     }
 
     pub(super) fn publish(&self) {
-        let dead: Vec<DeadSegment> = self.lost.values().copied().collect();
+        let dead: Vec<DeadSegment> = self.dead.values().copied().collect();
         self.progress.publish(self.frontier(), &dead, self.settled);
     }
 
     /// Records that nothing after `applied_bytes` will be applied; `lines` is the number of lines there.
     pub(super) fn marked_corrupt(&mut self, id: &SegmentId, applied_bytes: u64, lines: u64) {
         if let Some(number) = id.number() {
-            self.lost.insert(
+            self.dead.insert(
                 number,
                 DeadSegment {
                     number,
@@ -80,7 +141,7 @@ impl PublishedStatus {
             segment: tail.number,
             offset: tail.durable_end,
         };
-        let pending = self.sealed.values().any(|sealed| !sealed.whole);
+        let pending = self.sealed.values().any(|sealed| !sealed.applied);
         let active = self.applied.get(&tail.number).copied().unwrap_or(0);
         // If a segment was sealed during the round, its lines are settled but not in `tail`.
         if pending || active != tail.durable_end || self.committed > end {
@@ -98,7 +159,7 @@ impl PublishedStatus {
     /// pending.
     pub(super) fn restored(&mut self, id: &SegmentId, corrupt_lines: u64) {
         if let Some(number) = id.number() {
-            self.lost.remove(&number);
+            self.dead.remove(&number);
         }
         if let Some(sealed) = self.sealed.get_mut(id) {
             sealed.counted = false;

@@ -117,17 +117,17 @@ fn count_together<'a, R: Rows>(
         seen.clear();
         rows.insert_ids(place, &together, &mut seen)?;
         for (event, seen) in together.iter().zip(&seen) {
-            settle(tally, event, seen);
+            record(tally, event, seen);
         }
     }
     IdBlocks::new(place).count(rows, events, &grouped, |event, seen| {
-        settle(tally, event, seen);
+        record(tally, event, seen);
     })
 }
 
 /// Counts an event whose user cannot overflow.
 #[inline]
-fn settle<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
+fn record<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
     let amount = signed(event.kind, event.amount_micros);
     if matches!(seen, IdLookup::New) {
         tally.id_events += 1;
@@ -146,7 +146,7 @@ fn decide<'a>(
     seen: &IdLookup,
 ) -> Counts {
     if !replay.users.contains_key(event.user_id) {
-        settle(tally, event, seen);
+        record(tally, event, seen);
         return if matches!(seen, IdLookup::New) {
             Counts::Yes
         } else {

@@ -34,7 +34,7 @@ const INSERT_NODE: &str = include_str!("../../../sql/postgres/insert_node.sql");
 const UPDATE_NODE: &str = include_str!("../../../sql/postgres/update_node.sql");
 const INSERT_SUMS: &str = include_str!("../../../sql/postgres/insert_sums_of_node.sql");
 const SELECT_COPIED: &str = include_str!("../../../sql/postgres/select_copied_segment.sql");
-const SELECT_SYSTEM: &str = "SELECT system_identifier::text FROM pg_control_system()";
+const SELECT_SYSTEM: &str = include_str!("../../../sql/postgres/select_system_identifier.sql");
 
 /// Numbers of segments are below this; the number of the node is above them in a [`Node::place`].
 const SEGMENTS: i64 = 1 << 40;
@@ -169,7 +169,7 @@ impl Node {
         id: Uuid,
     ) -> Result<Option<i32>, ::postgres::Error> {
         let rows = client.query_typed(
-            "SELECT node FROM tallyline.node WHERE id = $1",
+            include_str!("../../../sql/postgres/select_node_number.sql"),
             &[(&id, Type::UUID)],
         )?;
         Ok(rows.first().map(|row| row.get(0)))

@@ -11,48 +11,48 @@ use super::super::AppendError;
 use super::{DISK, Writer};
 
 /// The maximum age of the free space figure.
-const ROOM_CHECK_EVERY: Duration = Duration::from_secs(1);
+const SPACE_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// The maximum age while there is too little space, so that ingestion resumes soon after space was freed.
 const FULL_CHECK_EVERY: Duration = Duration::from_millis(50);
 
 /// The bytes that may still be appended, as of the last check.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct FreeSpace {
     bytes: u64,
     pub(super) checked_at: Option<Instant>,
 }
 
 impl Writer {
     /// Subtracts `bytes` from the available space, or fails if there is too little.
-    pub(super) fn take_room(&mut self, bytes: u64) -> Result<(), AppendError> {
-        let age_max = if self.room.bytes < bytes {
+    pub(super) fn reserve_space(&mut self, bytes: u64) -> Result<(), AppendError> {
+        let age_max = if self.free_space.bytes < bytes {
             FULL_CHECK_EVERY
         } else {
-            ROOM_CHECK_EVERY
+            SPACE_CHECK_EVERY
         };
         if self
-            .room
+            .free_space
             .checked_at
             .is_none_or(|at| at.elapsed() >= age_max)
         {
-            self.check_room()?;
+            self.measure_space()?;
         }
-        if self.room.bytes < bytes {
-            let reason = self.no_room();
+        if self.free_space.bytes < bytes {
+            let reason = self.describe_lack();
             self.health.set(DISK, &reason);
             if self.config.disk_bytes_max.is_some() {
                 self.disk.count_again();
             }
             return Err(AppendError::DiskFull(reason));
         }
-        self.room.bytes -= bytes;
+        self.free_space.bytes -= bytes;
         Ok(())
     }
 
     /// Asks the file system for the free space. If it fails, readiness says so, and events are still
     /// accepted: a write fails when the disk is full. With `--max-disk` nothing is accepted then,
     /// because the bound could not be kept.
-    pub(super) fn check_room(&mut self) -> Result<(), AppendError> {
+    pub(super) fn measure_space(&mut self) -> Result<(), AppendError> {
         let unknown = |error: io::Error| {
             format!(
                 "cannot determine the free space of the disk of {}: {error}",
@@ -60,7 +60,7 @@ impl Writer {
             )
         };
         let mut trouble = None;
-        let mut room = match self.disk.free_bytes(&self.data_dir) {
+        let mut bytes = match self.disk.free_bytes(&self.data_dir) {
             Ok(free) => free.saturating_sub(self.config.disk_reserve_bytes),
             Err(error) => {
                 trouble = Some(format!(
@@ -72,7 +72,7 @@ impl Writer {
         };
         if let Some(max) = self.config.disk_bytes_max {
             match self.disk.used_bytes(&self.data_dir) {
-                Ok(used) => room = room.min(max.saturating_sub(used)),
+                Ok(used) => bytes = bytes.min(max.saturating_sub(used)),
                 Err(error) => {
                     let reason = format!("{}; --max-disk cannot be enforced", unknown(error));
                     self.health.set(DISK, &reason);
@@ -87,12 +87,12 @@ impl Writer {
                 self.data_dir.display()
             ));
         }
-        self.room = Room {
-            bytes: room,
+        self.free_space = FreeSpace {
+            bytes,
             checked_at: Some(Instant::now()),
         };
-        if room == 0 {
-            trouble = Some(self.no_room());
+        if bytes == 0 {
+            trouble = Some(self.describe_lack());
         }
         match trouble {
             None => self.health.clear(DISK),
@@ -101,7 +101,7 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) fn no_room(&self) -> String {
+    pub(super) fn describe_lack(&self) -> String {
         let reserve = self.config.disk_reserve_bytes;
         let bound = self.config.disk_bytes_max.map_or_else(String::new, |max| {
             format!(", or --max-disk {max} bytes is reached")

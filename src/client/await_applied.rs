@@ -46,7 +46,7 @@ pub enum Applied {
     Unknown(String),
 }
 
-/// The result of [`settle`].
+/// The result of [`await_applied`].
 pub(super) struct Settled {
     pub(super) applied: Applied,
     /// Rejected lines, by their number.
@@ -134,7 +134,7 @@ struct Problem {
 }
 
 /// Waits for up to `--wait` until the run's events are applied, and lists those that were rejected.
-pub(super) fn settle(
+pub(super) fn await_applied(
     config: &SendConfig,
     stop: &Shutdown,
     record: &Record,

@@ -1,0 +1,270 @@
+//! Applies sealed files and moves them to the archive, both in the server and in a batch run.
+//!
+//! Small files are committed in one transaction and archived together. A large file is applied by itself.
+//! [`Run`] decides where a file is applied from, and handles results and errors: an error of one file does
+//! not keep the others from being applied, an error of the database ends the call.
+
+use std::path::Path;
+
+use super::ProcessError;
+use super::applier::{Applier, Opened, Small, Watch, open_sealed, open_together};
+use super::archive::{self, Archived, Leaving};
+use crate::data_dir::disk::Disk;
+use crate::data_dir::segment::SegmentId;
+use crate::data_dir::{Found, Place, SegmentFile};
+use crate::store::SegmentRow;
+
+/// What is done with an open file.
+pub(super) enum Start {
+    /// It is applied from the offset `from` to its size.
+    At { from: u64, size: u64 },
+    /// It was applied before and is only archived.
+    Applied(SegmentRow),
+    /// Nothing, at least for now.
+    Skip,
+}
+
+/// The server or the batch run for which files are applied.
+pub(super) trait Run {
+    /// Receives the commits.
+    fn watch(&mut self) -> &mut dyn Watch;
+    /// Decides what is done with an open file, whose bytes are durable.
+    fn start(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+    ) -> Result<Start, ProcessError>;
+    /// These files were fully applied and committed, and are archived next.
+    fn applied(&mut self, segments: &[&SegmentFile]);
+    /// A fully applied file was archived, or could not be. `now` is whether it was applied in this call.
+    fn archived(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        archived: Archived,
+        now: bool,
+    ) -> Result<(), ProcessError>;
+    /// A file could not be opened, read or archived.
+    fn failed(
+        &mut self,
+        applier: &mut Applier<'_>,
+        id: &SegmentId,
+        path: &Path,
+        error: ProcessError,
+    );
+}
+
+/// Applies the first of these files and archives them. Returns how many were handled, at least one; the
+/// rest needs further calls.
+pub(super) fn apply_some(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    applier: &mut Applier<'_>,
+    files: &[Found],
+    run: &mut dyn Run,
+) -> Result<usize, ProcessError> {
+    let opened = open_together(
+        disk,
+        data_dir,
+        files.iter().map(|file| (&file.id, file.tag, &*file.path)),
+        applier.small_bytes(),
+    );
+    let handled = opened.len();
+    let mut step = Step {
+        disk,
+        data_dir,
+        applier,
+        run,
+        group: Group::default(),
+    };
+    for (file, opened) in files.iter().zip(opened) {
+        let result = match opened {
+            Opened::Small(segment) => {
+                if step.group.has(&segment.id) {
+                    step.finish_group()?;
+                }
+                step.small(segment, file.place)
+            }
+            Opened::Large => {
+                step.finish_group()?;
+                step.large(file)
+            }
+            Opened::Failed(error) => Err(error),
+        };
+        if let Err(error) = result {
+            step.failed(&file.id, &file.path, error)?;
+        }
+        if step.group.memory_bytes > step.applier.held_bytes_max() {
+            step.finish_group()?;
+        }
+    }
+    step.finish_group()?;
+    Ok(handled)
+}
+
+/// Small files that are committed and archived together.
+#[derive(Default)]
+struct Group {
+    small: Vec<(Small, Place)>,
+    /// Files that were applied before and are only archived.
+    applied: Vec<Complete>,
+    /// Memory for `small`, in bytes.
+    memory_bytes: usize,
+}
+
+impl Group {
+    fn has(&self, id: &SegmentId) -> bool {
+        self.small.iter().any(|(small, _)| small.segment.id == *id)
+    }
+}
+
+/// A fully applied file that is to be archived.
+struct Complete {
+    segment: SegmentFile,
+    place: Place,
+    row: SegmentRow,
+    /// Whether it was applied in this call.
+    now: bool,
+}
+
+struct Step<'s, 'p> {
+    disk: &'s dyn Disk,
+    data_dir: &'s Path,
+    applier: &'s mut Applier<'p>,
+    run: &'s mut dyn Run,
+    group: Group,
+}
+
+impl Step<'_, '_> {
+    /// Reads a small file into the group.
+    fn small(&mut self, segment: SegmentFile, place: Place) -> Result<(), ProcessError> {
+        match self.run.start(self.applier, &segment)? {
+            Start::Skip => {}
+            Start::Applied(row) => self.group.applied.push(Complete {
+                segment,
+                place,
+                row,
+                now: false,
+            }),
+            Start::At { from, size } => {
+                let small = self.applier.read_small(segment, from, size)?;
+                self.group.memory_bytes += small.memory_bytes();
+                self.group.small.push((small, place));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies and archives one file.
+    fn large(&mut self, file: &Found) -> Result<(), ProcessError> {
+        let segment = open_sealed(self.disk, &file.id, file.tag, &file.path)?;
+        let (row, now) = match self.run.start(self.applier, &segment)? {
+            Start::Skip => return Ok(()),
+            Start::Applied(row) => (row, false),
+            Start::At { from, size } => {
+                let watch = self.run.watch();
+                self.applier.apply_sealed(&segment, from, size, watch)?;
+                self.run.applied(&[&segment]);
+                (self.row(&segment)?, true)
+            }
+        };
+        self.archive(&[Complete {
+            segment,
+            place: file.place,
+            row,
+            now,
+        }])
+    }
+
+    /// Commits and archives the group, and begins another one.
+    fn finish_group(&mut self) -> Result<(), ProcessError> {
+        let Group { small, applied, .. } = std::mem::take(&mut self.group);
+        let mut complete = applied;
+        let (small, places): (Vec<Small>, Vec<Place>) = small.into_iter().unzip();
+        if !small.is_empty() {
+            self.applier.commit_together(&small, self.run.watch())?;
+            let segments: Vec<&SegmentFile> = small.iter().map(|small| &small.segment).collect();
+            self.run.applied(&segments);
+        }
+        for (small, place) in small.into_iter().zip(places) {
+            let row = self.row(&small.segment)?;
+            complete.push(Complete {
+                segment: small.segment,
+                place,
+                row,
+                now: true,
+            });
+        }
+        self.archive(&complete)
+    }
+
+    /// The row of a segment that was just applied.
+    fn row(&self, segment: &SegmentFile) -> Result<SegmentRow, ProcessError> {
+        let row = self.applier.writer.segment(&segment.id)?;
+        row.ok_or_else(|| ProcessError::Raced {
+            segment: segment.id.to_string(),
+        })
+    }
+
+    /// Moves fully applied files to the archive, unless they are there.
+    fn archive(&mut self, files: &[Complete]) -> Result<(), ProcessError> {
+        let mut leaving = Vec::new();
+        let mut left_now = Vec::new();
+        for file in files {
+            let Complete { segment, row, .. } = file;
+            if file.place != Place::Incoming {
+                self.archived(segment, Ok(Archived::Moved), file.now)?;
+                continue;
+            }
+            match segment.file.stat() {
+                Ok(stat) => {
+                    let has_read = self.applier.has_read(&row.id, stat.identity, stat.size);
+                    leaving.push(Leaving {
+                        segment,
+                        row,
+                        has_read,
+                    });
+                    left_now.push(file.now);
+                }
+                Err(error) => {
+                    let error = ProcessError::io("inspect", &segment.path)(error);
+                    self.failed(&segment.id, &segment.path, error)?;
+                }
+            }
+        }
+        let archived = archive::archive(self.disk, self.data_dir, &leaving);
+        for ((file, archived), now) in leaving.iter().zip(archived).zip(left_now) {
+            self.archived(file.segment, archived, now)?;
+        }
+        Ok(())
+    }
+
+    fn archived(
+        &mut self,
+        segment: &SegmentFile,
+        archived: Result<Archived, ProcessError>,
+        now: bool,
+    ) -> Result<(), ProcessError> {
+        archived
+            .and_then(|archived| self.run.archived(self.applier, segment, archived, now))
+            .or_else(|error| self.failed(&segment.id, &segment.path, error))
+    }
+
+    /// Reports an error of one file; returns an error of the database.
+    fn failed(
+        &mut self,
+        id: &SegmentId,
+        path: &Path,
+        error: ProcessError,
+    ) -> Result<(), ProcessError> {
+        match error {
+            ProcessError::Io(_)
+            | ProcessError::NotArchived { .. }
+            | ProcessError::Changed { .. } => {
+                self.run.failed(self.applier, id, path, error);
+                Ok(())
+            }
+            error => Err(error),
+        }
+    }
+}
