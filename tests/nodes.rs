@@ -1,7 +1,7 @@
 //! Connections to PostgreSQL, its tables, and the identity of nodes (`--ignored`: needs PostgreSQL 15).
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -146,6 +146,7 @@ fn a_server_without_what_is_needed_is_refused_with_the_reason() {
     );
 }
 
+#[expect(clippy::too_many_lines, reason = "one server with many cases")]
 #[test]
 #[ignore = "needs PostgreSQL"]
 fn passwords_and_certificates_are_those_of_psql() {
@@ -216,7 +217,6 @@ fn passwords_and_certificates_are_those_of_psql() {
         fs::copy(dir.join(name), &to).unwrap();
         fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).unwrap();
         let owner = fs::metadata(server.data()).unwrap();
-        use std::os::unix::fs::MetadataExt as _;
         chown(&to, Some(owner.uid()), Some(owner.gid())).unwrap();
     }
     let hba = server.data().join("pg_hba.conf");
@@ -422,8 +422,8 @@ fn a_restart_acquires_the_node_and_fences_the_process_before() {
     assert!(holds(&third, &mut client, &target));
 
     // Acquiring waits for a transaction of the process before, and that one commits as the node.
-    let mut writing = open(&target);
-    let mut transaction = target.begin(&mut writing).unwrap();
+    let mut rival = open(&target);
+    let mut transaction = target.begin(&mut rival).unwrap();
     third.check(&mut transaction, &target).unwrap();
     let next = {
         let (target, dir) = (target.clone(), dir.clone());

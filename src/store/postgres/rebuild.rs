@@ -8,13 +8,13 @@
 //! another node. All segments of other nodes that have duplicates are then marked for a recount, which `verify`
 //! of these nodes reports until they are rebuilt, too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ::postgres::Client;
 use ::postgres::types::Type;
 
 use super::convert::{self, to_i64};
-use super::rows::{RowsError, statement};
+use super::rows::{Param, RowsError, statement};
 use super::writer::{End, Nesting};
 use super::{Node, PostgresWriter};
 use crate::store::id_blocks::Block;
@@ -114,7 +114,7 @@ impl PostgresWriter {
 /// Removes the runs of the node's segments from the blocks, except those of pruned segments.
 fn free_blocks(client: &mut Client, node: i32) -> Result<(), RowsError> {
     let rows = client.query_typed(statement!("select_segments"), &[(&node, Type::INT4)])?;
-    let mut kept = std::collections::HashSet::new();
+    let mut kept = HashSet::new();
     for row in &rows {
         kept.insert(Node::place(node, convert::segment_row(row)?.key));
     }
@@ -130,7 +130,12 @@ fn free_blocks(client: &mut Client, node: i32) -> Result<(), RowsError> {
                 (&to_i64(TOGETHER as u64), Type::INT8),
             ],
         )?;
-        let mut keys: (Vec<&str>, Vec<i16>, Vec<i64>, Vec<Vec<u8>>) = Default::default();
+        let (mut prefixes, mut widths, mut blocks, mut numbers) = (
+            Vec::<&str>::new(),
+            Vec::<i16>::new(),
+            Vec::<i64>::new(),
+            Vec::new(),
+        );
         for row in &rows {
             block
                 .decode(row.try_get(0)?)
@@ -144,19 +149,16 @@ fn free_blocks(client: &mut Client, node: i32) -> Result<(), RowsError> {
             if !block.is_empty() {
                 block.encode(&mut bytes);
             }
-            keys.0.push(row.try_get(1)?);
-            keys.1.push(row.try_get(2)?);
-            keys.2.push(row.try_get(3)?);
-            keys.3.push(bytes);
+            prefixes.push(row.try_get(1)?);
+            widths.push(row.try_get(2)?);
+            blocks.push(row.try_get(3)?);
+            numbers.push(bytes);
         }
-        let params = [
-            (
-                &keys.0 as &(dyn ::postgres::types::ToSql + Sync),
-                Type::TEXT_ARRAY,
-            ),
-            (&keys.1, Type::INT2_ARRAY),
-            (&keys.2, Type::INT8_ARRAY),
-            (&keys.3, Type::BYTEA_ARRAY),
+        let params: [Param<'_>; 4] = [
+            (&prefixes, Type::TEXT_ARRAY),
+            (&widths, Type::INT2_ARRAY),
+            (&blocks, Type::INT8_ARRAY),
+            (&numbers, Type::BYTEA_ARRAY),
         ];
         client.execute_typed(statement!("set_id_blocks"), &params)?;
         client.execute_typed(statement!("delete_empty_id_blocks"), &params[..3])?;
