@@ -288,7 +288,7 @@ fn only_the_processor_writes_to_the_store() {
     // write would not be made on the thread that owns the state derived from the database.
     assert_at_home(&[
         ("Writer::open", &["processor"]),
-        ("Writer::open_to_load", &["processor"]),
+        ("Writer::of", &["processor"]),
     ]);
 }
 

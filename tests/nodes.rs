@@ -136,7 +136,7 @@ fn a_server_without_what_is_needed_is_refused_with_the_reason() {
     );
     open(&target(&several));
 
-    // Nobody listens there any more.
+    // The server no longer listens there.
     drop(standby);
     drop(server);
     let error = refused(&format!("postgres://postgres:secret@127.0.0.1:{port}/x"));

@@ -81,7 +81,7 @@ impl Target {
         let connect = move || {
             let connected = target.connect_within_thread();
             target.waiting.fetch_sub(1, Ordering::Relaxed);
-            // If nobody receives it, the connection is closed.
+            // If the receiver is gone, the connection is closed.
             let _late = sender.send(connected);
         };
         std::thread::Builder::new()

@@ -447,7 +447,7 @@ impl Nesting {
 
     pub(super) fn commit(self) -> &'static str {
         match self {
-            Self::Transaction => statement!("commit"),
+            Self::Transaction => statement!("commit").trim_end(),
             Self::Savepoint => "RELEASE SAVEPOINT step",
         }
     }
