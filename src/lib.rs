@@ -144,6 +144,7 @@
 //! | `http-io` | all sockets of the server; handles small requests | nothing |
 //! | `http-worker-N` | a request with a large or compressed body | nothing |
 //! | `http-blocking-N` | a request that reads the database or the data directory | the disk, the database (reading) |
+//! | `http-history` | the counters of the last 15 minutes, which it samples each second | nothing |
 //! | `log` | in a server: the queue of log lines | stderr |
 //! | `disk-usage` | the number of bytes in the data directory, which it counts periodically | the disk (listing) |
 //! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |

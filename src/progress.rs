@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::data_dir::segment::Position;
 use crate::histogram::Histogram;
-use crate::store::Ledger;
+use crate::store::{Ledger, Overall};
 
 /// Most waiters at one time; a further wait is [`WaitOutcome::Unavailable`].
 const WAITERS_MAX: usize = 4096;
@@ -68,6 +68,8 @@ pub struct DeadSegment {
 pub struct Settled {
     /// The counts of the database and the unaccounted lines. `lines` and `pending` are not used.
     pub ledger: Ledger,
+    /// The sums over all users, as of the same commit.
+    pub overall: Overall,
     /// All lines in the files at the time when this process had made `tail_lines` lines durable.
     pub lines: u64,
     /// Lines that this process had made durable when `lines` was determined.
@@ -90,6 +92,17 @@ impl Settled {
     }
 }
 
+/// The sums and counts that `/status` publishes, as of the same commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accounts {
+    /// The sums over all users.
+    pub overall: Overall,
+    /// All lines in the files, by state.
+    pub ledger: Ledger,
+    /// The lines of this run.
+    pub run: Run,
+}
+
 type Done = Box<dyn FnOnce(WaitOutcome) + Send>;
 
 /// The progress of the processor, shared between it and HTTP.
@@ -108,7 +121,8 @@ struct State {
     applied: Position,
     /// Missing and corrupt segments: number to applied bytes.
     dead: BTreeMap<u64, u64>,
-    settled: Settled,
+    /// `None` until the database was read.
+    settled: Option<Settled>,
     waiters: BTreeMap<(Position, u64), Waiter>,
     deadlines: BTreeSet<(Instant, Position, u64)>,
     next_waiter: u64,
@@ -151,7 +165,7 @@ impl Progress {
             state: Mutex::new(State {
                 applied: start,
                 dead: BTreeMap::new(),
-                settled: Settled::default(),
+                settled: None,
                 waiters: BTreeMap::new(),
                 deadlines: BTreeSet::new(),
                 next_waiter: 0,
@@ -247,11 +261,22 @@ impl Progress {
         }
     }
 
-    /// The ledger, and the lines of this run. `tail_lines` returns `Tail::lines`. If more lines are settled
+    /// Whether the database was read since the start; before that, the accounts are 0.
+    pub fn is_published(&self) -> bool {
+        self.lock().settled.is_some()
+    }
+
+    /// The ledger and the lines of this run, of [`Progress::accounts`].
+    pub fn ledger(&self, tail_lines: impl FnOnce() -> u64) -> (Ledger, Run) {
+        let accounts = self.accounts(tail_lines);
+        (accounts.ledger, accounts.run)
+    }
+
+    /// The sums over all users, the ledger, and the lines of this run. `tail_lines` returns `Tail::lines`. If more lines are settled
     /// than were counted, the difference is unaccounted immediately; if fewer, they are pending until
     /// [`Settled::ledger`] reports them as unaccounted.
-    pub fn ledger(&self, tail_lines: impl FnOnce() -> u64) -> (Ledger, Run) {
-        let settled = self.lock().settled;
+    pub fn accounts(&self, tail_lines: impl FnOnce() -> u64) -> Accounts {
+        let settled = self.lock().settled.unwrap_or_default();
         // Read after `settled`, so that it includes every settled line.
         let tail_lines = tail_lines();
         let waiting = settled.waiting(tail_lines) - settled.ledger.unaccounted;
@@ -267,7 +292,11 @@ impl Progress {
             found: settled.lines_now(0) - before,
             settled: settled.ledger.settled().cast_signed() - before,
         };
-        (ledger, run)
+        Accounts {
+            overall: settled.overall,
+            ledger,
+            run,
+        }
     }
 
     /// Age in seconds of the oldest acknowledged event that is not yet applied; 0 if there is none. It may
@@ -289,7 +318,7 @@ impl Progress {
             .iter()
             .map(|dead| (dead.number, dead.applied_bytes))
             .collect();
-        state.settled = settled;
+        state.settled = Some(settled);
         while state
             .acknowledged
             .front()
@@ -494,6 +523,7 @@ mod tests {
         };
         let mut settled = Settled {
             ledger,
+            overall: Overall::default(),
             lines: 7,
             tail_lines: 10,
             settled_before: 2,

@@ -379,7 +379,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "systemd",
         ],
     ),
-    ("shutdown", &[]),
+    ("shutdown", &["data_dir"]),
     ("store", &["aggregate", "data_dir", "event"]),
     ("systemd", &[]),
     ("timestamp", &[]),

@@ -29,6 +29,7 @@ mod hostile; // clients that stall, send bursts, announce wrong lengths, or neve
 mod http; // the HTTP contract, case by case
 mod identity; // identity of segments: copies, merges, restored files, a second server
 mod listings; // /segments and /rejected; waiting requests during a shutdown
+mod messages; // what a user reads after a wrong flag, address, variable, file or directory
 mod odd_files; // FIFOs, sockets, devices, directories, broken links with names of segments
 mod offline; // process, verify, query: odd files, directories and databases, no server
 mod other_programs; // a database opened, removed, replaced and written by other programs
@@ -36,6 +37,7 @@ mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod sealed; // sealed files changed, moved or copied before they are applied
 mod send; // unusual inputs, files sent before, rejected lines, waiting for totals
+mod sums; // the sums over all users, wherever they are shown
 mod torture; // a few rounds of `tallyline torture`
 mod trouble; // a database locked, deleted, replaced, restored; files changed meanwhile
 

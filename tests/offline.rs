@@ -344,3 +344,116 @@ fn verify_reports_a_file_that_cannot_be_opened_once() {
     assert_says(&ran, &[arg(&file), "does not exist", "cannot be recounted"]);
     assert!(!ran.stdout.contains("is missing"), "{ran}");
 }
+
+#[test]
+fn hard_links_of_one_file_count_once() {
+    // Fails if a file is applied once for each of its names: both in the data directory, or one of them
+    // in the archive.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    fs::create_dir_all(&data).unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|name| data.join(format!("events_{name}.jsonl")));
+    fs::write(&a, event("u", 1)).unwrap();
+    fs::hard_link(&a, &b).unwrap();
+    let ran = process(&data, &[]).expect(1);
+    assert_says(
+        &ran,
+        &[
+            "events_b.jsonl: it is the same file as",
+            "events_a.jsonl",
+            "remove this name",
+        ],
+    );
+    assert_eq!(database(&data)["u"].1, 1);
+    fs::remove_file(&b).unwrap();
+    fs::hard_link(month(&data).join("events_a.jsonl"), &c).unwrap();
+    let server = Server::with(&data, &["--flush-interval", "10ms"]);
+    until(PATIENCE, "readiness names the link", || {
+        let ready = server.get("/readyz").text();
+        ready
+            .contains("events_c.jsonl: it is the same file as")
+            .then_some(())
+    });
+    server.accept(event("v", 1));
+    server.flush();
+    server.stop().expect(0);
+    assert_eq!(database(&data)["u"].1, 1);
+    fs::remove_file(&c).unwrap();
+    // A hard link from outside of the data directory is no second name in it.
+    let outside = scratch.file("events_d.jsonl", event("w", 1));
+    fs::hard_link(&outside, data.join("events_d.jsonl")).unwrap();
+    process(&data, &[]).expect(0);
+    assert_eq!(database(&data)["w"].1, 1);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn a_deleted_segment_row_is_reported_and_its_file_not_counted_again() {
+    // Fails if the archived file of a deleted row is applied again: its events would count twice.
+    for imported in [true, false] {
+        let scratch = Scratch::new();
+        let data = scratch.data();
+        for _ in 0..2 {
+            if imported {
+                applied(&scratch);
+            } else {
+                let server = Server::start(&data);
+                server.accept(event("u", 1));
+                server.stop().expect(0);
+            }
+        }
+        let before = database(&data);
+        sql(
+            &data,
+            "DELETE FROM segment WHERE key = (SELECT max(key) FROM segment)",
+        );
+        let ran = process(&data, &[]).expect(1);
+        assert_says(
+            &ran,
+            &[
+                "revenue.db",
+                "segments were fully applied",
+                "process --rebuild",
+            ],
+        );
+        let server = Server::start(&data);
+        until(PATIENCE, "readiness names the rows", || {
+            let ready = server.get("/readyz").text();
+            ready.contains("segments were fully applied").then_some(())
+        });
+        server.accept(event("v", 1));
+        server.stop();
+        assert_eq!(database(&data), before, "nothing was applied");
+        run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
+        let after = database(&data);
+        assert_eq!((after["u"], after["v"].1), (before["u"], 1));
+        verify(&data).expect(0);
+    }
+}
+
+#[test]
+fn a_damaged_database_is_not_backed_up() {
+    // Fails if `backup` copies damaged pages and reports success: the damage would be found only when the
+    // backup is needed.
+    let scratch = Scratch::new();
+    let users: String = (0..3000)
+        .map(|user| event(&format!("user{user}"), 1))
+        .collect();
+    let file = scratch.file("x.jsonl", users);
+    let data = scratch.data();
+    process(&data, &[&file]).expect(0);
+    let mut database = File::options()
+        .write(true)
+        .open(data.join("revenue.db"))
+        .unwrap();
+    let pages = database.metadata().unwrap().len() / 4096;
+    database.seek(SeekFrom::Start((pages - 1) * 4096)).unwrap();
+    database.write_all(&[0xff; 4096]).unwrap();
+    drop(database);
+    let to = scratch.path().join("backup");
+    let ran = run(&["backup", arg(&to), "--data-dir", arg(&data)]).expect(1);
+    assert_says(&ran, &["revenue.db", "damaged", "process --rebuild"]);
+    assert!(!to.exists() && !names_in(scratch.path()).contains(&"backup.part".to_owned()));
+    run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
+    run(&["backup", arg(&to), "--data-dir", arg(&data)]).expect(0);
+}

@@ -249,6 +249,11 @@ impl Copy<'_> {
         match copy_database(&from, &to, &mut go_on)? {
             Copied::Missing => return Ok(()),
             Copied::Stopped => bail!("stopped; no backup was made"),
+            Copied::Damaged(fault) => bail!(
+                "cannot back up {}: the file is damaged: {}; no backup was made. Stop the server and run `tallyline process --rebuild`, which builds a new one from the files; if segments were pruned, restore an earlier backup",
+                from.display(),
+                fault.replace('\n', " ")
+            ),
             Copied::Done => {}
         }
         let entry = self.entry_of(Path::new(DATABASE_FILE))?;

@@ -34,6 +34,12 @@ pub enum SendError {
         /// Target of the link.
         target: PathBuf,
     },
+    /// The input is a directory.
+    #[error("cannot read {0}: it is a directory; name a file in it, or send all of them: for file in {0}/*.jsonl; do tallyline send \"$file\"; done", path.display())]
+    Directory {
+        /// Path of the input.
+        path: PathBuf,
+    },
     /// The input is not a kind of file that can be read.
     #[error("cannot read {}: it is {kind}; name a regular file, a FIFO, or `-` for stdin", path.display())]
     NotAFile {

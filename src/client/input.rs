@@ -77,6 +77,11 @@ impl Source {
             // Opening a FIFO blocks until it has a writer, so that thread opens it.
             return Self::read_apart(path, move || File::open(opened), stop);
         }
+        if kind.is_dir() {
+            return Err(SendError::Directory {
+                path: path.to_owned(),
+            });
+        }
         if !kind.is_file() {
             return Err(SendError::NotAFile {
                 path: path.to_owned(),

@@ -9,6 +9,7 @@ pub mod manual;
 pub mod nodes;
 pub mod process;
 pub mod query;
+pub mod rejected;
 pub mod send;
 pub mod serve;
 pub mod torture;

@@ -74,22 +74,19 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     for unusable in &summary.unusable {
         tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
     }
+    for fork in &summary.forks {
+        tracing::warn!("{}: {}", fork.path.display(), fork.reason);
+    }
     let mut text = describe(&summary, dir);
     for note in notes {
         let _infallible = writeln!(text, "{note}");
     }
     if summary.counts.rejected > 0 {
-        let _infallible = match database.file() {
-            Some(file) => writeln!(
-                text,
-                "see why they were rejected: sqlite3 {} 'SELECT segment, offset, reason, line FROM rejected_line'",
-                file.display()
-            ),
-            None => writeln!(
-                text,
-                "see why they were rejected: GET /rejected of a server, or the table tallyline.rejected_line"
-            ),
-        };
+        let _infallible = writeln!(
+            text,
+            "to see them with their reasons, run `tallyline rejected --data-dir {}`",
+            dir.display()
+        );
     }
     let exit = exit_of(&summary);
     if config.verbosity == Verbosity::Normal || exit != Exit::Done {
@@ -101,7 +98,9 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
 fn exit_of(summary: &Summary) -> Exit {
     if !(summary.refused.is_empty() && summary.missing.is_empty()) {
         Exit::Failed
-    } else if summary.counts.rejected > 0 || !summary.unusable.is_empty() {
+    } else if summary.counts.rejected > 0
+        || !(summary.unusable.is_empty() && summary.forks.is_empty())
+    {
         Exit::Refused
     } else {
         Exit::Done

@@ -48,6 +48,16 @@ impl From<i64> for Micros {
 
 impl fmt::Display for Micros {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        WideMicros(self.0).fmt(f)
+    }
+}
+
+/// Like [`Micros`], but of any number of users, whose sum may exceed 64 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WideMicros(pub i128);
+
+impl fmt::Display for WideMicros {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
         let per_unit = u128::from(MICROS_PER_UNIT);
         let units = self.0.unsigned_abs() / per_unit;
@@ -593,6 +603,13 @@ mod tests {
             (i128::from(i64::MAX) * 4, "36893488147419.103228"),
         ] {
             assert_eq!(Micros(micros).to_string(), text);
+        }
+        for (micros, text) in [
+            (i128::from(i64::MAX) * 100, "922337203685477.5807"),
+            (i128::from(i64::MIN) * 1_000_000, "-9223372036854775808"),
+            (i128::from(i64::MAX) + 1, "9223372036854.775808"),
+        ] {
+            assert_eq!(WideMicros(micros).to_string(), text);
         }
     }
 }

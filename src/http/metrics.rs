@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use super::engine::Figures;
 use crate::histogram::HistogramSnapshot;
-use crate::store::Ledger;
+use crate::store::{Ledger, Overall};
 
 /// The `Content-Type` of the text that [`Snapshot::render`] returns.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -78,6 +78,8 @@ pub struct Snapshot {
     pub refused: u64,
     /// The lines of all segments ever written, by state.
     pub ledger: Ledger,
+    /// The sums over all users.
+    pub overall: Overall,
     /// Age in seconds of the oldest acknowledged event that is not applied; 0 if there is none.
     pub lag_seconds: f64,
     /// Bytes in the append queue.
@@ -261,6 +263,21 @@ impl Snapshot {
             "Maximum bytes in the append queue; appends above it are refused.",
             self.queue_bytes_max,
         );
+        text.gauge(
+            "tallyline_users",
+            "Users with at least one counted event.",
+            self.overall.users,
+        );
+        text.gauge(
+            "tallyline_events",
+            "Events counted in the totals, all time.",
+            self.overall.events,
+        );
+        text.gauge(
+            "tallyline_revenue",
+            "Sum of the revenue of all users, all time. It falls when revenue is subtracted.",
+            self.overall.revenue,
+        );
         let ledger = self.ledger;
         text.gauge(
             "tallyline_unaccounted_lines",
@@ -372,6 +389,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::WideMicros;
     use crate::histogram::Histogram;
     use std::time::Duration;
 
@@ -394,6 +412,12 @@ mod tests {
                 pending: 4,
                 corrupt: 5,
                 unaccounted: -6,
+            },
+            overall: Overall {
+                users: 8,
+                events: 9,
+                revenue: WideMicros(i128::from(i64::MAX) * 100),
+                updated_at_ms: None,
             },
             lag_seconds: 0.25,
             queue_bytes: 10,
@@ -434,6 +458,9 @@ mod tests {
             "# TYPE tallyline_events_received_total counter",
             "tallyline_events_received_total 7",
             "tallyline_ready 0",
+            "tallyline_users 8",
+            "tallyline_events 9",
+            "tallyline_revenue 922337203685477.5807",
             "tallyline_unready_reasons 2",
             "tallyline_process_start_time_seconds 1700000000.5",
             "tallyline_lines 15",

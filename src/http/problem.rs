@@ -47,12 +47,28 @@ struct Content {
 }
 
 /// An invalid line.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Fault {
     line: u64,
     pointer: String,
     code: &'static str,
     detail: String,
+}
+
+impl Fault {
+    /// What distinguishes it from other kinds: the field and the code.
+    pub(super) fn kind(&self) -> (&str, &'static str) {
+        (&self.pointer, self.code)
+    }
+
+    /// The same with changed texts.
+    pub(super) fn with_texts(&self, change: impl Fn(&str) -> String) -> Self {
+        Self {
+            pointer: change(&self.pointer),
+            detail: change(&self.detail),
+            ..*self
+        }
+    }
 }
 
 #[expect(
@@ -204,6 +220,15 @@ impl Problem {
                 "internal error, a defect in the server; see its log for details",
             ),
         }
+    }
+
+    /// The sentence for people, and the first invalid line.
+    pub(super) fn reason(&self) -> (&str, Option<&Fault>) {
+        let detail = match &*self.0.detail {
+            "" => self.0.title,
+            detail => detail,
+        };
+        (detail, self.0.errors.first())
     }
 
     /// The HTTP status.

@@ -71,6 +71,11 @@ pub(super) struct Applier<'p> {
 }
 
 impl<'p> Applier<'p> {
+    /// The data directory's part of the tags in labels.
+    pub(super) fn directory(&self) -> DirectoryTag {
+        self.directory
+    }
+
     /// Opens the database, or creates it.
     pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
         let mut writer = open_writer(config, Opening::Follow)?;
@@ -88,6 +93,7 @@ impl<'p> Applier<'p> {
     }
 
     fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Result<Self, StoreError> {
+        writer.check_rows()?;
         writer.cache(config.shares().cache_bytes)?;
         config.clock.look(writer.clock()?);
         Ok(Self {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::applier::{Applier, Commit, Confirmed, Watch, open_writer};
 use super::archive::Archived;
 use super::import::{ImportOutcome, Importer};
+use super::other_names::OtherNames;
 use super::sealed_files::{Run, Start, apply_some};
 use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
 use crate::aggregate::pool::Pool;
@@ -47,6 +48,9 @@ pub struct Summary {
     /// Entries of the data directory that have the name of a segment but cannot be opened. Exit code 3 if there
     /// are any. Files that were named on the command line are in `refused` instead.
     pub unusable: Vec<Refused>,
+    /// Named files that are a fork of a segment: their own events were imported, but it is not known which of
+    /// the common ones were received twice. Exit code 3 if there are any.
+    pub forks: Vec<Refused>,
     /// Numbers of native segments that have no file and no fully applied row. Exit code 1 if there are any.
     pub missing: BTreeSet<u64>,
     /// The lines applied in this run, by outcome. Exit code 3 if any was rejected.
@@ -202,7 +206,7 @@ impl Batch<'_> {
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
-        self.report_directories();
+        self.report_other_entries();
         let pending = self.usable_files(writer, &catalog, &applied, pruned)?;
         let mut present = applied.native;
         present.extend(active.map(|label| label.number));
@@ -223,11 +227,16 @@ impl Batch<'_> {
         Ok(pending)
     }
 
-    /// Reports directories that have the name of a segment.
-    fn report_directories(&mut self) {
+    /// Reports directories that have the name of a segment, and files of events that do not.
+    fn report_other_entries(&mut self) {
+        let mut other_names = OtherNames::default();
         let (data_dir, tag) = (&self.config.data_dir, self.config.directory_tag());
         for (name, is_dir) in self.disk.list(data_dir).unwrap_or_default() {
-            if is_dir && SegmentId::of_file(&name, tag).is_some() {
+            let is_segment = SegmentId::of_file(&name, tag).is_some();
+            if !is_dir && !is_segment {
+                other_names.report(data_dir, &name);
+            }
+            if is_dir && is_segment {
                 self.summary.unusable.push(Refused {
                     path: data_dir.join(name),
                     reason: Unusable::NotRegular("directory").to_string(),
@@ -303,6 +312,7 @@ impl Batch<'_> {
                 ImportOutcome::Refused(reason) => self.refuse(file, reason),
             }
         }
+        self.summary.forks = importer.forks;
         Ok(pending)
     }
 
@@ -354,6 +364,17 @@ impl Run for Batch<'_> {
             }
         }
         Ok(Start::Skip)
+    }
+
+    fn refused(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        reason: String,
+    ) -> Result<(), ProcessError> {
+        applier.forget(&segment.id);
+        self.refuse(&segment.path, reason);
+        Ok(())
     }
 
     fn applied(&mut self, segments: &[&SegmentFile]) {

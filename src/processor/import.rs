@@ -28,11 +28,12 @@ pub(super) use self::convert::head;
 use self::convert::{ConvertError, convert};
 pub(super) use self::part::Part;
 use self::part::{further_label, in_common};
+use super::batch::Refused;
 use super::{ProcessConfig, ProcessError};
 use crate::aggregate::scan;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
-use crate::data_dir::{Catalog, Directory, Found, Place, SegmentFile, read_label};
+use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, Found, Place, SegmentFile, read_label};
 use crate::event::{Event, EventError, InputFormat, without_bom};
 use crate::store::{SegmentState, Writer};
 use crate::verify::contents::{self, compare_claims};
@@ -70,6 +71,8 @@ pub(super) struct Importer<'i> {
     directory: Option<Directory>,
     /// The files named so far.
     named: HashSet<Identity>,
+    /// Named files that are a fork of a segment here.
+    pub(super) forks: Vec<Refused>,
 }
 
 /// A file to import, as JSON Lines.
@@ -111,6 +114,7 @@ impl<'i> Importer<'i> {
             catalog,
             directory,
             named: HashSet::new(),
+            forks: Vec::new(),
         })
     }
 
@@ -124,6 +128,11 @@ impl<'i> Importer<'i> {
         let source = match self.disk.open_read(path) {
             Err(error) if Unusable::is_reason_of(&error) => {
                 return Ok(ImportOutcome::Refused(not_opened(path, &error)));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path == Path::new("-") => {
+                return Ok(ImportOutcome::Refused(format!(
+                    "stdin is not read. {TO_A_FILE}"
+                )));
             }
             opened => opened.map_err(ProcessError::io("open", path))?,
         };
@@ -207,7 +216,8 @@ impl<'i> Importer<'i> {
                 "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
             ),
             None => ImportOutcome::Refused(format!(
-                "it is in the data directory, but its name is not that of a segment; move it to another directory, or rename it to events_{name}"
+                "it is in the data directory, but its name is not that of a segment; move it to another directory and name it there, or rename it to {} if it is JSON Lines",
+                imported_name(name)
             )),
         }
     }
@@ -452,25 +462,34 @@ fn without_events(file: &dyn DiskFile, size: u64) -> io::Result<Option<EventErro
     Ok(None)
 }
 
+/// What to do with events that are not in a regular file.
+const TO_A_FILE: &str = "A file that is processed is kept, so that it can be counted again: write the events to a file (COMMAND > FILE.jsonl) and name that, or send them to a server (COMMAND | tallyline send -)";
+
 /// Describes why a path cannot be opened, and what to do.
 fn not_opened(path: &Path, error: &io::Error) -> String {
     let unusable = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<Unusable>());
+    let of_file = path;
     let path = path.display();
     match unusable {
         Some(Unusable::NotRegular("directory")) => {
+            if of_file.join(DIRECTORY_FILE).exists() {
+                return format!(
+                    "it is a data directory; to apply its files, run `tallyline process --data-dir {path}`"
+                );
+            }
             format!("it is a directory; name the files in it, such as {path}/*.jsonl")
         }
-        Some(Unusable::NotRegular(what)) => format!(
-            "it is a {what}, not a regular file, so nothing was read from it. Write its output to a file, such as with `cat {path} > FILE.jsonl`, and name that; or pipe it to `tallyline send -`"
-        ),
+        Some(Unusable::NotRegular(what)) => {
+            format!("it is a {what}, not a regular file, so nothing was read from it. {TO_A_FILE}")
+        }
         _ => error.to_string(),
     }
 }
 
 /// The name in the data directory for a file that is not a native segment.
-fn imported_name(name: &str) -> String {
+pub(super) fn imported_name(name: &str) -> String {
     // A file that has the name of a native segment but no label is not one, and gets another name.
     if label_in_name(name).is_none() && SegmentId::of_file(name, 0).is_some() {
         return name.to_owned();

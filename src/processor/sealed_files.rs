@@ -4,14 +4,15 @@
 //! [`Run`] decides where a file is applied from, and handles results and errors: an error of one file does
 //! not keep the others from being applied, an error of the database ends the call.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use super::ProcessError;
 use super::applier::{Applier, Opened, Small, Watch, open_sealed, open_together};
 use super::archive::{self, Archived, Leaving};
-use crate::data_dir::disk::Disk;
-use crate::data_dir::segment::SegmentId;
-use crate::data_dir::{Found, Place, SegmentFile};
+use crate::data_dir::disk::{Disk, Identity};
+use crate::data_dir::segment::{DirectoryTag, SegmentId};
+use crate::data_dir::{Catalog, Found, Place, SegmentFile};
 use crate::store::SegmentRow;
 
 /// What is done with an open file.
@@ -34,6 +35,13 @@ pub(super) trait Run {
         applier: &mut Applier<'_>,
         segment: &SegmentFile,
     ) -> Result<Start, ProcessError>;
+    /// A file is not applied, for this reason.
+    fn refused(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        reason: String,
+    ) -> Result<(), ProcessError>;
     /// These files were fully applied and committed, and are archived next.
     fn applied(&mut self, segments: &[&SegmentFile]);
     /// A fully applied file was archived, or could not be. `now` is whether it was applied in this call.
@@ -76,6 +84,7 @@ pub(super) fn apply_some(
         applier,
         run,
         group: Group::default(),
+        linked: None,
     };
     for (file, opened) in files.iter().zip(opened) {
         let result = match opened {
@@ -133,12 +142,48 @@ struct Step<'s, 'p> {
     applier: &'s mut Applier<'p>,
     run: &'s mut dyn Run,
     group: Group,
+    /// The first path of each imported file, in the archive or else by name; listed when it is first
+    /// needed.
+    linked: Option<HashMap<Identity, PathBuf>>,
 }
 
 impl Step<'_, '_> {
+    /// Decides what is done with an open file. An imported file with several names in the data directory
+    /// (hard links) is applied under one of them.
+    fn start(&mut self, segment: &SegmentFile) -> Result<Start, ProcessError> {
+        let start = self.run.start(self.applier, segment)?;
+        if matches!(start, Start::At { from: 0, .. })
+            && let Some(first) = self.other_link(segment)?
+        {
+            let reason = format!(
+                "{}: it is the same file as {} (a hard link), whose events are counted once; remove this name",
+                segment.path.display(),
+                first.display()
+            );
+            self.run.refused(self.applier, segment, reason)?;
+            return Ok(Start::Skip);
+        }
+        Ok(start)
+    }
+
+    /// The path under which an imported file is applied, if that is another one.
+    fn other_link(&mut self, segment: &SegmentFile) -> Result<Option<PathBuf>, ProcessError> {
+        let io = || ProcessError::io("inspect", &segment.path);
+        let stat = segment.file.stat().map_err(io())?;
+        if stat.links < 2 || segment.id.number().is_some() {
+            return Ok(None);
+        }
+        if self.linked.is_none() {
+            let tag = self.applier.directory();
+            self.linked = Some(first_links(self.disk, self.data_dir, tag)?);
+        }
+        let first = self.linked.as_ref().and_then(|all| all.get(&stat.identity));
+        Ok(first.filter(|first| **first != segment.path).cloned())
+    }
+
     /// Reads a small file into the group.
     fn small(&mut self, segment: SegmentFile, place: Place) -> Result<(), ProcessError> {
-        match self.run.start(self.applier, &segment)? {
+        match self.start(&segment)? {
             Start::Skip => {}
             Start::Applied(row) => self.group.applied.push(Complete {
                 segment,
@@ -158,7 +203,7 @@ impl Step<'_, '_> {
     /// Applies and archives one file.
     fn large(&mut self, file: &Found) -> Result<(), ProcessError> {
         let segment = open_sealed(self.disk, &file.id, file.tag, &file.path)?;
-        let (row, now) = match self.run.start(self.applier, &segment)? {
+        let (row, now) = match self.start(&segment)? {
             Start::Skip => return Ok(()),
             Start::Applied(row) => (row, false),
             Start::At { from, size } => {
@@ -267,4 +312,29 @@ impl Step<'_, '_> {
             error => Err(error),
         }
     }
+}
+
+/// The first path of each imported file outside the quarantine: the one in the archive, which is applied,
+/// or else the first by name.
+fn first_links(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    directory: DirectoryTag,
+) -> Result<HashMap<Identity, PathBuf>, ProcessError> {
+    let catalog =
+        Catalog::scan(disk, data_dir, directory).map_err(ProcessError::io("list", data_dir))?;
+    let found = catalog.sealed.values().flatten();
+    let mut imported: Vec<&Found> = found
+        .filter(|found| found.id.number().is_none() && found.place != Place::Quarantine)
+        .collect();
+    // `Place::Applied` is after `Place::Incoming`; the sort keeps the order by name.
+    imported.sort_by_key(|found| std::cmp::Reverse(found.place));
+    let mut first = HashMap::new();
+    for found in imported {
+        let identity = disk.identity(&found.path);
+        if let Some(identity) = identity.map_err(ProcessError::io("inspect", &found.path))? {
+            first.entry(identity).or_insert_with(|| found.path.clone());
+        }
+    }
+    Ok(first)
 }

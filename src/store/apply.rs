@@ -24,6 +24,7 @@ use std::io;
 
 use self::overflow::OverflowReplay;
 pub(super) use self::rows::{AddedCounts, Rows};
+use super::overall::{self, Overall};
 use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, Sums, UserLine};
 use crate::data_dir::segment::{SegmentId, Tag};
 
@@ -100,6 +101,8 @@ pub trait Source {
 pub struct Applied {
     /// The number of lines in each state.
     pub counts: Counts,
+    /// The sums over all users after the range.
+    pub overall: Overall,
 }
 
 /// The outcome of [`Writer::apply`](super::Writer::apply).
@@ -162,7 +165,7 @@ pub(super) fn attempt<R: Rows>(
     let rejected = range.delta.rejected_count + tally.refused.lines;
     let counts = Counts {
         lines: range.delta.lines,
-        events: tally.events,
+        events: tally.added.events,
         duplicates: tally.duplicates,
         rejected,
     };
@@ -170,12 +173,15 @@ pub(super) fn attempt<R: Rows>(
     let added = AddedCounts {
         key: row.key,
         counts,
-        net_check: row.net_check.wrapping_add(tally.net),
+        net_check: row
+            .net_check
+            .wrapping_add(overall::low_64_bits(tally.added.micros)),
         id_events: tally.id_events,
         id_net_check: row.id_net_check.wrapping_add(tally.id_net),
     };
     rows.add_counts(&added, range.end.state())?;
-    Ok(Attempt::Ready(Applied { counts }, row.key))
+    let overall = rows.add_overall(&tally.added)?;
+    Ok(Attempt::Ready(Applied { counts, overall }, row.key))
 }
 
 /// The result of the steps so far.
@@ -184,9 +190,9 @@ struct Tally<'a> {
     /// User and signed micros of the events with an id that do not count. Step 5 subtracts them from the
     /// sums. Those of users in the overflow replay are not included.
     uncounted: Vec<(&'a str, i64)>,
-    events: u64,
+    /// What the range adds to the sums over all users.
+    added: overall::Added,
     duplicates: u64,
-    net: i64,
     id_events: u64,
     id_net: i64,
     refused: Refused,

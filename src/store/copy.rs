@@ -15,13 +15,15 @@ use rusqlite::{Connection, OpenFlags};
 use super::StoreError;
 use super::open::{self, Contents};
 
+const QUICK_CHECK: &str = include_str!("../../sql/verify/quick_check.sql");
+
 /// The number of pages copied between two calls of `go_on`.
 const PAGES_AT_ONCE: i32 = 1024;
 /// How long the copy is retried while another program holds a lock.
 const LOCKED_MAX: Duration = Duration::from_mins(1);
 
 /// The outcome of a copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Copied {
     /// The copy is complete. It is not synced.
     Done,
@@ -29,6 +31,8 @@ pub enum Copied {
     Missing,
     /// `go_on` returned false. An incomplete copy may exist.
     Stopped,
+    /// SQLite found this fault in the pages of the copy, which are those of the database.
+    Damaged(String),
 }
 
 /// Copies the database `from` to the new file `to`. `go_on` is called with the progress in thousandths
@@ -94,12 +98,13 @@ fn try_copy(
         }
     }
     drop(copy);
-    to_one_file(to).map_err(to_doing)?;
-    Ok(Copied::Done)
+    let fault = to_one_file(to).map_err(to_doing)?;
+    Ok(fault.map_or(Copied::Done, Copied::Damaged))
 }
 
-/// Takes the copy out of WAL mode, so that it is complete without a `-wal`.
-fn to_one_file(path: &Path) -> rusqlite::Result<()> {
+/// Takes the copy out of WAL mode, so that it is complete without a `-wal`. Returns the first fault that
+/// SQLite finds in its pages, all of which are read; `None` if there is none.
+fn to_one_file(path: &Path) -> rusqlite::Result<Option<String>> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let copy = open::open(path, flags)?;
     let read = |connection: &Connection| {
@@ -110,5 +115,7 @@ fn to_one_file(path: &Path) -> rusqlite::Result<()> {
     read(&copy)?;
     copy.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))?;
     read(&copy)?;
-    copy.close().map_err(|(_, error)| error)
+    let fault: String = copy.query_row(QUICK_CHECK, [], |row| row.get(0))?;
+    copy.close().map_err(|(_, error)| error)?;
+    Ok((fault != "ok").then_some(fault))
 }

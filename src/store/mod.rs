@@ -39,7 +39,9 @@ mod database;
 mod family;
 mod id_blocks;
 mod ledger;
+mod listing;
 mod open;
+mod overall;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod readers;
@@ -60,8 +62,10 @@ pub use self::apply::{Applied, Delta, Outcome, OutcomeOfAll, Range, RangeEnd, So
 pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
 pub use self::ledger::Ledger;
+pub use self::listing::{Listing, Order, Page};
 pub use self::open::{DATABASE_FILE, Existing};
-pub use self::reading::{Order, Overall, Readers, UserTotal};
+pub use self::overall::Overall;
+pub use self::reading::{Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
 pub use self::segments::read_segments;
@@ -145,6 +149,16 @@ pub enum StoreError {
         triggers: String,
         /// The SQL that drops them, such as `DROP TRIGGER "t"`.
         cure: String,
+    },
+    /// Another program deleted or inserted rows of fully applied segments.
+    #[error("database {}: {recorded} segments were fully applied, but it has rows of {found}: another program changed them, and a file without a row would be counted again; no events are applied. Stop the server and run `tallyline process --rebuild`, which makes the rows from the files", path.display())]
+    ChangedRows {
+        /// The database file.
+        path: PathBuf,
+        /// The stored number of fully applied segments.
+        recorded: u64,
+        /// The number of their rows.
+        found: u64,
     },
     /// The SQLite in this program has the WAL-reset bug.
     #[error(

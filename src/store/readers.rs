@@ -9,25 +9,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
-use super::reading::{Cursor, ReadSnapshot};
+use super::reading::DatabaseStatus;
 use super::{
-    Ledger, Order, Overall, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError,
-    UserTotal, segments,
+    Ledger, Overall, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, UserTotal,
+    overall, segments,
 };
 use crate::data_dir::disk::{Disk, Identity, RealDisk};
 use crate::data_dir::segment::SegmentId;
 
 const SELECT_USER: &str = include_str!("../../sql/query/select_user.sql");
-const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");
-const PAGE_BY_REVENUE: &str = include_str!("../../sql/query/page_users_by_revenue.sql");
-const PAGE_BY_REVENUE_DESCENDING: &str =
-    include_str!("../../sql/query/page_users_by_revenue_descending.sql");
-const SELECT_OVERALL: &str = include_str!("../../sql/query/select_overall.sql");
 
 /// How long a read waits for a free connection.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -130,33 +125,6 @@ impl SqliteReaders {
         Ok(user.flatten())
     }
 
-    /// The first `rows` users after the cursor.
-    pub(super) fn users(
-        &self,
-        order: Order,
-        rows: i64,
-        after: &Cursor,
-    ) -> Result<Vec<UserTotal>, StoreError> {
-        let revenue = after.revenue_within_i64(order);
-        let users = self.read("list users", |connection| {
-            let page = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| {
-                connection
-                    .prepare_cached(sql)?
-                    .query_map(parameters, read_user)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            };
-            match order {
-                Order::UserId => page(PAGE_BY_ID, params![after.user_id, rows]),
-                Order::Revenue => page(PAGE_BY_REVENUE, params![revenue, after.user_id, rows]),
-                Order::RevenueDescending => page(
-                    PAGE_BY_REVENUE_DESCENDING,
-                    params![revenue, after.user_id, rows],
-                ),
-            }
-        })?;
-        Ok(users.unwrap_or_default())
-    }
-
     /// The number of lines in each state, as recorded in the database.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         Ok(self
@@ -164,32 +132,25 @@ impl SqliteReaders {
             .unwrap_or_default())
     }
 
-    /// The sums over all users. Reads every row of `user_total`.
+    /// The sums over all users, from their one row.
     pub fn overall(&self) -> Result<Overall, StoreError> {
-        let overall = self.read("add up all users", |connection| {
-            let mut overall = Overall::default();
-            let mut statement = connection.prepare_cached(SELECT_OVERALL)?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                overall.users += 1;
-                overall.events += row.get::<_, u64>(0)?;
-                overall.revenue_micros += i128::from(row.get::<_, i64>(1)?);
-                overall.updated_at_ms = overall.updated_at_ms.max(Some(row.get(2)?));
-            }
-            Ok(overall)
-        })?;
-        Ok(overall.unwrap_or_default())
+        Ok(self
+            .read("read the sums over all users", overall::read)?
+            .unwrap_or_default())
     }
 
-    /// The ledger, the fully applied segments, the rows of the other segments, and the sum of the
-    /// pruned ones, read in one transaction.
-    pub fn snapshot(&self) -> Result<ReadSnapshot, StoreError> {
+    /// What `/status` publishes of the database, read in one transaction.
+    pub(super) fn status(&self) -> Result<DatabaseStatus, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
             let unfinished = segments::unfinished(&snapshot)?;
-            let applied = segments::applied(&snapshot, &unfinished)?;
-            let ledger = segments::ledger(&snapshot)?;
-            Ok((ledger, applied, unfinished, segments::pruned(&snapshot)?))
+            Ok(DatabaseStatus {
+                ledger: segments::ledger(&snapshot)?,
+                overall: overall::read(&snapshot)?,
+                applied: segments::applied(&snapshot, &unfinished)?,
+                unfinished,
+                pruned: segments::pruned(&snapshot)?,
+            })
         })?;
         Ok(snapshot.unwrap_or_default())
     }
@@ -238,7 +199,7 @@ impl SqliteReaders {
     }
 
     /// Runs `read` on a connection of the pool; `None` if there is no database or it is empty.
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         doing: &'static str,
         read: impl Fn(&Connection) -> rusqlite::Result<T>,
@@ -305,15 +266,6 @@ impl SqliteReaders {
         *held = Some((generation, identity, pool.clone()));
         Ok(Some(pool))
     }
-}
-
-fn read_user(row: &Row<'_>) -> rusqlite::Result<UserTotal> {
-    Ok(UserTotal {
-        user_id: row.get(0)?,
-        revenue: row.get::<_, i64>(1)?.into(),
-        events: row.get(2)?,
-        updated_at_ms: row.get(3)?,
-    })
 }
 
 #[cfg(test)]

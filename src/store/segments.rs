@@ -14,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::family::Family;
 use super::open::{self, Contents};
+use super::overall::{self, Overall};
 use super::{Ledger, StoreError};
 use crate::data_dir::segment::{Numbers, Position, SegmentId, Tag};
 use uuid::Uuid;
@@ -30,12 +31,12 @@ const SELECT_OLDEST_APPLIED: &str =
     include_str!("../../sql/query/select_oldest_applied_segment.sql");
 const SELECT_HIGHEST_SEALED: &str = include_str!("../../sql/query/select_highest_sealed.sql");
 const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
-const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
 const SELECT_APPLIED_SUM: &str = include_str!("../../sql/query/select_applied_sum.sql");
 const CHANGE_APPLIED_SUM: &str = include_str!("../../sql/query/change_applied_sum.sql");
 const ADD_UP_APPLIED: &str = include_str!("../../sql/query/add_up_applied.sql");
 const COUNT_SEGMENTS_WITH_OTHER_IDS: &str =
     include_str!("../../sql/query/count_segments_with_other_ids.sql");
+const COUNT_APPLIED: &str = include_str!("../../sql/query/count_applied_segments.sql");
 const SELECT_NUMBER_BOUNDS: &str = include_str!("../../sql/query/select_number_bounds.sql");
 const LIST_NEWEST: &str = include_str!("../../sql/query/list_newest_segments.sql");
 const LIST_NEWEST_REJECTED: &str = include_str!("../../sql/query/list_newest_rejected_lines.sql");
@@ -273,10 +274,23 @@ pub struct Checks {
     pub segments: (u64, i64),
     /// The events and the net micros, modulo 2^64, of all users.
     pub totals: (u64, i64),
+    /// The stored sums over all users.
+    pub overall: Overall,
+    /// The same sums, computed from the rows; without a time.
+    pub overall_rows: Overall,
     /// The stored sum of applied segments.
     pub applied_sum: AppliedSum,
     /// The same sum, computed from the rows.
     pub applied_rows: AppliedSum,
+}
+
+impl Checks {
+    /// Whether all sums agree.
+    pub fn agree(&self) -> bool {
+        self.segments == self.totals
+            && self.overall.has_sums_of(&self.overall_rows)
+            && self.applied_sum == self.applied_rows
+    }
 }
 
 /// The rows of all segments; see [`read_kept`].
@@ -401,7 +415,7 @@ pub fn is_consistent(path: &Path) -> Result<bool, StoreError> {
         let ids = one(COUNT_SEGMENTS_WITH_OTHER_IDS, &|row| {
             Ok(row.get::<_, i64>(0)? == 0)
         })?;
-        Ok(ids && sums.segments == sums.totals && sums.applied_sum == sums.applied_rows)
+        Ok(ids && sums.agree())
     };
     read().map_err(StoreError::sqlite(path, "check it"))
 }
@@ -517,21 +531,41 @@ pub(super) fn numbers(connection: &Connection) -> rusqlite::Result<Numbers> {
     numbers_in(&*connection.unchecked_transaction()?)
 }
 
+/// The numbers of native segments if they have no gap, without reading their rows.
+fn contiguous_numbers(
+    snapshot: &Connection,
+) -> rusqlite::Result<Option<std::ops::RangeInclusive<u64>>> {
+    let read = |row: &Row<'_>| -> rusqlite::Result<(u64, u64, u64)> {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    };
+    let mut bounds = snapshot.prepare_cached(SELECT_NUMBER_BOUNDS)?;
+    let (first, last, count) = bounds.query_row([], read)?;
+    Ok((count > 0 && last - first + 1 == count).then_some(first..=last))
+}
+
+/// The stored number of fully applied segments and that of their rows, if the two differ. The rows of
+/// native segments are counted only if there are gaps between their numbers: files are applied by
+/// number, so a row that is missing between two others is not applied again.
+pub(super) fn changed_rows(connection: &Connection) -> rusqlite::Result<Option<(u64, u64)>> {
+    let snapshot = connection.unchecked_transaction()?;
+    let count = |first: i64, last: i64| {
+        let mut count = snapshot.prepare_cached(COUNT_APPLIED)?;
+        count.query_row([first, last], |row| row.get::<_, u64>(0))
+    };
+    let sum = applied_sum(&snapshot)?;
+    let native = match contiguous_numbers(&snapshot)? {
+        Some(_) => sum.native,
+        None => count(1, i64::MAX)?,
+    };
+    let found = native + count(i64::MIN, 0)?;
+    Ok((found != sum.segments).then_some((sum.segments, found)))
+}
+
 /// The same, in the caller's transaction. Reads all keys only if there are gaps between them.
 fn numbers_in(snapshot: &Connection) -> rusqlite::Result<Numbers> {
-    let (first, last, count) =
-        snapshot
-            .prepare_cached(SELECT_NUMBER_BOUNDS)?
-            .query_row([], |row| {
-                Ok((
-                    row.get::<_, u64>(0)?,
-                    row.get::<_, u64>(1)?,
-                    row.get::<_, u64>(2)?,
-                ))
-            })?;
     let mut numbers = Numbers::default();
-    if count > 0 && last - first + 1 == count {
-        numbers.insert_range(first..=last);
+    if let Some(range) = contiguous_numbers(snapshot)? {
+        numbers.insert_range(range);
         return Ok(numbers);
     }
     let mut statement = snapshot.prepare_cached(SELECT_NUMBERS)?;
@@ -630,23 +664,24 @@ pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
 
 fn checks(connection: &Connection) -> rusqlite::Result<Checks> {
     let snapshot = connection.unchecked_transaction()?;
-    let add = |sql: &str| -> rusqlite::Result<(u64, i64)> {
-        let mut statement = snapshot.prepare(sql)?;
+    let mut segments = (0u64, 0i64);
+    {
+        let mut statement = snapshot.prepare(SELECT_SEGMENT_CHECKS)?;
         let mut rows = statement.query([])?;
-        let mut sum = (0u64, 0i64);
         while let Some(row) = rows.next()? {
-            sum.0 += row.get::<_, u64>(0)?;
-            sum.1 = sum.1.wrapping_add(row.get(1)?);
+            segments.0 += row.get::<_, u64>(0)?;
+            segments.1 = segments.1.wrapping_add(row.get(1)?);
         }
-        Ok(sum)
-    };
-    let mut segments = add(SELECT_SEGMENT_CHECKS)?;
+    }
     let pruned = pruned(&snapshot)?;
     segments.0 += pruned.counts.events;
     segments.1 = segments.1.wrapping_add(pruned.net_check);
+    let overall_rows = overall::of_rows(&snapshot)?;
     Ok(Checks {
         segments,
-        totals: add(SELECT_TOTAL_CHECKS)?,
+        totals: (overall_rows.events, overall_rows.net_check()),
+        overall: overall::read(&snapshot)?,
+        overall_rows,
         applied_sum: applied_sum(&snapshot)?,
         applied_rows: snapshot.query_row(ADD_UP_APPLIED, [], read_applied_sum)?,
     })

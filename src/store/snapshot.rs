@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::family::Reading;
 use super::id_blocks::{self, Block, Grouped, NumberStatus, SELECT_ID_BLOCK, Span};
 use super::open::{self, Contents};
+use super::overall::{self, Overall};
 #[cfg(feature = "postgres")]
 use super::postgres::PostgresSnapshot;
 use super::segments;
@@ -91,12 +92,10 @@ pub struct Snapshot {
     pub applied_sum: AppliedSum,
     /// Some of the users with more than one total, which only a damaged database has.
     pub twice: Vec<String>,
-    /// How many users have a total.
-    pub users: u64,
-    /// Sum of all users' events.
-    pub events: u64,
-    /// Sum of all users' micros modulo 2^64.
-    pub net: i64,
+    /// The sums over all users, computed from their rows; without a time.
+    pub totals: Overall,
+    /// The stored sums over all users.
+    pub overall: Overall,
     /// The counts of the blocks of sequential ids.
     pub blocks: IdBlockCounts,
     /// Nodes with segments whose duplicates may have to be counted, because a rebuild of another node released
@@ -167,9 +166,8 @@ impl Snapshot {
             pruned: Pruned::default(),
             applied_sum: AppliedSum::default(),
             twice: Vec::new(),
-            users: 0,
-            events: 0,
-            net: 0,
+            totals: Overall::default(),
+            overall: Overall::default(),
             blocks: IdBlockCounts::default(),
             recounts: Vec::new(),
         })
@@ -184,6 +182,7 @@ impl Snapshot {
         self.pruned = source.pruned()?;
         self.applied_sum = source.applied_sum()?;
         self.recounts = source.recounts()?;
+        self.overall = source.overall()?;
         let failed = |error| StoreError::sqlite(&self.path, "copy its totals")(error);
         let writing = self.scratch.unchecked_transaction().map_err(failed)?;
         {
@@ -192,9 +191,7 @@ impl Snapshot {
                 insert
                     .execute(params![user, micros, events])
                     .map_err(failed)?;
-                self.users += 1;
-                self.events += events;
-                self.net = self.net.wrapping_add(micros);
+                self.totals.add_user(micros, events);
                 Ok::<(), StoreError>(())
             })?;
         }
@@ -222,6 +219,7 @@ impl Snapshot {
         self.rows = segments::all(&snapshot)?;
         self.pruned = segments::pruned(&snapshot)?;
         self.applied_sum = segments::applied_sum(&snapshot)?;
+        self.overall = overall::read(&snapshot)?;
         {
             let mut select = snapshot.prepare(SELECT_USER_TOTALS)?;
             let mut insert = writing.prepare(INSERT_DATABASE_TOTAL)?;
@@ -234,9 +232,7 @@ impl Snapshot {
                 {
                     self.twice.push(user);
                 }
-                self.users += 1;
-                self.events += events;
-                self.net = self.net.wrapping_add(micros);
+                self.totals.add_user(micros, events);
             }
         }
         let applied = self.rows.iter().map(|row| (row.key, row.applied_bytes));

@@ -12,6 +12,7 @@ use super::apply::ids::{IdLookup, IdRow};
 use super::apply::totals::SAFE;
 use super::apply::{AddedCounts, Range, Rows};
 use super::id_blocks::{self, Block, BlockKey, INSERT_ID_BLOCK, SELECT_ID_BLOCK};
+use super::overall::{self, Added, NewUsers, Overall};
 use super::segments::{self, SegmentRow};
 use super::{IdEvent, Rejected, SegmentState};
 use crate::data_dir::segment::{SegmentId, Tag};
@@ -50,6 +51,8 @@ pub(super) struct SqliteRows<'t> {
     upsert_total: Prepared<'t>,
     upsert_totals: Prepared<'t>,
     insert_rejected: Prepared<'t>,
+    /// Rows of totals that were inserted or updated.
+    totals_written: usize,
 }
 
 impl<'t> SqliteRows<'t> {
@@ -68,6 +71,7 @@ impl<'t> SqliteRows<'t> {
             upsert_total: None,
             upsert_totals: None,
             insert_rejected: None,
+            totals_written: 0,
         }
     }
 
@@ -113,6 +117,7 @@ impl Rows for SqliteRows<'_> {
         if changed != 1 {
             return Ok(None);
         }
+        NewUsers::begin(self.transaction)?;
         segments::one(self.transaction, range.segment)
     }
 
@@ -252,7 +257,9 @@ impl Rows for SqliteRows<'_> {
                 }
             };
             for user in users.chunks(1) {
-                if upsert_totals(one, user)? != 1 {
+                let written = upsert_totals(one, user)?;
+                self.totals_written += written;
+                if written != 1 {
                     suspects.extend(user.iter().map(|&(user, ..)| user.to_owned()));
                 }
             }
@@ -266,7 +273,9 @@ impl Rows for SqliteRows<'_> {
                 none.insert(bind_totals(many, self.now_ms)?)
             }
         };
-        if upsert_totals(many, users)? != users.len() {
+        let written = upsert_totals(many, users)?;
+        self.totals_written += written;
+        if written != users.len() {
             // At least one row was skipped because its total was out of bounds. A total that is out of
             // bounds only after this statement is replayed as well, which is slower but correct.
             let mut select = self.transaction.prepare_cached(SELECT_REVENUE)?;
@@ -281,10 +290,11 @@ impl Rows for SqliteRows<'_> {
     }
 
     fn set_total(&mut self, user: &str, micros: i64, events: u64) -> rusqlite::Result<()> {
-        self.transaction
+        self.totals_written += self
+            .transaction
             .prepare_cached(SET_USER_TOTAL)?
-            .execute(params![user, micros, events, self.now_ms])
-            .map(|_| ())
+            .execute(params![user, micros, events, self.now_ms])?;
+        Ok(())
     }
 
     fn rejected_lines(&mut self, segment: &str) -> rusqlite::Result<u64> {
@@ -305,6 +315,11 @@ impl Rows for SqliteRows<'_> {
                 line.line
             ])
             .map(|_| ())
+    }
+
+    fn add_overall(&mut self, added: &Added) -> rusqlite::Result<Overall> {
+        let users = NewUsers::of_written(self.transaction, self.totals_written)?;
+        overall::add(self.transaction, users, added, self.now_ms)
     }
 
     fn add_counts(&mut self, added: &AddedCounts, state: SegmentState) -> rusqlite::Result<()> {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::apply::{self, Attempt, Failure};
 use super::family::{self, Token};
 use super::open::{self, Existing};
+use super::overall::{self, Overall};
 use super::segments;
 use super::sqlite_rows::{SqliteRows, insert_segment};
 use super::{
@@ -132,6 +133,18 @@ impl SqliteWriter {
                     .map_err(&doing)?;
                 Ok(())
             }
+        }
+    }
+
+    /// Fails if another program deleted rows of fully applied segments, whose files would be applied again.
+    pub fn check_rows(&self) -> Result<(), StoreError> {
+        match segments::changed_rows(&self.connection).map_err(self.reading())? {
+            None => Ok(()),
+            Some((recorded, found)) => Err(StoreError::ChangedRows {
+                path: self.path.clone(),
+                recorded,
+                found,
+            }),
         }
     }
 
@@ -405,6 +418,11 @@ impl SqliteWriter {
     /// The counts of all lines that the database knows.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         segments::ledger(&self.connection).map_err(self.reading())
+    }
+
+    /// The sums over all users.
+    pub fn overall(&self) -> Result<Overall, StoreError> {
+        overall::read(&self.connection).map_err(self.reading())
     }
 
     pub(super) fn reading(&self) -> impl Fn(rusqlite::Error) -> StoreError {

@@ -10,8 +10,8 @@ use super::open::Existing;
 #[cfg(feature = "postgres")]
 use super::postgres::PostgresWriter;
 use super::{
-    AppliedSegments, Database, IdsWalk, Ledger, Mark, Outcome, OutcomeOfAll, Pruned, Range,
-    SegmentRow, Snapshot, Source, SqliteWriter, Stamps, StoreError,
+    AppliedSegments, Database, IdsWalk, Ledger, Mark, Outcome, OutcomeOfAll, Overall, Pruned,
+    Range, SegmentRow, Snapshot, Source, SqliteWriter, Stamps, StoreError,
 };
 use crate::data_dir::segment::{Numbers, SegmentId};
 
@@ -93,6 +93,12 @@ impl Writer {
     #[cfg(test)]
     pub fn open_to_load(path: &Path) -> Result<Self, StoreError> {
         SqliteWriter::open_to_load(path).map(Self::Sqlite)
+    }
+
+    /// The connection of an SQLite file.
+    #[cfg(test)]
+    pub(super) fn connection(&self) -> &rusqlite::Connection {
+        file_only!(self, writer => &writer.connection, unreachable!("not a file"))
     }
 
     /// Ties a new SQLite file to the data directory with this UUID. Fails if the file belongs to another data
@@ -209,6 +215,17 @@ impl Writer {
     /// The counts of all lines that the database knows of the data directory.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         either!(self, writer => writer.ledger())
+    }
+
+    /// The sums over all users; in PostgreSQL, of the node.
+    pub fn overall(&self) -> Result<Overall, StoreError> {
+        either!(self, writer => writer.overall())
+    }
+
+    /// Fails if another program deleted rows of fully applied segments of an SQLite file, whose files would be
+    /// applied again.
+    pub fn check_rows(&self) -> Result<(), StoreError> {
+        file_only!(self, writer => writer.check_rows(), Ok(()))
     }
 
     /// The last trusted time, milliseconds since 1970 UTC; `None` if none was stored.

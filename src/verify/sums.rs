@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use crate::store::{AppliedSum, Database, StoreError, sibling};
+use crate::store::{AppliedSum, Database, Overall, StoreError, sibling};
 
 /// Whether the `-wal` file of an SQLite database exists: its last writer did not close it, or it is open now.
 /// Must be called before the database is opened.
@@ -33,7 +33,27 @@ pub(crate) fn difference(
             describe_applied_sums(&checks.applied_sum, &checks.applied_rows)
         )));
     }
+    if let Some(difference) = overall_difference(&checks.overall, &checks.overall_rows) {
+        return Ok(Some(format!("database {database}: {difference}. {cure}")));
+    }
     Ok(None)
+}
+
+/// Describes the difference between the stored sums over all users and those of their rows.
+pub(crate) fn overall_difference(stored: &Overall, rows: &Overall) -> Option<String> {
+    let of = |sums: &Overall| {
+        format!(
+            "{} users with {} events and a revenue of {}",
+            sums.users, sums.events, sums.revenue
+        )
+    };
+    (!stored.has_sums_of(rows)).then(|| {
+        format!(
+            "overall has {}, but the rows of user_total have {}",
+            of(stored),
+            of(rows)
+        )
+    })
 }
 
 /// Describes the difference between the stored sum over all fully applied segments and that of their rows.

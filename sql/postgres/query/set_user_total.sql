@@ -5,3 +5,4 @@ ON CONFLICT (user_id, node) DO UPDATE
 SET revenue_micros = excluded.revenue_micros,
     events = u.events + excluded.events,
     updated_at_ms = excluded.updated_at_ms
+RETURNING u.events

@@ -127,6 +127,14 @@ impl Io {
                     Message::Reply(key, reply) => {
                         self.advance(key, |connection, turn| connection.answered(turn, &reply));
                     }
+                    Message::Stream(key, reply, rest) => self.advance(key, |connection, turn| {
+                        connection.answered_with_stream(turn, &reply, rest)
+                    }),
+                    Message::Piece(key, piece, rest) => {
+                        self.advance(key, |connection, turn| {
+                            connection.produced(turn, piece, rest)
+                        });
+                    }
                     Message::Room => {}
                     Message::Shutdown => self.begin_stop(),
                 }

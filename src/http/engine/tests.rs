@@ -5,6 +5,7 @@ mod limits;
 mod requests;
 mod slow;
 mod stop;
+mod streams;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -23,12 +24,25 @@ struct Fake {
     held: Mutex<Vec<Request>>,
     /// The refusals of the engine, the newest last.
     refused: Mutex<Vec<Refusal>>,
+    /// The pieces that were produced for `/endless`.
+    produced: Arc<AtomicUsize>,
 }
 
 fn echo(mut request: Request) {
     let length = request.take_body().len();
     let text = format!("{} {length}", request.target());
     request.answer(Reply::new(200, "text/plain", text.into_bytes()));
+}
+
+/// Answers with the piece `0;` and those of `source`, which gets their number.
+fn stream(request: Request, mut source: impl FnMut(usize) -> Piece + Send + 'static) {
+    let mut number = 0;
+    let reply = Reply::new(200, "text/plain", "0;".as_bytes());
+    let next = move |_: &MayBlock| {
+        number += 1;
+        source(number)
+    };
+    request.answer_with_stream(reply, Box::new(next));
 }
 
 impl Handler for Fake {
@@ -48,6 +62,19 @@ impl Handler for Fake {
                 later.send(request).expect("the thread is there");
             }
             "/held" => self.held.lock().expect("unpoisoned").push(request),
+            "/stream" => stream(request, |number| match number {
+                1 | 2 => Piece::More(format!("{number};").into_bytes()),
+                _ => Piece::Last(b"end".to_vec()),
+            }),
+            "/stream-fails" => stream(request, |_| Piece::Failed),
+            "/stream-panics" => stream(request, |_| panic!("the source panics")),
+            "/endless" => {
+                let produced = Arc::clone(&self.produced);
+                stream(request, move |_| {
+                    produced.fetch_add(1, Ordering::SeqCst);
+                    Piece::More(vec![b'x'; 1 << 20])
+                });
+            }
             "/closing" => request.answer(Reply::empty(200).closing()),
             "/lookup" => request.on_blocking_thread(|request, _| echo(request)),
             "/blocking-panics" => request.on_blocking_thread(|_, _| panic!("the handler panics")),
@@ -92,6 +119,7 @@ impl Fixture {
             later: Mutex::new(later),
             held: Mutex::default(),
             refused: Mutex::default(),
+            produced: Arc::default(),
         });
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let engine =

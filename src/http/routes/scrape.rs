@@ -21,7 +21,7 @@ pub(super) fn metrics(inner: &Arc<Inner>, request: Request) {
 
 fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
     let files = inner.files.get(may_block);
-    let (events, ledger, _) = service::accounts(inner);
+    let (events, accounts) = service::accounts(inner);
     let tail = inner.journal.tail();
     let (queue_bytes, queue_bytes_max) = inner.journal.queued_bytes();
     Snapshot {
@@ -30,7 +30,8 @@ fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
         received: events.received,
         accepted: events.accepted,
         refused: events.refused,
-        ledger,
+        ledger: accounts.ledger,
+        overall: accounts.overall,
         lag_seconds: inner.progress.lag_seconds(),
         queue_bytes,
         queue_bytes_max,

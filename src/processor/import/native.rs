@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::super::batch::Refused;
 use super::super::{ProcessError, retention};
 use super::part::{Part, Prefix, in_common, longest_prefix};
 use super::{Content, ImportOutcome, Importer};
@@ -35,7 +36,7 @@ enum Own {
 impl Importer<'_> {
     /// Imports a native segment, of this data directory or of another one.
     pub(super) fn labelled(
-        &self,
+        &mut self,
         writer: &Writer,
         content: &Content,
         label: Label,
@@ -89,11 +90,13 @@ impl Importer<'_> {
             );
         }
         if diverged && start > 0 && !self.has_id(file, start).map_err(io())? {
-            tracing::warn!(
-                "{}: it is a copy of segment {} that received its own events after at most {start} bytes. The first {start} bytes of both files are equal and are counted once; if both files received the same events without an id after the copy was made, too few may be counted. In that case, put these lines into a file with another name, and run `tallyline process` with that file",
-                content.path.display(),
-                label.number
-            );
+            self.forks.push(Refused {
+                path: content.path.clone(),
+                reason: format!(
+                    "it is a copy of segment {} that received its own events after at most {start} bytes. The first {start} bytes of both files are equal and are counted once; if both files received the same events without an id after the copy was made, too few may be counted. In that case, put these lines into a file with another name, and run `tallyline process` with that file",
+                    label.number
+                ),
+            });
         }
         let id = SegmentId::Imported(part.to_string());
         self.copy_in(&content.named(part.to_string()), (start, end), id, None)

@@ -31,8 +31,11 @@ impl Worker {
         let mut new = BTreeMap::<SegmentId, Vec<Found>>::new();
         let mut skipped = BTreeSet::new();
         // A directory with such a name is reported in readiness when it cannot be opened.
-        for (name, _) in names {
+        for (name, is_dir) in names {
             let Some((id, tag)) = SegmentId::of_file(&name, self.config.directory_tag()) else {
+                if !is_dir {
+                    self.other_names.report(&data_dir, &name);
+                }
                 continue;
             };
             let path = data_dir.join(&name);
@@ -266,8 +269,7 @@ impl Run for Worker {
             Confirmed::At(bytes) => bytes,
             Confirmed::Applied(row) => return Ok(Start::Applied(row)),
             Confirmed::Rival(reason) => {
-                self.skip_rival(segment, reason)?;
-                self.remove(applier, id);
+                self.refused(applier, segment, reason)?;
                 return Ok(Start::Skip);
             }
             Confirmed::Corrupt(corrupt) => {
@@ -290,6 +292,17 @@ impl Run for Worker {
         }
         self.count_once(id, segment, from, size)?;
         Ok(Start::At { from, size })
+    }
+
+    fn refused(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        reason: String,
+    ) -> Result<(), ProcessError> {
+        self.skip_rival(segment, reason)?;
+        self.remove(applier, &segment.id);
+        Ok(())
     }
 
     fn applied(&mut self, segments: &[&SegmentFile]) {

@@ -162,8 +162,7 @@ fn decide<'a>(
         refuse(tally, event.offset, event.user_id);
         return Counts::No;
     }
-    tally.events += 1;
-    tally.net = tally.net.wrapping_add(amount);
+    tally.added.event(amount);
     tally.id_events += 1;
     tally.id_net = tally.id_net.wrapping_add(amount);
     Counts::Yes

@@ -56,8 +56,7 @@ pub(super) fn count_line(replay: &mut OverflowReplay, tally: &mut Tally<'_>, lin
     if replay.take(&line.user_id, amount) == Some(false) {
         refuse(tally, line.offset, &line.user_id);
     } else {
-        tally.events += 1;
-        tally.net = tally.net.wrapping_add(amount);
+        tally.added.event(amount);
     }
 }
 

@@ -10,6 +10,7 @@ use super::id_blocks::{Change, Work};
 use super::ids::IdLookup;
 use crate::aggregate::{IdEvent, Rejected};
 use crate::store::id_blocks::{Block, BlockKey};
+use crate::store::overall::{Added, Overall};
 use crate::store::segments::SegmentRow;
 use crate::store::{Counts, SegmentState};
 
@@ -81,7 +82,11 @@ pub(in crate::store) trait Rows {
     /// [`Rows::add_counts`] returns.
     fn insert_rejected(&mut self, segment: &str, line: &Rejected) -> Result<(), Self::Error>;
 
-    /// The last operation: adds to the counts of the segment's row, and the row to the sum of the applied
+    /// Adds to the sums over all users: what the range has added, and the users that were new in
+    /// [`Rows::add_totals`] and [`Rows::set_total`]. Returns the new sums.
+    fn add_overall(&mut self, added: &Added) -> Result<Overall, Self::Error>;
+
+    /// Adds to the counts of the segment's row, and the row to the sum of the applied
     /// segments if `state` is [`SegmentState::Applied`].
     fn add_counts(&mut self, added: &AddedCounts, state: SegmentState) -> Result<(), Self::Error>;
 }

@@ -43,8 +43,8 @@ pub(super) fn add<'a, R: Rows>(
                     continue;
                 }
             }
-            tally.events += sums.events();
-            tally.net = tally.net.wrapping_add(sums.net_wrapping());
+            tally.added.events += sums.events();
+            tally.added.micros += sums.net();
             totals.add(user, sums)?;
         }
     }

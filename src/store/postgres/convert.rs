@@ -4,8 +4,11 @@ use ::postgres::Row;
 
 use super::Target;
 use crate::data_dir::segment::{Numbers, SegmentId};
+use crate::event::WideMicros;
 use crate::store::id_blocks::BlockError;
-use crate::store::{AppliedSum, Counts, Ledger, Pruned, SegmentRow, SegmentState, StoreError};
+use crate::store::{
+    AppliedSum, Counts, Ledger, Overall, Pruned, SegmentRow, SegmentState, StoreError,
+};
 
 /// A row that this program did not write, or that was changed.
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +172,19 @@ pub(super) fn applied_sum(row: Option<&Row>) -> Result<AppliedSum, Malformed> {
         native: get_u64(row, 1)?,
         counts: counts(row, 2)?,
         corrupt_lines: get_u64(row, 6)?,
+    })
+}
+
+/// The row of `overall`; without one, nothing is counted.
+pub(super) fn overall(row: Option<&Row>) -> Result<Overall, Malformed> {
+    let Some(row) = row else {
+        return Ok(Overall::default());
+    };
+    Ok(Overall {
+        users: get_u64(row, 0)?,
+        events: get_u64(row, 1)?,
+        revenue: WideMicros(get_i128(row, 2)?),
+        updated_at_ms: get(row, 3)?,
     })
 }
 

@@ -52,5 +52,5 @@ pub use self::node::Node;
 pub use self::readers::PostgresReaders;
 pub(in crate::store) use self::recovery::{read_checks, read_for_recovery};
 pub use self::schema::ensure as ensure_tables;
-pub(in crate::store) use self::snapshot::{PostgresSnapshot, Sums};
+pub(in crate::store) use self::snapshot::PostgresSnapshot;
 pub use self::writer::PostgresWriter;

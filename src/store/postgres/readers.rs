@@ -18,8 +18,9 @@ use super::rows::{Param, statement};
 use super::writer::segment_rows;
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
-use crate::event::Micros;
-use crate::store::reading::{Cursor, ReadSnapshot};
+use crate::event::{Micros, WideMicros};
+use crate::store::listing::{Cursor, end_of};
+use crate::store::reading::DatabaseStatus;
 use crate::store::{
     AppliedSegments, Ledger, Order, Overall, RejectedFilter, RejectedLine, SegmentRow,
     SegmentState, StoreError, UserTotal,
@@ -135,11 +136,15 @@ impl PostgresReaders {
     pub(in crate::store) fn users(
         &self,
         order: Order,
+        prefix: &str,
         rows: i64,
         after: &Cursor,
     ) -> Result<Vec<UserTotal>, StoreError> {
         let revenue = after.revenue.map(|micros| micros.to_string());
-        let by_revenue: [Param<'_>; 3] = [
+        let end = end_of(prefix);
+        let by_revenue: [Param<'_>; 5] = [
+            (&prefix, Type::TEXT),
+            (&end, Type::TEXT),
             (&revenue, Type::TEXT),
             (&after.user_id, Type::TEXT),
             (&rows, Type::INT8),
@@ -148,7 +153,12 @@ impl PostgresReaders {
             let found = match order {
                 Order::UserId => client.query_typed(
                     statement!("page_users_by_id"),
-                    &[(&after.user_id, Type::TEXT), (&rows, Type::INT8)],
+                    &[
+                        (&prefix, Type::TEXT),
+                        (&end, Type::TEXT),
+                        (&after.user_id, Type::TEXT),
+                        (&rows, Type::INT8),
+                    ],
                 ),
                 Order::Revenue => {
                     client.query_typed(statement!("page_users_by_revenue"), &by_revenue)
@@ -178,16 +188,16 @@ impl PostgresReaders {
             Ok(Overall {
                 users: get_u64(&row, 0)?,
                 events: get_u64(&row, 1)?,
-                revenue_micros: get_i128(&row, 2)?,
+                revenue: WideMicros(get_i128(&row, 2)?),
                 updated_at_ms: get(&row, 3)?,
             })
         })
     }
 
-    /// See [`Readers::snapshot`](crate::store::Readers::snapshot).
-    pub(in crate::store) fn snapshot(&self) -> Result<ReadSnapshot, StoreError> {
+    /// See `Readers::status`.
+    pub(in crate::store) fn status(&self) -> Result<DatabaseStatus, StoreError> {
         let Some(node) = self.node()? else {
-            return Ok(ReadSnapshot::default());
+            return Ok(DatabaseStatus::default());
         };
         self.read("read the ledger and the segments", |client| {
             let mut snapshot = client
@@ -208,13 +218,15 @@ impl PostgresReaders {
                 .collect::<Result<_, _>>()?;
             let ledger = convert::ledger(own(statement!("select_ledger"))?.first())?;
             let pruned = convert::pruned(own(statement!("select_pruned"))?.first())?;
+            let overall = convert::overall(own(statement!("select_node_overall"))?.first())?;
             snapshot.commit()?;
-            Ok((
+            Ok(DatabaseStatus {
                 ledger,
-                AppliedSegments { native, imported },
+                overall,
+                applied: AppliedSegments { native, imported },
                 unfinished,
                 pruned,
-            ))
+            })
         })
     }
 

@@ -14,10 +14,11 @@ use ::postgres::Client;
 use ::postgres::types::Type;
 
 use super::convert::{self, to_i64};
-use super::rows::{Param, RowsError, statement};
+use super::rows::{self, Param, RowsError, statement};
 use super::writer::{End, Nesting};
 use super::{Node, PostgresWriter};
 use crate::store::id_blocks::Block;
+use crate::store::overall::Added;
 use crate::store::{SegmentRow, SegmentState, Snapshot, StoreError};
 
 /// How many blocks or totals are written together.
@@ -54,6 +55,7 @@ impl PostgresWriter {
                 statement!("delete_ids_of_node"),
                 statement!("delete_rejected_lines_of_node"),
                 statement!("delete_totals_of_node"),
+                statement!("delete_overall_of_node"),
                 statement!("delete_applied_sum_of_node"),
                 statement!("delete_segments_of_node"),
             ] {
@@ -74,6 +76,11 @@ impl PostgresWriter {
                     ],
                 )?;
             }
+            let mut added = Added::default();
+            for &(_, micros, events) in &totals {
+                added.user(micros, events);
+            }
+            rows::add_overall(client, node, totals.len() as u64, &added, now_ms)?;
             Ok(End::Commit(()))
         })
     }

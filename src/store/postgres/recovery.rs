@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{PostgresReaders, PostgresSnapshot, Sums, Target};
+use super::{PostgresReaders, PostgresSnapshot, Target};
 use crate::data_dir::segment::SegmentId;
 use crate::store::StoreError;
 use crate::store::segments::{Checks, RecoveryRows};
@@ -18,8 +18,9 @@ pub(in crate::store) fn read_for_recovery(
     if !readers.is_there()? {
         return Ok(RecoveryRows::default());
     }
-    let (_, applied, mut rows, pruned) = readers.snapshot()?;
-    let mut applied = applied.native;
+    let status = readers.status()?;
+    let (mut rows, pruned) = (status.unfinished, status.pruned);
+    let mut applied = status.applied.native;
     for &number in numbers {
         if applied.remove(number) {
             rows.extend(readers.segment(&SegmentId::Native(number))?);
@@ -40,13 +41,16 @@ pub(in crate::store) fn read_checks(
     let Some(snapshot) = PostgresSnapshot::open(target, directory)? else {
         return Ok(None);
     };
-    let mut segments = snapshot.sums(Sums::Segments)?;
+    let mut segments = snapshot.segment_sums()?;
+    let overall_rows = snapshot.overall_rows()?;
     let pruned = snapshot.pruned()?;
     segments.0 += pruned.counts.events;
     segments.1 = segments.1.wrapping_add(pruned.net_check);
     Ok(Some(Checks {
         segments,
-        totals: snapshot.sums(Sums::Totals)?,
+        totals: (overall_rows.events, overall_rows.net_check()),
+        overall: snapshot.overall()?,
+        overall_rows,
         applied_sum: snapshot.applied_sum()?,
         applied_rows: snapshot.applied_rows()?,
     }))

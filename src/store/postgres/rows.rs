@@ -17,6 +17,7 @@ use crate::store::apply::ids::{IdLookup, IdRow};
 use crate::store::apply::totals::SAFE;
 use crate::store::apply::{AddedCounts, Failure, Range, Rows};
 use crate::store::id_blocks::{Block, BlockKey};
+use crate::store::overall::{Added, Overall};
 use crate::store::{IdEvent, Rejected, SegmentRow, SegmentState};
 
 /// A statement of `sql/postgres/query/`.
@@ -65,6 +66,8 @@ pub(super) struct PostgresRows<'r> {
     transaction: &'r mut Client,
     node: i32,
     now_ms: i64,
+    /// Users whose first event at this node was written.
+    new_users: u64,
     /// The segment and the rejected lines that are not written yet.
     rejected: (String, RejectedColumns),
 }
@@ -112,6 +115,7 @@ impl<'r> PostgresRows<'r> {
             transaction,
             node,
             now_ms,
+            new_users: 0,
             rejected: (String::new(), RejectedColumns::default()),
         }
     }
@@ -409,7 +413,7 @@ impl Rows for PostgresRows<'_> {
         let ids: Vec<&str> = users.iter().map(|&(user, ..)| user).collect();
         let micros: Vec<i64> = users.iter().map(|&(_, micros, _)| micros).collect();
         let events: Vec<i64> = users.iter().map(|&(.., events)| events).collect();
-        let changed = self.execute(
+        let rows = self.query(
             statement!("upsert_user_totals"),
             &[
                 (&node, Type::INT4),
@@ -421,8 +425,11 @@ impl Rows for PostgresRows<'_> {
                 (&events, Type::INT8_ARRAY),
             ],
         )?;
-        if changed == users.len() {
-            return Ok(());
+        if let Some(row) = rows.first() {
+            self.new_users += convert::get_u64(row, 1)?;
+            if convert::get_u64(row, 0)? == users.len() as u64 {
+                return Ok(());
+            }
         }
         let rows = self.query(
             statement!("select_unsafe_totals"),
@@ -445,7 +452,7 @@ impl Rows for PostgresRows<'_> {
 
     fn set_total(&mut self, user: &str, micros: i64, events: u64) -> Result<(), RowsError> {
         let (node, now_ms) = (self.node, self.now_ms);
-        self.execute(
+        let rows = self.query(
             statement!("set_user_total"),
             &[
                 (&user, Type::TEXT),
@@ -455,7 +462,20 @@ impl Rows for PostgresRows<'_> {
                 (&now_ms, Type::INT8),
             ],
         )?;
+        if convert::one_count(&rows)? == events {
+            self.new_users += 1;
+        }
         Ok(())
+    }
+
+    fn add_overall(&mut self, added: &Added) -> Result<Overall, RowsError> {
+        let (node, users) = (self.node, self.new_users);
+        let rows = if added.events == 0 {
+            self.query(statement!("select_node_overall"), &[(&node, Type::INT4)])?
+        } else {
+            add_overall(self.transaction, node, users, added, self.now_ms)?
+        };
+        Ok(convert::overall(rows.first())?)
     }
 
     fn rejected_lines(&mut self, segment: &str) -> Result<u64, RowsError> {
@@ -565,6 +585,26 @@ pub(super) fn add_to_applied_sum(
             &[(&node, Type::INT4), (&key, Type::INT8)],
         )
         .map(|_| ())
+}
+
+/// Adds to the sums over all users of the node, and returns their row.
+pub(super) fn add_overall(
+    transaction: &mut Client,
+    node: i32,
+    users: u64,
+    added: &Added,
+    now_ms: i64,
+) -> Result<Vec<Row>, ::postgres::Error> {
+    transaction.query_typed(
+        statement!("add_overall"),
+        &[
+            (&node, Type::INT4),
+            (&to_i64(users), Type::INT8),
+            (&to_i64(added.events), Type::INT8),
+            (&added.micros.to_string(), Type::TEXT),
+            (&now_ms, Type::INT8),
+        ],
+    )
 }
 
 fn id_rows(rows: &[Row]) -> Result<HashMap<&str, IdRow>, RowsError> {

@@ -15,9 +15,12 @@ use super::rows::{Param, statement};
 use super::writer::segment_rows;
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
+use crate::event::WideMicros;
 use crate::store::id_blocks::{Block, Grouped, Span};
 use crate::store::snapshot::{BlockRow, status_in};
-use crate::store::{AppliedSum, IdEvent, IdEvents, IdStatus, Pruned, SegmentRow, StoreError};
+use crate::store::{
+    AppliedSum, IdEvent, IdEvents, IdStatus, Overall, Pruned, SegmentRow, StoreError,
+};
 
 /// How many ids or blocks are looked up together.
 const TOGETHER: usize = 4096;
@@ -89,18 +92,39 @@ impl PostgresSnapshot {
         })
     }
 
-    /// The events and net micros of all rows of a table, modulo 2^64.
-    pub(in crate::store) fn sums(&self, of: Sums) -> Result<(u64, i64), StoreError> {
-        let sql = match of {
-            Sums::Segments => statement!("select_segment_checks"),
-            Sums::Totals => statement!("select_total_checks"),
-        };
+    /// The events and net micros of all segments, modulo 2^64.
+    pub(in crate::store) fn segment_sums(&self) -> Result<(u64, i64), StoreError> {
+        let sql = statement!("select_segment_checks");
         self.read("add up all totals", sql, &[], |rows| {
             let Some(row) = rows.first() else {
                 return Ok((0, 0));
             };
             let events = u64::try_from(convert::get_i128(row, 0)?).unwrap_or(u64::MAX);
             Ok((events, convert::get_wrapped(row, 1)?))
+        })
+    }
+
+    /// The stored sums over all users of the node.
+    pub(in crate::store) fn overall(&self) -> Result<Overall, StoreError> {
+        let sql = statement!("select_node_overall");
+        self.read("read the sums over all users", sql, &[], |rows| {
+            convert::overall(rows.first())
+        })
+    }
+
+    /// The same sums, computed from the rows; without a time.
+    pub(in crate::store) fn overall_rows(&self) -> Result<Overall, StoreError> {
+        let sql = statement!("select_total_checks");
+        self.read("add up all totals", sql, &[], |rows| {
+            let Some(row) = rows.first() else {
+                return Ok(Overall::default());
+            };
+            Ok(Overall {
+                users: get_u64(row, 0)?,
+                events: get_u64(row, 1)?,
+                revenue: WideMicros(convert::get_i128(row, 2)?),
+                updated_at_ms: None,
+            })
         })
     }
 
@@ -331,13 +355,6 @@ impl PostgresSnapshot {
         }
         Ok(())
     }
-}
-
-/// Which sums are read.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::store) enum Sums {
-    Segments,
-    Totals,
 }
 
 /// A row of `event_id`.

@@ -20,8 +20,8 @@ use super::{Node, Target, schema};
 use crate::data_dir::segment::{Numbers, SegmentId};
 use crate::store::apply::{self, Attempt, Failure};
 use crate::store::{
-    AppliedSegments, Ledger, Mark, Outcome, OutcomeOfAll, Pruned, Range, SegmentRow, SegmentState,
-    Source, StoreError,
+    AppliedSegments, Ledger, Mark, Outcome, OutcomeOfAll, Overall, Pruned, Range, SegmentRow,
+    SegmentState, Source, StoreError,
 };
 
 /// How often a transaction is repeated that was rolled back because of another one. A deadlock is detected
@@ -271,6 +271,13 @@ impl PostgresWriter {
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         self.read(statement!("select_ledger"), &[], |rows| {
             convert::ledger(rows.first())
+        })
+    }
+
+    /// See [`Writer::overall`](crate::store::Writer::overall).
+    pub fn overall(&self) -> Result<Overall, StoreError> {
+        self.read(statement!("select_node_overall"), &[], |rows| {
+            convert::overall(rows.first())
         })
     }
 

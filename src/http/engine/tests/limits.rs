@@ -119,11 +119,11 @@ fn at_the_connection_limit_those_that_stall_in_a_request_are_evicted_first() {
         ..Limits::default()
     };
     let fixture = Fixture::start(limits);
+    let half = crowd(&fixture, 30, "GET /a HT");
     let mut kept = crowd(&fixture, 10, GET_A);
     for client in &mut kept {
         assert_eq!(client.answer(), (200, "/a 0".into()));
     }
-    let half = crowd(&fixture, 30, "GET /a HT");
     fixture.until("all are open", |figures| figures.connections == 40);
     let held = crowd(&fixture, 30, HELD);
     fixture.until("all new ones are held", |figures| figures.in_flight == 30);
