@@ -523,7 +523,7 @@ fn commands_on_postgres_need_no_file_of_sqlite() {
         "--csv",
     ])
     .expect(0);
-    assert!(shown.stdout.contains("u,3,1,"), "{shown}");
+    assert!(shown.stdout.contains("u,3,3000000,1,"), "{shown}");
     run(&["query", "--data-dir", arg(&data), "--database", &secret]).expect(0);
     let elsewhere = scratch.path().join("elsewhere");
     run(&[
