@@ -56,6 +56,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Restore(args) => backup::run_restore(&RestoreConfig::new(args, quiet)?),
         Command::Query(args) => query::run(&QueryConfig::new(args)?),
         Command::Rejected(args) => rejected::run(&RejectedConfig::new(args)?),
+        #[cfg(feature = "postgres")]
+        Command::Nodes(args) => tallyline::commands::nodes::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Completions(args) => manual::completions(args.shell),
         Command::Man => manual::page(),

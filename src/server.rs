@@ -80,7 +80,9 @@ impl Server {
         let locks = lock(dir, config.processing)?;
         backup::refuse_unfinished(dir)?;
         backup::refuse_backup(dir)?;
-        warn_of_file_system(dir);
+        if config.database_url.is_none() {
+            warn_of_file_system(dir);
+        }
         let mut parts = Parts::default();
         let address = parts.start(config, &locks)?;
         tracing::info!("serving {} on http://{address}", dir.display());
@@ -122,11 +124,11 @@ impl Parts {
     /// Starts all parts; the caller holds the locks. After an error, dropping `self` stops those that run.
     fn start(&mut self, config: &ServeConfig, locks: &Locks) -> anyhow::Result<SocketAddr> {
         let dir = &config.data_dir;
-        let database = dir.join(DATABASE_FILE);
+        let database = config.database();
         // First: from here on, only SQLite opens the files of the database.
-        let readers = Readers::new(&database, READERS_MAX);
+        let readers = Readers::of(&database, READERS_MAX);
         self.readers = Some(readers.clone());
-        let metered = MeteredDisk::new(dir, store::files_of(&database));
+        let metered = MeteredDisk::new(dir, store::files_of(&dir.join(DATABASE_FILE)));
         if config.max_disk_bytes.is_some() {
             // So that the limit applies from the first event.
             metered.walk().with_context(|| {
@@ -140,9 +142,11 @@ impl Parts {
         let disk: Arc<dyn Disk> = Arc::new(metered);
         let health = Arc::new(Health::default());
         let journal = journal_config(config, locks);
-        let (journal, committer) = processor::open_journal(dir, &disk, journal, &health)?;
+        let (journal, committer) =
+            processor::open_journal(dir, &database, &disk, journal, &health)?;
         self.committer = Some(committer);
         let directory = journal.directory();
+        readers.belong_to(directory);
 
         let progress = Arc::new(Progress::new(config.processing));
         let process_config = process_config(config);
@@ -336,6 +340,7 @@ fn process_config(config: &ServeConfig) -> ProcessConfig {
     let mut process = ProcessConfig::new(&config.data_dir);
     process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
     process.flush_interval = config.flush_interval.unwrap_or(process.flush_interval);
+    process.database = config.database();
     process.retention = config.retention;
     process.dedup_window = config.dedup_window;
     process

@@ -39,9 +39,13 @@ fn assert_everything_archived(data: &Path) {
         // An empty events.jsonl may be left for the next start.
         .filter(|name| name != "events.jsonl" || fs::metadata(data.join(name)).unwrap().len() > 0)
         .collect();
+    let database = match super::harness::suite::url(data) {
+        Some(_) => "node.json",
+        None => "revenue.db",
+    };
     assert_eq!(
         left,
-        ["revenue.db"],
+        [database],
         "one database file, every segment in applied/"
     );
 }

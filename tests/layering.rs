@@ -288,7 +288,7 @@ fn only_the_processor_writes_to_the_store() {
     // write would not be made on the thread that owns the state derived from the database.
     assert_at_home(&[
         ("Writer::open", &["processor"]),
-        ("Writer::open_to_load", &["processor"]),
+        ("Writer::of", &["processor"]),
     ]);
 }
 
@@ -307,7 +307,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "timestamp",
         ],
     ),
-    ("cli", &["data_dir", "http", "progress"]),
+    ("cli", &["data_dir", "http", "progress", "store"]),
     (
         "client",
         &["cli", "data_dir", "event", "shutdown", "timestamp"],
@@ -453,7 +453,8 @@ fn threads_have_names_and_do_not_poll_and_queues_are_bounded() {
         // Bounded in bytes and by the shards in progress, which a channel cannot count.
         ("unbounded", &["journal", "aggregate/pool.rs"]),
         ("process::exit", &[]),
-        ("env::var", &["cli/logging"]),
+        // PGPASSWORD and its kin mean the same as with psql.
+        ("env::var", &["cli/logging", "store/postgres"]),
     ]);
 }
 

@@ -17,7 +17,7 @@ use tallyline::http::{Access, App, HttpConfig, Limits, Server};
 use tallyline::journal::{Batch, Committer, Journal, JournalConfig};
 use tallyline::processor::{ProcessConfig, Processor, open_journal, run_once};
 use tallyline::progress::{Processing, Progress};
-use tallyline::store::{DATABASE_FILE, Readers};
+use tallyline::store::{DATABASE_FILE, Database, Readers};
 
 use super::harness::http::{Conn, Request};
 use super::harness::{PATIENCE, event, until};
@@ -69,7 +69,8 @@ fn start(dir: &Path, disk: &SimDisk, role: Role) -> Running {
         check_every: Duration::from_hours(1),
         ..JournalConfig::default()
     };
-    let (journal, committer) = open_journal(dir, &shared, config, &health).unwrap();
+    let (journal, committer) =
+        open_journal(dir, &Database::in_dir(dir), &shared, config, &health).unwrap();
     let readers = Readers::new(&dir.join(DATABASE_FILE), 1);
     let progress = Arc::new(Progress::new(match role {
         Role::Processor => Processing::Here,

@@ -239,6 +239,20 @@ COMMENT ON COLUMN tallyline.applied_sum.duplicates    IS 'their duplicates';
 COMMENT ON COLUMN tallyline.applied_sum.rejected      IS 'their rejected lines';
 COMMENT ON COLUMN tallyline.applied_sum.corrupt_lines IS 'their lines that are not applied because the file is corrupt';
 
+CREATE TABLE tallyline.overall (
+    node           integer NOT NULL PRIMARY KEY,
+    users          bigint  NOT NULL CHECK (users >= 0),
+    events         bigint  NOT NULL CHECK (events >= 0),
+    revenue_micros numeric NOT NULL,
+    updated_at_ms  bigint
+);
+COMMENT ON TABLE  tallyline.overall                IS 'One row for each node: the sums over its rows of user_total, so that no reader has to add them up. They change in the same transaction.';
+COMMENT ON COLUMN tallyline.overall.node           IS 'node.node';
+COMMENT ON COLUMN tallyline.overall.users          IS 'users with a counted event at this node; a user may be at several nodes';
+COMMENT ON COLUMN tallyline.overall.events         IS 'counted events';
+COMMENT ON COLUMN tallyline.overall.revenue_micros IS 'sum of all revenues at this node, exact';
+COMMENT ON COLUMN tallyline.overall.updated_at_ms  IS 'when an event was last applied';
+
 CREATE VIEW tallyline.user_revenue (user_id, revenue, events, updated_at, revenue_micros) AS
 SELECT user_id,
        sum(revenue_micros) / 1000000,

@@ -37,7 +37,7 @@ use crate::data_dir::{
     Catalog, DIRECTORY_FILE, Directory, PROCESS_LOCK, QUARANTINE_DIR, SERVE_LOCK, directory_tag,
 };
 use crate::processor;
-use crate::store::DATABASE_FILE;
+use crate::store::{DATABASE_FILE, Database};
 use crate::timestamp;
 
 /// The result of a restore.
@@ -239,7 +239,7 @@ impl Restore {
             return Ok(());
         }
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        processor::seal(&self.data_dir, &disk)
+        processor::seal(&self.data_dir, &Database::in_dir(&self.data_dir), &disk)
     }
 
     fn add_files(
@@ -511,7 +511,7 @@ mod tests {
                     refuse_unfinished(&data).expect("finished");
                     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
                     let config = ProcessConfig::new(&data);
-                    processor::seal(&data, &disk).expect("sealed");
+                    processor::seal(&data, &Database::in_dir(&data), &disk).expect("sealed");
                     let summary = run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
                     assert!(summary.refused.is_empty(), "{case}: {summary:?}");
                     assert!(summary.missing.is_empty(), "{case}: {summary:?}");

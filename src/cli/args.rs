@@ -6,6 +6,8 @@
 
 mod errors;
 mod files;
+#[cfg(feature = "postgres")]
+mod nodes;
 mod send;
 mod serve;
 mod tools;
@@ -19,6 +21,8 @@ use clap::{
 pub(crate) use self::errors::renamed;
 pub use self::errors::with_variables;
 pub use self::files::{BackupArgs, ProcessArgs, QueryArgs, RejectedArgs, RestoreArgs, VerifyArgs};
+#[cfg(feature = "postgres")]
+pub use self::nodes::{AdoptArgs, NodesArgs, NodesCommand, RemoveArgs};
 pub use self::send::{ReadyArgs, SendArgs};
 pub use self::serve::{DemoArgs, ServeArgs};
 pub use self::tools::{CompletionsArgs, GenerateArgs, TortureArgs};
@@ -124,6 +128,9 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Show totals from the database
     Query(QueryArgs),
+    /// List the nodes that share a PostgreSQL database, adopt one or remove one
+    #[cfg(feature = "postgres")]
+    Nodes(NodesArgs),
     /// Show the lines that were not counted, and why
     Rejected(RejectedArgs),
     /// Write generated events to stdout

@@ -38,6 +38,7 @@ pub fn run_backup(config: &BackupConfig) -> anyhow::Result<Exit> {
     match config.check {
         CheckBackup::No => Ok(Exit::Done),
         CheckBackup::Recount => verify::run(&VerifyConfig {
+            database_url: None,
             data_dir: config.dir.clone(),
             verbosity: config.verbosity,
         }),

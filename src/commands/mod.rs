@@ -5,6 +5,8 @@ pub mod backup;
 pub mod demo;
 pub mod generate;
 pub mod manual;
+#[cfg(feature = "postgres")]
+pub mod nodes;
 pub mod process;
 pub mod query;
 pub mod ready;

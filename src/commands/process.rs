@@ -19,6 +19,7 @@ use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{Directory, PROCESS_LOCK, SERVE_LOCK, numbers};
 use crate::processor::{self, RunProgress, Step, Summary};
+use crate::store::Database;
 
 /// Applies the files and prints a summary.
 pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
@@ -28,6 +29,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     backup::refuse_unfinished(dir)?;
     backup::refuse_backup(dir)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let database = (config.database_url.clone()).unwrap_or_else(|| Database::in_dir(dir));
     // A rebuild holds the lock to its end, so that no server opens the database.
     let serve_lock = match (config.database, Lock::take(&dir.join(SERVE_LOCK))) {
         (DatabaseMode::Keep, Err(LockError::Held { holder, .. })) => {
@@ -40,9 +42,10 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let started =
         Directory::read(&*disk, dir).is_ok_and(|found| found.is_some_and(|it| it.started));
     if serve_lock.is_some() && (started || dir.join(ACTIVE_FILE).exists()) {
-        processor::seal(dir, &disk)?;
+        processor::seal(dir, &database, &disk)?;
     }
     let mut process = processor::ProcessConfig::new(dir);
+    process.database.clone_from(&database);
     process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
     let bar = bar();
     let mut show = |progress: RunProgress<'_>| {

@@ -11,36 +11,50 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::cli::config::{QueryConfig, QueryFormat};
 use crate::cli::exit::Exit;
 use crate::cli::output::counted;
-use crate::data_dir::directory_tag;
+use crate::data_dir::disk::RealDisk;
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
+use crate::data_dir::{Directory, directory_tag};
 use crate::store::{
-    DATABASE_FILE, Ledger, Listing, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
-    read_directory,
+    Database, Ledger, Listing, Order, Overall, Readers, SegmentRow, SegmentState, UserTotal,
 };
 use crate::timestamp;
 
 /// Prints the totals. A user without applied events is reported on stderr, with exit code 1.
 pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
-    let readers = open_database(&config.data_dir)?;
+    let totals = &open_database(&config.data_dir, config.database_url.as_ref())?;
     let exit = if config.users.is_empty() {
-        overall_totals(&readers, config)
+        overall_totals(totals, config)
     } else {
-        some_users(&readers, config)
+        some_users(totals, config)
     };
-    readers.close();
+    totals.readers.close();
     exit
 }
 
 /// Opens the database of a data directory for reading. Fails if there is none.
-pub(super) fn open_database(data_dir: &Path) -> anyhow::Result<Readers> {
-    let path = data_dir.join(DATABASE_FILE);
-    let readers = Readers::new(&path, 1);
-    if !path.exists() {
-        let pending = Pending::of(data_dir, &readers)?;
+pub(super) fn open_database(data_dir: &Path, url: Option<&Database>) -> anyhow::Result<Totals> {
+    let database = url.map_or_else(|| Database::in_dir(data_dir), Database::clone);
+    let readers = Readers::of(&database, 1);
+    let directory = match database.directory()? {
+        Some(directory) => Some(directory),
+        None => Directory::read(&RealDisk, data_dir)
+            .ok()
+            .flatten()
+            .map(|directory| directory.id),
+    };
+    if let Some(directory) = directory {
+        readers.belong_to(directory);
+    }
+    let totals = Totals { readers, directory };
+    if let Some(path) = database.file()
+        && !path.exists()
+    {
+        let pending = totals.pending(data_dir)?;
         if pending.bytes > 0 {
             bail!(
                 "there is no database {}: {pending}; run `tallyline process` to apply them",
@@ -52,11 +66,12 @@ pub(super) fn open_database(data_dir: &Path) -> anyhow::Result<Readers> {
             path.display()
         );
     }
-    readers.check()?;
-    Ok(readers)
+    totals.readers.check()?;
+    Ok(totals)
 }
 
-fn overall_totals(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
+fn overall_totals(totals: &Totals, config: &QueryConfig) -> anyhow::Result<Exit> {
+    let readers = &totals.readers;
     // A page has at least one user, also for --top 0.
     let page = readers.users(&Listing::first(Order::RevenueDescending, config.top.max(1)))?;
     let mut users = page.map(|page| page.users).unwrap_or_default();
@@ -64,22 +79,22 @@ fn overall_totals(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exi
     let text = match config.format {
         QueryFormat::Csv => csv(&users)?,
         QueryFormat::Json => {
-            let pending = Pending::of(&config.data_dir, readers)?;
+            let pending = totals.pending(&config.data_dir)?;
             json_overall(&readers.overall()?, readers.ledger()?, &pending, &users)?
         }
         QueryFormat::Table => {
-            let pending = Pending::of(&config.data_dir, readers)?;
+            let pending = totals.pending(&config.data_dir)?;
             table_overall(&readers.overall()?, readers.ledger()?, &pending, &users)
         }
     };
     crate::cli::output::print(text.as_bytes())
 }
 
-fn some_users(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
+fn some_users(totals: &Totals, config: &QueryConfig) -> anyhow::Result<Exit> {
     let mut users = Vec::new();
     let mut unknown = Vec::new();
     for user_id in &config.users {
-        match readers.user(user_id)? {
+        match totals.readers.user(user_id)? {
             Some(user) => users.push(user),
             None => unknown.push(format!("{user_id:?}")),
         }
@@ -94,13 +109,25 @@ fn some_users(readers: &Readers, config: &QueryConfig) -> anyhow::Result<Exit> {
     }
     if !unknown.is_empty() {
         let unknown = unknown.join(", ");
-        let pending = Pending::of(&config.data_dir, readers)?;
+        let pending = totals.pending(&config.data_dir)?;
         if pending.bytes > 0 {
             bail!("no events of {unknown} were applied; {pending}");
         }
         bail!("no events of {unknown} were applied");
     }
     Ok(Exit::Done)
+}
+
+/// The database, and the data directory whose segments are shown.
+pub(super) struct Totals {
+    pub(super) readers: Readers,
+    directory: Option<Uuid>,
+}
+
+impl Totals {
+    fn pending(&self, data_dir: &Path) -> anyhow::Result<Pending> {
+        Pending::of(data_dir, self.directory, &self.readers)
+    }
 }
 
 /// Events in the files of the data directory that are not in the database yet.
@@ -112,14 +139,14 @@ struct Pending {
 
 impl Pending {
     /// Counts by file lengths; no file is opened. Archived segments are fully applied.
-    fn of(data_dir: &Path, readers: &Readers) -> anyhow::Result<Self> {
+    fn of(data_dir: &Path, directory: Option<Uuid>, readers: &Readers) -> anyhow::Result<Self> {
         let cannot_list = || format!("cannot list {}", data_dir.display());
         let entries = match fs::read_dir(data_dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             entries => entries.with_context(cannot_list)?,
         };
         let unfinished = readers.unfinished_segments()?;
-        let directory = read_directory(&data_dir.join(DATABASE_FILE))?.map_or(0, directory_tag);
+        let directory = directory.map_or(0, directory_tag);
         // The row of `events.jsonl` may belong to a segment that was sealed since.
         let mut active = unfinished.iter().find(|row| row.file_name == ACTIVE_FILE);
         let mut pending = Self::default();
@@ -340,12 +367,12 @@ fn time(at_ms: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Micros, WideMicros};
+    use crate::event::WideMicros;
 
     fn user(user_id: &str, micros: i64) -> UserTotal {
         UserTotal {
             user_id: user_id.to_owned(),
-            revenue: Micros(micros),
+            revenue: micros.into(),
             events: 2,
             updated_at_ms: 1_795_329_660_123,
         }

@@ -12,7 +12,7 @@ use crate::store::{RejectedFilter, RejectedLine};
 
 /// Prints the newest rejected lines.
 pub fn run(config: &RejectedConfig) -> anyhow::Result<Exit> {
-    let readers = open_database(&config.data_dir)?;
+    let readers = open_database(&config.data_dir, config.database_url.as_ref())?.readers;
     let filter = RejectedFilter {
         since: config.since,
         id_prefix: config.id_prefix.clone(),

@@ -406,7 +406,7 @@ impl Torture {
                 String::new()
             };
             let amount = i64::try_from(micros).unwrap_or_default();
-            let value = Micros(amount);
+            let value = Micros::from(amount);
             let line = format!(
                 r#"{{{id}"userId": "{user}", "name": "{name}", "value": {value}}}
 "#
@@ -532,13 +532,13 @@ impl Torture {
                 .context("our own cursor")?;
             for user in page.users {
                 let (micros, events) = left.remove(&user.user_id).unwrap_or_default();
-                if (user.revenue, user.events) != (Micros(micros), events) {
+                if (user.revenue, user.events) != (Micros::from(micros), events) {
                     faults.push(format!(
                         "{}: {} from {} events, should be {} from {events}",
                         user.user_id,
                         user.revenue,
                         user.events,
-                        Micros(micros)
+                        Micros::from(micros)
                     ));
                 }
             }

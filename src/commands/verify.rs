@@ -19,7 +19,10 @@ use crate::verify::{Finding, Target, VerifyReport, verify};
 
 /// Exit code 0 if files and database agree; 1 if they differ or some files could not be checked.
 pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
-    let target = Target::new(&config.data_dir);
+    let mut target = Target::new(&config.data_dir);
+    if let Some(database) = &config.database_url {
+        target.database.clone_from(database);
+    }
     if !config.data_dir.is_dir() {
         bail!(
             "there is no data directory {}; name one with --data-dir",
@@ -71,7 +74,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
         }
         bail!(
             "there is no database {}; start `tallyline serve`, run `tallyline process`, or name another data directory with --data-dir",
-            target.database.display()
+            target.database
         );
     };
     if config.verbosity == Verbosity::Normal || !verdict.agrees() {
@@ -110,7 +113,7 @@ fn describe(verdict: &VerifyReport) -> String {
         counted(*bytes, "byte"),
         counted(counts.lines, "line"),
         counted(counts.events, "event"),
-        Micros(*net),
+        Micros::from(*net),
         counted(counts.duplicates, "duplicate"),
         HumanCount(counts.rejected)
     );

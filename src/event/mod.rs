@@ -38,11 +38,17 @@ pub const AMOUNT_MICROS_MAX: u64 = 1_000_000_000_000 * MICROS_PER_UNIT;
 
 /// A signed sum in millionths of a unit. Its text is the exact decimal without trailing zeros.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Micros(pub i64);
+pub struct Micros(pub i128);
+
+impl From<i64> for Micros {
+    fn from(micros: i64) -> Self {
+        Self(micros.into())
+    }
+}
 
 impl fmt::Display for Micros {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        WideMicros(self.0.into()).fmt(f)
+        WideMicros(self.0).fmt(f)
     }
 }
 
@@ -593,7 +599,8 @@ mod tests {
             (50_000_000, "50"),
             (-10_500_000, "-10.5"),
             (1, "0.000001"),
-            (i64::MIN, "-9223372036854.775808"),
+            (i64::MIN.into(), "-9223372036854.775808"),
+            (i128::from(i64::MAX) * 4, "36893488147419.103228"),
         ] {
             assert_eq!(Micros(micros).to_string(), text);
         }

@@ -25,9 +25,7 @@ use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{self, Disk, DiskFile};
 use crate::data_dir::segment::{DirectoryTag, Seal, SegmentId, Tag};
 use crate::event::Event;
-use crate::store::{
-    Applied, Delta, Existing, Outcome, Range, RangeEnd, Source, StoreError, Writer,
-};
+use crate::store::{Applied, Delta, Opening, Outcome, Range, RangeEnd, Source, StoreError, Writer};
 use crate::verify::seal;
 
 /// While the active segment is applied, its pages are released from the page cache after this many bytes.
@@ -80,8 +78,8 @@ impl<'p> Applier<'p> {
 
     /// Opens the database, or creates it.
     pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
-        let mut writer = Writer::open(&config.database(), Existing::OrCreate)?;
-        writer.belong_to(config.directory)?;
+        let mut writer = open_writer(config, Opening::Follow)?;
+        writer.keep_ids(config.dedup_window)?;
         Self::new(config, pool, writer)
     }
 
@@ -89,9 +87,8 @@ impl<'p> Applier<'p> {
     pub(super) fn of(
         config: &ProcessConfig,
         pool: &'p mut Pool,
-        mut writer: Writer,
+        writer: Writer,
     ) -> Result<Self, StoreError> {
-        writer.belong_to(config.directory)?;
         Self::new(config, pool, writer)
     }
 
@@ -299,6 +296,16 @@ impl RangeAggregate {
             },
         }
     }
+}
+
+/// Opens the database as the only writer of the data directory.
+pub(super) fn open_writer(config: &ProcessConfig, opening: Opening) -> Result<Writer, StoreError> {
+    Writer::of(
+        &config.database,
+        &config.data_dir,
+        config.directory,
+        opening,
+    )
 }
 
 /// Reads lines of the range again, for the overflow replay of the store.

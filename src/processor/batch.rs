@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::applier::{Applier, Commit, Confirmed, Watch};
+use super::applier::{Applier, Commit, Confirmed, Watch, open_writer};
 use super::archive::Archived;
 use super::import::{ImportOutcome, Importer};
 use super::other_names::OtherNames;
@@ -27,7 +27,9 @@ use crate::data_dir::numbers::{MISSING_MAX, gaps};
 use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Found, Place};
 use crate::data_dir::{active_label, given_out};
-use crate::store::{AppliedSegments, Counts, DATABASE_FILE, SegmentState, StoreError, Writer};
+use crate::store::{
+    AppliedSegments, Counts, DATABASE_FILE, Opening, SegmentState, StoreError, Writer,
+};
 use crate::verify::contents::{accounts_for, compare_claims, describe_rivals};
 use crate::verify::sums;
 
@@ -97,12 +99,31 @@ pub fn run_once(
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Summary, ProcessError> {
     let config = &when_unlocked(|| config.established(&**disk))?;
-    let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
-    if config.database == config.data_dir.join(DATABASE_FILE) {
+    if config.database.file() == Some(&*config.data_dir.join(DATABASE_FILE)) {
         rebuild::remove_unfinished(&config.data_dir)?;
     }
-    let was_unclean = sums::was_left_open(&config.database());
-    let writer = when_unlocked(|| Ok(Writer::open_to_load(&config.database())?))?;
+    let was_unclean = sums::was_left_open(&config.database);
+    let writer = when_unlocked(|| Ok(open_writer(config, Opening::Load)?))?;
+    let (writer, mut summary) = run_with(config, disk, files, writer, on_progress)?;
+    writer.close()?;
+    if was_unclean && let Some(reason) = sums::difference(&config.database, config.directory)? {
+        summary.refused.push(Refused {
+            path: config.database.to_string().into(),
+            reason,
+        });
+    }
+    Ok(summary)
+}
+
+/// The same with a writer that is open, and with the UUID of the data directory. Returns the writer.
+pub(super) fn run_with(
+    config: &ProcessConfig,
+    disk: &Arc<dyn Disk>,
+    files: &[PathBuf],
+    writer: Writer,
+    on_progress: &mut dyn FnMut(RunProgress<'_>),
+) -> Result<(Writer, Summary), ProcessError> {
+    let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
     let mut applier = Applier::of(config, &mut pool, writer)?;
     let mut batch = Batch {
         config,
@@ -127,15 +148,7 @@ pub fn run_once(
         let handled = apply_some(&**disk, data_dir, &mut applier, rest, &mut batch)?;
         rest = &rest[handled..];
     }
-    applier.writer.close()?;
-    let mut summary = batch.summary;
-    if was_unclean && let Some(reason) = sums::difference(&config.database())? {
-        summary.refused.push(Refused {
-            path: config.database(),
-            reason,
-        });
-    }
-    Ok(summary)
+    Ok((applier.writer, batch.summary))
 }
 
 /// Repeats the attempt while another program has the database locked, for at most [`LOCKED_MAX`].

@@ -79,7 +79,7 @@ use crate::data_dir::{DataDirError, Directory, directory_tag};
 use crate::health::Health;
 use crate::journal::Journal;
 use crate::progress::Progress;
-use crate::store::{DATABASE_FILE, Readers, StoreError, read_directory};
+use crate::store::{Database, Readers, StoreError};
 use crate::verify::{self, VerifyError};
 
 /// The configuration of the processor.
@@ -99,8 +99,8 @@ pub struct ProcessConfig {
     pub retention: Option<Duration>,
     /// Expire an id this long after it was applied; `None`: never. Only the server's processor expires ids.
     pub dedup_window: Option<Duration>,
-    /// The database file; by default `revenue.db` in the data directory.
-    pub database: PathBuf,
+    /// The database; by default the file `revenue.db` in the data directory.
+    pub database: Database,
     /// The UUID of the data directory; nil until [`ProcessConfig::established`] or [`Processor::start`].
     pub directory: Uuid,
     /// The source of time for ages and records.
@@ -117,7 +117,7 @@ impl ProcessConfig {
             memory_bytes: 384 << 20,
             retention: None,
             dedup_window: None,
-            database: data_dir.join(DATABASE_FILE),
+            database: Database::in_dir(data_dir),
             directory: Uuid::nil(),
             clock: Arc::default(),
         }
@@ -131,7 +131,7 @@ impl ProcessConfig {
     /// Fills in the UUID from `directory.json`, which is created if it is missing. The caller holds
     /// `process.lock`.
     fn established(&self, disk: &dyn Disk) -> Result<Self, ProcessError> {
-        let known = read_directory(&self.database)?;
+        let known = self.database.directory()?;
         let directory = Directory::establish(disk, &self.data_dir, known, 0)?;
         Ok(Self {
             directory: directory.id,
@@ -142,7 +142,7 @@ impl ProcessConfig {
     fn target(&self) -> verify::Target {
         verify::Target {
             data_dir: self.data_dir.clone(),
-            database: self.database(),
+            database: self.database.clone(),
             directory: self.directory,
             memory_bytes: self.memory_bytes,
             threads: self.threads,
@@ -151,11 +151,6 @@ impl ProcessConfig {
 
     fn shares(&self) -> MemoryBudget {
         MemoryBudget::of(self.memory_bytes, self.threads)
-    }
-
-    /// The path of the database file.
-    pub fn database(&self) -> PathBuf {
-        self.database.clone()
     }
 }
 
@@ -201,11 +196,13 @@ pub enum ProcessError {
         /// The change, such as `revenue.db-wal was removed`.
         what: String,
     },
-    /// Another program committed a transaction to the database.
-    #[error("database {}: another program changed it; the applied positions are read from it again", path.display())]
+    /// Another program committed a transaction to the database, or it lost commits.
+    #[error(
+        "database {database}: another program changed it, or it lost the last commits in a failover; the applied positions are read from it again"
+    )]
     ChangedByOthers {
-        /// The database file.
-        path: PathBuf,
+        /// The database.
+        database: Database,
     },
     /// Another program wrote to the database file without SQLite's locks, such as `cp`.
     #[error("database {}: another program overwrote the file in place while the server had it open; it is read again, and the events in the files that it lacks are applied", path.display())]

@@ -22,11 +22,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::applier::open_writer;
+use super::batch::run_with;
 use super::{ProcessConfig, ProcessError, RunProgress, Summary, describe, retention, run_once};
 use crate::data_dir::disk::{self, DirHold, Disk, RealDisk};
 use crate::data_dir::{Catalog, Claims, QUARANTINE_DIR};
 use crate::store::{
-    Existing, Pruned, SegmentRow, SegmentState, Snapshot, Writer, is_in_use, read_kept, sibling,
+    Database, Existing, Opening, Pruned, SegmentRow, SegmentState, Snapshot, Writer, is_in_use,
+    read_kept, sibling,
 };
 use crate::verify::Finding;
 use crate::verify::recount::recount;
@@ -58,33 +61,27 @@ pub fn rebuild(
             "`tallyline verify` is reading the files; try again when it has finished".to_owned(),
         ));
     };
-    let old = config.database();
+    let Some(old) = config.database.file() else {
+        return rebuild_node(config, disk, on_progress);
+    };
     let new = dir.join(UNFINISHED);
     remove_unfinished(dir)?;
-    let (rows, pruned) = read_old(&old)?;
+    let (rows, pruned) = read_old(old)?;
     let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
         .map_err(ProcessError::io("list", dir))?;
     if pruned.number > 0 {
-        let writer = Writer::open(&old, Existing::Only)?;
+        let writer = Writer::open(old, Existing::Only)?;
         retention::finish(&**disk, &catalog, &writer)?;
         writer.close()?;
     }
     let mut notes = changes(&catalog, &rows);
     if pruned.segments > 0 {
-        carry(config, &**disk, &pruned, &new)?;
-        notes.push(format!(
-            "carried over: {} events of {} pruned segments (up to number {}), which cannot be recounted",
-            pruned.counts.events, pruned.segments, pruned.number
-        ));
+        carry(config, &**disk, &pruned, old, &new)?;
+        notes.push(describe_carried(&pruned));
     }
-    let ids: u64 = rows.iter().map(|row| row.ids_expired).sum();
-    if ids > 0 {
-        notes.push(format!(
-            "{ids} ids had expired (--dedup-window): an event with one of them that was counted again is now counted once"
-        ));
-    }
+    notes.extend(describe_expired(&rows));
     let mut building = config.clone();
-    building.database.clone_from(&new);
+    building.database = Database::Sqlite(new.clone());
     let summary = run_once(&building, disk, &[], on_progress)?;
     if let Some(refused) = summary.refused.iter().chain(&summary.unusable).next() {
         let (path, reason) = (refused.path.display(), &refused.reason);
@@ -92,9 +89,75 @@ pub fn rebuild(
         remove_unfinished(dir)?;
         return Err(ProcessError::NotRebuilt(cause));
     }
-    notes.extend(close_old(&**disk, dir, &old)?);
-    disk::replace(&new, &old).map_err(ProcessError::io("replace", &old))?;
+    notes.extend(close_old(&**disk, dir, old)?);
+    disk::replace(&new, old).map_err(ProcessError::io("replace", old))?;
     Ok(Rebuilt { summary, notes })
+}
+
+/// Deletes the rows of this node in PostgreSQL and applies its files again, in one transaction.
+fn rebuild_node(
+    config: &ProcessConfig,
+    disk: &Arc<dyn Disk>,
+    on_progress: &mut dyn FnMut(RunProgress<'_>),
+) -> Result<Rebuilt, ProcessError> {
+    let dir = &config.data_dir;
+    let mut writer = open_writer(config, Opening::Load)?;
+    let snapshot = Snapshot::of(&config.database, config.directory)?;
+    let (rows, pruned) = snapshot
+        .as_ref()
+        .map(|snapshot| (snapshot.rows.clone(), snapshot.pruned))
+        .unwrap_or_default();
+    let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
+        .map_err(ProcessError::io("list", dir))?;
+    if pruned.number > 0 {
+        retention::finish(&**disk, &catalog, &writer)?;
+    }
+    let mut notes = changes(&catalog, &rows);
+    let carried = snapshot.filter(|_| pruned.segments > 0);
+    if let Some(snapshot) = &carried {
+        if let Some(mismatch) = mismatch(snapshot, config, &**disk)? {
+            return Err(ProcessError::NotRebuilt(format!(
+                "{} events of {} pruned segments are only in the totals, and their share cannot be determined: {mismatch}. Nothing was changed. Restore a backup of the database or of the files",
+                pruned.counts.events, pruned.segments
+            )));
+        }
+        notes.push(describe_carried(&pruned));
+    }
+    notes.extend(describe_expired(&rows));
+    writer.begin_rebuild(carried.as_ref(), config.clock.now_ms())?;
+    drop(carried);
+    let (mut writer, summary) = run_with(config, disk, &[], writer, on_progress)?;
+    if let Some(refused) = summary.refused.iter().chain(&summary.unusable).next() {
+        let (path, reason) = (refused.path.display(), &refused.reason);
+        // Without a commit, nothing is changed.
+        return Err(ProcessError::NotRebuilt(format!(
+            "{path}: {reason}. The database is unchanged"
+        )));
+    }
+    let released = writer.commit_rebuild(&rows)?;
+    if released > 0 {
+        notes.push(format!(
+            "{released} ids were released because their events are no longer in the files; segments of other nodes that have duplicates are marked for a recount: run `tallyline process --rebuild` on each of those nodes"
+        ));
+    }
+    writer.close()?;
+    Ok(Rebuilt { summary, notes })
+}
+
+fn describe_carried(pruned: &Pruned) -> String {
+    format!(
+        "carried over: {} events of {} pruned segments (up to number {}), which cannot be recounted",
+        pruned.counts.events, pruned.segments, pruned.number
+    )
+}
+
+fn describe_expired(rows: &[SegmentRow]) -> Option<String> {
+    let ids: u64 = rows.iter().map(|row| row.ids_expired).sum();
+    (ids > 0).then(|| {
+        format!(
+            "{ids} ids had expired (--dedup-window): an event with one of them that was counted again is now counted once"
+        )
+    })
 }
 
 /// The rows of the old database and the sums of its pruned segments.
@@ -148,9 +211,9 @@ fn carry(
     config: &ProcessConfig,
     disk: &dyn Disk,
     pruned: &Pruned,
+    old: &Path,
     new: &Path,
 ) -> Result<(), ProcessError> {
-    let old = config.database();
     let refused = |reason: String| {
         ProcessError::NotRebuilt(format!(
             "{} events of {} pruned segments are only in the old totals, and their share cannot be determined: {reason}. The old database is unchanged. Restore a backup of it or of the files; or move {} away and run `tallyline process`: the totals then lack those events, and readiness names their segments",
@@ -159,7 +222,7 @@ fn carry(
             old.display()
         ))
     };
-    let snapshot = match Snapshot::open(&old) {
+    let snapshot = match Snapshot::open(old) {
         Ok(Some(snapshot)) => snapshot,
         Ok(None) => return Err(refused("the old database is gone".to_owned())),
         Err(error) => return Err(refused(describe(&error))),

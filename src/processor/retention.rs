@@ -220,7 +220,7 @@ impl Retention {
                 RETENTION,
                 format!(
                     "database {}: cannot complete a checkpoint, because another program has had a read transaction open for {} s; nothing is pruned meanwhile. End that transaction",
-                    self.config.database().display(),
+                    self.config.database,
                     since.elapsed().as_secs()
                 ),
             );

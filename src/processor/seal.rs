@@ -13,12 +13,13 @@ use crate::data_dir::disk::Disk;
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::health::Health;
 use crate::journal::{Committer, Journal, JournalConfig, KnownSegment, KnownSegments, Recovery};
-use crate::store::{self, DATABASE_FILE, SegmentState};
+use crate::store::{self, Database, SegmentState};
 
 /// Seals the active segment; the caller holds `serve.lock`.
-pub fn seal(dir: &Path, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
+pub fn seal(dir: &Path, database: &Database, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
     let health = Arc::new(Health::default());
-    let (journal, committer) = open_journal(dir, disk, JournalConfig::default(), &health)?;
+    let (journal, committer) =
+        open_journal(dir, database, disk, JournalConfig::default(), &health)?;
     let (sender, sealed) = crossbeam_channel::bounded(1);
     journal.rotate(Box::new(move |result| {
         let _received = sender.send(result.map(|_| ()));
@@ -34,11 +35,12 @@ pub fn seal(dir: &Path, disk: &Arc<dyn Disk>) -> anyhow::Result<()> {
 /// Recovers the directory and opens the journal; the caller holds `serve.lock`.
 pub fn open_journal(
     dir: &Path,
+    database: &Database,
     disk: &Arc<dyn Disk>,
     config: JournalConfig,
     health: &Arc<Health>,
 ) -> anyhow::Result<(Journal, Committer)> {
-    let known = known(dir, &**disk);
+    let known = known(dir, database, &**disk);
     let (journal, committer, recovery) =
         Journal::open(Arc::clone(disk), dir, config, &known, Arc::clone(health))?;
     report(&recovery);
@@ -46,12 +48,11 @@ pub fn open_journal(
 }
 
 /// The native segments in the database; none if it cannot be read or belongs to another data directory.
-fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
-    let database = dir.join(DATABASE_FILE);
+fn known(dir: &Path, database: &Database, disk: &dyn Disk) -> KnownSegments {
     let read = || -> anyhow::Result<KnownSegments> {
-        let belongs_to = store::read_directory(&database)?;
+        let belongs_to = database.directory()?;
         let named = Directory::read(disk, dir).ok().flatten();
-        if let (Some(found), Some(named)) = (belongs_to, named)
+        if let (Some(found), Some(named)) = (belongs_to, &named)
             && found != named.id
         {
             anyhow::bail!(
@@ -61,7 +62,7 @@ fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
         }
         // Of fully applied segments only the numbers are read: there may be very many.
         let numbers = crate::journal::active_numbers(disk, dir);
-        let found = store::read_for_recovery(&database, &numbers)?;
+        let found = database.read_for_recovery(named.map(|named| named.id), &numbers)?;
         let known = |row: store::SegmentRow| {
             Some(KnownSegment {
                 number: row.id.number()?,
@@ -79,10 +80,7 @@ fn known(dir: &Path, disk: &dyn Disk) -> KnownSegments {
         })
     };
     read().unwrap_or_else(|error| {
-        tracing::warn!(
-            "cannot read the segments from {}, continuing without: {error:#}",
-            database.display()
-        );
+        tracing::warn!("cannot read the segments from {database}, continuing without: {error:#}");
         KnownSegments::default()
     })
 }

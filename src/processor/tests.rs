@@ -18,7 +18,7 @@ use crate::data_dir::testing::write_sealed;
 use crate::event::{Event, Kind};
 use crate::journal::{Batch, Committer, JournalConfig, KnownSegment, KnownSegments};
 use crate::progress::{Processing, WaitOutcome};
-use crate::store::{Existing, SegmentState, Writer, read_segments};
+use crate::store::{DATABASE_FILE, Existing, SegmentState, Writer, read_segments};
 
 fn disk() -> Arc<dyn Disk> {
     Arc::new(RealDisk)

@@ -92,7 +92,7 @@ pub(super) fn run(
         tracing::warn!("{}", describe(&error));
     }
     let mut worker = Worker {
-        sums_check: SumsCheck::new(sums::was_left_open(&config.database())),
+        sums_check: SumsCheck::new(sums::was_left_open(&config.database)),
         retention: Retention::new(&config),
         status: PublishedStatus::new(Arc::clone(progress), Arc::clone(health)),
         skipped: SkippedFiles::new(config.directory_tag()),
@@ -215,23 +215,32 @@ impl Worker {
     /// Fails if a file of the database was replaced, or if another program wrote to it. The startup scan then
     /// reads the rows again and checks the sums.
     fn check_database(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
-        let path = self.config.database();
+        // Only a file can be replaced or overwritten.
+        let file = || {
+            self.config
+                .database
+                .file()
+                .map(Path::to_owned)
+                .unwrap_or_default()
+        };
         if let Some(what) = applier.writer.replaced() {
             self.sums_check.request();
-            return Err(ProcessError::Replaced { path, what });
+            return Err(ProcessError::Replaced { path: file(), what });
         }
         match applier.writer.is_changed_by_others() {
             Ok(false) => match applier.writer.is_overwritten() {
                 Ok(true) => {
                     self.sums_check.request();
-                    Err(ProcessError::Overwritten { path })
+                    Err(ProcessError::Overwritten { path: file() })
                 }
                 Err(error) if !error.is_locked() => Err(error.into()),
                 _ => Ok(()),
             },
             Ok(true) => {
                 self.sums_check.request();
-                Err(ProcessError::ChangedByOthers { path })
+                Err(ProcessError::ChangedByOthers {
+                    database: self.config.database.clone(),
+                })
             }
             // The next check finds out.
             Err(error) if error.is_locked() => Ok(()),

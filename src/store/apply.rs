@@ -29,6 +29,7 @@ use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, Sums, 
 use crate::data_dir::segment::{SegmentId, Tag};
 
 /// The aggregate of a range.
+#[derive(Clone, Copy)]
 pub struct Delta<'a> {
     /// The sums of all events, in ascending order of the user id, each user once. Events with an id are
     /// included as if all of them counted.
@@ -65,6 +66,7 @@ impl RangeEnd {
 }
 
 /// A range of a segment with its aggregate. `from` and `to` are line ends.
+#[derive(Clone, Copy)]
 pub struct Range<'a> {
     /// The identity of the segment.
     pub segment: &'a SegmentId,
@@ -124,7 +126,8 @@ pub enum OutcomeOfAll {
 
 /// The result of one attempt, before the commit.
 pub(super) enum Attempt {
-    Ready(Applied),
+    /// With the `segment.key`.
+    Ready(Applied, i64),
     Raced,
     /// Totals of these users might overflow. The attempt is repeated with an overflow replay.
     Suspects(HashSet<String>),
@@ -178,7 +181,7 @@ pub(super) fn attempt<R: Rows>(
     };
     rows.add_counts(&added, range.end.state())?;
     let overall = rows.add_overall(&tally.added)?;
-    Ok(Attempt::Ready(Applied { counts, overall }))
+    Ok(Attempt::Ready(Applied { counts, overall }, row.key))
 }
 
 /// The result of the steps so far.

@@ -3,9 +3,12 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::DATABASE_FILE;
+use uuid::Uuid;
+
 #[cfg(feature = "postgres")]
-use super::postgres::Target;
+use super::postgres::{self, Target};
+use super::segments::{Checks, RecoveryRows};
+use super::{DATABASE_FILE, StoreError, read_checks, read_directory, read_for_recovery};
 
 /// The database of a data directory.
 #[derive(Clone, Debug)]
@@ -41,6 +44,51 @@ impl Database {
         )
     }
 
+    /// The UUID of the data directory that an SQLite file belongs to; `None` if there is no file, or if it has
+    /// no UUID yet. A PostgreSQL database may be shared by several directories.
+    pub fn directory(&self) -> Result<Option<Uuid>, StoreError> {
+        match self {
+            Self::Sqlite(path) => read_directory(path),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => Ok(None),
+        }
+    }
+
+    /// The rows of a data directory that are not fully applied, and those of `numbers`. The database may be
+    /// missing, empty or in use.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
+    pub fn read_for_recovery(
+        &self,
+        directory: Option<Uuid>,
+        numbers: &[u64],
+    ) -> Result<RecoveryRows, StoreError> {
+        match self {
+            Self::Sqlite(path) => read_for_recovery(path, numbers),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(target) => match directory {
+                Some(directory) => postgres::read_for_recovery(target, directory, numbers),
+                None => Ok(RecoveryRows::default()),
+            },
+        }
+    }
+
+    /// Reads the sums that must agree; `None` if there is no database. They differ if another program changed
+    /// it, or if it is mixed from two copies.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
+    pub fn read_checks(&self, directory: Uuid) -> Result<Option<Checks>, StoreError> {
+        match self {
+            Self::Sqlite(path) => read_checks(path),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(target) => postgres::read_checks(target, directory),
+        }
+    }
+
     /// The path of the SQLite file; `None` for another database.
     pub fn file(&self) -> Option<&Path> {
         match self {
@@ -50,6 +98,15 @@ impl Database {
         }
     }
 }
+
+/// Two databases are the same if they have the same path or URL.
+impl PartialEq for Database {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for Database {}
 
 /// The path of the file, or the URL without its password.
 impl fmt::Display for Database {

@@ -6,10 +6,11 @@
 
 use std::fmt::Write as _;
 
+use rusqlite::types::Value;
 use rusqlite::{Row, params};
 
+use super::readers::SqliteReaders;
 use super::{Readers, StoreError, UserTotal};
-use crate::event::Micros;
 
 const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");
 const PAGE_BY_REVENUE: &str = include_str!("../../sql/query/page_users_by_revenue.sql");
@@ -75,26 +76,11 @@ impl Readers {
         };
         // One more than requested, to see whether there is a next page.
         let rows = i64::from(limit) + 1;
-        let end = end_of(prefix);
-        let users = self.read("list users", |connection| {
-            let page = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| {
-                connection
-                    .prepare_cached(sql)?
-                    .query_map(parameters, read_user)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            };
-            let revenue = after.revenue;
-            let id = after.user_id.as_deref().unwrap_or_default();
-            match order {
-                Order::UserId => page(PAGE_BY_ID, params![after.start(prefix), end, rows]),
-                Order::Revenue => page(PAGE_BY_REVENUE, params![prefix, end, revenue, id, rows]),
-                Order::RevenueDescending => page(
-                    PAGE_BY_REVENUE_DESCENDING,
-                    params![prefix, end, revenue, id, rows],
-                ),
-            }
-        })?;
-        let mut users = users.unwrap_or_default();
+        let mut users = match self {
+            Self::Sqlite(readers) => readers.users(order, prefix, rows, &after),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(readers) => readers.users(order, prefix, rows, &after),
+        }?;
         let more = users.len() > limit as usize;
         users.truncate(limit as usize);
         let next = users
@@ -105,9 +91,42 @@ impl Readers {
     }
 }
 
-/// The end of the range of texts that start with `prefix`, exclusive: the text after all of them, or an
-/// empty blob, which SQLite orders after every text.
-fn end_of(prefix: &str) -> rusqlite::types::Value {
+impl SqliteReaders {
+    /// The first `rows` users after the cursor.
+    fn users(
+        &self,
+        order: Order,
+        prefix: &str,
+        rows: i64,
+        after: &Cursor,
+    ) -> Result<Vec<UserTotal>, StoreError> {
+        // An empty blob, which SQLite orders after every text.
+        let end = end_of(prefix).map_or(Value::Blob(Vec::new()), Value::Text);
+        let users = self.read("list users", |connection| {
+            let page = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| {
+                connection
+                    .prepare_cached(sql)?
+                    .query_map(parameters, read_user)?
+                    .collect::<rusqlite::Result<Vec<_>>>()
+            };
+            let revenue = after.revenue_within_i64(order);
+            let id = after.user_id.as_deref().unwrap_or_default();
+            match order {
+                Order::UserId => page(PAGE_BY_ID, params![after.start(prefix), end, rows]),
+                Order::Revenue => page(PAGE_BY_REVENUE, params![prefix, end, revenue, id, rows]),
+                Order::RevenueDescending => page(
+                    PAGE_BY_REVENUE_DESCENDING,
+                    params![prefix, end, revenue, id, rows],
+                ),
+            }
+        })?;
+        Ok(users.unwrap_or_default())
+    }
+}
+
+/// The end of the range of texts that start with `prefix`, exclusive: the text after all of them; `None` if
+/// there is none.
+pub(super) fn end_of(prefix: &str) -> Option<String> {
     let mut end = prefix.to_owned();
     while let Some(last) = end.pop() {
         // The next character; the surrogates are not characters.
@@ -117,16 +136,16 @@ fn end_of(prefix: &str) -> rusqlite::types::Value {
         };
         if let Some(next) = next {
             end.push(next);
-            return end.into();
+            return Some(end);
         }
     }
-    Vec::new().into()
+    None
 }
 
 fn read_user(row: &Row<'_>) -> rusqlite::Result<UserTotal> {
     Ok(UserTotal {
         user_id: row.get(0)?,
-        revenue: Micros(row.get(1)?),
+        revenue: row.get::<_, i64>(1)?.into(),
         events: row.get(2)?,
         updated_at_ms: row.get(3)?,
     })
@@ -134,10 +153,11 @@ fn read_user(row: &Row<'_>) -> rusqlite::Result<UserTotal> {
 
 /// The position after a user in a listing. Its text is safe in a URL: `r`, `d` or `u` for the order,
 /// the revenue, `.`, and the user id in hex.
-struct Cursor {
-    revenue: i64,
+pub(super) struct Cursor {
     /// `None` at the start of the listing.
-    user_id: Option<String>,
+    pub(super) revenue: Option<i128>,
+    /// `None` at the start of the listing.
+    pub(super) user_id: Option<String>,
 }
 
 impl Cursor {
@@ -150,9 +170,22 @@ impl Cursor {
         }
     }
 
+    /// The revenue in a table whose totals have 64 bits; before the first user, the one from which the order
+    /// begins.
+    fn revenue_within_i64(&self, order: Order) -> i64 {
+        let first = match order {
+            Order::RevenueDescending => i64::MAX,
+            Order::Revenue | Order::UserId => i64::MIN,
+        };
+        self.revenue.map_or(first, |revenue| {
+            let within = revenue.clamp(i64::MIN.into(), i64::MAX.into());
+            i64::try_from(within).unwrap_or(first)
+        })
+    }
+
     fn of(user: &UserTotal) -> Self {
         Self {
-            revenue: user.revenue.0,
+            revenue: Some(user.revenue.0),
             user_id: Some(user.user_id.clone()),
         }
     }
@@ -166,7 +199,8 @@ impl Cursor {
     }
 
     fn write(&self, order: Order) -> String {
-        let mut text = format!("{}{}.", Self::letter(order), self.revenue);
+        let revenue = self.revenue.unwrap_or_default();
+        let mut text = format!("{}{revenue}.", Self::letter(order));
         for byte in self.user_id.iter().flat_map(|id| id.bytes()) {
             // Writing to a String cannot fail.
             let _infallible = write!(text, "{byte:02x}");
@@ -177,13 +211,8 @@ impl Cursor {
     /// Parses a cursor; without one, the start of the listing. `None` if it is invalid for this order.
     fn read(order: Order, cursor: Option<&str>) -> Option<Self> {
         let Some(text) = cursor else {
-            let revenue = if order == Order::RevenueDescending {
-                i64::MAX
-            } else {
-                i64::MIN
-            };
             return Some(Self {
-                revenue,
+                revenue: None,
                 user_id: None,
             });
         };
@@ -196,7 +225,7 @@ impl Cursor {
             .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok())
             .collect::<Option<Vec<u8>>>()?;
         Some(Self {
-            revenue: revenue.parse().ok()?,
+            revenue: Some(revenue.parse().ok()?),
             user_id: Some(String::from_utf8(bytes).ok()?),
         })
     }
@@ -205,18 +234,17 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rusqlite::types::Value;
 
     #[test]
     fn the_end_of_a_prefix_is_after_all_that_start_with_it() {
-        let text = |text: &str| Value::Text(text.to_owned());
+        let text = |text: &str| Some(text.to_owned());
         for (prefix, end) in [
             ("a", text("b")),
             ("a\u{10ffff}", text("b")),
             ("\u{d7ff}", text("\u{e000}")),
             ("x\u{7f}", text("x\u{80}")),
-            ("", Value::Blob(Vec::new())),
-            ("\u{10ffff}\u{10ffff}", Value::Blob(Vec::new())),
+            ("", None),
+            ("\u{10ffff}\u{10ffff}", None),
         ] {
             assert_eq!(end_of(prefix), end, "{prefix:?}");
         }

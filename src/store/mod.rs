@@ -45,6 +45,7 @@ mod overall;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod readers;
+mod reading;
 mod retention;
 mod segments;
 mod snapshot;
@@ -52,6 +53,7 @@ mod sqlite_rows;
 #[cfg(test)]
 mod tests;
 mod writer;
+mod writing;
 
 use std::path::{Path, PathBuf};
 
@@ -63,7 +65,7 @@ pub use self::ledger::Ledger;
 pub use self::listing::{Listing, Order, Page};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
-pub use self::readers::{Readers, UserTotal};
+pub use self::reading::{Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
 pub use self::segments::read_segments;
@@ -73,7 +75,8 @@ pub use self::segments::{
     read_kept,
 };
 pub use self::snapshot::{IdStatus, Snapshot, UserSum};
-pub use self::writer::{Mark, Writer};
+pub use self::writer::{Mark, SqliteWriter};
+pub use self::writing::{Opening, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;
 
@@ -310,6 +313,10 @@ impl StoreError {
 
     /// Whether another program holds a lock, so that a retry may succeed.
     pub fn is_locked(&self) -> bool {
+        #[cfg(feature = "postgres")]
+        if matches!(self, Self::Conflict { .. }) {
+            return true;
+        }
         matches!(self, Self::Locked { .. })
     }
 }

@@ -1,4 +1,4 @@
-//! Reads of totals, segments and rejected lines, through a pool of read-only connections.
+//! Reads of totals, segments and rejected lines from an SQLite file, through a pool of read-only connections.
 //!
 //! Any thread may read. The pool belongs to one file: if the database was replaced, or deleted and
 //! created again, the next read uses a new pool. If there is no database, reads return empty results
@@ -14,46 +14,18 @@ use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
+use super::reading::DatabaseStatus;
 use super::{
-    AppliedSegments, Ledger, Overall, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, StoreError, overall, segments,
+    Ledger, Overall, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, UserTotal,
+    overall, segments,
 };
 use crate::data_dir::disk::{Disk, Identity, RealDisk};
 use crate::data_dir::segment::SegmentId;
-use crate::event::Micros;
 
 const SELECT_USER: &str = include_str!("../../sql/query/select_user.sql");
 
 /// How long a read waits for a free connection.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// One user's total.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserTotal {
-    /// The user.
-    pub user_id: String,
-    /// The added minus the subtracted amounts.
-    pub revenue: Micros,
-    /// The number of counted events.
-    pub events: u64,
-    /// When the total last changed, in milliseconds since 1970 UTC.
-    pub updated_at_ms: i64,
-}
-
-/// See [`Readers::status`].
-#[derive(Debug, Default)]
-pub(crate) struct DatabaseStatus {
-    /// The number of lines in each state.
-    pub(crate) ledger: Ledger,
-    /// The sums over all users.
-    pub(crate) overall: Overall,
-    /// The fully applied segments.
-    pub(crate) applied: AppliedSegments,
-    /// The rows of the other segments.
-    pub(crate) unfinished: Vec<SegmentRow>,
-    /// The sum of the pruned segments.
-    pub(crate) pruned: Pruned,
-}
 
 type Pool = r2d2::Pool<Manager>;
 
@@ -86,7 +58,7 @@ impl r2d2::ManageConnection for Manager {
 
 /// The pool of reading connections (r2d2); cheap to clone.
 #[derive(Clone)]
-pub struct Readers {
+pub struct SqliteReaders {
     shared: Arc<Shared>,
 }
 
@@ -111,7 +83,7 @@ impl Shared {
     }
 }
 
-impl Readers {
+impl SqliteReaders {
     /// A pool of up to `connections_max` connections to the database at `path`, opened on demand.
     pub fn new(path: &Path, connections_max: u32) -> Self {
         let shared = Arc::new(Shared {
@@ -143,7 +115,7 @@ impl Readers {
                 .query_row([user_id], |row| {
                     Ok(UserTotal {
                         user_id: user_id.to_owned(),
-                        revenue: Micros(row.get(0)?),
+                        revenue: row.get::<_, i64>(0)?.into(),
                         events: row.get(1)?,
                         updated_at_ms: row.get(2)?,
                     })
@@ -168,7 +140,7 @@ impl Readers {
     }
 
     /// What `/status` publishes of the database, read in one transaction.
-    pub(crate) fn status(&self) -> Result<DatabaseStatus, StoreError> {
+    pub(super) fn status(&self) -> Result<DatabaseStatus, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
             let unfinished = segments::unfinished(&snapshot)?;
@@ -309,7 +281,7 @@ mod tests {
         let path = dir.path().join("revenue.db");
         std::fs::write(&path, "").expect("a file");
         let first = Cell::new(true);
-        let users = Readers::new(&path, 1).read("count users", |connection| {
+        let users = SqliteReaders::new(&path, 1).read("count users", |connection| {
             let count = connection.query_row("SELECT count(*) FROM user_total", [], |row| {
                 row.get::<_, u64>(0)
             });

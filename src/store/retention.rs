@@ -1,6 +1,6 @@
 //! Retention: pruning the rows of segments, expiring ids, and carrying both over to a rebuilt database.
 //!
-//! The methods belong to the [`Writer`] and run on its thread. Totals never change: the sums of a
+//! The methods belong to the [`SqliteWriter`] and run on its thread. Totals never change: the sums of a
 //! pruned segment move to the `pruned` row in the transaction that deletes the segment's row, so the
 //! rows plus `pruned` always equal the totals.
 
@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row, TransactionBehavior, params};
 use super::id_blocks::{self, Block, INSERT_ID_BLOCK};
 use super::overall;
 use super::segments::{self, SegmentRow};
-use super::{Pruned, Snapshot, StoreError, Writer};
+use super::{Pruned, Snapshot, SqliteWriter, StoreError};
 
 const SELECT_CLOCK: &str = include_str!("../../sql/query/select_clock.sql");
 const SET_CLOCK: &str = include_str!("../../sql/query/set_clock.sql");
@@ -32,20 +32,20 @@ const INSERT_CARRIED_TOTAL: &str = include_str!("../../sql/query/insert_carried_
 /// The state of a walk over the two tables of ids, which proceeds in steps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdsWalk {
-    after: After,
+    pub(super) after: After,
     /// Ids that the last step expired.
     pub expired: u64,
 }
 
 /// The last row that was examined: first in `event_id`, then in `id_block`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum After {
+pub(super) enum After {
     Id(String),
     Block(OwnedKey),
 }
 
 /// Prefix, width and block of a row of `id_block`.
-type OwnedKey = (String, i64, i64);
+pub(super) type OwnedKey = (String, i64, i64);
 
 impl Default for After {
     fn default() -> Self {
@@ -78,7 +78,7 @@ impl Stamps {
     }
 }
 
-impl Writer {
+impl SqliteWriter {
     /// The last trusted time, milliseconds since 1970 UTC; `None` if none was stored.
     pub fn clock(&self) -> Result<Option<i64>, StoreError> {
         self.connection
@@ -141,12 +141,7 @@ impl Writer {
                 .prepare_cached(DELETE_REJECTED)?
                 .execute([row.id.to_string()])?;
             let mut pruned = segments::pruned(transaction)?;
-            pruned.number = row.id.number().unwrap_or_default().max(pruned.number);
-            pruned.segments += 1;
-            pruned.counts.add(&row.counts);
-            pruned.net_check = pruned.net_check.wrapping_add(row.net_check);
-            pruned.file_bytes = row.applied_bytes;
-            pruned.file_checksum = row.checksum;
+            pruned.add(row);
             set_pruned(transaction, &pruned, now_ms)?;
             Ok(true)
         };

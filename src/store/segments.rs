@@ -76,6 +76,11 @@ impl SegmentState {
             Self::Missing => "missing",
         }
     }
+
+    /// The state with this name.
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.name() == name)
+    }
 }
 
 /// A row of `rejected_line`.
@@ -100,6 +105,29 @@ pub struct RejectedFilter {
     pub since: Option<Position>,
     /// Only events whose id begins with this text.
     pub id_prefix: Option<String>,
+}
+
+impl RejectedFilter {
+    /// The start of a line whose id begins with the prefix, as `send` writes it. A line that was cut is not
+    /// valid JSON, but it has its id at the start.
+    fn opened(&self) -> Option<String> {
+        self.id_prefix.as_deref().map(|prefix| {
+            let mut opened = format!("{{\"id\":{}", serde_json::Value::from(prefix));
+            opened.pop(); // the closing quote
+            opened
+        })
+    }
+
+    /// Whether the line has the id prefix. The position is not compared.
+    #[cfg(feature = "postgres")]
+    pub(super) fn has_prefix(&self, line: &RejectedLine) -> bool {
+        let (Some(prefix), Some(opened)) = (&self.id_prefix, self.opened()) else {
+            return true;
+        };
+        let json: Option<serde_json::Value> = serde_json::from_str(&line.line).ok();
+        let id = json.as_ref().and_then(|json| json.get("id")?.as_str());
+        id.is_some_and(|id| id.starts_with(prefix.as_str())) || line.line.starts_with(&opened)
+    }
 }
 
 /// The number of lines in each state.
@@ -177,6 +205,18 @@ pub struct Pruned {
     pub file_bytes: u64,
     /// CRC-32 of that file.
     pub file_checksum: u32,
+}
+
+impl Pruned {
+    /// Adds a segment that is pruned.
+    pub(super) fn add(&mut self, row: &SegmentRow) {
+        self.number = row.id.number().unwrap_or_default().max(self.number);
+        self.segments += 1;
+        self.counts.add(&row.counts);
+        self.net_check = self.net_check.wrapping_add(row.net_check);
+        self.file_bytes = row.applied_bytes;
+        self.file_checksum = row.checksum;
+    }
 }
 
 /// The sum over the rows of fully applied segments.
@@ -408,11 +448,7 @@ pub(super) fn newest_rejected(
     limit: u32,
     filter: &RejectedFilter,
 ) -> rusqlite::Result<Vec<RejectedLine>> {
-    let opened = filter.id_prefix.as_deref().map(|prefix| {
-        let mut opened = format!("{{\"id\":{}", serde_json::Value::from(prefix));
-        opened.pop(); // the closing quote
-        opened
-    });
+    let opened = filter.opened();
     connection
         .prepare_cached(LIST_NEWEST_REJECTED)?
         .query_map(
@@ -667,14 +703,11 @@ fn tag(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Tag>> {
 }
 
 fn state(name: String, column: usize) -> rusqlite::Result<SegmentState> {
-    SegmentState::ALL
-        .into_iter()
-        .find(|known| known.name() == name)
-        .ok_or(rusqlite::Error::InvalidColumnType(
-            column,
-            name,
-            rusqlite::types::Type::Text,
-        ))
+    SegmentState::of_name(&name).ok_or(rusqlite::Error::InvalidColumnType(
+        column,
+        name,
+        rusqlite::types::Type::Text,
+    ))
 }
 
 fn read_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {

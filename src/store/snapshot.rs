@@ -13,13 +13,16 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use uuid::Uuid;
 
 use super::family::Reading;
 use super::id_blocks::{self, Block, Grouped, NumberStatus, SELECT_ID_BLOCK, Span};
 use super::open::{self, Contents};
 use super::overall::{self, Overall};
+#[cfg(feature = "postgres")]
+use super::postgres::PostgresSnapshot;
 use super::segments;
-use super::{AppliedSum, IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
+use super::{AppliedSum, Database, IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
 use crate::data_dir::segment::SegmentId;
 
 const SCRATCH: &str = include_str!("../../sql/verify/scratch.sql");
@@ -67,10 +70,19 @@ pub struct UserSum {
     pub events: i64,
 }
 
-/// A database as of one moment, and the totals that were recounted from the files.
+/// Where a snapshot is read.
+enum Source {
+    Sqlite(Reading),
+    #[cfg(feature = "postgres")]
+    Postgres(PostgresSnapshot),
+}
+
+/// A database as of one moment, and the totals that were recounted from the files. In PostgreSQL, the rows of
+/// one node.
 pub struct Snapshot {
+    /// For error messages.
     path: PathBuf,
-    database: Reading,
+    database: Source,
     scratch: Connection,
     /// The rows of all segments, in key order.
     pub rows: Vec<SegmentRow>,
@@ -86,6 +98,9 @@ pub struct Snapshot {
     pub overall: Overall,
     /// The counts of the blocks of sequential ids.
     pub blocks: IdBlockCounts,
+    /// Nodes with segments whose duplicates may have to be counted, because a rebuild of another node released
+    /// ids; each described.
+    pub recounts: Vec<String>,
 }
 
 /// The counts of the blocks of sequential ids.
@@ -101,7 +116,29 @@ pub struct IdBlockCounts {
 }
 
 impl Snapshot {
-    /// Copies rows and totals; `None` where there is no database, or an empty one.
+    /// Copies rows and totals; `None` where there is no database, an empty one, or a PostgreSQL in which the
+    /// data directory `directory` is not a node.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
+    pub fn of(database: &Database, directory: Uuid) -> Result<Option<Self>, StoreError> {
+        match database {
+            Database::Sqlite(path) => Self::open(path),
+            #[cfg(feature = "postgres")]
+            Database::Postgres(target) => {
+                let Some(source) = PostgresSnapshot::open(target, directory)? else {
+                    return Ok(None);
+                };
+                let path = PathBuf::from(target.to_string());
+                let mut snapshot = Self::empty(path, Source::Postgres(source))?;
+                snapshot.copy_node()?;
+                Ok(Some(snapshot))
+            }
+        }
+    }
+
+    /// The same for an SQLite file.
     pub fn open(path: &Path) -> Result<Option<Self>, StoreError> {
         let Some(database) = open::open_reader(path)? else {
             return Ok(None);
@@ -109,12 +146,20 @@ impl Snapshot {
         if open::inspect(&database, path)? == Contents::Empty {
             return Ok(None);
         }
+        let mut snapshot = Self::empty(path.to_owned(), Source::Sqlite(database))?;
+        snapshot
+            .copy()
+            .map_err(StoreError::sqlite(path, "copy its totals"))?;
+        Ok(Some(snapshot))
+    }
+
+    fn empty(path: PathBuf, database: Source) -> Result<Self, StoreError> {
         let scratch = open_scratch().map_err(StoreError::sqlite(
-            path,
+            &path,
             "open a temporary database to compare it with",
         ))?;
-        let mut snapshot = Self {
-            path: path.to_owned(),
+        Ok(Self {
+            path,
             database,
             scratch,
             rows: Vec::new(),
@@ -124,15 +169,52 @@ impl Snapshot {
             totals: Overall::default(),
             overall: Overall::default(),
             blocks: IdBlockCounts::default(),
+            recounts: Vec::new(),
+        })
+    }
+
+    #[cfg(feature = "postgres")]
+    fn copy_node(&mut self) -> Result<(), StoreError> {
+        let Source::Postgres(source) = &self.database else {
+            return Ok(());
         };
-        snapshot
-            .copy()
-            .map_err(StoreError::sqlite(path, "copy its totals"))?;
-        Ok(Some(snapshot))
+        self.rows = source.rows()?;
+        self.pruned = source.pruned()?;
+        self.applied_sum = source.applied_sum()?;
+        self.recounts = source.recounts()?;
+        self.overall = source.overall()?;
+        let failed = |error| StoreError::sqlite(&self.path, "copy its totals")(error);
+        let writing = self.scratch.unchecked_transaction().map_err(failed)?;
+        {
+            let mut insert = writing.prepare(INSERT_DATABASE_TOTAL).map_err(failed)?;
+            source.each_total(&mut |user, micros, events| {
+                insert
+                    .execute(params![user, micros, events])
+                    .map_err(failed)?;
+                self.totals.add_user(micros, events);
+                Ok::<(), StoreError>(())
+            })?;
+        }
+        writing.commit().map_err(failed)?;
+        let applied: HashMap<i64, u64> = self.applied_bytes();
+        let mut counter = BlockCounter::new(&applied);
+        source.each_block(&mut |row| counter.add(row, &|place| source.own(place)))?;
+        self.blocks = counter.counts;
+        Ok(())
+    }
+
+    fn applied_bytes(&self) -> HashMap<i64, u64> {
+        self.rows
+            .iter()
+            .map(|row| (row.key, row.applied_bytes))
+            .collect()
     }
 
     fn copy(&mut self) -> rusqlite::Result<()> {
-        let snapshot = self.database.unchecked_transaction()?;
+        let Source::Sqlite(database) = &self.database else {
+            return Ok(());
+        };
+        let snapshot = database.unchecked_transaction()?;
         let writing = self.scratch.unchecked_transaction()?;
         self.rows = segments::all(&snapshot)?;
         self.pruned = segments::pruned(&snapshot)?;
@@ -161,8 +243,13 @@ impl Snapshot {
     /// Offsets before `end` of the segment's lines that were rejected because they overflow a total.
     /// Only the first [`REJECTED_LINES_MAX`](crate::aggregate::REJECTED_LINES_MAX) are known.
     pub fn overflows(&self, id: &SegmentId, end: u64) -> Result<HashSet<u64>, StoreError> {
+        let database = match &self.database {
+            Source::Sqlite(database) => database,
+            #[cfg(feature = "postgres")]
+            Source::Postgres(source) => return source.overflows(id, end),
+        };
         let read = || -> rusqlite::Result<HashSet<u64>> {
-            self.database
+            database
                 .prepare_cached(SELECT_OVERFLOWS)?
                 .query_map(params![id.to_string(), end], |row| row.get(0))?
                 .collect()
@@ -177,10 +264,15 @@ impl Snapshot {
         events: &'e IdEvents,
         each: &mut dyn FnMut(&IdEvent<'e>, IdStatus),
     ) -> Result<(), StoreError> {
+        let database = match &self.database {
+            Source::Sqlite(database) => database,
+            #[cfg(feature = "postgres")]
+            Source::Postgres(source) => return source.statuses(key, events, each),
+        };
         // Each table is read in the order of its key.
         let grouped = Grouped::of(events);
         let mut read = || -> rusqlite::Result<()> {
-            let reading = self.database.unchecked_transaction()?;
+            let reading = database.unchecked_transaction()?;
             let mut select = reading.prepare_cached(SELECT_EVENT_ID)?;
             for event in grouped
                 .rows
@@ -226,40 +318,41 @@ impl Snapshot {
     /// How many ids both tables hold for each segment, by its key, counting lines that were applied when
     /// the rows were copied. `None` collects the ids of segments without a row that were not pruned.
     pub fn ids_by_segment(&self) -> Result<HashMap<Option<i64>, u64>, StoreError> {
-        let applied: HashMap<i64, u64> = self
-            .rows
-            .iter()
-            .map(|row| (row.key, row.applied_bytes))
-            .collect();
+        let applied = self.applied_bytes();
         let pruned = i64::try_from(self.pruned.number).unwrap_or(i64::MAX);
         let highest = applied.keys().copied().max().unwrap_or(0).max(pruned);
         let lowest = applied.keys().copied().min().unwrap_or(0);
-        let read = || -> rusqlite::Result<HashMap<Option<i64>, u64>> {
-            let mut found = HashMap::new();
-            let mut select = self.database.prepare(SELECT_ID_PLACES)?;
-            let mut rows = select.query([])?;
-            while let Some(row) = rows.next()? {
-                let (key, offset): (i64, u64) = (row.get(0)?, row.get(1)?);
-                let of = match applied.get(&key) {
-                    Some(applied) if offset < *applied => Some(key),
-                    // Applied since the rows were copied.
-                    Some(_) => continue,
-                    None if key > highest || key < lowest => continue,
-                    None if (1..=pruned).contains(&key) => continue,
-                    None => None,
-                };
-                *found.entry(of).or_default() += 1;
-            }
-            for (key, count) in &self.blocks.by_segment {
-                let of = applied.contains_key(key).then_some(*key);
-                // Counted together with the rows, so there is no newer segment.
-                if of.is_some() || !(1..=pruned).contains(key) {
-                    *found.entry(of).or_default() += count;
-                }
-            }
-            Ok(found)
+        let mut found: HashMap<Option<i64>, u64> = HashMap::new();
+        let mut count = |key: i64, offset: u64| {
+            let of = match applied.get(&key) {
+                Some(applied) if offset < *applied => Some(key),
+                // Applied since the rows were copied.
+                Some(_) => return,
+                None if key > highest || key < lowest => return,
+                None if (1..=pruned).contains(&key) => return,
+                None => None,
+            };
+            *found.entry(of).or_default() += 1;
         };
-        read().map_err(StoreError::sqlite(&self.path, "count its ids"))
+        match &self.database {
+            Source::Sqlite(database) => {
+                let read = each_row(database, SELECT_ID_PLACES, &mut |row| {
+                    count(row.get(0)?, row.get(1)?);
+                    Ok(())
+                });
+                read.map_err(StoreError::sqlite(&self.path, "count its ids"))?;
+            }
+            #[cfg(feature = "postgres")]
+            Source::Postgres(source) => source.each_id_place(&mut count)?,
+        }
+        for (key, count) in &self.blocks.by_segment {
+            let of = applied.contains_key(key).then_some(*key);
+            // Counted together with the rows, so there is no newer segment.
+            if of.is_some() || !(1..=pruned).contains(key) {
+                *found.entry(of).or_default() += count;
+            }
+        }
+        Ok(found)
     }
 
     /// Adds to the files' totals.
@@ -284,9 +377,13 @@ impl Snapshot {
     }
 
     /// The first faults that SQLite finds in the database file; empty if it is sound. Reads every page.
+    /// PostgreSQL checks its pages itself.
     pub fn damages(&self) -> Result<Vec<String>, StoreError> {
+        let Source::Sqlite(database) = &self.database else {
+            return Ok(Vec::new());
+        };
         let read = || -> rusqlite::Result<Vec<String>> {
-            let mut check = self.database.prepare(QUICK_CHECK)?;
+            let mut check = database.prepare(QUICK_CHECK)?;
             let found = check.query_map([], |row| row.get(0))?;
             found.collect()
         };
@@ -320,13 +417,18 @@ impl Snapshot {
     }
 }
 
+/// For [`SqliteWriter::carry`](super::SqliteWriter::carry).
 impl Snapshot {
     /// Calls `each` for every row of an id that was counted in a pruned segment.
     pub(super) fn ids_of_pruned(
         &self,
         each: &mut dyn FnMut(&Row<'_>) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<()> {
-        each_row(&self.database, SELECT_IDS_OF_PRUNED, each)
+        match &self.database {
+            Source::Sqlite(database) => each_row(database, SELECT_IDS_OF_PRUNED, each),
+            #[cfg(feature = "postgres")]
+            Source::Postgres(_) => Ok(()),
+        }
     }
 
     /// Calls `each` with every row of `id_block` and the decoded block.
@@ -334,8 +436,11 @@ impl Snapshot {
         &self,
         each: &mut dyn FnMut(&Row<'_>, &mut Block) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<()> {
+        let Source::Sqlite(database) = &self.database else {
+            return Ok(());
+        };
         let mut block = Block::default();
-        each_row(&self.database, SELECT_ID_BLOCKS, &mut |row| {
+        each_row(database, SELECT_ID_BLOCKS, &mut |row| {
             id_blocks::read(row, &mut block)?;
             each(row, &mut block)
         })
@@ -356,7 +461,7 @@ fn each_row(
 }
 
 /// The status of an event according to its block.
-fn status_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdStatus {
+pub(super) fn status_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdStatus {
     match block.status(number, event.payload_hash()) {
         NumberStatus::New => IdStatus::Unknown,
         NumberStatus::Conflict => IdStatus::Contradicted,
@@ -367,47 +472,90 @@ fn status_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdStat
     }
 }
 
+/// A row of `id_block`.
+pub(super) struct BlockRow {
+    pub(super) numbers: Vec<u8>,
+    pub(super) prefix: String,
+    pub(super) width: i64,
+    pub(super) block: i64,
+}
+
+/// Counts the ids of blocks.
+struct BlockCounter<'a> {
+    /// The applied bytes of each segment by its key.
+    applied: &'a HashMap<i64, u64>,
+    counts: IdBlockCounts,
+    block: Block,
+}
+
+impl<'a> BlockCounter<'a> {
+    fn new(applied: &'a HashMap<i64, u64>) -> Self {
+        Self {
+            applied,
+            counts: IdBlockCounts::default(),
+            block: Block::default(),
+        }
+    }
+
+    /// `own` returns the key of a segment of a run, if it is one of the data directory.
+    fn add(&mut self, row: &BlockRow, own: &dyn Fn(i64) -> Option<i64>) {
+        let fault = match self.block.decode(&row.numbers) {
+            Err(error) => Some(error.to_string()),
+            Ok(()) => self.block.runs().iter().find_map(|run| {
+                let key = own(run.segment)?;
+                let end = self.applied.get(&key)?;
+                (run.last_offset >= *end).then(|| {
+                    format!(
+                        "it names a line at offset {} of segment key {key}, past what is applied",
+                        run.last_offset
+                    )
+                })
+            }),
+        };
+        let counts = &mut self.counts;
+        let Some(fault) = fault else {
+            for run in self.block.runs() {
+                if let Some(key) = own(run.segment) {
+                    *counts.by_segment.entry(key).or_default() += u64::from(run.count);
+                }
+            }
+            return;
+        };
+        counts.fault_count += 1;
+        if counts.faults.len() < FAULTS_MAX {
+            counts.faults.push(format!(
+                "block {} of the ids {:?} with {} digits: {fault}",
+                row.block, row.prefix, row.width
+            ));
+        }
+    }
+}
+
 /// Counts all blocks of ids; `applied` has the applied bytes of each segment by its key.
 fn count_blocks(
     connection: &Connection,
     applied: &HashMap<i64, u64>,
 ) -> rusqlite::Result<IdBlockCounts> {
-    let mut counts = IdBlockCounts::default();
-    let mut block = Block::default();
+    let mut counter = BlockCounter::new(applied);
+    let mut block = BlockRow {
+        numbers: Vec::new(),
+        prefix: String::new(),
+        width: 0,
+        block: 0,
+    };
     each_row(connection, SELECT_ID_BLOCKS, &mut |row| {
-        let fault = match id_blocks::bytes(row).map(|bytes| block.decode(bytes)) {
-            Err(error) => Some(error.to_string()),
-            Ok(Err(error)) => Some(error.to_string()),
-            Ok(Ok(())) => {
-                let past = block.runs().iter().find(|run| {
-                    let end = applied.get(&run.segment);
-                    end.is_some_and(|end| run.last_offset >= *end)
-                });
-                past.map(|run| {
-                    format!(
-                        "it names a line at offset {} of segment key {}, past what is applied",
-                        run.last_offset, run.segment
-                    )
-                })
-            }
-        };
-        let Some(fault) = fault else {
-            for run in block.runs() {
-                *counts.by_segment.entry(run.segment).or_default() += u64::from(run.count);
-            }
-            return Ok(());
-        };
-        counts.fault_count += 1;
-        if counts.faults.len() < FAULTS_MAX {
-            let (prefix, width, number): (String, i64, i64) =
-                (row.get(1)?, row.get(2)?, row.get(3)?);
-            counts.faults.push(format!(
-                "block {number} of the ids {prefix:?} with {width} digits: {fault}"
-            ));
-        }
+        block.numbers.clear();
+        // The bytes of another type are malformed in any case.
+        block
+            .numbers
+            .extend_from_slice(id_blocks::bytes(row).unwrap_or_default());
+        row.get_ref(1)?.as_str()?.clone_into(&mut block.prefix);
+        block.width = row.get(2)?;
+        block.block = row.get(3)?;
+        counter.add(&block, &Some);
         Ok(())
     })?;
-    Ok(counts)
+    Ok(counter.counts)
 }
 
 fn add_wrapping(

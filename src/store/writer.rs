@@ -25,8 +25,8 @@ use crate::data_dir::segment::{Numbers, SegmentId, Tag};
 const SET_DIRECTORY: &str = include_str!("../../sql/query/set_directory.sql");
 const MARK_SEGMENT: &str = include_str!("../../sql/query/mark_segment.sql");
 
-/// The one writer of a database.
-pub struct Writer {
+/// The one writer of an SQLite database.
+pub struct SqliteWriter {
     pub(super) connection: Connection,
     pub(super) path: PathBuf,
     token: Token,
@@ -80,7 +80,7 @@ pub struct Mark<'a> {
     pub now_ms: i64,
 }
 
-impl Writer {
+impl SqliteWriter {
     /// Opens the database, creates its tables if it is new, and turns the WAL on.
     pub fn open(path: &Path, existing: Existing) -> Result<Self, StoreError> {
         Self::open_with(path, existing, false)
@@ -178,7 +178,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the database file was written to since [`Writer::note_written`], and not by a checkpoint:
+    /// Whether the database file was written to since [`SqliteWriter::note_written`], and not by a checkpoint:
     /// in place, by a program other than SQLite. A `touch` has the same effect.
     pub fn is_overwritten(&mut self) -> Result<bool, StoreError> {
         let now = self.file_state()?;
@@ -239,7 +239,7 @@ impl Writer {
         let mut suspects = HashSet::new();
         loop {
             match self.attempt(range, &suspects, source)? {
-                Attempt::Ready(applied) => return Ok(Outcome::Applied(applied)),
+                Attempt::Ready(applied, _) => return Ok(Outcome::Applied(applied)),
                 Attempt::Raced => return Ok(Outcome::Raced),
                 Attempt::Suspects(more) => suspects.extend(more),
             }
@@ -271,7 +271,7 @@ impl Writer {
                 let attempt = apply::attempt(&mut rows, range, &suspects, *source);
                 drop(rows);
                 match attempt.map_err(failed)? {
-                    Attempt::Ready(applied) => break applied,
+                    Attempt::Ready(applied, _) => break applied,
                     Attempt::Raced => return Ok(OutcomeOfAll::Raced(at)),
                     Attempt::Suspects(more) => {
                         suspects.extend(more);
@@ -329,7 +329,7 @@ impl Writer {
             .map_err(|failure| Self::failed(path, failure));
         drop(rows);
         let attempt = attempt?;
-        if matches!(attempt, Attempt::Ready(_)) {
+        if matches!(attempt, Attempt::Ready(..)) {
             transaction
                 .commit()
                 .map_err(StoreError::sqlite(path, "commit a range"))?;

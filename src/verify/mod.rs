@@ -20,15 +20,15 @@ use crate::aggregate::memory_budget::MemoryBudget;
 use crate::data_dir::disk::Disk;
 use crate::data_dir::segment::DirectoryTag;
 use crate::data_dir::{DataDirError, Directory, directory_tag};
-use crate::store::{DATABASE_FILE, StoreError, read_directory};
+use crate::store::{Database, StoreError};
 
 /// The data directory to verify, and the resources to use.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// The data directory.
     pub data_dir: PathBuf,
-    /// The database file.
-    pub database: PathBuf,
+    /// The database.
+    pub database: Database,
     /// The UUID of the data directory; nil until [`Target::identified`].
     pub directory: Uuid,
     /// Memory budget of the recount, in bytes.
@@ -42,7 +42,7 @@ impl Target {
     pub fn new(data_dir: &Path) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
-            database: data_dir.join(DATABASE_FILE),
+            database: Database::in_dir(data_dir),
             directory: Uuid::nil(),
             memory_bytes: 384 << 20,
             threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
@@ -53,7 +53,7 @@ impl Target {
     pub(crate) fn identified(&self, disk: &dyn Disk) -> Result<Self, VerifyError> {
         let directory = match Directory::of(disk, &self.data_dir)? {
             Some(directory) => Some(directory.id),
-            None => read_directory(&self.database)?,
+            None => self.database.directory()?,
         };
         Ok(Self {
             directory: directory.unwrap_or_default(),

@@ -77,7 +77,7 @@ pub fn verify(
     let config = &config.identified(disk)?;
     let dir = &config.data_dir;
     let _held = DirHold::share(dir).map_err(VerifyError::io("lock", dir))?;
-    let Some(snapshot) = Snapshot::open(&config.database)? else {
+    let Some(snapshot) = Snapshot::of(&config.database, config.directory)? else {
         return Ok(None);
     };
     let mut report = recount(&snapshot, config, disk, on_finding, on_progress)?;
@@ -92,8 +92,14 @@ pub fn verify(
         report.differences += 1;
         on_finding(&Finding::Mismatch(format!(
             "database {}: the file is damaged: {}; run `tallyline process --rebuild`, which builds a new one from the files",
-            config.database.display(),
+            config.database,
             damage.replace('\n', " ")
+        )));
+    }
+    for node in &snapshot.recounts {
+        report.differences += 1;
+        on_finding(&Finding::Mismatch(format!(
+            "{node} have duplicates of ids that a rebuild of another node may have released, so events may be missing from the totals; run `tallyline process --rebuild` on that node"
         )));
     }
     Ok(Some(report))
@@ -143,7 +149,7 @@ fn not_recounted(row: &SegmentRow) -> String {
     format!(
         "the {} events counted of it ({}) cannot be recounted",
         row.counts.events,
-        Micros(row.net_check)
+        Micros::from(row.net_check)
     )
 }
 
@@ -246,7 +252,7 @@ fn describe(counts: &Counts, net: i64) -> String {
     format!(
         "{} events ({}), {} duplicates and {} rejected lines",
         counts.events,
-        Micros(net),
+        Micros::from(net),
         counts.duplicates,
         counts.rejected
     )

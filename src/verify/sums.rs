@@ -1,43 +1,40 @@
 //! Consistency of the database after an unclean shutdown: the sums over all users and over all segments
 //! must be equal. They differ, for example, after a backup was copied next to an old `-wal` file.
 
-use std::path::Path;
+use uuid::Uuid;
 
-use crate::store::{AppliedSum, Overall, StoreError, read_checks, sibling};
+use crate::store::{AppliedSum, Database, Overall, StoreError, sibling};
 
-/// Whether the `-wal` file of the database exists: its last writer did not close it, or it is open now.
+/// Whether the `-wal` file of an SQLite database exists: its last writer did not close it, or it is open now.
 /// Must be called before the database is opened.
-pub(crate) fn was_left_open(database: &Path) -> bool {
-    let wal = sibling(database, "-wal");
-    wal.try_exists().unwrap_or(true)
+pub(crate) fn was_left_open(database: &Database) -> bool {
+    let wal = database.file().map(|path| sibling(path, "-wal"));
+    wal.is_some_and(|wal| wal.try_exists().unwrap_or(true))
 }
 
 /// Compares the sums. Returns what differs and what to do; `None` if they agree. Reads every total.
-pub(crate) fn difference(database: &Path) -> Result<Option<String>, StoreError> {
-    let Some(checks) = read_checks(database)? else {
+pub(crate) fn difference(
+    database: &Database,
+    directory: Uuid,
+) -> Result<Option<String>, StoreError> {
+    let Some(checks) = database.read_checks(directory)? else {
         return Ok(None);
     };
     let cure = "Stop the server and run `tallyline process --rebuild`";
     if checks.segments != checks.totals {
         return Ok(Some(format!(
-            "database {}: its totals have {} events and its segments {}, or their sums differ: it was mixed from two databases. {cure}",
-            database.display(),
-            checks.totals.0,
-            checks.segments.0
+            "database {database}: its totals have {} events and its segments {}, or their sums differ: it was mixed from two databases. {cure}",
+            checks.totals.0, checks.segments.0
         )));
     }
     if checks.applied_sum != checks.applied_rows {
         return Ok(Some(format!(
-            "database {}: {}. {cure}",
-            database.display(),
+            "database {database}: {}. {cure}",
             describe_applied_sums(&checks.applied_sum, &checks.applied_rows)
         )));
     }
     if let Some(difference) = overall_difference(&checks.overall, &checks.overall_rows) {
-        return Ok(Some(format!(
-            "database {}: {difference}. {cure}",
-            database.display()
-        )));
+        return Ok(Some(format!("database {database}: {difference}. {cure}")));
     }
     Ok(None)
 }

@@ -1,8 +1,11 @@
 //! Helpers of all tests: a temporary directory, the binary, waiting with a deadline.
 
+pub(crate) mod cutting_proxy;
 pub(crate) mod http;
+pub(crate) mod postgres;
 pub(crate) mod recount;
 pub(crate) mod server;
+pub(crate) mod suite;
 
 use std::fmt;
 use std::fs::{self, File};
@@ -99,6 +102,9 @@ pub(crate) fn tallyline(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tallyline"));
     command.args(args);
     quiet_environment(&mut command);
+    if let Some(url) = suite::database_of(args) {
+        command.env("TALLYLINE_DATABASE", url);
+    }
     command
 }
 

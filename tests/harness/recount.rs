@@ -175,6 +175,9 @@ fn open_database_at(path: &Path) -> Connection {
 /// Every user's total in the database of a data directory.
 #[track_caller]
 pub(crate) fn database(data: &Path) -> Totals {
+    if let Some(url) = super::suite::url(data) {
+        return super::suite::totals(&url);
+    }
     database_at(&data.join("revenue.db"))
 }
 

@@ -32,6 +32,15 @@ pub struct ProcessArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
+    /// postgres://user@host/database; several servers may share it
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
     /// Build a new database from all files of the data directory; the server must be stopped
     #[arg(long)]
     pub rebuild: bool,
@@ -58,6 +67,15 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
+    /// postgres://user@host/database; several servers may share it
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
 }
 
 /// Flags of `tallyline backup`.
@@ -123,6 +141,15 @@ pub struct QueryArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
+    /// postgres://user@host/database; several servers may share it
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
     /// Print JSON
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,
@@ -156,6 +183,15 @@ pub struct RejectedArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
+    /// postgres://user@host/database; several servers may share it
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
     /// Print JSON, as GET /rejected does
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,

@@ -96,6 +96,16 @@ pub struct ServeArgs {
     #[arg(help_heading = "Files and disk")]
     pub retention: Option<Span>,
 
+    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
+    /// postgres://user@host/database; several servers may share it
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide_env_values = true
+    )]
+    #[arg(help_heading = "Processing")]
+    pub database: Option<String>,
     /// Maximum delay between acknowledgement and totals, at most 1day; shorter under load [default: 1s]
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_FLUSH_INTERVAL")]
     #[arg(help_heading = "Processing")]

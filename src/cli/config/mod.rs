@@ -25,6 +25,7 @@ use crate::data_dir::segment::Position;
 use crate::http;
 pub use crate::http::Access;
 pub use crate::progress::Processing;
+use crate::store::Database;
 
 /// Invalid settings: exit code 2. The message says what is wrong and what would be valid.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,12 @@ impl UsageError {
     pub fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }
+}
+
+/// The database of `--database`.
+fn database_url(url: Option<String>) -> Result<Option<Database>, UsageError> {
+    let parsed = url.map(|url| Database::parse(&url)).transpose();
+    parsed.map_err(|reason| UsageError::new(format!("--database: {reason}")))
 }
 
 /// Configuration of `tallyline demo`.
@@ -106,6 +113,8 @@ pub struct ProcessConfig {
     pub data_dir: PathBuf,
     /// Files to import first. If empty, only the files of the data directory are applied.
     pub files: Vec<PathBuf>,
+    /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
+    pub database_url: Option<Database>,
     /// Whether to keep the database or build a new one.
     pub database: DatabaseMode,
     /// Maximum memory of the processor in bytes: as [`ServeConfig::memory_bytes`].
@@ -149,6 +158,7 @@ impl ProcessConfig {
         Ok(Self {
             data_dir: directory(args.data_dir)?,
             files: args.files,
+            database_url: database_url(args.database)?,
             database: if args.rebuild {
                 DatabaseMode::Rebuild
             } else {
@@ -165,6 +175,8 @@ impl ProcessConfig {
 pub struct VerifyConfig {
     /// Data directory. Default `data`.
     pub data_dir: PathBuf,
+    /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
+    pub database_url: Option<Database>,
     /// Whether to print a summary if files and database agree.
     pub verbosity: Verbosity,
 }
@@ -174,6 +186,7 @@ impl VerifyConfig {
     pub fn new(args: VerifyArgs, quiet: bool) -> Result<Self, UsageError> {
         Ok(Self {
             data_dir: directory(args.data_dir)?,
+            database_url: database_url(args.database)?,
             verbosity: Verbosity::of(quiet),
         })
     }
@@ -244,6 +257,8 @@ impl RestoreConfig {
 pub struct QueryConfig {
     /// Data directory. Default `data`.
     pub data_dir: PathBuf,
+    /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
+    pub database_url: Option<Database>,
     /// Users to show, in this order. If empty, the overall totals and the top users are shown.
     pub users: Vec<String>,
     /// Number of users to show if `users` is empty. Default 20, minimum 0.
@@ -278,6 +293,7 @@ impl QueryConfig {
     pub fn new(args: QueryArgs) -> Result<Self, UsageError> {
         Ok(Self {
             data_dir: directory(args.data_dir)?,
+            database_url: database_url(args.database)?,
             users: args.users,
             top: args.top,
             format: QueryFormat::of(args.json, args.csv),
@@ -290,6 +306,8 @@ impl QueryConfig {
 pub struct RejectedConfig {
     /// Data directory. Default `data`.
     pub data_dir: PathBuf,
+    /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
+    pub database_url: Option<Database>,
     /// Maximum number of lines to show, newest first. Default 20, minimum 1.
     pub limit: NonZeroU32,
     /// Only lines of native segments, at or after this position. `None`: all.
@@ -305,6 +323,7 @@ impl RejectedConfig {
     pub fn new(args: RejectedArgs) -> Result<Self, UsageError> {
         Ok(Self {
             data_dir: directory(args.data_dir)?,
+            database_url: database_url(args.database)?,
             limit: args.limit,
             since: args.since,
             id_prefix: args.id_prefix,

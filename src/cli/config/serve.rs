@@ -15,6 +15,7 @@ use super::{
 use crate::cli::args::{ServeArgs, renamed, with_variables};
 use crate::http::Access;
 use crate::progress::Processing;
+use crate::store::Database;
 
 /// Minimum interval of rotation and flushing. Shorter ones would keep the disk busy.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -70,6 +71,8 @@ pub struct ServeConfig {
     /// Maximum memory of the processor in bytes. Totals are flushed early to stay below it. Default
     /// 384 MiB, 32 MiB to 1 TiB.
     pub memory_bytes: u64,
+    /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
+    pub database_url: Option<Database>,
     /// Which process applies events. Default this one.
     pub processing: Processing,
 }
@@ -106,6 +109,7 @@ struct File {
     max_disk: Option<Size>,
     disk_reserve: Option<Size>,
     retention: Option<Span>,
+    database: Option<String>,
     flush_interval: Option<Span>,
     dedup_window: Option<Span>,
     memory: Option<Size>,
@@ -135,8 +139,16 @@ impl ServeConfig {
             flush_interval: Some(Duration::from_secs(1)),
             dedup_window: None,
             memory_bytes: 384 * MIB,
+            database_url: None,
             processing: Processing::Here,
         }
+    }
+
+    /// The database.
+    pub fn database(&self) -> Database {
+        self.database_url
+            .clone()
+            .unwrap_or_else(|| Database::in_dir(&self.data_dir))
     }
 
     /// The port file named by the flags or the config file, even if other settings are invalid.
@@ -222,6 +234,7 @@ struct Picked {
     max_disk: Option<Size>,
     disk_reserve: Size,
     retention: Span,
+    database: Option<DatabaseText>,
     flush_interval: Span,
     dedup_window: Span,
     memory: Size,
@@ -254,6 +267,11 @@ impl Picked {
             max_disk: pick!("max-disk", max_disk),
             disk_reserve: pick!("disk-reserve", disk_reserve, Size(64 * MIB)),
             retention: pick!("retention", retention, Span(None)),
+            database: s.pick_optional(
+                "database",
+                args.database.map(DatabaseText),
+                file.database.map(DatabaseText),
+            ),
             flush_interval: pick!("flush-interval", flush_interval, Span(Some(second))),
             dedup_window: pick!("dedup-window", dedup_window, Span(None)),
             memory: pick!("memory", memory, Size(384 * MIB)),
@@ -290,6 +308,7 @@ impl Picked {
             flush_interval: Some(flush_interval?),
             dedup_window: self.dedup_window.0,
             memory_bytes: memory_bytes(self.memory)?,
+            database_url: super::database_url(self.database.map(|text| text.0))?,
             processing: if self.no_process {
                 Processing::Elsewhere
             } else {
@@ -426,6 +445,19 @@ impl TomlText for bool {
 impl TomlText for String {
     fn toml_text(&self) -> String {
         toml::Value::String(self.clone()).to_string()
+    }
+}
+
+/// The value of `--database`. Its password is not shown.
+struct DatabaseText(String);
+
+impl TomlText for DatabaseText {
+    fn toml_text(&self) -> String {
+        // A value that cannot be parsed is reported, and never shown.
+        let parsed = Database::parse(&self.0).ok();
+        parsed
+            .map_or_else(String::new, |database| database.to_string())
+            .toml_text()
     }
 }
 

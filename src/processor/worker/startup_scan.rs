@@ -67,7 +67,7 @@ impl Worker {
         }
         self.status.publish();
         self.sums_check
-            .start_if_due(self.config.database(), Arc::clone(&self.status.health));
+            .start_if_due(&self.config, Arc::clone(&self.status.health));
         Ok(())
     }
 

@@ -1,11 +1,10 @@
 //! The thread `process-check`, which compares the sums of the totals and of the segments after an unclean
 //! shutdown, and after another program has changed the database.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use super::{SUMS, describe};
+use super::{ProcessConfig, SUMS, describe};
 use crate::health::Health;
 use crate::verify::sums;
 
@@ -29,11 +28,12 @@ impl SumsCheck {
     }
 
     /// Starts the thread if a check is due. It sets or clears the readiness topic [`SUMS`].
-    pub(super) fn start_if_due(&mut self, database: PathBuf, health: Arc<Health>) {
+    pub(super) fn start_if_due(&mut self, config: &ProcessConfig, health: Arc<Health>) {
         if !std::mem::take(&mut self.is_due) {
             return;
         }
-        let check = move || match sums::difference(&database) {
+        let (database, directory) = (config.database.clone(), config.directory);
+        let check = move || match sums::difference(&database, directory) {
             Ok(Some(difference)) => health.set(SUMS, difference),
             Ok(None) => health.clear(SUMS),
             Err(error) => {

@@ -11,6 +11,8 @@
 use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use ::postgres::error::SqlState;
 use ::postgres::{Client, Config, Error, IsolationLevel, NoTls, Transaction, config::SslMode};
@@ -24,12 +26,17 @@ use crate::store::StoreError;
 /// Limits of the role or the server would abort a large transaction each time, and a lost client must not hold
 /// locks forever. They are set in each transaction, because a pooler gives each one another connection. A commit
 /// that is not durable could be lost although the processor has deleted the file.
-const SET_LIMITS: &str = include_str!("../../../sql/postgres/set_limits.sql");
+pub(super) const SET_LIMITS: &str = include_str!("../../../sql/postgres/set_limits.sql");
+
+/// Connections that may wait for a response at once. Each has a thread.
+const WAITING_MAX: usize = 16;
 
 /// A PostgreSQL database, from the URL of `--database`.
 #[derive(Clone)]
 pub struct Target {
     url: Arc<Url>,
+    /// Connections that have not been opened or refused yet.
+    waiting: Arc<AtomicUsize>,
 }
 
 fn environment(name: &str) -> Option<String> {
@@ -39,7 +46,10 @@ fn environment(name: &str) -> Option<String> {
 impl Target {
     /// Parses a URL. The error does not contain the password.
     pub fn parse(url: &str) -> Result<Self, String> {
-        Url::parse(url, &environment).map(|url| Self { url: Arc::new(url) })
+        Url::parse(url, &environment).map(|url| Self {
+            url: Arc::new(url),
+            waiting: Arc::default(),
+        })
     }
 
     /// Whether the URL contains the password, which other users can see in the list of processes if the URL is
@@ -48,8 +58,49 @@ impl Target {
         self.url.config.get_password().is_some()
     }
 
-    /// Opens a connection.
+    /// Opens a connection. Waits no longer than `connect_timeout` for a server that accepts connections and does
+    /// not respond; its thread ends when the server does respond, or the connection is lost.
     pub fn connect(&self) -> Result<Client, StoreError> {
+        let timeout = self.url.config.get_connect_timeout().copied();
+        let timeout = timeout.unwrap_or(Duration::from_secs(10));
+        let no_response = |cause: String| StoreError::Postgres {
+            database: self.to_string(),
+            doing: "connect to it",
+            cause,
+            code: None,
+            cure: Some("check that the server runs and is not overloaded".to_owned()),
+        };
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(no_response(format!(
+                "{WAITING_MAX} connections wait for a response"
+            )));
+        }
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let target = self.clone();
+        let connect = move || {
+            let connected = target.connect_within_thread();
+            target.waiting.fetch_sub(1, Ordering::Relaxed);
+            // If the receiver is gone, the connection is closed.
+            let _late = sender.send(connected);
+        };
+        std::thread::Builder::new()
+            .name("postgres-connect".to_owned())
+            .spawn(connect)
+            .map_err(|error| {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                no_response(format!("cannot start a thread: {error}"))
+            })?;
+        // The time limit of the socket is the same; it has the better message.
+        receiver
+            .recv_timeout(timeout + Duration::from_secs(1))
+            .unwrap_or_else(|_| {
+                let seconds = timeout.as_secs();
+                Err(no_response(format!("no response within {seconds} s")))
+            })
+    }
+
+    fn connect_within_thread(&self) -> Result<Client, StoreError> {
         let mut config = self.url.config.clone();
         let refused = |reason| self.unsupported(reason);
         let password = password(&self.url, &environment).map_err(refused)?;

@@ -26,21 +26,31 @@
 //! - `connect`: URL, passwords, TLS, and the meaning of errors.
 //! - `schema`: creates the tables and checks their version.
 //! - `node`: the identity of a node, its epoch and token.
-//! - `writer`, `rows`: the writing connection and its row operations.
-//! - `readers`: reads of any thread.
-
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "the writer that uses them follows"
-)]
+//! - `writer`, `rows`, `retention`, `rebuild`: the writing connection and its row operations.
+//! - `readers`, `recovery`, `snapshot`: reads of any thread, at the start, and for `verify`.
+//! - `convert`: rows as values of the store.
 
 mod connect;
+mod convert;
+mod members;
 mod node;
 mod password;
+mod readers;
+mod rebuild;
+mod recovery;
+mod retention;
+mod rows;
 mod schema;
+mod snapshot;
 mod tls;
 mod url;
+mod writer;
 
 pub use self::connect::Target;
+pub use self::members::{Member, Report, ReportRow, members, remove};
 pub use self::node::Node;
+pub use self::readers::PostgresReaders;
+pub(in crate::store) use self::recovery::{read_checks, read_for_recovery};
+pub use self::schema::ensure as ensure_tables;
+pub(in crate::store) use self::snapshot::PostgresSnapshot;
+pub use self::writer::PostgresWriter;

@@ -34,7 +34,7 @@ const INSERT_NODE: &str = include_str!("../../../sql/postgres/insert_node.sql");
 const UPDATE_NODE: &str = include_str!("../../../sql/postgres/update_node.sql");
 const INSERT_SUMS: &str = include_str!("../../../sql/postgres/insert_sums_of_node.sql");
 const SELECT_COPIED: &str = include_str!("../../../sql/postgres/select_copied_segment.sql");
-const SELECT_SYSTEM: &str = "SELECT system_identifier::text FROM pg_control_system()";
+const SELECT_SYSTEM: &str = include_str!("../../../sql/postgres/select_system_identifier.sql");
 
 /// Numbers of segments are below this; the number of the node is above them in a [`Node::place`].
 const SEGMENTS: i64 = 1 << 40;
@@ -139,7 +139,7 @@ impl Node {
     /// suffice, because it could read an older snapshot than the rows that the transaction changes.
     pub fn check(
         &self,
-        transaction: &mut Transaction<'_>,
+        transaction: &mut impl GenericClient,
         target: &Target,
     ) -> Result<(), StoreError> {
         let rows = transaction
@@ -158,13 +158,18 @@ impl Node {
         }
     }
 
+    /// Whether these are the epoch and the token with which this process acquired the node.
+    pub(in crate::store) fn is_held(&self, epoch: i64, token: Uuid) -> bool {
+        (epoch, token) == (self.epoch, self.token)
+    }
+
     /// The number of a node; `None` if it is not in the database yet. For readers.
     pub(in crate::store) fn number_of(
         client: &mut impl GenericClient,
         id: Uuid,
     ) -> Result<Option<i32>, ::postgres::Error> {
         let rows = client.query_typed(
-            "SELECT node FROM tallyline.node WHERE id = $1",
+            include_str!("../../../sql/postgres/select_node_number.sql"),
             &[(&id, Type::UUID)],
         )?;
         Ok(rows.first().map(|row| row.get(0)))

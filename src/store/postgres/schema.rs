@@ -50,7 +50,10 @@ pub fn ensure(client: &mut Client, target: &Target) -> Result<(), StoreError> {
 pub fn is_there(client: &mut Client, target: &Target) -> Result<bool, StoreError> {
     let failed = target.failed("read the version of its tables");
     let exists = client
-        .query_typed("SELECT to_regclass('tallyline.cluster') IS NOT NULL", &[])
+        .query_typed(
+            include_str!("../../../sql/postgres/select_tables_exist.sql"),
+            &[],
+        )
         .map_err(&failed)?;
     if !exists.first().is_some_and(|row| row.get(0)) {
         return Ok(false);
@@ -149,16 +152,16 @@ fn create(client: &mut Client, target: &Target) -> Result<(), ::postgres::Error>
     };
     if exists(
         &mut transaction,
-        "SELECT to_regclass('tallyline.cluster') IS NOT NULL",
+        include_str!("../../../sql/postgres/select_tables_exist.sql"),
     )? {
         return Ok(());
     }
     // An administrator may have created the schema, so that the user needs no further right.
     if !exists(
         &mut transaction,
-        "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'tallyline')",
+        include_str!("../../../sql/postgres/select_schema_exists.sql"),
     )? {
-        transaction.batch_execute("CREATE SCHEMA tallyline")?;
+        transaction.batch_execute(include_str!("../../../sql/postgres/create_schema.sql"))?;
     }
     transaction.batch_execute(SCHEMA)?;
     transaction.execute_typed(
@@ -190,6 +193,9 @@ fn is_race(error: &::postgres::Error) -> bool {
 pub(super) fn cluster_id(
     client: &mut impl GenericClient,
 ) -> Result<Option<Uuid>, ::postgres::Error> {
-    let rows = client.query_typed("SELECT id FROM tallyline.cluster", &[])?;
+    let rows = client.query_typed(
+        include_str!("../../../sql/postgres/select_cluster_id.sql"),
+        &[],
+    )?;
     Ok(rows.first().map(|row| row.get(0)))
 }

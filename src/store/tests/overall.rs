@@ -142,7 +142,7 @@ fn a_range_that_is_not_committed_changes_nothing() {
     assert_eq!(sums(&dir), (2, 2, 3));
     // The statement fails after it has updated a row.
     writer
-        .connection
+        .connection()
         .execute_batch("CREATE TEMP TRIGGER t BEFORE INSERT ON user_total WHEN NEW.user_id = 'b' BEGIN SELECT raise(ABORT, 'no'); END")
         .expect("a trigger");
     let again = Lines(vec![
@@ -154,7 +154,7 @@ fn a_range_that_is_not_committed_changes_nothing() {
     let failed = again.try_apply(&mut writer, &segment, 0, 3, RangeEnd::Active, 5);
     assert!(failed.is_err(), "the trigger ends it");
     writer
-        .connection
+        .connection()
         .execute_batch("DROP TRIGGER t")
         .expect("dropped");
     assert_eq!(sums(&dir), (2, 2, 3));

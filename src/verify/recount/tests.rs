@@ -7,12 +7,13 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rusqlite::Connection;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::*;
 use crate::data_dir::disk::RealDisk;
 use crate::data_dir::testing::{tag_of, write_active, write_sealed};
 use crate::processor::{ProcessConfig, run_once};
-use crate::store::{DATABASE_FILE, Existing, IdsWalk, Writer};
+use crate::store::{DATABASE_FILE, Database, Existing, IdsWalk, Writer};
 
 fn apply(dir: &TempDir) {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
@@ -132,7 +133,7 @@ fn a_wrong_sum_of_applied_segments_is_reported() {
     assert_eq!(report.differences, 1, "{findings:?}");
     let text = format!("{findings:?}");
     assert!(text.contains("applied_sum has 2 segments"), "{text}");
-    let text = sums::difference(&dir.path().join(DATABASE_FILE))
+    let text = sums::difference(&Database::in_dir(dir.path()), Uuid::nil())
         .expect("a read")
         .expect("a difference");
     assert!(text.contains("applied_sum has 2 segments"), "{text}");
@@ -160,7 +161,7 @@ fn wrong_sums_over_all_users_are_reported() {
             text.contains(shown) && text.contains("but the rows of user_total have 1 users"),
             "{text}"
         );
-        let text = sums::difference(&dir.path().join(DATABASE_FILE))
+        let text = sums::difference(&Database::in_dir(dir.path()), Uuid::nil())
             .expect("a read")
             .expect("a difference");
         assert!(text.contains(shown), "{text}");

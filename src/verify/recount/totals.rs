@@ -78,7 +78,7 @@ impl Recount<'_> {
                 "all users together have {} events ({}), but the segments have {events} ({}): the database was changed, or mixed from two; run `tallyline process --rebuild`, which builds a new one from the files",
                 snapshot.totals.events,
                 snapshot.totals.revenue,
-                Micros(net)
+                Micros::from(net)
             )));
         }
         let applied = AppliedSum::of(&snapshot.rows);
@@ -104,9 +104,9 @@ impl Recount<'_> {
         snapshot.differences(&mut |user, database, files| {
             self.add_finding(&Finding::Mismatch(format!(
                 "user {user:?}: the files have {} from {} events, the database {} from {}",
-                Micros(files.micros),
+                Micros::from(files.micros),
                 files.events,
-                Micros(database.micros),
+                Micros::from(database.micros),
                 database.events
             )));
         })?;

@@ -1,0 +1,1 @@
+SELECT count(*) FROM tallyline.rejected_line WHERE node = $1 AND segment = $2

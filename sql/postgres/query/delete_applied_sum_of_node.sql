@@ -1,0 +1,1 @@
+DELETE FROM tallyline.applied_sum WHERE node = $1

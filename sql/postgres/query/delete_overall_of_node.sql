@@ -1,0 +1,1 @@
+DELETE FROM tallyline.overall WHERE node = $1

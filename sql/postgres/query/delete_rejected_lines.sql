@@ -1,0 +1,1 @@
+DELETE FROM tallyline.rejected_line WHERE node = $1 AND segment = $2

@@ -1,0 +1,1 @@
+DELETE FROM tallyline.segment WHERE node = $1

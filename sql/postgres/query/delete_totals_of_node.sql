@@ -1,0 +1,1 @@
+DELETE FROM tallyline.user_total WHERE node = $1

@@ -1,0 +1,6 @@
+SELECT numbers, prefix, width, block
+FROM tallyline.id_block
+WHERE (prefix, width, block) > ($1, $2, $3)
+ORDER BY prefix, width, block
+LIMIT $4
+FOR UPDATE

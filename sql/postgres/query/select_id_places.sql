@@ -1,0 +1,1 @@
+SELECT segment, "offset" FROM tallyline.event_id WHERE node = $1

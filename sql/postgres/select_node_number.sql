@@ -1,0 +1,1 @@
+SELECT node FROM tallyline.node WHERE id = $1

@@ -1,0 +1,459 @@
+//! Reads of totals, segments and rejected lines from PostgreSQL, by any thread.
+//!
+//! A read is one statement, or several in a transaction. Totals are those of the cluster; segments, the ledger
+//! and rejected lines are those of the node. If the node is not in the database yet, it has none.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use ::postgres::types::Type;
+use ::postgres::{Client, IsolationLevel, Row};
+use r2d2::ManageConnection;
+use scheduled_thread_pool::ScheduledThreadPool;
+use uuid::Uuid;
+
+use super::convert::{self, Malformed, get, get_i128, get_u64, to_i64};
+use super::rows::{Param, statement};
+use super::writer::segment_rows;
+use super::{Node, Target, schema};
+use crate::data_dir::segment::SegmentId;
+use crate::event::{Micros, WideMicros};
+use crate::store::listing::{Cursor, end_of};
+use crate::store::reading::DatabaseStatus;
+use crate::store::{
+    AppliedSegments, Ledger, Order, Overall, RejectedFilter, RejectedLine, SegmentRow,
+    SegmentState, StoreError, UserTotal,
+};
+
+/// How long a read waits for a free connection.
+const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many rejected lines are read together.
+const REJECTED_PAGE: i64 = 500;
+
+/// Opens the connections of the pool.
+struct Manager {
+    target: Target,
+}
+
+/// An error of a connection of the pool.
+#[derive(Debug)]
+struct Unopened(StoreError);
+
+impl fmt::Display for Unopened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Unopened {}
+
+impl ManageConnection for Manager {
+    type Connection = Client;
+    type Error = Unopened;
+
+    fn connect(&self) -> Result<Client, Unopened> {
+        self.target.connect().map_err(Unopened)
+    }
+
+    fn is_valid(&self, client: &mut Client) -> Result<(), Unopened> {
+        client
+            .batch_execute("")
+            .map_err(self.target.failed("use a reading connection"))
+            .map_err(Unopened)
+    }
+
+    fn has_broken(&self, client: &mut Client) -> bool {
+        client.is_closed()
+    }
+}
+
+type Pool = r2d2::Pool<Manager>;
+
+/// The pool of reading connections; cheap to clone.
+#[derive(Clone)]
+pub struct PostgresReaders {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    target: Target,
+    connections_max: u32,
+    pool: Mutex<Option<Pool>>,
+    directory: OnceLock<Uuid>,
+    /// The number of the node, once it is in the database.
+    node: OnceLock<i32>,
+}
+
+impl PostgresReaders {
+    /// A pool of up to `connections_max` connections, opened on demand.
+    pub fn new(target: &Target, connections_max: u32) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                target: target.clone(),
+                connections_max,
+                pool: Mutex::new(None),
+                directory: OnceLock::new(),
+                node: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// Names the data directory whose node's rows are read.
+    pub fn belong_to(&self, directory: Uuid) {
+        let _same = self.shared.directory.set(directory);
+    }
+
+    /// Fails if the database cannot be read or has other tables.
+    pub fn check(&self) -> Result<(), StoreError> {
+        self.is_there().map(|_| ())
+    }
+
+    /// Whether the database has tables.
+    pub(super) fn is_there(&self) -> Result<bool, StoreError> {
+        let mut client = self.shared.target.connect()?;
+        schema::is_there(&mut client, &self.shared.target)
+    }
+
+    /// See [`Readers::user`](crate::store::Readers::user).
+    pub fn user(&self, user_id: &str) -> Result<Option<UserTotal>, StoreError> {
+        let sql = statement!("select_user");
+        self.read("read a user's total", |client| {
+            let row = client.query_typed_opt(sql, &[(&user_id, Type::TEXT)])?;
+            row.map(|row| {
+                Ok(UserTotal {
+                    user_id: user_id.to_owned(),
+                    revenue: Micros(get_i128(&row, 0)?),
+                    events: get_u64(&row, 1)?,
+                    updated_at_ms: get(&row, 2)?,
+                })
+            })
+            .transpose()
+        })
+    }
+
+    /// The first `rows` users after the cursor.
+    pub(in crate::store) fn users(
+        &self,
+        order: Order,
+        prefix: &str,
+        rows: i64,
+        after: &Cursor,
+    ) -> Result<Vec<UserTotal>, StoreError> {
+        let revenue = after.revenue.map(|micros| micros.to_string());
+        let end = end_of(prefix);
+        let by_revenue: [Param<'_>; 5] = [
+            (&prefix, Type::TEXT),
+            (&end, Type::TEXT),
+            (&revenue, Type::TEXT),
+            (&after.user_id, Type::TEXT),
+            (&rows, Type::INT8),
+        ];
+        self.read("list users", |client| {
+            let found = match order {
+                Order::UserId => client.query_typed(
+                    statement!("page_users_by_id"),
+                    &[
+                        (&prefix, Type::TEXT),
+                        (&end, Type::TEXT),
+                        (&after.user_id, Type::TEXT),
+                        (&rows, Type::INT8),
+                    ],
+                ),
+                Order::Revenue => {
+                    client.query_typed(statement!("page_users_by_revenue"), &by_revenue)
+                }
+                Order::RevenueDescending => {
+                    client.query_typed(statement!("page_users_by_revenue_descending"), &by_revenue)
+                }
+            }?;
+            found.iter().map(|row| Ok(user_total(row)?)).collect()
+        })
+    }
+
+    /// See [`Readers::ledger`](crate::store::Readers::ledger).
+    pub fn ledger(&self) -> Result<Ledger, StoreError> {
+        self.read_own(
+            "read the ledger",
+            statement!("select_ledger"),
+            &[],
+            |rows| convert::ledger(rows.first()),
+        )
+    }
+
+    /// See [`Readers::overall`](crate::store::Readers::overall).
+    pub fn overall(&self) -> Result<Overall, StoreError> {
+        self.read("add up all users", |client| {
+            let row = client.query_typed_one(statement!("select_overall"), &[])?;
+            Ok(Overall {
+                users: get_u64(&row, 0)?,
+                events: get_u64(&row, 1)?,
+                revenue: WideMicros(get_i128(&row, 2)?),
+                updated_at_ms: get(&row, 3)?,
+            })
+        })
+    }
+
+    /// See `Readers::status`.
+    pub(in crate::store) fn status(&self) -> Result<DatabaseStatus, StoreError> {
+        let Some(node) = self.node()? else {
+            return Ok(DatabaseStatus::default());
+        };
+        self.read("read the ledger and the segments", |client| {
+            let mut snapshot = client
+                .build_transaction()
+                .isolation_level(IsolationLevel::RepeatableRead)
+                .read_only(true)
+                .start()?;
+            let mut own = |sql| snapshot.query_typed(sql, &[(&node, Type::INT4)]);
+            let unfinished = segment_rows(&own(statement!("select_unfinished_segments"))?)?;
+            let mut native = convert::numbers(&own(statement!("select_numbers"))?)?;
+            for number in unfinished.iter().filter_map(|row| row.id.number()) {
+                native.remove(number);
+            }
+            let imported = own(statement!("select_applied_imports"))?;
+            let imported = imported
+                .iter()
+                .map(|row| get(row, 0))
+                .collect::<Result<_, _>>()?;
+            let ledger = convert::ledger(own(statement!("select_ledger"))?.first())?;
+            let pruned = convert::pruned(own(statement!("select_pruned"))?.first())?;
+            let overall = convert::overall(own(statement!("select_node_overall"))?.first())?;
+            snapshot.commit()?;
+            Ok(DatabaseStatus {
+                ledger,
+                overall,
+                applied: AppliedSegments { native, imported },
+                unfinished,
+                pruned,
+            })
+        })
+    }
+
+    /// See [`Readers::newest_segments`](crate::store::Readers::newest_segments).
+    pub fn newest_segments(&self, limit: u32) -> Result<Vec<SegmentRow>, StoreError> {
+        let sql = statement!("list_newest_segments");
+        let limit = i64::from(limit);
+        self.read_own("list segments", sql, &[(&limit, Type::INT8)], segment_rows)
+    }
+
+    /// See [`Readers::segment`](crate::store::Readers::segment).
+    pub fn segment(&self, id: &SegmentId) -> Result<Option<SegmentRow>, StoreError> {
+        let (sql, name) = (statement!("select_segment"), id.to_string());
+        self.read_own("read a segment", sql, &[(&name, Type::TEXT)], |rows| {
+            rows.first().map(convert::segment_row).transpose()
+        })
+    }
+
+    /// See [`Readers::unfinished_segments`](crate::store::Readers::unfinished_segments).
+    pub fn unfinished_segments(&self) -> Result<Vec<SegmentRow>, StoreError> {
+        let sql = statement!("select_unfinished_segments");
+        self.read_own("list unfinished segments", sql, &[], segment_rows)
+    }
+
+    /// See [`Readers::segment_counts`](crate::store::Readers::segment_counts).
+    pub fn segment_counts(&self) -> Result<Vec<(SegmentState, u64)>, StoreError> {
+        let sql = statement!("count_segments_by_state");
+        self.read_own("count segments", sql, &[], |rows| {
+            rows.iter()
+                .map(|row| Ok((convert::state(get(row, 0)?, 0)?, get_u64(row, 1)?)))
+                .collect()
+        })
+    }
+
+    /// See [`Readers::newest_rejected`](crate::store::Readers::newest_rejected).
+    pub fn newest_rejected(
+        &self,
+        limit: u32,
+        filter: &RejectedFilter,
+    ) -> Result<Vec<RejectedLine>, StoreError> {
+        let Some(node) = self.node()? else {
+            return Ok(Vec::new());
+        };
+        let since = filter
+            .since
+            .map(|since| (to_i64(since.segment), to_i64(since.offset)));
+        let (since_key, since_offset) = since.unzip();
+        let limit = limit as usize;
+        self.read("list rejected lines", |client| {
+            let mut lines = Vec::new();
+            let mut after: Option<(i64, i64, i64)> = None;
+            loop {
+                let (at, key, offset) = after.map_or((None, None, None), |(at, key, offset)| {
+                    (Some(at), Some(key), Some(offset))
+                });
+                let rows = client.query_typed(
+                    statement!("list_newest_rejected_lines"),
+                    &[
+                        (&node, Type::INT4),
+                        (&since_key, Type::INT8),
+                        (&since_offset, Type::INT8),
+                        (&at, Type::INT8),
+                        (&key, Type::INT8),
+                        (&offset, Type::INT8),
+                        (&REJECTED_PAGE, Type::INT8),
+                    ],
+                )?;
+                for row in &rows {
+                    let line = rejected_line(row)?;
+                    after = Some((get(row, 5)?, get(row, 6)?, get(row, 1)?));
+                    if filter.has_prefix(&line) {
+                        lines.push(line);
+                    }
+                    if lines.len() == limit {
+                        return Ok(lines);
+                    }
+                }
+                if to_i64(rows.len() as u64) < REJECTED_PAGE {
+                    return Ok(lines);
+                }
+            }
+        })
+    }
+
+    /// Closes the idle connections. A later read opens new ones.
+    pub fn close(&self) {
+        let pool = self.lock().take();
+        drop(pool);
+    }
+
+    /// Runs a statement about this node, whose number is the first parameter; without rows if the node is not
+    /// in the database.
+    fn read_own<T>(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: &[Param<'_>],
+        convert: impl Fn(&[Row]) -> Result<T, Malformed>,
+    ) -> Result<T, StoreError> {
+        let Some(node) = self.node()? else {
+            return convert(&[]).map_err(|error| self.malformed(doing, &error));
+        };
+        self.read(doing, |client| {
+            let mut all: Vec<Param<'_>> = vec![(&node, Type::INT4)];
+            all.extend(params.iter().cloned());
+            Ok(convert(&client.query_typed(sql, &all)?)?)
+        })
+    }
+
+    fn node(&self) -> Result<Option<i32>, StoreError> {
+        if let Some(node) = self.shared.node.get() {
+            return Ok(Some(*node));
+        }
+        let Some(directory) = self.shared.directory.get() else {
+            return Ok(None);
+        };
+        let node = self.read("find this node", |client| {
+            Ok(Node::number_of(client, *directory)?)
+        })?;
+        Ok(node.map(|node| *self.shared.node.get_or_init(|| node)))
+    }
+
+    /// Runs `read` on a connection of the pool. It is repeated on another one if the connection was lost, for
+    /// it may have been idle.
+    fn read<T>(
+        &self,
+        doing: &'static str,
+        mut read: impl FnMut(&mut Client) -> Result<T, ReadError>,
+    ) -> Result<T, StoreError> {
+        let pool = self.pool()?;
+        let mut again = true;
+        loop {
+            let mut client = pool.get().map_err(|error| self.unavailable(&error))?;
+            match read(&mut client) {
+                Ok(value) => return Ok(value),
+                Err(ReadError::Postgres(_)) if again && client.is_closed() => again = false,
+                // Before the first start of a node there are no tables.
+                Err(error) => return Err(self.failed(doing, error)),
+            }
+        }
+    }
+
+    fn failed(&self, doing: &'static str, error: ReadError) -> StoreError {
+        match error {
+            ReadError::Postgres(error) => self.shared.target.failed(doing)(error),
+            ReadError::Malformed(error) => self.malformed(doing, &error),
+        }
+    }
+
+    fn malformed(&self, doing: &'static str, error: &Malformed) -> StoreError {
+        error.of(&self.shared.target, doing)
+    }
+
+    fn unavailable(&self, error: &r2d2::Error) -> StoreError {
+        StoreError::Postgres {
+            database: self.shared.target.to_string(),
+            doing: "get a reading connection",
+            cause: error.to_string(),
+            code: None,
+            cure: None,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Pool>> {
+        self.shared
+            .pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pool(&self) -> Result<Pool, StoreError> {
+        let mut held = self.lock();
+        if let Some(pool) = &*held {
+            return Ok(pool.clone());
+        }
+        let manager = Manager {
+            target: self.shared.target.clone(),
+        };
+        let pool = r2d2::Pool::builder()
+            .max_size(self.shared.connections_max)
+            .min_idle(Some(0))
+            .test_on_check_out(false)
+            .thread_pool(Arc::new(ScheduledThreadPool::new(1)))
+            .connection_timeout(CHECKOUT_TIMEOUT)
+            .build(manager)
+            .map_err(|error| self.unavailable(&error))?;
+        *held = Some(pool.clone());
+        Ok(pool)
+    }
+}
+
+/// A read failed.
+enum ReadError {
+    Postgres(::postgres::Error),
+    Malformed(Malformed),
+}
+
+impl From<::postgres::Error> for ReadError {
+    fn from(error: ::postgres::Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+impl From<Malformed> for ReadError {
+    fn from(error: Malformed) -> Self {
+        Self::Malformed(error)
+    }
+}
+
+fn user_total(row: &Row) -> Result<UserTotal, Malformed> {
+    Ok(UserTotal {
+        user_id: get(row, 0)?,
+        revenue: Micros(get_i128(row, 1)?),
+        events: get_u64(row, 2)?,
+        updated_at_ms: get(row, 3)?,
+    })
+}
+
+fn rejected_line(row: &Row) -> Result<RejectedLine, Malformed> {
+    let text = |column| -> Result<String, Malformed> {
+        Ok(String::from_utf8_lossy(get(row, column)?).into_owned())
+    };
+    Ok(RejectedLine {
+        segment: get(row, 0)?,
+        offset: get_u64(row, 1)?,
+        code: get(row, 2)?,
+        reason: text(3)?,
+        line: text(4)?,
+    })
+}

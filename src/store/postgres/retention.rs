@@ -1,0 +1,385 @@
+//! Retention on PostgreSQL: pruning the rows of segments and expiring ids.
+//!
+//! Ids belong to the cluster, so the longest deduplication window of all nodes applies, measured by the clock
+//! of the database. A node expires the ids of its own segments, those of nodes that were removed, and blocks of
+//! any node: a block may have runs of several.
+
+use std::collections::BTreeMap;
+
+use ::postgres::Client;
+use ::postgres::types::Type;
+
+use super::convert::{self, Malformed, to_i64};
+use super::rows::{RowsError, statement};
+use super::writer::End;
+use super::{Node, PostgresWriter};
+use crate::store::id_blocks::Block;
+use crate::store::retention::{After, IdsWalk, OwnedKey, Stamps};
+use crate::store::{Pruned, SegmentRow, StoreError};
+
+/// Which ids expire.
+struct Expiry {
+    /// Those that were applied before this time, in seconds since 1970 UTC.
+    before_s: i64,
+    /// The nodes whose ids this node may expire.
+    nodes: Vec<i32>,
+}
+
+/// Rows to expire and rows with an implausible time.
+struct Examined<K, V> {
+    /// The key of the last row; `None` at the end of the table.
+    last: Option<K>,
+    old: Vec<(K, V)>,
+    undated: Vec<K>,
+}
+
+/// The bytes of a block and how many ids each segment has in it, by node and `segment.key`.
+struct OldBlock {
+    bytes: Vec<u8>,
+    counts: Vec<((i32, i64), i64)>,
+}
+
+/// Counts by node and `segment.key`.
+type BySegment = BTreeMap<(i32, i64), i64>;
+
+impl PostgresWriter {
+    /// See [`Writer::restamp_segments`](crate::store::Writer::restamp_segments).
+    pub fn restamp_segments(&mut self, stamps: &Stamps) -> Result<(), StoreError> {
+        let node = self.node.number;
+        self.write("replace implausible times of segments", |transaction| {
+            transaction.execute_typed(
+                statement!("restamp_segments"),
+                &[
+                    (&node, Type::INT4),
+                    (&stamps.earliest_ms, Type::INT8),
+                    (&stamps.latest_ms, Type::INT8),
+                    (&stamps.now_ms, Type::INT8),
+                ],
+            )?;
+            Ok(End::Commit(()))
+        })
+    }
+
+    /// See [`Writer::prune`](crate::store::Writer::prune).
+    pub fn prune(&mut self, row: &SegmentRow, now_ms: i64) -> Result<bool, StoreError> {
+        let node = self.node.number;
+        self.write("prune a segment", |transaction| {
+            transaction.execute_typed(
+                statement!("subtract_applied_segment"),
+                &[(&node, Type::INT4), (&row.key, Type::INT8)],
+            )?;
+            let deleted = transaction.execute_typed(
+                statement!("delete_applied_segment"),
+                &[
+                    (&node, Type::INT4),
+                    (&row.key, Type::INT8),
+                    (&to_i64(row.applied_bytes), Type::INT8),
+                    (&i64::from(row.checksum), Type::INT8),
+                ],
+            )?;
+            if deleted != 1 {
+                return Ok(End::RollBack(false));
+            }
+            transaction.execute_typed(
+                statement!("delete_rejected_lines"),
+                &[(&node, Type::INT4), (&row.id.to_string(), Type::TEXT)],
+            )?;
+            let found =
+                transaction.query_typed_opt(statement!("select_pruned"), &[(&node, Type::INT4)])?;
+            let mut pruned = convert::pruned(found.as_ref()).map_err(RowsError::from)?;
+            pruned.add(row);
+            set_pruned(transaction, node, &pruned, now_ms)?;
+            Ok(End::Commit(true))
+        })
+    }
+
+    /// See [`Writer::expire_ids`](crate::store::Writer::expire_ids).
+    pub fn expire_ids(
+        &mut self,
+        walk: &IdsWalk,
+        stamps: &Stamps,
+        count: u32,
+    ) -> Result<IdsWalk, StoreError> {
+        let Some(expiry) = self.expiry()? else {
+            return Ok(IdsWalk::default());
+        };
+        match &walk.after {
+            After::Id(id) => {
+                let examined = self.ids_after(id, &expiry, stamps, count)?;
+                let first_block = || After::Block((String::new(), 0, 0));
+                let after = examined.last.clone().map_or_else(first_block, After::Id);
+                let expired = self.expire_rows(&examined, &expiry, stamps)?;
+                Ok(IdsWalk { after, expired })
+            }
+            After::Block(key) => {
+                let examined = self.blocks_after(key, &expiry, stamps, count)?;
+                let after = examined
+                    .last
+                    .clone()
+                    .map_or_else(After::default, After::Block);
+                let expired = self.expire_blocks(&examined, &expiry, stamps)?;
+                Ok(IdsWalk { after, expired })
+            }
+        }
+    }
+
+    /// `None` if a node keeps its ids for ever.
+    fn expiry(&self) -> Result<Option<Expiry>, StoreError> {
+        let doing = "read the deduplication windows of all nodes";
+        let rows = self.query(doing, statement!("select_expiry"), &[])?;
+        let read = || -> Result<Option<Expiry>, Malformed> {
+            let Some(row) = rows.first() else {
+                return Ok(None);
+            };
+            let (keep_ms, now_ms): (Option<i64>, i64) =
+                (convert::get(row, 0)?, convert::get(row, 1)?);
+            let mut nodes: Vec<i32> = convert::get(row, 2)?;
+            nodes.push(self.node.number);
+            Ok(keep_ms.map(|keep_ms| Expiry {
+                before_s: now_ms.saturating_sub(keep_ms).div_euclid(1000),
+                nodes,
+            }))
+        };
+        read().map_err(|error| self.malformed(doing, &error))
+    }
+
+    fn ids_after(
+        &self,
+        after: &str,
+        expiry: &Expiry,
+        stamps: &Stamps,
+        count: u32,
+    ) -> Result<Examined<String, ()>, StoreError> {
+        let doing = "read the ids";
+        let rows = self.query(
+            doing,
+            statement!("select_ids_after"),
+            &[(&after, Type::TEXT), (&i64::from(count), Type::INT8)],
+        )?;
+        let read = || -> Result<Examined<String, ()>, Malformed> {
+            let mut examined = Examined {
+                last: None,
+                old: Vec::new(),
+                undated: Vec::new(),
+            };
+            for row in &rows {
+                let (id, applied_at_s): (String, i64) =
+                    (convert::get(row, 0)?, convert::get(row, 1)?);
+                if expiry.nodes.contains(&convert::get(row, 2)?) {
+                    if !stamps.can_be(applied_at_s.saturating_mul(1000)) {
+                        examined.undated.push(id.clone());
+                    } else if applied_at_s < expiry.before_s {
+                        examined.old.push((id.clone(), ()));
+                    }
+                }
+                examined.last = Some(id);
+            }
+            examined.last = examined.last.filter(|_| rows.len() == count as usize);
+            Ok(examined)
+        };
+        read().map_err(|error| self.malformed(doing, &error))
+    }
+
+    fn blocks_after(
+        &self,
+        (prefix, width, number): &OwnedKey,
+        expiry: &Expiry,
+        stamps: &Stamps,
+        count: u32,
+    ) -> Result<Examined<OwnedKey, OldBlock>, StoreError> {
+        let doing = "read the blocks of ids";
+        let width = i16::try_from(*width).unwrap_or_default();
+        let rows = self.query(
+            doing,
+            statement!("select_id_blocks_after"),
+            &[
+                (prefix, Type::TEXT),
+                (&width, Type::INT2),
+                (number, Type::INT8),
+                (&i64::from(count), Type::INT8),
+            ],
+        )?;
+        let read = || -> Result<Examined<OwnedKey, OldBlock>, Malformed> {
+            let mut examined = Examined {
+                last: None,
+                old: Vec::new(),
+                undated: Vec::new(),
+            };
+            let mut block = Block::default();
+            for row in &rows {
+                let width: i16 = convert::get(row, 2)?;
+                let key = (
+                    convert::get(row, 1)?,
+                    i64::from(width),
+                    convert::get(row, 3)?,
+                );
+                let applied_at_s: i64 = convert::get(row, 4)?;
+                if !stamps.can_be(applied_at_s.saturating_mul(1000)) {
+                    examined.undated.push(key.clone());
+                } else if applied_at_s < expiry.before_s {
+                    let bytes: Vec<u8> = convert::get(row, 0)?;
+                    block.decode(&bytes)?;
+                    let counts = block
+                        .runs()
+                        .iter()
+                        .map(|run| (Node::of_place(run.segment), i64::from(run.count)))
+                        .collect();
+                    examined.old.push((key.clone(), OldBlock { bytes, counts }));
+                }
+                examined.last = Some(key);
+            }
+            examined.last = examined.last.filter(|_| rows.len() == count as usize);
+            Ok(examined)
+        };
+        read().map_err(|error| self.malformed(doing, &error))
+    }
+
+    /// Deletes the old rows of ids, unless they have changed, and returns how many.
+    fn expire_rows(
+        &mut self,
+        examined: &Examined<String, ()>,
+        expiry: &Expiry,
+        stamps: &Stamps,
+    ) -> Result<u64, StoreError> {
+        if examined.old.is_empty() && examined.undated.is_empty() {
+            return Ok(0);
+        }
+        let now_s = stamps.now_ms.div_euclid(1000);
+        let old: Vec<&str> = examined.old.iter().map(|(id, ())| id.as_str()).collect();
+        self.write("expire ids", |transaction| {
+            transaction.execute_typed(
+                statement!("restamp_event_ids"),
+                &[(&examined.undated, Type::TEXT_ARRAY), (&now_s, Type::INT8)],
+            )?;
+            let rows = transaction.query_typed(
+                statement!("delete_event_ids"),
+                &[(&old, Type::TEXT_ARRAY), (&expiry.before_s, Type::INT8)],
+            )?;
+            let mut counts = BySegment::new();
+            for row in &rows {
+                let segment = (row.try_get(0)?, row.try_get(1)?);
+                *counts.entry(segment).or_default() += 1;
+            }
+            add_expired(transaction, &counts)?;
+            Ok(End::Commit(rows.len() as u64))
+        })
+    }
+
+    /// Deletes the old blocks, unless they have changed, and returns how many ids they had.
+    fn expire_blocks(
+        &mut self,
+        examined: &Examined<OwnedKey, OldBlock>,
+        expiry: &Expiry,
+        stamps: &Stamps,
+    ) -> Result<u64, StoreError> {
+        if examined.old.is_empty() && examined.undated.is_empty() {
+            return Ok(0);
+        }
+        let now_s = stamps.now_ms.div_euclid(1000);
+        let undated = Columns::of(examined.undated.iter());
+        let old = Columns::of(examined.old.iter().map(|(key, _)| key));
+        let bytes: Vec<&[u8]> = examined.old.iter().map(|(_, old)| &*old.bytes).collect();
+        self.write("expire ids", |transaction| {
+            transaction.execute_typed(
+                statement!("restamp_id_blocks"),
+                &[
+                    (&undated.prefixes, Type::TEXT_ARRAY),
+                    (&undated.widths, Type::INT2_ARRAY),
+                    (&undated.blocks, Type::INT8_ARRAY),
+                    (&now_s, Type::INT8),
+                ],
+            )?;
+            let rows = transaction.query_typed(
+                statement!("delete_id_blocks"),
+                &[
+                    (&old.prefixes, Type::TEXT_ARRAY),
+                    (&old.widths, Type::INT2_ARRAY),
+                    (&old.blocks, Type::INT8_ARRAY),
+                    (&bytes, Type::BYTEA_ARRAY),
+                    (&expiry.before_s, Type::INT8),
+                ],
+            )?;
+            let mut counts = BySegment::new();
+            for row in &rows {
+                let at: i64 = row.try_get(0)?;
+                let old = usize::try_from(at - 1).ok();
+                let old = old.and_then(|at| examined.old.get(at));
+                for (segment, count) in old.iter().flat_map(|(_, old)| &old.counts) {
+                    *counts.entry(*segment).or_default() += count;
+                }
+            }
+            add_expired(transaction, &counts)?;
+            let expired: i64 = counts.values().sum();
+            Ok(End::Commit(u64::try_from(expired).unwrap_or_default()))
+        })
+    }
+}
+
+/// The columns of the keys of blocks.
+struct Columns<'k> {
+    prefixes: Vec<&'k str>,
+    widths: Vec<i16>,
+    blocks: Vec<i64>,
+}
+
+impl<'k> Columns<'k> {
+    fn of(keys: impl Iterator<Item = &'k OwnedKey>) -> Self {
+        let mut columns = Self {
+            prefixes: Vec::new(),
+            widths: Vec::new(),
+            blocks: Vec::new(),
+        };
+        for (prefix, width, block) in keys {
+            columns.prefixes.push(prefix);
+            columns
+                .widths
+                .push(i16::try_from(*width).unwrap_or_default());
+            columns.blocks.push(*block);
+        }
+        columns
+    }
+}
+
+/// Adds expired ids to the rows of their segments. A pruned segment has no row.
+fn add_expired(transaction: &mut Client, counts: &BySegment) -> Result<(), ::postgres::Error> {
+    let nodes: Vec<i32> = counts.keys().map(|&(node, _)| node).collect();
+    let keys: Vec<i64> = counts.keys().map(|&(_, key)| key).collect();
+    let ids: Vec<i64> = counts.values().copied().collect();
+    transaction
+        .execute_typed(
+            statement!("add_ids_expired"),
+            &[
+                (&nodes, Type::INT4_ARRAY),
+                (&keys, Type::INT8_ARRAY),
+                (&ids, Type::INT8_ARRAY),
+            ],
+        )
+        .map(|_| ())
+}
+
+fn set_pruned(
+    transaction: &mut Client,
+    node: i32,
+    pruned: &Pruned,
+    now_ms: i64,
+) -> Result<(), ::postgres::Error> {
+    let counts = &pruned.counts;
+    transaction
+        .execute_typed(
+            statement!("set_pruned"),
+            &[
+                (&node, Type::INT4),
+                (&to_i64(pruned.number), Type::INT8),
+                (&to_i64(pruned.segments), Type::INT8),
+                (&to_i64(counts.lines), Type::INT8),
+                (&to_i64(counts.events), Type::INT8),
+                (&to_i64(counts.duplicates), Type::INT8),
+                (&to_i64(counts.rejected), Type::INT8),
+                (&pruned.net_check, Type::INT8),
+                (&to_i64(pruned.file_bytes), Type::INT8),
+                (&i64::from(pruned.file_checksum), Type::INT8),
+                (&now_ms, Type::INT8),
+            ],
+        )
+        .map(|_| ())
+}

@@ -1,0 +1,621 @@
+//! The row operations of an attempt on PostgreSQL, by statements for sets of rows.
+//!
+//! The rows of a statement are arrays, which `unnest` turns into a table. They are sorted by key, so that two
+//! nodes that have the same keys wait for each other in one direction only. No statement is prepared: a
+//! connection pooler may give each transaction another connection.
+
+use std::collections::{HashMap, HashSet};
+
+use ::postgres::types::{ToSql, Type};
+use ::postgres::{Client, Row};
+
+use super::Node;
+use super::convert::{self, Malformed, to_i64};
+use crate::data_dir::segment::{SegmentId, Tag};
+use crate::store::apply::id_blocks::{Change, Work};
+use crate::store::apply::ids::{IdLookup, IdRow};
+use crate::store::apply::totals::SAFE;
+use crate::store::apply::{AddedCounts, Failure, Range, Rows};
+use crate::store::id_blocks::{Block, BlockKey};
+use crate::store::overall::{Added, Overall};
+use crate::store::{IdEvent, Rejected, SegmentRow, SegmentState};
+
+/// A statement of `sql/postgres/query/`.
+macro_rules! statement {
+    ($name:literal) => {
+        include_str!(concat!("../../../sql/postgres/query/", $name, ".sql"))
+    };
+}
+pub(super) use statement;
+
+/// Rejected lines that are written together: at most 1 KiB each.
+const REJECTED_TOGETHER: usize = 512;
+
+/// A parameter with its type.
+pub(super) type Param<'p> = (&'p (dyn ToSql + Sync), Type);
+
+/// Why a row operation failed.
+pub(super) enum RowsError {
+    Postgres(::postgres::Error),
+    /// A row has a value that this program does not write.
+    Malformed(Malformed),
+    /// A row that was in the way of an insertion is gone: another node expired it. The transaction is repeated.
+    Gone(&'static str),
+}
+
+impl From<::postgres::Error> for RowsError {
+    fn from(error: ::postgres::Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+impl From<Malformed> for RowsError {
+    fn from(error: Malformed) -> Self {
+        Self::Malformed(error)
+    }
+}
+
+impl From<::postgres::Error> for Failure<RowsError> {
+    fn from(error: ::postgres::Error) -> Self {
+        Self::Rows(error.into())
+    }
+}
+
+/// The rows of one transaction of a node.
+pub(super) struct PostgresRows<'r> {
+    transaction: &'r mut Client,
+    node: i32,
+    now_ms: i64,
+    /// Users whose first event at this node was written.
+    new_users: u64,
+    /// The segment and the rejected lines that are not written yet.
+    rejected: (String, RejectedColumns),
+}
+
+#[derive(Default)]
+struct RejectedColumns {
+    offsets: Vec<i64>,
+    codes: Vec<String>,
+    reasons: Vec<Vec<u8>>,
+    lines: Vec<Vec<u8>>,
+}
+
+/// The columns of blocks.
+#[derive(Default)]
+struct BlockColumns<'w> {
+    prefixes: Vec<&'w str>,
+    widths: Vec<i16>,
+    blocks: Vec<i64>,
+}
+
+impl<'w> BlockColumns<'w> {
+    fn of(keys: impl Iterator<Item = BlockKey<'w>>) -> Self {
+        let mut columns = Self::default();
+        for key in keys {
+            columns.prefixes.push(key.prefix);
+            columns.widths.push(i16::from(key.width));
+            columns.blocks.push(key.block);
+        }
+        columns
+    }
+
+    fn params(&self) -> [Param<'_>; 3] {
+        [
+            (&self.prefixes, Type::TEXT_ARRAY),
+            (&self.widths, Type::INT2_ARRAY),
+            (&self.blocks, Type::INT8_ARRAY),
+        ]
+    }
+}
+
+impl<'r> PostgresRows<'r> {
+    /// The rows of the transaction that was begun on this connection.
+    pub(super) fn new(transaction: &'r mut Client, node: i32, now_ms: i64) -> Self {
+        Self {
+            transaction,
+            node,
+            now_ms,
+            new_users: 0,
+            rejected: (String::new(), RejectedColumns::default()),
+        }
+    }
+
+    fn now_s(&self) -> i64 {
+        self.now_ms.div_euclid(1000)
+    }
+
+    fn query(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, RowsError> {
+        Ok(self.transaction.query_typed(sql, params)?)
+    }
+
+    fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<usize, RowsError> {
+        let changed = self.transaction.execute_typed(sql, params)?;
+        Ok(usize::try_from(changed).unwrap_or(usize::MAX))
+    }
+
+    /// Inserts the blocks that are not in the table, and locks the others. Returns for each whether it was
+    /// inserted.
+    fn insert_blocks(&mut self, works: &[Work<'_>]) -> Result<Vec<bool>, RowsError> {
+        let now_s = self.now_s();
+        let columns = BlockColumns::of(works.iter().map(|work| work.key));
+        let numbers: Vec<&[u8]> = works.iter().map(|work| &*work.bytes).collect();
+        let [prefixes, widths, blocks] = columns.params();
+        let rows = self.query(
+            statement!("insert_id_blocks"),
+            &[
+                (&now_s, Type::INT8),
+                prefixes,
+                widths,
+                blocks,
+                (&numbers, Type::BYTEA_ARRAY),
+            ],
+        )?;
+        if rows.len() == works.len() {
+            return Ok(vec![true; works.len()]);
+        }
+        let mut inserted = HashSet::with_capacity(rows.len());
+        for row in &rows {
+            let (prefix, width, block): (&str, i16, i64) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            inserted.insert((prefix, width, block));
+        }
+        let is_inserted = |work: &Work<'_>| {
+            let BlockKey {
+                prefix,
+                width,
+                block,
+            } = work.key;
+            inserted.contains(&(prefix, i16::from(width), block))
+        };
+        Ok(works.iter().map(is_inserted).collect())
+    }
+
+    fn update_blocks(&mut self, changed: &[(&Work<'_>, Change)]) -> Result<(), RowsError> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let now_s = self.now_s();
+        let columns = BlockColumns::of(changed.iter().map(|(work, _)| work.key));
+        let numbers: Vec<&[u8]> = changed.iter().map(|(work, _)| &*work.bytes).collect();
+        let counted: Vec<bool> = changed
+            .iter()
+            .map(|(_, change)| *change == Change::Counted)
+            .collect();
+        let [prefixes, widths, blocks] = columns.params();
+        let updated = self.execute(
+            statement!("update_id_blocks"),
+            &[
+                (&now_s, Type::INT8),
+                prefixes,
+                widths,
+                blocks,
+                (&numbers, Type::BYTEA_ARRAY),
+                (&counted, Type::BOOL_ARRAY),
+            ],
+        )?;
+        if updated == changed.len() {
+            Ok(())
+        } else {
+            Err(RowsError::Gone("blocks of ids"))
+        }
+    }
+
+    fn write_rejected(&mut self) -> Result<(), RowsError> {
+        let (segment, columns) = std::mem::take(&mut self.rejected);
+        if columns.offsets.is_empty() {
+            return Ok(());
+        }
+        let node = self.node;
+        self.execute(
+            statement!("insert_rejected_lines"),
+            &[
+                (&node, Type::INT4),
+                (&segment, Type::TEXT),
+                (&columns.offsets, Type::INT8_ARRAY),
+                (&columns.codes, Type::TEXT_ARRAY),
+                (&columns.reasons, Type::BYTEA_ARRAY),
+                (&columns.lines, Type::BYTEA_ARRAY),
+            ],
+        )?;
+        Ok(())
+    }
+}
+
+impl Rows for PostgresRows<'_> {
+    type Error = RowsError;
+    const TOGETHER: usize = 4096;
+
+    fn claim(&mut self, range: &Range<'_>) -> Result<Option<SegmentRow>, RowsError> {
+        let node = self.node;
+        let name = range.segment.to_string();
+        let (from, to) = (to_i64(range.from), to_i64(range.to));
+        let checksum = i64::from(range.checksum);
+        let state = range.end.state().name();
+        let tag = range.tag.map(|tag| tag.to_string());
+        let rows = self.query(
+            statement!("claim_segment"),
+            &[
+                (&node, Type::INT4),
+                (&name, Type::TEXT),
+                (&from, Type::INT8),
+                (&to, Type::INT8),
+                (&checksum, Type::INT8),
+                (&range.file_name, Type::TEXT),
+                (&state, Type::TEXT),
+                (&range.now_ms, Type::INT8),
+                (&tag, Type::TEXT),
+            ],
+        )?;
+        if let Some(row) = rows.first() {
+            return Ok(Some(convert::segment_row(row)?));
+        }
+        if range.from > 0 {
+            return Ok(None);
+        }
+        let first = First {
+            segment: range.segment,
+            tag: range.tag,
+            file_name: range.file_name,
+            state: range.end.state(),
+            applied_bytes: range.to,
+            checksum: range.checksum,
+            now_ms: range.now_ms,
+        };
+        insert_segment(self.transaction, node, &first)
+    }
+
+    fn place(&self, key: i64) -> i64 {
+        Node::place(self.node, key)
+    }
+
+    /// Insertion and look-up are separate statements: one statement would not see the row of another node that
+    /// it waited for.
+    fn insert_ids(
+        &mut self,
+        place: i64,
+        events: &[IdEvent<'_>],
+        seen: &mut Vec<IdLookup>,
+    ) -> Result<(), RowsError> {
+        let ((node, segment), now_s) = (Node::of_place(place), self.now_s());
+        let ids: Vec<&str> = events.iter().map(|event| event.id).collect();
+        let payloads: Vec<i64> = events.iter().map(IdEvent::payload).collect();
+        let offsets: Vec<i64> = events.iter().map(|event| to_i64(event.offset)).collect();
+        let inserted = self.execute(
+            statement!("insert_event_ids"),
+            &[
+                (&node, Type::INT4),
+                (&segment, Type::INT8),
+                (&now_s, Type::INT8),
+                (&ids, Type::TEXT_ARRAY),
+                (&payloads, Type::INT8_ARRAY),
+                (&offsets, Type::INT8_ARRAY),
+            ],
+        )?;
+        if inserted == events.len() {
+            seen.extend(events.iter().map(|_| IdLookup::New));
+            return Ok(());
+        }
+        let rows = self.query(statement!("select_event_ids"), &[(&ids, Type::TEXT_ARRAY)])?;
+        let found = id_rows(&rows)?;
+        for event in events {
+            // Neither inserted nor found: another node expired it in between.
+            let row = found.get(event.id).ok_or(RowsError::Gone("ids"))?;
+            seen.push(IdLookup::of(Some(row), place, event));
+        }
+        Ok(())
+    }
+
+    fn look_up_id(&mut self, place: i64, event: &IdEvent<'_>) -> Result<IdLookup, RowsError> {
+        let ids = [event.id];
+        let rows = self.query(
+            statement!("select_event_ids"),
+            &[(&&ids[..], Type::TEXT_ARRAY)],
+        )?;
+        let found = id_rows(&rows)?;
+        Ok(IdLookup::of(found.get(event.id), place, event))
+    }
+
+    fn insert_id(&mut self, place: i64, event: &IdEvent<'_>) -> Result<(), RowsError> {
+        let mut seen = Vec::with_capacity(1);
+        self.insert_ids(place, &[*event], &mut seen)?;
+        match seen[..] {
+            [IdLookup::New] => Ok(()),
+            // Another node inserted it since the look-up.
+            _ => Err(RowsError::Gone("the look-up of an id")),
+        }
+    }
+
+    fn upsert_blocks(
+        &mut self,
+        works: &mut [Work<'_>],
+        mut merge: impl FnMut(&mut Work<'_>) -> Change,
+    ) -> Result<(), RowsError> {
+        let inserted = self.insert_blocks(works)?;
+        let mut present: Vec<&mut Work<'_>> = works
+            .iter_mut()
+            .zip(inserted)
+            .filter_map(|(work, inserted)| (!inserted).then_some(work))
+            .collect();
+        if present.is_empty() {
+            return Ok(());
+        }
+        let columns = BlockColumns::of(present.iter().map(|work| work.key));
+        let rows = self.query(statement!("lock_id_blocks"), &columns.params())?;
+        if rows.len() != present.len() {
+            return Err(RowsError::Gone("blocks of ids"));
+        }
+        let mut found = vec![Change::Nothing; present.len()];
+        for row in &rows {
+            let at: i64 = row.try_get(0)?;
+            let at = usize::try_from(at).unwrap_or(0).wrapping_sub(1);
+            let (Some(work), Some(change)) = (present.get_mut(at), found.get_mut(at)) else {
+                continue;
+            };
+            work.block
+                .decode(row.try_get(1)?)
+                .map_err(Malformed::from)?;
+            *change = merge(work);
+        }
+        let changed: Vec<(&Work<'_>, Change)> = present
+            .iter()
+            .zip(found)
+            .filter(|(_, change)| *change != Change::Nothing)
+            .map(|(work, change)| (&**work, change))
+            .collect();
+        self.update_blocks(&changed)
+    }
+
+    fn load_block(&mut self, key: &BlockKey<'_>, block: &mut Block) -> Result<bool, RowsError> {
+        let columns = BlockColumns::of(std::iter::once(*key));
+        let rows = self.query(statement!("lock_id_blocks"), &columns.params())?;
+        let Some(row) = rows.first() else {
+            return Ok(false);
+        };
+        block.decode(row.try_get(1)?).map_err(Malformed::from)?;
+        Ok(true)
+    }
+
+    fn insert_block(&mut self, work: &Work<'_>) -> Result<(), RowsError> {
+        match self.insert_blocks(std::slice::from_ref(work))?[..] {
+            [true] => Ok(()),
+            // Another node inserted it since it was read.
+            _ => Err(RowsError::Gone("the look-up of an id")),
+        }
+    }
+
+    fn update_block(&mut self, work: &Work<'_>, change: Change) -> Result<(), RowsError> {
+        self.update_blocks(&[(work, change)])
+    }
+
+    fn totals(&mut self, users: &HashSet<String>) -> Result<HashMap<String, i64>, RowsError> {
+        let node = self.node;
+        let mut users: Vec<&str> = users.iter().map(String::as_str).collect();
+        users.sort_unstable();
+        let mut totals = HashMap::with_capacity(users.len());
+        for users in users.chunks(Self::TOGETHER) {
+            let rows = self.query(
+                statement!("select_totals_of"),
+                &[(&node, Type::INT4), (&users, Type::TEXT_ARRAY)],
+            )?;
+            for row in rows {
+                totals.insert(row.try_get(0)?, row.try_get(1)?);
+            }
+        }
+        Ok(totals)
+    }
+
+    fn add_totals(
+        &mut self,
+        users: &[(&str, i64, i64)],
+        suspects: &mut HashSet<String>,
+    ) -> Result<(), RowsError> {
+        let (node, now_ms) = (self.node, self.now_ms);
+        let ids: Vec<&str> = users.iter().map(|&(user, ..)| user).collect();
+        let micros: Vec<i64> = users.iter().map(|&(_, micros, _)| micros).collect();
+        let events: Vec<i64> = users.iter().map(|&(.., events)| events).collect();
+        let rows = self.query(
+            statement!("upsert_user_totals"),
+            &[
+                (&node, Type::INT4),
+                (&now_ms, Type::INT8),
+                (&-SAFE, Type::INT8),
+                (&SAFE, Type::INT8),
+                (&ids, Type::TEXT_ARRAY),
+                (&micros, Type::INT8_ARRAY),
+                (&events, Type::INT8_ARRAY),
+            ],
+        )?;
+        if let Some(row) = rows.first() {
+            self.new_users += convert::get_u64(row, 1)?;
+            if convert::get_u64(row, 0)? == users.len() as u64 {
+                return Ok(());
+            }
+        }
+        let rows = self.query(
+            statement!("select_unsafe_totals"),
+            &[
+                (&node, Type::INT4),
+                (&ids, Type::TEXT_ARRAY),
+                (&-SAFE, Type::INT8),
+                (&SAFE, Type::INT8),
+            ],
+        )?;
+        if rows.is_empty() {
+            // A row was skipped, and none has such a total.
+            return Err(RowsError::Gone("totals"));
+        }
+        for row in rows {
+            suspects.insert(row.try_get(0)?);
+        }
+        Ok(())
+    }
+
+    fn set_total(&mut self, user: &str, micros: i64, events: u64) -> Result<(), RowsError> {
+        let (node, now_ms) = (self.node, self.now_ms);
+        let rows = self.query(
+            statement!("set_user_total"),
+            &[
+                (&user, Type::TEXT),
+                (&node, Type::INT4),
+                (&micros, Type::INT8),
+                (&to_i64(events), Type::INT8),
+                (&now_ms, Type::INT8),
+            ],
+        )?;
+        if convert::one_count(&rows)? == events {
+            self.new_users += 1;
+        }
+        Ok(())
+    }
+
+    fn add_overall(&mut self, added: &Added) -> Result<Overall, RowsError> {
+        let (node, users) = (self.node, self.new_users);
+        let rows = if added.events == 0 {
+            self.query(statement!("select_node_overall"), &[(&node, Type::INT4)])?
+        } else {
+            add_overall(self.transaction, node, users, added, self.now_ms)?
+        };
+        Ok(convert::overall(rows.first())?)
+    }
+
+    fn rejected_lines(&mut self, segment: &str) -> Result<u64, RowsError> {
+        let node = self.node;
+        let rows = self.query(
+            statement!("count_rejected_lines"),
+            &[(&node, Type::INT4), (&segment, Type::TEXT)],
+        )?;
+        Ok(convert::one_count(&rows)?)
+    }
+
+    fn insert_rejected(&mut self, segment: &str, line: &Rejected) -> Result<(), RowsError> {
+        let (of, columns) = &mut self.rejected;
+        if columns.offsets.is_empty() {
+            segment.clone_into(of);
+        }
+        columns.offsets.push(to_i64(line.offset));
+        columns.codes.push(line.code.to_string());
+        columns.reasons.push(line.reason.as_bytes().to_vec());
+        columns.lines.push(line.line.as_bytes().to_vec());
+        if columns.offsets.len() >= REJECTED_TOGETHER {
+            self.write_rejected()?;
+        }
+        Ok(())
+    }
+
+    fn add_counts(&mut self, added: &AddedCounts, state: SegmentState) -> Result<(), RowsError> {
+        self.write_rejected()?;
+        let node = self.node;
+        let counts = &added.counts;
+        let changed = self.execute(
+            statement!("add_segment_counts"),
+            &[
+                (&node, Type::INT4),
+                (&added.key, Type::INT8),
+                (&to_i64(counts.lines), Type::INT8),
+                (&to_i64(counts.events), Type::INT8),
+                (&to_i64(counts.duplicates), Type::INT8),
+                (&to_i64(counts.rejected), Type::INT8),
+                (&added.net_check, Type::INT8),
+                (&to_i64(added.id_events), Type::INT8),
+                (&added.id_net_check, Type::INT8),
+            ],
+        )?;
+        if changed != 1 {
+            return Err(RowsError::Gone("the segment"));
+        }
+        if state == SegmentState::Applied {
+            add_to_applied_sum(self.transaction, node, added.key)?;
+        }
+        Ok(())
+    }
+}
+
+/// The first row of a segment.
+pub(super) struct First<'a> {
+    pub(super) segment: &'a SegmentId,
+    pub(super) tag: Option<Tag>,
+    pub(super) file_name: &'a str,
+    pub(super) state: SegmentState,
+    pub(super) applied_bytes: u64,
+    pub(super) checksum: u32,
+    pub(super) now_ms: i64,
+}
+
+/// Inserts the row of a segment; `None` if it exists already. The key of an imported file is never reused,
+/// because ids may outlive the row of their segment.
+pub(super) fn insert_segment(
+    transaction: &mut Client,
+    node: i32,
+    first: &First<'_>,
+) -> Result<Option<SegmentRow>, RowsError> {
+    let key: i64 = match first.segment.number() {
+        Some(number) => to_i64(number),
+        None => transaction
+            .query_typed_one(statement!("next_import_key"), &[(&node, Type::INT4)])?
+            .try_get(0)?,
+    };
+    let name = first.segment.to_string();
+    let tag = first.tag.map(|tag| tag.to_string());
+    let row = transaction.query_typed_opt(
+        statement!("insert_segment"),
+        &[
+            (&node, Type::INT4),
+            (&key, Type::INT8),
+            (&name, Type::TEXT),
+            (&tag, Type::TEXT),
+            (&first.file_name, Type::TEXT),
+            (&first.state.name(), Type::TEXT),
+            (&to_i64(first.applied_bytes), Type::INT8),
+            (&i64::from(first.checksum), Type::INT8),
+            (&first.now_ms, Type::INT8),
+        ],
+    )?;
+    Ok(row.map(|row| convert::segment_row(&row)).transpose()?)
+}
+
+/// Adds a segment that became fully applied in this transaction to the sum of the applied ones.
+pub(super) fn add_to_applied_sum(
+    transaction: &mut Client,
+    node: i32,
+    key: i64,
+) -> Result<(), ::postgres::Error> {
+    transaction
+        .execute_typed(
+            statement!("add_applied_segment"),
+            &[(&node, Type::INT4), (&key, Type::INT8)],
+        )
+        .map(|_| ())
+}
+
+/// Adds to the sums over all users of the node, and returns their row.
+pub(super) fn add_overall(
+    transaction: &mut Client,
+    node: i32,
+    users: u64,
+    added: &Added,
+    now_ms: i64,
+) -> Result<Vec<Row>, ::postgres::Error> {
+    transaction.query_typed(
+        statement!("add_overall"),
+        &[
+            (&node, Type::INT4),
+            (&to_i64(users), Type::INT8),
+            (&to_i64(added.events), Type::INT8),
+            (&added.micros.to_string(), Type::TEXT),
+            (&now_ms, Type::INT8),
+        ],
+    )
+}
+
+fn id_rows(rows: &[Row]) -> Result<HashMap<&str, IdRow>, RowsError> {
+    let mut found = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let id_row = IdRow {
+            payload: row.try_get(1)?,
+            place: Node::place(row.try_get(2)?, row.try_get(3)?),
+            offset: convert::get_u64(row, 4)?,
+        };
+        found.insert(row.try_get(0)?, id_row);
+    }
+    Ok(found)
+}

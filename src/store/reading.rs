@@ -1,0 +1,159 @@
+//! Reads of totals, segments and rejected lines, from either database.
+//!
+//! Any thread may read. Totals are those of the database, which several nodes may share in PostgreSQL;
+//! segments, the ledger and rejected lines are those of the data directory.
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+#[cfg(feature = "postgres")]
+use super::postgres::PostgresReaders;
+use super::readers::SqliteReaders;
+use super::{
+    AppliedSegments, Database, Ledger, Overall, Pruned, RejectedFilter, RejectedLine, SegmentRow,
+    SegmentState, StoreError,
+};
+use crate::data_dir::segment::SegmentId;
+use crate::event::Micros;
+
+/// One user's total.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserTotal {
+    /// The user.
+    pub user_id: String,
+    /// The added minus the subtracted amounts.
+    pub revenue: Micros,
+    /// The number of counted events.
+    pub events: u64,
+    /// When the total last changed, in milliseconds since 1970 UTC.
+    pub updated_at_ms: i64,
+}
+
+/// See [`Readers::status`].
+#[derive(Debug, Default)]
+pub(crate) struct DatabaseStatus {
+    /// The number of lines in each state.
+    pub(crate) ledger: Ledger,
+    /// The sums over all users; in PostgreSQL, of the node.
+    pub(crate) overall: Overall,
+    /// The fully applied segments.
+    pub(crate) applied: AppliedSegments,
+    /// The rows of the other segments.
+    pub(crate) unfinished: Vec<SegmentRow>,
+    /// The sum of the pruned segments.
+    pub(crate) pruned: Pruned,
+}
+
+/// The pool of reading connections; cheap to clone.
+#[derive(Clone)]
+pub enum Readers {
+    /// Of an SQLite file. If there is no file, reads return empty results and no error.
+    Sqlite(SqliteReaders),
+    /// Of PostgreSQL.
+    #[cfg(feature = "postgres")]
+    Postgres(PostgresReaders),
+}
+
+macro_rules! either {
+    ($self:expr, $readers:ident => $call:expr) => {
+        match $self {
+            Readers::Sqlite($readers) => $call,
+            #[cfg(feature = "postgres")]
+            Readers::Postgres($readers) => $call,
+        }
+    };
+}
+
+impl Readers {
+    /// A pool of up to `connections_max` connections to an SQLite file, opened on demand.
+    pub fn new(path: &Path, connections_max: u32) -> Self {
+        Self::Sqlite(SqliteReaders::new(path, connections_max))
+    }
+
+    /// A pool of up to `connections_max` connections to a database, opened on demand.
+    pub fn of(database: &Database, connections_max: u32) -> Self {
+        match database {
+            Database::Sqlite(path) => Self::new(path, connections_max),
+            #[cfg(feature = "postgres")]
+            Database::Postgres(target) => {
+                Self::Postgres(PostgresReaders::new(target, connections_max))
+            }
+        }
+    }
+
+    /// Names the data directory whose segments are read. An SQLite file has those of one directory only.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(unused_variables, reason = "SQLite does not need it")
+    )]
+    pub fn belong_to(&self, directory: Uuid) {
+        match self {
+            Self::Sqlite(_) => {}
+            #[cfg(feature = "postgres")]
+            Self::Postgres(readers) => readers.belong_to(directory),
+        }
+    }
+
+    /// Fails if the database is not one of this version, or cannot be read. The pool itself does not check
+    /// that: it would retry until a checkout times out, or read the file. For commands that read once.
+    pub fn check(&self) -> Result<(), StoreError> {
+        either!(self, readers => readers.check())
+    }
+
+    /// One user's total.
+    pub fn user(&self, user_id: &str) -> Result<Option<UserTotal>, StoreError> {
+        either!(self, readers => readers.user(user_id))
+    }
+
+    /// The number of lines in each state, as recorded in the database.
+    pub fn ledger(&self) -> Result<Ledger, StoreError> {
+        either!(self, readers => readers.ledger())
+    }
+
+    /// The sums over all users. SQLite keeps them; in PostgreSQL this reads every row of `user_total`.
+    pub fn overall(&self) -> Result<Overall, StoreError> {
+        either!(self, readers => readers.overall())
+    }
+
+    /// What `/status` publishes of the database, read in one transaction.
+    pub(crate) fn status(&self) -> Result<DatabaseStatus, StoreError> {
+        either!(self, readers => readers.status())
+    }
+
+    /// At most `limit` segments: the active one, then the others by when they were first seen, newest
+    /// first.
+    pub fn newest_segments(&self, limit: u32) -> Result<Vec<SegmentRow>, StoreError> {
+        either!(self, readers => readers.newest_segments(limit))
+    }
+
+    /// The row of one segment.
+    pub fn segment(&self, id: &SegmentId) -> Result<Option<SegmentRow>, StoreError> {
+        either!(self, readers => readers.segment(id))
+    }
+
+    /// The rows of segments that are not fully applied.
+    pub fn unfinished_segments(&self) -> Result<Vec<SegmentRow>, StoreError> {
+        either!(self, readers => readers.unfinished_segments())
+    }
+
+    /// The number of segments in each state; states without a segment are left out.
+    pub fn segment_counts(&self) -> Result<Vec<(SegmentState, u64)>, StoreError> {
+        either!(self, readers => readers.segment_counts())
+    }
+
+    /// At most `limit` rejected lines, newest first: those of the most recently applied segment first.
+    pub fn newest_rejected(
+        &self,
+        limit: u32,
+        filter: &RejectedFilter,
+    ) -> Result<Vec<RejectedLine>, StoreError> {
+        either!(self, readers => readers.newest_rejected(limit, filter))
+    }
+
+    /// Closes the idle connections, so that the writer's last checkpoint can remove the `-wal` of an SQLite
+    /// file. A later read opens new ones.
+    pub fn close(&self) {
+        either!(self, readers => readers.close());
+    }
+}

@@ -1,0 +1,59 @@
+//! The tests once per store: with `TALLYLINE_TEST_POSTGRES`, which names a port, each data directory has a
+//! database of its own on that server instead of `revenue.db`. See `tests/on_postgres.rs`.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::Path;
+
+use postgres::{Client, NoTls};
+
+use super::recount::Totals;
+
+/// The variable with the port of the server.
+pub(crate) const PORT: &str = "TALLYLINE_TEST_POSTGRES";
+
+/// The URL of the server, without a database; `None` if the tests use SQLite.
+fn server() -> Option<String> {
+    let port = std::env::var(PORT).ok()?;
+    Some(format!("postgres://postgres@127.0.0.1:{port}"))
+}
+
+/// The database of a data directory, which is created if it is missing.
+pub(crate) fn url(data: &Path) -> Option<String> {
+    let server = server()?;
+    let mut hasher = DefaultHasher::new();
+    data.hash(&mut hasher);
+    let name = format!("d{:016x}", hasher.finish());
+    let mut client = Client::connect(&format!("{server}/postgres"), NoTls).unwrap();
+    let sql = "SELECT FROM pg_database WHERE datname = $1";
+    if client.query_opt(sql, &[&name]).unwrap().is_none() {
+        client
+            .batch_execute(&format!("CREATE DATABASE {name}"))
+            .unwrap();
+    }
+    Some(format!("{server}/{name}"))
+}
+
+/// The database of the data directory that a command uses.
+pub(super) fn database_of(args: &[&str]) -> Option<String> {
+    let uses_totals = ["serve", "process", "verify", "query"].contains(args.first()?);
+    let at = args.iter().position(|&arg| arg == "--data-dir")?;
+    let given = args.contains(&"--database");
+    url(Path::new(args.get(at + 1)?)).filter(|_| uses_totals && !given)
+}
+
+/// Every user's total in a database.
+pub(crate) fn totals(url: &str) -> Totals {
+    let mut client = Client::connect(url, NoTls).unwrap();
+    let sql = "SELECT user_id, sum(revenue_micros)::text, sum(events)::bigint FROM tallyline.user_total GROUP BY user_id";
+    let rows = client.query(sql, &[]).unwrap();
+    rows.iter()
+        .map(|row| {
+            let micros: &str = row.get(1);
+            let events: i64 = row.get(2);
+            (
+                row.get(0),
+                (micros.parse().unwrap(), u64::try_from(events).unwrap()),
+            )
+        })
+        .collect()
+}
