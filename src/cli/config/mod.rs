@@ -297,6 +297,8 @@ impl QueryConfig {
 pub struct TortureConfig {
     /// Directory of the run; must be new or empty. `None`: a temporary directory.
     pub dir: Option<PathBuf>,
+    /// The URL of an empty PostgreSQL database that two servers share; `None`: one server with SQLite.
+    pub database: Option<String>,
     /// Number of times to kill and restart the server. Default 20, minimum 1.
     pub rounds: NonZeroU32,
     /// Seed of the random moments. `None`: from the clock.
@@ -307,6 +309,7 @@ impl From<TortureArgs> for TortureConfig {
     fn from(args: TortureArgs) -> Self {
         Self {
             dir: args.dir,
+            database: args.database,
             rounds: args.rounds,
             seed: args.seed,
         }
