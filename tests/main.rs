@@ -34,6 +34,7 @@ mod offline; // process, verify, query: odd files, directories and databases, no
 mod other_programs; // a database opened, removed, replaced and written by other programs
 mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
+mod scale_out; // several nodes in one PostgreSQL database (`--ignored`)
 mod sealed; // sealed files changed, moved or copied before they are applied
 mod send; // unusual inputs, files sent before, rejected lines, waiting for totals
 mod torture; // a few rounds of `tallyline torture`
