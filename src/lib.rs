@@ -146,6 +146,7 @@
 //! | `http-blocking-N` | a request that reads the database or the data directory | the disk, the database (reading) |
 //! | `http-history` | the counters of the last 15 minutes, which it samples each second | nothing |
 //! | `log` | in a server: the queue of log lines | stderr |
+//! | `postgres-connect` | one connection to PostgreSQL while it is opened | the network |
 //! | `disk-usage` | the number of bytes in the data directory, which it counts periodically | the disk (listing) |
 //! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |
 //! | `send-N`, `stdin` | in `send`: one connection each; the lines of stdin | the server; stdin |

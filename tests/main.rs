@@ -36,6 +36,7 @@ mod other_programs; // a database opened, removed, replaced and written by other
 mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod ready; // `tallyline ready`: a server that is ready, not ready, gone
+mod scale_out; // several nodes in one PostgreSQL database (`--ignored`)
 mod sealed; // sealed files changed, moved or copied before they are applied
 mod send; // unusual inputs, files sent before, rejected lines, waiting for totals
 mod sums; // the sums over all users, wherever they are shown

@@ -11,8 +11,8 @@ use rustix::process::Signal;
 use tallyline::data_dir::Directory;
 use tallyline::data_dir::disk::RealDisk;
 use tallyline::data_dir::node_tokens::{NodeToken, NodeTokens};
-use tallyline::store::StoreError;
-use tallyline::store::postgres::{Node, Report, Target, ensure_tables};
+use tallyline::store::postgres::{Node, Target, ensure_tables};
+use tallyline::store::{NodeReport, StoreError};
 use uuid::Uuid;
 
 use crate::harness::cutting_proxy::CuttingProxy;
@@ -136,7 +136,7 @@ fn a_server_without_what_is_needed_is_refused_with_the_reason() {
     );
     open(&target(&several));
 
-    // The server no longer listens there.
+    // Nothing listens there any more.
     drop(standby);
     drop(server);
     let error = refused(&format!("postgres://postgres:secret@127.0.0.1:{port}/x"));
@@ -626,21 +626,20 @@ fn nodes_are_listed_adopted_and_removed() {
     let (dir, id) = data_dir(&scratch, "a");
     let mut client = open(&target);
     let node = Node::acquire(&mut client, &target, &dir, id).unwrap();
-    let report = Report {
-        version: "1.2.3".to_owned(),
-        pending_bytes: 2048,
+    let report = NodeReport {
+        pending_lines: 2048,
         lag_ms: 1500,
         reasons: String::new(),
     };
     node.report(&mut client, &target, &report).unwrap();
     let listed = nodes(&[], &url).expect(0).stdout;
     assert!(
-        listed.contains(&id.to_string()) && listed.contains("2.00 KiB"),
+        listed.contains(&id.to_string()) && listed.contains("2,048"),
         "{listed}"
     );
     let json: serde_json::Value =
         serde_json::from_str(&nodes(&["--json"], &url).expect(0).stdout).unwrap();
-    assert_eq!(json[0]["pendingBytes"], 2048);
+    assert_eq!(json[0]["pendingLines"], 2048);
     assert_eq!(json[0]["lagSeconds"], 1.5);
     assert_eq!(json[0]["state"], "member");
 
@@ -664,7 +663,7 @@ fn nodes_are_listed_adopted_and_removed() {
     assert!(
         asked
             .stderr
-            .contains("2.00 KiB of its files were not applied"),
+            .contains("2,048 lines of its files were not applied"),
         "{asked}"
     );
     assert!(holds(&node, &mut client, &target));

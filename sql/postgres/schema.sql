@@ -57,7 +57,7 @@ CREATE TABLE tallyline.node_status (
     node            integer NOT NULL PRIMARY KEY,
     seen_at_ms      bigint  NOT NULL,
     version         text    NOT NULL,
-    pending_bytes   bigint  NOT NULL CHECK (pending_bytes >= 0),
+    pending_lines   bigint  NOT NULL CHECK (pending_lines >= 0),
     lag_ms          bigint  NOT NULL CHECK (lag_ms >= 0),
     reasons         text    NOT NULL
 );
@@ -65,7 +65,7 @@ COMMENT ON TABLE  tallyline.node_status                 IS 'What each node last 
 COMMENT ON COLUMN tallyline.node_status.node            IS 'node.node';
 COMMENT ON COLUMN tallyline.node_status.seen_at_ms      IS 'when the node last reported, by the clock of the database';
 COMMENT ON COLUMN tallyline.node_status.version         IS 'version of the program';
-COMMENT ON COLUMN tallyline.node_status.pending_bytes   IS 'bytes in the files of the node that were not applied';
+COMMENT ON COLUMN tallyline.node_status.pending_lines   IS 'lines in the files of the node that were not applied';
 COMMENT ON COLUMN tallyline.node_status.lag_ms          IS 'age of the oldest acknowledged event that was not applied';
 COMMENT ON COLUMN tallyline.node_status.reasons         IS 'why the node was not ready; empty if it was';
 
@@ -255,7 +255,7 @@ COMMENT ON COLUMN tallyline.overall.updated_at_ms  IS 'when an event was last ap
 
 CREATE VIEW tallyline.user_revenue (user_id, revenue, events, updated_at, revenue_micros) AS
 SELECT user_id,
-       sum(revenue_micros) / 1000000,
+       round(sum(revenue_micros) / 1000000, 6),
        sum(events),
        to_timestamp(max(updated_at_ms) / 1000.0),
        sum(revenue_micros)

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use indicatif::{BinaryBytes, HumanCount};
+use indicatif::HumanCount;
 use serde::Serialize;
 
 use crate::cli::args::{AdoptArgs, NodesArgs, NodesCommand, RemoveArgs};
@@ -63,7 +63,7 @@ struct Shown<'m> {
     duplicates: u64,
     rejected: u64,
     corrupt: u64,
-    pending_bytes: Option<u64>,
+    pending_lines: Option<u64>,
     lag_seconds: Option<f64>,
     reasons: Vec<&'m str>,
 }
@@ -79,13 +79,13 @@ impl<'m> Shown<'m> {
             state: state(member),
             started_at: timestamp::rfc3339_millis(timestamp::of_ms(member.acquired_at_ms)),
             seconds_since_report: last.map(|last| seconds(last.age_ms)),
-            version: report.map(|report| report.version.as_str()),
+            version: last.map(|last| last.version.as_str()),
             lines: member.lines,
             applied: member.applied,
             duplicates: member.duplicates,
             rejected: member.rejected,
             corrupt: member.corrupt,
-            pending_bytes: report.map(|report| report.pending_bytes),
+            pending_lines: report.map(|report| report.pending_lines),
             lag_seconds: report.map(|report| seconds(report.lag_ms)),
             reasons: report
                 .map(|report| report.reasons.lines().collect())
@@ -124,7 +124,7 @@ fn table(members: &[Member]) -> String {
             }),
             report.map_or(String::new(), |last| short(last.report.lag_ms)),
             report.map_or(String::new(), |last| {
-                BinaryBytes(last.report.pending_bytes).to_string()
+                HumanCount(last.report.pending_lines).to_string()
             }),
             HumanCount(member.applied).to_string(),
             member.id.to_string(),
@@ -203,10 +203,10 @@ fn remove_one(target: &Target, args: &RemoveArgs) -> anyhow::Result<Exit> {
         return print(format!("{} was removed before\n", describe(member)).as_bytes());
     }
     let unknown = match &member.report {
-        Some(last) if last.report.pending_bytes > 0 => format!(
+        Some(last) if last.report.pending_lines > 0 => format!(
             "When it last reported, {} ago, {} of its files were not applied; their events, and any that it accepted since, are not counted",
             short(last.age_ms),
-            BinaryBytes(last.report.pending_bytes)
+            counted(last.report.pending_lines, "line")
         ),
         Some(last) => format!(
             "When it last reported, {} ago, all of its files were applied; events that it accepted since are not counted",
@@ -219,7 +219,7 @@ fn remove_one(target: &Target, args: &RemoveArgs) -> anyhow::Result<Exit> {
     confirm(
         args.yes,
         &format!(
-            "{} is removed for good from {target}. Its {} stay in the totals, and its ids stay known. {unknown}. If its data directory comes back, it is refused.",
+            "{} is removed for good from {target}. The totals keep its {}, and its ids stay known. {unknown}. If its data directory comes back, it is refused.",
             describe(member),
             counted(member.applied, "counted event")
         ),

@@ -4,7 +4,8 @@
 //! test the disk under it. Every event has an id (the sender's `--source` and the line's number, or
 //! one of its own), so an event that is sent again after a kill must be counted once. Half of the files
 //! begin with lines that a sender has sent before or is sending at the same time, so that ranges of ids
-//! overlap. The expected totals are computed here from the generated lines, without the code that is
+//! overlap. With `--database`, two servers share a PostgreSQL database, and a sender goes on at either of them after
+//! a kill. The expected totals are computed here from the generated lines, without the code that is
 //! tested.
 
 #![expect(
@@ -26,7 +27,7 @@ use crate::cli::config::TortureConfig;
 use crate::cli::exit::Exit;
 use crate::cli::output::print;
 use crate::event::{MICROS_PER_UNIT, Micros};
-use crate::store::{Listing, Order, Readers};
+use crate::store::{Database, Listing, Order, Readers};
 
 /// Number of concurrent senders.
 const SENDERS: usize = 3;
@@ -42,6 +43,9 @@ const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Runs the rounds and prints the table. [`Exit::Failed`] if a single event is wrong.
 pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
+    if let Some(url) = &config.database {
+        refuse_used(url)?;
+    }
     let (dir, temporary) = directory(config.dir.as_deref())?;
     let seed = config.seed.unwrap_or_else(seed_of_now);
     let rounds = config.rounds.get();
@@ -54,7 +58,11 @@ pub fn run(config: &TortureConfig) -> anyhow::Result<Exit> {
     let mut torture = Torture {
         exe: std::env::current_exe().context("cannot tell where this program is")?,
         random: fastrand::Rng::with_seed(seed),
-        server: None,
+        servers: match &config.database {
+            Some(_) => vec![None, None],
+            None => vec![None],
+        },
+        database: config.database.clone(),
         reader: None,
         rounds: 0,
         senders: (0..SENDERS).map(Sender::new).collect(),
@@ -111,6 +119,36 @@ fn directory(named: Option<&Path>) -> anyhow::Result<(PathBuf, Option<tempfile::
     Ok((fs::canonicalize(dir)?, None))
 }
 
+/// Rejects a database with nodes: their events would be in the totals, and this run's would stay in theirs.
+fn refuse_used(url: &str) -> anyhow::Result<()> {
+    #[cfg(feature = "postgres")]
+    if let Database::Postgres(target) = parse(url)? {
+        let members = crate::store::postgres::members(&mut target.connect()?, &target)?;
+        ensure!(
+            members.is_empty(),
+            "cannot use {target}: it has {} nodes, whose totals this run would change; name an empty database",
+            members.len()
+        );
+    }
+    #[cfg(not(feature = "postgres"))]
+    parse(url)?;
+    Ok(())
+}
+
+fn parse(url: &str) -> anyhow::Result<Database> {
+    let parsed = Database::parse(url);
+    parsed
+        .map_err(|error| crate::cli::config::UsageError::new(format!("--database: {error}")).into())
+}
+
+/// The name of a server's log.
+fn server_name(at: usize) -> String {
+    match at {
+        0 => "server".to_owned(),
+        at => format!("server-{}", at + 1),
+    }
+}
+
 fn seed_of_now() -> u64 {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -122,7 +160,10 @@ struct Torture {
     exe: PathBuf,
     dir: PathBuf,
     random: fastrand::Rng,
-    server: Option<Server>,
+    /// Each has a data directory. Those that do not run are `None`.
+    servers: Vec<Option<Server>>,
+    /// The URL of the database that the servers share; `None`: the SQLite file of the only server.
+    database: Option<String>,
     /// A process that opens the database, reads it and closes it; one runs at any time.
     reader: Option<Child>,
     rounds: u64,
@@ -184,21 +225,21 @@ struct Tally {
 impl Torture {
     fn round(&mut self) -> anyhow::Result<()> {
         self.rounds += 1;
-        let port = self.serving()?;
+        let ports = self.serving()?;
         self.keep_reading()?;
         for index in 0..self.senders.len() {
-            self.keep_sending(index, port)?;
+            self.keep_sending(index, &ports)?;
         }
         let wait = Duration::from_micros(self.random.u64(..ROUND_MICROS_MAX));
         std::thread::sleep(wait);
         self.keep_reading()?;
-        if self.rounds.is_multiple_of(BACKUP_EVERY) {
+        if self.rounds.is_multiple_of(BACKUP_EVERY) && self.database.is_none() {
             return self.back_up_and_restore();
         }
         // Half the rounds kill the server, a quarter one sender, a quarter all processes.
         let victim = self.random.u64(..4);
         if victim != 0 {
-            self.kill_server()?;
+            self.kill_servers(victim == 1)?;
         }
         let one = usize::try_from(self.random.u64(..SENDERS as u64)).unwrap_or_default();
         for index in 0..self.senders.len() {
@@ -209,65 +250,61 @@ impl Torture {
         Ok(())
     }
 
-    /// Starts the server if it does not run. Returns its port.
-    fn serving(&mut self) -> anyhow::Result<u16> {
-        if let Some(server) = &mut self.server {
+    /// Starts the servers that do not run. Returns the ports of all.
+    fn serving(&mut self) -> anyhow::Result<Vec<u16>> {
+        (0..self.servers.len()).map(|at| self.server(at)).collect()
+    }
+
+    fn server(&mut self, at: usize) -> anyhow::Result<u16> {
+        let log = self.log(&server_name(at));
+        if let Some(server) = &mut self.servers[at] {
             match server.child.try_wait()? {
                 None => return Ok(server.port),
                 Some(status) => bail!(
                     "the server ended unexpectedly ({status}); see {}",
-                    self.log("server").display()
+                    log.display()
                 ),
             }
         }
-        let port_file = self.dir.join("port");
+        let port_file = self.dir.join(format!("port{at}"));
         drop(fs::remove_file(&port_file));
         let began = Instant::now();
         let mut child = self
-            .command("server")?
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--rotate-size",
-                "256KiB",
-                "--flush-interval",
-                "50ms",
-            ])
+            .command(&server_name(at))?
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(["--rotate-size", "256KiB", "--flush-interval", "50ms"])
             .args(["--rotate-interval", "1s", "--data-dir"])
-            .arg(self.data_dir())
+            .arg(self.data_dir(at))
             .arg("--port-file")
             .arg(&port_file)
             .spawn()
             .context("cannot start the server")?;
         let port = loop {
-            if let Some(port) = fs::read_to_string(&port_file)
-                .ok()
-                .and_then(|text| text.trim().parse().ok())
-            {
+            let text = fs::read_to_string(&port_file).ok();
+            if let Some(port) = text.and_then(|text| text.trim().parse().ok()) {
                 break port;
             }
             if let Some(status) = child.try_wait()? {
                 bail!(
                     "the server could not start ({status}); see {}",
-                    self.log("server").display()
+                    log.display()
                 );
             }
             ensure!(
                 began.elapsed() < PATIENCE,
                 "the server did not start in time; see {}",
-                self.log("server").display()
+                log.display()
             );
             std::thread::sleep(Duration::from_millis(2));
         };
         self.tally.starts += 1;
         self.tally.slowest_start = self.tally.slowest_start.max(began.elapsed());
-        self.server = Some(Server { child, port });
+        self.servers[at] = Some(Server { child, port });
         Ok(port)
     }
 
     /// Starts the sender with its file, or with a new one if that is acknowledged.
-    fn keep_sending(&mut self, index: usize, port: u16) -> anyhow::Result<()> {
+    fn keep_sending(&mut self, index: usize, ports: &[u16]) -> anyhow::Result<()> {
         if let Some(child) = &mut self.senders[index].running {
             let Some(status) = child.try_wait()? else {
                 return Ok(());
@@ -277,7 +314,7 @@ impl Torture {
         if self.senders[index].done {
             self.new_file(index)?;
         }
-        self.send(index, port)
+        self.send(index, ports)
     }
 
     /// Starts a reader if none runs. Each opens the database, adds up all users and closes it, as
@@ -294,7 +331,7 @@ impl Torture {
         let child = self
             .command("reader")?
             .args(["query", "--json", "--data-dir"])
-            .arg(self.data_dir())
+            .arg(self.data_dir(0))
             .spawn()
             .context("cannot start a reader")?;
         self.reader = Some(child);
@@ -305,10 +342,10 @@ impl Torture {
     /// directory. Newer files are kept, so no acknowledged event is lost.
     fn back_up_and_restore(&mut self) -> anyhow::Result<()> {
         let backup = self.dir.join("backup");
-        let data_dir = self.data_dir();
+        let data_dir = self.data_dir(0);
         for (what, killed) in [("backup", false), ("restore", true)] {
             if killed {
-                self.kill_server()?;
+                self.kill_servers(true)?;
             }
             let status = self
                 .command(what)?
@@ -327,7 +364,10 @@ impl Torture {
         fs::remove_dir_all(&backup).with_context(|| format!("cannot remove {}", backup.display()))
     }
 
-    fn send(&mut self, index: usize, port: u16) -> anyhow::Result<()> {
+    /// Sends to any of the servers: an event counts once, whichever of them got it before.
+    fn send(&mut self, index: usize, ports: &[u16]) -> anyhow::Result<()> {
+        let at = self.random.u64(..ports.len() as u64);
+        let port = ports[usize::try_from(at).unwrap_or_default()];
         let sender = &self.senders[index];
         let batch = 1 + self.random.u64(..200);
         let child = self
@@ -437,11 +477,18 @@ impl Torture {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn kill_server(&mut self) -> anyhow::Result<()> {
-        if let Some(mut server) = self.server.take() {
-            server.child.kill()?;
-            server.child.wait()?;
-            self.tally.server_kills += 1;
+    /// Kills all servers, or one.
+    fn kill_servers(&mut self, all: bool) -> anyhow::Result<()> {
+        let one = self.random.u64(..self.servers.len() as u64);
+        for (at, server) in self.servers.iter_mut().enumerate() {
+            if !all && at as u64 != one {
+                continue;
+            }
+            if let Some(mut server) = server.take() {
+                server.child.kill()?;
+                server.child.wait()?;
+                self.tally.server_kills += 1;
+            }
         }
         Ok(())
     }
@@ -461,7 +508,7 @@ impl Torture {
 
     /// Sends the remaining files, stops the server and checks the totals. Returns the faults.
     fn prove(&mut self) -> anyhow::Result<Vec<String>> {
-        let port = self.serving()?;
+        let ports = self.serving()?;
         let deadline = Instant::now() + PATIENCE;
         for index in 0..self.senders.len() {
             loop {
@@ -477,49 +524,57 @@ impl Torture {
                     "{} could not get its file acknowledged in time",
                     self.senders[index].name
                 );
-                self.send(index, port)?;
+                self.send(index, &ports)?;
             }
         }
         if let Some(mut reader) = self.reader.take() {
             reader.wait()?;
         }
-        self.stop_server()?;
+        self.stop_servers()?;
         let mut faults = self.compare()?;
-        let verify = self
-            .command("verify")?
-            .arg("verify")
-            .arg("--data-dir")
-            .arg(self.data_dir())
-            .status()?;
-        if !verify.success() {
-            faults.push(format!(
-                "verify ends with {verify}; see {}",
-                self.log("verify").display()
-            ));
+        for at in 0..self.servers.len() {
+            let verify = self
+                .command("verify")?
+                .arg("verify")
+                .arg("--data-dir")
+                .arg(self.data_dir(at))
+                .status()?;
+            if !verify.success() {
+                faults.push(format!(
+                    "verify ends with {verify}; see {}",
+                    self.log("verify").display()
+                ));
+            }
+            let quarantine = self.data_dir(at).join(crate::data_dir::QUARANTINE_DIR);
+            self.tally.torn_tails += fs::read_dir(quarantine)?.count() as u64;
         }
-        self.tally.torn_tails =
-            fs::read_dir(self.data_dir().join(crate::data_dir::QUARANTINE_DIR))?.count() as u64;
         Ok(faults)
     }
 
-    fn stop_server(&mut self) -> anyhow::Result<()> {
-        let Some(mut server) = self.server.take() else {
-            return Ok(());
-        };
-        let pid = rustix::process::Pid::from_child(&server.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        let status = server.child.wait()?;
-        ensure!(
-            status.success(),
-            "the server ended with {status} after SIGTERM; see {}",
-            self.log("server").display()
-        );
+    fn stop_servers(&mut self) -> anyhow::Result<()> {
+        for at in 0..self.servers.len() {
+            let Some(mut server) = self.servers[at].take() else {
+                continue;
+            };
+            let pid = rustix::process::Pid::from_child(&server.child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+            let status = server.child.wait()?;
+            ensure!(
+                status.success(),
+                "the server ended with {status} after SIGTERM; see {}",
+                self.log(&server_name(at)).display()
+            );
+        }
         Ok(())
     }
 
     /// Compares every user's total with the expected one.
     fn compare(&mut self) -> anyhow::Result<Vec<String>> {
-        let readers = Readers::new(&self.data_dir().join(crate::store::DATABASE_FILE), 1);
+        let database = match &self.database {
+            Some(url) => parse(url)?,
+            None => Database::in_dir(&self.data_dir(0)),
+        };
+        let readers = Readers::of(&database, 1);
         let mut faults = Vec::new();
         let mut left = self.expected.clone();
         let mut cursor = None;
@@ -551,8 +606,11 @@ impl Torture {
         Ok(faults)
     }
 
-    fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+    fn data_dir(&self, at: usize) -> PathBuf {
+        self.dir.join(match at {
+            0 => "data".to_owned(),
+            at => format!("data-{}", at + 1),
+        })
     }
 
     fn log(&self, name: &str) -> PathBuf {
@@ -565,6 +623,11 @@ impl Torture {
         let log = fs::OpenOptions::new().create(true).append(true).open(&path);
         let log = log.with_context(|| format!("cannot write {}", path.display()))?;
         let mut command = Command::new(&self.exe);
+        // Not as an argument, which other users could read.
+        match &self.database {
+            Some(url) => command.env("TALLYLINE_DATABASE", url),
+            None => command.env_remove("TALLYLINE_DATABASE"),
+        };
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -581,8 +644,9 @@ impl Drop for Torture {
             .iter_mut()
             .filter_map(|sender| sender.running.as_mut());
         for child in self
-            .server
+            .servers
             .iter_mut()
+            .flatten()
             .map(|server| &mut server.child)
             .chain(self.reader.as_mut())
             .chain(senders)

@@ -33,7 +33,9 @@ use crate::data_dir::{Catalog, Claims, Found, Place, SegmentFile};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{DeadSegment, Progress, Settled};
-use crate::store::{RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent};
+use crate::store::{
+    NodeReport, RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent,
+};
 use crate::verify::contents::{accounts_for, compare_claims, describe_rivals};
 use crate::verify::sums;
 
@@ -234,7 +236,7 @@ impl Worker {
                     Err(ProcessError::Overwritten { path: file() })
                 }
                 Err(error) if !error.is_locked() => Err(error.into()),
-                _ => Ok(()),
+                _ => self.report(applier),
             },
             Ok(true) => {
                 self.sums_check.request();
@@ -246,6 +248,19 @@ impl Worker {
             Err(error) if error.is_locked() => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Stores what `tallyline nodes` shows about this node.
+    fn report(&self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
+        let progress = &self.status.progress;
+        let (ledger, _) = progress.ledger(|| self.journal.tail().lines);
+        let lag = Duration::from_secs_f64(progress.lag_seconds());
+        let report = NodeReport {
+            pending_lines: ledger.pending,
+            lag_ms: u64::try_from(lag.as_millis()).unwrap_or(u64::MAX),
+            reasons: self.status.health.reasons().join("\n"),
+        };
+        Ok(applier.writer.report(&report)?)
     }
 
     /// Checks the clock, and stores the time if that is due.

@@ -76,7 +76,7 @@ pub use self::segments::{
 };
 pub use self::snapshot::{IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, SqliteWriter};
-pub use self::writing::{Opening, Writer};
+pub use self::writing::{NodeReport, Opening, Writer};
 use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
 pub use crate::data_dir::disk::with_suffix as sibling;
 

@@ -24,6 +24,17 @@ pub enum Writer {
     Postgres(PostgresWriter),
 }
 
+/// What a node reports about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeReport {
+    /// Lines in its files that are not applied.
+    pub pending_lines: u64,
+    /// The age of the oldest acknowledged event that is not applied, in milliseconds.
+    pub lag_ms: u64,
+    /// Why it is not ready, one reason a line; empty if it is.
+    pub reasons: String,
+}
+
 /// How a database is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
@@ -136,6 +147,15 @@ impl Writer {
     /// this writer do not.
     pub fn is_changed_by_others(&mut self) -> Result<bool, StoreError> {
         either!(self, writer => writer.is_changed_by_others())
+    }
+
+    /// Stores what this node reports about itself, for people. SQLite has one node, which reports nothing.
+    pub fn report(&mut self, report: &NodeReport) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(()),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(writer) => writer.report(report),
+        }
     }
 
     /// Records the state of an SQLite file after this writer's last write.

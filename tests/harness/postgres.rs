@@ -82,7 +82,7 @@ fn server_dir() -> tempfile::TempDir {
 }
 
 /// A port on which nothing listens. It may be in use again when the server starts, which then fails.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }

@@ -52,6 +52,10 @@ pub struct TortureArgs {
     /// Directory on the disk to test; must be new or empty [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// Run two servers that share this empty PostgreSQL database: a URL such as
+    /// postgres://user@host/database
+    #[arg(long, value_name = "URL")]
+    pub database: Option<String>,
     /// Number of times to kill and restart the server
     #[arg(long, value_name = "N", default_value = "20")]
     pub rounds: NonZeroU32,

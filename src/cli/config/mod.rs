@@ -337,6 +337,8 @@ impl RejectedConfig {
 pub struct TortureConfig {
     /// Directory of the run; must be new or empty. `None`: a temporary directory.
     pub dir: Option<PathBuf>,
+    /// The URL of an empty PostgreSQL database that two servers share; `None`: one server with SQLite.
+    pub database: Option<String>,
     /// Number of times to kill and restart the server. Default 20, minimum 1.
     pub rounds: NonZeroU32,
     /// Seed of the random moments. `None`: from the clock.
@@ -347,6 +349,7 @@ impl From<TortureArgs> for TortureConfig {
     fn from(args: TortureArgs) -> Self {
         Self {
             dir: args.dir,
+            database: args.database,
             rounds: args.rounds,
             seed: args.seed,
         }

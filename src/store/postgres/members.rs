@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::node::Takeover;
 use super::{Node, Target, schema};
 use crate::data_dir::disk::RealDisk;
-use crate::store::StoreError;
+use crate::store::{NodeReport, StoreError};
 
 const SELECT_MEMBERS: &str = include_str!("../../../sql/postgres/select_members.sql");
 const REMOVE_NODE: &str = include_str!("../../../sql/postgres/remove_node.sql");
@@ -46,23 +46,12 @@ pub struct Member {
 /// What a node last reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportRow {
-    /// The report.
-    pub report: Report,
-    /// How long ago, in milliseconds, by the clock of the database.
-    pub age_ms: u64,
-}
-
-/// What a node reports about itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
     /// The version of the program.
     pub version: String,
-    /// Bytes in its files that are not applied.
-    pub pending_bytes: u64,
-    /// The age of the oldest acknowledged event that is not applied, in milliseconds.
-    pub lag_ms: u64,
-    /// Why it is not ready; empty if it is.
-    pub reasons: String,
+    /// The report.
+    pub report: NodeReport,
+    /// How long ago, in milliseconds, by the clock of the database.
+    pub age_ms: u64,
 }
 
 /// The nodes of a database in order of their numbers; empty if it has no tables.
@@ -80,9 +69,9 @@ fn member(row: &Row) -> Member {
     let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or_default();
     let report = row.get::<_, Option<i64>>(10).map(|age_ms| ReportRow {
         age_ms: u64::try_from(age_ms).unwrap_or_default(),
-        report: Report {
-            version: row.get(11),
-            pending_bytes: count(12),
+        version: row.get(11),
+        report: NodeReport {
+            pending_lines: count(12),
             lag_ms: count(13),
             reasons: row.get(14),
         },
@@ -132,10 +121,10 @@ impl Node {
         &self,
         client: &mut Client,
         target: &Target,
-        report: &Report,
+        report: &NodeReport,
     ) -> Result<(), StoreError> {
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let (pending_bytes, lag_ms) = (number(report.pending_bytes), number(report.lag_ms));
+        let (pending_lines, lag_ms) = (number(report.pending_lines), number(report.lag_ms));
         // PostgreSQL's text cannot hold a NUL, which a path in a reason may quote.
         let reasons = report.reasons.replace('\0', "\u{fffd}");
         client
@@ -143,8 +132,8 @@ impl Node {
                 REPORT_NODE,
                 &[
                     (&self.number, Type::INT4),
-                    (&report.version, Type::TEXT),
-                    (&pending_bytes, Type::INT8),
+                    (&env!("CARGO_PKG_VERSION"), Type::TEXT),
+                    (&pending_lines, Type::INT8),
                     (&lag_ms, Type::INT8),
                     (&reasons, Type::TEXT),
                 ],

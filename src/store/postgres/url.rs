@@ -26,7 +26,7 @@ const KEEPALIVES_RETRIES: u32 = 3;
 /// A parsed URL.
 #[derive(Clone)]
 pub(super) struct Url {
-    /// The parameters of the connection, without a password of another source.
+    /// The parameters of the connection, without a password from a file or the environment.
     pub(super) config: Config,
     pub(super) ssl: Ssl,
     /// The file in the format of `.pgpass`; `None` for the default one.

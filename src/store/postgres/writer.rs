@@ -20,8 +20,8 @@ use super::{Node, Target, schema};
 use crate::data_dir::segment::{Numbers, SegmentId};
 use crate::store::apply::{self, Attempt, Failure};
 use crate::store::{
-    AppliedSegments, Ledger, Mark, Outcome, OutcomeOfAll, Overall, Pruned, Range, SegmentRow,
-    SegmentState, Source, StoreError,
+    AppliedSegments, Ledger, Mark, NodeReport, Outcome, OutcomeOfAll, Overall, Pruned, Range,
+    SegmentRow, SegmentState, Source, StoreError,
 };
 
 /// How often a transaction is repeated that was rolled back because of another one. A deadlock is detected
@@ -71,6 +71,12 @@ impl PostgresWriter {
             )?;
             Ok(End::Commit(()))
         })
+    }
+
+    /// Stores what this node reports about itself.
+    pub fn report(&mut self, report: &NodeReport) -> Result<(), StoreError> {
+        let client = self.client.get_mut();
+        self.node.report(client, &self.target, report)
     }
 
     /// Whether the database lost commits of this writer (a failover to a standby that did not have them), or
