@@ -1,5 +1,7 @@
 //! The processor with real files and a real journal.
 
+mod growing;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;

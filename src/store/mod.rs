@@ -150,9 +150,9 @@ pub enum StoreError {
         /// The SQL that drops them, such as `DROP TRIGGER "t"`.
         cure: String,
     },
-    /// Another program deleted or inserted rows of fully applied segments.
-    #[error("database {}: {recorded} segments were fully applied, but it has rows of {found}: another program changed them, and a file without a row would be counted again; no events are applied. Stop the server and run `tallyline process --rebuild`, which makes the rows from the files", path.display())]
-    ChangedRows {
+    /// Another program deleted rows of fully applied segments.
+    #[error("database {}: {recorded} segments were fully applied, but it has rows of {found} only: another program deleted them, and a file without a row would be counted again; no events are applied. Stop the server and run `tallyline process --rebuild`, which makes the rows from the files", path.display())]
+    MissingRows {
         /// The database file.
         path: PathBuf,
         /// The stored number of fully applied segments.

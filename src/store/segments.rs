@@ -543,10 +543,10 @@ fn contiguous_numbers(
     Ok((count > 0 && last - first + 1 == count).then_some(first..=last))
 }
 
-/// The stored number of fully applied segments and that of their rows, if the two differ. The rows of
+/// The stored number of fully applied segments and that of their rows, if there are fewer. The rows of
 /// native segments are counted only if there are gaps between their numbers: files are applied by
 /// number, so a row that is missing between two others is not applied again.
-pub(super) fn changed_rows(connection: &Connection) -> rusqlite::Result<Option<(u64, u64)>> {
+pub(super) fn missing_rows(connection: &Connection) -> rusqlite::Result<Option<(u64, u64)>> {
     let snapshot = connection.unchecked_transaction()?;
     let count = |first: i64, last: i64| {
         let mut count = snapshot.prepare_cached(COUNT_APPLIED)?;
@@ -558,7 +558,7 @@ pub(super) fn changed_rows(connection: &Connection) -> rusqlite::Result<Option<(
         None => count(1, i64::MAX)?,
     };
     let found = native + count(i64::MIN, 0)?;
-    Ok((found != sum.segments).then_some((sum.segments, found)))
+    Ok((found < sum.segments).then_some((sum.segments, found)))
 }
 
 /// The same, in the caller's transaction. Reads all keys only if there are gaps between them.

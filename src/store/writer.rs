@@ -138,9 +138,9 @@ impl SqliteWriter {
 
     /// Fails if another program deleted rows of fully applied segments, whose files would be applied again.
     pub fn check_rows(&self) -> Result<(), StoreError> {
-        match segments::changed_rows(&self.connection).map_err(self.reading())? {
+        match segments::missing_rows(&self.connection).map_err(self.reading())? {
             None => Ok(()),
-            Some((recorded, found)) => Err(StoreError::ChangedRows {
+            Some((recorded, found)) => Err(StoreError::MissingRows {
                 path: self.path.clone(),
                 recorded,
                 found,

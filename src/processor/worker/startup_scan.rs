@@ -231,6 +231,9 @@ impl Worker {
                 .number()
                 .is_some_and(|number| of_journal.contains(&number));
             if !sealed.applied && !of_tail && !corrupt(id) {
+                if id.number().is_none() {
+                    continue; // It may still grow: its lines are counted when it is complete.
+                }
                 pending += count_lines(&*self.disk, &sealed.path, done(id)).unwrap_or(0);
             }
             sealed.counted = true;
