@@ -18,7 +18,6 @@ use super::archive::Archived;
 use super::import::{ImportOutcome, Importer};
 use super::sealed_files::{Run, Start, apply_some};
 use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
-use crate::aggregate::pool::Pool;
 use crate::data_dir::DataDirError;
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{Disk, Unusable};
@@ -93,7 +92,7 @@ pub fn run_once(
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Summary, ProcessError> {
     let config = &when_unlocked(|| config.established(&**disk))?;
-    let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
+    let mut pool = config.pool(disk)?;
     if config.database == config.data_dir.join(DATABASE_FILE) {
         rebuild::remove_unfinished(&config.data_dir)?;
     }

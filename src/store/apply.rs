@@ -23,7 +23,7 @@ use rusqlite::{Connection, params};
 
 use self::overflow::OverflowReplay;
 use super::segments::{self, SegmentRow};
-use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, Sums, UserLine};
+use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, UserLine, UserSums};
 use crate::data_dir::segment::{SegmentId, Tag};
 
 const CLAIM_SEGMENT: &str = include_str!("../../sql/query/claim_segment.sql");
@@ -35,9 +35,8 @@ const INSERT_REJECTED: &str = include_str!("../../sql/query/insert_rejected_line
 
 /// The aggregate of a range.
 pub struct Delta<'a> {
-    /// The sums of all events, in ascending order of the user id, each user once. Events with an id are
-    /// included as if all of them counted.
-    pub users: &'a [(&'a str, &'a Sums)],
+    /// The sums of all events. Events with an id are included as if all of them counted.
+    pub users: &'a UserSums,
     /// The events with an id, in file order.
     pub with_id: &'a IdEvents,
     /// The first invalid lines, in file order.

@@ -23,6 +23,7 @@ use crate::aggregate::REJECTED_LINES_MAX;
 use crate::aggregate::delta::signed;
 use crate::aggregate::lines;
 use crate::aggregate::pool::{Pool, RangeAggregate};
+use crate::aggregate::user_sums::UserBlock;
 use crate::data_dir::disk::{DirHold, Disk};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId};
 use crate::data_dir::{Catalog, Place, SegmentFile, active_label, given_out, numbers};
@@ -417,9 +418,12 @@ impl Recount<'_> {
         tally: &mut Tally,
     ) -> Result<(), VerifyError> {
         tally.counts.lines += aggregate.partial.lines;
-        let frozen = aggregate.users.freeze();
-        let users = frozen.sorted();
-        for (_, sums) in &users {
+        let read = VerifyError::io("read", Path::new(&row.file_name));
+        let blocks: io::Result<Vec<UserBlock>> =
+            aggregate.users.blocks().and_then(Iterator::collect);
+        let blocks = blocks.map_err(read)?;
+        let users = || blocks.iter().flat_map(UserBlock::iter);
+        for (_, sums) in users() {
             tally.counts.events += sums.events();
             tally.net = tally.net.wrapping_add(sums.net_wrapping());
         }
@@ -452,7 +456,7 @@ impl Recount<'_> {
                 sum.micros = sum.micros.wrapping_add(net);
                 sum.events += 1;
             })?;
-        let users = users.iter().filter_map(|(user, sums)| {
+        let users = users().filter_map(|(user, sums)| {
             let mut sum = UserSum {
                 micros: sums.net_wrapping(),
                 events: i64::try_from(sums.events()).unwrap_or(i64::MAX),
@@ -461,7 +465,7 @@ impl Recount<'_> {
                 sum.micros = sum.micros.wrapping_sub(out.micros);
                 sum.events -= out.events;
             }
-            (sum.events > 0).then_some((*user, sum))
+            (sum.events > 0).then_some((user, sum))
         });
         Ok(self.snapshot.add_users(users)?)
     }

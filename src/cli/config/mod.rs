@@ -17,6 +17,7 @@ pub use self::serve::{Access, Effective, Processing, ServeConfig};
 use crate::cli::args::{
     BackupArgs, DemoArgs, ProcessArgs, QueryArgs, RestoreArgs, ServeArgs, TortureArgs, VerifyArgs,
 };
+use crate::cli::memory::default_bytes;
 use crate::cli::{Size, Span};
 use crate::http;
 
@@ -140,6 +141,7 @@ impl ProcessConfig {
                 "--rebuild builds a new database from all files in the data directory; to add other files, run `tallyline process FILE` first",
             ));
         }
+        let memory = args.memory.unwrap_or_else(|| Size(default_bytes()));
         Ok(Self {
             data_dir: args.data_dir,
             files: args.files,
@@ -148,7 +150,7 @@ impl ProcessConfig {
             } else {
                 DatabaseMode::Keep
             },
-            memory_bytes: serve::memory_bytes(args.memory)?,
+            memory_bytes: serve::memory_bytes(memory)?,
             verbosity: Verbosity::of(quiet),
         })
     }

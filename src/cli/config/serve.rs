@@ -11,6 +11,7 @@ use super::{Size, Span, UsageError, address, at_least, between, host_name, is_lo
 use uuid::Uuid;
 
 use crate::cli::args::{ServeArgs, renamed};
+use crate::cli::memory::default_bytes;
 
 /// Minimum interval of rotation and flushing. Shorter ones would keep the disk busy.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -63,8 +64,9 @@ pub struct ServeConfig {
     /// Deduplication window: how long the ids of events are kept after they were applied; `None`: for
     /// ever. Default for ever, minimum 0.
     pub dedup_window: Option<Duration>,
-    /// Maximum memory of the processor in bytes. Totals are flushed early to stay below it. Default
-    /// 384 MiB, 32 MiB to 1 TiB.
+    /// Maximum memory of the processor in bytes, 32 MiB to 1 TiB. Sums that do not fit are written to
+    /// temporary files in the data directory. Default an eighth of the memory of the machine, or of the
+    /// limit of the control group, 64 to 512 MiB.
     pub memory_bytes: u64,
     /// Which process applies events. Default this one.
     pub processing: Processing,
@@ -150,7 +152,7 @@ impl ServeConfig {
             retention: None,
             flush_interval: Some(Duration::from_secs(1)),
             dedup_window: None,
-            memory_bytes: 384 * MIB,
+            memory_bytes: default_bytes(),
             processing: Processing::Here,
         }
     }
@@ -239,7 +241,7 @@ impl ServeConfig {
             file.dedup_window,
             Span(None),
         );
-        let memory = s.pick("memory", args.memory, file.memory, Size(384 * MIB));
+        let memory = s.pick("memory", args.memory, file.memory, Size(default_bytes()));
         let no_process = s.pick("no-process", args.no_process, file.no_process, false);
 
         let listen_name = host_name(&listen);

@@ -15,9 +15,6 @@ const SET_USER_TOTAL: &str = include_str!("../../../sql/query/set_user_total.sql
 const SAFE: i64 = 1 << 62;
 const SMALL: u128 = 1 << 62;
 
-/// The number of users whose sums are copied together.
-const BLOCK_USERS: usize = 256;
-
 /// Step 5. Users whose totals might overflow are skipped and returned.
 pub(super) fn add<'a>(
     transaction: &Connection,
@@ -29,15 +26,13 @@ pub(super) fn add<'a>(
     let mut uncounted = std::mem::take(&mut tally.uncounted);
     uncounted.sort_unstable_by_key(|&(user, _)| user);
     let mut uncounted = uncounted.chunk_by(|a, b| a.0 == b.0).peekable();
-    let mut block = Vec::with_capacity(BLOCK_USERS);
-    for users in range.delta.users.chunks(BLOCK_USERS) {
-        // The sums are scattered in memory. Copying them together lets the cache misses overlap.
-        block.clear();
-        block.extend(users.iter().map(|&(_, sums)| *sums));
-        for (&(user, _), sums) in users.iter().zip(&mut block) {
+    for block in range.delta.users.blocks().map_err(Failure::Source)? {
+        let block = block.map_err(Failure::Source)?;
+        for (user, sums) in block.iter() {
             if !replay.users.is_empty() && replay.users.contains_key(user) {
                 continue;
             }
+            let mut sums = *sums;
             if let Some(events) = uncounted.next_if(|events| events[0].0 == user) {
                 let mut out = Sums::default();
                 for &(_, micros) in events {
@@ -50,7 +45,7 @@ pub(super) fn add<'a>(
             }
             tally.events += sums.events();
             tally.net = tally.net.wrapping_add(sums.net_wrapping());
-            totals.add(user, sums)?;
+            totals.add(user, &sums)?;
         }
     }
     let suspects = totals.finish()?;
@@ -75,18 +70,19 @@ fn bind_totals(
     Ok(upsert)
 }
 
-struct Totals<'t, 'a> {
+struct Totals<'t> {
     transaction: &'t Connection,
     now_ms: i64,
     one: CachedStatement<'t>,
     /// The statement for [`ROWS`] rows, prepared when it is first needed.
     many: Option<CachedStatement<'t>>,
-    /// User, net micros and events that are not written yet.
-    rows: Vec<(&'a str, i64, i64)>,
+    /// The users that are not written yet: the end of each id in `text`, net micros and events.
+    rows: Vec<(usize, i64, i64)>,
+    text: String,
     suspects: HashSet<String>,
 }
 
-impl<'t, 'a> Totals<'t, 'a> {
+impl<'t> Totals<'t> {
     fn new(transaction: &'t Connection, now_ms: i64) -> rusqlite::Result<Self> {
         let one = transaction.prepare_cached(UPSERT_USER_TOTAL)?;
         Ok(Self {
@@ -95,17 +91,20 @@ impl<'t, 'a> Totals<'t, 'a> {
             one: bind_totals(one, now_ms)?,
             many: None,
             rows: Vec::with_capacity(ROWS),
+            text: String::new(),
             suspects: HashSet::new(),
         })
     }
 
-    fn add(&mut self, user: &'a str, sums: &Sums) -> rusqlite::Result<()> {
+    fn add(&mut self, user: &str, sums: &Sums) -> rusqlite::Result<()> {
         if sums.added() >= SMALL || sums.subtracted() >= SMALL {
             self.suspects.insert(user.to_owned());
             return Ok(());
         }
         let events = i64::try_from(sums.events()).unwrap_or(i64::MAX);
-        self.rows.push((user, sums.net_wrapping(), events));
+        self.text.push_str(user);
+        let net = sums.net_wrapping();
+        self.rows.push((self.text.len(), net, events));
         if self.rows.len() == ROWS {
             self.write_many()?;
         }
@@ -123,7 +122,7 @@ impl<'t, 'a> Totals<'t, 'a> {
                 )?)
             }
         };
-        for (row, &(user, net, events)) in self.rows.iter().enumerate() {
+        for (row, (user, net, events)) in rows(&self.rows, &self.text).enumerate() {
             let first = 4 + row * 3;
             many.raw_bind_parameter(first, user)?;
             many.raw_bind_parameter(first + 1, net)?;
@@ -133,7 +132,7 @@ impl<'t, 'a> Totals<'t, 'a> {
             // At least one row was skipped because its total was out of bounds. A total that is out of
             // bounds only after this statement is replayed as well, which is slower but correct.
             let mut select = self.transaction.prepare_cached(SELECT_REVENUE)?;
-            for &(user, ..) in &self.rows {
+            for (user, ..) in rows(&self.rows, &self.text) {
                 let total: i64 = select.query_row([user], |row| row.get(0))?;
                 if !(-SAFE..=SAFE).contains(&total) {
                     self.suspects.insert(user.to_owned());
@@ -141,12 +140,13 @@ impl<'t, 'a> Totals<'t, 'a> {
             }
         }
         self.rows.clear();
+        self.text.clear();
         Ok(())
     }
 
     /// Writes the remaining rows and returns the users whose totals might overflow.
     fn finish(mut self) -> rusqlite::Result<HashSet<String>> {
-        for (user, net, events) in self.rows {
+        for (user, net, events) in rows(&self.rows, &self.text) {
             self.one.raw_bind_parameter(4, user)?;
             self.one.raw_bind_parameter(5, net)?;
             self.one.raw_bind_parameter(6, events)?;
@@ -156,4 +156,17 @@ impl<'t, 'a> Totals<'t, 'a> {
         }
         Ok(self.suspects)
     }
+}
+
+/// User, net micros and events of rows whose ids are in `text`.
+fn rows<'r>(
+    rows: &'r [(usize, i64, i64)],
+    text: &'r str,
+) -> impl Iterator<Item = (&'r str, i64, i64)> {
+    let mut start = 0;
+    rows.iter().map(move |&(end, net, events)| {
+        let user = text.get(start..end).unwrap_or_default();
+        start = end;
+        (user, net, events)
+    })
 }
