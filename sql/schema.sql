@@ -9,7 +9,7 @@
 -- and `.schema` and Datasette show it.
 
 PRAGMA application_id = 0x74616C79; -- 'taly'
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;
 
 CREATE TABLE directory (
     -- One row: the data directory to which this database belongs.
@@ -26,6 +26,17 @@ CREATE TABLE user_total (
     events         INTEGER NOT NULL CHECK (events > 0),                -- events counted
     updated_at_ms  INTEGER NOT NULL                                    -- when an event was last applied
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE overall (
+    -- One row: the sums over all rows of user_total, so that no reader has to add them up. Changed in
+    -- the same transaction as the rows.
+    one            INTEGER PRIMARY KEY CHECK (one = 1),                 -- there is only one row
+    users          INTEGER NOT NULL DEFAULT 0 CHECK (users >= 0),       -- number of rows
+    events         INTEGER NOT NULL DEFAULT 0 CHECK (events >= users),  -- sum of events
+    revenue_micros TEXT    NOT NULL DEFAULT '0' CHECK (revenue_micros <> ''), -- sum of revenue_micros, exact; text, because it may exceed 64 bits
+    updated_at_ms  INTEGER                                              -- when an event was last applied; NULL if none yet
+) STRICT;
+INSERT INTO overall (one) VALUES (1);
 
 CREATE TABLE segment (
     -- One row for every segment that the processor has read and that is not pruned. For people: the

@@ -112,6 +112,24 @@
 //!    the reason. ([`health`])
 //! 9. **One writer and one processor** per data directory. ([`data_dir::disk::Lock`])
 //!
+//! # A crash after any step
+//!
+//! The steps are numbered in the documentation of the modules.
+//!
+//! | crash after | found at the next start | outcome |
+//! |---|---|---|
+//! | append 2 (written) | lines that were not acknowledged, perhaps a torn one | complete lines are kept and count, since a client may have been about to receive its response; a torn one is moved to `quarantine/` ([`journal`]) |
+//! | append 3 to 5 (synced) | lines that were or were about to be acknowledged | they count |
+//! | rotate 1 or 2 (renamed) | a sealed file or `events.jsonl`; no next segment | the next one is created ([`journal`]) |
+//! | rotate 3 to 5 | both | the server continues |
+//! | apply 1 to 6 (before the commit) | the old offset in the database | the range is applied again ([`store`]) |
+//! | apply 7 (committed) | the new offset | the processor continues there |
+//! | archive, any step | the file in one of two directories | it is moved if it is not in the archive yet ([`processor`]) |
+//! | prune 1 or 2 (committed) | a file without a row | it is removed if its length and checksum are those that were pruned ([`processor`]) |
+//! | prune 3 or 4 (removed) | no file | nothing is left to do |
+//! | the database was deleted | no rows | all kept files are applied again; readiness reports what was pruned ([`processor`]) |
+//! | an older database was restored | rows behind the files | the rest is applied |
+//!
 //! # Threads
 //!
 //! | name | owns | may block on |
@@ -127,6 +145,7 @@
 //! | `http-io` | all sockets of the server; handles small requests | nothing |
 //! | `http-worker-N` | a request with a large or compressed body | nothing |
 //! | `http-blocking-N` | a request that reads the database or the data directory | the disk, the database (reading) |
+//! | `http-history` | the counters of the last 15 minutes, which it samples each second | nothing |
 //! | `log` | in a server: the queue of log lines | stderr |
 //! | `disk-usage` | the number of bytes in the data directory, which it counts periodically | the disk (listing) |
 //! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |
@@ -137,6 +156,25 @@
 //! response into the mailbox of `http-io`. All queues between threads are bounded.
 //!
 //! A server stops in this order: `http`, `journal`, `processor`. A second signal ends the process at once.
+//!
+//! # Terms
+//!
+//! | term | meaning |
+//! |---|---|
+//! | segment | a file of events: the *active* one that grows, or a *sealed* one that does not; *native* if this directory's server wrote it, else *imported* |
+//! | label, tag | what identifies a native segment: its number, and a random tag that differs between copies of a directory |
+//! | position | segment number and byte offset, such as `42-1800` |
+//! | batch | the events of one request; the committer writes several batches as one *group* |
+//! | range | bytes of a segment that are applied in one transaction |
+//! | delta | the sums of a range per user |
+//! | settled | applied, duplicate, rejected or corrupt: a line that is no longer pending |
+//! | corrupt | a segment that has changed since it was applied or sealed |
+//! | missing | a segment whose file is gone and that was not fully applied |
+//! | rival | a file that has the name of a segment and is another one |
+//! | archive | `applied/`, where fully applied files are moved |
+//! | quarantine | where bytes are kept that are not applied |
+//! | prune, expire | delete old segments; delete old ids |
+//! | block of ids | 128 consecutive numbers after one prefix, stored in one row |
 //!
 //! # Dependencies
 //!

@@ -2,14 +2,15 @@
 
 use std::process::ExitCode;
 
-use tallyline::cli::args::{Cli, Command, LogFormat};
+use tallyline::cli::args::{Cli, Command, LogFormat, with_variables};
 use tallyline::cli::config::{
-    BackupConfig, DemoConfig, ProcessConfig, RestoreConfig, SendConfig, UsageError, VerifyConfig,
+    BackupConfig, DemoConfig, ProcessConfig, QueryConfig, RejectedConfig, RestoreConfig,
+    SendConfig, UsageError, VerifyConfig,
 };
 use tallyline::cli::exit::Exit;
 use tallyline::cli::logging::{self, LogMode};
 use tallyline::commands::{
-    backup, demo, generate, manual, process, query, send, serve, torture, verify,
+    backup, demo, generate, manual, process, query, rejected, send, serve, torture, verify,
 };
 use tallyline::shutdown;
 
@@ -25,17 +26,19 @@ fn main() -> ExitCode {
         tracing::warn!("cannot catch SIGXFSZ, so a file size limit ends the program: {error}");
     }
     let log_format = cli.logging.log_format;
+    let variables = cli.variables.clone();
     dispatch(cli)
         .unwrap_or_else(|error| {
-            match log_format {
-                LogFormat::Json => tracing::error!("{error:#}"),
-                LogFormat::Text => log.line(&format!("error: {error:#}")),
-            }
-            if error.is::<UsageError>() {
-                Exit::Usage
+            let (text, exit) = if error.is::<UsageError>() {
+                (with_variables(&error.to_string(), &variables), Exit::Usage)
             } else {
-                Exit::Failed
+                (format!("{error:#}"), Exit::Failed)
+            };
+            match log_format {
+                LogFormat::Json => tracing::error!("{text}"),
+                LogFormat::Text => log.line(&format!("error: {text}")),
             }
+            exit
         })
         .into()
 }
@@ -47,10 +50,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Serve(args) => serve::run(*args),
         Command::Send(args) => send::run(&SendConfig::new(*args, quiet)?),
         Command::Process(args) => process::run(&ProcessConfig::new(args, quiet)?),
-        Command::Verify(args) => verify::run(&VerifyConfig::new(args, quiet)),
-        Command::Backup(args) => backup::run_backup(&BackupConfig::new(args, quiet)),
-        Command::Restore(args) => backup::run_restore(&RestoreConfig::new(args, quiet)),
-        Command::Query(args) => query::run(&args.into()),
+        Command::Verify(args) => verify::run(&VerifyConfig::new(args, quiet)?),
+        Command::Backup(args) => backup::run_backup(&BackupConfig::new(args, quiet)?),
+        Command::Restore(args) => backup::run_restore(&RestoreConfig::new(args, quiet)?),
+        Command::Query(args) => query::run(&QueryConfig::new(args)?),
+        Command::Rejected(args) => rejected::run(&RejectedConfig::new(args)?),
         Command::Generate(args) => generate::run(&args),
         Command::Completions(args) => manual::completions(args.shell),
         Command::Man => manual::page(),

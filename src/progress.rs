@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::data_dir::segment::Position;
 use crate::histogram::Histogram;
-use crate::store::Ledger;
+use crate::store::{Ledger, Overall};
 
 /// Most waiters at one time; a further wait is [`WaitOutcome::Unavailable`].
 const WAITERS_MAX: usize = 4096;
@@ -47,11 +47,10 @@ pub struct Run {
 
 /// Which process applies events to the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applies {
-    /// This one, so requests may wait for a position.
+pub enum Processing {
+    /// This one, continuously, so requests may wait for a position.
     Here,
-    /// Another one, at times that this process does not know (`--no-process`); every wait is
-    /// [`WaitOutcome::Unavailable`].
+    /// Another one, at times that this process does not know (`--no-process`), so that no request can wait.
     Elsewhere,
 }
 
@@ -69,6 +68,8 @@ pub struct DeadSegment {
 pub struct Settled {
     /// The counts of the database and the unaccounted lines. `lines` and `pending` are not used.
     pub ledger: Ledger,
+    /// The sums over all users, as of the same commit.
+    pub overall: Overall,
     /// All lines in the files at the time when this process had made `tail_lines` lines durable.
     pub lines: u64,
     /// Lines that this process had made durable when `lines` was determined.
@@ -91,11 +92,22 @@ impl Settled {
     }
 }
 
+/// The sums and counts that `/status` publishes, as of the same commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accounts {
+    /// The sums over all users.
+    pub overall: Overall,
+    /// All lines in the files, by state.
+    pub ledger: Ledger,
+    /// The lines of this run.
+    pub run: Run,
+}
+
 type Done = Box<dyn FnOnce(WaitOutcome) + Send>;
 
 /// The progress of the processor, shared between it and HTTP.
 pub struct Progress {
-    applies: Applies,
+    processing: Processing,
     state: Mutex<State>,
     /// Signalled when a waiter demands a flush, and at shutdown.
     demanded: Condvar,
@@ -109,7 +121,8 @@ struct State {
     applied: Position,
     /// Missing and corrupt segments: number to applied bytes.
     dead: BTreeMap<u64, u64>,
-    settled: Settled,
+    /// `None` until the database was read.
+    settled: Option<Settled>,
     waiters: BTreeMap<(Position, u64), Waiter>,
     deadlines: BTreeSet<(Instant, Position, u64)>,
     next_waiter: u64,
@@ -142,17 +155,17 @@ impl Calls {
 
 impl Progress {
     /// Starts with nothing applied; the processor publishes the state of the database.
-    pub fn new(applies: Applies) -> Self {
+    pub fn new(processing: Processing) -> Self {
         let start = Position {
             segment: 1,
             offset: 0,
         };
         Self {
-            applies,
+            processing,
             state: Mutex::new(State {
                 applied: start,
                 dead: BTreeMap::new(),
-                settled: Settled::default(),
+                settled: None,
                 waiters: BTreeMap::new(),
                 deadlines: BTreeSet::new(),
                 next_waiter: 0,
@@ -170,7 +183,7 @@ impl Progress {
 
     /// Whether another process applies events (`--no-process`).
     pub fn applies_elsewhere(&self) -> bool {
-        self.applies == Applies::Elsewhere
+        self.processing == Processing::Elsewhere
     }
 
     /// Durations of flushes: reading, aggregating and committing one range.
@@ -237,7 +250,7 @@ impl Progress {
         }
         if position <= state.applied {
             Some(WaitOutcome::Applied)
-        } else if self.applies == Applies::Elsewhere
+        } else if self.processing == Processing::Elsewhere
             || state.stopping
             || state.waiting_ended
             || state.waiters.len() >= WAITERS_MAX
@@ -248,11 +261,22 @@ impl Progress {
         }
     }
 
-    /// The ledger, and the lines of this run. `tail_lines` returns `Tail::lines`. If more lines are settled
+    /// Whether the database was read since the start; before that, the accounts are 0.
+    pub fn is_published(&self) -> bool {
+        self.lock().settled.is_some()
+    }
+
+    /// The ledger and the lines of this run, of [`Progress::accounts`].
+    pub fn ledger(&self, tail_lines: impl FnOnce() -> u64) -> (Ledger, Run) {
+        let accounts = self.accounts(tail_lines);
+        (accounts.ledger, accounts.run)
+    }
+
+    /// The sums over all users, the ledger, and the lines of this run. `tail_lines` returns `Tail::lines`. If more lines are settled
     /// than were counted, the difference is unaccounted immediately; if fewer, they are pending until
     /// [`Settled::ledger`] reports them as unaccounted.
-    pub fn ledger(&self, tail_lines: impl FnOnce() -> u64) -> (Ledger, Run) {
-        let settled = self.lock().settled;
+    pub fn accounts(&self, tail_lines: impl FnOnce() -> u64) -> Accounts {
+        let settled = self.lock().settled.unwrap_or_default();
         // Read after `settled`, so that it includes every settled line.
         let tail_lines = tail_lines();
         let waiting = settled.waiting(tail_lines) - settled.ledger.unaccounted;
@@ -268,7 +292,11 @@ impl Progress {
             found: settled.lines_now(0) - before,
             settled: settled.ledger.settled().cast_signed() - before,
         };
-        (ledger, run)
+        Accounts {
+            overall: settled.overall,
+            ledger,
+            run,
+        }
     }
 
     /// Age in seconds of the oldest acknowledged event that is not yet applied; 0 if there is none. It may
@@ -290,7 +318,7 @@ impl Progress {
             .iter()
             .map(|dead| (dead.number, dead.applied_bytes))
             .collect();
-        state.settled = settled;
+        state.settled = Some(settled);
         while state
             .acknowledged
             .front()
@@ -446,7 +474,7 @@ mod tests {
 
     #[test]
     fn waits_end_as_applied_gone_or_timed_out() {
-        let progress = Progress::new(Applies::Here);
+        let progress = Progress::new(Processing::Here);
         let at = |segment, offset| Position { segment, offset };
         let (sender, outcomes) = std::sync::mpsc::channel();
         let wait = |position| {
@@ -476,7 +504,7 @@ mod tests {
         assert_eq!(outcomes.try_recv(), Ok((at(2, 5), WaitOutcome::Applied)));
         progress.finish();
         assert_eq!(outcomes.try_recv(), Ok((at(3, 10), WaitOutcome::TimedOut)));
-        let off = Progress::new(Applies::Elsewhere);
+        let off = Progress::new(Processing::Elsewhere);
         assert_eq!(
             off.wait_applied(at(1, 1), Instant::now()),
             WaitOutcome::Unavailable
@@ -485,7 +513,7 @@ mod tests {
 
     #[test]
     fn the_ledger_balances_between_commits() {
-        let progress = Progress::new(Applies::Here);
+        let progress = Progress::new(Processing::Here);
         let ledger = Ledger {
             applied: 5,
             duplicates: 1,
@@ -495,6 +523,7 @@ mod tests {
         };
         let mut settled = Settled {
             ledger,
+            overall: Overall::default(),
             lines: 7,
             tail_lines: 10,
             settled_before: 2,

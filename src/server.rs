@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use crossbeam_channel::{Receiver, select};
 
 use crate::backup;
-use crate::cli::config::{Access, Processing, ServeConfig};
+use crate::cli::config::{Processing, ServeConfig};
 use crate::cli::logging;
 use crate::data_dir::disk::{self, Disk, DiskFile, Lock, MeteredDisk, UsageThread};
 use crate::data_dir::{DIRECTORY_FILE, Directory, PROCESS_LOCK, SERVE_LOCK};
@@ -26,7 +26,7 @@ use crate::health::Health;
 use crate::http;
 use crate::journal::{Committer, JournalConfig};
 use crate::processor::{self, ProcessConfig, Processor};
-use crate::progress::{Applies, Progress};
+use crate::progress::Progress;
 use crate::shutdown::Shutdown;
 use crate::store::{self, DATABASE_FILE, Readers};
 use crate::systemd;
@@ -144,11 +144,7 @@ impl Parts {
         self.committer = Some(committer);
         let directory = journal.directory();
 
-        let applies = match config.processing {
-            Processing::Here => Applies::Here,
-            Processing::Elsewhere => Applies::Elsewhere,
-        };
-        let progress = Arc::new(Progress::new(applies));
+        let progress = Arc::new(Progress::new(config.processing));
         let process_config = process_config(config);
         let (shared_progress, shared_health) = (Arc::clone(&progress), Arc::clone(&health));
         let shared_disk = Arc::clone(&disk);
@@ -321,16 +317,11 @@ fn lock(dir: &Path, processing: Processing) -> anyhow::Result<Locks> {
 }
 
 fn http_config(config: &ServeConfig) -> http::HttpConfig {
-    let access = match &config.access {
-        Access::OpenOnLoopback => http::Access::Loopback,
-        Access::OpenBeyondLoopback => http::Access::Anyone,
-        Access::Tokens(path) => http::Access::TokenFile(path.clone()),
-    };
     let body_bytes_max = usize::try_from(config.max_body_bytes).unwrap_or(usize::MAX);
     http::HttpConfig {
         listen: config.listen,
         host_name: config.listen_name.clone(),
-        access,
+        access: config.access.clone(),
         limits: http::Limits {
             body_bytes_max,
             // Four bodies of the largest size, but at least 16 MiB.

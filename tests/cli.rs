@@ -6,7 +6,7 @@ use super::harness::{
     Process, Scratch, Server, arg, event, names_in, recount_files, run, run_with_input, tallyline,
 };
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "demo",
     "serve",
     "send",
@@ -15,6 +15,7 @@ const COMMANDS: [&str; 12] = [
     "backup",
     "restore",
     "query",
+    "rejected",
     "generate",
     "completions",
     "man",

@@ -5,16 +5,13 @@
 //! each acknowledged event counts once.
 
 use std::io::{ErrorKind, Write};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::harness::http::{Conn, Request};
-use super::harness::{
-    PATIENCE, Scratch, Server, arg, database, event, quiet_environment, recount, until,
-};
+use super::harness::{PATIENCE, Scratch, Server, arg, database, event, recount, until};
 
 /// Asserts that the server is ready, threads and descriptors are bounded, and `acked` events of
 /// user `u` are counted once each.
@@ -245,73 +242,6 @@ fn a_hundred_pipelined_requests_are_answered_in_order() {
         }
     });
     assert_bounded(&server, 200 + 2 * rounds * 30);
-}
-
-fn start_with_64_descriptors(scratch: &Scratch, flags: &[&str]) -> Server {
-    Server::by(&scratch.data(), flags, |args| {
-        let mut command = Command::new("sh");
-        command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]);
-        command.arg(env!("CARGO_BIN_EXE_tallyline")).args(args);
-        quiet_environment(&mut command);
-        command
-    })
-}
-
-#[test]
-fn descriptors_are_reserved_for_the_journal() {
-    // Fails if connections can use all descriptors: the next file cannot be created, events are
-    // rejected, and `/readyz` answers 503.
-    let scratch = Scratch::new();
-    let server = start_with_64_descriptors(&scratch, &["--rotate-size", "1KiB"]);
-    let mut polite = server.connect();
-    let post = Request::new("POST", "/liveEvent").body(event("u", 1).repeat(50));
-    let mut crowd = Vec::new();
-    for round in 0..20 {
-        crowd.extend((0..16).filter_map(|_| {
-            let mut conn = Conn::try_open(server.port).ok()?;
-            conn.send("GET /healthz HTTP/1.1\r\nHo").ok()?;
-            Some(conn)
-        }));
-        polite.ask(&post).expect(202);
-        assert_eq!(
-            polite.ask(&Request::new("GET", "/readyz")).status,
-            200,
-            "{round}"
-        );
-    }
-    // Further clients wait for a free descriptor and get one.
-    server.get("/healthz").expect(200);
-    drop(crowd);
-    assert_bounded(&server, 1000);
-}
-
-#[test]
-fn the_server_recovers_when_no_descriptor_was_left() {
-    // Fails if one failed accept ends the accept loop: the server runs and listens, but does not
-    // respond.
-    for _ in 0..3 {
-        let scratch = Scratch::new();
-        let server = start_with_64_descriptors(&scratch, &[]);
-        for acked in 0..2 {
-            let mut crowd = Vec::new();
-            for _ in 0..150 {
-                // The backlog of the socket holds the connections that cannot be accepted.
-                if let Ok(mut conn) = Conn::try_open(server.port) {
-                    let _may_be_refused = conn.send("GET /healthz HTTP/1.1\r\nHo");
-                    crowd.push(conn);
-                }
-            }
-            drop(crowd);
-            until(PATIENCE, "it responds again once they are closed", || {
-                let mut conn = Conn::try_open(server.port).ok()?;
-                let patience = Some(Duration::from_secs(2));
-                conn.stream().set_read_timeout(patience).ok()?;
-                let reply = conn.try_ask(&Request::new("GET", "/readyz")).ok()?;
-                (reply.status == 200).then_some(())
-            });
-            assert_bounded(&server, acked);
-        }
-    }
 }
 
 #[test]

@@ -334,6 +334,8 @@ fn pages_and_machine_readable_documents_are_served() {
         ("/readyz", ""),
         ("/status", "application/json"),
         ("/metrics", "text/plain"),
+        ("/history", "application/json"),
+        ("/refused", "application/json"),
         ("/openapi.json", "application/json"),
         ("/", "text/html"),
     ] {

@@ -4,7 +4,7 @@
 //! After each open: every acknowledged batch is at its position; nothing that was rejected is in a
 //! file; any other bytes are complete lines of a batch whose response was never received, or zeros
 //! of a page that was not synced; numbers have no gap; positions only grow; no segment is reported
-//! as missing.
+//! as missing; the length and checksum in the name of a sealed file are those of its content.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use tallyline::data_dir::disk::Disk;
-use tallyline::data_dir::segment::{ACTIVE_FILE, Label, Position, label_in_name};
+use tallyline::data_dir::segment::{ACTIVE_FILE, Label, Position, label_in_name, seal_in_name};
 use tallyline::data_dir::{DIRECTORY_FILE, Directory};
 use tallyline::health::Health;
 use tallyline::journal::{
@@ -54,6 +54,11 @@ struct Model {
     unknown: HashSet<Vec<u8>>,
     /// The position up to which the database has applied; at most the last acknowledged one.
     applied: Option<Position>,
+    /// CRC-32 of the bytes before that position when they were applied; `None` if their file was gone.
+    checksum: Option<u32>,
+    /// Segments of which another program has edited applied bytes before a start that read the
+    /// database: the checksum in their sealed name must contradict their content.
+    edited: HashSet<u64>,
     /// The id of the data directory at the last start.
     directory: Option<u32>,
     next_line: u64,
@@ -94,7 +99,7 @@ impl Model {
                 } else {
                     1
                 },
-                checksum: None,
+                checksum: self.checksum.filter(|_| number == applied.segment),
                 sealed: number < applied.segment,
             })
             .collect();
@@ -160,8 +165,8 @@ impl Model {
     }
 
     /// Simulates the processor: `applied` becomes an acknowledged position at or after the last
-    /// one.
-    fn apply(&mut self, choices: &mut Choices) {
+    /// one, with the checksum of the bytes before it.
+    fn apply(&mut self, disk: &SimDisk, choices: &mut Choices) {
         let later: Vec<_> = self
             .acknowledged
             .keys()
@@ -169,11 +174,37 @@ impl Model {
             .copied()
             .collect();
         if !later.is_empty() {
-            self.applied = Some(later[choices.below(later.len())]);
+            self.apply_to(disk, later[choices.below(later.len())]);
+        }
+    }
+
+    fn apply_to(&mut self, disk: &SimDisk, position: Position) {
+        if self.edited.contains(&position.segment) {
+            return; // The processor marks it as corrupt and applies no more of it.
+        }
+        let end = usize::try_from(position.offset).unwrap();
+        let content = content_of(disk, position.segment);
+        let applied = content.as_ref().and_then(|content| content.get(..end));
+        self.checksum = applied.map(crc32fast::hash);
+        self.applied = Some(position);
+    }
+
+    /// The checksum in a sealed name must be that of the content, unless the content was edited.
+    fn check_seals(&self, disk: &SimDisk) {
+        let directory = active_label(disk).tag.directory;
+        for (path, content) in disk.contents() {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let label = label_in_name(name).filter(|label| label.tag.directory == directory);
+            if let (Some(label), Some(seal)) = (label, seal_in_name(name)) {
+                assert_eq!(seal.bytes, content.len() as u64, "{name}");
+                let same = seal.checksum == crc32fast::hash(&content);
+                assert_eq!(same, !self.edited.contains(&label.number), "{name}");
+            }
         }
     }
 
     fn check(&self, disk: &SimDisk, recovery: &Recovery) {
+        self.check_seals(disk);
         assert_eq!((recovery.missing, recovery.corrupt), (None, None));
         assert_eq!(recovery.contradiction, None);
         let segments = segments(disk);
@@ -244,6 +275,20 @@ fn segments(disk: &SimDisk) -> BTreeMap<u64, Vec<u8>> {
     let active = disk.content(&Path::new(DIR).join(ACTIVE_FILE));
     assert!(active.is_some(), "an active segment after each open");
     segments
+}
+
+/// The bytes of a native segment, wherever its file is.
+fn content_of(disk: &SimDisk, number: u64) -> Option<Vec<u8>> {
+    let active = active_label(disk);
+    let is_it = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        match label_in_name(name) {
+            Some(label) => label.number == number && label.tag.directory == active.tag.directory,
+            None => name == ACTIVE_FILE && number == active.number,
+        }
+    };
+    let path = disk.files().into_iter().find(is_it)?;
+    disk.content(&path)
 }
 
 /// The label of the active segment according to `directory.json`.
@@ -321,7 +366,7 @@ fn walk(seed: u64) {
         for _ in 0..choices.below(8) {
             match choices.below(10) {
                 0 | 1 => drop(running.rotate()),
-                2 => model.apply(choices),
+                2 => model.apply(&running.disk, choices),
                 3 => {
                     let calls = [
                         Call::Write,
@@ -381,9 +426,11 @@ enum ExternalChange {
     MoveAway,
     /// A sealed file is copied to the path of the active one.
     SealedAsActive,
+    /// A byte of events.jsonl is changed.
+    Edit,
 }
 
-const EXTERNAL_CHANGES: [ExternalChange; 7] = [
+const EXTERNAL_CHANGES: [ExternalChange; 8] = [
     ExternalChange::PutBack,
     ExternalChange::Delete,
     ExternalChange::Empty,
@@ -391,6 +438,7 @@ const EXTERNAL_CHANGES: [ExternalChange; 7] = [
     ExternalChange::NoIdentity,
     ExternalChange::MoveAway,
     ExternalChange::SealedAsActive,
+    ExternalChange::Edit,
 ];
 
 /// Older versions of the two files, and the file that was moved away.
@@ -442,6 +490,16 @@ impl Kept {
             ExternalChange::SealedAsActive => {
                 if let Some(path) = sealed.last() {
                     disk.put(&active, &disk.content(path).unwrap());
+                }
+            }
+            ExternalChange::Edit => {
+                let bytes = disk.content(&active).unwrap_or_default();
+                let padding: Vec<usize> =
+                    (0..bytes.len()).filter(|&at| bytes[at] == b'x').collect();
+                if !padding.is_empty() {
+                    let mut bytes = bytes;
+                    bytes[padding[choices.below(padding.len())]] = b'y';
+                    disk.put(&active, &bytes);
                 }
             }
         }
@@ -498,14 +556,11 @@ fn walk_with_changes(seed: u64) {
         } else {
             running.committer.stop();
         }
-        model.applied = model
-            .acknowledged
-            .keys()
-            .next_back()
-            .copied()
-            .or(model.applied);
         if let Some((path, bytes)) = kept.away.take() {
             disk.put(&path, &bytes);
+        }
+        if let Some(&last) = model.acknowledged.keys().next_back() {
+            model.apply_to(&disk, last);
         }
     }
 }
@@ -571,6 +626,12 @@ impl Model {
                 gone.push(*position);
                 continue;
             }
+            // The processor compares the applied bytes with the row before it applies more. The name
+            // that the journal gives the segment later must not hide the edit.
+            if change == ExternalChange::Edit && position.segment == journal.tail().number {
+                gone.push(*position);
+                continue;
+            }
             let missing = !segments.contains_key(&position.segment);
             let named = journal.tail().number > position.segment;
             assert!(
@@ -591,7 +652,10 @@ impl Model {
             // existing files are imported, and numbers start at 1 again.
             self.acknowledged.clear();
             self.applied = None;
+            self.edited.clear();
         }
+        self.note_edit(disk, journal.tail().number, readable);
+        self.check_seals(disk);
         // What was reported once is not checked again.
         if change != ExternalChange::MoveAway {
             for position in &gone {
@@ -608,6 +672,20 @@ impl Model {
             disk: disk.clone(),
             journal,
             committer,
+        }
+    }
+
+    /// Determines whether the applied bytes of the active segment are those that were applied. If the
+    /// database could not be read at this start, the journal has no other checksum than the file's.
+    fn note_edit(&mut self, disk: &SimDisk, active: u64, readable: bool) {
+        self.edited.remove(&active);
+        let applied = self.applied.filter(|applied| applied.segment == active);
+        if let (Some(applied), Some(checksum), true) = (applied, self.checksum, readable) {
+            let content = content_of(disk, active).unwrap();
+            let end = usize::try_from(applied.offset).unwrap();
+            if crc32fast::hash(&content[..end]) != checksum {
+                self.edited.insert(active);
+            }
         }
     }
 
@@ -628,7 +706,8 @@ impl Model {
 #[test]
 fn any_change_by_another_program_is_exact_or_reported() {
     // Fails if the active segment is guessed after an older file was restored, the file was deleted
-    // or emptied, directory.json is old or missing, or a file was moved away and restored.
+    // or emptied, directory.json is old or missing, or a file was moved away and restored; or if the
+    // name of a sealed file hides that applied bytes were edited.
     for_seeds(CASES, walk_with_changes);
 }
 
@@ -640,7 +719,7 @@ fn script(model: &mut Model, running: &Running, choices: &mut Choices) {
     model.append(running, 1, choices);
     drop(running.rotate());
     model.append(running, 2, choices);
-    model.apply(choices);
+    model.apply(&running.disk, choices);
 }
 
 #[test]

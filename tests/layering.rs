@@ -282,6 +282,16 @@ fn each_package_is_used_by_one_module() {
     ]);
 }
 
+#[test]
+fn only_the_processor_writes_to_the_store() {
+    // Fails if another module opens a database for writing. Then two parts could apply the same range, or a
+    // write would not be made on the thread that owns the state derived from the database.
+    assert_at_home(&[
+        ("Writer::open", &["processor"]),
+        ("Writer::open_to_load", &["processor"]),
+    ]);
+}
+
 /// The modules that each module may use. To change this table is a design decision: see the
 /// dependencies in `lib.rs`.
 const MAY_NAME: &[(&str, &[&str])] = &[
@@ -297,7 +307,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "timestamp",
         ],
     ),
-    ("cli", &["data_dir", "http"]),
+    ("cli", &["data_dir", "http", "progress"]),
     (
         "client",
         &["cli", "data_dir", "event", "shutdown", "timestamp"],
@@ -369,7 +379,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "systemd",
         ],
     ),
-    ("shutdown", &[]),
+    ("shutdown", &["data_dir"]),
     ("store", &["aggregate", "data_dir", "event"]),
     ("systemd", &[]),
     ("timestamp", &[]),

@@ -16,16 +16,20 @@
 mod harness; // start, stop, kill and query the binary; an independent recount
 
 mod access; // tokens, Origin, Host
+mod alerts; // what the alerts query exists, and each is tested
 mod backup; // backup and restore: under load, over other files, killed, damaged
 mod bad_input; // every kind of invalid body, and the error that it gets
 mod bounded; // upper bounds of the resources that one client can use
 mod cli; // options, exit codes, errors before anything starts
 mod crash; // kill -9 during ingestion and applying, ten times
+mod descriptors; // few file descriptors, and more clients than connections
 mod end_to_end; // the main task on real input: totals equal an independent recount
+mod formats; // CSV, UTF-16, wrapped arrays and other formats: one error with the way out
 mod hostile; // clients that stall, send bursts, announce wrong lengths, or never read
 mod http; // the HTTP contract, case by case
 mod identity; // identity of segments: copies, merges, restored files, a second server
 mod listings; // /segments and /rejected; waiting requests during a shutdown
+mod messages; // what a user reads after a wrong flag, address, variable, file or directory
 mod odd_files; // FIFOs, sockets, devices, directories, broken links with names of segments
 mod offline; // process, verify, query: odd files, directories and databases, no server
 mod other_programs; // a database opened, removed, replaced and written by other programs
@@ -33,6 +37,7 @@ mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod sealed; // sealed files changed, moved or copied before they are applied
 mod send; // unusual inputs, files sent before, rejected lines, waiting for totals
+mod sums; // the sums over all users, wherever they are shown
 mod torture; // a few rounds of `tallyline torture`
 mod trouble; // a database locked, deleted, replaced, restored; files changed meanwhile
 
@@ -52,3 +57,4 @@ mod metamorphic; // the same events shuffled, split, re-batched, re-sent: the sa
 mod pipeline_model; // journal, processor and database on that disk, against a recount
 mod sim_disk; // a disk in memory that loses what was not synced
 mod wire; // HTTP byte by byte: the engine against a table and a model of RFC 9112
+mod years; // the calls of a start and a scrape do not grow with the number of finished segments

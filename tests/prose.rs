@@ -292,8 +292,8 @@ fn prose_uses_the_standard_terms() {
         *found = prose(&path, &text);
     }
     for command in [
-        "", "demo", "serve", "send", "process", "verify", "backup", "restore", "query", "generate",
-        "torture",
+        "", "demo", "serve", "send", "process", "verify", "backup", "restore", "query", "rejected",
+        "generate", "torture",
     ] {
         let args: Vec<_> = [command, "--help"]
             .into_iter()

@@ -661,6 +661,12 @@ impl Disk for SimDisk {
         state.step(Call::Look, || format!("free {}", dir.display()))?;
         Ok(state.room() as u64)
     }
+
+    fn capacity_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let mut state = self.lock();
+        state.step(Call::Look, || format!("capacity {}", dir.display()))?;
+        Ok(state.capacity.map_or(u64::MAX, |all| all as u64))
+    }
 }
 
 impl SimFile {

@@ -1,1 +1,1 @@
-SELECT events, revenue_micros, updated_at_ms FROM user_total
+SELECT users, events, revenue_micros, updated_at_ms FROM overall

@@ -113,6 +113,13 @@ impl Sums {
         self.events
     }
 
+    /// Added minus subtracted amounts, exact within 2^60 events.
+    pub fn net(&self) -> i128 {
+        self.added()
+            .cast_signed()
+            .wrapping_sub(self.subtracted().cast_signed())
+    }
+
     /// Added minus subtracted amounts, modulo 2^64. It is exact if the result fits in an `i64`, and
     /// serves as a check value otherwise.
     pub fn net_wrapping(&self) -> i64 {

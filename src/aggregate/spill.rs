@@ -1,8 +1,8 @@
 //! Sums per user that do not fit into memory: sorted runs in temporary files of the data directory.
 //!
 //! The caller's thread or a scanning thread writes a run once and reads it in order, as often as the range is
-//! attempted. A run is removed when it is dropped. After a crash its file is left; whoever holds
-//! `process.lock` removes such files when it starts ([`remove_leftovers`]). They are never synced, because
+//! attempted. A run is removed when it is dropped. After a crash its file is left; the holder
+//! of `process.lock` removes such files at its start ([`remove_leftovers`]). They are never synced, because
 //! nothing in them outlives the process.
 //!
 //! A file is a sequence of blocks. The length and the CRC-32 of each block are kept in memory, so that a

@@ -99,7 +99,7 @@ impl UserSums {
             .spawn(move || {
                 let merged = parts.merge(|block| Ok(sender.send(Ok(block)).is_ok()));
                 if let Err(error) = merged {
-                    // Nobody receives it if the transaction has failed already.
+                    // The receiver is closed if the transaction has failed already.
                     let _unread = sender.send(Err(error));
                 }
             })?;

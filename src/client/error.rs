@@ -34,6 +34,12 @@ pub enum SendError {
         /// Target of the link.
         target: PathBuf,
     },
+    /// The input is a directory.
+    #[error("cannot read {0}: it is a directory; name a file in it, or send all of them: for file in {0}/*.jsonl; do tallyline send \"$file\"; done", path.display())]
+    Directory {
+        /// Path of the input.
+        path: PathBuf,
+    },
     /// The input is not a kind of file that can be read.
     #[error("cannot read {}: it is {kind}; name a regular file, a FIFO, or `-` for stdin", path.display())]
     NotAFile {
@@ -59,6 +65,14 @@ pub enum SendError {
         looks_like: &'static str,
         /// Advice.
         cure: String,
+    },
+    /// None of the first lines of the input is an event. Nothing was stored, and the rest was not sent.
+    #[error("cannot send {}: none of its first {lines} is a valid event, so the rest was not sent; correct the file and run the same command again, or use --rejects FILE to send all of it and write the invalid lines to FILE", path.display())]
+    NoEvents {
+        /// Path of the input, or `-`.
+        path: PathBuf,
+        /// Number of lines that were refused, such as `1,000 lines`.
+        lines: String,
     },
     /// The input was sent in full to the same data directory before.
     #[error("{0}")]

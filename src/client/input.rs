@@ -77,6 +77,11 @@ impl Source {
             // Opening a FIFO blocks until it has a writer, so that thread opens it.
             return Self::read_apart(path, move || File::open(opened), stop);
         }
+        if kind.is_dir() {
+            return Err(SendError::Directory {
+                path: path.to_owned(),
+            });
+        }
         if !kind.is_file() {
             return Err(SendError::NotAFile {
                 path: path.to_owned(),
@@ -241,10 +246,10 @@ impl Source {
             return Ok(());
         }
         let head = &head[..head.len().min(format::HEAD_BYTES)];
-        let format = format::of(head).map_err(|unfit| SendError::NotEvents {
+        let format = format::of(head).map_err(|unsupported| SendError::NotEvents {
             path: self.path.clone(),
-            looks_like: unfit.what,
-            cure: unfit.cure(&self.path),
+            looks_like: unsupported.what,
+            cure: unsupported.cure(&self.path),
         })?;
         if self.grows() && format == Format::Arrays {
             return Err(SendError::NotFollowed {
@@ -478,7 +483,8 @@ fn inflated(mut reader: impl Read + Send + 'static) -> io::Result<Opened> {
     })
 }
 
-/// Reads to the end of the first line that is not empty; no event can be sent before it is complete.
+/// Reads to the end of the first line that is not empty, or of the object that begins in it; no event can
+/// be sent before it is complete.
 fn head(reader: &mut dyn Read) -> io::Result<Vec<u8>> {
     let mut head = vec![0; format::HEAD_BYTES];
     let mut length = 0;
@@ -486,7 +492,7 @@ fn head(reader: &mut dyn Read) -> io::Result<Vec<u8>> {
         let count = read_some(reader, &mut head[length..])?;
         length += count;
         let text = head[..length].trim_ascii_start();
-        if count == 0 || text.contains(&b'\n') {
+        if count == 0 || text.contains(&b'\n') && !format::is_open_object(text) {
             break;
         }
     }

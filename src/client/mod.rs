@@ -337,6 +337,11 @@ fn about(config: &SendConfig, stop: &Shutdown) -> Result<Option<About>, SendErro
             return Err(failed(deliver::gave_up(&reason, config.retry_for)));
         };
         if !std::mem::replace(&mut warned, true) {
+            if poster.is_plain_http() {
+                let reason =
+                    "the server answers plain HTTP on this port, not TLS; write http:// in --to";
+                return Err(failed(reason.to_owned()));
+            }
             tracing::warn!("{}: {reason}; trying again", config.to);
         }
         pause = (pause * 2).min(deliver::PAUSE_MAX);

@@ -177,6 +177,19 @@ impl Poster {
         }
     }
 
+    /// Whether a base URL of `https://` names a port that answers plain HTTP as a tallyline server does.
+    /// No token is sent.
+    pub(super) fn is_plain_http(&self) -> bool {
+        let Some(rest) = self.to.strip_prefix("https://") else {
+            return false;
+        };
+        let plain = format!("http://{rest}");
+        let answer = agent(&plain, QUESTION_WITHIN)
+            .get(format!("{plain}/healthz"))
+            .call();
+        answer.is_ok_and(|answer| answer.status() == 200)
+    }
+
     /// Sends a GET request for `target`. Returns status, body and `Retry-After`.
     pub(super) fn get(
         &self,

@@ -24,10 +24,13 @@ use super::state::{Cover, Record, StateFile};
 use super::summary::{SendOutcome, Summary};
 use super::tally::{Ended, Tally};
 use super::{input_error, kind_of};
-use crate::cli::config::SendConfig;
+use crate::cli::config::{Input, SendConfig};
 use crate::cli::logging;
+use crate::cli::output::counted;
 use crate::shutdown::Shutdown;
 
+/// An input is not sent further after this many refused lines at its beginning.
+const REFUSED_AT_FIRST_MAX: u64 = 1_000;
 /// Number of requests per second with `--rate`, for an even rate.
 const PACED_REQUESTS_PER_SECOND: u64 = 10;
 /// A send that is behind its rate by more than this does not catch up.
@@ -185,11 +188,19 @@ fn read(
             None => tally.begin_state()?,
         }
     }
+    let mut trial = is_tried(config, tally);
+    let mut refused = 0;
     let mut pace = config.rate.map(|rate| Pace::new(rate.get()));
     let mut handed = 0;
     while let Some(batch) = batches.next()? {
         if stop.requested() {
             return Ok(None);
+        }
+        if trial && refused >= REFUSED_AT_FIRST_MAX {
+            return Err(SendError::NoEvents {
+                path: batches.source().path().to_owned(),
+                lines: counted(refused, "line"),
+            });
         }
         if covered
             && let Some((file, false)) = batches.source().open_file()
@@ -212,8 +223,23 @@ fn read(
             recv(stop.channel()) -> _ => return Ok(None),
         }
         handed += 1;
+        if trial {
+            let Some(counts) = tally.after(handed) else {
+                return Ok(None);
+            };
+            trial = counts.accepted == 0;
+            refused = counts.refused;
+        }
     }
     Ok((!stop.requested()).then_some(handed))
+}
+
+/// Whether batches are sent one at a time until an event is accepted, so that an input without events
+/// is not sent to its end. A continued run had events before; a followed file may get some later; with
+/// `--rejects` the invalid lines are wanted.
+fn is_tried(config: &SendConfig, tally: &Tally) -> bool {
+    let followed = matches!(config.input, Input::Follow(_));
+    !followed && config.rejects.is_none() && tally.is_new()
 }
 
 /// Ends a finished or stopped run.
@@ -240,7 +266,12 @@ fn conclude(
     summary.run.clone_from(&record.run);
     let complete = handed == Some(batches);
     summary.state = state.as_ref().map(|state| state.path().to_owned());
-    if complete && let Some(mut state) = state {
+    let no_events = matches!(failure, Some(SendError::NoEvents { .. }));
+    if no_events && let Some(state) = state {
+        // Nothing was stored, so the corrected file is a new run.
+        state.remove()?;
+        summary.state = None;
+    } else if complete && let Some(mut state) = state {
         if stays(&record, source) {
             record.complete = true;
             if record.in_array || source.format() == Some(Format::Arrays) {

@@ -158,6 +158,9 @@ impl Summary {
         let lines = counted(self.lines, "line");
         let refused = HumanCount(self.refused());
         match &self.verdict {
+            SendOutcome::Failed(SendError::NoEvents { .. }) => {
+                write!(f, "FAILED: {lines} sent, all refused; nothing was stored")
+            }
             SendOutcome::Failed(_) if self.lines == 0 => {
                 write!(
                     f,

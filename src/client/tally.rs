@@ -5,7 +5,7 @@
 //! done, so that after a crash in between they are written twice and not lost.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, ProgressBar};
@@ -20,6 +20,9 @@ use crate::shutdown::Shutdown;
 
 /// Minimum interval between writes of the state that record progress only.
 const STATE_EVERY: Duration = Duration::from_millis(500);
+
+/// Interval at which a wait checks for a stop by a signal.
+const STOP_EVERY: Duration = Duration::from_millis(50);
 
 /// Counts of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +53,8 @@ impl std::ops::AddAssign for Counts {
 /// The tally of one run.
 pub(super) struct Tally {
     inner: Mutex<Inner>,
+    /// Notified when a batch is done and when the run fails.
+    changed: Condvar,
     stop: Shutdown,
     bar: ProgressBar,
     began: Instant,
@@ -130,6 +135,7 @@ impl Tally {
                 answered: now,
                 silent: false,
             }),
+            changed: Condvar::new(),
             stop,
             bar,
             began: now,
@@ -176,6 +182,7 @@ impl Tally {
         let place = inner.raw_bytes;
         let taken = inner.counts.accepted;
         drop(inner);
+        self.changed.notify_all();
         self.show(place, accepted, refused, taken);
         written
     }
@@ -228,6 +235,29 @@ impl Tally {
     pub(super) fn fail(&self, error: SendError) {
         self.lock().failure.get_or_insert(error);
         self.stop.request();
+        self.changed.notify_all();
+    }
+
+    /// Whether no line was acknowledged before.
+    pub(super) fn is_new(&self) -> bool {
+        self.lock().record.lines == 0
+    }
+
+    /// Waits until the first `batches` batches are done. Returns the counts of this process; `None` on
+    /// a stop.
+    pub(super) fn after(&self, batches: u64) -> Option<Counts> {
+        let mut inner = self.lock();
+        while inner.next < batches {
+            if self.stop.requested() {
+                return None;
+            }
+            inner = self
+                .changed
+                .wait_timeout(inner, STOP_EVERY)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        Some(inner.counts)
     }
 
     /// Ends the run after all threads have stopped. The state records the final progress.

@@ -204,16 +204,20 @@ fn a_broken_file_is_sent_line_by_line() {
         "{\"userId\": \"u\", \"name\": \"add_revenue\",\n\"value\": 1}\n",
         "{\n[{\"userId\": \"u\", \"name\": \"add_revenue\", \"value\": 1}]\n",
     ] {
-        let bench = Bench::new(text);
+        // In a batch of their own, after lines that show that the file has an event a line.
+        let lines = text.lines().count();
+        let bench = Bench::new(&(events(lines as u64) + text));
         let server = FakeServer::new();
-        let summary = bench.send(&server, &[]);
-        let lines = text.lines().count() as u64;
+        let summary = bench.send(&server, &["--batch", &lines.to_string()]);
         assert_eq!(
             (summary.counts.accepted, summary.counts.refused),
-            (0, lines),
+            (lines as u64, lines as u64),
             "{text}"
         );
-        for body in &server.seen().bodies {
+        let seen = server.seen();
+        let (first, others) = seen.bodies.split_first().expect("two batches");
+        assert_eq!(first.lines().count(), lines);
+        for body in others {
             assert!(!body.starts_with('['), "{body}");
             assert!(Event::parse(body.as_bytes()).is_err(), "{body}");
         }

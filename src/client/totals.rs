@@ -22,6 +22,8 @@ pub struct User {
     pub user_id: String,
     /// The revenue as the server's JSON number, which a float could not represent exactly.
     pub revenue: Box<RawValue>,
+    /// The number of counted events.
+    pub events: u64,
 }
 
 /// Flushes the server at `url`, then reads its first 1000 users by id.

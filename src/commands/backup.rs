@@ -14,7 +14,7 @@ use crate::shutdown::Shutdown;
 
 /// Runs `tallyline backup`.
 pub fn run_backup(config: &BackupConfig) -> anyhow::Result<Exit> {
-    let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
+    let stop = Shutdown::on_signals_and_hangup().context("cannot catch signals")?;
     let bar = bar();
     let mut on_progress = |bytes, bytes_total| {
         bar.set_length(bytes_total);

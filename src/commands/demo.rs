@@ -28,7 +28,7 @@ const MARKER: &str = ".tallyline-demo";
 
 /// Starts the server, sends the sample and shows the totals; then serves until a signal, or stops.
 pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
-    let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
+    let stop = Shutdown::on_signals_and_hangup().context("cannot catch signals")?;
     let dir = &config.serve.data_dir;
     make_empty(dir)?;
     let sample = dir.join("sample.jsonl");
@@ -45,25 +45,61 @@ pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
         "Sent the {} events of data/sample.jsonl to {url}/liveEvent",
         sent.counts.accepted
     )?;
-    for user in client::totals(&url)? {
+    let users = client::totals(&url)?;
+    writeln!(
+        out,
+        "Counted {} of them: two have the same id, as after a retry, and count once",
+        users.iter().map(|user| user.events).sum::<u64>()
+    )?;
+    for user in users {
         writeln!(out, "{:<24}{:>16}", user.user_id, user.revenue.get())?;
     }
-    if config.then == AfterDemo::Serve {
-        writeln!(
-            out,
-            "Serving on {url} until Ctrl-C; open it in a browser, or try:"
-        )?;
-        writeln!(out, "  curl {url}/userEvents/user1")?;
-        writeln!(
-            out,
-            "  sqlite3 {} 'SELECT * FROM user_revenue'",
-            dir.join(crate::store::DATABASE_FILE).display()
-        )?;
-        drop(out);
-        server.until(&stop, &crossbeam_channel::never());
+    match config.then {
+        AfterDemo::Serve => {
+            write!(out, "{}", next_while_serving(&url, dir))?;
+            drop(out);
+            server.until(&stop, &crossbeam_channel::never());
+        }
+        AfterDemo::Exit => {
+            let (program, dir) = (program(), dir.display());
+            writeln!(
+                out,
+                "Next: {program} query --data-dir {dir}, or {program} serve"
+            )?;
+        }
     }
     server.stop();
     Ok(Exit::Done)
+}
+
+/// What to try while the demo serves. Each line can be typed as it is.
+fn next_while_serving(url: &str, dir: &Path) -> String {
+    let (program, dir) = (program(), dir.display());
+    format!(
+        r#"Serving on {url} until Ctrl-C; open it in a browser, or try in another terminal:
+  curl -d '{{"userId": "user1", "name": "add_revenue", "value": 100}}' '{url}/liveEvent?ack=applied'
+  curl {url}/userEvents/user1
+  {program} query --data-dir {dir}
+"#
+    )
+}
+
+/// How this program is called in a shell: by its name if it is on the `PATH`, else by its path.
+fn program() -> String {
+    let name = env!("CARGO_PKG_NAME");
+    let Ok(running) = std::env::current_exe() else {
+        return name.to_owned();
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let first = std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|at| at.is_file());
+    let is_first = first.and_then(|at| at.canonicalize().ok()) == running.canonicalize().ok();
+    if is_first {
+        name.to_owned()
+    } else {
+        running.display().to_string()
+    }
 }
 
 /// Adds advice to the error of a port in use.

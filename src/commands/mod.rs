@@ -7,6 +7,7 @@ pub mod generate;
 pub mod manual;
 pub mod process;
 pub mod query;
+pub mod rejected;
 pub mod send;
 pub mod serve;
 pub mod torture;

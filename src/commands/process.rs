@@ -19,7 +19,6 @@ use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{Directory, PROCESS_LOCK, SERVE_LOCK, numbers};
 use crate::processor::{self, RunProgress, Step, Summary};
-use crate::store::DATABASE_FILE;
 
 /// Applies the files and prints a summary.
 pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
@@ -77,11 +76,10 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
         let _infallible = writeln!(text, "{note}");
     }
     if summary.counts.rejected > 0 {
-        let database = dir.join(DATABASE_FILE);
         let _infallible = writeln!(
             text,
-            "see why they were rejected: sqlite3 {} 'SELECT segment, offset, reason, line FROM rejected_line'",
-            database.display()
+            "to see them with their reasons, run `tallyline rejected --data-dir {}`",
+            dir.display()
         );
     }
     let exit = exit_of(&summary);

@@ -10,7 +10,7 @@ use crate::shutdown::Shutdown;
 
 /// Sends the input and prints the summary. A failure is returned as an error as well.
 pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
-    let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
+    let stop = Shutdown::on_signals_and_hangup().context("cannot catch signals")?;
     let summary = send(config, &stop);
     let text = match config.report {
         Report::Json => format!("{}\n", summary.to_json()),

@@ -21,7 +21,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<Exit> {
         return print(effective.to_string().as_bytes());
     }
     let stop = Shutdown::on_signals().context("cannot catch SIGINT and SIGTERM")?;
-    let reloads = shutdown::reloads().context("cannot catch SIGHUP")?;
+    let reloads = shutdown::reloads(&stop).context("cannot catch SIGHUP")?;
     let server = Server::start(&effective.config)?;
     server.until(&stop, &reloads);
     server.stop();

@@ -26,7 +26,7 @@ use crate::cli::config::TortureConfig;
 use crate::cli::exit::Exit;
 use crate::cli::output::print;
 use crate::event::{MICROS_PER_UNIT, Micros};
-use crate::store::{Order, Readers};
+use crate::store::{Listing, Order, Readers};
 
 /// Number of concurrent senders.
 const SENDERS: usize = 3;
@@ -525,7 +525,10 @@ impl Torture {
         let mut cursor = None;
         loop {
             let page = readers
-                .users(Order::UserId, 1000, cursor.as_deref())?
+                .users(&Listing {
+                    cursor: cursor.as_deref(),
+                    ..Listing::first(Order::UserId, 1000)
+                })?
                 .context("our own cursor")?;
             for user in page.users {
                 let (micros, events) = left.remove(&user.user_id).unwrap_or_default();

@@ -107,6 +107,8 @@ pub trait Disk: Send + Sync + 'static {
     fn identity(&self, path: &Path) -> io::Result<Option<Identity>>;
     /// Free bytes on the file system of `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// Size in bytes of the file system of `dir`.
+    fn capacity_bytes(&self, dir: &Path) -> io::Result<u64>;
 
     /// Free inodes on the file system of `dir`; `None` if it has no limit.
     fn free_files(&self, dir: &Path) -> io::Result<Option<u64>>;

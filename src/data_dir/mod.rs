@@ -7,6 +7,7 @@
 //! applied/YYYY-MM/                                   sealed segments that were applied
 //! quarantine/                                        files set aside, torn tails, notes of missing segments
 //! directory.json                                     the directory's UUID, the active segment
+//! node.json                                          the tokens of a node of a shared database
 //! revenue.db                                         the database: see `store`
 //! serve.lock, process.lock                           one writer, one processor
 //! ```
@@ -19,6 +20,7 @@
 mod catalog;
 mod directory;
 pub mod disk;
+pub mod node_tokens;
 pub(crate) mod numbers;
 pub mod segment;
 #[cfg(test)]
@@ -32,7 +34,9 @@ pub use self::catalog::{
 };
 pub(crate) use self::catalog::{SegmentFile, missing_note};
 pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
-pub(crate) use self::directory::{active_label, first_free, given_out, is_sealed};
+pub(crate) use self::directory::{
+    active_label, first_free, given_out, is_sealed, tags_of_segments,
+};
 
 /// Locked by the process that appends to the active segment.
 pub const SERVE_LOCK: &str = "serve.lock";

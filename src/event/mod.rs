@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 pub(crate) use self::fast::Plain;
-pub(crate) use self::input_format::{HEAD_BYTES, Looks, Unfit};
+pub(crate) use self::input_format::{HEAD_BYTES, InputFormat, Unsupported};
 
 use serde::de::{Deserializer as _, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -42,9 +42,20 @@ pub struct Micros(pub i64);
 
 impl fmt::Display for Micros {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        WideMicros(self.0.into()).fmt(f)
+    }
+}
+
+/// Like [`Micros`], but of any number of users, whose sum may exceed 64 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WideMicros(pub i128);
+
+impl fmt::Display for WideMicros {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
-        let units = self.0.unsigned_abs() / MICROS_PER_UNIT;
-        let micros = self.0.unsigned_abs() % MICROS_PER_UNIT;
+        let per_unit = u128::from(MICROS_PER_UNIT);
+        let units = self.0.unsigned_abs() / per_unit;
+        let micros = self.0.unsigned_abs() % per_unit;
         if micros == 0 {
             return write!(f, "{sign}{units}");
         }
@@ -585,6 +596,13 @@ mod tests {
             (i64::MIN, "-9223372036854.775808"),
         ] {
             assert_eq!(Micros(micros).to_string(), text);
+        }
+        for (micros, text) in [
+            (i128::from(i64::MAX) * 100, "922337203685477.5807"),
+            (i128::from(i64::MIN) * 1_000_000, "-9223372036854775808"),
+            (i128::from(i64::MAX) + 1, "9223372036854.775808"),
+        ] {
+            assert_eq!(WideMicros(micros).to_string(), text);
         }
     }
 }

@@ -7,7 +7,12 @@
 //! | `subject` | `userId` |
 //! | `data.value` | `value`, with the same digits |
 //!
-//! All other attributes are discarded. A source with white space is invalid: it is not a URI reference,
+//! The data may also be an event in our own format. Its `userId` must then be equal to `subject`, or stands
+//! for it if there is none; its `name` must be equal to `type`; and its `id` to the CloudEvent's `id`, alone
+//! or after `source` and a space. Otherwise the event is ambiguous, and it is refused.
+//!
+//! In a header, the bytes of a value as UTF-8 and percent-encoded mean the same. All other attributes are
+//! discarded. A source with white space is invalid: it is not a URI reference,
 //! and `a b` + `c` and `a` + `b c` would have the same id, so that one of the two events would be
 //! treated as a duplicate.
 //!
@@ -95,7 +100,7 @@ pub fn lines(
 fn structured(event: &RawValue) -> Result<Vec<u8>, EventError> {
     let event = Members::read(event, "", "a CloudEvent is a JSON object")?;
     check_version(event.string("specversion")?.as_deref())?;
-    let id = event_id(event.string("source")?, event.string("id")?)?;
+    let id = Id::of(event.string("source")?, event.string("id")?)?;
     check_data_type(event.string("datacontenttype")?.as_deref())?;
     if event.get("data_base64").is_some() {
         let detail = "base64 is not supported; send JSON in data";
@@ -117,7 +122,7 @@ fn binary(headers: &Headers<'_>, body: &str) -> Result<Vec<u8>, EventError> {
             .transpose()
     };
     check_version(attribute("ce-specversion", "/specversion")?.as_deref())?;
-    let id = event_id(
+    let id = Id::of(
         attribute("ce-source", "/source")?,
         attribute("ce-id", "/id")?,
     )?;
@@ -140,16 +145,23 @@ fn line(
     subject: Option<&str>,
     kind: Option<&str>,
     data: Option<&RawValue>,
-    id: &str,
+    id: &Id,
 ) -> Result<Vec<u8>, EventError> {
     let data = data.ok_or_else(|| {
         let detail = "missing; expected an object with the amount, {\"value\": 100}";
         error("/data", "missing", detail)
     })?;
     let data = Members::read(data, "/data", "expected an object such as {\"value\": 100}")?;
-    let id = serde_json::Value::from(id).to_string();
+    let user = data.get("userId").map(RawValue::get);
+    agree("/data/userId", user, "subject", subject)?;
+    let name = data.get("name").map(RawValue::get);
+    if kind.is_some() {
+        agree("/data/name", name, "type", kind)?;
+    }
+    id.agree_with(data.get("id"))?;
+    let id = serde_json::Value::from(&*id.of_event).to_string();
     let fields = [
-        ("userId", subject),
+        ("userId", subject.or(user)),
         ("name", kind),
         ("value", data.get("value").map(RawValue::get)),
         ("id", Some(&id)),
@@ -161,12 +173,35 @@ fn line(
     let line = format!("{{{}}}", fields.join(",")).into_bytes();
     match Event::parse(&line) {
         Ok(_) => Ok(line),
-        Err(error) => Err(in_terms_of_the_cloud_event(error)),
+        Err(error) => {
+            let user_is_in_data = subject.is_none() && user.is_some();
+            Err(in_terms_of_the_cloud_event(error, user_is_in_data))
+        }
     }
 }
 
-fn in_terms_of_the_cloud_event(error: EventError) -> EventError {
+/// Fails if a field of the data and the attribute with the same meaning, both JSON texts, are different.
+fn agree(
+    pointer: &'static str,
+    field: Option<&str>,
+    attribute_name: &str,
+    attribute: Option<&str>,
+) -> Result<(), EventError> {
+    let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+    match (field, attribute) {
+        (Some(field), Some(attribute)) if value(field) != value(attribute) => {
+            let detail = format!(
+                "differs from the attribute {attribute_name}; make them equal, or leave it out of data"
+            );
+            Err(error(pointer, "disagrees", detail))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn in_terms_of_the_cloud_event(error: EventError, user_is_in_data: bool) -> EventError {
     let pointer = match &*error.pointer {
+        "/userId" if user_is_in_data => "/data/userId",
         "/userId" => "/subject",
         "/name" => "/type",
         "/value" => "/data/value",
@@ -178,33 +213,64 @@ fn in_terms_of_the_cloud_event(error: EventError) -> EventError {
     }
 }
 
-/// The id of an event: `source` and `id`, which together identify a CloudEvent.
-fn event_id(source: Option<Cow<'_, str>>, id: Option<Cow<'_, str>>) -> Result<String, EventError> {
-    let source = required(source, "/source", "a URI reference such as /billing")?;
-    let id = required(id, "/id", "a name for this event, unique within its source")?;
-    if source.contains(char::is_whitespace) {
-        let detail = "a source is a URI reference and contains no white space";
-        return Err(error("/source", "white_space", detail));
-    }
-    let both = format!("{source} {id}");
-    if let Some(control) = both.chars().find(|c| c.is_control()) {
-        let pointer = if source.contains(control) {
-            "/source"
+/// The identity of a CloudEvent.
+struct Id {
+    /// Its attribute `id`.
+    attribute: String,
+    /// `source`, a space and `id`, which together identify it.
+    both: String,
+    /// The id of the event.
+    of_event: String,
+}
+
+impl Id {
+    fn of(source: Option<Cow<'_, str>>, id: Option<Cow<'_, str>>) -> Result<Self, EventError> {
+        let source = required(source, "/source", "a URI reference such as /billing")?;
+        let id = required(id, "/id", "a name for this event, unique within its source")?;
+        if source.contains(char::is_whitespace) {
+            let detail = "a source is a URI reference and contains no white space";
+            return Err(error("/source", "white_space", detail));
+        }
+        let both = format!("{source} {id}");
+        if let Some(control) = both.chars().find(|c| c.is_control()) {
+            let pointer = if source.contains(control) {
+                "/source"
+            } else {
+                "/id"
+            };
+            let control = control.escape_unicode();
+            let detail = format!("contains the control character {control}, which is not allowed");
+            return Err(error(pointer, "control_character", detail));
+        }
+        let of_event = if both.len() <= ID_BYTES_MAX {
+            both.clone()
         } else {
-            "/id"
+            let mut hex = String::with_capacity(64);
+            for byte in Sha256::digest(both.as_bytes()) {
+                let _ = write!(hex, "{byte:02x}"); // writing to a String never fails
+            }
+            hex
         };
-        let control = control.escape_unicode();
-        let detail = format!("contains the control character {control}, which is not allowed");
-        return Err(error(pointer, "control_character", detail));
+        Ok(Self {
+            attribute: id.into_owned(),
+            both,
+            of_event,
+        })
     }
-    if both.len() <= ID_BYTES_MAX {
-        return Ok(both);
+
+    /// Fails if the `id` in the data is another one.
+    fn agree_with(&self, in_data: Option<&RawValue>) -> Result<(), EventError> {
+        let Some(in_data) = in_data else {
+            return Ok(());
+        };
+        let text = serde_json::from_str::<Text<'_>>(in_data.get());
+        let known = [&self.attribute, &self.both, &self.of_event];
+        if text.is_ok_and(|text| known.iter().any(|known| **known == text.0)) {
+            return Ok(());
+        }
+        let detail = "differs from the attribute id; make them equal, or leave it out of data";
+        Err(error("/data/id", "disagrees", detail))
     }
-    let mut hex = String::with_capacity(64);
-    for byte in Sha256::digest(both.as_bytes()) {
-        let _ = write!(hex, "{byte:02x}"); // writing to a String never fails
-    }
-    Ok(hex)
 }
 
 fn required<'a>(
@@ -257,8 +323,14 @@ fn media_type(content_type: &str) -> String {
     kind.trim().to_ascii_lowercase()
 }
 
-/// The value of an attribute in a header: quotes are removed, then it is percent-decoded once.
+/// The value of an attribute in a header: quotes are removed, then it is percent-decoded once. It may also
+/// have characters that are not encoded, as UTF-8. The engine replaces other bytes by U+FFFD, so a header
+/// with that character is refused: the event could otherwise be counted for another user.
 fn decoded<'h>(header: &'h str, pointer: &'static str) -> Result<Cow<'h, str>, EventError> {
+    if header.contains(char::REPLACEMENT_CHARACTER) {
+        let detail = "the header is not UTF-8 (U+FFFD itself must be percent-encoded)";
+        return Err(error(pointer, "not_utf8", detail));
+    }
     let quoted = header
         .strip_prefix('"')
         .and_then(|rest| rest.strip_suffix('"'));
@@ -442,6 +514,51 @@ mod tests {
     }
 
     #[test]
+    fn an_event_of_our_own_as_data_must_agree_with_the_attributes() {
+        let own = |data: &str| EVENT.replace(r#"{"value":10.50,"note":1}"#, data);
+        for data in [
+            r#"{"userId":"user1","name":"add_revenue","value":10.50}"#,
+            r#"{"value":10.50,"userId":"\u0075ser1"}"#,
+            r#"{"value":10.50,"name":"add_revenue","id":"7"}"#,
+            r#"{"value":10.50,"id":"/billing 7"}"#,
+            r#"{"value":10.50,"id":null,"userId":null}"#,
+        ] {
+            assert_eq!(one(structured(&own(data))).as_deref(), Ok(LINE), "{data}");
+            assert_eq!(one(binary(&[], data)).as_deref(), Ok(LINE), "{data}");
+            // The user of the data stands for a subject that is not there.
+            if data.contains("ser1") {
+                let without = own(data).replace(r#""subject":"user1","#, "");
+                let line = one(structured(&without)).expect("an event");
+                let user =
+                    |line: &str| Event::parse(line.as_bytes()).map(|e| e.user_id.to_string());
+                assert_eq!(user(&line).ok(), Some("user1".to_owned()));
+                assert!(one(binary(&[("ce-subject", "(none)")], data)).is_ok());
+            }
+        }
+        for (data, pointer) in [
+            (r#"{"userId":"user2","value":1}"#, "/data/userId"),
+            (r#"{"userId":1,"value":1}"#, "/data/userId"),
+            (r#"{"name":"subtract_revenue","value":1}"#, "/data/name"),
+            (r#"{"id":"8","value":1}"#, "/data/id"),
+            (r#"{"id":7,"value":1}"#, "/data/id"),
+        ] {
+            fails(structured(&own(data)), pointer, "disagrees");
+            fails(binary(&[], data), pointer, "disagrees");
+        }
+        let without = |data| own(data).replace(r#""subject":"user1","#, "");
+        fails(
+            structured(&without(r#"{"userId":"","value":1}"#)),
+            "/data/userId",
+            "empty",
+        );
+        fails(
+            structured(&without(r#"{"value":1}"#)),
+            "/subject",
+            "missing",
+        );
+    }
+
+    #[test]
     fn other_requests_have_no_mode() {
         for content_type in [None, Some("application/json"), Some("text/plain")] {
             let find = |name: &str| content_type.filter(|_| name == "content-type");
@@ -559,6 +676,11 @@ mod tests {
             ("caf%C3%A9%20%22x%22", r#""café \"x\"""#),
             (r#""a \"quoted\" one""#, r#""a \"quoted\" one""#),
             ("100%", r#""100%""#),
+            // As UTF-8 and percent-encoded.
+            ("café ☕", r#""café ☕""#),
+            ("caf%C3%A9%20%E2%98%95", r#""café ☕""#),
+            ("café%20☕", r#""café ☕""#),
+            ("%EF%BF%BD", "\"\u{fffd}\""),
         ] {
             let line = user(header).expect(header);
             assert!(
@@ -566,7 +688,9 @@ mod tests {
                 "{line}"
             );
         }
-        assert_eq!(user("%FF"), Err(("/subject".to_owned(), "not_utf8")));
+        for not_utf8 in ["%FF", "S\u{fffd}o"] {
+            assert_eq!(user(not_utf8), Err(("/subject".to_owned(), "not_utf8")));
+        }
         assert_eq!(
             user("%00"),
             Err(("/subject".to_owned(), "control_character"))

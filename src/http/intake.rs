@@ -13,8 +13,7 @@ use std::fmt;
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::BYTE_ORDER_MARK;
-use crate::event::{Event, EventError};
+use crate::event::{BYTE_ORDER_MARK, Event, EventError, HEAD_BYTES, InputFormat, Unsupported};
 
 /// The maximum number of errors in [`Intake::errors`]; further ones are counted only.
 pub const ERRORS_MAX: usize = 100;
@@ -50,6 +49,8 @@ pub struct Intake {
     pub errors: Vec<LineError>,
     /// At least one invalid event is not JSON.
     pub syntax: bool,
+    /// The format of a body without events, if it is a known one.
+    pub(crate) format: Option<Unsupported>,
 }
 
 /// Why a body has no events.
@@ -138,7 +139,8 @@ impl Intake {
     }
 }
 
-/// Reads NDJSON, or one object over several lines.
+/// Reads NDJSON, or one object over several lines. If no line is an event, the format of the body is
+/// determined.
 fn read_lines(body: Vec<u8>) -> Intake {
     let clean = clean_prefix(&body);
     if clean.bytes == body.len() {
@@ -151,6 +153,25 @@ fn read_lines(body: Vec<u8>) -> Intake {
     if clean.bytes == 0 && check(trim(&body)).is_ok() {
         let mut intake = Intake::default();
         intake.accept(trim(&body));
+        return intake;
+    }
+    let format = if clean.bytes == 0 {
+        format_of(&body)
+    } else {
+        None
+    };
+    if let Some(format) = &format
+        && format.is_wrapper()
+        && let Some(first) = trim(&body).split(|byte| *byte == b'\n').next()
+        && let Err(error) = check(trim(first))
+        && error.is_syntax()
+    {
+        // Over several lines. Some of them may be events, so they are not read one by one.
+        let mut intake = Intake {
+            format: Some(format.clone()),
+            ..Intake::default()
+        };
+        intake.refuse(1, error);
         return intake;
     }
     let mut intake = Intake {
@@ -175,10 +196,24 @@ fn read_lines(body: Vec<u8>) -> Intake {
             }
         }
     }
-    if intake.accepted == 0 && first_error.is_some_and(|(_, syntax)| syntax) {
-        whole_object(&body, &mut intake);
+    if intake.accepted == 0 {
+        intake.format = format;
+        if first_error.is_some_and(|(_, syntax)| syntax) {
+            whole_object(&body, &mut intake);
+        }
     }
     intake
+}
+
+/// The format of a body that is not JSON Lines, from its first bytes.
+fn format_of(body: &[u8]) -> Option<Unsupported> {
+    match InputFormat::of(&body[..body.len().min(HEAD_BYTES)]) {
+        InputFormat::Unsupported(unsupported) => Some(unsupported),
+        InputFormat::Objects => Some(Unsupported::OBJECTS),
+        InputFormat::Joined => Some(Unsupported::JOINED),
+        InputFormat::Gzip => Some(Unsupported::GZIP_BODY),
+        InputFormat::Lines | InputFormat::Array => None,
+    }
 }
 
 /// Handles a body without a valid line whose first line is not JSON. If the body as a whole is JSON, it
@@ -220,8 +255,12 @@ fn read_array(body: &[u8]) -> Result<Intake, IntakeError> {
     let mut intake = Intake::default();
     let mut json = serde_json::Deserializer::from_str(text);
     json.deserialize_seq(Elements(&mut intake))
-        .and_then(|()| json.end())
         .map_err(|error| not_json(format!("not JSON: {error}")))?;
+    json.end().map_err(|_| {
+        not_json(
+            "not JSON: there is more after the end of the array; send one array in a request, or the output of `jq -c '.[]' FILE`".to_owned(),
+        )
+    })?;
     if intake.accepted == 0 && intake.refused == 0 {
         return Err(IntakeError::EmptyArray);
     }
@@ -319,6 +358,41 @@ mod tests {
         assert_eq!(errors, [(1, "not_json"), (2, "not_json")]);
         let (_, _, errors) = lines("7");
         assert_eq!(errors, [(1, "not_object")]);
+    }
+
+    #[test]
+    fn a_body_without_events_in_a_known_format_has_its_name() {
+        let format = |body: &str| {
+            let intake = read(body.as_bytes().to_vec()).expect(body);
+            assert_eq!(intake.accepted, 0, "{body}");
+            (intake.refused, intake.format.map(|format| format.what))
+        };
+        let wrapper = Some("a JSON object with the events in an array");
+        for (body, expected) in [
+            (
+                "userId,name,value\nu,add_revenue,1\n".to_owned(),
+                (2, Some("CSV")),
+            ),
+            (format!("{{\"events\":[{ONE},{ONE}]}}"), (1, wrapper)),
+            (
+                format!("{{\"events\":[{ONE}]}}\n{{\"events\":[{ONE}]}}\n"),
+                (2, wrapper),
+            ),
+            // The last element is an event on a line of its own.
+            (format!("{{\"events\":[\n{ONE},\n{ONE}\n]}}"), (1, wrapper)),
+            (
+                format!("{ONE}{ONE}"),
+                (1, Some("JSON objects without line ends between them")),
+            ),
+            ("\u{1f}\u{8b}".to_owned(), (1, None)),
+            (BAD.replace(',', ",\n"), (1, None)),
+            (format!("{BAD}\n{BAD}\n"), (2, None)),
+        ] {
+            assert_eq!(format(&body), expected, "{body}");
+        }
+        // Other lines of the body are events: those in another format are reported one by one.
+        let mixed = read(format!("a,b,c\nd,e,f\n{ONE}\n").into()).expect("lines");
+        assert_eq!((mixed.accepted, mixed.refused, mixed.format), (1, 2, None));
     }
 
     #[test]

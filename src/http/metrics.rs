@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use super::engine::Figures;
 use crate::histogram::HistogramSnapshot;
-use crate::store::Ledger;
+use crate::store::{Ledger, Overall};
 
 /// The `Content-Type` of the text that [`Snapshot::render`] returns.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -78,6 +78,8 @@ pub struct Snapshot {
     pub refused: u64,
     /// The lines of all segments ever written, by state.
     pub ledger: Ledger,
+    /// The sums over all users.
+    pub overall: Overall,
     /// Age in seconds of the oldest acknowledged event that is not applied; 0 if there is none.
     pub lag_seconds: f64,
     /// Bytes in the append queue.
@@ -92,6 +94,8 @@ pub struct Snapshot {
     pub data_bytes: Option<u64>,
     /// Free bytes on its file system for this process; `None` if unknown.
     pub disk_free_bytes: Option<u64>,
+    /// Size of that file system in bytes; `None` if unknown.
+    pub disk_size_bytes: Option<u64>,
     /// Time from the last byte of a request to its durable acknowledgement.
     pub ack: HistogramSnapshot,
     /// Time to apply new events: reading, aggregating and the transaction.
@@ -259,6 +263,21 @@ impl Snapshot {
             "Maximum bytes in the append queue; appends above it are refused.",
             self.queue_bytes_max,
         );
+        text.gauge(
+            "tallyline_users",
+            "Users with at least one counted event.",
+            self.overall.users,
+        );
+        text.gauge(
+            "tallyline_events",
+            "Events counted in the totals, all time.",
+            self.overall.events,
+        );
+        text.gauge(
+            "tallyline_revenue",
+            "Sum of the revenue of all users, all time. It falls when revenue is subtracted.",
+            self.overall.revenue,
+        );
         let ledger = self.ledger;
         text.gauge(
             "tallyline_unaccounted_lines",
@@ -299,6 +318,11 @@ impl Snapshot {
             "tallyline_disk_free_bytes",
             "Free bytes on the file system of the data directory.",
             self.disk_free_bytes,
+        );
+        text.gauge_if_known(
+            "tallyline_disk_size_bytes",
+            "Size of the file system of the data directory.",
+            self.disk_size_bytes,
         );
         let Some(segments) = self.segments else {
             return;
@@ -365,6 +389,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::WideMicros;
     use crate::histogram::Histogram;
     use std::time::Duration;
 
@@ -388,6 +413,12 @@ mod tests {
                 corrupt: 5,
                 unaccounted: -6,
             },
+            overall: Overall {
+                users: 8,
+                events: 9,
+                revenue: WideMicros(i128::from(i64::MAX) * 100),
+                updated_at_ms: None,
+            },
             lag_seconds: 0.25,
             queue_bytes: 10,
             queue_bytes_max: 1 << 26,
@@ -399,6 +430,7 @@ mod tests {
             active_segment_bytes: 99,
             data_bytes: None,
             disk_free_bytes: Some(1 << 40),
+            disk_size_bytes: Some(1 << 41),
             ack: ack.snapshot(),
             flush: HistogramSnapshot::default(),
             requests: vec![
@@ -426,6 +458,9 @@ mod tests {
             "# TYPE tallyline_events_received_total counter",
             "tallyline_events_received_total 7",
             "tallyline_ready 0",
+            "tallyline_users 8",
+            "tallyline_events 9",
+            "tallyline_revenue 922337203685477.5807",
             "tallyline_unready_reasons 2",
             "tallyline_process_start_time_seconds 1700000000.5",
             "tallyline_lines 15",
@@ -450,6 +485,7 @@ mod tests {
             "tallyline_http_connections_limit 9",
             "tallyline_http_connections_evicted_total 4",
             "tallyline_http_io_held_up_total 5",
+            "tallyline_disk_size_bytes 2199023255552",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

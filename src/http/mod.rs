@@ -3,12 +3,13 @@
 //! The composition root starts a [`Server`] with an [`App`] (what it serves) and an [`HttpConfig`]
 //! (its settings), and stops it. The modules:
 //!
-//! - [`engine`]: HTTP on the wire; it owns all threads and documents their rules
+//! - [`engine`]: HTTP on the wire; it owns all threads but one (see [`history`]) and documents their rules
 //! - [`routes`]: the handlers of all paths
 //! - [`intake`], [`cloudevents`]: the formats of event bodies
 //! - [`problem`]: the format of errors
 //! - [`auth`]: tokens, hosts and origins
 //! - [`counters`], [`metrics`]: the server's counters, and all metrics in the Prometheus format
+//! - [`history`], [`refused`]: the counters of the last 15 minutes; the newest refused requests
 //! - [`page`]: the status page
 //!
 //! The server appends to the journal, reads the database and waits for positions of
@@ -18,10 +19,12 @@ mod auth;
 pub mod cloudevents;
 pub mod counters;
 pub mod engine;
+mod history;
 pub mod intake;
 pub mod metrics;
 mod page;
 mod problem;
+mod refused;
 mod routes;
 
 use std::net::SocketAddr;
@@ -34,6 +37,8 @@ pub use auth::{Access, AuthError, is_loopback};
 use auth::{Listening, Tokens};
 pub use engine::Limits;
 use engine::{Blocking, Engine, EngineError};
+use history::Sampler;
+use refused::RefusedRequests;
 use routes::{Files, Inner, Routes};
 use uuid::Uuid;
 
@@ -92,12 +97,16 @@ pub enum HttpError {
     /// The engine cannot start.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The thread that samples the counters cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
 }
 
 /// A running server. It serves until [`Self::stop`]; dropping it does not stop it.
 pub struct Server {
     engine: Engine,
     inner: Arc<Inner>,
+    _sampler: Sampler,
 }
 
 impl Server {
@@ -128,6 +137,8 @@ impl Server {
             directory: app.directory,
             lost_log_lines: app.lost_log_lines,
             counters: Arc::default(),
+            history: Arc::default(),
+            refused: RefusedRequests::default(),
             body_bytes_max: config.limits.body_bytes_max,
             stopping: AtomicBool::new(false),
             started_at: SystemTime::now(),
@@ -135,8 +146,15 @@ impl Server {
         let routes = Routes {
             inner: Arc::clone(&inner),
         };
+        let (history, of) = (Arc::clone(&inner.history), Arc::clone(&inner));
+        let sampler = Sampler::start(history, move || routes::status::sample(&of))
+            .map_err(HttpError::Thread)?;
         let engine = Engine::start(config.listen, config.limits, Arc::new(routes))?;
-        Ok(Self { engine, inner })
+        Ok(Self {
+            engine,
+            inner,
+            _sampler: sampler,
+        })
     }
 
     /// The bound address; its port is never 0.

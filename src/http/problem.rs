@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::engine::{Refusal, Reply};
 use super::intake::{Intake, LineError};
+use crate::event::Unsupported;
 use crate::journal::AppendError;
 
 /// The media type of problems.
@@ -46,12 +47,28 @@ struct Content {
 }
 
 /// An invalid line.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Fault {
     line: u64,
     pointer: String,
     code: &'static str,
     detail: String,
+}
+
+impl Fault {
+    /// What distinguishes it from other kinds: the field and the code.
+    pub(super) fn kind(&self) -> (&str, &'static str) {
+        (&self.pointer, self.code)
+    }
+
+    /// The same with changed texts.
+    pub(super) fn with_texts(&self, change: impl Fn(&str) -> String) -> Self {
+        Self {
+            pointer: change(&self.pointer),
+            detail: change(&self.detail),
+            ..*self
+        }
+    }
 }
 
 #[expect(
@@ -127,9 +144,29 @@ impl Problem {
             let verb = if refused == 1 { "is" } else { "are" };
             format!("{refused} of {lines} lines {verb} invalid; nothing was stored")
         };
+        if let Some(format) = &intake.format {
+            return Self::of_format(status, intake, format);
+        }
         let mut problem = Self::new(status, detail);
         problem.0.errors = faults(&intake.errors);
         problem.0.more_errors = intake.refused - problem.0.errors.len() as u64;
+        problem
+    }
+
+    /// The problem of a body without events in a known format: one error, not one for each line.
+    fn of_format(status: u16, intake: &Intake, format: &Unsupported) -> Self {
+        let (what, cure) = (format.what, format.cure_of_body());
+        let mut problem = Self::new(
+            status,
+            format!("the body looks like {what}; nothing was stored; {cure}"),
+        );
+        problem.0.errors = vec![Fault {
+            line: 1,
+            pointer: String::new(),
+            code: "wrong_format",
+            detail: format!("looks like {what}"),
+        }];
+        problem.0.more_errors = intake.refused - 1;
         problem
     }
 
@@ -183,6 +220,15 @@ impl Problem {
                 "internal error, a defect in the server; see its log for details",
             ),
         }
+    }
+
+    /// The sentence for people, and the first invalid line.
+    pub(super) fn reason(&self) -> (&str, Option<&Fault>) {
+        let detail = match &*self.0.detail {
+            "" => self.0.title,
+            detail => detail,
+        };
+        (detail, self.0.errors.first())
     }
 
     /// The HTTP status.

@@ -77,7 +77,7 @@
 //! |---|---|
 //! | a sealed file truncated, extended, edited, or replaced by an older copy, before it is applied | its name |
 //! | the same, after it is applied | its row: when it is archived or pruned, and by `verify` |
-//! | the active file, while a server runs | length, path and lock: before each group and once a second; content: when it is sealed and applied |
+//! | the active file, while a server runs | length, path and lock: before each group and once a second; content after the applied offset: when it is sealed; before it: by `verify`, and when it is pruned |
 //! | the active file, while no server runs: missing, empty, without its label, or shorter than the applied offset | `directory.json` and the row |
 //! | the same: edited before the applied offset | the row's checksum |
 //! | **the same: truncated at a line end or edited after the applied offset** | **not detected** if the file was not sealed (kill, crash, power failure). A durable length would cost a second sync for each group. With a processor, this concerns the events of the last flush interval; with `--no-process`, all events of the active segment: rotate often, or stop the server, which seals the file |

@@ -4,6 +4,8 @@
 //! after a commit. After any error it is discarded and read from the database again.
 
 mod confirm;
+#[cfg(test)]
+mod tests;
 mod together;
 
 use std::collections::{HashMap, HashSet};

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::applier::{Applier, Commit, Confirmed, Watch};
 use super::archive::Archived;
 use super::import::{ImportOutcome, Importer};
+use super::other_names::OtherNames;
 use super::sealed_files::{Run, Start, apply_some};
 use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
 use crate::data_dir::DataDirError;
@@ -188,7 +189,7 @@ impl Batch<'_> {
                 .sync_dir(dir)
                 .map_err(ProcessError::io("sync", dir))?;
         }
-        self.report_directories();
+        self.report_other_entries();
         let pending = self.usable_files(writer, &catalog, &applied, pruned)?;
         let mut present = applied.native;
         present.extend(active.map(|label| label.number));
@@ -209,11 +210,16 @@ impl Batch<'_> {
         Ok(pending)
     }
 
-    /// Reports directories that have the name of a segment.
-    fn report_directories(&mut self) {
+    /// Reports directories that have the name of a segment, and files of events that do not.
+    fn report_other_entries(&mut self) {
+        let mut other_names = OtherNames::default();
         let (data_dir, tag) = (&self.config.data_dir, self.config.directory_tag());
         for (name, is_dir) in self.disk.list(data_dir).unwrap_or_default() {
-            if is_dir && SegmentId::of_file(&name, tag).is_some() {
+            let is_segment = SegmentId::of_file(&name, tag).is_some();
+            if !is_dir && !is_segment {
+                other_names.report(data_dir, &name);
+            }
+            if is_dir && is_segment {
                 self.summary.unusable.push(Refused {
                     path: data_dir.join(name),
                     reason: Unusable::NotRegular("directory").to_string(),

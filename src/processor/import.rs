@@ -2,7 +2,7 @@
 //!
 //! 1. **Detect the format**: a file in the data directory itself; JSON Lines; gzip; JSON arrays or objects
 //!    over several lines; a native segment, by the label in its first line. Other formats are rejected before
-//!    anything is stored ([`Looks`]).
+//!    anything is stored ([`InputFormat`]).
 //! 2. **Convert** to JSON Lines where necessary ([`convert`]).
 //! 3. **Compare** with the segments of the data directory. A native segment is identified by its label, and
 //!    only its lines that are not counted yet are imported ([`native`], [`part`]). Any other file is
@@ -32,14 +32,18 @@ use super::{ProcessConfig, ProcessError};
 use crate::aggregate::scan;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
-use crate::data_dir::{Catalog, Directory, Found, Place, SegmentFile, read_label};
-use crate::event::Looks;
+use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, Found, Place, SegmentFile, read_label};
+use crate::event::{Event, EventError, InputFormat, without_bom};
 use crate::store::{SegmentState, Writer};
 use crate::verify::contents::{self, compare_claims};
 
 /// Longest file name on Linux file systems.
 const NAME_BYTES_MAX: usize = 255;
 const COPY_BLOCK: u64 = 1 << 20;
+/// A file is refused if none of this many lines at its beginning is an event.
+const LINES_TRIED: u64 = 1_000;
+/// The size of the beginning in which they are looked for.
+const TRIED_BYTES: u64 = 1 << 20;
 
 /// The result of importing one file.
 #[derive(Debug)]
@@ -121,6 +125,11 @@ impl<'i> Importer<'i> {
             Err(error) if Unusable::is_reason_of(&error) => {
                 return Ok(ImportOutcome::Refused(not_opened(path, &error)));
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path == Path::new("-") => {
+                return Ok(ImportOutcome::Refused(format!(
+                    "stdin is not read. {TO_A_FILE}"
+                )));
+            }
             opened => opened.map_err(ProcessError::io("open", path))?,
         };
         let stat = source.stat().map_err(ProcessError::io("inspect", path))?;
@@ -134,16 +143,16 @@ impl<'i> Importer<'i> {
         if real.parent() == Some(&self.home) {
             return Ok(self.at_home(&name));
         }
-        let looks = Looks::of(&head(&*source).map_err(ProcessError::io("read", path))?);
-        let unpacked = match looks {
-            Looks::Unfit(unfit) => {
+        let format = InputFormat::of(&head(&*source).map_err(ProcessError::io("read", path))?);
+        let unpacked = match &format {
+            InputFormat::Unsupported(unsupported) => {
                 return Ok(ImportOutcome::Refused(format!(
                     "it looks like {}, not JSON Lines; nothing was stored. To import it, {}",
-                    unfit.what,
-                    unfit.cure(path)
+                    unsupported.what,
+                    unsupported.cure(path)
                 )));
             }
-            Looks::Gzip => name.strip_suffix(".gz").unwrap_or(&name),
+            InputFormat::Gzip => name.strip_suffix(".gz").unwrap_or(&name),
             _ => &name,
         };
         let content = Content {
@@ -155,7 +164,7 @@ impl<'i> Importer<'i> {
             source,
             stat,
         };
-        self.import(writer, content, looks, on_read)
+        self.import(writer, content, &format, on_read)
     }
 
     /// Converts a file if necessary, and imports what is not counted yet.
@@ -163,7 +172,7 @@ impl<'i> Importer<'i> {
         &mut self,
         writer: &Writer,
         mut content: Content,
-        looks: Looks,
+        format: &InputFormat,
         on_read: &mut dyn FnMut(u64, u64),
     ) -> Result<ImportOutcome, ProcessError> {
         let part = with_suffix(Path::new(&content.name), ".part");
@@ -174,9 +183,9 @@ impl<'i> Importer<'i> {
                 part.display()
             )));
         }
-        let staged = match looks {
-            Looks::Lines => Ok(()),
-            _ => self.stage(&mut content, looks, on_read),
+        let staged = match format {
+            InputFormat::Lines => Ok(()),
+            _ => self.stage(&mut content, format, on_read),
         };
         let outcome = match staged {
             Ok(()) => self.compare(writer, &content),
@@ -203,7 +212,8 @@ impl<'i> Importer<'i> {
                 "it is the active segment; run `tallyline process` without naming files while no server runs".to_owned(),
             ),
             None => ImportOutcome::Refused(format!(
-                "it is in the data directory, but its name is not that of a segment; move it to another directory, or rename it to events_{name}"
+                "it is in the data directory, but its name is not that of a segment; move it to another directory and name it there, or rename it to {} if it is JSON Lines",
+                imported_name(name)
             )),
         }
     }
@@ -212,14 +222,14 @@ impl<'i> Importer<'i> {
     fn stage(
         &self,
         content: &mut Content,
-        looks: Looks,
+        format: &InputFormat,
         on_read: &mut dyn FnMut(u64, u64),
     ) -> Result<(), ConvertError> {
         let part = self.part_of(content);
         let file = self.create_part(&part).map_err(ConvertError::Write)?;
         content.staged = Some(part);
         let size = content.size;
-        convert(&*content.file, looks, &*file, &mut |at| on_read(at, size))?;
+        convert(&*content.file, format, &*file, &mut |at| on_read(at, size))?;
         content.size = file.size().map_err(ConvertError::Write)?;
         content.file = file;
         Ok(())
@@ -323,6 +333,14 @@ impl<'i> Importer<'i> {
                 ))
             });
         }
+        if row.is_none()
+            && let Some(error) = without_events(&*content.file, content.size).map_err(io())?
+        {
+            return Ok(ImportOutcome::Refused(format!(
+                "none of its first {LINES_TRIED} lines is a valid event (line 1: {error}); nothing was stored. Correct the file, then name it again; or move it to {} to import it with its invalid lines",
+                self.config.data_dir.join(&content.name).display()
+            )));
+        }
         self.copy_in(content, (0, content.size), id, None)
     }
 
@@ -415,25 +433,59 @@ fn copy(
     Ok(())
 }
 
+/// The error of the first line, if the content begins with at least [`LINES_TRIED`] lines of which none is
+/// an event.
+fn without_events(file: &dyn DiskFile, size: u64) -> io::Result<Option<EventError>> {
+    let mut head = Vec::new();
+    scan::read_range(file, 0, size.min(TRIED_BYTES), &mut head)?;
+    let mut first = None;
+    let mut tried = 0;
+    let complete = memchr::memrchr(b'\n', &head).unwrap_or(0);
+    for line in without_bom(&head[..complete]).split(|byte| *byte == b'\n') {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let Err(error) = Event::parse(line) else {
+            return Ok(None);
+        };
+        first.get_or_insert(error);
+        tried += 1;
+        if tried == LINES_TRIED {
+            return Ok(first);
+        }
+    }
+    Ok(None)
+}
+
+/// What to do with events that are not in a regular file.
+const TO_A_FILE: &str = "A file that is processed is kept, so that it can be counted again: write the events to a file (COMMAND > FILE.jsonl) and name that, or send them to a server (COMMAND | tallyline send -)";
+
 /// Describes why a path cannot be opened, and what to do.
 fn not_opened(path: &Path, error: &io::Error) -> String {
     let unusable = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<Unusable>());
+    let of_file = path;
     let path = path.display();
     match unusable {
         Some(Unusable::NotRegular("directory")) => {
+            if of_file.join(DIRECTORY_FILE).exists() {
+                return format!(
+                    "it is a data directory; to apply its files, run `tallyline process --data-dir {path}`"
+                );
+            }
             format!("it is a directory; name the files in it, such as {path}/*.jsonl")
         }
-        Some(Unusable::NotRegular(what)) => format!(
-            "it is a {what}, not a regular file, so nothing was read from it. Write its output to a file, such as with `cat {path} > FILE.jsonl`, and name that; or pipe it to `tallyline send -`"
-        ),
+        Some(Unusable::NotRegular(what)) => {
+            format!("it is a {what}, not a regular file, so nothing was read from it. {TO_A_FILE}")
+        }
         _ => error.to_string(),
     }
 }
 
 /// The name in the data directory for a file that is not a native segment.
-fn imported_name(name: &str) -> String {
+pub(super) fn imported_name(name: &str) -> String {
     // A file that has the name of a native segment but no label is not one, and gets another name.
     if label_in_name(name).is_none() && SegmentId::of_file(name, 0).is_some() {
         return name.to_owned();

@@ -50,6 +50,7 @@ mod batch;
 mod clock;
 mod import;
 mod observer;
+mod other_names;
 mod rebuild;
 mod retention;
 mod seal;

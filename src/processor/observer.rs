@@ -30,7 +30,9 @@ use crate::data_dir::{self, Catalog, Claims, Found};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{DeadSegment, Progress, Settled};
-use crate::store::{AppliedSegments, Ledger, Readers, SegmentRow, SegmentState, StoreError};
+use crate::store::{
+    AppliedSegments, Ledger, Overall, Readers, SegmentRow, SegmentState, StoreError,
+};
 use crate::verify::contents::accounts_for;
 
 const DATABASE: &str = "database";
@@ -101,7 +103,8 @@ fn round(
 ) -> Result<Observed, ObserveError> {
     let io = |error| ObserveError::Io(config.data_dir.clone(), error);
     let tail = journal.tail();
-    let (ledger, applied, rows, pruned) = readers.snapshot()?;
+    let found = readers.status()?;
+    let (applied, rows, pruned) = (found.applied, found.unfinished, found.pruned);
     let mut listing = files.list(config, &applied.native).map_err(io)?;
     let mut round = Round {
         readers,
@@ -122,7 +125,7 @@ fn round(
         round.failed.insert(MISSING.to_owned(), reason);
     }
     round.active(files).map_err(io)?;
-    let observed = round.publish(progress, ledger, files);
+    let observed = round.publish(progress, (found.ledger, found.overall), files);
     listing.applied = applied.native;
     files.forget_applied(&listing);
     files.listing = Some(listing);
@@ -250,7 +253,12 @@ impl Round<'_> {
     }
 
     /// Publishes the applied position, the dead segments and the ledger.
-    fn publish(self, progress: &Progress, mut ledger: Ledger, files: &mut KnownFiles) -> Observed {
+    fn publish(
+        self,
+        progress: &Progress,
+        (mut ledger, overall): (Ledger, Overall),
+        files: &mut KnownFiles,
+    ) -> Observed {
         ledger.unaccounted = self.unaccounted;
         let segment = self.frontier.unwrap_or(self.tail.number);
         let row = self.row(&SegmentId::Native(segment));
@@ -260,6 +268,7 @@ impl Round<'_> {
         let settled_before = &mut files.settled_before;
         let settled = Settled {
             ledger,
+            overall,
             lines,
             tail_lines: self.tail.lines,
             settled_before: *settled_before.get_or_insert(ledger.settled()),

@@ -17,7 +17,7 @@ use crate::data_dir::disk::{DiskFile, RealDisk};
 use crate::data_dir::testing::write_sealed;
 use crate::event::{Event, Kind};
 use crate::journal::{Batch, Committer, JournalConfig, KnownSegment, KnownSegments};
-use crate::progress::{Applies, WaitOutcome};
+use crate::progress::{Processing, WaitOutcome};
 use crate::store::{Existing, SegmentState, Writer, read_segments};
 
 mod spilled;
@@ -134,7 +134,7 @@ impl Running {
         let (journal, committer, _) =
             Journal::open(disk(), dir.path(), config, &known, Arc::clone(&health))
                 .expect("the journal opens");
-        let progress = Arc::new(Progress::new(Applies::Here));
+        let progress = Arc::new(Progress::new(Processing::Here));
         let mut config = ProcessConfig::new(dir.path());
         config.flush_interval = Duration::from_millis(10);
         let processor = Processor::start(
@@ -513,6 +513,7 @@ fn any_line() -> impl Strategy<Value = String> {
     prop_oneof![
         6 => ("[a-c]{1,3}", -5i64..1000).prop_map(|(user, amount)| line(&user, amount)),
         1 => ("[a-z]{20,40}", 0i64..1000).prop_map(|(user, amount)| line(&user, amount)),
+        2 => ("[ab]{1,3}", 0i64..1000).prop_map(|(user, amount)| line(&format!("a-common-prefix-of-long-ids-{user}"), amount)),
         1 => "[a-z]{1,2}".prop_map(|id| format!("{{\"userId\":\"a\",\"name\":\"add_revenue\",\"value\":1,\"id\":\"{id}\"}}\n")),
         1 => Just("\n".to_owned()),
         1 => Just(" \r\n".to_owned()),

@@ -23,6 +23,7 @@ pub(super) use self::startup_scan::describe_missing;
 use self::status::PublishedStatus;
 use self::sums_check::SumsCheck;
 use super::applier::{Applier, Commit, Confirmed, Corrupt, Watch, Work};
+use super::other_names::OtherNames;
 use super::retention::{self, Retention};
 use super::{ProcessConfig, ProcessError, describe, rebuild, sealed_files};
 use crate::aggregate::pool::Pool;
@@ -69,6 +70,7 @@ struct Worker {
     journal: Journal,
     status: PublishedStatus,
     skipped: SkippedFiles,
+    other_names: OtherNames,
     /// Numbers below the active one that have no file and no fully applied row.
     missing: BTreeSet<u64>,
     /// Number of the active segment at the last startup scan. The journal counts the lines of later ones.
@@ -94,6 +96,7 @@ pub(super) fn run(
         retention: Retention::new(&config),
         status: PublishedStatus::new(Arc::clone(progress), Arc::clone(health)),
         skipped: SkippedFiles::new(config.directory_tag()),
+        other_names: OtherNames::default(),
         config,
         disk,
         journal,

@@ -1,37 +1,32 @@
 //! Applies a range of a segment to the totals, in one transaction.
 //!
-//! The steps are: BEGIN IMMEDIATE (2), compare-and-set of the applied offset (3), ids (4), totals (5),
-//! rejected lines (6), COMMIT (7). The caller updates its in-memory state after the commit (8). The
-//! thread of the [`Writer`](super::Writer) runs all of them; after an error the transaction is rolled
-//! back.
+//! The steps are: reading and aggregating the range (1, by the caller), BEGIN (2), compare-and-set of the
+//! applied offset (3), ids (4), totals (5), rejected lines (6), COMMIT (7). The caller updates its in-memory
+//! state after the commit (8). The thread of the
+//! [`Writer`](super::Writer) runs all of them; after an error the transaction is rolled back.
+//!
+//! The steps are the same on every database. What they do with rows is behind [`Rows`]: SQLite implements it
+//! by prepared statements, PostgreSQL by statements for sets of rows.
 //!
 //! Events without an id are already summed per user. If a total might overflow 64 bits, the transaction
 //! is rolled back and repeated with an overflow replay: the lines of that user are applied one by one
 //! in file order, so that the set of rejected lines does not depend on how the file was divided into
 //! ranges.
 
-mod id_blocks;
-mod id_rows;
-mod ids;
+pub(super) mod id_blocks;
+pub(super) mod ids;
 mod overflow;
-mod totals;
+mod rows;
+pub(super) mod totals;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 
-use rusqlite::{Connection, params};
-
 use self::overflow::OverflowReplay;
-use super::segments::{self, SegmentRow};
+pub(super) use self::rows::{AddedCounts, Rows};
+use super::overall::{self, Overall};
 use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, UserLine, UserSums};
 use crate::data_dir::segment::{SegmentId, Tag};
-
-const CLAIM_SEGMENT: &str = include_str!("../../sql/query/claim_segment.sql");
-const INSERT_SEGMENT: &str = include_str!("../../sql/query/insert_segment.sql");
-const ADD_COUNTS: &str = include_str!("../../sql/query/add_segment_counts.sql");
-const NEXT_IMPORT_KEY: &str = include_str!("../../sql/query/next_import_key.sql");
-const COUNT_REJECTED: &str = include_str!("../../sql/query/count_rejected_lines.sql");
-const INSERT_REJECTED: &str = include_str!("../../sql/query/insert_rejected_line.sql");
 
 /// The aggregate of a range.
 pub struct Delta<'a> {
@@ -59,7 +54,7 @@ pub enum RangeEnd {
 }
 
 impl RangeEnd {
-    fn state(self) -> SegmentState {
+    pub(super) fn state(self) -> SegmentState {
         match self {
             Self::Active => SegmentState::Active,
             Self::Sealed => SegmentState::Sealed,
@@ -103,6 +98,8 @@ pub trait Source {
 pub struct Applied {
     /// The number of lines in each state.
     pub counts: Counts,
+    /// The sums over all users after the range.
+    pub overall: Overall,
 }
 
 /// The outcome of [`Writer::apply`](super::Writer::apply).
@@ -132,112 +129,55 @@ pub(super) enum Attempt {
     Suspects(HashSet<String>),
 }
 
-/// The error of an attempt.
-pub(super) enum Failure {
-    Sqlite(rusqlite::Error),
+/// The error of an attempt: of an operation on rows, or of reading lines again.
+pub(super) enum Failure<E> {
+    Rows(E),
     Source(io::Error),
 }
 
-impl From<rusqlite::Error> for Failure {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
+impl<E> From<E> for Failure<E> {
+    fn from(error: E) -> Self {
+        Self::Rows(error)
     }
 }
 
 /// Steps 3 to 6, inside the transaction that the caller begins and commits.
-pub(super) fn attempt(
-    transaction: &Connection,
+pub(super) fn attempt<R: Rows>(
+    rows: &mut R,
     range: &Range<'_>,
     suspects: &HashSet<String>,
     source: &mut dyn Source,
-) -> Result<Attempt, Failure> {
-    let Some(row) = claim(transaction, range)? else {
+) -> Result<Attempt, Failure<R::Error>> {
+    let Some(row) = rows.claim(range)? else {
         return Ok(Attempt::Raced);
     };
     let mut tally = Tally::default();
-    let mut one_by_one = OverflowReplay::start(transaction, suspects, source)?;
-    ids::count(transaction, range, row.key, &mut one_by_one, &mut tally)?;
-    let new_suspects = totals::add(transaction, range, &one_by_one, &mut tally)?;
+    let mut replay = OverflowReplay::start(rows, suspects, source)?;
+    ids::count(rows, range, row.key, &mut replay, &mut tally)?;
+    let new_suspects = totals::add(rows, range, &replay, &mut tally)?;
     if !new_suspects.is_empty() {
         return Ok(Attempt::Suspects(new_suspects));
     }
     let rejected = range.delta.rejected_count + tally.refused.lines;
     let counts = Counts {
         lines: range.delta.lines,
-        events: tally.events,
+        events: tally.added.events,
         duplicates: tally.duplicates,
         rejected,
     };
-    keep_rejected(transaction, range, tally.refused.first, source)?;
-    transaction.prepare_cached(ADD_COUNTS)?.execute(params![
-        row.key,
-        counts.lines,
-        counts.events,
-        counts.duplicates,
-        counts.rejected,
-        row.net_check.wrapping_add(tally.net),
-        tally.id_events,
-        row.id_net_check.wrapping_add(tally.id_net),
-    ])?;
-    if range.end == RangeEnd::Complete {
-        segments::add_to_applied_sum(transaction, row.key)?;
-    }
-    Ok(Attempt::Ready(Applied { counts }))
-}
-
-/// Step 3: changes the applied offset of the row from `from` to `to`. `None` if it was not `from`.
-fn claim(transaction: &Connection, range: &Range<'_>) -> Result<Option<SegmentRow>, Failure> {
-    let state = range.end.state().name();
-    let changed = match segments::one(transaction, range.segment)? {
-        Some(row) => transaction.prepare_cached(CLAIM_SEGMENT)?.execute(params![
-            row.key,
-            range.from,
-            range.to,
-            range.checksum,
-            range.file_name,
-            state,
-            range.now_ms,
-            range.tag.map(|tag| tag.to_string()),
-        ])?,
-        None if range.from == 0 => insert_segment(
-            transaction,
-            range.segment,
-            range.tag,
-            params![
-                range.file_name,
-                state,
-                range.to,
-                range.checksum,
-                range.now_ms
-            ],
-        )?,
-        None => 0,
+    keep_rejected(rows, range, tally.refused.first, source)?;
+    let added = AddedCounts {
+        key: row.key,
+        counts,
+        net_check: row
+            .net_check
+            .wrapping_add(overall::low_64_bits(tally.added.micros)),
+        id_events: tally.id_events,
+        id_net_check: row.id_net_check.wrapping_add(tally.id_net),
     };
-    if changed != 1 {
-        return Ok(None);
-    }
-    Ok(segments::one(transaction, range.segment)?)
-}
-
-/// Inserts a row; `rest` are the parameters of the statement after key, name and tag. The key of an
-/// imported file is never reused, because rows of `event_id` may outlive the row of their segment.
-pub(super) fn insert_segment(
-    connection: &Connection,
-    segment: &SegmentId,
-    tag: Option<Tag>,
-    rest: &[&dyn rusqlite::ToSql],
-) -> rusqlite::Result<usize> {
-    let key: i64 = match segment.number() {
-        Some(number) => i64::try_from(number).unwrap_or(i64::MAX),
-        None => connection.query_row(NEXT_IMPORT_KEY, [], |row| row.get(0))?,
-    };
-    let name = segment.to_string();
-    let tag = tag.map(|tag| tag.to_string());
-    let all: Vec<&dyn rusqlite::ToSql> = [&key as &dyn rusqlite::ToSql, &name, &tag]
-        .into_iter()
-        .chain(rest.iter().copied())
-        .collect();
-    connection.prepare_cached(INSERT_SEGMENT)?.execute(&*all)
+    rows.add_counts(&added, range.end.state())?;
+    let overall = rows.add_overall(&tally.added)?;
+    Ok(Attempt::Ready(Applied { counts, overall }))
 }
 
 /// The result of the steps so far.
@@ -246,9 +186,9 @@ struct Tally<'a> {
     /// User and signed micros of the events with an id that do not count. Step 5 subtracts them from the
     /// sums. Those of users in the overflow replay are not included.
     uncounted: Vec<(&'a str, i64)>,
-    events: u64,
+    /// What the range adds to the sums over all users.
+    added: overall::Added,
     duplicates: u64,
-    net: i64,
     id_events: u64,
     id_net: i64,
     refused: Refused,
@@ -277,57 +217,30 @@ impl Refused {
 }
 
 /// Step 6: stores the first rejected lines of the segment, in file order.
-fn keep_rejected(
-    transaction: &Connection,
+fn keep_rejected<R: Rows>(
+    rows: &mut R,
     range: &Range<'_>,
     refused: BTreeMap<u64, (&'static str, String)>,
     source: &mut dyn Source,
-) -> Result<(), Failure> {
+) -> Result<(), Failure<R::Error>> {
     if refused.is_empty() && range.delta.rejected.is_empty() {
         return Ok(());
     }
     let segment = range.segment.to_string();
-    let kept: u64 = transaction.query_row(COUNT_REJECTED, [&segment], |row| row.get(0))?;
+    let kept = rows.rejected_lines(&segment)?;
     let room = usize::try_from(REJECTED_LINES_MAX.saturating_sub(kept)).unwrap_or_default();
-    let mut insert = transaction.prepare_cached(INSERT_REJECTED)?;
-    let mut insert = |rejected: &Rejected| {
-        insert.execute(params![
-            segment,
-            rejected.offset,
-            rejected.code,
-            rejected.reason,
-            rejected.line,
-        ])
-    };
     let mut refused = refused.into_iter().peekable();
     let mut invalid = range.delta.rejected.iter().peekable();
     for _ in 0..room {
         let next = invalid.peek().map_or(u64::MAX, |rejected| rejected.offset);
         if let Some((offset, (code, reason))) = refused.next_if(|&(offset, _)| offset < next) {
             let line = source.line_at(offset).map_err(Failure::Source)?;
-            insert(&Rejected::new(offset, code, reason, &line))?;
+            rows.insert_rejected(&segment, &Rejected::new(offset, code, reason, &line))?;
         } else if let Some(rejected) = invalid.next() {
-            insert(rejected)?;
+            rows.insert_rejected(&segment, rejected)?;
         } else {
             break;
         }
     }
     Ok(())
-}
-
-/// The number of rows per statement. Consecutive rows in key order rarely need a new search of the tree.
-const ROWS: usize = 64;
-
-/// Extends a statement with one row of parameters to [`ROWS`] rows. The first `shared` parameters are
-/// common to all rows; then each row has `own` parameters, followed by `last`, which are shared ones.
-fn many_rows(statement: &str, shared: usize, own: usize, last: &str) -> String {
-    let rows = |count: usize| {
-        let row = |row: usize| {
-            let first = shared + row * own + 1;
-            let own: Vec<String> = (first..first + own).map(|at| format!("?{at}")).collect();
-            format!("({}, {last})", own.join(", "))
-        };
-        (0..count).map(row).collect::<Vec<_>>().join(", ")
-    };
-    statement.replace(&rows(1), &rows(ROWS))
 }

@@ -35,14 +35,20 @@
 mod alone;
 mod apply;
 mod copy;
+mod database;
 mod family;
 mod id_blocks;
 mod ledger;
+mod listing;
 mod open;
+mod overall;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod readers;
 mod retention;
 mod segments;
 mod snapshot;
+mod sqlite_rows;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -52,9 +58,12 @@ use std::path::{Path, PathBuf};
 pub use self::alone::is_in_use;
 pub use self::apply::{Applied, Delta, Outcome, OutcomeOfAll, Range, RangeEnd, Source};
 pub use self::copy::{Copied, copy_database};
+pub use self::database::Database;
 pub use self::ledger::Ledger;
+pub use self::listing::{Listing, Order, Page};
 pub use self::open::{DATABASE_FILE, Existing};
-pub use self::readers::{Order, Overall, Readers, UserTotal};
+pub use self::overall::Overall;
+pub use self::readers::{Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
 pub use self::segments::read_segments;
@@ -171,6 +180,69 @@ pub enum StoreError {
         doing: &'static str,
         /// The error of SQLite. It is not the source, because its text is already in the message.
         error: rusqlite::Error,
+    },
+    /// PostgreSQL reported an error, or could not be reached. If it was reported by a commit, the outcome is
+    /// unknown.
+    #[cfg(feature = "postgres")]
+    #[error("database {database}: cannot {doing}: {cause}{}", cure.as_deref().map(|cure| format!("; {cure}")).unwrap_or_default())]
+    Postgres {
+        /// The URL without its password.
+        database: String,
+        /// The operation that failed, as a verb phrase.
+        doing: &'static str,
+        /// The error with its causes.
+        cause: String,
+        /// The error code of PostgreSQL; `None` if the error is one of the connection.
+        code: Option<String>,
+        /// What to do; `None` if there is no advice.
+        cure: Option<String>,
+    },
+    /// PostgreSQL rolled the transaction back because of another one (40001, 40P01), or an id that was in the
+    /// way disappeared. The same transaction may succeed now.
+    #[cfg(feature = "postgres")]
+    #[error(
+        "database {database}: cannot {doing}: the transaction was rolled back because of another one ({cause}); it is repeated"
+    )]
+    Conflict {
+        /// The URL without its password.
+        database: String,
+        /// The operation that failed, as a verb phrase.
+        doing: &'static str,
+        /// The reason.
+        cause: String,
+    },
+    /// The server, the database or the rights of the user are not sufficient. A retry does not help until they are
+    /// changed.
+    #[cfg(feature = "postgres")]
+    #[error("database {database}: {reason}")]
+    UnsupportedServer {
+        /// The URL without its password.
+        database: String,
+        /// What is missing, and what to do.
+        reason: String,
+    },
+    /// Another server or command has taken over this node, or it was removed from the database.
+    #[cfg(feature = "postgres")]
+    #[error("database {database}: {reason}")]
+    Fenced {
+        /// The URL without its password.
+        database: String,
+        /// What was found, and what to do.
+        reason: String,
+    },
+    /// The files of this node could not be read, or its token not be recorded.
+    #[cfg(feature = "postgres")]
+    #[error("cannot acquire this node")]
+    NodeTokens(#[source] crate::data_dir::DataDirError),
+    /// The operation is not available with this database.
+    #[error("database {database}: cannot {doing}: {reason}")]
+    Unsupported {
+        /// The database.
+        database: String,
+        /// The operation, as a verb phrase.
+        doing: &'static str,
+        /// Why, and what to do instead.
+        reason: &'static str,
     },
     /// The sums of the range, or a line of the segment, could not be read.
     #[error("cannot read the events of the segment again")]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::StoreError;
 use super::family::{Family, Reading, Token};
+use super::{StoreError, overall};
 
 /// The name of the database in the data directory.
 pub const DATABASE_FILE: &str = "revenue.db";
@@ -14,7 +14,7 @@ pub const DATABASE_FILE: &str = "revenue.db";
 const SCHEMA: &str = include_str!("../../sql/schema.sql");
 const SELECT_TRIGGERS: &str = include_str!("../../sql/query/select_triggers.sql");
 /// `user_version` of [`SCHEMA`].
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
 /// `application_id` of [`SCHEMA`].
 const APPLICATION_ID: i64 = 0x7461_6C79;
 /// The first SQLite without the WAL-reset bug (3.51.3).
@@ -65,6 +65,7 @@ pub(super) fn open_writer(
     connection.busy_timeout(BUSY_TIMEOUT).map_err(&doing)?;
     let empty = inspect(&connection, path)? == Contents::Empty;
     configure(&connection).map_err(&doing)?;
+    overall::register(&connection).map_err(&doing)?;
     if !(load && empty) {
         turn_wal_on(&connection).map_err(doing)?;
     }

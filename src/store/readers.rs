@@ -4,31 +4,25 @@
 //! created again, the next read uses a new pool. If there is no database, reads return empty results
 //! and no error.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
 use super::{
-    AppliedSegments, Ledger, Pruned, RejectedFilter, RejectedLine, SegmentRow, SegmentState,
-    StoreError, segments,
+    AppliedSegments, Ledger, Overall, Pruned, RejectedFilter, RejectedLine, SegmentRow,
+    SegmentState, StoreError, overall, segments,
 };
 use crate::data_dir::disk::{Disk, Identity, RealDisk};
 use crate::data_dir::segment::SegmentId;
 use crate::event::Micros;
 
 const SELECT_USER: &str = include_str!("../../sql/query/select_user.sql");
-const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");
-const PAGE_BY_REVENUE: &str = include_str!("../../sql/query/page_users_by_revenue.sql");
-const PAGE_BY_REVENUE_DESCENDING: &str =
-    include_str!("../../sql/query/page_users_by_revenue_descending.sql");
-const SELECT_OVERALL: &str = include_str!("../../sql/query/select_overall.sql");
 
 /// How long a read waits for a free connection.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,41 +40,20 @@ pub struct UserTotal {
     pub updated_at_ms: i64,
 }
 
-/// The order of a listing of users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Smallest revenue first.
-    Revenue,
-    /// Largest revenue first.
-    RevenueDescending,
-    /// By user id.
-    UserId,
+/// See [`Readers::status`].
+#[derive(Debug, Default)]
+pub(crate) struct DatabaseStatus {
+    /// The number of lines in each state.
+    pub(crate) ledger: Ledger,
+    /// The sums over all users.
+    pub(crate) overall: Overall,
+    /// The fully applied segments.
+    pub(crate) applied: AppliedSegments,
+    /// The rows of the other segments.
+    pub(crate) unfinished: Vec<SegmentRow>,
+    /// The sum of the pruned segments.
+    pub(crate) pruned: Pruned,
 }
-
-/// One page of a listing of users.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
-    /// The users in the requested order.
-    pub users: Vec<UserTotal>,
-    /// The opaque cursor of the next page; `None` on the last page.
-    pub next: Option<String>,
-}
-
-/// The sums over all users.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Overall {
-    /// The number of users with at least one counted event.
-    pub users: u64,
-    /// The number of counted events.
-    pub events: u64,
-    /// The sum of all revenues in micros.
-    pub revenue_micros: i128,
-    /// When any total last changed, in milliseconds since 1970 UTC; `None` if there are no users.
-    pub updated_at_ms: Option<i64>,
-}
-
-/// See [`Readers::snapshot`].
-pub(crate) type Snapshot = (Ledger, AppliedSegments, Vec<SegmentRow>, Pruned);
 
 type Pool = r2d2::Pool<Manager>;
 
@@ -180,46 +153,6 @@ impl Readers {
         Ok(user.flatten())
     }
 
-    /// A page of at most `limit` users; `Ok(None)` if the cursor is invalid.
-    pub fn users(
-        &self,
-        order: Order,
-        limit: u32,
-        cursor: Option<&str>,
-    ) -> Result<Option<Page>, StoreError> {
-        let Some(after) = Cursor::read(order, cursor) else {
-            return Ok(None);
-        };
-        // One more than requested, to see whether there is a next page.
-        let rows = i64::from(limit) + 1;
-        let users = self.read("list users", |connection| {
-            let page = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| {
-                connection
-                    .prepare_cached(sql)?
-                    .query_map(parameters, read_user)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            };
-            match order {
-                Order::UserId => page(PAGE_BY_ID, params![after.user_id, rows]),
-                Order::Revenue => {
-                    page(PAGE_BY_REVENUE, params![after.revenue, after.user_id, rows])
-                }
-                Order::RevenueDescending => page(
-                    PAGE_BY_REVENUE_DESCENDING,
-                    params![after.revenue, after.user_id, rows],
-                ),
-            }
-        })?;
-        let mut users = users.unwrap_or_default();
-        let more = users.len() > limit as usize;
-        users.truncate(limit as usize);
-        let next = users
-            .last()
-            .filter(|_| more)
-            .map(|last| Cursor::of(last).write(order));
-        Ok(Some(Page { users, next }))
-    }
-
     /// The number of lines in each state, as recorded in the database.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         Ok(self
@@ -227,32 +160,25 @@ impl Readers {
             .unwrap_or_default())
     }
 
-    /// The sums over all users. Reads every row of `user_total`.
+    /// The sums over all users, from their one row.
     pub fn overall(&self) -> Result<Overall, StoreError> {
-        let overall = self.read("add up all users", |connection| {
-            let mut overall = Overall::default();
-            let mut statement = connection.prepare_cached(SELECT_OVERALL)?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                overall.users += 1;
-                overall.events += row.get::<_, u64>(0)?;
-                overall.revenue_micros += i128::from(row.get::<_, i64>(1)?);
-                overall.updated_at_ms = overall.updated_at_ms.max(Some(row.get(2)?));
-            }
-            Ok(overall)
-        })?;
-        Ok(overall.unwrap_or_default())
+        Ok(self
+            .read("read the sums over all users", overall::read)?
+            .unwrap_or_default())
     }
 
-    /// The ledger, the fully applied segments, the rows of the other segments, and the sum of the
-    /// pruned ones, read in one transaction.
-    pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
+    /// What `/status` publishes of the database, read in one transaction.
+    pub(crate) fn status(&self) -> Result<DatabaseStatus, StoreError> {
         let snapshot = self.read("read the ledger and the segments", |connection| {
             let snapshot = connection.unchecked_transaction()?;
             let unfinished = segments::unfinished(&snapshot)?;
-            let applied = segments::applied(&snapshot, &unfinished)?;
-            let ledger = segments::ledger(&snapshot)?;
-            Ok((ledger, applied, unfinished, segments::pruned(&snapshot)?))
+            Ok(DatabaseStatus {
+                ledger: segments::ledger(&snapshot)?,
+                overall: overall::read(&snapshot)?,
+                applied: segments::applied(&snapshot, &unfinished)?,
+                unfinished,
+                pruned: segments::pruned(&snapshot)?,
+            })
         })?;
         Ok(snapshot.unwrap_or_default())
     }
@@ -301,7 +227,7 @@ impl Readers {
     }
 
     /// Runs `read` on a connection of the pool; `None` if there is no database or it is empty.
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         doing: &'static str,
         read: impl Fn(&Connection) -> rusqlite::Result<T>,
@@ -367,75 +293,6 @@ impl Readers {
             })?;
         *held = Some((generation, identity, pool.clone()));
         Ok(Some(pool))
-    }
-}
-
-fn read_user(row: &Row<'_>) -> rusqlite::Result<UserTotal> {
-    Ok(UserTotal {
-        user_id: row.get(0)?,
-        revenue: Micros(row.get(1)?),
-        events: row.get(2)?,
-        updated_at_ms: row.get(3)?,
-    })
-}
-
-/// The position after a user in a listing. Its text is safe in a URL: `r`, `d` or `u` for the order,
-/// the revenue, `.`, and the user id in hex.
-struct Cursor {
-    revenue: i64,
-    user_id: String,
-}
-
-impl Cursor {
-    fn of(user: &UserTotal) -> Self {
-        Self {
-            revenue: user.revenue.0,
-            user_id: user.user_id.clone(),
-        }
-    }
-
-    fn letter(order: Order) -> char {
-        match order {
-            Order::Revenue => 'r',
-            Order::RevenueDescending => 'd',
-            Order::UserId => 'u',
-        }
-    }
-
-    fn write(&self, order: Order) -> String {
-        let mut text = format!("{}{}.", Self::letter(order), self.revenue);
-        for byte in self.user_id.bytes() {
-            // Writing to a String cannot fail.
-            let _infallible = write!(text, "{byte:02x}");
-        }
-        text
-    }
-
-    /// Parses a cursor; without one, the start of the listing. `None` if it is invalid for this order.
-    fn read(order: Order, cursor: Option<&str>) -> Option<Self> {
-        let Some(text) = cursor else {
-            let revenue = if order == Order::RevenueDescending {
-                i64::MAX
-            } else {
-                i64::MIN
-            };
-            return Some(Self {
-                revenue,
-                user_id: String::new(),
-            });
-        };
-        let (revenue, hex) = text.strip_prefix(Self::letter(order))?.split_once('.')?;
-        if hex.len() % 2 != 0 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return None;
-        }
-        let bytes = (0..hex.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok())
-            .collect::<Option<Vec<u8>>>()?;
-        Some(Self {
-            revenue: revenue.parse().ok()?,
-            user_id: String::from_utf8(bytes).ok()?,
-        })
     }
 }
 

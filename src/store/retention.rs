@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use rusqlite::{Connection, Row, TransactionBehavior, params};
 
 use super::id_blocks::{self, Block, INSERT_ID_BLOCK};
+use super::overall;
 use super::segments::{self, SegmentRow};
 use super::{Pruned, Snapshot, StoreError, Writer};
 
@@ -216,10 +217,14 @@ impl Writer {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(&doing)?;
         let mut inserted = Ok(0);
+        let mut carried = overall::Added::default();
+        let mut users = 0;
         snapshot.differences(&mut |user, database, files| {
             let micros = database.micros.wrapping_sub(files.micros);
             let events = database.events - files.events;
             if inserted.is_ok() {
+                carried.user(micros, events);
+                users += 1;
                 inserted = transaction
                     .prepare_cached(INSERT_CARRIED_TOTAL)
                     .and_then(|mut insert| insert.execute(params![user, micros, events, now_ms]));
@@ -228,7 +233,8 @@ impl Writer {
         inserted
             .and_then(|_| carry_ids(&transaction, snapshot))
             .and_then(|()| carry_blocks(&transaction, snapshot))
-            .and_then(|()| set_pruned(&transaction, &snapshot.pruned, now_ms))
+            .and_then(|()| overall::add(&transaction, users, &carried, now_ms))
+            .and_then(|_| set_pruned(&transaction, &snapshot.pruned, now_ms))
             .map_err(&doing)?;
         transaction.commit().map_err(&doing)
     }

@@ -14,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::family::Family;
 use super::open::{self, Contents};
+use super::overall::{self, Overall};
 use super::{Ledger, StoreError};
 use crate::data_dir::segment::{Numbers, Position, SegmentId, Tag};
 use uuid::Uuid;
@@ -30,7 +31,6 @@ const SELECT_OLDEST_APPLIED: &str =
     include_str!("../../sql/query/select_oldest_applied_segment.sql");
 const SELECT_HIGHEST_SEALED: &str = include_str!("../../sql/query/select_highest_sealed.sql");
 const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
-const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
 const SELECT_APPLIED_SUM: &str = include_str!("../../sql/query/select_applied_sum.sql");
 const CHANGE_APPLIED_SUM: &str = include_str!("../../sql/query/change_applied_sum.sql");
 const ADD_UP_APPLIED: &str = include_str!("../../sql/query/add_up_applied.sql");
@@ -233,10 +233,23 @@ pub struct Checks {
     pub segments: (u64, i64),
     /// The events and the net micros, modulo 2^64, of all users.
     pub totals: (u64, i64),
+    /// The stored sums over all users.
+    pub overall: Overall,
+    /// The same sums, computed from the rows; without a time.
+    pub overall_rows: Overall,
     /// The stored sum of applied segments.
     pub applied_sum: AppliedSum,
     /// The same sum, computed from the rows.
     pub applied_rows: AppliedSum,
+}
+
+impl Checks {
+    /// Whether all sums agree.
+    pub fn agree(&self) -> bool {
+        self.segments == self.totals
+            && self.overall.has_sums_of(&self.overall_rows)
+            && self.applied_sum == self.applied_rows
+    }
 }
 
 /// The rows of all segments; see [`read_kept`].
@@ -361,7 +374,7 @@ pub fn is_consistent(path: &Path) -> Result<bool, StoreError> {
         let ids = one(COUNT_SEGMENTS_WITH_OTHER_IDS, &|row| {
             Ok(row.get::<_, i64>(0)? == 0)
         })?;
-        Ok(ids && sums.segments == sums.totals && sums.applied_sum == sums.applied_rows)
+        Ok(ids && sums.agree())
     };
     read().map_err(StoreError::sqlite(path, "check it"))
 }
@@ -594,23 +607,24 @@ pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
 
 fn checks(connection: &Connection) -> rusqlite::Result<Checks> {
     let snapshot = connection.unchecked_transaction()?;
-    let add = |sql: &str| -> rusqlite::Result<(u64, i64)> {
-        let mut statement = snapshot.prepare(sql)?;
+    let mut segments = (0u64, 0i64);
+    {
+        let mut statement = snapshot.prepare(SELECT_SEGMENT_CHECKS)?;
         let mut rows = statement.query([])?;
-        let mut sum = (0u64, 0i64);
         while let Some(row) = rows.next()? {
-            sum.0 += row.get::<_, u64>(0)?;
-            sum.1 = sum.1.wrapping_add(row.get(1)?);
+            segments.0 += row.get::<_, u64>(0)?;
+            segments.1 = segments.1.wrapping_add(row.get(1)?);
         }
-        Ok(sum)
-    };
-    let mut segments = add(SELECT_SEGMENT_CHECKS)?;
+    }
     let pruned = pruned(&snapshot)?;
     segments.0 += pruned.counts.events;
     segments.1 = segments.1.wrapping_add(pruned.net_check);
+    let overall_rows = overall::of_rows(&snapshot)?;
     Ok(Checks {
         segments,
-        totals: add(SELECT_TOTAL_CHECKS)?,
+        totals: (overall_rows.events, overall_rows.net_check()),
+        overall: overall::read(&snapshot)?,
+        overall_rows,
         applied_sum: applied_sum(&snapshot)?,
         applied_rows: snapshot.query_row(ADD_UP_APPLIED, [], read_applied_sum)?,
     })

@@ -17,6 +17,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::family::Reading;
 use super::id_blocks::{self, Block, Grouped, NumberStatus, SELECT_ID_BLOCK, Span};
 use super::open::{self, Contents};
+use super::overall::{self, Overall};
 use super::segments;
 use super::{AppliedSum, IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
 use crate::data_dir::segment::SegmentId;
@@ -79,12 +80,10 @@ pub struct Snapshot {
     pub applied_sum: AppliedSum,
     /// Some of the users with more than one total, which only a damaged database has.
     pub twice: Vec<String>,
-    /// How many users have a total.
-    pub users: u64,
-    /// Sum of all users' events.
-    pub events: u64,
-    /// Sum of all users' micros modulo 2^64.
-    pub net: i64,
+    /// The sums over all users, computed from their rows; without a time.
+    pub totals: Overall,
+    /// The stored sums over all users.
+    pub overall: Overall,
     /// The counts of the blocks of sequential ids.
     pub blocks: IdBlockCounts,
 }
@@ -122,9 +121,8 @@ impl Snapshot {
             pruned: Pruned::default(),
             applied_sum: AppliedSum::default(),
             twice: Vec::new(),
-            users: 0,
-            events: 0,
-            net: 0,
+            totals: Overall::default(),
+            overall: Overall::default(),
             blocks: IdBlockCounts::default(),
         };
         snapshot
@@ -139,6 +137,7 @@ impl Snapshot {
         self.rows = segments::all(&snapshot)?;
         self.pruned = segments::pruned(&snapshot)?;
         self.applied_sum = segments::applied_sum(&snapshot)?;
+        self.overall = overall::read(&snapshot)?;
         {
             let mut select = snapshot.prepare(SELECT_USER_TOTALS)?;
             let mut insert = writing.prepare(INSERT_DATABASE_TOTAL)?;
@@ -151,9 +150,7 @@ impl Snapshot {
                 {
                     self.twice.push(user);
                 }
-                self.users += 1;
-                self.events += events;
-                self.net = self.net.wrapping_add(micros);
+                self.totals.add_user(micros, events);
             }
         }
         let applied = self.rows.iter().map(|row| (row.key, row.applied_bytes));

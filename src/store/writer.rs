@@ -12,7 +12,9 @@ use uuid::Uuid;
 use super::apply::{self, Attempt, Failure};
 use super::family::{self, Token};
 use super::open::{self, Existing};
+use super::overall::{self, Overall};
 use super::segments;
+use super::sqlite_rows::{SqliteRows, insert_segment};
 use super::{
     AppliedSegments, Ledger, Outcome, OutcomeOfAll, Pruned, Range, SegmentRow, SegmentState,
     Source, StoreError,
@@ -253,7 +255,10 @@ impl Writer {
             // If a total might overflow, only this range is repeated.
             let mut savepoint = transaction.savepoint().map_err(sqlite)?;
             let applied = loop {
-                match apply::attempt(&savepoint, range, &suspects, *source).map_err(failed)? {
+                let mut rows = SqliteRows::new(&savepoint, range.now_ms);
+                let attempt = apply::attempt(&mut rows, range, &suspects, *source);
+                drop(rows);
+                match attempt.map_err(failed)? {
                     Attempt::Ready(applied) => break applied,
                     Attempt::Raced => return Ok(OutcomeOfAll::Raced(at)),
                     Attempt::Suspects(more) => {
@@ -274,9 +279,9 @@ impl Writer {
         Ok(OutcomeOfAll::Applied(all))
     }
 
-    fn failed(path: &Path, failure: Failure) -> StoreError {
+    fn failed(path: &Path, failure: Failure<rusqlite::Error>) -> StoreError {
         match failure {
-            Failure::Sqlite(source) => StoreError::sqlite(path, "apply a range")(source),
+            Failure::Rows(source) => StoreError::sqlite(path, "apply a range")(source),
             Failure::Source(source) => StoreError::Source(source),
         }
     }
@@ -307,8 +312,11 @@ impl Writer {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(StoreError::sqlite(path, "begin a transaction"))?;
         // Dropped without a commit, the transaction is rolled back.
-        let attempt = apply::attempt(&transaction, range, suspects, source)
-            .map_err(|failure| Self::failed(path, failure))?;
+        let mut rows = SqliteRows::new(&transaction, range.now_ms);
+        let attempt = apply::attempt(&mut rows, range, suspects, source)
+            .map_err(|failure| Self::failed(path, failure));
+        drop(rows);
+        let attempt = attempt?;
         if matches!(attempt, Attempt::Ready(_)) {
             transaction
                 .commit()
@@ -329,7 +337,7 @@ impl Writer {
             .map_err(&doing)?;
         let sql = |transaction: &Connection| -> rusqlite::Result<usize> {
             if segments::one(transaction, mark.segment)?.is_none() {
-                apply::insert_segment(
+                insert_segment(
                     transaction,
                     mark.segment,
                     mark.tag,
@@ -398,6 +406,11 @@ impl Writer {
     /// The counts of all lines that the database knows.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         segments::ledger(&self.connection).map_err(self.reading())
+    }
+
+    /// The sums over all users.
+    pub fn overall(&self) -> Result<Overall, StoreError> {
+        overall::read(&self.connection).map_err(self.reading())
     }
 
     pub(super) fn reading(&self) -> impl Fn(rusqlite::Error) -> StoreError {

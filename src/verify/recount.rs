@@ -87,6 +87,13 @@ pub fn verify(
         return Ok(None);
     };
     let mut report = recount(&snapshot, config, disk, on_finding, on_progress)?;
+    // Not part of the recount: a rebuild does not need it.
+    if let Some(difference) = sums::overall_difference(&snapshot.overall, &snapshot.totals) {
+        report.differences += 1;
+        on_finding(&Finding::Mismatch(format!(
+            "{difference}; run `tallyline process --rebuild`, which builds a new database from the files"
+        )));
+    }
     for damage in snapshot.damages()? {
         report.differences += 1;
         on_finding(&Finding::Mismatch(format!(
@@ -733,11 +740,11 @@ impl Recount<'_> {
             events += row.counts.events;
             net = net.wrapping_add(row.net_check);
         }
-        if (events, net) != (snapshot.events, snapshot.net) {
+        if (events, net) != (snapshot.totals.events, snapshot.totals.net_check()) {
             self.add_finding(&Finding::Mismatch(format!(
                 "all users together have {} events ({}), but the segments have {events} ({}): the database was changed, or mixed from two; run `tallyline process --rebuild`, which builds a new one from the files",
-                snapshot.events,
-                Micros(snapshot.net),
+                snapshot.totals.events,
+                snapshot.totals.revenue,
                 Micros(net)
             )));
         }
@@ -759,7 +766,7 @@ impl Recount<'_> {
         if !self.exact {
             return Ok(());
         }
-        self.report.users = Some(self.snapshot.users);
+        self.report.users = Some(self.snapshot.totals.users);
         let snapshot = self.snapshot;
         snapshot.differences(&mut |user, database, files| {
             self.add_finding(&Finding::Mismatch(format!(

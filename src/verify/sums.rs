@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::store::{AppliedSum, StoreError, read_checks, sibling};
+use crate::store::{AppliedSum, Overall, StoreError, read_checks, sibling};
 
 /// Whether the `-wal` file of the database exists: its last writer did not close it, or it is open now.
 /// Must be called before the database is opened.
@@ -33,7 +33,30 @@ pub(crate) fn difference(database: &Path) -> Result<Option<String>, StoreError> 
             describe_applied_sums(&checks.applied_sum, &checks.applied_rows)
         )));
     }
+    if let Some(difference) = overall_difference(&checks.overall, &checks.overall_rows) {
+        return Ok(Some(format!(
+            "database {}: {difference}. {cure}",
+            database.display()
+        )));
+    }
     Ok(None)
+}
+
+/// Describes the difference between the stored sums over all users and those of their rows.
+pub(crate) fn overall_difference(stored: &Overall, rows: &Overall) -> Option<String> {
+    let of = |sums: &Overall| {
+        format!(
+            "{} users with {} events and a revenue of {}",
+            sums.users, sums.events, sums.revenue
+        )
+    };
+    (!stored.has_sums_of(rows)).then(|| {
+        format!(
+            "overall has {}, but the rows of user_total have {}",
+            of(stored),
+            of(rows)
+        )
+    })
 }
 
 /// Describes the difference between the stored sum over all fully applied segments and that of their rows.

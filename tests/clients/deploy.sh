@@ -75,7 +75,7 @@ check_prometheus() {
     serve
     cp "$deploy/alerts.yml" "$clients/alerts_test.yml" "$tmp/"
     (cd "$tmp" && promtool test rules alerts_test.yml) >"$tmp/promtool.log" 2>&1 || fail "alert rules"
-    ok "the alerts fire when they should"
+    ok "each alert fires when it should, and does not when it should not"
 
     sed "s/127.0.0.1:8000/127.0.0.1:$port/; s/15s/1s/" "$deploy/prometheus.yml" >"$tmp/prometheus.yml"
     local prometheus_port

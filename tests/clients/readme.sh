@@ -62,7 +62,13 @@ check_shown() {
 demo() {
     bash -c "exec ${1/cargo run --release --/tallyline}" >"$tmp/demo.log" 2>&1 &
     pids+=($!)
-    until_true "the demo serves" grep -q '^Serving on' "$tmp/demo.log"
+    until_true "the demo serves" grep -q '^  .* query ' "$tmp/demo.log"
+    # What it proposes works as it is typed.
+    local proposed
+    while read -r proposed; do
+        bash -e -c "$proposed" >"$tmp/proposed.log" 2>&1 || fail "$proposed: $(cat "$tmp/proposed.log")"
+    done < <(sed -n 's/^  //p' "$tmp/demo.log")
+    grep -q 'user1 *150 ' "$tmp/proposed.log" || fail "$(cat "$tmp/proposed.log")"
     kill -INT $!
     wait $!
 }

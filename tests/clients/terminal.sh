@@ -30,6 +30,30 @@ on_terminal "export NO_COLOR=1; ! $bin brew; ! $bin serve --listen nowhere; $bin
 ! { "$bin" brew || "$bin" --help; } 2>&1 | grep -qF "$escape" || fail "colours in a pipe"
 ok "colours on a terminal only, and not with NO_COLOR"
 
+# A closed terminal ends a server that was started in it, orderly; `kill -HUP` does not.
+python3 - "$bin" "$tmp" <<'EOF'
+import os, pathlib, pty, signal, sys, time
+binary, tmp = sys.argv[1:]
+port = pathlib.Path(tmp, "pty-port")
+server, terminal = pty.fork()
+if server == 0:
+    os.execv(binary, [binary, "serve", "--listen", "127.0.0.1:0", "--port-file", str(port),
+                      "--data-dir", f"{tmp}/pty-data"])
+deadline = time.monotonic() + 30
+def read_until(text):
+    seen = b""
+    while text not in seen:
+        assert time.monotonic() < deadline, seen
+        seen += os.read(terminal, 4096)
+read_until(b"serving")
+os.kill(server, signal.SIGHUP)
+read_until(b"SIGHUP: no token file")
+os.close(terminal)
+pid, status = os.waitpid(server, 0)
+assert os.waitstatus_to_exitcode(status) == 0, status
+EOF
+ok "a server ends in order when its terminal is closed, and not by SIGHUP alone"
+
 # The log of a server, on a terminal.
 log() { on_terminal "$1 timeout -s INT 1 $bin serve --listen 127.0.0.1:0 --data-dir $tmp/other; true"; }
 log ''

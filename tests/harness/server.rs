@@ -167,6 +167,7 @@ impl Server {
                 + count("corrupt"),
             "in the files: {status}"
         );
+        assert_eq!(count("events"), count("applied"), "in the totals: {status}");
         status
     }
 

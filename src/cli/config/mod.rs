@@ -7,19 +7,23 @@
 mod send;
 mod serve;
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::send::{Ids, Input, Repeat, Report, SendConfig, Token};
-pub use self::serve::{Access, Effective, Processing, ServeConfig};
+pub use self::serve::{Effective, ServeConfig};
 use crate::cli::args::{
-    BackupArgs, DemoArgs, ProcessArgs, QueryArgs, RestoreArgs, ServeArgs, TortureArgs, VerifyArgs,
+    BackupArgs, DemoArgs, ProcessArgs, QueryArgs, RejectedArgs, RestoreArgs, ServeArgs,
+    TortureArgs, VerifyArgs,
 };
 use crate::cli::memory::default_bytes;
 use crate::cli::{Size, Span};
+use crate::data_dir::segment::Position;
 use crate::http;
+pub use crate::http::Access;
+pub use crate::progress::Processing;
 
 /// Invalid settings: exit code 2. The message says what is wrong and what would be valid.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +147,7 @@ impl ProcessConfig {
         }
         let memory = args.memory.unwrap_or_else(|| Size(default_bytes()));
         Ok(Self {
-            data_dir: args.data_dir,
+            data_dir: directory(args.data_dir)?,
             files: args.files,
             database: if args.rebuild {
                 DatabaseMode::Rebuild
@@ -166,12 +170,12 @@ pub struct VerifyConfig {
 }
 
 impl VerifyConfig {
-    /// Converts the flags.
-    pub fn new(args: VerifyArgs, quiet: bool) -> Self {
-        Self {
-            data_dir: args.data_dir,
+    /// Checks the flags.
+    pub fn new(args: VerifyArgs, quiet: bool) -> Result<Self, UsageError> {
+        Ok(Self {
+            data_dir: directory(args.data_dir)?,
             verbosity: Verbosity::of(quiet),
-        }
+        })
     }
 }
 
@@ -198,18 +202,18 @@ pub enum CheckBackup {
 }
 
 impl BackupConfig {
-    /// Converts the flags.
-    pub fn new(args: BackupArgs, quiet: bool) -> Self {
-        Self {
+    /// Checks the flags.
+    pub fn new(args: BackupArgs, quiet: bool) -> Result<Self, UsageError> {
+        Ok(Self {
             dir: args.dir,
-            data_dir: args.data_dir,
+            data_dir: directory(args.data_dir)?,
             check: if args.verify {
                 CheckBackup::Recount
             } else {
                 CheckBackup::No
             },
             verbosity: Verbosity::of(quiet),
-        }
+        })
     }
 }
 
@@ -225,13 +229,13 @@ pub struct RestoreConfig {
 }
 
 impl RestoreConfig {
-    /// Converts the flags.
-    pub fn new(args: RestoreArgs, quiet: bool) -> Self {
-        Self {
+    /// Checks the flags.
+    pub fn new(args: RestoreArgs, quiet: bool) -> Result<Self, UsageError> {
+        Ok(Self {
             dir: args.dir,
-            data_dir: args.data_dir,
+            data_dir: directory(args.data_dir)?,
             verbosity: Verbosity::of(quiet),
-        }
+        })
     }
 }
 
@@ -259,19 +263,53 @@ pub enum QueryFormat {
     Csv,
 }
 
-impl From<QueryArgs> for QueryConfig {
-    fn from(args: QueryArgs) -> Self {
-        let format = match (args.json, args.csv) {
-            (true, _) => QueryFormat::Json,
-            (_, true) => QueryFormat::Csv,
-            _ => QueryFormat::Table,
-        };
-        Self {
-            data_dir: args.data_dir,
+impl QueryFormat {
+    fn of(json: bool, csv: bool) -> Self {
+        match (json, csv) {
+            (true, _) => Self::Json,
+            (_, true) => Self::Csv,
+            _ => Self::Table,
+        }
+    }
+}
+
+impl QueryConfig {
+    /// Checks the flags.
+    pub fn new(args: QueryArgs) -> Result<Self, UsageError> {
+        Ok(Self {
+            data_dir: directory(args.data_dir)?,
             users: args.users,
             top: args.top,
-            format,
-        }
+            format: QueryFormat::of(args.json, args.csv),
+        })
+    }
+}
+
+/// Configuration of `tallyline rejected`.
+#[derive(Clone, Debug)]
+pub struct RejectedConfig {
+    /// Data directory. Default `data`.
+    pub data_dir: PathBuf,
+    /// Maximum number of lines to show, newest first. Default 20, minimum 1.
+    pub limit: NonZeroU32,
+    /// Only lines of native segments, at or after this position. `None`: all.
+    pub since: Option<Position>,
+    /// Only events whose id begins with this text. `None`: all.
+    pub id_prefix: Option<String>,
+    /// Output format. Default table.
+    pub format: QueryFormat,
+}
+
+impl RejectedConfig {
+    /// Checks the flags.
+    pub fn new(args: RejectedArgs) -> Result<Self, UsageError> {
+        Ok(Self {
+            data_dir: directory(args.data_dir)?,
+            limit: args.limit,
+            since: args.since,
+            id_prefix: args.id_prefix,
+            format: QueryFormat::of(args.json, args.csv),
+        })
     }
 }
 
@@ -293,6 +331,22 @@ impl From<TortureArgs> for TortureConfig {
             rounds: args.rounds,
             seed: args.seed,
         }
+    }
+}
+
+/// The path of a data directory, which may not exist yet.
+fn directory(path: PathBuf) -> Result<PathBuf, UsageError> {
+    match std::fs::metadata(&path) {
+        Ok(metadata) if !metadata.is_dir() => Err(UsageError::new(format!(
+            "cannot use {} as the data directory: it is {}; name a directory with --data-dir",
+            path.display(),
+            if metadata.is_file() {
+                "a file"
+            } else {
+                "not a directory"
+            }
+        ))),
+        _ => Ok(path),
     }
 }
 
@@ -322,18 +376,41 @@ fn at_least(name: &str, value: Span, min: Duration) -> Result<Option<Duration>, 
 
 /// Parses `127.0.0.1:8000`, `[::1]:8000` or `localhost:8000`; a name is resolved.
 fn address(name: &str, text: &str) -> Result<SocketAddr, UsageError> {
-    let wrong = |why: String| {
+    let wrong = |why: &str, example: &str| {
         UsageError::new(format!(
-            "{name} {text:?}: {why}; write an address and a port, such as 127.0.0.1:8000 or [::1]:0"
+            "{name} {text:?}: {why}; write an address and a port, such as {example}"
         ))
     };
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
+    let port = text.strip_prefix(':').unwrap_or(text);
+    if port.parse::<u16>().is_ok() {
+        return Err(wrong(
+            "the address is missing",
+            &format!("127.0.0.1:{port}"),
+        ));
+    }
+    if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+        let example = SocketAddr::new(ip, 8000).to_string();
+        return Err(wrong("the port is missing", &example));
+    }
+    if let Some((_, rest)) = text.split_once("://") {
+        return Err(wrong("it is a URL", rest.trim_end_matches('/')));
+    }
+    let Some((_, port)) = text.rsplit_once(':') else {
+        return Err(wrong("the port is missing", &format!("{text}:8000")));
+    };
+    if port.parse::<u16>().is_err() {
+        return Err(wrong(
+            "the port must be a number from 0 to 65535",
+            "127.0.0.1:8000",
+        ));
+    }
     text.to_socket_addrs()
-        .map_err(|error| wrong(error.to_string()))?
+        .map_err(|error| wrong(&error.to_string(), "127.0.0.1:8000 or [::1]:0"))?
         .next()
-        .ok_or_else(|| wrong("no such address".to_owned()))
+        .ok_or_else(|| wrong("no such address", "127.0.0.1:8000 or [::1]:0"))
 }
 
 /// Whether only this machine can reach the address.

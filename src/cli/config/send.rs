@@ -301,9 +301,16 @@ fn at_most(name: &str, value: NonZeroU32, max: u32) -> Result<NonZeroU32, UsageE
 }
 
 fn base_url(text: &str) -> Result<String, UsageError> {
+    let with_scheme = format!("http://{}", text.trim_end_matches('/'));
+    let no_scheme = !text.contains("://") && with_scheme.parse::<Uri>().is_ok();
     let wrong = |why: &str| {
+        let example = if no_scheme && !text.is_empty() {
+            &with_scheme
+        } else {
+            "http://127.0.0.1:8000"
+        };
         UsageError::new(format!(
-            "--to {text:?} {why}; write a base URL such as http://127.0.0.1:8000"
+            "--to {text:?} {why}; write a base URL such as {example}"
         ))
     };
     let base = text.trim_end_matches('/');

@@ -7,11 +7,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Size, Span, UsageError, address, at_least, between, host_name, is_loopback, within};
 use uuid::Uuid;
 
-use crate::cli::args::{ServeArgs, renamed};
+use super::{
+    Size, Span, UsageError, address, at_least, between, directory, host_name, is_loopback, within,
+};
+use crate::cli::args::{ServeArgs, renamed, with_variables};
 use crate::cli::memory::default_bytes;
+use crate::http::Access;
+use crate::progress::Processing;
 
 /// Minimum interval of rotation and flushing. Shorter ones would keep the disk busy.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -28,7 +32,7 @@ const TIB: u64 = 1 << 40;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeConfig {
     /// Address to listen on; port 0 picks a free port. Default `127.0.0.1:8000`. An address beyond
-    /// loopback requires [`Access::Tokens`] or [`Access::OpenBeyondLoopback`].
+    /// loopback requires [`Access::TokenFile`] or [`Access::Anyone`].
     pub listen: SocketAddr,
     /// Host name given in place of an address; accepted in `Host`. Default none.
     pub listen_name: Option<String>,
@@ -70,26 +74,6 @@ pub struct ServeConfig {
     pub memory_bytes: u64,
     /// Which process applies events. Default this one.
     pub processing: Processing,
-}
-
-/// Which clients can post and read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Every client on this machine; the address is a loopback address.
-    OpenOnLoopback,
-    /// `--no-auth`: every client that reaches the address.
-    OpenBeyondLoopback,
-    /// Clients with a bearer token of this file, one token a line.
-    Tokens(PathBuf),
-}
-
-/// Which process applies events to the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Processing {
-    /// This process, continuously.
-    Here,
-    /// `--no-process`: a later `tallyline process`.
-    Elsewhere,
 }
 
 /// The configuration and the source of each setting; shown as TOML that `--config` accepts.
@@ -139,7 +123,7 @@ impl ServeConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             listen_name: None,
-            access: Access::OpenOnLoopback,
+            access: Access::Loopback,
             port_file: None,
             max_body_bytes: 8 * MIB,
             keep_alive: KEEP_ALIVE_DEFAULT,
@@ -174,7 +158,10 @@ impl ServeConfig {
             None => Self::effective(args, None),
             Some(path) => {
                 let text = crate::data_dir::disk::read_to_string(&path).map_err(|error| {
-                    UsageError::new(format!("--config {}: {error}", path.display()))
+                    UsageError::new(format!(
+                        "cannot read the config file {}: {error}; name a readable file with --config",
+                        path.display()
+                    ))
                 })?;
                 Self::effective(args, Some((&path, &text)))
             }
@@ -186,99 +173,130 @@ impl ServeConfig {
         args: ServeArgs,
         file: Option<(&Path, &str)>,
     ) -> Result<Effective, UsageError> {
-        let file = match file {
+        let settings_file = match file {
             None => File::default(),
-            Some((path, text)) => toml::from_str(text).map_err(|error: toml::de::Error| {
-                let key = error.span().and_then(|span| renamed(text.get(span)?));
-                let hint = key.map_or(String::new(), |key| format!("did you mean `{key}`?\n"));
-                UsageError::new(format!("--config {}: {error}{hint}", path.display()))
-            })?,
+            Some((path, text)) => File::parse(path, text)?,
         };
-        let second = Duration::from_secs(1);
-        let mut s = Settings::default();
-        let listen = s.pick("listen", args.listen, file.listen, "127.0.0.1:8000".into());
-        let token_file = s.pick_optional("token-file", args.token_file, file.token_file);
-        let no_auth = s.pick("no-auth", args.no_auth, file.no_auth, false);
-        let port_file = s.pick_optional("port-file", args.port_file, file.port_file);
-        let max_body = s.pick("max-body", args.max_body, file.max_body, Size(8 * MIB));
-        let keep_alive = s.pick(
-            "keep-alive",
-            args.keep_alive,
-            file.keep_alive,
-            Span(Some(KEEP_ALIVE_DEFAULT)),
-        );
-        let data_dir = s.pick("data-dir", args.data_dir, file.data_dir, "data".into());
-        let expect_id = s.pick_optional("expect-id", args.expect_id, file.expect_id);
-        let rotate_interval = s.pick(
-            "rotate-interval",
-            args.rotate_interval,
-            file.rotate_interval,
-            Span(Some(60 * second)),
-        );
-        let rotate_size = s.pick(
-            "rotate-size",
-            args.rotate_size,
-            file.rotate_size,
-            Size(256 * MIB),
-        );
-        let max_disk = s.pick_optional("max-disk", args.max_disk, file.max_disk);
-        let disk_reserve = s.pick(
-            "disk-reserve",
-            args.disk_reserve,
-            file.disk_reserve,
-            Size(64 * MIB),
-        );
-        let retention = s.pick("retention", args.retention, file.retention, Span(None));
-        let flush_interval = s.pick(
-            "flush-interval",
-            args.flush_interval,
-            file.flush_interval,
-            Span(Some(second)),
-        );
-        let dedup_window = s.pick(
-            "dedup-window",
-            args.dedup_window,
-            file.dedup_window,
-            Span(None),
-        );
-        let memory = s.pick("memory", args.memory, file.memory, Size(default_bytes()));
-        let no_process = s.pick("no-process", args.no_process, file.no_process, false);
+        let mut settings = Settings::default();
+        let picked = Picked::of(args, settings_file, &mut settings);
+        let config = picked.checked().map_err(|error| match file {
+            None => error,
+            Some((path, _)) => settings.named_as_in(path, &error),
+        })?;
+        Ok(Effective {
+            config,
+            text: settings.text,
+        })
+    }
+}
 
-        let listen_name = host_name(&listen);
-        let listen = address("--listen", &listen)?;
-        let config = Self {
+impl File {
+    /// Parses a config file. An error has the line, and the current name of a renamed setting.
+    fn parse(path: &Path, text: &str) -> Result<Self, UsageError> {
+        toml::from_str(text).map_err(|error: toml::de::Error| {
+            let span = error.span().unwrap_or_default();
+            let line = 1 + text
+                .get(..span.start)
+                .map_or(0, |before| before.matches('\n').count());
+            let hint = text.get(span).and_then(renamed);
+            let hint = hint.map_or(String::new(), |key| format!("; did you mean `{key}`?"));
+            UsageError::new(format!(
+                "cannot read the config file {}: line {line}: {}{hint}",
+                path.display(),
+                error.message().trim_end()
+            ))
+        })
+    }
+}
+
+/// The settings after the merge, not checked yet.
+struct Picked {
+    listen: String,
+    token_file: Option<PathBuf>,
+    no_auth: bool,
+    port_file: Option<PathBuf>,
+    max_body: Size,
+    keep_alive: Span,
+    data_dir: PathBuf,
+    expect_id: Option<Uuid>,
+    rotate_interval: Span,
+    rotate_size: Size,
+    max_disk: Option<Size>,
+    disk_reserve: Size,
+    retention: Span,
+    flush_interval: Span,
+    dedup_window: Span,
+    memory: Size,
+    no_process: bool,
+}
+
+impl Picked {
+    /// Picks each setting: from the flags and environment, else from the file, else the default.
+    fn of(args: ServeArgs, file: File, s: &mut Settings) -> Self {
+        macro_rules! pick {
+            ($name:literal, $field:ident) => {
+                s.pick_optional($name, args.$field, file.$field)
+            };
+            ($name:literal, $field:ident, $default:expr) => {
+                s.pick($name, args.$field, file.$field, $default)
+            };
+        }
+        let second = Duration::from_secs(1);
+        Self {
+            listen: pick!("listen", listen, "127.0.0.1:8000".into()),
+            token_file: pick!("token-file", token_file),
+            no_auth: pick!("no-auth", no_auth, false),
+            port_file: pick!("port-file", port_file),
+            max_body: pick!("max-body", max_body, Size(8 * MIB)),
+            keep_alive: pick!("keep-alive", keep_alive, Span(Some(KEEP_ALIVE_DEFAULT))),
+            data_dir: pick!("data-dir", data_dir, "data".into()),
+            expect_id: pick!("expect-id", expect_id),
+            rotate_interval: pick!("rotate-interval", rotate_interval, Span(Some(60 * second))),
+            rotate_size: pick!("rotate-size", rotate_size, Size(256 * MIB)),
+            max_disk: pick!("max-disk", max_disk),
+            disk_reserve: pick!("disk-reserve", disk_reserve, Size(64 * MIB)),
+            retention: pick!("retention", retention, Span(None)),
+            flush_interval: pick!("flush-interval", flush_interval, Span(Some(second))),
+            dedup_window: pick!("dedup-window", dedup_window, Span(None)),
+            memory: pick!("memory", memory, Size(default_bytes())),
+            no_process: pick!("no-process", no_process, false),
+        }
+    }
+
+    /// Checks the settings, alone and against each other.
+    fn checked(self) -> Result<ServeConfig, UsageError> {
+        let listen = address("--listen", &self.listen)?;
+        let max_disk = self
+            .max_disk
+            .map(|size| within("--max-disk", size, 64 * KIB, u64::MAX));
+        let flush_interval = between(
+            "--flush-interval",
+            self.flush_interval,
+            PERIOD_MIN,
+            FLUSH_EVERY_MAX,
+        );
+        Ok(ServeConfig {
             listen,
-            listen_name,
-            access: access(listen, token_file, no_auth)?,
-            port_file,
-            max_body_bytes: within("--max-body", max_body, KIB, GIB)?,
-            keep_alive: keep_alive_time(keep_alive)?,
-            data_dir,
-            expect_id,
-            rotate_interval: at_least("--rotate-interval", rotate_interval, PERIOD_MIN)?,
-            rotate_size: within("--rotate-size", rotate_size, KIB, TIB)?,
-            max_disk_bytes: max_disk
-                .map(|size| within("--max-disk", size, 64 * KIB, u64::MAX))
-                .transpose()?,
-            disk_reserve_bytes: within("--disk-reserve", disk_reserve, 0, TIB)?,
-            retention: retention.0,
-            flush_interval: Some(between(
-                "--flush-interval",
-                flush_interval,
-                PERIOD_MIN,
-                FLUSH_EVERY_MAX,
-            )?),
-            dedup_window: dedup_window.0,
-            memory_bytes: memory_bytes(memory)?,
-            processing: if no_process {
+            listen_name: host_name(&self.listen),
+            access: access(listen, self.token_file, self.no_auth)?,
+            port_file: self.port_file,
+            max_body_bytes: within("--max-body", self.max_body, KIB, GIB)?,
+            keep_alive: keep_alive_time(self.keep_alive)?,
+            data_dir: directory(self.data_dir)?,
+            expect_id: self.expect_id,
+            rotate_interval: at_least("--rotate-interval", self.rotate_interval, PERIOD_MIN)?,
+            rotate_size: within("--rotate-size", self.rotate_size, KIB, TIB)?,
+            max_disk_bytes: max_disk.transpose()?,
+            disk_reserve_bytes: within("--disk-reserve", self.disk_reserve, 0, TIB)?,
+            retention: self.retention.0,
+            flush_interval: Some(flush_interval?),
+            dedup_window: self.dedup_window.0,
+            memory_bytes: memory_bytes(self.memory)?,
+            processing: if self.no_process {
                 Processing::Elsewhere
             } else {
                 Processing::Here
             },
-        };
-        Ok(Effective {
-            config,
-            text: s.text,
         })
     }
 }
@@ -312,14 +330,14 @@ fn access(
                 "--token-file {} is a directory; name a file of tokens, one a line",
                 path.display()
             ))),
-            Ok(_) => Ok(Access::Tokens(path)),
+            Ok(_) => Ok(Access::TokenFile(path)),
             Err(error) => Err(UsageError::new(format!(
                 "--token-file {}: {error}",
                 path.display()
             ))),
         },
-        (None, true) => Ok(Access::OpenBeyondLoopback),
-        (None, false) if is_loopback(listen) => Ok(Access::OpenOnLoopback),
+        (None, true) => Ok(Access::Anyone),
+        (None, false) if is_loopback(listen) => Ok(Access::Loopback),
         (None, false) => Err(UsageError::new(format!(
             "--listen {listen} can be reached from other machines, where any client could post and read; \
              give --token-file FILE (bearer tokens, one a line), or --no-auth if the network is trusted, \
@@ -332,13 +350,24 @@ fn access(
 #[derive(Default)]
 struct Settings {
     text: String,
+    /// The settings that come from the config file.
+    from_file: Vec<&'static str>,
 }
 
 impl Settings {
-    fn pick<T: TomlText>(&mut self, name: &str, flag: Option<T>, file: Option<T>, default: T) -> T {
+    fn pick<T: TomlText>(
+        &mut self,
+        name: &'static str,
+        flag: Option<T>,
+        file: Option<T>,
+        default: T,
+    ) -> T {
         let (value, from) = match (flag, file) {
             (Some(value), _) => (value, "flag or environment"),
-            (None, Some(value)) => (value, "config file"),
+            (None, Some(value)) => {
+                self.from_file.push(name);
+                (value, "config file")
+            }
             (None, None) => (default, "default"),
         };
         self.line(format_args!("{name} = {}", value.toml_text()), from);
@@ -347,13 +376,16 @@ impl Settings {
 
     fn pick_optional<T: TomlText>(
         &mut self,
-        name: &str,
+        name: &'static str,
         flag: Option<T>,
         file: Option<T>,
     ) -> Option<T> {
         let (value, from) = match (flag, file) {
             (Some(value), _) => (value, "flag or environment"),
-            (None, Some(value)) => (value, "config file"),
+            (None, Some(value)) => {
+                self.from_file.push(name);
+                (value, "config file")
+            }
             (None, None) => {
                 self.line(format_args!("# {name} ="), "default: none");
                 return None;
@@ -361,6 +393,19 @@ impl Settings {
         };
         self.line(format_args!("{name} = {}", value.toml_text()), from);
         Some(value)
+    }
+
+    /// The error with the settings of the config file at `path` named as they are there.
+    fn named_as_in(&self, path: &Path, error: &UsageError) -> UsageError {
+        let names = self
+            .from_file
+            .iter()
+            .map(|name| (format!("--{name}"), (*name).to_owned()));
+        let text = with_variables(&error.to_string(), &names.collect::<Vec<_>>());
+        if text == error.to_string() {
+            return UsageError::new(text);
+        }
+        UsageError::new(format!("in the config file {}: {text}", path.display()))
     }
 
     fn line(&mut self, setting: fmt::Arguments<'_>, from: &str) {
@@ -475,7 +520,7 @@ mod tests {
                 "{error}"
             );
             let config = config(&["--listen", open, "--no-auth"]).expect(open);
-            assert_eq!(config.access, Access::OpenBeyondLoopback);
+            assert_eq!(config.access, Access::Anyone);
         }
         for closed in [
             "127.0.0.1:0",
@@ -484,7 +529,7 @@ mod tests {
             "[::ffff:127.0.0.1]:0",
         ] {
             let config = config(&["--listen", closed]).expect(closed);
-            assert_eq!(config.access, Access::OpenOnLoopback);
+            assert_eq!(config.access, Access::Loopback);
         }
     }
 
@@ -499,7 +544,17 @@ mod tests {
             (["--keep-alive", "999ms"], "1s to 1h"),
             (["--keep-alive", "forever"], "1s to 1h"),
             (["--memory", "16MiB"], "32MiB"),
-            (["--listen", "here"], "127.0.0.1:8000"),
+            (["--listen", "here"], "here:8000"),
+            (["--listen", "9000"], "127.0.0.1:9000"),
+            (["--listen", ":9000"], "127.0.0.1:9000"),
+            (["--listen", "0.0.0.0"], "0.0.0.0:8000"),
+            (["--listen", "::1"], "[::1]:8000"),
+            (["--listen", "127.0.0.1:http"], "a number from 0 to 65535"),
+            (
+                ["--listen", "http://127.0.0.1:8000/"],
+                "such as 127.0.0.1:8000",
+            ),
+            (["--data-dir", "/dev/null"], "not a directory"),
             (
                 ["--token-file", "/nonexistent/tokens"],
                 "/nonexistent/tokens",
@@ -508,6 +563,22 @@ mod tests {
             let error = config(&flags).expect_err(flags[1]).to_string();
             assert!(error.contains(flags[0]) && error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn an_invalid_value_in_the_file_is_named_with_its_file() {
+        let error = with_file(&[], "# here\nmemory = \"1MiB\"").expect_err("too small");
+        let expected = "in the config file t.toml: memory 1MiB is out of range: from 32MiB to 1TiB";
+        assert_eq!(error.to_string(), expected);
+        let error = with_file(&["--memory", "2MiB"], "memory = \"1MiB\"").expect_err("too small");
+        assert_eq!(
+            error.to_string(),
+            "--memory 2MiB is out of range: from 32MiB to 1TiB"
+        );
+        let error = with_file(&[], "# here\nmemory = true").expect_err("no size");
+        let expected = "cannot read the config file t.toml: line 2: ";
+        assert!(error.to_string().starts_with(expected), "{error}");
+        assert!(!error.to_string().contains('\n'), "{error}");
     }
 
     #[test]

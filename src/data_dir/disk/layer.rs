@@ -44,6 +44,7 @@ macro_rules! disk_calls {
             fn list(&self, dir: &Path) -> io::Result<Vec<(String, bool)>>;
             fn identity(&self, path: &Path) -> io::Result<Option<Identity>>;
             fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+            fn capacity_bytes(&self, dir: &Path) -> io::Result<u64>;
             fn free_files(&self, dir: &Path) -> io::Result<Option<u64>>;
             fn count_again(&self);
             fn sync_file_system(&self, dir: &Path) -> io::Result<bool>;

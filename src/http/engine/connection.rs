@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Head --no body--> Handling --reply--> (written) --> Head, or Linger --> closed
-//!   \--> Upload --complete--^
+//!   \--> Upload --complete--^  \--stream--> Streaming --last piece--^
 //! ```
 //!
 //! A connection handles one request at a time. Further bytes of the client stay in the kernel's buffer,
@@ -14,6 +14,8 @@
 //! [`LINGER_TIME`]. If it were closed with unread bytes, the kernel would reset it, and the client could
 //! lose the reply.
 
+mod streaming;
+
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
+use self::streaming::Streaming;
 use super::framing::{Length, Persistence};
 use super::head::{self, HEAD_BYTES_MAX, Head, Method};
 use super::mailbox::Key;
@@ -37,6 +40,8 @@ const TURN_BYTES_MAX: usize = 256 << 10;
 const LINGER_TIME: Duration = Duration::from_secs(1);
 /// Maximum bytes read in this time: a client that sends more does not read the reply.
 const LINGER_BYTES_MAX: u64 = 8 << 20;
+/// How long a client must have stalled, or be idle between requests, before its connection may be evicted.
+const EVICT_IDLE_MIN: Duration = Duration::from_secs(1);
 /// Added to the announced keep-alive time, for a request that is sent just before its end.
 const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 /// Maximum capacity of the input buffer that an idle connection keeps, in bytes.
@@ -57,6 +62,8 @@ pub(super) struct Connection {
     written: usize,
     /// The method of the current request is HEAD.
     to_head: bool,
+    /// The version of the current request is 1.1.
+    is_http11: bool,
     /// Whether the current request keeps the connection.
     persistence: Persistence,
     arriving: Arriving,
@@ -87,6 +94,8 @@ enum State {
     Upload(Box<Upload>),
     /// The request was passed to the handler, which has not answered yet.
     Handling,
+    /// Sending a body that is produced meanwhile.
+    Streaming(Streaming),
     /// Writing the last reply, then reading until the client closes the connection.
     Linger,
 }
@@ -105,6 +114,7 @@ impl Connection {
             out: Vec::new(),
             written: 0,
             to_head: false,
+            is_http11: true,
             persistence: Persistence::Kept,
             arriving: Arriving::Nothing,
             served: false,
@@ -137,14 +147,21 @@ impl Connection {
 
     /// The rank of the connection if it may be evicted; lower ranks are evicted first: connections
     /// without a complete request, then those that are idle longest.
-    pub(super) fn rank_to_evict(&self, idle_since: Instant) -> Option<(bool, Instant)> {
+    pub(super) fn rank_to_evict(&self, limits: &Limits, now: Instant) -> Option<(bool, Instant)> {
         let expendable = match &self.state {
             _ if !self.out.is_empty() => true,
             State::Head => !self.served || self.input.is_empty(),
             State::Upload(upload) => !self.served && upload.request.share.is_none(),
-            State::Handling | State::Linger => false,
+            State::Handling | State::Streaming(_) | State::Linger => false,
         };
-        (expendable && self.since <= idle_since).then_some((self.served, self.since))
+        // A client that opens thousands of connections at once sends its first requests seconds later.
+        let idle_min = if self.served || !self.is_idle() {
+            EVICT_IDLE_MIN
+        } else {
+            limits.first_byte_time
+        };
+        let is_due = expendable && now >= self.since + idle_min;
+        is_due.then_some((self.served, self.since))
     }
 
     /// Bytes of memory in its buffers, without bodies that have reserved room.
@@ -164,7 +181,8 @@ impl Connection {
         }
     }
 
-    /// When its current state or window times out; `None` while the handler has the request.
+    /// When its current state or window times out; `None` while the handler has the request or produces a
+    /// piece of a body.
     pub(super) fn deadline(&self, limits: &Limits) -> Option<Instant> {
         let time = match &self.state {
             _ if !self.out.is_empty() => limits.write_time,
@@ -173,7 +191,7 @@ impl Connection {
             State::Upload(upload) if upload.waits => ROOM_WAIT,
             State::Upload(_) => limits.body_time,
             State::Linger => LINGER_TIME,
-            State::Handling => return None,
+            State::Handling | State::Streaming(_) => return None,
         };
         Some(self.since + time)
     }
@@ -196,7 +214,9 @@ impl Connection {
                 }
             }
             State::Head if !self.input.is_empty() => self.refuse(turn, Refusal::HeadTimedOut),
-            State::Head | State::Handling | State::Linger => return Next::Close,
+            State::Head | State::Handling | State::Streaming(_) | State::Linger => {
+                return Next::Close;
+            }
         }
         self.begin_window(turn.now);
         self.advance(turn)
@@ -231,6 +251,7 @@ impl Connection {
         match &self.state {
             State::Head => self.head(turn),
             State::Upload(_) => self.upload(turn),
+            State::Streaming(_) => self.stream(turn),
             State::Linger => self.linger(turn),
             State::Handling => Break(Next::Wait),
         }
@@ -327,6 +348,7 @@ impl Connection {
     fn begin(&mut self, turn: &mut Turn<'_>, head: Head) {
         let framing = head.framing;
         self.to_head = head.method == Method::Head;
+        self.is_http11 = head.is_http11;
         self.persistence = framing.persistence;
         let bytes_max = turn.shared.limits.body_bytes_max;
         let announced = match framing.body {
@@ -465,11 +487,19 @@ impl Connection {
 
     fn reply(&mut self, turn: &mut Turn<'_>, reply: &Reply) {
         self.leave(turn.shared, turn.room);
-        let ends = reply.close
-            || self.persistence == Persistence::Ends
-            || (turn.stopping && !self.has_more(turn));
+        let ends = reply.close || self.ends(turn);
         let kept = (!ends).then_some(turn.shared.limits.keep_alive);
         reply.encode(self.to_head, kept, &mut self.out);
+        self.replied(turn, ends);
+    }
+
+    /// Whether the connection ends after the current request.
+    fn ends(&mut self, turn: &mut Turn<'_>) -> bool {
+        self.persistence == Persistence::Ends || (turn.stopping && !self.has_more(turn))
+    }
+
+    /// Continues after the last bytes of a reply were added to `out`.
+    fn replied(&mut self, turn: &Turn<'_>, ends: bool) {
         self.state = if ends { State::Linger } else { State::Head };
         (self.to_head, self.persistence) = (false, Persistence::Kept);
         self.begin_window(turn.now);
@@ -486,7 +516,7 @@ impl Connection {
                 upload.request.disarm();
             }
             State::Handling => drop(shared.in_flight.fetch_sub(1, Ordering::SeqCst)),
-            State::Head | State::Linger => {}
+            State::Head | State::Streaming(_) | State::Linger => {}
         }
     }
 

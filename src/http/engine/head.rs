@@ -44,6 +44,8 @@ pub(super) struct Head {
     target: Range<usize>,
     pub(super) method: Method,
     pub(super) framing: Framing,
+    /// The version is 1.1, not 1.0.
+    pub(super) is_http11: bool,
 }
 
 impl Head {
@@ -84,6 +86,7 @@ impl Head {
             method: method(method_name),
             target: start..start + target.len(),
             framing,
+            is_http11,
             text: String::from_utf8_lossy(&lines[..length]).into_owned(),
         };
         Ok(Some((head, length)))

@@ -2,9 +2,9 @@
 //! deadlines.
 //!
 //! Other threads reach it through the [`Mailbox`] only. It sleeps in `poll` only: all sockets are
-//! non-blocking, and handlers that may block run on other threads. When no descriptor is left, or the
-//! maximum number of connections is open, the loop stops accepting and retries. Meanwhile new
-//! connections wait in the kernel's queue.
+//! non-blocking, and handlers that may block run on other threads.
+
+mod accept;
 
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,15 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use accept::ACCEPTS_A_TURN;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
-use super::connection::{Connection, IDLE_BUFFER_BYTES_MAX};
+use super::connection::Connection;
 use super::mailbox::{Key, Mailbox, Message};
 use super::room::Room;
 use super::turn::{Next, Turn};
-use super::{Refusal, Shared, system};
+use super::{Refusal, Shared};
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
@@ -28,18 +29,10 @@ const WAKER: Token = Token(usize::MAX - 1);
 const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
 /// Maximum bytes of one read.
 const SCRATCH_BYTES: usize = 64 << 10;
-/// Maximum number of connections accepted in one turn of the loop.
-const ACCEPTS_A_TURN: usize = 128;
 /// Maximum number of connections accepted when a shutdown begins.
 const STOP_ACCEPTS_MAX: usize = 4096;
 /// Minimum time between two checks of all deadlines.
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
-/// How long accepting pauses after it failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long accepting must fail until the handler is notified.
-const ACCEPT_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a connection must be idle before it may be evicted.
-const EVICT_IDLE_MIN: Duration = Duration::from_secs(1);
 
 /// The poll and the listener registered with it.
 pub(super) struct Sockets {
@@ -133,6 +126,14 @@ impl Io {
                 match message {
                     Message::Reply(key, reply) => {
                         self.advance(key, |connection, turn| connection.answered(turn, &reply));
+                    }
+                    Message::Stream(key, reply, rest) => self.advance(key, |connection, turn| {
+                        connection.answered_with_stream(turn, &reply, rest)
+                    }),
+                    Message::Piece(key, piece, rest) => {
+                        self.advance(key, |connection, turn| {
+                            connection.produced(turn, piece, rest)
+                        });
                     }
                     Message::Room => {}
                     Message::Shutdown => self.begin_stop(),
@@ -260,102 +261,6 @@ impl Io {
             connection.refuse(turn, refusal);
             connection.advance(turn)
         });
-    }
-
-    fn accept(&mut self, now: Instant) {
-        if self.buffered > self.shared.limits.buffers_bytes_max {
-            let holds = |one: &Connection| one.buffered_bytes() > IDLE_BUFFER_BYTES_MAX;
-            self.evict(self.expendable(now, holds));
-        }
-        if !self.acceptable || self.accept_at.is_some_and(|at| now < at) {
-            return;
-        }
-        // After `ACCEPTS_A_TURN` connections the loop takes another turn at once and continues.
-        self.accept_at = Some(now);
-        for _ in 0..ACCEPTS_A_TURN {
-            let Some(listener) = &self.listener else {
-                return;
-            };
-            let full = self.connections.len() >= self.shared.limits.connections_max;
-            let expendable = if full {
-                self.expendable(now, |_| true)
-            } else {
-                Vec::new()
-            };
-            if full && expendable.is_empty() {
-                return self.hold_off(now, "the maximum number of connections is open");
-            }
-            match listener.accept() {
-                Ok((stream, peer)) => {
-                    self.evict(expendable);
-                    self.add(stream, peer, now);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.acceptable = false;
-                    break;
-                }
-                Err(error) if system::is_exhausted(&error) => {
-                    self.evict(self.expendable(now, |_| true));
-                    return self.hold_off(now, "no file descriptor or no memory is left");
-                }
-                // The client has closed this connection already.
-                Err(_) => {}
-            }
-        }
-        self.held_off = None;
-        if std::mem::take(&mut self.reported) {
-            tracing::info!("accepting connections again");
-            self.shared.handler.accepting(true);
-        }
-    }
-
-    fn add(&mut self, mut stream: mio::net::TcpStream, peer: std::net::SocketAddr, now: Instant) {
-        let entry = self.connections.vacant_entry();
-        let index = entry.key();
-        let registry = self.poll.registry();
-        if failed(&registry.register(&mut stream, Token(index), INTEREST)) {
-            return;
-        }
-        self.serial += 1;
-        let serial = self.serial;
-        let key = Key { index, serial };
-        entry.insert(Connection::new(stream, peer, key, now));
-        self.advance(key, Connection::advance);
-    }
-
-    /// Pauses accepting. Logs and notifies the handler after [`ACCEPT_PATIENCE`].
-    fn hold_off(&mut self, now: Instant, why: &str) {
-        self.accept_at = Some(now + ACCEPT_PAUSE);
-        let since = *self.held_off.get_or_insert(now);
-        if !self.reported && now >= since + ACCEPT_PATIENCE {
-            self.reported = true;
-            tracing::warn!("cannot accept connections: {why}; retrying");
-            self.shared.handler.accepting(false);
-        }
-    }
-
-    /// Indexes of the connections to evict among those that match `filter`, the longest idle first. It
-    /// returns up to 1/64 of all connections at once, because the search visits all of them.
-    fn expendable(&self, now: Instant, filter: fn(&Connection) -> bool) -> Vec<usize> {
-        let Some(idle_since) = now.checked_sub(EVICT_IDLE_MIN) else {
-            return Vec::new();
-        };
-        let ranked = |(index, connection): (usize, &Connection)| {
-            let rank = connection.rank_to_evict(idle_since)?;
-            filter(connection).then_some((rank, index))
-        };
-        let mut ranked: Vec<_> = self.connections.iter().filter_map(ranked).collect();
-        ranked.sort_unstable();
-        ranked.truncate(self.connections.len() / 64 + 1);
-        ranked.into_iter().map(|(_, index)| index).collect()
-    }
-
-    fn evict(&mut self, expendable: Vec<usize>) {
-        let count = expendable.len() as u64;
-        self.shared.evicted.fetch_add(count, Ordering::Relaxed);
-        for index in expendable {
-            self.close(index);
-        }
     }
 
     /// Begins the shutdown: accepts the connections in the kernel's queue, closes the listener and closes

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mio::Waker;
 
 use super::Reply;
+use super::stream::{Piece, Rest};
 
 /// Identifies a connection. An index is used again after its connection was closed; a serial number is
 /// unique.
@@ -20,6 +21,10 @@ pub(super) struct Key {
 pub(super) enum Message {
     /// The reply to the request of a connection.
     Reply(Key, Reply),
+    /// The reply to the request of a connection; its body is the first piece, and the rest follows.
+    Stream(Key, Reply, Rest),
+    /// The next piece of a body, and the source of the further ones.
+    Piece(Key, Piece, Rest),
     /// Memory for large bodies was released while an upload waited for it.
     Room,
     /// Begin the shutdown.

@@ -10,7 +10,7 @@
 //! refuses the `request` by its head. `upload` receives the body, `body` decodes it, and a large body
 //! first waits for `room`, memory that all large bodies share. The [`Handler`] then handles the request
 //! on the I/O thread or on one of the `workers`. The thread that answers puts the [`Reply`] into the
-//! `mailbox` of the I/O thread, and `reply` encodes it. `system` has the calls that are specific to
+//! `mailbox` of the I/O thread, and `reply` encodes it. The body of a reply may be a `stream`. `system` has the calls that are specific to
 //! Linux.
 //!
 //! # Threads
@@ -43,6 +43,7 @@ mod mailbox;
 mod reply;
 mod request;
 mod room;
+mod stream;
 mod system;
 mod turn;
 mod upload;
@@ -61,6 +62,7 @@ use io::{Io, Sockets};
 use mailbox::{Mailbox, Message};
 pub use reply::Reply;
 pub use request::Request;
+pub use stream::Piece;
 use workers::Workers;
 
 /// Bounds of the engine; the defaults are what `serve` uses.
@@ -76,8 +78,12 @@ pub struct Limits {
     /// Above it, the connections that are idle longest are closed.
     pub buffers_bytes_max: usize,
     /// Maximum number of connections; default 16,384. It is lowered to what the limit of open
-    /// descriptors allows.
+    /// descriptors allows. At the maximum, connections that have been idle or stalled for a second are
+    /// closed to accept others.
     pub connections_max: usize,
+    /// Maximum time until the first byte of a new connection while the maximum number of connections is
+    /// open; default 10 s. Meanwhile further connections wait in the kernel's queue.
+    pub first_byte_time: Duration,
     /// Maximum number of unanswered requests; default 8192. Further requests are answered with 503.
     pub in_flight_max: usize,
     /// The announced time that an idle connection is kept; default 75 s, longer than the usual
@@ -104,6 +110,7 @@ impl Default for Limits {
             bodies_bytes_max: 32 << 20,
             buffers_bytes_max: 64 << 20,
             connections_max: 16_384,
+            first_byte_time: Duration::from_secs(10),
             in_flight_max: 8192,
             keep_alive: Duration::from_secs(75),
             head_time: Duration::from_secs(30),
@@ -119,7 +126,7 @@ impl Default for Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Binding or listening failed.
-    #[error("cannot listen on {address}; is another server running there?")]
+    #[error("cannot listen on {address}{}", advice_on_bind(source))]
     Bind {
         /// The configured address.
         address: SocketAddr,
@@ -132,6 +139,22 @@ pub enum EngineError {
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+}
+
+/// What to do after an error of `bind` or `listen`.
+fn advice_on_bind(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "; is another server running there? --listen with port 0 picks a free port"
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "; no network interface of this machine has this address. Listen on 127.0.0.1 for this machine only, or on 0.0.0.0 for all its addresses"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "; a port below 1024 needs root or CAP_NET_BIND_SERVICE. Use a higher port"
+        }
+        _ => "",
+    }
 }
 
 /// Which threads handle a request.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 use httpdate::HttpDate;
 
+use super::stream::Coding;
 use crate::timestamp;
 
 const JSON: &str = "application/json";
@@ -69,8 +70,21 @@ impl Reply {
 
     /// Appends the bytes on the wire to `out`, without the body if the request was HEAD. `kept` is how
     /// long the connection stays open; `None` closes it.
-    // Writing to a Vec cannot fail.
     pub(super) fn encode(&self, to_head: bool, kept: Option<Duration>, out: &mut Vec<u8>) {
+        self.encode_head(None, kept, out);
+        if !to_head {
+            out.extend_from_slice(&self.body);
+        }
+    }
+
+    /// Appends the head. `coding` is that of a streamed body; otherwise the body has a length.
+    // Writing to a Vec cannot fail.
+    pub(super) fn encode_head(
+        &self,
+        coding: Option<Coding>,
+        kept: Option<Duration>,
+        out: &mut Vec<u8>,
+    ) {
         out.reserve(256 + self.body.len());
         let status = StatusCode::from_u16(self.status).ok();
         let reason = status.and_then(|status| status.canonical_reason());
@@ -81,10 +95,14 @@ impl Reply {
             reason.unwrap_or("Unknown"),
             HttpDate::from(timestamp::of_ms(timestamp::now_ms()))
         );
-        if self.status != 204 {
-            let _never = write!(out, "Content-Length: {}\r\n", self.body.len());
+        match coding {
+            Some(Coding::Chunked) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+            None if self.status != 204 => {
+                let _never = write!(out, "Content-Length: {}\r\n", self.body.len());
+            }
+            Some(Coding::UntilClosed) | None => {}
         }
-        if !self.body.is_empty() {
+        if coding.is_some() || !self.body.is_empty() {
             let _never = write!(out, "Content-Type: {}\r\n", self.content_type);
         }
         for (name, value) in &self.headers {
@@ -97,9 +115,6 @@ impl Reply {
                 "Connection: keep-alive\r\nKeep-Alive: timeout={secs}\r\n\r\n"
             ),
         };
-        if !to_head {
-            out.extend_from_slice(&self.body);
-        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::head::{Head, Method};
 use super::mailbox::{Key, Message};
 use super::room::Share;
+use super::stream::{Rest, Source};
 use super::workers::Workers;
 use super::{Figures, MayBlock, Refusal, Reply, Shared};
 
@@ -72,6 +73,15 @@ impl Request {
     /// Sends the reply to the I/O thread. Never blocks.
     pub fn answer(mut self, reply: Reply) {
         self.answer_mut(reply);
+    }
+
+    /// Sends the head and the first piece of the body to the I/O thread; `source` produces the rest. Never
+    /// blocks.
+    pub fn answer_with_stream(mut self, reply: Reply, source: Source) {
+        if let Some(shared) = self.shared.take() {
+            let message = Message::Stream(self.key, reply, Rest(source));
+            shared.mailbox.post(message);
+        }
     }
 
     fn answer_mut(&mut self, reply: Reply) {

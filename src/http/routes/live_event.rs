@@ -90,31 +90,37 @@ fn options(query: &str) -> Result<Options, Problem> {
 pub(super) fn post(inner: &Arc<Inner>, mut request: Request, query: &str) {
     match receive(inner, &mut request, query) {
         Ok((options, intake)) => append(inner, request, &options, intake),
-        Err(problem) => inner.answer(request, Route::LiveEvent, problem.reply()),
+        Err((problem, events)) => {
+            inner.record_refused(&problem, events);
+            inner.answer(request, Route::LiveEvent, problem.reply());
+        }
     }
 }
 
 /// Reads the events of a request and counts them as received. If none is stored, they are counted as
-/// refused.
+/// refused, and their number is in the error.
 fn receive(
     inner: &Inner,
     request: &mut Request,
     query: &str,
-) -> Result<(Options, Intake), Problem> {
-    let options = options(query)?;
+) -> Result<(Options, Intake), (Problem, u64)> {
+    let no_events = |problem| (problem, 0);
+    let options = options(query).map_err(no_events)?;
     let mut body = request.take_body();
-    if encoding(request)? == Encoding::Gzip {
-        body = decompress(&body, inner.body_bytes_max)?;
+    if encoding(request).map_err(no_events)? == Encoding::Gzip {
+        body = decompress(&body, inner.body_bytes_max).map_err(no_events)?;
     }
-    let intake = read(request, body)?.map_err(|error| {
+    let read = read(request, body).map_err(no_events)?;
+    let intake = read.map_err(|error| {
         let refused = u64::from(error != IntakeError::Empty && error != IntakeError::EmptyArray);
         inner.counters.receive(refused);
         inner.counters.record_outcome(0, refused);
-        match error {
+        let problem = match error {
             IntakeError::Empty => Problem::new(400, "the body is empty; send an event"),
             IntakeError::EmptyArray => Problem::new(422, "the array is empty; send an event"),
             IntakeError::NotJson(detail) => Problem::new(400, detail),
-        }
+        };
+        (problem, refused)
     })?;
     let all = intake.refused + u64::from(intake.accepted);
     inner.counters.receive(all);
@@ -124,7 +130,7 @@ fn receive(
         if options.invalid == Invalid::Skip {
             problem = problem.unprocessable();
         }
-        return Err(problem);
+        return Err((problem, all));
     }
     Ok((options, intake))
 }
@@ -178,6 +184,23 @@ fn inflate(body: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {
     Ok(plain)
 }
 
+impl Inner {
+    /// Records a refused request for `/refused`, with the number of its events.
+    pub(super) fn record_refused(&self, problem: &Problem, events: u64) {
+        let (detail, first) = problem.reason();
+        let status = problem.status();
+        self.refused.record(status, detail, first, events);
+    }
+
+    /// The same for the events that `invalid=skip` has left out.
+    fn record_skipped(&self, intake: &Intake) {
+        let first = problem::faults(&intake.errors[..intake.errors.len().min(1)]);
+        let detail = "invalid events of the request were left out (invalid=skip)";
+        self.refused
+            .record(202, detail, first.first(), intake.refused);
+    }
+}
+
 /// Queues the lines at the journal. The callback runs on the thread of the committer.
 fn append(inner: &Arc<Inner>, request: Request, options: &Options, mut intake: Intake) {
     let batch = Batch {
@@ -193,6 +216,9 @@ fn append(inner: &Arc<Inner>, request: Request, options: &Options, mut intake: I
                 inner
                     .counters
                     .record_outcome(u64::from(intake.accepted), intake.refused);
+                if intake.refused > 0 {
+                    inner.record_skipped(&intake);
+                }
                 match ack {
                     Ack::Durable => {
                         let reply = Reply::json(202, acknowledgement(&intake, position, None));
@@ -204,8 +230,9 @@ fn append(inner: &Arc<Inner>, request: Request, options: &Options, mut intake: I
             Err(error) => {
                 let all = u64::from(intake.accepted) + intake.refused;
                 inner.counters.record_outcome(0, all);
-                let reply = Problem::of_append(&error).reply();
-                inner.answer(request, Route::LiveEvent, reply);
+                let problem = Problem::of_append(&error);
+                inner.record_refused(&problem, all);
+                inner.answer(request, Route::LiveEvent, problem.reply());
             }
         }
     };

@@ -11,6 +11,7 @@ mod pages;
 mod params;
 mod scrape;
 mod service;
+pub(super) mod status;
 mod users;
 
 use std::path::PathBuf;
@@ -25,7 +26,9 @@ use super::counters::{Counters, Route};
 use super::engine::{
     Admission, Blocking, Handler, Lane, MayBlock, Method, Refusal, Reply, Request,
 };
+use super::history::History;
 use super::problem::Problem;
+use super::refused::RefusedRequests;
 use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
@@ -46,6 +49,8 @@ pub(super) struct Inner {
     pub(super) directory: Uuid,
     pub(super) lost_log_lines: fn() -> u64,
     pub(super) counters: Arc<Counters>,
+    pub(super) history: Arc<History>,
+    pub(super) refused: RefusedRequests,
     /// Maximum bytes of a body, as sent and after decompression.
     pub(super) body_bytes_max: usize,
     pub(super) stopping: AtomicBool,
@@ -73,6 +78,8 @@ enum Call<'a> {
     Healthz,
     Readyz,
     Status,
+    History,
+    Refused,
     Metrics,
     Segments,
     Rejected,
@@ -115,6 +122,8 @@ fn call(method: Method, path: &str) -> Result<Call<'_>, NoCall> {
         "/segments" => Call::Segments,
         "/rejected" => Call::Rejected,
         "/status" => Call::Status,
+        "/history" => Call::History,
+        "/refused" => Call::Refused,
         "/metrics" => Call::Metrics,
         "/healthz" => Call::Healthz,
         "/readyz" => Call::Readyz,
@@ -211,6 +220,9 @@ impl Handler for Routes {
         match self.inner.check_head(request) {
             Ok(lane) => Admission::Accept(lane),
             Err((route, problem)) => {
+                if split_target(request.target()).1 == "/liveEvent" {
+                    self.inner.record_refused(&problem, 0);
+                }
                 self.inner.counters.answered(route, problem.status());
                 Admission::Refuse(problem.reply())
             }
@@ -237,7 +249,9 @@ impl Handler for Routes {
             Ok(Call::Flush) => service::flush(inner, request, query),
             Ok(Call::Healthz) => service::healthz(inner, request),
             Ok(Call::Readyz) => service::readyz(inner, request),
-            Ok(Call::Status) => service::status(inner, request),
+            Ok(Call::Status) => status::status(inner, request),
+            Ok(Call::History) => status::history(inner, request),
+            Ok(Call::Refused) => status::refused(inner, request),
             Ok(Call::Metrics) => scrape::metrics(inner, request),
             Ok(Call::Segments) => listings::segments(inner, request, query),
             Ok(Call::Rejected) => listings::rejected(inner, request, query),
@@ -255,6 +269,7 @@ impl Handler for Routes {
         let problem = Problem::of_refusal(refusal, self.inner.body_bytes_max);
         self.inner.counters.answered(Route::Other, problem.status());
         self.inner.counters.refused(refusal);
+        self.inner.record_refused(&problem, 0);
         problem.reply()
     }
 
@@ -297,7 +312,7 @@ fn no_call(none: NoCall) -> Problem {
     match none {
         NoCall::Path => Problem::new(
             404,
-            "unknown path; the paths are /liveEvent, /userEvents, /userEvents/{userId} (send a / in the id as %2F), /flush, /status, /segments, /rejected, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
+            "unknown path; the paths are /liveEvent, /userEvents, /userEvents/{userId} (send a / in the id as %2F), /flush, /status, /history, /segments, /rejected, /refused, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
         ),
         NoCall::Method(allow) => Problem::new(405, format!("the methods of this path are {allow}"))
             .header("Allow", allow),

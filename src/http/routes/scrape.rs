@@ -21,7 +21,7 @@ pub(super) fn metrics(inner: &Arc<Inner>, request: Request) {
 
 fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
     let files = inner.files.get(may_block);
-    let (events, ledger, _) = service::accounts(inner);
+    let (events, accounts) = service::accounts(inner);
     let tail = inner.journal.tail();
     let (queue_bytes, queue_bytes_max) = inner.journal.queued_bytes();
     Snapshot {
@@ -30,7 +30,8 @@ fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
         received: events.received,
         accepted: events.accepted,
         refused: events.refused,
-        ledger,
+        ledger: accounts.ledger,
+        overall: accounts.overall,
         lag_seconds: inner.progress.lag_seconds(),
         queue_bytes,
         queue_bytes_max,
@@ -38,6 +39,7 @@ fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
         active_segment_bytes: tail.durable_end,
         data_bytes: files.disk.used_bytes(&files.data_dir).ok(),
         disk_free_bytes: files.disk.free_bytes(&files.data_dir).ok(),
+        disk_size_bytes: files.disk.capacity_bytes(&files.data_dir).ok(),
         ack: inner.counters.ack().snapshot(),
         flush: inner.progress.flushes().snapshot(),
         requests: inner

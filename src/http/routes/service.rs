@@ -1,6 +1,5 @@
-//! `POST /flush`, `/healthz`, `/readyz` and `/status`: the state of the service.
+//! `POST /flush`, `/healthz` and `/readyz`: the state of the service.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,8 +11,7 @@ use crate::data_dir::segment::Position;
 use crate::http::counters::{Events, Route};
 use crate::http::engine::{Reply, Request};
 use crate::http::problem::Problem;
-use crate::progress::{Run, WaitOutcome};
-use crate::store::Ledger;
+use crate::progress::{Accounts, WaitOutcome};
 
 const FLUSH_WAIT_DEFAULT: Duration = Duration::from_mins(1);
 const FLUSH_WAIT_MAX: Duration = Duration::from_mins(10);
@@ -95,16 +93,16 @@ pub(super) fn readyz(inner: &Inner, request: Request) {
     inner.answer(request, Route::Service, reply);
 }
 
-/// The events of this run, and the ledger of all lines ever written. `unaccounted` also counts accepted
+/// The events of this run, and the sums and the ledger of all time. `unaccounted` also counts accepted
 /// events without a line, and lines without an accepted event.
-pub(super) fn accounts(inner: &Inner) -> (Events, Ledger, Run) {
+pub(super) fn accounts(inner: &Inner) -> (Events, Accounts) {
     let before = inner.counters.events();
     let lines = inner.journal.tail().lines;
     let events = inner.counters.events();
     let journal = &inner.journal;
-    let (mut ledger, run) = inner.progress.ledger(|| journal.tail().lines);
-    ledger.unaccounted += Events::unaccounted(before, lines, events).unwrap_or(0);
-    (events, ledger, run)
+    let mut accounts = inner.progress.accounts(|| journal.tail().lines);
+    accounts.ledger.unaccounted += Events::unaccounted(before, lines, events).unwrap_or(0);
+    (events, accounts)
 }
 
 /// The reasons why the server is not ready; empty if it is.
@@ -122,45 +120,4 @@ pub(super) fn reasons(inner: &Inner) -> Vec<String> {
         reasons.push("the server is stopping".into());
     }
     reasons
-}
-
-/// Answers with the ledger and the state of the server.
-pub(super) fn status(inner: &Inner, request: Request) {
-    let progress = &inner.progress;
-    let (events, ledger, run) = accounts(inner);
-    let tail = inner.journal.tail();
-    let reasons = reasons(inner);
-    let refusals = inner.counters.refusals().filter(|(_, count)| *count > 0);
-    let refused: BTreeMap<_, _> = refusals.collect();
-    let end = Position {
-        segment: tail.number,
-        offset: tail.durable_end,
-    };
-    let body = json!({
-        "directory": inner.directory,
-        "position": end.to_string(),
-        "received": events.received,
-        "accepted": events.accepted,
-        "refused": events.refused,
-        "lines": ledger.lines,
-        "applied": ledger.applied,
-        "duplicates": ledger.duplicates,
-        "rejected": ledger.rejected,
-        "pending": ledger.pending,
-        "corrupt": ledger.corrupt,
-        "unaccounted": ledger.unaccounted,
-        "run": {
-            "received": events.received,
-            "accepted": events.accepted,
-            "refused": events.refused,
-            "appended": run.appended,
-            "found": run.found,
-            "settled": run.settled,
-        },
-        "httpRefused": refused,
-        "lagSeconds": progress.lag_seconds(),
-        "ready": reasons.is_empty(),
-        "reasons": reasons,
-    });
-    inner.answer(request, Route::Service, Reply::json(200, body.to_string()));
 }

@@ -3,6 +3,8 @@
 //! The database is read on a thread that may block. A request that waits for a position occupies no
 //! thread: [`crate::progress::Progress`] calls back.
 
+mod csv;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
 use crate::progress::WaitOutcome;
-use crate::store::{Order, StoreError, UserTotal};
+use crate::store::{Listing, Order, Page, StoreError, UserTotal};
 use crate::timestamp;
 
 pub(super) const WAIT_DEFAULT: Duration = Duration::from_secs(5);
@@ -112,31 +114,49 @@ fn unknown(inner: &Inner) -> Problem {
     Problem::new(404, detail).member("pending", pending)
 }
 
-/// Answers with a page of users.
+/// Answers with a page of users, or as CSV.
 pub(super) fn list(inner: &Arc<Inner>, request: Request, query: &str) {
-    inner.answer_blocking(request, Route::Users, query, page);
+    if csv::is_preferred(request.header("Accept")) {
+        csv::list(inner, request, query);
+    } else {
+        inner.answer_blocking(request, Route::Users, query, page);
+    }
 }
 
-fn page(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Problem> {
-    let params = Params::parse(query, &["order", "limit", "cursor"])?;
+/// The parameters of a listing.
+const LIST_PARAMS: [&str; 4] = ["order", "prefix", "limit", "cursor"];
+
+fn listing(params: &Params) -> Result<Listing<'_>, Problem> {
     let orders = [
         ("userId", Order::UserId),
         ("revenue", Order::Revenue),
         ("-revenue", Order::RevenueDescending),
     ];
-    let order = params.one_of("order", &orders)?;
-    let limit = params.limit(LIMIT_DEFAULT, LIMIT_MAX)?;
-    let page = inner
+    Ok(Listing {
+        order: params.one_of("order", &orders)?,
+        prefix: params.get("prefix").unwrap_or_default(),
+        limit: params.limit(LIMIT_DEFAULT, LIMIT_MAX)?,
+        cursor: params.get("cursor"),
+    })
+}
+
+fn read_page(inner: &Inner, listing: &Listing<'_>, may_block: &MayBlock) -> Result<Page, Problem> {
+    inner
         .readers
         .get(may_block)
-        .users(order, limit, params.get("cursor"))
+        .users(listing)
         .map_err(|error| unreadable(&error))?
         .ok_or_else(|| {
             Problem::new(
                 400,
                 "the cursor does not belong to this order; start again without a cursor",
             )
-        })?;
+        })
+}
+
+fn page(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Problem> {
+    let params = Params::parse(query, &LIST_PARAMS)?;
+    let page = read_page(inner, &listing(&params)?, may_block)?;
     let mut json = String::with_capacity(32 + page.users.len() * 96);
     json.push_str("{\"users\":[");
     for (index, user) in page.users.iter().enumerate() {
@@ -151,7 +171,7 @@ fn page(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Probl
         None => json.push_str("null"),
     }
     json.push('}');
-    Ok(Reply::json(200, json))
+    Ok(Reply::json(200, json).with("Vary", "Accept"))
 }
 
 /// The problem of a database that cannot be read. It is also logged.
@@ -167,8 +187,8 @@ fn push_user(json: &mut String, total: &UserTotal) {
     // Writing to a String cannot fail. The revenue is an exact decimal, not a float.
     let _never = write!(
         json,
-        ",\"revenue\":{},\"events\":{},\"updatedAt\":\"{updated_at}\"}}",
-        total.revenue, total.events
+        ",\"revenue\":{},\"revenueMicros\":\"{}\",\"events\":{},\"updatedAt\":\"{updated_at}\"}}",
+        total.revenue, total.revenue.0, total.events
     );
 }
 
@@ -196,7 +216,7 @@ mod tests {
         );
         assert_eq!(
             json,
-            r#"{"userId":"a\"b/é","revenue":-10.5,"events":3,"updatedAt":"2026-11-22T06:41:00.123Z"}"#
+            r#"{"userId":"a\"b/é","revenue":-10.5,"revenueMicros":"-10500000","events":3,"updatedAt":"2026-11-22T06:41:00.123Z"}"#
         );
     }
 

@@ -44,44 +44,7 @@ impl Writer {
             let file = Arc::clone(file);
             self.check_alone(&*file)?;
         }
-        // Opened before the rename, so that a lack of file descriptors leaves nothing to undo.
-        let dir = match self.disk.open_dir(&self.data_dir) {
-            Ok(dir) => dir,
-            Err(error) => {
-                let reason = format!("cannot open {}: {error}", self.data_dir.display());
-                self.health.set(ROTATION, &reason);
-                return Err(AppendError::Failed(reason));
-            }
-        };
-        // 1. rename, never replacing.
-        let seal = Seal {
-            bytes: self.durable_end,
-            checksum: self.checksum.clone().finalize(),
-        };
-        let name = sealed_file_name_with(self.directory.label(), seal, SystemTime::now());
-        let sealed = self.data_dir.join(name);
-        if let Err(error) = self.disk.rename_new(&self.path, &sealed) {
-            let reason = format!(
-                "cannot seal {} as {}: {error}",
-                self.path.display(),
-                sealed.display()
-            );
-            self.health.set(ROTATION, &reason);
-            return Err(AppendError::Failed(reason));
-        }
-        // 2. fsync the directory.
-        if let Err(error) = dir.sync() {
-            return Err(self.poison(&format!(
-                "was sealed, but its directory could not be synced: {error}"
-            )));
-        }
-        self.health.clear(ROTATION);
-        tracing::debug!(
-            segment = self.directory.number,
-            bytes = self.durable_end,
-            "sealed {}",
-            sealed.display()
-        );
+        self.seal()?;
         let number = {
             let floor = self.shared.floor.load(Ordering::Relaxed);
             first_free(self.directory.number.max(floor) + 1, &self.shared.taken())
@@ -99,6 +62,47 @@ impl Writer {
             tail.durable_end = 0;
         }
         self.create_next()
+    }
+
+    /// Steps 1 and 2 of a rotation: renames the file, never replacing another one, and syncs the directory.
+    fn seal(&mut self) -> Result<(), AppendError> {
+        // Opened before the rename, so that a lack of file descriptors leaves nothing to undo.
+        let dir = match self.disk.open_dir(&self.data_dir) {
+            Ok(dir) => dir,
+            Err(error) => {
+                let reason = format!("cannot open {}: {error}", self.data_dir.display());
+                self.health.set(ROTATION, &reason);
+                return Err(AppendError::Failed(reason));
+            }
+        };
+        let seal = Seal {
+            bytes: self.durable_end,
+            checksum: self.checksum.clone().finalize(),
+        };
+        let name = sealed_file_name_with(self.directory.label(), seal, SystemTime::now());
+        let sealed = self.data_dir.join(name);
+        if let Err(error) = self.disk.rename_new(&self.path, &sealed) {
+            let reason = format!(
+                "cannot seal {} as {}: {error}",
+                self.path.display(),
+                sealed.display()
+            );
+            self.health.set(ROTATION, &reason);
+            return Err(AppendError::Failed(reason));
+        }
+        if let Err(error) = dir.sync() {
+            return Err(self.poison(&format!(
+                "was sealed, but its directory could not be synced: {error}"
+            )));
+        }
+        self.health.clear(ROTATION);
+        tracing::debug!(
+            segment = self.directory.number,
+            bytes = self.durable_end,
+            "sealed {}",
+            sealed.display()
+        );
+        Ok(())
     }
 
     /// Steps 3 to 5 of a rotation. If the file cannot be created, the state becomes

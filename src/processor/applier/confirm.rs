@@ -9,7 +9,7 @@ use crate::aggregate::lines;
 use crate::data_dir::disk::{FileStat, Identity};
 use crate::data_dir::segment::{Label, SegmentId};
 use crate::data_dir::{SegmentFile, read_label};
-use crate::event::Looks;
+use crate::event::{InputFormat, Unsupported};
 use crate::processor::ProcessError;
 use crate::processor::import::{self, Part};
 use crate::store::{Mark, SegmentRow, SegmentState, StoreError};
@@ -60,10 +60,10 @@ impl Applier<'_> {
             .file
             .stat()
             .map_err(ProcessError::io("inspect", &segment.path))?;
-        if let Some(follow) = self.follows.get(&segment.id)
-            && follow.is_of(segment, &stat)
+        if let Some(follow) = self.follows.get_mut(&segment.id)
+            && let Some(applied_bytes) = follow.recognise(segment, &stat)?
         {
-            return Ok(Confirmed::At(follow.applied.total_len()));
+            return Ok(Confirmed::At(applied_bytes));
         }
         let row = self.writer.segment(&segment.id)?;
         if let Some(rival) = self.rival(segment, row.as_ref())? {
@@ -94,7 +94,7 @@ impl Applier<'_> {
         let follow = Follow {
             applied,
             confirmed: stat.identity,
-            sealed: seal::of_path(&segment.path).map(|_| segment.path.clone()),
+            sealed: sealed_path(segment),
         };
         self.follows.insert(segment.id.clone(), follow);
         Ok(Confirmed::At(applied_bytes))
@@ -123,8 +123,8 @@ impl Applier<'_> {
         let io = || ProcessError::io("read", &segment.path);
         let label = read_label(&*segment.file).map_err(io())?;
         let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
-            let looks = Looks::of(&import::head(&*segment.file).map_err(io())?);
-            if let Some(refusal) = refusal(looks, &segment.path) {
+            let format = InputFormat::of(&import::head(&*segment.file).map_err(io())?);
+            if let Some(refusal) = refusal(&format, &segment.path) {
                 return Ok(Some(format!("{path}: {refusal}")));
             }
             let part = Part::of_name(&segment.name());
@@ -210,15 +210,43 @@ impl Applier<'_> {
 }
 
 impl Follow {
-    /// Whether the prefix was verified in this very file, and need not be verified again.
-    fn is_of(&self, segment: &SegmentFile, stat: &FileStat) -> bool {
-        self.confirmed == stat.identity
-            && self.applied.total_len() <= stat.size
+    /// The number of applied bytes if the prefix was verified in this very file and the file matches its seal;
+    /// `None` if it must be verified from its start.
+    ///
+    /// When a segment is sealed that this process has applied from, only the bytes after the applied ones are
+    /// read: the checksum of the applied ones is in memory. Their pages have left the page cache, and reading
+    /// them from the disk would delay the appends to the next segment.
+    fn recognise(
+        &mut self,
+        segment: &SegmentFile,
+        stat: &FileStat,
+    ) -> Result<Option<u64>, ProcessError> {
+        let applied_bytes = self.applied.total_len();
+        if self.confirmed != stat.identity || applied_bytes > stat.size {
+            return Ok(None);
+        }
+        let sealed = sealed_path(segment);
+        if sealed.is_none() || sealed == self.sealed {
             // Before its first line is applied, a file may have been too short to determine its format.
-            && (self.applied.total_len() > 0 || segment.tag.is_some())
-            && (self.sealed.as_ref() == Some(&segment.path)
-                || seal::of_path(&segment.path).is_none())
+            let has_format = applied_bytes > 0 || segment.tag.is_some();
+            return Ok(has_format.then_some(applied_bytes));
+        }
+        if applied_bytes == 0 {
+            return Ok(None);
+        }
+        let broken = seal::contradiction(&*segment.file, &segment.path, &self.applied)
+            .map_err(ProcessError::io("read", &segment.path))?;
+        if broken.is_some() {
+            return Ok(None);
+        }
+        self.sealed = sealed;
+        Ok(Some(applied_bytes))
     }
+}
+
+/// The path of the file if its name has a seal.
+fn sealed_path(segment: &SegmentFile) -> Option<PathBuf> {
+    seal::of_path(&segment.path).map(|_| segment.path.clone())
 }
 
 /// Describes how a file of `size` bytes differs from its applied prefix or from its seal, and what to do;
@@ -249,19 +277,20 @@ fn change(
 }
 
 /// Describes why a file with this format is not applied, and what to do; `None` for JSON Lines.
-fn refusal(looks: Looks, path: &Path) -> Option<String> {
-    let what = match looks {
-        Looks::Lines => return None,
-        Looks::Unfit(unfit) => {
+fn refusal(format: &InputFormat, path: &Path) -> Option<String> {
+    let what = match format {
+        InputFormat::Lines => return None,
+        InputFormat::Unsupported(unsupported) => {
             return Some(format!(
                 "it looks like {}, not JSON Lines, so it is not applied. Move it out of the data directory and {}",
-                unfit.what,
-                unfit.cure(path)
+                unsupported.what,
+                unsupported.cure(path)
             ));
         }
-        Looks::Gzip => "compressed with gzip",
-        Looks::Array => "a JSON array",
-        Looks::Objects => "JSON objects over several lines",
+        InputFormat::Gzip => "compressed with gzip",
+        InputFormat::Array => "a JSON array",
+        InputFormat::Objects => Unsupported::OBJECTS.what,
+        InputFormat::Joined => Unsupported::JOINED.what,
     };
     Some(format!(
         "it looks like {what}, not JSON Lines, so it is not applied. Move it out of the data directory and run `tallyline process FILE` (while no server applies there) or `tallyline send FILE`, which convert it"

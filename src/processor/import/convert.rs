@@ -13,7 +13,7 @@ use flate2::bufread::MultiGzDecoder;
 use serde::de::IgnoredAny;
 
 use crate::data_dir::disk::DiskFile;
-use crate::event::{HEAD_BYTES, LINE_BYTES_MAX, Looks, without_bom};
+use crate::event::{HEAD_BYTES, InputFormat, LINE_BYTES_MAX, without_bom};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -47,7 +47,7 @@ impl ConvertError {
     }
 }
 
-/// The first [`HEAD_BYTES`] bytes of a file, for [`Looks::of`].
+/// The first [`HEAD_BYTES`] bytes of a file, for [`InputFormat::of`].
 pub(in crate::processor) fn head(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     let mut reading = Reading {
         file,
@@ -121,7 +121,7 @@ impl<'w> Writing<'w> {
 /// Converts `from`, which has the format `looks`, to JSON Lines in `to`.
 pub(super) fn convert(
     from: &dyn DiskFile,
-    looks: Looks,
+    format: &InputFormat,
     to: &dyn DiskFile,
     on_read: &mut dyn FnMut(u64),
 ) -> Result<(), ConvertError> {
@@ -132,30 +132,34 @@ pub(super) fn convert(
     };
     let mut input = BufReader::with_capacity(BUFFER_BYTES, reading);
     let mut out = Writing::to(to);
-    if looks == Looks::Gzip {
+    if *format == InputFormat::Gzip {
         let mut unpacked = MultiGzDecoder::new(input);
         let mut head = Vec::new();
         let mut first = unpacked.by_ref().take(HEAD_BYTES as u64);
         first
             .read_to_end(&mut head)
             .map_err(ConvertError::reading)?;
-        let looks = Looks::of(&head);
+        let format = InputFormat::of(&head);
         let rest = io::Cursor::new(head).chain(unpacked);
         text(
             BufReader::with_capacity(BUFFER_BYTES, rest),
-            looks,
+            &format,
             &mut out,
         )?;
     } else {
-        text(&mut input, looks, &mut out)?;
+        text(&mut input, format, &mut out)?;
     }
     out.flush().map_err(ConvertError::Write)
 }
 
 /// Converts text that is already decompressed.
-fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<(), ConvertError> {
-    match looks {
-        Looks::Lines => loop {
+fn text(
+    mut input: impl BufRead,
+    format: &InputFormat,
+    out: &mut Writing<'_>,
+) -> Result<(), ConvertError> {
+    match format {
+        InputFormat::Lines => loop {
             let block = input.fill_buf().map_err(ConvertError::reading)?;
             let length = block.len();
             if length == 0 {
@@ -164,14 +168,16 @@ fn text(mut input: impl BufRead, looks: Looks, out: &mut Writing<'_>) -> Result<
             out.write(block).map_err(ConvertError::Write)?;
             input.consume(length);
         },
-        Looks::Array | Looks::Objects => values(input, looks == Looks::Array, out),
-        Looks::Gzip => Err(ConvertError::Content(
+        InputFormat::Array | InputFormat::Objects | InputFormat::Joined => {
+            values(input, *format == InputFormat::Array, out)
+        }
+        InputFormat::Gzip => Err(ConvertError::Content(
             "it is compressed with gzip twice; nothing was stored. Decompress it once".to_owned(),
         )),
-        Looks::Unfit(unfit) => Err(ConvertError::Content(format!(
+        InputFormat::Unsupported(unsupported) => Err(ConvertError::Content(format!(
             "its decompressed content looks like {}, not JSON Lines; nothing was stored. Decompress it; {}",
-            unfit.what,
-            unfit.cure(std::path::Path::new("NEW.jsonl"))
+            unsupported.what,
+            unsupported.cure(std::path::Path::new("NEW.jsonl"))
         ))),
     }
 }
@@ -331,8 +337,8 @@ mod tests {
         let mut from = tempfile::tempfile().map_err(io)?;
         from.write_all(source).map_err(io)?;
         let to = tempfile::tempfile().map_err(io)?;
-        let looks = Looks::of(&head(&from).map_err(io)?);
-        convert(&from, looks, &to, &mut |_| {}).map_err(|error| error.to_string())?;
+        let format = InputFormat::of(&head(&from).map_err(io)?);
+        convert(&from, &format, &to, &mut |_| {}).map_err(|error| error.to_string())?;
         String::from_utf8(head(&to).map_err(io)?).map_err(|error| error.to_string())
     }
 

@@ -78,8 +78,7 @@ fn a_prune_interrupted_at_any_step_is_completed_and_the_sums_always_match() {
             let result = retention.round(&mut writer, &failing, u64::MAX, &health);
             pruned = result.expect("no database error").unwrap_or(pruned);
             let checks = read_checks(&path).expect("a read").expect("a database");
-            assert_eq!(checks.segments, checks.totals, "after {steps} steps");
-            assert_eq!(checks.applied_sum, checks.applied_rows, "{steps} steps");
+            assert!(checks.agree(), "after {steps} steps: {checks:?}");
             if health.is_set(RETENTION) {
                 break;
             }
@@ -114,7 +113,8 @@ fn a_prune_interrupted_at_any_step_is_completed_and_the_sums_always_match() {
         assert_eq!(kept(dir.path()), 1, "the newest is kept");
         let checks = read_checks(&path).expect("a read").expect("a database");
         let expected = (SEGMENTS, 4_000_000);
-        assert_eq!((checks.segments, checks.totals), (expected, expected));
+        assert_eq!(checks.totals, expected);
+        assert!(checks.agree(), "{checks:?}");
     }
 }
 

@@ -31,8 +31,11 @@ impl Worker {
         let mut new = BTreeMap::<SegmentId, Vec<Found>>::new();
         let mut skipped = BTreeSet::new();
         // A directory with such a name is reported in readiness when it cannot be opened.
-        for (name, _) in names {
+        for (name, is_dir) in names {
             let Some((id, tag)) = SegmentId::of_file(&name, self.config.directory_tag()) else {
+                if !is_dir {
+                    self.other_names.report(&data_dir, &name);
+                }
                 continue;
             };
             let path = data_dir.join(&name);

@@ -244,6 +244,7 @@ impl Worker {
         let settled = ledger.settled();
         self.status.settled = Settled {
             ledger,
+            overall: applier.writer.overall()?,
             lines: settled + pending,
             tail_lines: tail.lines,
             settled_before: *self.status.settled_before.get_or_insert(settled),

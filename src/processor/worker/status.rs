@@ -191,6 +191,7 @@ impl Watch for PublishedStatus {
             ledger.applied += counts.events;
             ledger.duplicates += counts.duplicates;
             ledger.rejected += counts.rejected;
+            self.settled.overall = commit.applied.overall;
         }
         self.publish();
     }

@@ -5,59 +5,87 @@
 
 use std::ops::RangeInclusive;
 
-use rusqlite::Connection;
-
 use super::super::IdEvent;
 use super::id_blocks::{Counts, IdBlocks};
-use super::id_rows::IdRows;
 use super::overflow::{OverflowReplay, count_line, refuse};
-use super::{Failure, ROWS, Range, Tally};
+use super::{Failure, Range, Rows, Tally};
 use crate::aggregate::delta::signed;
 use crate::store::id_blocks::{Grouped, SequentialId};
 
+/// A row of an id.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct IdRow {
+    pub(in crate::store) payload: i64,
+    /// The [`Rows::place`] of the segment of the counted event.
+    pub(in crate::store) place: i64,
+    /// Where the line of that event starts.
+    pub(in crate::store) offset: u64,
+}
+
 /// The result of looking up an event's id.
-pub(super) enum IdLookup {
+pub(in crate::store) enum IdLookup {
     /// No other event with the id was counted.
     New,
     /// An event with the id and the same payload was counted.
     Duplicate,
     /// An event with the id and another payload was counted.
     Conflict {
-        /// `segment.key` of its segment.
+        /// The [`Rows::place`] of its segment.
         segment: i64,
         /// Where its line starts: one offset, or the offsets of the run that contains it.
         offsets: RangeInclusive<u64>,
     },
 }
 
+impl IdLookup {
+    /// The status of an event of the segment at `place`, if `row` is the row of its id. A row of the event
+    /// itself counts as new: it was inserted by this transaction.
+    #[inline]
+    pub(in crate::store) fn of(row: Option<&IdRow>, place: i64, event: &IdEvent<'_>) -> Self {
+        let Some(row) = row else {
+            return Self::New;
+        };
+        if row.payload != event.payload() {
+            return Self::Conflict {
+                segment: row.place,
+                offsets: row.offset..=row.offset,
+            };
+        }
+        if (row.place, row.offset) == (place, event.offset) {
+            Self::New
+        } else {
+            Self::Duplicate
+        }
+    }
+}
+
 /// Counts the events with an id and, during an overflow replay, the lines of its users.
-pub(super) fn count<'a>(
-    transaction: &Connection,
+pub(super) fn count<'a, R: Rows>(
+    rows: &mut R,
     range: &Range<'a>,
     key: i64,
     replay: &mut OverflowReplay,
     tally: &mut Tally<'a>,
-) -> Result<(), Failure> {
-    let now_s = range.now_ms.div_euclid(1000);
+) -> Result<(), Failure<R::Error>> {
+    let place = rows.place(key);
     if replay.users.is_empty() {
-        return Ok(count_together(transaction, range, key, now_s, tally)?);
+        return Ok(count_together(rows, range, place, tally)?);
     }
-    let mut rows = IdRows::new(transaction, key, now_s)?;
-    let mut blocks = IdBlocks::new(transaction, key, now_s)?;
+    let blocks = IdBlocks::new(place);
     let mut lines = std::mem::take(&mut replay.lines).into_iter().peekable();
     for event in range.delta.with_id.iter() {
         while let Some(line) = lines.next_if(|line| line.offset < event.offset) {
             count_line(replay, tally, &line);
         }
         if let Some(id) = SequentialId::of(event.id) {
-            blocks.one(&id, &event, |seen| -> Result<Counts, Failure> {
-                Ok(decide(replay, tally, &event, seen))
+            blocks.one(rows, &id, &event, |seen| {
+                decide(replay, tally, &event, seen)
             })?;
         } else {
-            let seen = rows.look_up(&event)?;
+            let seen = rows.look_up_id(place, &event)?;
             // An event that overflows its total is rejected, and its id is not stored.
             if decide(replay, tally, &event, &seen) == Counts::Yes {
-                rows.insert(&event)?;
+                rows.insert_id(place, &event)?;
             }
         }
     }
@@ -69,30 +97,30 @@ pub(super) fn count<'a>(
 
 /// Reads and writes each table in the order of its key. Of several events with one id the first in the
 /// file counts.
-fn count_together<'a>(
-    transaction: &Connection,
+fn count_together<'a, R: Rows>(
+    rows: &mut R,
     range: &Range<'a>,
-    key: i64,
-    now_s: i64,
+    place: i64,
     tally: &mut Tally<'a>,
-) -> rusqlite::Result<()> {
+) -> Result<(), R::Error> {
     let events = range.delta.with_id;
     if events.is_empty() {
         return Ok(());
     }
     let grouped = Grouped::of(events);
-    let mut rows = IdRows::new(transaction, key, now_s)?;
-    let mut together = Vec::with_capacity(ROWS);
-    let mut seen = Vec::with_capacity(ROWS);
-    for chunk in grouped.rows.chunks(ROWS) {
+    let room = R::TOGETHER.min(grouped.rows.len());
+    let mut together = Vec::with_capacity(room);
+    let mut seen = Vec::with_capacity(room);
+    for chunk in grouped.rows.chunks(R::TOGETHER) {
         together.clear();
         together.extend(chunk.iter().filter_map(|row| events.get(row.index())));
-        rows.insert_or_look_up(&together, &mut seen)?;
+        seen.clear();
+        rows.insert_ids(place, &together, &mut seen)?;
         for (event, seen) in together.iter().zip(&seen) {
             record(tally, event, seen);
         }
     }
-    IdBlocks::new(transaction, key, now_s)?.count(events, &grouped, |event, seen| {
+    IdBlocks::new(place).count(rows, events, &grouped, |event, seen| {
         record(tally, event, seen);
     })
 }
@@ -134,8 +162,7 @@ fn decide<'a>(
         refuse(tally, event.offset, event.user_id);
         return Counts::No;
     }
-    tally.events += 1;
-    tally.net = tally.net.wrapping_add(amount);
+    tally.added.event(amount);
     tally.id_events += 1;
     tally.id_net = tally.id_net.wrapping_add(amount);
     Counts::Yes

@@ -4,13 +4,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use rusqlite::{Connection, OptionalExtension};
-
 use super::super::UserLine;
-use super::{Failure, Source, Tally};
+use super::{Failure, Rows, Source, Tally};
 use crate::aggregate::delta::signed;
-
-pub(super) const SELECT_REVENUE: &str = include_str!("../../../sql/query/select_revenue.sql");
 
 /// Users whose totals might overflow, and their lines.
 pub(super) struct OverflowReplay {
@@ -20,11 +16,11 @@ pub(super) struct OverflowReplay {
 }
 
 impl OverflowReplay {
-    pub(super) fn start(
-        transaction: &Connection,
+    pub(super) fn start<R: Rows>(
+        rows: &mut R,
         suspects: &HashSet<String>,
         source: &mut dyn Source,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, Failure<R::Error>> {
         let mut users = BTreeMap::new();
         if suspects.is_empty() {
             return Ok(Self {
@@ -32,10 +28,10 @@ impl OverflowReplay {
                 lines: Vec::new(),
             });
         }
-        let mut select = transaction.prepare_cached(SELECT_REVENUE)?;
+        let totals = rows.totals(suspects)?;
         for user in suspects {
-            let total = select.query_row([user], |row| row.get(0)).optional()?;
-            users.insert(user.clone(), (total.unwrap_or(0), 0));
+            let total = totals.get(user).copied().unwrap_or(0);
+            users.insert(user.clone(), (total, 0));
         }
         let lines = source.lines_of(suspects).map_err(Failure::Source)?;
         Ok(Self { users, lines })
@@ -60,8 +56,7 @@ pub(super) fn count_line(replay: &mut OverflowReplay, tally: &mut Tally<'_>, lin
     if replay.take(&line.user_id, amount) == Some(false) {
         refuse(tally, line.offset, &line.user_id);
     } else {
-        tally.events += 1;
-        tally.net = tally.net.wrapping_add(amount);
+        tally.added.event(amount);
     }
 }
 

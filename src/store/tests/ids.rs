@@ -349,6 +349,8 @@ proptest! {
         let (after, ids_after, _) = state(&new, &rebuilt);
         prop_assert_eq!(before, after);
         prop_assert_eq!(ids, ids_after);
+        let checks = read_checks(&new).expect("a read").expect("a database");
+        prop_assert!(checks.overall.has_sums_of(&checks.overall_rows), "{checks:?}");
     }
 }
 
@@ -554,13 +556,13 @@ fn a_line_between_two_numbers_keeps_their_runs_apart() {
 
 #[test]
 fn a_database_of_the_version_before_is_refused_by_name() {
-    // R3: its sequential ids are rows, and would be looked for in blocks.
+    // It has no sums over all users, and the version before has the ids in other tables.
     let (dir, writer) = open();
     writer.close().expect("it closes");
     let path = dir.path().join(DATABASE_FILE);
     let connection = Connection::open(&path).expect("it opens");
     connection
-        .pragma_update(None, "user_version", 2)
+        .pragma_update(None, "user_version", 3)
         .expect("a version");
     drop(connection);
     let error = Writer::open(&path, Existing::OrCreate)
@@ -568,13 +570,13 @@ fn a_database_of_the_version_before_is_refused_by_name() {
         .expect("refused");
     let words = error.to_string();
     assert!(
-        words.contains("version 2")
-            && words.contains("version 3 only")
+        words.contains("version 3")
+            && words.contains("version 4 only")
             && words.contains("tallyline process"),
         "{words}"
     );
     assert!(matches!(
         read_segments(&path),
-        Err(StoreError::Older { found: 2, .. })
+        Err(StoreError::Older { found: 3, .. })
     ));
 }

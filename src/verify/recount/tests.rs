@@ -139,6 +139,35 @@ fn a_wrong_sum_of_applied_segments_is_reported() {
 }
 
 #[test]
+fn wrong_sums_over_all_users_are_reported() {
+    for (column, shown) in [
+        ("users", "9 users"),
+        ("events", "9 events"),
+        ("revenue_micros", "revenue of 0.000009"),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        write(&dir, 1, &line("a", 1, None));
+        apply(&dir);
+        assert!(check(&dir).0.agrees());
+        change(
+            &dir,
+            &format!("UPDATE overall SET events = 9, {column} = 9"),
+        );
+        let (report, findings) = check(&dir);
+        assert_eq!(report.differences, 1, "{findings:?}");
+        let text = format!("{findings:?}");
+        assert!(
+            text.contains(shown) && text.contains("but the rows of user_total have 1 users"),
+            "{text}"
+        );
+        let text = sums::difference(&dir.path().join(DATABASE_FILE))
+            .expect("a read")
+            .expect("a difference");
+        assert!(text.contains(shown), "{text}");
+    }
+}
+
+#[test]
 fn a_file_is_found_in_any_directory_and_reported_if_missing() {
     let dir = tempfile::tempdir().expect("a directory");
     for number in 1..=3 {

@@ -1,0 +1,97 @@
+//! The bytes at the end of `events.jsonl` after a crash: made durable, or kept in `quarantine/`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::data_dir::disk::{self, Disk, DiskFile};
+use crate::journal::JournalError;
+
+/// Reads the file from `applied` on and writes the same bytes back; applied bytes are already durable.
+/// A failed sync marks dirty pages as clean although they never reached the disk. If the process died
+/// before it truncated them, they are still visible, and another sync would succeed without writing
+/// them.
+pub(super) fn rewrite(file: &dyn DiskFile, applied: u64, size: u64) -> io::Result<()> {
+    each_block(file, applied, size, |at, block| {
+        file.write_all_at(block, at)
+    })
+}
+
+/// Calls `each` with the offset and the bytes of each block of `[from, to)`, in order.
+pub(super) fn each_block(
+    file: &dyn DiskFile,
+    from: u64,
+    to: u64,
+    mut each: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    if from >= to {
+        return Ok(());
+    }
+    let mut block = vec![0; 1 << 20];
+    let mut at = from;
+    while at < to {
+        let length = usize::try_from(to - at)
+            .unwrap_or(usize::MAX)
+            .min(block.len());
+        read_exact_at(file, &mut block[..length], at)?;
+        each(at, &block[..length])?;
+        at += length as u64;
+    }
+    Ok(())
+}
+
+/// Whether the first line contains a NUL byte, which is never part of a line of JSON.
+pub(super) fn has_zeros(file: &dyn DiskFile) -> io::Result<bool> {
+    let mut block = vec![0; 64 << 10];
+    let mut at = 0;
+    loop {
+        let count = file.read_at(&mut block, at)?;
+        match memchr::memchr2(0, b'\n', &block[..count]) {
+            Some(found) => return Ok(block[found] == 0),
+            None if count == 0 => return Ok(false),
+            None => at += count as u64,
+        }
+    }
+}
+
+/// Copies `[from, to)` to `quarantine/torn-<number>-<from>`. An existing file of that name (from an
+/// interrupted recovery, or another tail) is kept, and the copy gets a numbered suffix.
+pub(super) fn keep_torn_tail(
+    disk: &dyn Disk,
+    quarantine: &Path,
+    number: u64,
+    file: &dyn DiskFile,
+    from: u64,
+    to: u64,
+) -> Result<PathBuf, JournalError> {
+    let name = format!("torn-{number}-{from}");
+    let mut path = quarantine.join(&name);
+    let mut copies = 1;
+    while disk
+        .identity(&path)
+        .map_err(JournalError::io("examine", &path))?
+        .is_some()
+    {
+        copies += 1;
+        path = quarantine.join(format!("{name}.{copies}"));
+    }
+    disk::write_new(disk, &path, |copy| {
+        each_block(file, from, to, |at, block| {
+            copy.write_all_at(block, at - from)
+        })
+    })
+    .map_err(JournalError::io("write", &path))?;
+    Ok(path)
+}
+
+fn read_exact_at(file: &dyn DiskFile, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        match file.read_at(buf, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                buf = &mut buf[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! The store on PostgreSQL, which several nodes share.
+//!
+//! A node is a data directory whose processor applies its files to the database. Exactly-once application is
+//! the argument of [`store`](super), in the same code (`store::apply`); this module implements its row
+//! operations by set-based statements.
+//!
+//! # Keys
+//! Every table has the node. A node has a small number, `node.node`, which the database assigned to the UUID of
+//! its data directory; the other tables refer to it:
+//! - `user_total (user_id, node)`: a user's total is the sum over the nodes. No two nodes write one row.
+//! - `segment (node, key)`, `rejected_line (node, segment, "offset")`, `pruned (node)`, `applied_sum (node)`,
+//!   `clock (node)`: one node's own.
+//! - `event_id (id)` with the node, segment and offset of the event that counted, and
+//!   `id_block (prefix, width, block)`: of the cluster. An id counts once, whichever node receives it. In a
+//!   block, the segment of a run is a [`Node::place`]: node and `segment.key` in one number.
+//!
+//! # Transactions
+//! Every writing transaction first locks the row of its node `FOR SHARE` and compares epoch and token
+//! ([`Node::check`]), so that a data directory that was copied to two machines is applied by one of them only.
+//! The order of locks is: node, segment, ids, blocks, totals, and within each bytewise by key. A serialization
+//! failure or a deadlock is repeated ([`StoreError::Conflict`](super::StoreError::Conflict)). If the outcome of
+//! a commit is unknown, the caller opens a new writer, which reads the rows again, and the compare-and-set of
+//! the applied offset decides.
+//!
+//! # Files
+//! - `connect`: URL, passwords, TLS, and the meaning of errors.
+//! - `schema`: creates the tables and checks their version.
+//! - `node`: the identity of a node, its epoch and token.
+//! - `writer`, `rows`: the writing connection and its row operations.
+//! - `readers`: reads of any thread.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "the writer that uses them follows"
+)]
+
+mod connect;
+mod node;
+mod password;
+mod schema;
+mod tls;
+mod url;
+
+pub use self::connect::Target;
+pub use self::node::Node;
