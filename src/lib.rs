@@ -80,7 +80,7 @@
 //! | [`journal`] | appends batches to the active segment with group commit; rotation, recovery |
 //! | [`data_dir`] | names and positions of segments, listing, locks; `disk` is the interface to the file system |
 //! | [`processor`] | applies segments to the database, archives and imports them; retention: prunes them, expires ids |
-//! | [`aggregate`] | lines to deltas per user, in memory and in parallel |
+//! | [`aggregate`] | lines to deltas per user, in parallel; what exceeds the memory goes to temporary files |
 //! | [`store`] | the SQLite database: schema, transactions, readers |
 //! | [`progress`] | the applied position, waiters and lag, in memory, between `processor` and `http` |
 //! | [`verify`] | recounts the files and compares them with the database |
@@ -137,7 +137,8 @@
 //! | `main` | start and stop of all others | a signal |
 //! | `committer` | the active file: its writes, syncs and rotations | the disk |
 //! | `process` | the only writing connection to the database, and how far each file is applied; `tallyline process` does the same on `main` | the disk, the database |
-//! | `process-scan-N` | one chunk of lines at a time, and its sums | the disk (reading), its queue |
+//! | `process-scan-N` | one chunk of lines at a time, and its sums; sorts them and writes temporary files | the disk, its queue |
+//! | `process-merge` | while many users are committed: the merge of their sums | the disk (reading), its queue |
 //! | `process-check` | nothing: compares the database's sums after an unclean stop, for readiness | the database (reading) |
 //! | `process-clock` | deadlines of waiters, and the lag | nothing |
 //! | `process-observe` | with `--no-process`: the published ledger, which it reads again each interval | the disk, the database (reading) |

@@ -30,9 +30,11 @@ type Line = (String, bool);
 
 /// Generates events and invalid lines.
 fn made(choices: &mut Choices) -> Vec<Line> {
+    // With many users, little memory is full of their sums, which are then spilled.
+    let users = [9, 1000][choices.below(2)];
     (0..EVENTS)
         .map(|n| {
-            let user = choices.below(9);
+            let user = choices.below(users);
             let name = ["add_revenue", "add_revenue", "subtract_revenue"][choices.below(3)];
             let value = format!("{}.{:06}", choices.below(5000), choices.below(1_000_000));
             let padding = "x".repeat(choices.below(200));

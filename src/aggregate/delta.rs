@@ -38,6 +38,14 @@ impl Wide {
         self.high -= other.high + u64::from(borrow);
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of 128 bits")]
+    fn of(value: u128) -> Self {
+        Self {
+            low: value as u64,
+            high: (value >> 64) as u64,
+        }
+    }
+
     fn value(self) -> u128 {
         u128::from(self.high) << 64 | u128::from(self.low)
     }
@@ -73,13 +81,21 @@ impl Sums {
     }
 
     /// Adds the events of another sum.
-    #[cfg(test)]
     pub(crate) fn add(&mut self, other: &Self) {
         self.added.add(other.added.low);
         self.added.high += other.added.high;
         self.subtracted.add(other.subtracted.low);
         self.subtracted.high += other.subtracted.high;
         self.events += other.events;
+    }
+
+    /// The sums with these amounts in micros.
+    pub(super) fn of(added: u128, subtracted: u128, events: u64) -> Self {
+        Self {
+            added: Wide::of(added),
+            subtracted: Wide::of(subtracted),
+            events,
+        }
     }
 
     /// The sum of the added amounts, in micros.

@@ -2,9 +2,10 @@
 //!
 //! The calling thread sends the chunks of a range to the pool in order, a bounded number ahead, and
 //! joins the partial aggregates in the same order. It scans a small range itself, because that is
-//! faster. If the memory in use and the estimate for the chunks in progress exceed the budget, no
-//! further chunk is sent, and the range ends with the last one. If a thread fails to read or panics,
-//! the scan of the range fails; the pool stays usable.
+//! faster. If the sums in memory and the estimate for the chunks in progress exceed the budget, the
+//! threads sort the sums and write them to temporary files; without a directory for these, or if the
+//! events with ids are what fills the memory, no further chunk is sent, and the range ends with the
+//! last one. If a thread fails to read or panics, the scan of the range fails; the pool stays usable.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +17,9 @@ use crossbeam_channel::{Receiver, Sender};
 use super::memory_budget::{GROWTH, MemoryBudget};
 use super::scan::{Chunk, ChunkScanner, PartialAggregate};
 use super::sharded_totals::ShardedTotals;
+use super::sorted::SortedTotals;
+use super::spill::{Run, Runs, SpillDir, SpillError};
+use super::user_sums::UserSums;
 use crate::data_dir::disk::DiskFile;
 
 /// The size of a chunk. A large chunk costs less to hand over and fills the batches of each shard; in a
@@ -23,17 +27,26 @@ use crate::data_dir::disk::DiskFile;
 const CHUNK_BYTES_MIN: u64 = 512 << 10;
 const CHUNK_BYTES_MAX: u64 = 8 << 20;
 /// The minimum size if memory is short: the chunks in progress may use a quarter of the budget.
-const CHUNK_BYTES_LEAST: u64 = 64 << 10;
+const CHUNK_BYTES_LEAST: u64 = 4 << 10;
 /// A range ends after this many bytes, so that progress becomes visible and little work is lost when a
-/// run is interrupted.
-const RANGE_BYTES_MAX: u64 = 1 << 30;
+/// run is interrupted,
+const RANGE_BYTES: u64 = 1 << 30;
+/// or after this many bytes for each user in it, if that is more: writing a user costs about as much as
+/// scanning 1 KiB, so that the database then takes at most a quarter of the time,
+const RANGE_BYTES_PER_USER: u64 = 4 << 10;
+/// but never after more than this.
+const RANGE_BYTES_MAX: u64 = 8 << 30;
+/// Fewer users than this are sorted by one thread.
+const SORTED_BY_ONE: usize = 64 << 10;
+/// The most threads that sort. Each writes a run of its own.
+const SORTING_MAX: usize = 4;
 
 /// The aggregate of a range.
 pub(crate) struct RangeAggregate {
     /// The end of the range, at or before the requested end.
     pub(crate) to: u64,
     pub(crate) partial: PartialAggregate,
-    pub(crate) users: Arc<ShardedTotals>,
+    pub(crate) users: UserSums,
 }
 
 /// The threads; they end when this is dropped.
@@ -45,16 +58,14 @@ pub(crate) struct Pool {
     scanner: ChunkScanner,
     /// The memory budget of a range in bytes.
     range_bytes: usize,
+    /// Where sums that exceed the budget are written; `None`: the range ends instead.
+    spill: Option<SpillDir>,
     /// A fixed chunk size, in tests.
     chunk_bytes: Option<u64>,
 }
 
-struct Job {
-    chunk: Chunk,
-    users: Arc<ShardedTotals>,
-    index: usize,
-    partials: Sender<(usize, io::Result<PartialAggregate>)>,
-}
+/// Work for a thread, with its scanner.
+type Job = Box<dyn FnOnce(&mut ChunkScanner) + Send>;
 
 impl Pool {
     /// Starts the threads, at least one, with the memory budget for a range.
@@ -74,8 +85,15 @@ impl Pool {
             threads,
             scanner: ChunkScanner::new(),
             range_bytes: budget.range_bytes,
+            spill: None,
             chunk_bytes: None,
         })
+    }
+
+    /// Writes sums that exceed the memory budget to temporary files, instead of ending the range.
+    pub(crate) fn spilling_to(mut self, dir: SpillDir) -> Self {
+        self.spill = Some(dir);
+        self
     }
 
     /// Sets a fixed chunk size, for tests.
@@ -107,6 +125,17 @@ impl Pool {
         from: u64,
         to: u64,
     ) -> io::Result<RangeAggregate> {
+        self.scan_at_most(file, from, to, RANGE_BYTES_MAX)
+    }
+
+    /// The same for at most `bytes_max` bytes and the rest of a line, but at least one chunk.
+    pub(crate) fn scan_at_most(
+        &mut self,
+        file: &Arc<dyn DiskFile>,
+        from: u64,
+        to: u64,
+        bytes_max: u64,
+    ) -> io::Result<RangeAggregate> {
         let users = Arc::new(ShardedTotals::new());
         let whole = Chunk {
             file: Arc::clone(file),
@@ -115,56 +144,174 @@ impl Pool {
             start: from,
             end: to,
         };
-        let ahead = self.ahead();
-        let chunk_bytes = self.chunk_bytes_for(to - from);
+        let chunk_bytes = self.chunk_bytes_for(to - from).min(bytes_max.max(1));
         if to - from <= chunk_bytes {
             let partial = self.scanner.scan(&whole, &users)?;
-            return Ok(RangeAggregate { to, partial, users });
+            return self.aggregate(to, partial, &users, Runs::default());
         }
-        let growth = usize::try_from(chunk_bytes).map_err(io::Error::other)? * GROWTH;
-        let (sender, received) = crossbeam_channel::unbounded();
+        let ahead = self.ahead();
+        let growing = usize::try_from(chunk_bytes).map_err(io::Error::other)? * GROWTH * ahead;
         let mut partials = PartialAggregates::default();
+        let mut runs = Runs::default();
+        let (sender, received) = crossbeam_channel::unbounded();
         let mut handed_out = 0;
         let mut end = from;
+        let mut is_full = false;
         loop {
             let held = partials.memory_bytes + users.memory_bytes();
-            let growing = (handed_out - partials.received + 1) * growth;
-            let full =
-                (held + growing > self.range_bytes && end > from) || end - from >= RANGE_BYTES_MAX;
-            if end < to && !full && handed_out - partials.received < ahead {
+            let is_over = held > 0 && held.saturating_add(growing) > self.range_bytes;
+            let in_progress = handed_out - partials.received;
+            is_full |= end >= to || end - from >= bytes_max.min(range_bytes_max(&users, &runs));
+            if !is_full && !is_over && in_progress < ahead {
                 let start = end;
                 end = to.min(start.saturating_add(chunk_bytes));
-                let job = Job {
-                    chunk: Chunk {
-                        start,
-                        end,
-                        ..whole.clone()
-                    },
-                    users: Arc::clone(&users),
-                    index: handed_out,
-                    partials: sender.clone(),
+                let chunk = Chunk {
+                    start,
+                    end,
+                    ..whole.clone()
                 };
+                let users = Arc::clone(&users);
+                let scan = move |scanner: &mut ChunkScanner| scanner.scan(&chunk, &users);
+                self.submit(handed_out, &sender, scan)?;
                 handed_out += 1;
-                let sent = self
-                    .jobs
-                    .as_ref()
-                    .is_some_and(|jobs| jobs.send(job).is_ok());
-                if !sent {
-                    return Err(io::Error::other("the scanning threads have ended"));
-                }
-            } else if partials.received < handed_out {
+            } else if in_progress > 0 {
                 let (index, partial) = received.recv().map_err(io::Error::other)?;
                 partials.insert(index, partial?);
-            } else {
+            } else if is_full {
                 break;
+            } else {
+                // The memory is full, and all threads wait.
+                let is_of_users = partials.memory_bytes <= users.memory_bytes();
+                is_full = !(is_of_users && self.spill(&users, &mut runs)?);
             }
         }
         let partial = partials.join();
+        self.aggregate(from + partial.bytes(), partial, &users, runs)
+    }
+
+    /// Sorts what is left in memory.
+    fn aggregate(
+        &self,
+        to: u64,
+        partial: PartialAggregate,
+        users: &Arc<ShardedTotals>,
+        runs: Runs,
+    ) -> io::Result<RangeAggregate> {
+        let parts = self.sorting_threads(users.len());
+        let memory = if parts == 1 {
+            vec![users.take_sorted(0, 1).without_empty()]
+        } else {
+            let users = Arc::clone(users);
+            self.in_parallel(parts, move |part| users.take_sorted(part, parts))?
+        };
+        let events = partial.lines - partial.rejected_count;
         Ok(RangeAggregate {
-            to: from + partial.bytes(),
+            to,
             partial,
-            users,
+            users: UserSums::new(memory, runs.into_all(), events),
         })
+    }
+
+    /// Writes the sums to runs, and removes them from memory. Returns false if that is impossible; the sums
+    /// are then in memory, or in a run.
+    fn spill(&self, users: &Arc<ShardedTotals>, runs: &mut Runs) -> io::Result<bool> {
+        let Some(dir) = &self.spill else {
+            return Ok(false);
+        };
+        let parts = self.sorting_threads(users.len());
+        let (from, to) = (Arc::clone(users), dir.clone());
+        let written = self.in_parallel(parts, move |part| spill_part(&from, part, parts, &to))?;
+        let mut failed = None;
+        for run in written {
+            match run.and_then(|run| runs.push(run, dir)) {
+                Ok(()) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = &failed {
+            tracing::warn!(
+                "{error}; the events up to here are applied without it, and more slowly. Free some space on its disk"
+            );
+        }
+        Ok(failed.is_none())
+    }
+
+    fn sorting_threads(&self, users: usize) -> usize {
+        if users < SORTED_BY_ONE {
+            1
+        } else {
+            self.threads.len().min(SORTING_MAX)
+        }
+    }
+
+    /// Gives a job to the threads, which send its result under `index`.
+    fn submit<T: Send + 'static>(
+        &self,
+        index: usize,
+        results: &Sender<(usize, io::Result<T>)>,
+        work: impl FnOnce(&mut ChunkScanner) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<()> {
+        let results = results.clone();
+        let job: Job = Box::new(move |scanner| {
+            let done = catch_unwind(AssertUnwindSafe(|| work(scanner))).unwrap_or_else(|_| {
+                *scanner = ChunkScanner::new();
+                Err(io::Error::other(
+                    "a scanning thread panicked; please report this",
+                ))
+            });
+            // The receiver is closed if another job of the range has failed.
+            let _failed = results.send((index, done));
+        });
+        let sent = self
+            .jobs
+            .as_ref()
+            .is_some_and(|jobs| jobs.send(job).is_ok());
+        if sent {
+            Ok(())
+        } else {
+            Err(io::Error::other("the scanning threads have ended"))
+        }
+    }
+
+    /// Runs `work` for each of `parts` parts on the threads, and waits for all of them.
+    fn in_parallel<T: Send + 'static>(
+        &self,
+        parts: usize,
+        work: impl Fn(usize) -> T + Clone + Send + 'static,
+    ) -> io::Result<Vec<T>> {
+        let (sender, received) = crossbeam_channel::unbounded();
+        for part in 0..parts {
+            let work = work.clone();
+            self.submit(part, &sender, move |_| Ok(work(part)))?;
+        }
+        drop(sender);
+        received.iter().map(|(_, done)| done).collect()
+    }
+}
+
+/// The most bytes of a range with these users.
+fn range_bytes_max(users: &ShardedTotals, runs: &Runs) -> u64 {
+    let users = (users.len() + runs.users()) as u64;
+    (users * RANGE_BYTES_PER_USER).clamp(RANGE_BYTES, RANGE_BYTES_MAX)
+}
+
+/// Writes one part of the sums to a run. If that fails, they are put back.
+fn spill_part(
+    users: &ShardedTotals,
+    part: usize,
+    parts: usize,
+    dir: &SpillDir,
+) -> Result<Run, SpillError> {
+    let sorted: SortedTotals = users.take_sorted(part, parts);
+    match dir.write(Ok(sorted.sources().collect())) {
+        Ok(run) => {
+            users.reuse(part, parts, sorted);
+            Ok(run)
+        }
+        Err(error) => {
+            users.put_back(part, parts, sorted);
+            Err(error)
+        }
     }
 }
 
@@ -220,15 +367,6 @@ impl PartialAggregates {
 fn work(jobs: &Receiver<Job>) {
     let mut scanner = ChunkScanner::new();
     for job in jobs {
-        let partial = catch_unwind(AssertUnwindSafe(|| scanner.scan(&job.chunk, &job.users)))
-            .unwrap_or_else(|_| {
-                scanner = ChunkScanner::new();
-                Err(io::Error::other(
-                    "scanning a chunk panicked; please report this",
-                ))
-            });
-        drop(job.users);
-        // The receiver is closed if another chunk of the range has failed.
-        let _failed = job.partials.send((job.index, partial));
+        job(&mut scanner);
     }
 }

@@ -305,7 +305,7 @@ pub(crate) fn read_range(
     read_exactly(file, from, buffer)
 }
 
-fn read_exactly(file: &dyn DiskFile, from: u64, buffer: &mut [u8]) -> io::Result<()> {
+pub(super) fn read_exactly(file: &dyn DiskFile, from: u64, buffer: &mut [u8]) -> io::Result<()> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], from + filled as u64)? {

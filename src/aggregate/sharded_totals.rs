@@ -5,12 +5,15 @@
 //! in batches, under the lock of the shard. A user's id and sums share one cache line of 64 bytes, and
 //! the cache lines of several events are prefetched together, so that the remaining misses overlap.
 //! Ids of more than 23 bytes are rare and are kept in a separate map.
+//!
+//! [`ShardedTotals::take_sorted`] sorts each shard where it lies, which needs no further memory.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use super::delta::Sums;
+use super::sorted::{Prefix, SortedTotals};
 use crate::event::Kind;
 
 const SHARD_BITS: u32 = 7;
@@ -53,6 +56,14 @@ impl Key {
         std::str::from_utf8(text).unwrap_or_default()
     }
 
+    /// The order of the ids, which it decides alone: no id contains a zero byte.
+    #[inline]
+    fn prefix(&self) -> Prefix {
+        let mut bytes = self.0;
+        bytes[INLINE_BYTES] = 0;
+        Prefix::new(bytes)
+    }
+
     #[inline]
     fn hash(&self, seeds: &Seeds) -> u64 {
         let word = |at: usize| {
@@ -83,10 +94,11 @@ fn fold(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
+/// A user with an id of up to [`INLINE_BYTES`] bytes.
 #[derive(Clone, Default)]
 #[repr(align(64))]
-struct User {
-    sums: Sums,
+pub(super) struct User {
+    pub(super) sums: Sums,
     /// The user id; its length is 0 in an empty slot.
     key: Key,
 }
@@ -94,6 +106,15 @@ struct User {
 impl User {
     fn is_empty(&self) -> bool {
         self.key.0[INLINE_BYTES] == 0
+    }
+
+    pub(super) fn user_id(&self) -> &str {
+        self.key.user_id()
+    }
+
+    #[inline]
+    pub(super) fn prefix(&self) -> Prefix {
+        self.key.prefix()
     }
 }
 
@@ -164,8 +185,39 @@ impl Table {
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = &User> {
-        self.slots.iter().filter(|user| !user.is_empty())
+    /// The users in ascending order, sorted where they lie.
+    fn into_sorted(self) -> Vec<User> {
+        let mut users = self.slots;
+        users.retain(|user| !user.is_empty());
+        users.sort_unstable_by_key(User::prefix);
+        users
+    }
+
+    /// An empty table in the memory of `users`, which came from [`Table::into_sorted`].
+    fn emptied(mut users: Vec<User>) -> Self {
+        let slots = users.capacity();
+        users.clear();
+        if slots.is_power_of_two() {
+            users.resize(slots, User::default());
+        }
+        Self {
+            slots: users,
+            users: 0,
+        }
+    }
+
+    /// A table with these users.
+    fn of(users: Vec<User>, seeds: &Seeds) -> Self {
+        let slots = (users.len() * 4 / 3 + 1).next_power_of_two().max(SLOTS_MIN);
+        let mut table = Self {
+            slots: vec![User::default(); slots],
+            users: users.len(),
+        };
+        for user in users {
+            let slot = table.slot(user.key.hash(seeds), &user.key);
+            table.slots[slot] = user;
+        }
+        table
     }
 }
 
@@ -198,9 +250,6 @@ pub(crate) struct ShardedTotals {
 }
 
 impl ShardedTotals {
-    /// Bytes of memory that it holds before there is any user.
-    pub(crate) const EMPTY_BYTES: usize = SHARDS * size_of::<Mutex<Shard>>();
-
     pub(crate) fn new() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -208,24 +257,61 @@ impl ShardedTotals {
         }
     }
 
-    /// The maximum memory in bytes until the sums are applied: in tables that have just grown, and in
-    /// sorted order.
+    /// The maximum memory in bytes until the sums are applied, in tables that have just grown. Sorting
+    /// needs no more.
     pub(crate) fn memory_bytes(&self) -> usize {
-        let sorted = size_of::<Ordered<'_>>() + size_of::<(&str, &Sums)>();
-        let short = size_of::<User>() * 8 / 3 + sorted;
-        let long = LONG_BYTES + sorted;
+        let short = size_of::<User>() * 8 / 3;
         self.shards
             .iter()
             .map(|shard| {
                 let shard = lock(shard);
-                shard.short.users * short + shard.long.len() * long
+                shard.short.users * short + shard.long.len() * LONG_BYTES
             })
             .sum()
     }
 
-    /// Locks all shards for reading.
-    pub(crate) fn freeze(&self) -> Frozen<'_> {
-        Frozen(self.shards.iter().map(lock).collect())
+    /// The number of users.
+    pub(crate) fn len(&self) -> usize {
+        self.shards
+            .iter()
+            .map(|shard| {
+                let shard = lock(shard);
+                shard.short.users + shard.long.len()
+            })
+            .sum()
+    }
+
+    /// Takes the users of one of `parts` equal parts out, and sorts them.
+    pub(super) fn take_sorted(&self, part: usize, parts: usize) -> SortedTotals {
+        let mut sorted = SortedTotals::default();
+        for shard in self.shards.iter().skip(part).step_by(parts) {
+            let Shard { short, long } = std::mem::take(&mut *lock(shard));
+            sorted.short.push(short.into_sorted());
+            sorted.long.extend(long);
+        }
+        sorted.long.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        sorted
+    }
+
+    /// Reuses the memory of a part whose sums are no longer needed; nothing may have been added meanwhile.
+    pub(super) fn reuse(&self, part: usize, parts: usize, sorted: SortedTotals) {
+        let shards = self.shards.iter().skip(part).step_by(parts);
+        for (shard, users) in shards.zip(sorted.short) {
+            lock(shard).short = Table::emptied(users);
+        }
+    }
+
+    /// Puts back a part that was taken; nothing may have been added meanwhile.
+    pub(super) fn put_back(&self, part: usize, parts: usize, sorted: SortedTotals) {
+        let shards = self.shards.iter().skip(part).step_by(parts);
+        for (shard, users) in shards.zip(sorted.short) {
+            lock(shard).short = Table::of(users, &self.seeds);
+        }
+        for (user_id, sums) in sorted.long {
+            lock(&self.shards[long_shard(&user_id)])
+                .long
+                .insert(user_id, sums);
+        }
     }
 
     fn add(&self, shard: usize, events: &mut Vec<BufferedEvent>) {
@@ -236,10 +322,7 @@ impl ShardedTotals {
     fn add_long(&self, user_id: &[u8], kind: Kind, amount_micros: u64) {
         // It comes from an event, so it is valid UTF-8.
         let user_id = std::str::from_utf8(user_id).unwrap_or_default();
-        let hash =
-            std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default().hash_one(user_id);
-        let index = usize::try_from(hash >> (64 - SHARD_BITS)).unwrap_or(0);
-        let mut shard = lock(&self.shards[index]);
+        let mut shard = lock(&self.shards[long_shard(user_id)]);
         if let Some(sums) = shard.long.get_mut(user_id) {
             sums.add_event(kind, amount_micros);
         } else {
@@ -254,47 +337,11 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All shards, locked.
-pub(crate) struct Frozen<'u>(Vec<MutexGuard<'u, Shard>>);
-
-impl Frozen<'_> {
-    /// The sums in ascending order of the user id.
-    pub(crate) fn sorted(&self) -> Vec<(&str, &Sums)> {
-        let mut order: Vec<Ordered<'_>> = Vec::with_capacity(
-            self.0
-                .iter()
-                .map(|shard| shard.short.users + shard.long.len())
-                .sum(),
-        );
-        for shard in &self.0 {
-            let short = shard
-                .short
-                .iter()
-                .map(|user| (user.key.user_id(), &user.sums));
-            let long = shard.long.iter().map(|(user_id, sums)| (&**user_id, sums));
-            order.extend(short.chain(long).map(|(user_id, sums)| Ordered {
-                prefix: prefix(user_id),
-                user: (user_id, sums),
-            }));
-        }
-        order.sort_unstable_by(|a, b| a.prefix.cmp(&b.prefix).then_with(|| a.user.0.cmp(b.user.0)));
-        order.into_iter().map(|ordered| ordered.user).collect()
-    }
-}
-
-/// A user with a prefix of its id, which decides most comparisons without another memory access.
-struct Ordered<'u> {
-    prefix: u128,
-    user: (&'u str, &'u Sums),
-}
-
-/// The first 16 bytes of an id as a number with the same order. Ids have no zero bytes, so an id sorts
-/// before every longer id that starts with it.
-fn prefix(user_id: &str) -> u128 {
-    let mut bytes = [0; 16];
-    let length = user_id.len().min(bytes.len());
-    bytes[..length].copy_from_slice(&user_id.as_bytes()[..length]);
-    u128::from_be_bytes(bytes)
+/// The shard of a user with a long id.
+fn long_shard(user_id: &str) -> usize {
+    let hash =
+        std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default().hash_one(user_id);
+    usize::try_from(hash >> (64 - SHARD_BITS)).unwrap_or(0)
 }
 
 /// A thread's buffer in front of [`ShardedTotals`]: it collects events and adds them in batches.
@@ -350,6 +397,7 @@ impl ShardBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aggregate::user_sums::UserSums;
 
     #[test]
     fn an_entry_fills_one_cache_line() {
@@ -367,10 +415,43 @@ mod tests {
             }
         }
         buffer.flush(&users);
-        let frozen = users.freeze();
-        let sorted = frozen.sorted();
-        assert_eq!(sorted.iter().map(|user| user.0).collect::<Vec<_>>(), ids);
+        let sorted = all(&users);
+        assert!(sorted.iter().map(|user| &user.0).eq(&ids));
         assert!(sorted.iter().all(|(_, sums)| sums.added() == 6));
+    }
+
+    /// The users in order.
+    fn all(users: &ShardedTotals) -> Vec<(String, Sums)> {
+        UserSums::in_memory(vec![users.take_sorted(0, 1)])
+            .to_vec()
+            .expect("they are in memory")
+    }
+
+    #[test]
+    fn a_part_that_is_put_back_is_the_same_and_one_that_is_reused_is_empty() {
+        let users = ShardedTotals::new();
+        let mut buffer = ShardBuffer::new();
+        for number in 0..2000 {
+            let long = "x".repeat(number % 50);
+            buffer.count(&users, format!("{number}{long}").as_bytes(), Kind::Add, 1);
+        }
+        buffer.flush(&users);
+        for part in 0..3 {
+            let sorted = users.take_sorted(part, 3);
+            users.put_back(part, 3, sorted);
+        }
+        assert_eq!(users.len(), 2000);
+        buffer.count(&users, b"7xxxxxxx", Kind::Add, 1);
+        buffer.flush(&users);
+        assert_eq!(users.len(), 2000, "a user is found again");
+        for part in 0..2 {
+            let sorted = users.take_sorted(part, 2);
+            users.reuse(part, 2, sorted);
+        }
+        assert_eq!(users.len(), 0);
+        buffer.count(&users, b"a", Kind::Add, 1);
+        buffer.flush(&users);
+        assert_eq!(all(&users).len(), 1);
     }
 
     #[test]
@@ -397,9 +478,8 @@ mod tests {
             }
         }
         buffer.flush(&users);
-        let frozen = users.freeze();
-        let sorted = frozen.sorted();
-        assert_eq!(sorted.iter().map(|user| user.0).collect::<Vec<_>>(), ids);
+        let sorted = all(&users);
+        assert!(sorted.iter().map(|user| &user.0).eq(&ids));
         for (_, sums) in sorted {
             assert_eq!((sums.added(), sums.subtracted(), sums.events()), (6, 3, 6));
         }

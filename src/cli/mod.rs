@@ -8,6 +8,7 @@ pub mod args;
 pub mod config;
 pub mod exit;
 pub mod logging;
+mod memory;
 pub(crate) mod output;
 mod units;
 

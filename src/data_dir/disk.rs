@@ -22,8 +22,7 @@ pub use self::kind::unsafe_for_wal;
 pub use self::layer::{DiskLayer, FileLayer};
 pub use self::lock::{DirHold, HELD_UP, Lock, LockError, held_by};
 pub use self::open::{
-    Access, Guard, Unusable, is_relative_link, open_file, read, read_to_string, unusable,
-    with_suffix,
+    Guard, Unusable, is_relative_link, read, read_to_string, unusable, with_suffix,
 };
 pub use self::real::RealDisk;
 pub use self::usage::{MeteredDisk, UsageThread};

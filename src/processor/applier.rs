@@ -20,7 +20,7 @@ pub(super) use self::together::{Opened, Small, open_together};
 use super::clock::Clock;
 use super::{ProcessConfig, ProcessError};
 use crate::aggregate::pool::{Pool, RangeAggregate};
-use crate::aggregate::{Sums, UserLine, lines, scan};
+use crate::aggregate::{UserLine, lines, scan};
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{self, Disk, DiskFile};
 use crate::data_dir::segment::{DirectoryTag, Seal, SegmentId, Tag};
@@ -141,6 +141,7 @@ impl<'p> Applier<'p> {
         watch: &mut dyn Watch,
     ) -> Result<(), ProcessError> {
         let mut first = true;
+        let mut bytes_max = u64::MAX;
         loop {
             let Some(follow) = self.follows.get(&segment.id) else {
                 return Err(ProcessError::Raced {
@@ -156,7 +157,7 @@ impl<'p> Applier<'p> {
             let began = Instant::now();
             let aggregate = self
                 .pool
-                .scan(&segment.file, from, to)
+                .scan_at_most(&segment.file, from, to, bytes_max)
                 .map_err(ProcessError::io("read", &segment.path))?;
             checksum.combine(&aggregate.partial.checksum);
             let end = match end {
@@ -164,14 +165,21 @@ impl<'p> Applier<'p> {
                 end => end,
             };
             let scanned_at = Instant::now();
-            let applied = self.commit(
+            let committed = self.commit(
                 segment,
                 from,
                 &aggregate,
                 checksum.clone().finalize(),
                 end,
                 watch,
-            )?;
+            );
+            let applied = match committed {
+                Err(error) if is_replay_too_large(&error) => {
+                    bytes_max = ((aggregate.to - from) / 8).max(REPLAY_RANGE_MIN);
+                    continue;
+                }
+                committed => committed?,
+            };
             self.work.bytes += aggregate.to - from;
             self.work.committing += scanned_at.elapsed();
             // Only after the commit.
@@ -217,15 +225,14 @@ impl<'p> Applier<'p> {
                 path: segment.path.clone(),
             });
         }
-        let frozen = aggregate.users.freeze();
-        let users = frozen.sorted();
         let name = segment.name();
         let now_ms = self.clock.now_ms();
-        let range = aggregate.range((segment, &name), from, &users, checksum, end, now_ms);
+        let range = aggregate.range((segment, &name), from, checksum, end, now_ms);
         let mut source = FileSource {
             file: &*segment.file,
             from,
             to: aggregate.to,
+            memory_bytes_max: self.pool.range_bytes() / 2,
         };
         match self.until_unlocked(watch, |writer| writer.apply(&range, &mut source))? {
             Outcome::Applied(applied) => Ok(applied),
@@ -273,7 +280,6 @@ impl RangeAggregate {
         &'a self,
         (segment, file_name): (&'a SegmentFile, &'a str),
         from: u64,
-        users: &'a [(&'a str, &'a Sums)],
         checksum: u32,
         end: RangeEnd,
         now_ms: i64,
@@ -288,7 +294,7 @@ impl RangeAggregate {
             end,
             now_ms,
             delta: Delta {
-                users,
+                users: &self.users,
                 with_id: &self.partial.with_id,
                 rejected: &self.partial.rejected,
                 rejected_count: self.partial.rejected_count,
@@ -313,16 +319,43 @@ struct FileSource<'a> {
     file: &'a dyn DiskFile,
     from: u64,
     to: u64,
+    /// The most memory for the lines of a replay, in bytes, but at least [`REPLAY_MEMORY_MIN`].
+    memory_bytes_max: usize,
+}
+
+/// If the lines of a replay need too much memory, the range is scanned again in parts. They are not smaller
+/// than this, whose lines always fit into [`REPLAY_MEMORY_MIN`].
+const REPLAY_RANGE_MIN: u64 = 512 << 10;
+const REPLAY_MEMORY_MIN: usize = 4 << 20;
+
+/// The lines of an overflow replay do not fit into the memory; the range must be divided.
+#[derive(Debug, thiserror::Error)]
+#[error("the lines of an overflow replay need more than {0} bytes of memory")]
+struct ReplayTooLarge(usize);
+
+fn is_replay_too_large(error: &ProcessError) -> bool {
+    match error {
+        ProcessError::Store(StoreError::Source(error)) => error
+            .get_ref()
+            .is_some_and(|cause| cause.downcast_ref::<ReplayTooLarge>().is_some()),
+        _ => false,
+    }
 }
 
 impl Source for FileSource<'_> {
     fn lines_of(&mut self, users: &HashSet<String>) -> io::Result<Vec<UserLine>> {
         let mut found = Vec::new();
+        let mut bytes = 0;
+        let bytes_max = self.memory_bytes_max.max(REPLAY_MEMORY_MIN);
         lines::each(self.file, self.from, self.to, |offset, line| {
+            if bytes > bytes_max {
+                return;
+            }
             if let Ok(event) = Event::parse(line)
                 && event.id.is_none()
                 && users.contains(&*event.user_id)
             {
+                bytes += size_of::<UserLine>() + event.user_id.len();
                 found.push(UserLine {
                     offset,
                     user_id: event.user_id.into_owned(),
@@ -331,6 +364,9 @@ impl Source for FileSource<'_> {
                 });
             }
         })?;
+        if bytes > bytes_max {
+            return Err(io::Error::other(ReplayTooLarge(bytes_max)));
+        }
         Ok(found)
     }
 

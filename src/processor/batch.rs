@@ -19,7 +19,6 @@ use super::import::{ImportOutcome, Importer};
 use super::other_names::OtherNames;
 use super::sealed_files::{Run, Start, apply_some};
 use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
-use crate::aggregate::pool::Pool;
 use crate::data_dir::DataDirError;
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{Disk, Unusable};
@@ -123,7 +122,7 @@ pub(super) fn run_with(
     writer: Writer,
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<(Writer, Summary), ProcessError> {
-    let mut pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
+    let mut pool = config.pool(disk)?;
     let mut applier = Applier::of(config, &mut pool, writer)?;
     let mut batch = Batch {
         config,

@@ -73,6 +73,7 @@ pub use self::rebuild::rebuild;
 pub use self::seal::{open_journal, seal};
 use crate::aggregate::memory_budget::MemoryBudget;
 use crate::aggregate::pool::Pool;
+use crate::aggregate::spill::{self, SpillDir};
 use crate::data_dir::disk::Disk;
 use crate::data_dir::segment::{DirectoryTag, Position};
 use crate::data_dir::{DataDirError, Directory, directory_tag};
@@ -91,8 +92,8 @@ pub struct ProcessConfig {
     pub flush_interval: Duration,
     /// Scanning threads, at least 1.
     pub threads: usize,
-    /// Memory budget for applying, in bytes. It is kept from 32 MiB on; with less, every range is a single
-    /// chunk.
+    /// Memory budget for applying, in bytes. It is kept from 32 MiB on; with less, the sums of each chunk are
+    /// written to a temporary file.
     pub memory_bytes: usize,
     /// Prune a segment this long after it was fully applied; `None`: never. Only the server's processor
     /// prunes.
@@ -151,6 +152,17 @@ impl ProcessConfig {
 
     fn shares(&self) -> MemoryBudget {
         MemoryBudget::of(self.memory_bytes, self.threads)
+    }
+
+    /// Starts the scanning threads. Removes the temporary files that a crash has left; the caller holds
+    /// `process.lock`.
+    fn pool(&self, disk: &Arc<dyn Disk>) -> Result<Pool, ProcessError> {
+        let dir = &self.data_dir;
+        if let Err(error) = spill::remove_leftovers(&**disk, dir) {
+            tracing::warn!(%error, "cannot remove temporary files of an earlier run in {}", dir.display());
+        }
+        let pool = Pool::start(&self.shares()).map_err(ProcessError::Thread)?;
+        Ok(pool.spilling_to(SpillDir::new(Arc::clone(disk), dir)))
     }
 }
 
@@ -268,7 +280,7 @@ impl Processor {
         health: Arc<Health>,
     ) -> Result<Self, ProcessError> {
         config.directory = journal.directory();
-        let pool = Pool::start(&config.shares()).map_err(ProcessError::Thread)?;
+        let pool = config.pool(&disk)?;
         let clock = start_clock(&config, &journal, &progress)?;
         let shared = Arc::clone(&progress);
         let worker = Builder::new()

@@ -25,15 +25,14 @@ use std::io;
 use self::overflow::OverflowReplay;
 pub(super) use self::rows::{AddedCounts, Rows};
 use super::overall::{self, Overall};
-use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, Sums, UserLine};
+use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, UserLine, UserSums};
 use crate::data_dir::segment::{SegmentId, Tag};
 
 /// The aggregate of a range.
 #[derive(Clone, Copy)]
 pub struct Delta<'a> {
-    /// The sums of all events, in ascending order of the user id, each user once. Events with an id are
-    /// included as if all of them counted.
-    pub users: &'a [(&'a str, &'a Sums)],
+    /// The sums of all events. Events with an id are included as if all of them counted.
+    pub users: &'a UserSums,
     /// The events with an id, in file order.
     pub with_id: &'a IdEvents,
     /// The first invalid lines, in file order.

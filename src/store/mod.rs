@@ -77,7 +77,7 @@ pub use self::segments::{
 pub use self::snapshot::{IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, SqliteWriter};
 pub use self::writing::{NodeReport, Opening, Writer};
-use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine};
+use crate::aggregate::{IdEvent, IdEvents, REJECTED_LINES_MAX, Rejected, Sums, UserLine, UserSums};
 pub use crate::data_dir::disk::with_suffix as sibling;
 
 /// Why a database operation failed. Nothing was changed, unless a commit failed: its outcome is unknown,
@@ -257,8 +257,8 @@ pub enum StoreError {
         /// Why, and what to do instead.
         reason: &'static str,
     },
-    /// A line of the segment could not be read again.
-    #[error("cannot read lines of the segment again")]
+    /// The sums of the range, or a line of the segment, could not be read.
+    #[error("cannot read the events of the segment again")]
     Source(#[source] std::io::Error),
 }
 

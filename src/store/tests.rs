@@ -88,7 +88,7 @@ impl Lines {
                 with_id.push(offset as u64, id, event);
             }
         }
-        let users: Vec<_> = sums.iter().map(|(user, sums)| (*user, sums)).collect();
+        let users = UserSums::of(sums);
         let range = Range {
             tag: None,
             segment,

@@ -229,8 +229,8 @@ impl SqliteWriter {
         }
     }
 
-    /// Applies a range: all of it in one transaction, or nothing. After an error other than a lock the
-    /// writer must not be used again.
+    /// Applies a range: all of it in one transaction, or nothing. After an error other than a lock or
+    /// [`StoreError::Source`] the writer must not be used again.
     pub fn apply(
         &mut self,
         range: &Range<'_>,

@@ -44,14 +44,10 @@ pub struct ProcessArgs {
     /// Build a new database from all files of the data directory; the server must be stopped
     #[arg(long)]
     pub rebuild: bool,
-    /// Maximum memory
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "384MiB",
-        env = "TALLYLINE_MEMORY"
-    )]
-    pub memory: Size,
+    /// Maximum memory [default: an eighth of the memory of the machine or of the control group, 64MiB to
+    /// 512MiB]. Sums that do not fit are written to temporary files in the data directory
+    #[arg(long, value_name = "SIZE", env = "TALLYLINE_MEMORY")]
+    pub memory: Option<Size>,
 }
 
 /// Flags of `tallyline verify`.

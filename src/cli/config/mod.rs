@@ -20,6 +20,7 @@ use crate::cli::args::{
     BackupArgs, DemoArgs, ProcessArgs, QueryArgs, RejectedArgs, RestoreArgs, ServeArgs,
     TortureArgs, VerifyArgs,
 };
+use crate::cli::memory::default_bytes;
 use crate::cli::{Size, Span};
 use crate::data_dir::segment::Position;
 use crate::http;
@@ -155,6 +156,7 @@ impl ProcessConfig {
                 "--rebuild builds a new database from all files in the data directory; to add other files, run `tallyline process FILE` first",
             ));
         }
+        let memory = args.memory.unwrap_or_else(|| Size(default_bytes()));
         Ok(Self {
             data_dir: directory(args.data_dir)?,
             files: args.files,
@@ -164,7 +166,7 @@ impl ProcessConfig {
             } else {
                 DatabaseMode::Keep
             },
-            memory_bytes: serve::memory_bytes(args.memory)?,
+            memory_bytes: serve::memory_bytes(memory)?,
             verbosity: Verbosity::of(quiet),
         })
     }

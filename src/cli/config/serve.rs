@@ -13,6 +13,7 @@ use super::{
     Size, Span, UsageError, address, at_least, between, directory, host_name, is_loopback, within,
 };
 use crate::cli::args::{ServeArgs, renamed, with_variables};
+use crate::cli::memory::default_bytes;
 use crate::http::Access;
 use crate::progress::Processing;
 use crate::store::Database;
@@ -68,8 +69,9 @@ pub struct ServeConfig {
     /// Deduplication window: how long the ids of events are kept after they were applied; `None`: for
     /// ever. Default for ever, minimum 0.
     pub dedup_window: Option<Duration>,
-    /// Maximum memory of the processor in bytes. Totals are flushed early to stay below it. Default
-    /// 384 MiB, 32 MiB to 1 TiB.
+    /// Maximum memory of the processor in bytes, 32 MiB to 1 TiB. Sums that do not fit are written to
+    /// temporary files in the data directory. Default an eighth of the memory of the machine, or of the
+    /// limit of the control group, 64 to 512 MiB.
     pub memory_bytes: u64,
     /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
     pub database_url: Option<Database>,
@@ -138,7 +140,7 @@ impl ServeConfig {
             retention: None,
             flush_interval: Some(Duration::from_secs(1)),
             dedup_window: None,
-            memory_bytes: 384 * MIB,
+            memory_bytes: default_bytes(),
             database_url: None,
             processing: Processing::Here,
         }
@@ -274,7 +276,7 @@ impl Picked {
             ),
             flush_interval: pick!("flush-interval", flush_interval, Span(Some(second))),
             dedup_window: pick!("dedup-window", dedup_window, Span(None)),
-            memory: pick!("memory", memory, Size(384 * MIB)),
+            memory: pick!("memory", memory, Size(default_bytes())),
             no_process: pick!("no-process", no_process, false),
         }
     }

@@ -7,7 +7,6 @@ use crc32fast::Hasher;
 
 use super::{Applier, Commit, FileSource, Watch, open, sync};
 use crate::aggregate::pool::RangeAggregate;
-use crate::aggregate::sharded_totals::{Frozen, ShardedTotals};
 use crate::data_dir::disk::Disk;
 use crate::data_dir::segment::{Seal, SegmentId, Tag};
 use crate::data_dir::{DataDirError, SegmentFile};
@@ -37,7 +36,7 @@ impl Small {
     /// The maximum memory in bytes until it is applied.
     pub(in crate::processor) fn memory_bytes(&self) -> usize {
         let RangeAggregate { users, partial, .. } = &self.aggregate;
-        ShardedTotals::EMPTY_BYTES + users.memory_bytes() + partial.memory_bytes()
+        users.memory_bytes() + partial.memory_bytes()
     }
 }
 
@@ -103,26 +102,22 @@ impl Applier<'_> {
     ) -> Result<(), ProcessError> {
         let began = Instant::now();
         let names: Vec<String> = small.iter().map(|small| small.segment.name()).collect();
-        let frozen: Vec<_> = small.iter().map(|it| it.aggregate.users.freeze()).collect();
-        let users: Vec<_> = frozen.iter().map(Frozen::sorted).collect();
         let mut sources: Vec<_> = small
             .iter()
             .map(|small| FileSource {
                 file: &*small.segment.file,
                 from: small.from,
                 to: small.aggregate.to,
+                memory_bytes_max: usize::MAX,
             })
             .collect();
         let now_ms = self.clock.now_ms();
         let mut ranges: Vec<(Range<'_>, &mut dyn Source)> = Vec::with_capacity(small.len());
-        for (((small, name), users), source) in
-            small.iter().zip(&names).zip(&users).zip(&mut sources)
-        {
+        for ((small, name), source) in small.iter().zip(&names).zip(&mut sources) {
             let checksum = small.checksum.clone().finalize();
             let range = small.aggregate.range(
                 (&small.segment, name),
                 small.from,
-                users,
                 checksum,
                 RangeEnd::Complete,
                 now_ms,

@@ -47,7 +47,7 @@ mod url;
 mod writer;
 
 pub use self::connect::Target;
-pub use self::members::{Member, ReportRow, members, remove};
+pub use self::members::{Member, members, remove};
 pub use self::node::Node;
 pub use self::readers::PostgresReaders;
 pub(in crate::store) use self::recovery::{read_checks, read_for_recovery};

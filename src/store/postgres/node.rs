@@ -95,6 +95,7 @@ impl Node {
 
     /// Like [`Node::acquire`], but keeps `held`, which this process acquired before, if the database still has
     /// its epoch and token.
+    #[cfg(any(test, feature = "testing"))]
     pub fn resume(
         held: Option<&Self>,
         client: &mut Client,

@@ -1,10 +1,13 @@
 //! Counts the applied bytes of one file and compares the result with the segment's row.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
 
 use super::{Finding, Recount, describe};
 use crate::aggregate::delta::signed;
 use crate::aggregate::pool::RangeAggregate;
+use crate::aggregate::user_sums::UserBlock;
 use crate::aggregate::{REJECTED_LINES_MAX, lines};
 use crate::data_dir::SegmentFile;
 use crate::event::Event;
@@ -78,9 +81,12 @@ impl Recount<'_> {
         tally: &mut Tally,
     ) -> Result<(), VerifyError> {
         tally.counts.lines += aggregate.partial.lines;
-        let frozen = aggregate.users.freeze();
-        let users = frozen.sorted();
-        for (_, sums) in &users {
+        let read = VerifyError::io("read", Path::new(&row.file_name));
+        let blocks: io::Result<Vec<UserBlock>> =
+            aggregate.users.blocks().and_then(Iterator::collect);
+        let blocks = blocks.map_err(read)?;
+        let users = || blocks.iter().flat_map(UserBlock::iter);
+        for (_, sums) in users() {
             tally.counts.events += sums.events();
             tally.net = tally.net.wrapping_add(sums.net_wrapping());
         }
@@ -113,7 +119,7 @@ impl Recount<'_> {
                 sum.micros = sum.micros.wrapping_add(net);
                 sum.events += 1;
             })?;
-        let users = users.iter().filter_map(|(user, sums)| {
+        let users = users().filter_map(|(user, sums)| {
             let mut sum = UserSum {
                 micros: sums.net_wrapping(),
                 events: i64::try_from(sums.events()).unwrap_or(i64::MAX),
@@ -122,7 +128,7 @@ impl Recount<'_> {
                 sum.micros = sum.micros.wrapping_sub(out.micros);
                 sum.events -= out.events;
             }
-            (sum.events > 0).then_some((*user, sum))
+            (sum.events > 0).then_some((user, sum))
         });
         Ok(self.snapshot.add_users(users)?)
     }
