@@ -143,8 +143,8 @@ fn the_manual_page_has_every_flag_and_pages_name_no_unknown_one() {
     let manual = run(&["man"]).expect(0).stdout.replace("\\-", "-");
     let mut known = flags(&run(&["--help"]).expect(0).stdout);
     for command in [
-        "demo", "serve", "send", "process", "verify", "backup", "restore", "query", "rejected",
-        "generate", "torture",
+        "demo", "serve", "send", "process", "verify", "backup", "restore", "query", "ready",
+        "rejected", "nodes", "generate", "torture",
     ] {
         let found = flags(&run(&[command, "--help"]).expect(0).stdout);
         assert!(!found.is_empty(), "{command}");
