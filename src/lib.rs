@@ -25,7 +25,7 @@
 //! http.post(format!("{url}/flush")).send_empty()?;
 //! let mut answer = http.get(format!("{url}/userEvents/user1")).call()?;
 //! let user = answer.body_mut().read_to_string()?;
-//! assert!(user.contains(r#""revenue":100,"events":1"#), "{user}");
+//! assert!(user.contains(r#""revenue":100,"revenueMicros":"100000000","events":1"#), "{user}");
 //!
 //! server.stop();
 //! # Ok::<(), anyhow::Error>(())

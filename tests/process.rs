@@ -401,8 +401,7 @@ fn a_fifo_that_is_named_keeps_its_events_for_the_cure() {
     let dir = scratch.path().join("dir");
     fs::create_dir(&dir).unwrap();
     let ran = import(&data, &[&fifo, &dir, &good]).expect(1);
-    let cure = format!("cat {} > FILE.jsonl", arg(&fifo));
-    assert!(ran.stderr.contains(&cure), "{ran}");
+    assert!(ran.stderr.contains("COMMAND > FILE.jsonl"), "{ran}");
     assert!(
         ran.stderr.contains(&format!("{}/*.jsonl", arg(&dir))),
         "{ran}"
@@ -566,7 +565,8 @@ fn a_segment_that_went_on_in_a_clone_counts_what_is_new_in_it_once() {
         let bytes = fs::read(late).unwrap();
         let bytes = if name == "4.gz" { gzip(bytes) } else { bytes };
         let copy = scratch.file(name, bytes);
-        import(&a, &[&copy]).expect(0);
+        // Lines without an id may have been counted too few times, so the first import warns.
+        import(&a, &[&copy]).expect(if name == "3" { 3 } else { 0 });
         assert_eq!(database(&a), totals(&[("u", 45, 9)]), "{name}");
         fs::remove_file(&copy).unwrap();
     }
