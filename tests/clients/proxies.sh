@@ -36,7 +36,7 @@ through() {
         "$front/liveEvent")" 403
     same "$name: flush" "$(status -H "$bearer" -X POST "$front/flush")" 200
     same "$name: get" "$(status -H "$bearer" "$front/userEvents/$name")" 200
-    grep -q '"revenue":31.5,"events":3' "$tmp/answer" || fail "$name: $(cat "$tmp/answer")"
+    grep -q '"revenue":31.5,"revenueMicros":"31500000","events":3' "$tmp/answer" || fail "$name: $(cat "$tmp/answer")"
     ok "$name: its user has 31.5 of 3 events"
 }
 
