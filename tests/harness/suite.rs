@@ -45,7 +45,11 @@ pub(super) fn database_of(args: &[&str]) -> Option<String> {
 pub(crate) fn totals(url: &str) -> Totals {
     let mut client = Client::connect(url, NoTls).unwrap();
     let sql = "SELECT user_id, sum(revenue_micros)::text, sum(events)::bigint FROM tallyline.user_total GROUP BY user_id";
-    let rows = client.query(sql, &[]).unwrap();
+    let rows = match client.query(sql, &[]) {
+        // No node has created the tables yet.
+        Err(error) if error.code() == Some(&postgres::error::SqlState::UNDEFINED_TABLE) => vec![],
+        rows => rows.unwrap(),
+    };
     rows.iter()
         .map(|row| {
             let micros: &str = row.get(1);

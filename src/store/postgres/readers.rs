@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use ::postgres::error::SqlState;
 use ::postgres::types::Type;
 use ::postgres::{Client, IsolationLevel, Row};
 use r2d2::ManageConnection;
@@ -319,7 +320,7 @@ impl PostgresReaders {
 
     /// Runs a statement about this node, whose number is the first parameter; without rows if the node is not
     /// in the database.
-    fn read_own<T>(
+    fn read_own<T: Default>(
         &self,
         doing: &'static str,
         sql: &str,
@@ -351,7 +352,9 @@ impl PostgresReaders {
 
     /// Runs `read` on a connection of the pool. It is repeated on another one if the connection was lost, for
     /// it may have been idle.
-    fn read<T>(
+    ///
+    /// Before the first start of a node there are no tables, and the result is empty.
+    fn read<T: Default>(
         &self,
         doing: &'static str,
         mut read: impl FnMut(&mut Client) -> Result<T, ReadError>,
@@ -363,7 +366,11 @@ impl PostgresReaders {
             match read(&mut client) {
                 Ok(value) => return Ok(value),
                 Err(ReadError::Postgres(_)) if again && client.is_closed() => again = false,
-                // Before the first start of a node there are no tables.
+                Err(ReadError::Postgres(error))
+                    if error.code() == Some(&SqlState::UNDEFINED_TABLE) =>
+                {
+                    return Ok(T::default());
+                }
                 Err(error) => return Err(self.failed(doing, error)),
             }
         }
