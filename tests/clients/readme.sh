@@ -104,7 +104,7 @@ check_run() {
         line=$(sed -E 's/ +#.*//' <<<"$line")
         case $line in
         # Run by .ci/run itself or by datasette.sh, or they need a release build and minutes.
-        '' | 'cargo test' | 'cargo test '* | 'bash .ci/run' | 'datasette '* | 'cargo bench' | *'/catchup.py '* | *'/scale_out.py '*) continue ;;
+        '' | 'cargo test' | 'cargo test '* | 'bash .ci/run' | 'datasette '* | 'cargo bench' | *'/catchup.py '* | *'/scale_out.py '* | *'/large.py '*) continue ;;
         'cargo install --locked --path .')
             # With the existing build, to another directory.
             (cd "$repo" && bash -c "$line --debug --offline --root '$tmp/root' --target-dir target") &>>"$tmp/run.log"
