@@ -141,10 +141,11 @@ pub(super) fn run_with(
     for file in &pending {
         batch.bytes_total += disk.size_at(&file.path).unwrap_or(0);
     }
+    let pruned = applier.writer.pruned()?.number;
     let mut rest = &pending[..];
     while !rest.is_empty() {
         let data_dir = &config.data_dir;
-        let handled = apply_some(&**disk, data_dir, &mut applier, rest, &mut batch)?;
+        let handled = apply_some(&**disk, data_dir, &mut applier, pruned, rest, &mut batch)?;
         rest = &rest[handled..];
     }
     Ok((applier.writer, batch.summary))
@@ -328,19 +329,22 @@ impl Run for Batch<'_> {
         self
     }
 
+    fn pruned(
+        &mut self,
+        _applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        reason: String,
+    ) -> Result<(), ProcessError> {
+        self.refuse(&segment.path, reason);
+        Ok(())
+    }
+
     fn start(
         &mut self,
         applier: &mut Applier<'_>,
         segment: &SegmentFile,
     ) -> Result<Start, ProcessError> {
-        let (id, path) = (&segment.id, &segment.path);
-        let pruned = applier.writer.pruned()?.number;
-        if id.number().is_some_and(|number| number <= pruned)
-            && applier.writer.segment(id)?.is_none()
-        {
-            self.refuse(path, retention::was_pruned(path, pruned));
-            return Ok(Start::Skip);
-        }
+        let path = &segment.path;
         let mut confirmed = applier.confirm(segment)?;
         if let Confirmed::Restored(row) = &confirmed {
             applier.note(row, SegmentState::Sealed, None)?;

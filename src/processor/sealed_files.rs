@@ -7,9 +7,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::ProcessError;
 use super::applier::{Applier, Opened, Small, Watch, open_sealed, open_together};
 use super::archive::{self, Archived, Leaving};
+use super::{ProcessError, retention};
 use crate::data_dir::disk::{Disk, Identity};
 use crate::data_dir::segment::{DirectoryTag, SegmentId};
 use crate::data_dir::{Catalog, Found, Place, SegmentFile};
@@ -29,6 +29,13 @@ pub(super) enum Start {
 pub(super) trait Run {
     /// Receives the commits.
     fn watch(&mut self) -> &mut dyn Watch;
+    /// The open file has the number of a pruned segment and no row, so it is not applied.
+    fn pruned(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        reason: String,
+    ) -> Result<(), ProcessError>;
     /// Decides what is done with an open file, whose bytes are durable.
     fn start(
         &mut self,
@@ -62,12 +69,13 @@ pub(super) trait Run {
     );
 }
 
-/// Applies the first of these files and archives them. Returns how many were handled, at least one; the
-/// rest needs further calls.
+/// Applies the first of these files and archives them. Segments up to the number `pruned` were pruned.
+/// Returns how many files were handled, at least one; the rest needs further calls.
 pub(super) fn apply_some(
     disk: &dyn Disk,
     data_dir: &Path,
     applier: &mut Applier<'_>,
+    pruned: u64,
     files: &[Found],
     run: &mut dyn Run,
 ) -> Result<usize, ProcessError> {
@@ -82,6 +90,7 @@ pub(super) fn apply_some(
         disk,
         data_dir,
         applier,
+        pruned,
         run,
         group: Group::default(),
         linked: None,
@@ -140,6 +149,7 @@ struct Step<'s, 'p> {
     disk: &'s dyn Disk,
     data_dir: &'s Path,
     applier: &'s mut Applier<'p>,
+    pruned: u64,
     run: &'s mut dyn Run,
     group: Group,
     /// The first path of each imported file, in the archive or else by name; listed when it is first
@@ -151,6 +161,14 @@ impl Step<'_, '_> {
     /// Decides what is done with an open file. An imported file with several names in the data directory
     /// (hard links) is applied under one of them.
     fn start(&mut self, segment: &SegmentFile) -> Result<Start, ProcessError> {
+        let id = &segment.id;
+        if id.number().is_some_and(|number| number <= self.pruned)
+            && self.applier.writer.segment(id)?.is_none()
+        {
+            let reason = retention::was_pruned(&segment.path, self.pruned);
+            self.run.pruned(self.applier, segment, reason)?;
+            return Ok(Start::Skip);
+        }
         let start = self.run.start(self.applier, segment)?;
         if matches!(start, Start::At { from: 0, .. })
             && let Some(first) = self.other_link(segment)?

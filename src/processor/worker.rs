@@ -293,7 +293,14 @@ impl Worker {
             }
             let disk = Arc::clone(&self.disk);
             let data_dir = self.config.data_dir.clone();
-            let handled = sealed_files::apply_some(&*disk, &data_dir, applier, rest, self)?;
+            let handled = sealed_files::apply_some(
+                &*disk,
+                &data_dir,
+                applier,
+                self.status.pruned,
+                rest,
+                self,
+            )?;
             rest = &rest[handled..];
         }
         self.active_file(applier, &tail)?;

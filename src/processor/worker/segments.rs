@@ -12,7 +12,7 @@ use super::status::Sealed;
 use super::{
     Applier, Claims, Confirmed, Corrupt, FILE_RETRY_AFTER, Found, Place, ProcessError, SegmentFile,
     SegmentId, SegmentRow, SegmentState, Watch, Worker, compare_claims, describe, describe_rivals,
-    retention, topic,
+    topic,
 };
 use crate::aggregate::lines;
 use crate::data_dir::DataDirError;
@@ -251,20 +251,23 @@ impl Run for Worker {
         &mut self.status
     }
 
+    fn pruned(
+        &mut self,
+        applier: &mut Applier<'_>,
+        segment: &SegmentFile,
+        reason: String,
+    ) -> Result<(), ProcessError> {
+        self.skip(segment, reason)?;
+        self.remove(applier, &segment.id);
+        Ok(())
+    }
+
     fn start(
         &mut self,
         applier: &mut Applier<'_>,
         segment: &SegmentFile,
     ) -> Result<Start, ProcessError> {
         let (id, path) = (&segment.id, &segment.path);
-        let pruned = self.status.pruned;
-        if id.number().is_some_and(|number| number <= pruned)
-            && applier.writer.segment(id)?.is_none()
-        {
-            self.skip(segment, retention::was_pruned(path, pruned))?;
-            self.remove(applier, id);
-            return Ok(Start::Skip);
-        }
         let from = match applier.confirm(segment)? {
             Confirmed::At(bytes) => bytes,
             Confirmed::Applied(row) => return Ok(Start::Applied(row)),
