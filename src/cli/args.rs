@@ -20,7 +20,9 @@ use clap::{
 
 pub(crate) use self::errors::renamed;
 pub use self::errors::with_variables;
-pub use self::files::{BackupArgs, ProcessArgs, QueryArgs, RejectedArgs, RestoreArgs, VerifyArgs};
+pub use self::files::{
+    BackupArgs, ProcessArgs, QueryArgs, RejectedArgs, RestoreArgs, TotalsArgs, VerifyArgs,
+};
 #[cfg(feature = "postgres")]
 pub use self::nodes::{AdoptArgs, NodesArgs, NodesCommand, RemoveArgs};
 pub use self::send::{ReadyArgs, SendArgs};

@@ -50,15 +50,9 @@ pub struct ProcessArgs {
     pub memory: Option<Size>,
 }
 
-/// Flags of `tallyline verify`.
+/// Where the totals are that a command reads.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  tallyline verify
-  tallyline verify --data-dir /var/lib/tallyline     the server may be running
-
-Exit codes: 0 files and database agree; 1 they differ, or some files could not be checked.")]
-pub struct VerifyArgs {
+pub struct TotalsArgs {
     /// Data directory
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
@@ -72,6 +66,19 @@ pub struct VerifyArgs {
         hide_env_values = true
     )]
     pub database: Option<String>,
+}
+
+/// Flags of `tallyline verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tallyline verify
+  tallyline verify --data-dir /var/lib/tallyline     the server may be running
+
+Exit codes: 0 files and database agree; 1 they differ, or some files could not be checked.")]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub totals: TotalsArgs,
 }
 
 /// Flags of `tallyline backup`.
@@ -133,19 +140,8 @@ pub struct QueryArgs {
     /// Number of users to show, highest revenue first
     #[arg(long, value_name = "N", default_value_t = 20, env = "TALLYLINE_TOP")]
     pub top: u32,
-    /// Data directory
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    #[arg(env = "TALLYLINE_DATA_DIR")]
-    pub data_dir: PathBuf,
-    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
-    /// postgres://user@host/database; several servers may share it
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TALLYLINE_DATABASE",
-        hide_env_values = true
-    )]
-    pub database: Option<String>,
+    #[command(flatten)]
+    pub totals: TotalsArgs,
     /// Print JSON
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,
@@ -175,19 +171,8 @@ pub struct RejectedArgs {
     /// Only events whose id begins with this text
     #[arg(long, value_name = "TEXT")]
     pub id_prefix: Option<String>,
-    /// Data directory
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    #[arg(env = "TALLYLINE_DATA_DIR")]
-    pub data_dir: PathBuf,
-    /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
-    /// postgres://user@host/database; several servers may share it
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TALLYLINE_DATABASE",
-        hide_env_values = true
-    )]
-    pub database: Option<String>,
+    #[command(flatten)]
+    pub totals: TotalsArgs,
     /// Print JSON, as GET /rejected does
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,

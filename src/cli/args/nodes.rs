@@ -29,7 +29,7 @@ pub struct NodesArgs {
 /// The subcommands of `tallyline nodes`.
 #[derive(Debug, Subcommand)]
 pub enum NodesCommand {
-    /// Let the data directory go on as its node after it was restored from a backup or moved
+    /// Let the data directory continue as its node after it was restored from a backup or moved
     ///
     /// Another copy of the directory that is still in use can then write nothing more. Events that only
     /// the other copy has stay in the totals, and are reported as missing.

@@ -187,8 +187,8 @@ impl VerifyConfig {
     /// Checks the flags.
     pub fn new(args: VerifyArgs, quiet: bool) -> Result<Self, UsageError> {
         Ok(Self {
-            data_dir: directory(args.data_dir)?,
-            database_url: database_url(args.database)?,
+            data_dir: directory(args.totals.data_dir)?,
+            database_url: database_url(args.totals.database)?,
             verbosity: Verbosity::of(quiet),
         })
     }
@@ -294,8 +294,8 @@ impl QueryConfig {
     /// Checks the flags.
     pub fn new(args: QueryArgs) -> Result<Self, UsageError> {
         Ok(Self {
-            data_dir: directory(args.data_dir)?,
-            database_url: database_url(args.database)?,
+            data_dir: directory(args.totals.data_dir)?,
+            database_url: database_url(args.totals.database)?,
             users: args.users,
             top: args.top,
             format: QueryFormat::of(args.json, args.csv),
@@ -324,8 +324,8 @@ impl RejectedConfig {
     /// Checks the flags.
     pub fn new(args: RejectedArgs) -> Result<Self, UsageError> {
         Ok(Self {
-            data_dir: directory(args.data_dir)?,
-            database_url: database_url(args.database)?,
+            data_dir: directory(args.totals.data_dir)?,
+            database_url: database_url(args.totals.database)?,
             limit: args.limit,
             since: args.since,
             id_prefix: args.id_prefix,
