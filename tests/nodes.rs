@@ -60,6 +60,20 @@ fn holds(node: &Node, client: &mut Client, target: &Target) -> bool {
     node.check(&mut transaction, target).is_ok()
 }
 
+/// What a process does that was the node: it stays the node, or acquires it again.
+fn resume(
+    held: &Node,
+    client: &mut Client,
+    target: &Target,
+    dir: &Path,
+    id: Uuid,
+) -> Result<Node, StoreError> {
+    if holds(held, client, target) {
+        return Ok(held.clone());
+    }
+    Node::acquire(client, target, dir, id)
+}
+
 #[test]
 #[ignore = "needs PostgreSQL"]
 fn a_server_without_what_is_needed_is_refused_with_the_reason() {
@@ -400,7 +414,7 @@ fn a_restart_acquires_the_node_and_fences_the_process_before() {
     let first = Node::acquire(&mut client, &target, &dir, id).unwrap();
     assert!(holds(&first, &mut client, &target));
     assert_eq!(
-        Node::resume(Some(&first), &mut client, &target, &dir, id).unwrap(),
+        resume(&first, &mut client, &target, &dir, id).unwrap(),
         first
     );
     let second = Node::acquire(&mut client, &target, &dir, id).unwrap();
@@ -495,13 +509,7 @@ fn a_copied_directory_is_refused_and_an_older_database_is_not() {
     copy_files(&original, &copy);
     let copied = Node::acquire(&mut client, &target, &copy, id).unwrap();
     assert!(!holds(&first, &mut client, &target));
-    let error = reason_of(Node::resume(
-        Some(&first),
-        &mut client,
-        &target,
-        &original,
-        id,
-    ));
+    let error = reason_of(resume(&first, &mut client, &target, &original, id));
     assert!(
         error.contains("another copy") && error.contains("nodes adopt"),
         "{error}"
@@ -514,11 +522,11 @@ fn a_copied_directory_is_refused_and_an_older_database_is_not() {
         "tally",
         &format!("UPDATE tallyline.node SET epoch = {epoch}, token = '{token}'"),
     );
-    let again = Node::resume(Some(&copied), &mut client, &target, &copy, id).unwrap();
+    let again = resume(&copied, &mut client, &target, &copy, id).unwrap();
     assert!(holds(&again, &mut client, &target));
     // ... and to one before the node was registered.
     server.run("tally", "DELETE FROM tallyline.node");
-    let registered = Node::resume(Some(&again), &mut client, &target, &copy, id).unwrap();
+    let registered = resume(&again, &mut client, &target, &copy, id).unwrap();
     assert!(holds(&registered, &mut client, &target));
 
     // Removed: refused for good.
@@ -526,13 +534,7 @@ fn a_copied_directory_is_refused_and_an_older_database_is_not() {
         "tally",
         "UPDATE tallyline.node SET state = 'removed', epoch = epoch + 1, token = gen_random_uuid()",
     );
-    let error = reason_of(Node::resume(
-        Some(&registered),
-        &mut client,
-        &target,
-        &copy,
-        id,
-    ));
+    let error = reason_of(resume(&registered, &mut client, &target, &copy, id));
     assert!(error.contains("removed"), "{error}");
 }
 
@@ -724,8 +726,8 @@ fn a_standby_that_lost_the_last_commits_keeps_its_nodes() {
     let new_c = Node::acquire(&mut client, &target, &c, c_id).unwrap();
     assert_eq!(new_c.number, lost_b.number, "the database does not know b");
     assert!(!holds(&lost_b, &mut client, &target));
-    let new_a = Node::resume(Some(&lost_a), &mut client, &target, &a, a_id).unwrap();
-    let new_b = Node::resume(Some(&lost_b), &mut client, &target, &b, b_id).unwrap();
+    let new_a = resume(&lost_a, &mut client, &target, &a, a_id).unwrap();
+    let new_b = resume(&lost_b, &mut client, &target, &b, b_id).unwrap();
     assert_eq!(new_a.number, lost_a.number);
     assert_ne!(new_b.number, new_c.number);
     for node in [&new_a, &new_b, &new_c] {

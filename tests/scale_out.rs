@@ -321,7 +321,7 @@ fn nodes_and_the_database_server_are_killed() {
 #[test]
 #[ignore = "needs PostgreSQL"]
 fn a_standby_that_lost_the_last_seconds_catches_up_from_the_files() {
-    // Fails if a node goes on from an offset that the new primary server does not have.
+    // Fails if a node continues from an offset that the new primary server does not have.
     let mut primary = Postgres::start();
     primary.database("tally");
     let proxy = CuttingProxy::start(primary.port, 1);
@@ -383,7 +383,7 @@ fn a_cloned_data_directory_is_refused_in_words() {
         (text.contains("another copy") && text.contains("nodes adopt")).then_some(reasons.clone())
     });
     assert!(!reasons.is_empty());
-    // Ingestion goes on.
+    // Ingestion continues.
     cluster.node(0).accept(event("user", 1000));
     let total = |server: &Postgres| totals(server)["user"];
     assert_eq!(total(&server), (11_000_000, 2));

@@ -4,8 +4,8 @@
 //! test the disk under it. Every event has an id (the sender's `--source` and the line's number, or
 //! one of its own), so an event that is sent again after a kill must be counted once. Half of the files
 //! begin with lines that a sender has sent before or is sending at the same time, so that ranges of ids
-//! overlap. With `--database`, two servers share a PostgreSQL database, and a sender goes on at either of them after
-//! a kill. The expected totals are computed here from the generated lines, without the code that is
+//! overlap. With `--database`, two servers share a PostgreSQL database, and a sender continues at either of them
+//! after a kill. The expected totals are computed here from the generated lines, without the code that is
 //! tested.
 
 #![expect(
@@ -459,7 +459,7 @@ impl Torture {
             total.0 += if add { amount } else { -amount };
             total.1 += 1;
         }
-        // The sender comes back to a number that it has passed, and goes on from there.
+        // The sender comes back to a number that it has passed, and continues from there.
         let back = usize::try_from(from).unwrap_or_default();
         for line in sender
             .with_id

@@ -93,27 +93,6 @@ impl Node {
         Self::acquire_with(client, target, &RealDisk, data_dir, id, Takeover::Refuse)
     }
 
-    /// Like [`Node::acquire`], but keeps `held`, which this process acquired before, if the database still has
-    /// its epoch and token.
-    #[cfg(any(test, feature = "testing"))]
-    pub fn resume(
-        held: Option<&Self>,
-        client: &mut Client,
-        target: &Target,
-        data_dir: &Path,
-        id: Uuid,
-    ) -> Result<Self, StoreError> {
-        if let Some(held) = held {
-            let mut transaction = target.begin(client)?;
-            match held.check(&mut transaction, target) {
-                Ok(()) => return Ok(held.clone()),
-                Err(StoreError::Fenced { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Self::acquire(client, target, data_dir, id)
-    }
-
     pub(super) fn acquire_with(
         client: &mut Client,
         target: &Target,
@@ -289,7 +268,7 @@ fn refuse(
         return Err(fenced(
             target,
             format!(
-                "another copy of this data directory is or was in use (last on {}), or this one was restored from a backup; nothing is applied, because its events could be counted twice. If this directory is the one to go on with, stop the other one for good and run `tallyline nodes adopt`",
+                "another copy of this data directory is or was in use (last on {}), or this one was restored from a backup; nothing is applied, because its events could be counted twice. If this directory is the one to keep, stop the other one for good and run `tallyline nodes adopt`",
                 found.name
             ),
         ));

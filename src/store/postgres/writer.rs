@@ -394,7 +394,7 @@ impl PostgresWriter {
     }
 }
 
-/// What one transaction came to.
+/// The outcome of one transaction.
 enum Tried {
     Done(OutcomeOfAll),
     /// Totals of these users of a range might overflow.
