@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::DataDirError;
-use super::catalog::{APPLIED_DIR, Catalog, Place};
+use super::catalog::{Catalog, Place};
 use crate::data_dir::disk::{self, Disk};
 use crate::data_dir::segment::{
-    ACTIVE_FILE, DirectoryTag, Label, Numbers, SEGMENT_NUMBER_MAX, Tag, label_in_name,
+    ACTIVE_FILE, DirectoryTag, Label, Numbers, SEGMENT_NUMBER_MAX, Tag,
 };
 
 /// The file's name in the data directory.
@@ -237,41 +237,21 @@ pub(crate) fn active_label(
     data_dir: &Path,
     tag: DirectoryTag,
 ) -> Result<Option<Label>, DataDirError> {
+    let label = any_active_label(disk, data_dir)?;
+    Ok(label.filter(|label| label.tag.directory == tag))
+}
+
+/// The label of `events.jsonl`, of any data directory; `None` without a file or label.
+pub(super) fn any_active_label(
+    disk: &dyn Disk,
+    data_dir: &Path,
+) -> Result<Option<Label>, DataDirError> {
     let path = data_dir.join(ACTIVE_FILE);
     let file = match disk.open_read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(DataDirError::io("open", &path))?,
     };
-    let label = read_label(&*file).map_err(DataDirError::io("read", &path))?;
-    Ok(label.filter(|label| label.tag.directory == tag))
-}
-
-/// The tags of all native segments in the data directory and its archive, of any data directory: those in the
-/// names of sealed files, and the label of `events.jsonl`.
-pub fn tags_of_segments(disk: &dyn Disk, data_dir: &Path) -> Result<Vec<Tag>, DataDirError> {
-    let archive = data_dir.join(APPLIED_DIR);
-    let list = |dir: &Path| disk.list(dir).map_err(DataDirError::io("list", dir));
-    let mut tags = Vec::new();
-    let mut add = |entries: Vec<(String, bool)>| {
-        let labels = entries.iter().filter_map(|(name, _)| label_in_name(name));
-        tags.extend(labels.map(|label| label.tag));
-    };
-    add(list(data_dir)?);
-    for (month, is_dir) in list(&archive)? {
-        if is_dir {
-            add(list(&archive.join(month))?);
-        }
-    }
-    let active = data_dir.join(ACTIVE_FILE);
-    match disk.open_read(&active) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        file => {
-            let file = file.map_err(DataDirError::io("open", &active))?;
-            let label = read_label(&*file).map_err(DataDirError::io("read", &active))?;
-            tags.extend(label.map(|label| label.tag));
-        }
-    }
-    Ok(tags)
+    read_label(&*file).map_err(DataDirError::io("read", &path))
 }
 
 /// The highest number of a segment that may hold events, according to `directory.json`: that of the

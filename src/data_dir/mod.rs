@@ -20,6 +20,7 @@
 mod catalog;
 mod directory;
 pub mod disk;
+#[cfg(feature = "postgres")]
 pub mod node_tokens;
 pub(crate) mod numbers;
 pub mod segment;
@@ -34,9 +35,7 @@ pub use self::catalog::{
 };
 pub(crate) use self::catalog::{SegmentFile, missing_note};
 pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
-pub(crate) use self::directory::{
-    active_label, first_free, given_out, is_sealed, tags_of_segments,
-};
+pub(crate) use self::directory::{active_label, first_free, given_out, is_sealed};
 
 /// Locked by the process that appends to the active segment.
 pub const SERVE_LOCK: &str = "serve.lock";

@@ -18,8 +18,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::DataDirError;
+use super::directory::any_active_label;
 use super::disk::{self, Disk};
+use super::segment::{Tag, label_in_name};
+use super::{APPLIED_DIR, DataDirError};
 
 /// The file's name in the data directory.
 pub const NODE_FILE: &str = "node.json";
@@ -141,6 +143,26 @@ fn read(disk: &dyn Disk, path: &Path) -> io::Result<NodeTokens> {
     Ok(NodeTokens {
         tokens: wire.tokens,
     })
+}
+
+/// The tags of all native segments in the data directory and its archive, of any data directory: those in the
+/// names of sealed files, and the label of `events.jsonl`.
+pub(crate) fn tags_of_segments(disk: &dyn Disk, data_dir: &Path) -> Result<Vec<Tag>, DataDirError> {
+    let archive = data_dir.join(APPLIED_DIR);
+    let list = |dir: &Path| disk.list(dir).map_err(DataDirError::io("list", dir));
+    let mut tags = Vec::new();
+    let mut add = |entries: Vec<(String, bool)>| {
+        let labels = entries.iter().filter_map(|(name, _)| label_in_name(name));
+        tags.extend(labels.map(|label| label.tag));
+    };
+    add(list(data_dir)?);
+    for (month, is_dir) in list(&archive)? {
+        if is_dir {
+            add(list(&archive.join(month))?);
+        }
+    }
+    tags.extend(any_active_label(disk, data_dir)?.map(|label| label.tag));
+    Ok(tags)
 }
 
 #[cfg(test)]

@@ -126,7 +126,14 @@ pub enum OutcomeOfAll {
 /// The result of one attempt, before the commit.
 pub(super) enum Attempt {
     /// With the `segment.key`.
-    Ready(Applied, i64),
+    Ready(
+        Applied,
+        #[cfg_attr(
+            not(feature = "postgres"),
+            expect(dead_code, reason = "only PostgreSQL reads its progress again")
+        )]
+        i64,
+    ),
     Raced,
     /// Totals of these users might overflow. The attempt is repeated with an overflow replay.
     Suspects(HashSet<String>),

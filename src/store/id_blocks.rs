@@ -56,7 +56,9 @@ mod group;
 
 use rusqlite::{Row, types::Type};
 
-pub(super) use self::block::{Block, BlockError, NumberStatus};
+#[cfg(feature = "postgres")]
+pub(super) use self::block::BlockError;
+pub(super) use self::block::{Block, NumberStatus};
 pub(super) use self::group::{Grouped, Span};
 
 /// Inserts blocks that are not there; parameters: time of applying, then prefix, width, block and bytes.

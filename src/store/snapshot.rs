@@ -77,6 +77,17 @@ enum Source {
     Postgres(PostgresSnapshot),
 }
 
+impl Source {
+    /// The connection to an SQLite file; `None` for PostgreSQL.
+    fn sqlite(&self) -> Option<&Connection> {
+        match self {
+            Self::Sqlite(database) => Some(database),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => None,
+        }
+    }
+}
+
 /// A database as of one moment, and the totals that were recounted from the files. In PostgreSQL, the rows of
 /// one node.
 pub struct Snapshot {
@@ -211,7 +222,7 @@ impl Snapshot {
     }
 
     fn copy(&mut self) -> rusqlite::Result<()> {
-        let Source::Sqlite(database) = &self.database else {
+        let Some(database) = self.database.sqlite() else {
             return Ok(());
         };
         let snapshot = database.unchecked_transaction()?;
@@ -379,7 +390,7 @@ impl Snapshot {
     /// The first faults that SQLite finds in the database file; empty if it is sound. Reads every page.
     /// PostgreSQL checks its pages itself.
     pub fn damages(&self) -> Result<Vec<String>, StoreError> {
-        let Source::Sqlite(database) = &self.database else {
+        let Some(database) = self.database.sqlite() else {
             return Ok(Vec::new());
         };
         let read = || -> rusqlite::Result<Vec<String>> {
@@ -436,7 +447,7 @@ impl Snapshot {
         &self,
         each: &mut dyn FnMut(&Row<'_>, &mut Block) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<()> {
-        let Source::Sqlite(database) = &self.database else {
+        let Some(database) = self.database.sqlite() else {
             return Ok(());
         };
         let mut block = Block::default();

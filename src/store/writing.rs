@@ -150,6 +150,7 @@ impl Writer {
     }
 
     /// Stores what this node reports about itself, for people. SQLite has one node, which reports nothing.
+    #[cfg_attr(not(feature = "postgres"), expect(unused_variables))]
     pub fn report(&mut self, report: &NodeReport) -> Result<(), StoreError> {
         match self {
             Self::Sqlite(_) => Ok(()),

@@ -23,9 +23,8 @@ use uuid::Uuid;
 
 use super::{Target, schema};
 use crate::data_dir::disk::{Disk, RealDisk};
-use crate::data_dir::node_tokens::{NodeToken, NodeTokens};
+use crate::data_dir::node_tokens::{NodeToken, NodeTokens, tags_of_segments};
 use crate::data_dir::segment::Tag;
-use crate::data_dir::tags_of_segments;
 use crate::store::StoreError;
 
 const SELECT_NODE: &str = include_str!("../../../sql/postgres/select_node_for_update.sql");
