@@ -404,6 +404,28 @@ fn an_idle_server_detects_a_database_overwritten_in_place() {
 }
 
 #[test]
+fn a_database_overwritten_and_then_deleted_is_made_again() {
+    // Fails if the server waits for ever until the file that was overwritten stops changing.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    applied(&server, event("u", 1).repeat(3));
+    let database = data.join("revenue.db");
+    until(PATIENCE, "the log reports the write", || {
+        // As a slow copy does, until the server has noticed it.
+        let file = fs::OpenOptions::new().append(true).open(&database).unwrap();
+        file.set_modified(std::time::SystemTime::now()).unwrap();
+        let noticed = server.process.stderr().contains("overwrote the file");
+        noticed.then(|| fs::remove_file(&database).unwrap())
+    });
+    applied(&server, event("u", 1));
+    until_ready(&server);
+    assert_eq!(read_and_close(&data), 4);
+    server.stop().expect(0);
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
+}
+
+#[test]
 fn a_database_that_was_only_touched_keeps_its_wal() {
     // Fails if a new modification time alone makes the server discard the commits in the -wal.
     let scratch = Scratch::new();

@@ -2,6 +2,7 @@
 
 mod ids;
 mod overall;
+mod overwritten;
 
 use std::collections::HashSet;
 use std::io;

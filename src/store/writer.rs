@@ -179,13 +179,17 @@ impl SqliteWriter {
     }
 
     /// Whether the database file was written to since [`SqliteWriter::note_written`], and not by a checkpoint:
-    /// in place, by a program other than SQLite. A `touch` has the same effect.
+    /// in place, by a program other than SQLite. A `touch` has the same effect. A file that was removed or
+    /// replaced is not overwritten: [`SqliteWriter::replaced`] reports it.
     pub fn is_overwritten(&mut self) -> Result<bool, StoreError> {
         let now = self.file_state()?;
         let Some(left) = self.left.replace(now) else {
             return Ok(false);
         };
-        Ok(left.file != now.file && left.wal == now.wal)
+        let changed = left.file != now.file && left.wal == now.wal;
+        // The state was read by path. The file may have been removed or replaced since the caller compared
+        // the files, so they are compared again after the state was read.
+        Ok(changed && self.replaced().is_none())
     }
 
     fn file_state(&self) -> Result<FileState, StoreError> {
