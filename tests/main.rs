@@ -22,6 +22,7 @@ mod bad_input; // every kind of invalid body, and the error that it gets
 mod bounded; // upper bounds of the resources that one client can use
 mod cli; // options, exit codes, errors before anything starts
 mod crash; // kill -9 during ingestion and applying, ten times
+mod database_locks; // the locks on the database, after each operation of the server
 mod descriptors; // few file descriptors, and more clients than connections
 mod end_to_end; // the main task on real input: totals equal an independent recount
 mod formats; // CSV, UTF-16, wrapped arrays and other formats: one error with the way out
