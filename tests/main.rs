@@ -37,6 +37,7 @@ mod other_programs; // a database opened, removed, replaced and written by other
 mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod ready; // `tallyline ready`: a server that is ready, not ready, gone
+mod same_content; // files without a label, copied or renamed after they were applied
 mod scale_out; // several nodes in one PostgreSQL database (`--ignored`)
 mod sealed; // sealed files changed, moved or copied before they are applied
 mod send; // unusual inputs, files sent before, rejected lines, waiting for totals

@@ -4,6 +4,7 @@
 //! after a commit. After any error it is discarded and read from the database again.
 
 mod confirm;
+mod same_content;
 #[cfg(test)]
 mod tests;
 mod together;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use self::confirm::Follow;
 pub(super) use self::confirm::{Confirmed, Corrupt};
+use self::same_content::Imports;
 pub(super) use self::together::{Opened, Small, open_together};
 use super::clock::Clock;
 use super::{ProcessConfig, ProcessError};
@@ -68,6 +70,7 @@ pub(super) struct Applier<'p> {
     follows: HashMap<SegmentId, Follow>,
     /// The data directory's part of the tags in labels.
     directory: DirectoryTag,
+    imports: Imports,
 }
 
 impl<'p> Applier<'p> {
@@ -103,6 +106,7 @@ impl<'p> Applier<'p> {
             clock: Arc::clone(&config.clock),
             follows: HashMap::new(),
             directory: config.directory_tag(),
+            imports: Imports::default(),
         })
     }
 

@@ -228,7 +228,7 @@ impl Step<'_, '_> {
                 let watch = self.run.watch();
                 self.applier.apply_sealed(&segment, from, size, watch)?;
                 self.run.applied(&[&segment]);
-                (self.row(&segment)?, true)
+                (self.completed(&segment)?, true)
             }
         };
         self.archive(&[Complete {
@@ -250,7 +250,7 @@ impl Step<'_, '_> {
             self.run.applied(&segments);
         }
         for (small, place) in small.into_iter().zip(places) {
-            let row = self.row(&small.segment)?;
+            let row = self.completed(&small.segment)?;
             complete.push(Complete {
                 segment: small.segment,
                 place,
@@ -261,12 +261,16 @@ impl Step<'_, '_> {
         self.archive(&complete)
     }
 
-    /// The row of a segment that was just applied.
-    fn row(&self, segment: &SegmentFile) -> Result<SegmentRow, ProcessError> {
+    /// The row of a segment that was just applied. Logs whether it has the content of another file.
+    fn completed(&mut self, segment: &SegmentFile) -> Result<SegmentRow, ProcessError> {
         let row = self.applier.writer.segment(&segment.id)?;
-        row.ok_or_else(|| ProcessError::Raced {
+        let row = row.ok_or_else(|| ProcessError::Raced {
             segment: segment.id.to_string(),
-        })
+        })?;
+        if let Some(same) = self.applier.same_content(&row)? {
+            tracing::warn!("{same}");
+        }
+        Ok(row)
     }
 
     /// Moves fully applied files to the archive, unless they are there.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::apply::{self, Attempt, Failure};
 use super::family::{self, Token};
+use super::import_contents::{self, ImportContent};
 use super::open::{self, Existing};
 use super::overall::{self, Overall};
 use super::segments;
@@ -407,6 +408,11 @@ impl SqliteWriter {
     /// The names of the imported files that are fully applied.
     pub fn applied_imports(&self) -> Result<HashSet<String>, StoreError> {
         segments::applied_imports(&self.connection).map_err(self.reading())
+    }
+
+    /// The content of the fully applied imported files that have counted events without an id, by name.
+    pub fn import_contents(&self) -> Result<Vec<(String, ImportContent)>, StoreError> {
+        import_contents::read(&self.connection).map_err(self.reading())
     }
 
     /// The numbers of native segments that have a row.

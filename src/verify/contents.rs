@@ -140,6 +140,13 @@ pub(crate) fn other_content(
     })
 }
 
+/// Describes an imported file that has the content of another one.
+pub(crate) fn describe_same_content(name: &str, other: &str, bytes: u64) -> String {
+    format!(
+        "{name} has the same length ({bytes} bytes) and checksum as {other}, and the events of both are counted. If one is a copy of the other, move one of them out of the data directory and run `tallyline process --rebuild`"
+    )
+}
+
 /// Whether the file has the length and checksum of its row, that is, the bytes that were applied.
 pub(crate) fn is_what_was_applied(
     segment: &SegmentFile,
