@@ -1,11 +1,16 @@
-//! Files without a label, which are known by their name: copied, renamed or moved after they were applied.
-//! Two files may have the same lines, so both count; but the log and `verify` say so.
+//! Files whose events are counted already, and that a person gives to the program once more.
+//!
+//! Files without a label are known by their name: copied, renamed or moved after they were applied, they
+//! count, because two files may have the same lines; but the log and `verify` say so. A segment is known by
+//! its label: `send` refuses it.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::harness::{
-    PATIENCE, Ran, Scratch, Server, arg, database, event, files_below, run, until,
+    PATIENCE, Process, Ran, Scratch, Server, arg, database, event, files_below, run,
+    run_with_input, tallyline, until,
 };
 
 #[track_caller]
@@ -128,4 +133,50 @@ fn copies_applied_together_are_reported() {
     assert_eq!(ran.stderr.matches("the same length").count(), 1, "{ran}");
     let found = verify(&data, 0);
     assert_eq!(found.matches("the same length").count(), 1, "{found}");
+}
+
+#[test]
+fn a_segment_is_not_sent_to_the_server_that_wrote_it() {
+    // Fails if its events count twice: `tallyline send` in the data directory sends events.jsonl, which the
+    // server appends to; with `--follow` it would never end.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    server.accept(event("u", 1).repeat(3));
+    let active = data.join("events.jsonl");
+    let send = |url: &str, file: &Path, flags: &[&str]| {
+        let mut command = tallyline(&["send", arg(file), "--to", url]);
+        command.args(flags).current_dir(scratch.path());
+        Process::start(&mut command).finish()
+    };
+    let refused = |ran: &Ran| {
+        assert!(ran.stderr.contains("it is segment 1 of the data"), "{ran}");
+        assert!(ran.stderr.contains("--again"), "{ran}");
+    };
+    let url = server.url();
+    for flags in [&[][..], &["--follow"], &["--no-ids"], &["--source", "a"]] {
+        refused(&send(&url, &active, flags).expect(2));
+    }
+    let ran = send(&url, &active, &["--json"]).expect(2);
+    assert!(ran.stdout.contains("ownSegment"), "{ran}");
+    server.flush();
+    let sealed = until(PATIENCE, "it is archived", || {
+        files_below(&data.join("applied")).pop()
+    });
+    refused(&send(&url, &sealed, &[]).expect(2));
+    let text = fs::read(&sealed).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&text).unwrap();
+    let compressed = scratch.file("copy.jsonl.gz", gzip.finish().unwrap());
+    refused(&send(&url, &compressed, &[]).expect(2));
+    let ran = run_with_input(&["send", "-", "--to", &url], &text).expect(2);
+    assert!(ran.stderr.contains("it is segment 1 of the data"), "{ran}");
+    server.flush();
+    assert_eq!(database(&data)["u"].1, 3);
+    // To another directory, or on demand.
+    let other = Server::start(&scratch.path().join("other"));
+    send(&other.url(), &sealed, &[]).expect(0);
+    assert_eq!(other.counter("applied"), 3);
+    send(&url, &sealed, &["--again"]).expect(0);
+    assert_eq!(server.counter("applied"), 6);
 }

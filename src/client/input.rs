@@ -14,10 +14,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded, select};
 use flate2::read::MultiGzDecoder;
+use uuid::Uuid;
 
 use super::error::SendError;
 use super::follow::{Growing, read_up_to};
 use super::format::{self, Format};
+use crate::data_dir::directory_tag;
+use crate::data_dir::segment::{DirectoryTag, Label};
 use crate::shutdown::Shutdown;
 
 /// Maximum number of bytes in one read.
@@ -44,6 +47,10 @@ pub(super) struct Source {
     path: PathBuf,
     kind: Kind,
     format: Option<Format>,
+    /// The label in the first line: the input is a segment of a data directory.
+    label: Option<Label>,
+    /// The data directory whose segments are refused.
+    own: Option<DirectoryTag>,
     /// Number of raw bytes read. For a gzip'd file these are the compressed bytes.
     raw: Arc<AtomicU64>,
     /// Bytes that were read and are returned by the next read.
@@ -101,6 +108,8 @@ impl Source {
                 gzip: false,
             },
             format: None,
+            label: None,
+            own: None,
             raw: Arc::default(),
             pending: Vec::new(),
             stop: stop.clone(),
@@ -179,6 +188,8 @@ impl Source {
             path: path.to_owned(),
             kind: Kind::Growing(Growing::new(file)),
             format: None,
+            label: None,
+            own: None,
             raw: Arc::default(),
             pending: Vec::new(),
             stop: stop.clone(),
@@ -234,6 +245,8 @@ impl Source {
             path: path.to_owned(),
             kind: Kind::Stdin(received),
             format: None,
+            label: None,
+            own: None,
             raw,
             pending: Vec::new(),
             stop: stop.clone(),
@@ -258,7 +271,26 @@ impl Source {
             });
         }
         self.format = Some(format);
-        Ok(())
+        let line_end = memchr::memchr(b'\n', head);
+        self.label = line_end.and_then(|end| Label::of_line(&head[..end]));
+        self.check_own()
+    }
+
+    /// Fails if the input is a segment of this data directory, now or when its first bytes are read: each of
+    /// its events is in that directory already.
+    pub(super) fn refuse_segments_of(&mut self, directory: Option<Uuid>) -> Result<(), SendError> {
+        self.own = directory.map(directory_tag);
+        self.check_own()
+    }
+
+    fn check_own(&self) -> Result<(), SendError> {
+        match self.label {
+            Some(label) if Some(label.tag.directory) == self.own => Err(SendError::OwnSegment {
+                path: self.path.clone(),
+                number: label.number,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// How the input is split into events; `None` before its first bytes.
