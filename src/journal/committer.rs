@@ -43,7 +43,7 @@ pub(super) fn start(
     commands: Commands,
     shared: Arc<Shared>,
     health: Arc<Health>,
-) -> Result<JoinHandle<()>, JournalError> {
+) -> Result<JoinHandle<Option<String>>, JournalError> {
     let now = Instant::now();
     let writer = Writer {
         first_line_at: (active.durable_end > 0).then_some(now),
@@ -71,7 +71,7 @@ pub(super) fn start(
         .name("committer".into())
         .spawn(move || {
             let _watch = PanicWatch(Arc::clone(&writer.health));
-            writer.run(&commands);
+            writer.run(&commands)
         })
         .map_err(JournalError::Thread)
 }
@@ -136,7 +136,8 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    fn run(mut self, commands: &Commands) {
+    /// Runs until the shutdown; returns why the active segment is not sealed then.
+    fn run(mut self, commands: &Commands) -> Option<String> {
         loop {
             let check = self.checked_at.checked_add(self.config.check_every);
             let received = match check.into_iter().chain(self.rotation_due()).min() {
@@ -146,7 +147,7 @@ impl Writer {
             match received {
                 Ok(command) => {
                     if !self.serve(command, commands) {
-                        return;
+                        return self.seal_at_stop();
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -164,7 +165,7 @@ impl Writer {
         }
     }
 
-    /// Executes a command and all appends that are queued behind it. Returns false after a shutdown.
+    /// Executes a command and all appends that are queued behind it. Returns false for a shutdown.
     fn serve(&mut self, command: Command, commands: &Commands) -> bool {
         let mut waiters = Vec::new();
         let mut bytes = 0;
@@ -188,10 +189,7 @@ impl Writer {
                 pending.answer(result);
                 true
             }
-            Some(Command::Shutdown) => {
-                self.seal_at_stop();
-                false
-            }
+            Some(Command::Shutdown) => false,
             Some(Command::Append(_)) | None => true,
         }
     }

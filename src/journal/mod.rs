@@ -329,7 +329,7 @@ impl Drop for Pending {
 /// The committer thread. [`Committer::stop`] seals the active segment.
 pub struct Committer {
     commands: Sender<Command>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Option<String>>,
 }
 
 impl Journal {
@@ -447,14 +447,15 @@ impl Journal {
 
 impl Committer {
     /// Commits the queued appends, seals the active segment and joins the thread. Later appends fail
-    /// with [`AppendError::Stopping`].
-    pub fn stop(self) {
+    /// with [`AppendError::Stopping`]. Returns why the segment is not sealed; `None` if it is.
+    pub fn stop(self) -> Option<String> {
         drop(self.commands.send(Command::Shutdown));
-        if self.thread.join().is_err() {
-            tracing::error!(
+        self.thread.join().unwrap_or_else(|_| {
+            Some(
                 "the committer thread panicked; events that it had not acknowledged may be lost"
-            );
-        }
+                    .to_owned(),
+            )
+        })
     }
 }
 
