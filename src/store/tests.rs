@@ -2,6 +2,7 @@
 
 mod ids;
 mod overall;
+mod rejected;
 
 use std::collections::HashSet;
 use std::io;
