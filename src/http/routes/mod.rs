@@ -17,6 +17,7 @@ mod users;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
@@ -153,7 +154,11 @@ fn is_one_segment(id: &str) -> bool {
 
 /// Splits a target into authority, path and query. Only a full URL has an authority.
 fn split_target(target: &str) -> (Option<&str>, &str, &str) {
-    let scheme = target.find("://").filter(|_| !target.starts_with('/'));
+    let scheme = if target.starts_with('/') {
+        None
+    } else {
+        target.find("://")
+    };
     let (authority, rest) = match scheme {
         None => (None, target),
         Some(at) => {
@@ -172,6 +177,13 @@ impl Inner {
     fn answer(&self, request: Request, route: Route, reply: Reply) {
         self.counters.answered(route, reply.status);
         request.answer(reply);
+    }
+
+    /// The same without waking the I/O thread, see [`Request::answer_unwoken`].
+    #[must_use = "the reply may be sent late if the waker is not called"]
+    fn answer_unwoken(&self, request: Request, route: Route, reply: Reply) -> Option<Waker> {
+        self.counters.answered(route, reply.status);
+        request.answer_unwoken(reply)
     }
 
     /// Runs `find` on a thread that may block, and sends its reply.
