@@ -22,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
+pub(super) use self::users::lookups::Lookups;
 use super::auth::{self, Foreign, Listening, Tokens};
 use super::counters::{Counters, Route};
 use super::engine::{
@@ -42,6 +43,7 @@ pub(super) struct Inner {
     pub(super) progress: Arc<Progress>,
     pub(super) health: Arc<Health>,
     pub(super) readers: Blocking<Readers>,
+    pub(super) lookups: Lookups,
     pub(super) files: Blocking<Files>,
     /// `None` if requests need no token.
     pub(super) tokens: Option<Tokens>,
