@@ -148,38 +148,17 @@ impl Parts {
         let directory = journal.directory();
         readers.belong_to(directory);
 
-        let progress = Arc::new(Progress::new(config.processing));
-        let process_config = process_config(config);
-        let (shared_progress, shared_health) = (Arc::clone(&progress), Arc::clone(&health));
-        let shared_disk = Arc::clone(&disk);
-        let processor = match config.processing {
-            Processing::Here => Processor::start(
-                process_config,
-                disk,
-                journal.clone(),
-                shared_progress,
-                shared_health,
-            )?,
-            Processing::Elsewhere => Processor::observe(
-                process_config,
-                disk,
-                journal.clone(),
-                readers.clone(),
-                shared_progress,
-                shared_health,
-            )?,
-        };
-        self.processor = Some(processor);
         let app = http::App {
             journal,
             readers,
-            progress,
+            progress: Arc::new(Progress::new(config.processing)),
             health,
-            disk: shared_disk,
+            disk,
             data_dir: dir.clone(),
             lost_log_lines: logging::lost_lines,
             directory,
         };
+        self.processor = Some(start_processor(config, &app)?);
         let http = self
             .http
             .insert(http::Server::start(http_config(config), app)?);
@@ -222,6 +201,21 @@ impl Drop for Parts {
         }
         drop(self.usage.take());
     }
+}
+
+/// Starts the processor, or with `--no-process` the observer of the one in another process.
+fn start_processor(config: &ServeConfig, app: &http::App) -> anyhow::Result<Processor> {
+    let process_config = process_config(config);
+    let disk = Arc::clone(&app.disk);
+    let journal = app.journal.clone();
+    let (progress, health) = (Arc::clone(&app.progress), Arc::clone(&app.health));
+    Ok(match config.processing {
+        Processing::Here => Processor::start(process_config, disk, journal, progress, health)?,
+        Processing::Elsewhere => {
+            let readers = app.readers.clone();
+            Processor::observe(process_config, disk, journal, readers, progress, health)?
+        }
+    })
 }
 
 /// Removes the port file that a server left behind, so that no file exists until the port answers. The

@@ -173,6 +173,11 @@ fn read_lines(body: Vec<u8>) -> Intake {
         intake.refuse(1, error);
         return intake;
     }
+    read_each_line(&body, &clean, format)
+}
+
+/// Reads the lines after the `clean` ones one by one. `format` is what the body is if no line is an event.
+fn read_each_line(body: &[u8], clean: &Clean, format: Option<Unsupported>) -> Intake {
     let mut intake = Intake {
         lines: Vec::with_capacity(body.len() + 1),
         accepted: clean.lines,
@@ -198,7 +203,7 @@ fn read_lines(body: Vec<u8>) -> Intake {
     if intake.accepted == 0 {
         intake.format = format;
         if first_error.is_some_and(|(_, syntax)| syntax) {
-            whole_object(&body, &mut intake);
+            whole_object(body, &mut intake);
         }
     }
     intake

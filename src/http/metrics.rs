@@ -118,6 +118,7 @@ impl Snapshot {
         let mut text = Text(String::with_capacity(16 << 10));
         self.process_metrics(&mut text);
         self.event_metrics(&mut text);
+        self.line_metrics(&mut text);
         self.file_metrics(&mut text);
         text.histogram(
             "tallyline_ack_duration_seconds",
@@ -278,6 +279,9 @@ impl Snapshot {
             "Sum of the revenue of all users, all time. It falls when revenue is subtracted.",
             self.overall.revenue,
         );
+    }
+
+    fn line_metrics(&self, text: &mut Text) {
         let ledger = self.ledger;
         text.gauge(
             "tallyline_unaccounted_lines",

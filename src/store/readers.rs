@@ -15,6 +15,7 @@ use scheduled_thread_pool::ScheduledThreadPool;
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
 use super::reading::DatabaseStatus;
+use super::rejected;
 use super::{
     Ledger, Overall, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, UserTotal,
     overall, segments,
@@ -186,7 +187,7 @@ impl SqliteReaders {
         filter: &RejectedFilter,
     ) -> Result<Vec<RejectedLine>, StoreError> {
         let lines = self.read("list rejected lines", |db| {
-            segments::newest_rejected(db, limit, filter)
+            rejected::newest(db, limit, filter)
         })?;
         Ok(lines.unwrap_or_default())
     }
