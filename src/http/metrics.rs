@@ -185,9 +185,9 @@ impl Snapshot {
             self.http.evicted,
         );
         text.counter(
-            "tallyline_http_io_held_up_total",
-            "Steps that held up the HTTP I/O thread for 100 ms or more; the log names them.",
-            self.http.held_up,
+            "tallyline_http_io_blocked_total",
+            "Steps that blocked the HTTP I/O thread for 100 ms or more; the log names them.",
+            self.http.blocked,
         );
     }
 
@@ -448,7 +448,7 @@ mod tests {
                 connections: 7,
                 connections_max: 9,
                 evicted: 4,
-                held_up: 5,
+                blocked: 5,
             },
             lost_log_lines: 0,
             process: Process::read(),
@@ -488,7 +488,7 @@ mod tests {
             "tallyline_http_connections 7",
             "tallyline_http_connections_limit 9",
             "tallyline_http_connections_evicted_total 4",
-            "tallyline_http_io_held_up_total 5",
+            "tallyline_http_io_blocked_total 5",
             "tallyline_disk_size_bytes 2199023255552",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

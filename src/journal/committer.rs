@@ -10,6 +10,7 @@ mod rotate;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Waker;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,9 @@ use memchr::memchr_iter;
 
 use self::free_space::FreeSpace;
 use super::recover::Active;
-use super::{AppendError, Command, Commands, JournalConfig, JournalError, Label, Pending, Shared};
+use super::{
+    AppendError, Command, Commands, JournalConfig, JournalError, Label, Pending, Shared, Wakers,
+};
 use crate::data_dir::Directory;
 use crate::data_dir::disk::{Disk, DiskFile, Identity};
 use crate::data_dir::segment::{ACTIVE_FILE, Position};
@@ -186,7 +189,8 @@ impl Writer {
         match next {
             Some(Command::Rotate(pending)) => {
                 let result = self.rotate().map(|()| self.acknowledged);
-                pending.answer(result);
+                let waker = pending.answer(result);
+                waker.into_iter().for_each(Waker::wake);
                 true
             }
             Some(Command::Shutdown) => false,
@@ -221,15 +225,17 @@ impl Writer {
                     tail.durable_end = self.durable_end;
                     tail.lines += lines;
                 }
+                let mut wakers = Wakers::default();
                 for pending in waiters {
                     position.offset += pending.batch.bytes.len() as u64;
-                    pending.answer(Ok(position));
+                    wakers.add(pending.answer(Ok(position)));
                 }
                 self.health.clear(JOURNAL);
             }
             Err(error) => {
+                let mut wakers = Wakers::default();
                 for pending in waiters {
-                    pending.answer(Err(error.clone()));
+                    wakers.add(pending.answer(Err(error.clone())));
                 }
             }
         }

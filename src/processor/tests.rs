@@ -163,8 +163,13 @@ impl Running {
         let batch = Batch {
             bytes: lines.into(),
         };
-        self.journal
-            .append(batch, Box::new(move |done| drop(sender.send(done))));
+        self.journal.append(
+            batch,
+            Box::new(move |done| {
+                drop(sender.send(done));
+                None
+            }),
+        );
         receiver.recv().expect("an answer").expect("it is durable")
     }
 
