@@ -367,7 +367,7 @@ fn time(at_ms: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::WideMicros;
+    use crate::event::Micros;
 
     fn user(user_id: &str, micros: i64) -> UserTotal {
         UserTotal {
@@ -395,7 +395,7 @@ mod tests {
         let overall = Overall {
             users: 1,
             events: 2,
-            revenue: WideMicros(9_007_199_254_740_993),
+            revenue: Micros(9_007_199_254_740_993),
             updated_at_ms: Some(1_795_329_660_123),
         };
         let text =
