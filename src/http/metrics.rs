@@ -393,7 +393,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::WideMicros;
+    use crate::event::Micros;
     use crate::histogram::Histogram;
     use std::time::Duration;
 
@@ -420,7 +420,7 @@ mod tests {
             overall: Overall {
                 users: 8,
                 events: 9,
-                revenue: WideMicros(i128::from(i64::MAX) * 100),
+                revenue: Micros(i128::from(i64::MAX) * 100),
                 updated_at_ms: None,
             },
             lag_seconds: 0.25,
