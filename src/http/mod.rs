@@ -124,6 +124,7 @@ impl Server {
             journal: app.journal,
             progress: app.progress,
             health: app.health,
+            is_shared: app.readers.is_shared(),
             readers: Blocking::new(app.readers),
             lookups: Lookups::default(),
             files: Blocking::new(Files {
