@@ -114,9 +114,16 @@ impl Server {
 
     /// Stops all parts in order and returns when their threads have ended. Everything acknowledged is then
     /// applied, and the database is a single file.
-    pub fn stop(self) {
+    ///
+    /// Fails if the active segment could not be sealed, or if acknowledged events could not be applied, for
+    /// example because another program has the database locked. All threads have ended then, too, and no
+    /// acknowledged event is lost: the next start recovers and applies them.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        let left = self.parts.stop();
         drop(self);
+        anyhow::ensure!(left.is_empty(), "{}", left.join("; "));
         tracing::info!("stopped");
+        Ok(())
     }
 }
 
@@ -185,21 +192,32 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
+        for left in self.stop() {
+            tracing::error!("{left}");
+        }
+    }
+}
+
+impl Parts {
+    /// Stops all parts in order. Returns what could not be completed; a second call does nothing.
+    fn stop(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
         // First, so that the file never names a port that does not answer.
         drop(self.port_file.take());
         if let Some(http) = self.http.take() {
             http.stop();
         }
         if let Some(committer) = self.committer.take() {
-            committer.stop();
+            left.extend(committer.stop());
         }
         if let Some(readers) = self.readers.take() {
             readers.close();
         }
         if let Some(processor) = self.processor.take() {
-            processor.stop();
+            left.extend(processor.stop());
         }
         drop(self.usage.take());
+        left
     }
 }
 

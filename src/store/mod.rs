@@ -1,4 +1,7 @@
-//! The store: the exact totals in one SQLite file, and the applied offset of each segment.
+//! The store: the exact totals and the applied offset of each segment, in one SQLite file or in PostgreSQL.
+//!
+//! [`Database`] says which. Everything below is true of both; `postgres` adds what several nodes in one
+//! database need.
 //!
 //! # Exactly-once application
 //! Events are applied by one kind of transaction, [`Writer::apply`]. It changes the totals, the event ids,
@@ -42,6 +45,7 @@ mod id_blocks;
 mod import_contents;
 mod ledger;
 mod listing;
+mod members;
 mod open;
 mod overall;
 #[cfg(feature = "postgres")]
@@ -70,6 +74,9 @@ pub use self::database::Database;
 pub use self::import_contents::ImportContent;
 pub use self::ledger::Ledger;
 pub use self::listing::{Listing, Order, Page};
+#[cfg(feature = "postgres")]
+pub use self::members::ReportRow;
+pub use self::members::{Cluster, Member, NodeState};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
 pub use self::reading::{Readers, UserTotal};
