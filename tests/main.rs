@@ -34,6 +34,7 @@ mod messages; // what a user reads after a wrong flag, address, variable, file o
 mod odd_files; // FIFOs, sockets, devices, directories, broken links with names of segments
 mod offline; // process, verify, query: odd files, directories and databases, no server
 mod other_programs; // a database opened, removed, replaced and written by other programs
+mod positions; // positions of several nodes in one PostgreSQL database (--ignored)
 mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod ready; // `tallyline ready`: a server that is ready, not ready, gone

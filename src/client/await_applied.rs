@@ -144,15 +144,23 @@ pub(super) fn await_applied(
         applied: Applied::NotAsked,
         rejected: Vec::new(),
     };
-    let Some(last) = record.last else {
+    let Some(last) = &record.last else {
         return settled;
     };
     if config.wait == Some(Duration::ZERO) {
         return settled;
     }
+    let mut positions = last.positions();
+    let (Some(last), None) = (positions.next(), positions.next()) else {
+        let nodes = last.positions().len();
+        settled.applied = Applied::Unknown(format!(
+            "{nodes} nodes acknowledged the events, and each lists only its own; see GET /rejected of each"
+        ));
+        return settled;
+    };
     let poster = Poster::for_get(config);
-    let mut target = format!("/rejected?limit={LISTED_MAX}&after={}", last.0);
-    if let Some(since) = record.since {
+    let mut target = format!("/rejected?limit={LISTED_MAX}&after={last}");
+    if let Some(since) = record.since.filter(|since| since.0.node == last.node) {
         let _infallible = write!(target, "&since={}", since.0);
     }
     let all = target.clone();

@@ -65,7 +65,7 @@ pub use self::ledger::Ledger;
 pub use self::listing::{Listing, Order, Page};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
-pub use self::reading::{Readers, UserTotal};
+pub use self::reading::{NodeProgress, Readers, UserTotal};
 pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
 pub use self::segments::read_segments;

@@ -78,7 +78,7 @@ fn current(inner: &Inner) -> Status<'_> {
     let time = |at_ms| timestamp::rfc3339_millis(timestamp::of_ms(at_ms));
     Status {
         directory: &inner.directory,
-        position: end.to_string(),
+        position: inner.shown(end).to_string(),
         users: overall.users,
         events: overall.events,
         // An exact decimal, not a float.
