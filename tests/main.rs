@@ -47,6 +47,7 @@ mod trouble; // a database locked, deleted, replaced, restored; files changed me
 
 mod faults; // full disks, a failing database, a jumping clock (`--ignored`)
 mod machine; // stderr that fails, file size limits, loopback addresses, starts that fail
+mod node_rules; // rules of counting with several nodes, by forced interleavings (--ignored)
 mod nodes; // connections to PostgreSQL, the identity of nodes (`--ignored`)
 mod on_postgres; // the store on PostgreSQL, and the tests above once more on it (`--ignored`)
 mod outside; // other programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)
