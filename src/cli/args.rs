@@ -70,7 +70,7 @@ impl Cli {
             cli.variables = errors::variables_in_use(&matches);
             Ok(cli)
         });
-        parsed.unwrap_or_else(|error| errors::in_plain_words(error, &command_line).exit())
+        parsed.unwrap_or_else(|error| errors::reworded(error, &command_line).exit())
     }
 }
 

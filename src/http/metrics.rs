@@ -118,6 +118,7 @@ impl Snapshot {
         let mut text = Text(String::with_capacity(16 << 10));
         self.process_metrics(&mut text);
         self.event_metrics(&mut text);
+        self.line_metrics(&mut text);
         self.file_metrics(&mut text);
         text.histogram(
             "tallyline_ack_duration_seconds",
@@ -184,9 +185,9 @@ impl Snapshot {
             self.http.evicted,
         );
         text.counter(
-            "tallyline_http_io_held_up_total",
-            "Steps that held up the HTTP I/O thread for 100 ms or more; the log names them.",
-            self.http.held_up,
+            "tallyline_http_io_blocked_total",
+            "Steps that blocked the HTTP I/O thread for 100 ms or more; the log names them.",
+            self.http.blocked,
         );
     }
 
@@ -278,6 +279,9 @@ impl Snapshot {
             "Sum of the revenue of all users, all time. It falls when revenue is subtracted.",
             self.overall.revenue,
         );
+    }
+
+    fn line_metrics(&self, text: &mut Text) {
         let ledger = self.ledger;
         text.gauge(
             "tallyline_unaccounted_lines",
@@ -389,7 +393,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::WideMicros;
+    use crate::event::Micros;
     use crate::histogram::Histogram;
     use std::time::Duration;
 
@@ -416,7 +420,7 @@ mod tests {
             overall: Overall {
                 users: 8,
                 events: 9,
-                revenue: WideMicros(i128::from(i64::MAX) * 100),
+                revenue: Micros(i128::from(i64::MAX) * 100),
                 updated_at_ms: None,
             },
             lag_seconds: 0.25,
@@ -444,7 +448,7 @@ mod tests {
                 connections: 7,
                 connections_max: 9,
                 evicted: 4,
-                held_up: 5,
+                blocked: 5,
             },
             lost_log_lines: 0,
             process: Process::read(),
@@ -484,7 +488,7 @@ mod tests {
             "tallyline_http_connections 7",
             "tallyline_http_connections_limit 9",
             "tallyline_http_connections_evicted_total 4",
-            "tallyline_http_io_held_up_total 5",
+            "tallyline_http_io_blocked_total 5",
             "tallyline_disk_size_bytes 2199023255552",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

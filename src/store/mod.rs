@@ -1,4 +1,7 @@
-//! The store: the exact totals in one SQLite file, and the applied offset of each segment.
+//! The store: the exact totals and the applied offset of each segment, in one SQLite file or in PostgreSQL.
+//!
+//! [`Database`] says which. Everything below is true of both; `postgres` adds what several nodes in one
+//! database need.
 //!
 //! # Exactly-once application
 //! Events are applied by one kind of transaction, [`Writer::apply`]. It changes the totals, the event ids,
@@ -34,6 +37,7 @@
 
 mod alone;
 mod apply;
+mod checks;
 mod copy;
 mod database;
 mod family;
@@ -46,7 +50,10 @@ mod overall;
 pub mod postgres;
 mod readers;
 mod reading;
+mod recovery;
+mod rejected;
 mod retention;
+mod segment_row;
 mod segments;
 mod snapshot;
 mod sqlite_rows;
@@ -59,6 +66,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::alone::is_in_use;
 pub use self::apply::{Applied, Delta, Outcome, OutcomeOfAll, Range, RangeEnd, Source};
+pub use self::checks::{is_consistent, read_checks};
 pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
 pub use self::ledger::Ledger;
@@ -66,13 +74,13 @@ pub use self::listing::{Listing, Order, Page};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
 pub use self::reading::{NodeProgress, Readers, UserTotal};
-pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
-pub use self::segments::read_segments;
-pub use self::segments::{
-    AppliedSegments, AppliedSum, Counts, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, discard_wal, is_consistent, read_checks, read_directory, read_for_recovery,
-    read_kept,
+pub use self::recovery::read_segments;
+pub use self::recovery::{discard_wal, read_directory, read_for_recovery, read_kept};
+pub use self::rejected::{RejectedFilter, RejectedLine};
+pub use self::retention::{IdsWalk, Stamps};
+pub use self::segment_row::{
+    AppliedSegments, AppliedSum, Counts, Pruned, SegmentRow, SegmentState,
 };
 pub use self::snapshot::{IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, SqliteWriter};

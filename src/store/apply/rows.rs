@@ -9,9 +9,9 @@ use super::Range;
 use super::id_blocks::{Change, Work};
 use super::ids::IdLookup;
 use crate::aggregate::{IdEvent, Rejected};
+use crate::store::SegmentRow;
 use crate::store::id_blocks::{Block, BlockKey};
 use crate::store::overall::{Added, Overall};
-use crate::store::segments::SegmentRow;
 use crate::store::{Counts, SegmentState};
 
 /// The rows of one transaction that applies one range.

@@ -19,7 +19,7 @@ use super::rows::{Param, statement};
 use super::writer::segment_rows;
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
-use crate::event::{Micros, WideMicros};
+use crate::event::Micros;
 use crate::store::listing::{Cursor, end_of};
 use crate::store::reading::DatabaseStatus;
 use crate::store::{
@@ -133,6 +133,21 @@ impl PostgresReaders {
         })
     }
 
+    /// See [`Readers::users_by_id`](crate::store::Readers::users_by_id).
+    pub(in crate::store) fn users_by_id(
+        &self,
+        ids: &[&str],
+    ) -> Result<Vec<Option<UserTotal>>, StoreError> {
+        let found = self.read("read users' totals", |client| {
+            let sql = statement!("select_users_by_id");
+            let rows = client.query_typed(sql, &[(&ids, Type::TEXT_ARRAY)])?;
+            let totals: Result<Vec<_>, _> = rows.iter().map(user_total).collect();
+            Ok(totals?)
+        })?;
+        let total = |id: &&str| found.iter().find(|total| total.user_id == *id).cloned();
+        Ok(ids.iter().map(total).collect())
+    }
+
     /// The first `rows` users after the cursor.
     pub(in crate::store) fn users(
         &self,
@@ -189,7 +204,7 @@ impl PostgresReaders {
             Ok(Overall {
                 users: get_u64(&row, 0)?,
                 events: get_u64(&row, 1)?,
-                revenue: WideMicros(get_i128(&row, 2)?),
+                revenue: Micros(get_i128(&row, 2)?),
                 updated_at_ms: get(&row, 3)?,
             })
         })
