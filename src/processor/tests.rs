@@ -22,6 +22,7 @@ use crate::journal::{Batch, Committer, JournalConfig, KnownSegment, KnownSegment
 use crate::progress::{Processing, WaitOutcome};
 use crate::store::{DATABASE_FILE, Existing, SegmentState, Writer, read_segments};
 
+mod folded;
 mod spilled;
 
 fn disk() -> Arc<dyn Disk> {
@@ -526,6 +527,7 @@ fn any_line() -> impl Strategy<Value = String> {
 fn pool(threads: usize) -> Pool {
     let unbounded = MemoryBudget {
         threads,
+        batch_events: 512,
         cache_bytes: 0,
         range_bytes: usize::MAX,
     };

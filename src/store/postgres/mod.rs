@@ -26,10 +26,11 @@
 //! - `connect`: URL, passwords, TLS, and the meaning of errors.
 //! - `schema`: creates the tables and checks their version.
 //! - `node`: the identity of a node, its epoch and token.
-//! - `writer`, `rows`, `retention`, `rebuild`: the writing connection and its row operations.
+//! - `writer`, `applying`, `rows`, `retention`, `rebuild`: the writing connection and its row operations.
 //! - `readers`, `recovery`, `snapshot`: reads of any thread, at the start, and for `verify`.
 //! - `convert`: rows as values of the store.
 
+mod applying;
 mod connect;
 mod convert;
 mod members;
