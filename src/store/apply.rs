@@ -129,8 +129,7 @@ pub enum OutcomeOfFold {
     Applied(Vec<Applied>),
     /// As [`OutcomeOfAll::Raced`].
     Raced(usize),
-    /// A total might overflow, or another node of PostgreSQL has the same ids. Nothing was changed; each range
-    /// has to be applied by itself.
+    /// A total might overflow. Nothing was changed; each range has to be applied by itself.
     Separately,
 }
 
@@ -146,15 +145,7 @@ pub enum OutcomeOfAll {
 
 /// The result of one attempt, before the commit.
 pub(super) enum Attempt {
-    /// With the `segment.key`.
-    Ready(
-        Applied,
-        #[cfg_attr(
-            not(feature = "postgres"),
-            expect(dead_code, reason = "only PostgreSQL reads its progress again")
-        )]
-        i64,
-    ),
+    Ready(Applied),
     Raced,
     /// Totals of these users might overflow. The attempt is repeated with an overflow replay.
     Suspects(HashSet<String>),
@@ -162,15 +153,7 @@ pub(super) enum Attempt {
 
 /// The result of one attempt to apply folded ranges, before the commit.
 pub(super) enum FoldAttempt {
-    /// With the `segment.key` of the last range.
-    Ready(
-        Vec<Applied>,
-        #[cfg_attr(
-            not(feature = "postgres"),
-            expect(dead_code, reason = "only PostgreSQL reads its progress again")
-        )]
-        Option<i64>,
-    ),
+    Ready(Vec<Applied>),
     Raced(usize),
     MayOverflow,
 }
@@ -207,7 +190,7 @@ pub(super) fn attempt<R: Rows>(
     let added = tally.added;
     let counts = add_range(rows, range, &row, tally, &added, source)?;
     let overall = rows.add_overall(&added)?;
-    Ok(Attempt::Ready(Applied { counts, overall }, row.key))
+    Ok(Attempt::Ready(Applied { counts, overall }))
 }
 
 /// Step 6 and the counts of a range, which has added `added` to the totals.
@@ -271,14 +254,13 @@ pub(super) fn attempt_folded<R: Rows>(
         return Ok(FoldAttempt::MayOverflow);
     }
     check_sums(&all.added, tallies.iter().map(|(_, _, added)| added)).map_err(Failure::Source)?;
-    let key = tallies.last().map(|(row, ..)| row.key);
     let mut counts = Vec::with_capacity(ranges.len());
     for ((range, source), (row, tally, added)) in ranges.iter_mut().zip(tallies) {
         counts.push(add_range(rows, range, &row, tally, &added, *source)?);
     }
     let overall = rows.add_overall(&all.added)?;
     let applied = counts.into_iter().map(|counts| Applied { counts, overall });
-    Ok(FoldAttempt::Ready(applied.collect(), key))
+    Ok(FoldAttempt::Ready(applied.collect()))
 }
 
 /// Fails unless the ranges have exactly the events of the sums: events that are in only one of them would be a

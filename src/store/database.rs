@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::checks::Checks;
 #[cfg(feature = "postgres")]
 use super::postgres::{self, Target};
-use super::segments::{Checks, RecoveryRows};
+use super::recovery::RecoveryRows;
 use super::{DATABASE_FILE, StoreError, read_checks, read_directory, read_for_recovery};
 
 /// The database of a data directory.
@@ -86,6 +87,15 @@ impl Database {
             Self::Sqlite(path) => read_checks(path),
             #[cfg(feature = "postgres")]
             Self::Postgres(target) => postgres::read_checks(target, directory),
+        }
+    }
+
+    /// Whether the value of `--database` contains a password.
+    pub fn has_password(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(target) => target.has_password(),
         }
     }
 

@@ -1,4 +1,7 @@
-//! The store: the exact totals in one SQLite file, and the applied offset of each segment.
+//! The store: the exact totals and the applied offset of each segment, in one SQLite file or in PostgreSQL.
+//!
+//! [`Database`] says which. Everything below is true of both; `postgres` adds what several nodes in one
+//! database need.
 //!
 //! # Exactly-once application
 //! Events are applied by one kind of transaction, [`Writer::apply`]. It changes the totals, the event ids,
@@ -36,19 +39,24 @@
 
 mod alone;
 mod apply;
+mod checks;
 mod copy;
 mod database;
 mod family;
 mod id_blocks;
 mod ledger;
 mod listing;
+mod members;
 mod open;
 mod overall;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod readers;
 mod reading;
+mod recovery;
+mod rejected;
 mod retention;
+mod segment_row;
 mod segments;
 mod snapshot;
 mod sqlite_rows;
@@ -64,20 +72,24 @@ pub use self::alone::is_in_use;
 pub use self::apply::{
     Applied, Delta, Outcome, OutcomeOfAll, OutcomeOfFold, Range, RangeEnd, Source,
 };
+pub use self::checks::{is_consistent, read_checks};
 pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
 pub use self::ledger::Ledger;
 pub use self::listing::{Listing, Order, Page};
+#[cfg(feature = "postgres")]
+pub use self::members::ReportRow;
+pub use self::members::{Cluster, Member, NodeState};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
 pub use self::reading::{Readers, UserTotal};
-pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
-pub use self::segments::read_segments;
-pub use self::segments::{
-    AppliedSegments, AppliedSum, Counts, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, discard_wal, is_consistent, read_checks, read_directory, read_for_recovery,
-    read_kept,
+pub use self::recovery::read_segments;
+pub use self::recovery::{discard_wal, read_directory, read_for_recovery, read_kept};
+pub use self::rejected::{RejectedFilter, RejectedLine};
+pub use self::retention::{IdsWalk, Stamps};
+pub use self::segment_row::{
+    AppliedSegments, AppliedSum, Counts, Pruned, SegmentRow, SegmentState,
 };
 pub use self::snapshot::{IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, SqliteWriter};

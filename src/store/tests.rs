@@ -3,6 +3,7 @@
 mod folded;
 mod ids;
 mod overall;
+mod rejected;
 
 use std::collections::HashSet;
 use std::io;
@@ -452,7 +453,7 @@ fn everything(dir: &TempDir) -> Vec<Vec<String>> {
 
 /// Users of whom a total overflows, ids that come again in a later segment, and one that contradicts.
 #[test]
-fn segments_applied_together_come_to_what_they_do_one_after_the_other() {
+fn segments_applied_together_have_the_same_totals_as_one_by_one() {
     const HUGE: u64 = 1_000_000_000_000_000_000;
     let huge = || Lines::event("rich", Kind::Add, HUGE, None);
     let mut first = vec![Lines::event("z", Kind::Add, 1, Some("x"))];
@@ -614,6 +615,14 @@ fn a_clean_close_leaves_one_file_and_a_missing_database_reads_as_empty() {
             .map(|user| user.revenue.0),
         Some(5)
     );
+    let several = readers
+        .users_by_id(&["b", "a", "A", "a"])
+        .expect("no error");
+    let ids = several
+        .into_iter()
+        .map(|user| user.map(|user| user.user_id));
+    let a = || Some("a".to_owned());
+    assert_eq!(ids.collect::<Vec<_>>(), [None, a(), None, a()]);
     readers.close();
     writer.close().expect("it closes");
     let names = |dir: &TempDir| -> Vec<_> {

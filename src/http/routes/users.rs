@@ -4,6 +4,7 @@
 //! thread: [`crate::progress::Progress`] calls back.
 
 mod csv;
+pub(super) mod lookups;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -30,20 +31,13 @@ pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &st
         Ok(parsed) => parsed,
         Err(problem) => return inner.answer(request, Route::User, problem.reply()),
     };
-    let inner_then = Arc::clone(inner);
-    let look_up = move |request: Request| {
-        request.on_blocking_thread(move |request, may_block| {
-            let reply = total(&inner_then, &id, may_block);
-            inner_then.answer(request, Route::User, reply);
-        });
-    };
     let Some(after) = after else {
-        return look_up(request);
+        return lookups::look_up(inner, request, id);
     };
     let done = {
         let inner = Arc::clone(inner);
         move |waited| match waited {
-            WaitOutcome::Applied => look_up(request),
+            WaitOutcome::Applied => lookups::look_up(&inner, request, id),
             other => inner.answer(request, Route::User, not_applied(&inner, other).reply()),
         }
     };
@@ -84,24 +78,13 @@ pub(super) fn not_applied(inner: &Inner, waited: WaitOutcome) -> Problem {
     }
 }
 
-fn total(inner: &Inner, id: &str, may_block: &MayBlock) -> Reply {
-    match inner.readers.get(may_block).user(id) {
-        Ok(Some(total)) => {
-            let mut json = String::with_capacity(128);
-            push_user(&mut json, &total);
-            Reply::json(200, json)
-        }
-        Ok(None) => unknown(inner).reply(),
-        Err(error) => unreadable(&error).reply(),
-    }
-}
-
 /// The problem of a user without a total. Pending lines may contain events of the user.
 fn unknown(inner: &Inner) -> Problem {
     let progress = &inner.progress;
     let pending = progress.ledger(|| inner.journal.tail().lines).0.pending;
     let detail = if pending == 0 {
-        "no event of this user has been applied, and none is pending".to_owned()
+        let here = if inner.is_shared { " at this node" } else { "" };
+        format!("no event of this user has been applied, and none is pending{here}")
     } else if progress.applies_elsewhere() {
         format!(
             "no event of this user has been applied; {pending} lines are pending: `tallyline process` applies them"

@@ -24,9 +24,8 @@ use crate::store::{
     StoreError,
 };
 
-/// How often a transaction is repeated that was rolled back because of another one. A deadlock is detected
-/// after a second, so this takes some time.
-pub(super) const ATTEMPTS: u32 = 10;
+/// How often a transaction is tried that was rolled back because of another one.
+const ATTEMPTS: u32 = 10;
 
 /// The writer of a node.
 pub struct PostgresWriter {
@@ -243,15 +242,6 @@ impl PostgresWriter {
     pub(super) fn write<T>(
         &mut self,
         doing: &'static str,
-        body: impl FnMut(&mut Client) -> Result<End<T>, Failure<RowsError>>,
-    ) -> Result<T, StoreError> {
-        self.write_within(ATTEMPTS, doing, body)
-    }
-
-    pub(super) fn write_within<T>(
-        &mut self,
-        attempts: u32,
-        doing: &'static str,
         mut body: impl FnMut(&mut Client) -> Result<End<T>, Failure<RowsError>>,
     ) -> Result<T, StoreError> {
         let Self {
@@ -265,7 +255,7 @@ impl PostgresWriter {
         let mut attempt = 1;
         loop {
             match once(target, client, node, *nesting, doing, &mut body) {
-                Err(StoreError::Conflict { .. }) if attempt < attempts => attempt += 1,
+                Err(StoreError::Conflict { .. }) if attempt < ATTEMPTS => attempt += 1,
                 done => return done,
             }
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rusqlite::TransactionBehavior;
 
-use super::{Journal, SqliteWriter};
+use super::{JournalMode, SqliteWriter};
 use crate::store::apply::{self, Attempt, Failure, FoldAttempt};
 use crate::store::sqlite_rows::SqliteRows;
 use crate::store::{Outcome, OutcomeOfAll, OutcomeOfFold, Range, Source, StoreError, UserSums};
@@ -21,7 +21,7 @@ impl SqliteWriter {
         let mut suspects = HashSet::new();
         loop {
             match self.attempt(range, &suspects, source)? {
-                Attempt::Ready(applied, _) => return Ok(Outcome::Applied(applied)),
+                Attempt::Ready(applied) => return Ok(Outcome::Applied(applied)),
                 Attempt::Raced => return Ok(Outcome::Raced),
                 Attempt::Suspects(more) => suspects.extend(more),
             }
@@ -53,7 +53,7 @@ impl SqliteWriter {
                 let attempt = apply::attempt(&mut rows, range, &suspects, *source);
                 drop(rows);
                 match attempt.map_err(failed)? {
-                    Attempt::Ready(applied, _) => break applied,
+                    Attempt::Ready(applied) => break applied,
                     Attempt::Raced => return Ok(OutcomeOfAll::Raced(at)),
                     Attempt::Suspects(more) => {
                         suspects.extend(more);
@@ -67,8 +67,8 @@ impl SqliteWriter {
         transaction
             .commit()
             .map_err(StoreError::sqlite(path, "commit ranges"))?;
-        if self.journal == Journal::FirstLoad {
-            self.journal = Journal::Loaded;
+        if self.journal == JournalMode::FirstLoad {
+            self.journal = JournalMode::Loaded;
         }
         Ok(OutcomeOfAll::Applied(all))
     }
@@ -90,21 +90,21 @@ impl SqliteWriter {
             .map_err(StoreError::sqlite(path, "begin a transaction"))?;
         // Dropped without a commit, the transaction is rolled back.
         let mut rows = SqliteRows::new(&transaction, now_ms);
-        if self.journal == Journal::FirstLoad {
+        if self.journal == JournalMode::FirstLoad {
             rows = rows.writing_back_to(path);
         }
         let attempt = apply::attempt_folded(&mut rows, users, ranges);
         drop(rows);
         let all = match attempt.map_err(|failure| Self::failed(path, failure))? {
-            FoldAttempt::Ready(all, _) => all,
+            FoldAttempt::Ready(all) => all,
             FoldAttempt::Raced(at) => return Ok(OutcomeOfFold::Raced(at)),
             FoldAttempt::MayOverflow => return Ok(OutcomeOfFold::Separately),
         };
         transaction
             .commit()
             .map_err(StoreError::sqlite(path, "commit ranges"))?;
-        if self.journal == Journal::FirstLoad {
-            self.journal = Journal::Loaded;
+        if self.journal == JournalMode::FirstLoad {
+            self.journal = JournalMode::Loaded;
         }
         Ok(OutcomeOfFold::Applied(all))
     }
@@ -130,7 +130,7 @@ impl SqliteWriter {
             .map_err(StoreError::sqlite(path, "begin a transaction"))?;
         // Dropped without a commit, the transaction is rolled back.
         let mut rows = SqliteRows::new(&transaction, range.now_ms);
-        if self.journal == Journal::FirstLoad {
+        if self.journal == JournalMode::FirstLoad {
             rows = rows.writing_back_to(path);
         }
         let attempt = apply::attempt(&mut rows, range, suspects, source)
@@ -141,8 +141,8 @@ impl SqliteWriter {
             transaction
                 .commit()
                 .map_err(StoreError::sqlite(path, "commit a range"))?;
-            if self.journal == Journal::FirstLoad {
-                self.journal = Journal::Loaded;
+            if self.journal == JournalMode::FirstLoad {
+                self.journal = JournalMode::Loaded;
             }
         }
         Ok(attempt)
