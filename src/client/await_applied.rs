@@ -17,6 +17,7 @@ use super::post::Poster;
 use super::rejects::Refusal;
 use super::state::{Record, Written};
 use crate::cli::config::SendConfig;
+use crate::data_dir::node_position::NodePosition;
 use crate::shutdown::Shutdown;
 
 /// The server keeps this much of a rejected line.
@@ -47,7 +48,7 @@ pub enum Applied {
 }
 
 /// The result of [`await_applied`].
-pub(super) struct Settled {
+pub(super) struct AppliedReport {
     pub(super) applied: Applied,
     /// Rejected lines, by their number.
     pub(super) rejected: Vec<Refusal>,
@@ -134,9 +135,9 @@ struct Problem {
 }
 
 /// The path that lists the rejected lines written after `since`, once everything up to `last` is applied.
-fn listing_path(last: Written, since: Option<Written>) -> String {
-    let mut path = format!("/rejected?limit={LISTED_MAX}&after={}", last.0);
-    if let Some(since) = since {
+fn listing_path(last: NodePosition, since: Option<Written>) -> String {
+    let mut path = format!("/rejected?limit={LISTED_MAX}&after={last}");
+    if let Some(since) = since.filter(|since| since.0.node == last.node) {
         let _infallible = write!(path, "&since={}", since.0);
     }
     path
@@ -148,17 +149,25 @@ pub(super) fn await_applied(
     stop: &Shutdown,
     record: &Record,
     own: OwnLines,
-) -> Settled {
-    let mut settled = Settled {
+) -> AppliedReport {
+    let mut report = AppliedReport {
         applied: Applied::NotAsked,
         rejected: Vec::new(),
     };
-    let Some(last) = record.last else {
-        return settled;
+    let Some(last) = &record.last else {
+        return report;
     };
     if config.wait == Some(Duration::ZERO) {
-        return settled;
+        return report;
     }
+    let mut positions = last.positions();
+    let (Some(last), None) = (positions.next(), positions.next()) else {
+        let nodes = last.positions().len();
+        report.applied = Applied::Unknown(format!(
+            "{nodes} nodes acknowledged the events, and each lists only its own; see GET /rejected of each"
+        ));
+        return report;
+    };
     let poster = Poster::for_get(config);
     let all = listing_path(last, record.since);
     let of_run = if record.run.is_empty() {
@@ -178,9 +187,9 @@ pub(super) fn await_applied(
         let (applied, done) = match answer {
             Ok((200, body, _)) => match serde_json::from_slice::<Listing>(&body) {
                 Ok(listing) => {
-                    settled.rejected = made(listing, record);
+                    report.rejected = made(listing, record);
                     if let Some(own_lines) = own_lines.take() {
-                        add_own(&poster, &all, own_lines, &mut settled.rejected);
+                        add_own(&poster, &all, own_lines, &mut report.rejected);
                     }
                     (Applied::Yes, true)
                 }
@@ -192,13 +201,13 @@ pub(super) fn await_applied(
             Ok((status, body, _)) => without_listing(status, &body),
             Err(error) => (Applied::Unknown(error.to_string()), false),
         };
-        settled.applied = applied;
+        report.applied = applied;
         if done || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return settled;
+            return report;
         }
         let pause = PAUSE.saturating_sub(asked.elapsed());
         if stop.wait(pause) {
-            return settled;
+            return report;
         }
     }
 }

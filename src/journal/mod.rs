@@ -296,19 +296,19 @@ struct Shared {
 }
 
 enum Command {
-    Append(Pending),
-    Rotate(Pending),
+    Append(QueuedBatch),
+    Rotate(QueuedBatch),
     Shutdown,
 }
 
 /// A batch and its completion callback. `done` is called exactly once, on drop at the latest.
-struct Pending {
+struct QueuedBatch {
     batch: Batch,
     done: Option<AppendDone>,
     shared: Arc<Shared>,
 }
 
-impl Pending {
+impl QueuedBatch {
     fn answer(mut self, result: Result<Position, AppendError>) -> Option<Waker> {
         self.finish(result)
     }
@@ -323,7 +323,7 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for QueuedBatch {
     fn drop(&mut self) {
         let waker = self.finish(Err(AppendError::Stopping));
         waker.into_iter().for_each(Waker::wake);
@@ -350,7 +350,7 @@ impl Drop for Wakers {
 /// The committer thread. [`Committer::stop`] seals the active segment.
 pub struct Committer {
     commands: Sender<Command>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Option<String>>,
 }
 
 impl Journal {
@@ -462,8 +462,8 @@ impl Journal {
         )
     }
 
-    fn pending(&self, batch: Batch, done: AppendDone) -> Pending {
-        Pending {
+    fn pending(&self, batch: Batch, done: AppendDone) -> QueuedBatch {
+        QueuedBatch {
             batch,
             done: Some(done),
             shared: Arc::clone(&self.shared),
@@ -473,14 +473,15 @@ impl Journal {
 
 impl Committer {
     /// Commits the queued appends, seals the active segment and joins the thread. Later appends fail
-    /// with [`AppendError::Stopping`].
-    pub fn stop(self) {
+    /// with [`AppendError::Stopping`]. Returns why the segment is not sealed; `None` if it is.
+    pub fn stop(self) -> Option<String> {
         drop(self.commands.send(Command::Shutdown));
-        if self.thread.join().is_err() {
-            tracing::error!(
+        self.thread.join().unwrap_or_else(|_| {
+            Some(
                 "the committer thread panicked; events that it had not acknowledged may be lost"
-            );
-        }
+                    .to_owned(),
+            )
+        })
     }
 }
 

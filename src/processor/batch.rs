@@ -297,7 +297,7 @@ impl Batch<'_> {
                     bytes_total,
                 });
             };
-            let outcome = match importer.bring_in(writer, file, &mut on_read) {
+            let outcome = match importer.import_file(writer, file, &mut on_read) {
                 Err(error @ ProcessError::Io(_)) => ImportOutcome::Refused(describe(&error)),
                 outcome => outcome?,
             };
@@ -327,6 +327,11 @@ impl Batch<'_> {
 impl Run for Batch<'_> {
     fn watch(&mut self) -> &mut dyn Watch {
         self
+    }
+
+    /// Only the bounds of the pool.
+    fn together_bytes_max(&self) -> u64 {
+        u64::MAX
     }
 
     fn pruned(

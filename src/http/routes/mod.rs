@@ -7,8 +7,10 @@
 
 mod listings;
 mod live_event;
+mod nodes;
 mod pages;
 mod params;
+mod positions;
 mod scrape;
 mod service;
 pub(super) mod status;
@@ -34,6 +36,7 @@ use super::refused::RefusedRequests;
 use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
+use crate::other_nodes::NodeWaits;
 use crate::progress::Progress;
 use crate::store::Readers;
 
@@ -41,6 +44,8 @@ use crate::store::Readers;
 pub(super) struct Inner {
     pub(super) journal: Journal,
     pub(super) progress: Arc<Progress>,
+    /// Waits for positions of other nodes; `None` if the database is not shared.
+    pub(super) other_nodes: Option<Arc<NodeWaits>>,
     pub(super) health: Arc<Health>,
     pub(super) readers: Blocking<Readers>,
     pub(super) lookups: Lookups,
@@ -48,6 +53,8 @@ pub(super) struct Inner {
     /// `None` if requests need no token.
     pub(super) tokens: Option<Tokens>,
     pub(super) listening: Listening,
+    /// Whether several nodes may share the database.
+    pub(super) is_shared: bool,
     /// The identifier of the data directory.
     pub(super) directory: Uuid,
     pub(super) lost_log_lines: fn() -> u64,
@@ -84,6 +91,7 @@ enum Call<'a> {
     History,
     Refused,
     Metrics,
+    Nodes,
     Segments,
     Rejected,
     Openapi,
@@ -122,6 +130,7 @@ fn call(method: Method, path: &str) -> Result<Call<'_>, NoCall> {
         }
         "*" if method == Method::Options => return Ok(Call::Allowed(ALL)),
         "/userEvents" => Call::Users,
+        "/nodes" => Call::Nodes,
         "/segments" => Call::Segments,
         "/rejected" => Call::Rejected,
         "/status" => Call::Status,
@@ -267,6 +276,7 @@ impl Handler for Routes {
             Ok(Call::History) => status::history(inner, request),
             Ok(Call::Refused) => status::refused(inner, request),
             Ok(Call::Metrics) => scrape::metrics(inner, request),
+            Ok(Call::Nodes) => nodes::nodes(inner, request, query),
             Ok(Call::Segments) => listings::segments(inner, request, query),
             Ok(Call::Rejected) => listings::rejected(inner, request, query),
             Ok(Call::Openapi) => pages::openapi(inner, request),
@@ -289,6 +299,9 @@ impl Handler for Routes {
 
     fn drain_ends(&self) {
         self.inner.progress.end_waiting();
+        if let Some(others) = &self.inner.other_nodes {
+            others.end();
+        }
     }
 
     fn accepting(&self, works: bool) {
@@ -326,7 +339,7 @@ fn no_call(none: NoCall) -> Problem {
     match none {
         NoCall::Path => Problem::new(
             404,
-            "unknown path; the paths are /liveEvent, /userEvents, /userEvents/{userId} (send a / in the id as %2F), /flush, /status, /history, /segments, /rejected, /refused, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
+            "unknown path; the paths are /liveEvent, /userEvents, /userEvents/{userId} (send a / in the id as %2F), /flush, /status, /nodes, /history, /segments, /rejected, /refused, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
         ),
         NoCall::Method(allow) => Problem::new(405, format!("the methods of this path are {allow}"))
             .header("Allow", allow),

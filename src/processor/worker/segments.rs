@@ -15,6 +15,7 @@ use super::{
     topic,
 };
 use crate::aggregate::lines;
+use crate::aggregate::pool::RANGE_BYTES;
 use crate::data_dir::DataDirError;
 use crate::data_dir::disk::{Identity, Unusable};
 use crate::processor::archive::Archived;
@@ -22,7 +23,7 @@ use crate::processor::sealed_files::{Run, Start};
 
 impl Worker {
     /// Finds new sealed files in the data directory, and files that were removed.
-    pub(super) fn look_for_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
+    pub(super) fn find_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = self.config.data_dir.clone();
         let names = self
             .disk
@@ -249,6 +250,11 @@ impl Worker {
 impl Run for Worker {
     fn watch(&mut self) -> &mut dyn Watch {
         &mut self.status
+    }
+
+    /// Readers see the totals of a catch-up in steps of this size.
+    fn together_bytes_max(&self) -> u64 {
+        RANGE_BYTES
     }
 
     fn pruned(

@@ -15,15 +15,17 @@ use scheduled_thread_pool::ScheduledThreadPool;
 use uuid::Uuid;
 
 use super::convert::{self, Malformed, get, get_i128, get_u64, to_i64};
+use super::members::{SELECT_MEMBERS, member};
 use super::rows::{Param, statement};
+use super::user_count::UserCount;
 use super::writer::segment_rows;
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
-use crate::event::{Micros, WideMicros};
+use crate::event::Micros;
 use crate::store::listing::{Cursor, end_of};
 use crate::store::reading::DatabaseStatus;
 use crate::store::{
-    AppliedSegments, Ledger, Order, Overall, RejectedFilter, RejectedLine, SegmentRow,
+    AppliedSegments, Cluster, Ledger, Order, Overall, RejectedFilter, RejectedLine, SegmentRow,
     SegmentState, StoreError, UserTotal,
 };
 
@@ -84,6 +86,7 @@ struct Shared {
     directory: OnceLock<Uuid>,
     /// The number of the node, once it is in the database.
     node: OnceLock<i32>,
+    user_count: UserCount,
 }
 
 impl PostgresReaders {
@@ -96,6 +99,7 @@ impl PostgresReaders {
                 pool: Mutex::new(None),
                 directory: OnceLock::new(),
                 node: OnceLock::new(),
+                user_count: UserCount::default(),
             }),
         }
     }
@@ -204,8 +208,27 @@ impl PostgresReaders {
             Ok(Overall {
                 users: get_u64(&row, 0)?,
                 events: get_u64(&row, 1)?,
-                revenue: WideMicros(get_i128(&row, 2)?),
+                revenue: Micros(get_i128(&row, 2)?),
                 updated_at_ms: get(&row, 3)?,
+            })
+        })
+    }
+
+    /// See [`Readers::cluster`](crate::store::Readers::cluster).
+    pub fn cluster(&self) -> Result<Cluster, StoreError> {
+        self.read("read its nodes", |client| {
+            let rows = client.query_typed(SELECT_MEMBERS, &[])?;
+            let nodes = rows.iter().map(member).collect::<Result<_, _>>()?;
+            Ok(Cluster { nodes })
+        })
+    }
+
+    /// See [`Readers::users_of`](crate::store::Readers::users_of).
+    pub(in crate::store) fn count_users(&self, cluster: &Cluster) -> Result<u64, StoreError> {
+        self.shared.user_count.get(cluster, || {
+            self.read("count all users", |client| {
+                let row = client.query_typed_one(statement!("count_users"), &[])?;
+                Ok(get_u64(&row, 0)?)
             })
         })
     }
@@ -369,7 +392,7 @@ impl PostgresReaders {
     /// it may have been idle.
     ///
     /// Before the first start of a node there are no tables, and the result is empty.
-    fn read<T: Default>(
+    pub(super) fn read<T: Default>(
         &self,
         doing: &'static str,
         mut read: impl FnMut(&mut Client) -> Result<T, ReadError>,
@@ -441,7 +464,7 @@ impl PostgresReaders {
 }
 
 /// A read failed.
-enum ReadError {
+pub(super) enum ReadError {
     Postgres(::postgres::Error),
     Malformed(Malformed),
 }
