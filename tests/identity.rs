@@ -242,6 +242,60 @@ fn merged_directories_count_once_and_a_rebuild_agrees() {
 }
 
 #[test]
+fn segments_of_three_instances_in_one_directory_count_once() {
+    // Fails if only one of several segments with the number 1 is applied, or if a rebuild chooses another one.
+    let scratch = Scratch::new();
+    let all = scratch.path().join("all");
+    fs::create_dir(&all).unwrap();
+    for (name, events) in [("a", 1), ("b", 2), ("c", 4)] {
+        let one = scratch.path().join(name);
+        serve(&one, events).stop().expect(0);
+        let (number, file) = sealed(&one).pop().unwrap();
+        assert_eq!(number, 1);
+        fs::copy(&file, all.join(file.file_name().unwrap())).unwrap();
+    }
+    process(&all).expect(0);
+    assert_eq!(revenue(&all), 7);
+    run(&["process", "--rebuild", "--data-dir", all.to_str().unwrap()]).expect(0);
+    assert_eq!(revenue(&all), 7);
+    verify(&all).expect(0);
+}
+
+#[test]
+fn archived_files_compressed_before_a_rebuild_count_once_after_they_are_restored() {
+    // Fails if a number is used again whose file cannot be read as a segment for some time: its events would
+    // be missing, or those of the new segment.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = serve(&data, 3);
+    post(&server, 2);
+    server.stop().expect(0);
+    let files = sealed(&data);
+    assert_eq!(files.len(), 2);
+    let compressed = |path: &Path| path.with_extension("jsonl.gz");
+    for (_, path) in &files {
+        fs::rename(path, compressed(path)).unwrap();
+    }
+    let ran = run(&["process", "--rebuild", "--data-dir", data.to_str().unwrap()]);
+    assert!(ran.stderr.contains("segments 1, 2"), "{ran}");
+    let server = serve(&data, 1);
+    let reported = reasons(&server);
+    assert!(reported.contains("segments 1, 2"), "{reported}");
+    server.stop().expect(0);
+    verify(&data).expect(1);
+    for (_, path) in &files {
+        fs::rename(compressed(path), path).unwrap();
+    }
+    let server = Server::start(&data);
+    until(PATIENCE, "all of them count", || {
+        let user = server.get("/userEvents/u").json();
+        (user["revenue"] == 6 && reasons(&server) == "[]").then_some(())
+    });
+    server.stop().expect(0);
+    verify(&data).expect(0);
+}
+
+#[test]
 fn two_files_with_one_number_are_reported_and_neither_replaces_the_other() {
     // Fails if one of two segments with the same number is chosen silently by a server, by
     // `process`, by a rebuild or by `verify`.
