@@ -277,7 +277,7 @@ fn archived_files_compressed_before_a_rebuild_count_once_after_they_are_restored
         fs::rename(path, compressed(path)).unwrap();
     }
     let ran = run(&["process", "--rebuild", "--data-dir", data.to_str().unwrap()]);
-    assert!(ran.stderr.contains("segments 1, 2"), "{ran}");
+    assert!(ran.stdout.contains("segments 1, 2"), "{ran}");
     let server = serve(&data, 1);
     let reported = reasons(&server);
     assert!(reported.contains("segments 1, 2"), "{reported}");
