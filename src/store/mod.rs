@@ -82,7 +82,7 @@ pub use self::members::ReportRow;
 pub use self::members::{Cluster, Member, NodeState};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
-pub use self::reading::{Readers, UserTotal};
+pub use self::reading::{NodeProgress, Readers, UserTotal};
 #[cfg(any(test, feature = "testing"))]
 pub use self::recovery::read_segments;
 pub use self::recovery::{discard_wal, read_directory, read_for_recovery, read_kept};
