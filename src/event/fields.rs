@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::amount::amount;
+use super::amount::{amount, shown};
 use super::{Event, EventError, ID_BYTES_MAX, Kind, USER_ID_BYTES_MAX};
 
 pub(super) const NOT_OBJECT: &str = "an event is a JSON object, such as {\"userId\": \"user1\", \"name\": \"add_revenue\", \"value\": 100}";
@@ -166,13 +166,5 @@ fn kind(raw: &RawValue) -> Result<Kind, EventError> {
             );
             Err(EventError::field("/name", "unknown_name", detail))
         }
-    }
-}
-
-/// The first 64 characters of a text, for a message.
-pub(super) fn shown(text: &str) -> String {
-    match text.char_indices().nth(64) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}...", &text[..end]),
     }
 }
