@@ -16,7 +16,7 @@ use super::await_applied::own_key;
 use super::error::SendError;
 use super::ids::{IdMaker, Shape, random};
 use super::lines::{Batch, Fault};
-use super::post::{Answer, LineError, Stored, Poster};
+use super::post::{Answer, LineError, Poster, Stored};
 use super::rejects::Refusal;
 use super::tally::{Done, Tally};
 use crate::cli::Span;

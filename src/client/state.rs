@@ -26,7 +26,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::error::SendError;
-use super::input::{identity, kind_name};
+use super::reading::{identity, kind_name};
 use crate::data_dir::segment::{Position, PositionError};
 
 /// The version that is written. Version 1 can be read: a single run, removed when it was complete.
