@@ -19,7 +19,9 @@ use memchr::memchr_iter;
 
 use self::free_space::FreeSpace;
 use super::recover::Active;
-use super::{AppendError, Command, Commands, JournalConfig, JournalError, Label, QueuedBatch, Shared};
+use super::{
+    AppendError, Command, Commands, JournalConfig, JournalError, Label, QueuedBatch, Shared,
+};
 use crate::data_dir::Directory;
 use crate::data_dir::disk::{Disk, DiskFile, Identity};
 use crate::data_dir::segment::{ACTIVE_FILE, Position};
@@ -206,7 +208,8 @@ impl Writer {
                     offset: self.durable_end + self.label_bytes(),
                 };
                 // Counted in the written bytes, independently of the counts of the requests.
-                let lines = |pending: &QueuedBatch| memchr_iter(b'\n', &pending.batch.bytes).count();
+                let lines =
+                    |pending: &QueuedBatch| memchr_iter(b'\n', &pending.batch.bytes).count();
                 let lines = waiters.iter().map(lines).sum::<usize>() as u64;
                 self.durable_end += self.group_bytes(&waiters);
                 match &waiters[..] {
