@@ -25,6 +25,7 @@ use crate::data_dir::{DIRECTORY_FILE, Directory, PROCESS_LOCK, SERVE_LOCK};
 use crate::health::Health;
 use crate::http;
 use crate::journal::{Committer, JournalConfig};
+use crate::other_nodes::OtherNodes;
 use crate::processor::{self, ProcessConfig, Processor};
 use crate::progress::Progress;
 use crate::shutdown::Shutdown;
@@ -61,6 +62,7 @@ struct Parts {
     committer: Option<Committer>,
     processor: Option<Processor>,
     readers: Option<Readers>,
+    other_nodes: Option<OtherNodes>,
     port_file: Option<PortFile>,
     usage: Option<UsageThread>,
 }
@@ -114,9 +116,16 @@ impl Server {
 
     /// Stops all parts in order and returns when their threads have ended. Everything acknowledged is then
     /// applied, and the database is a single file.
-    pub fn stop(self) {
+    ///
+    /// Fails if the active segment could not be sealed, or if acknowledged events could not be applied, for
+    /// example because another program has the database locked. All threads have ended then, too, and no
+    /// acknowledged event is lost: the next start recovers and applies them.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        let left = self.parts.stop();
         drop(self);
+        anyhow::ensure!(left.is_empty(), "{}", left.join("; "));
         tracing::info!("stopped");
+        Ok(())
     }
 }
 
@@ -148,10 +157,17 @@ impl Parts {
         let directory = journal.directory();
         readers.belong_to(directory);
 
+        if config.database_url.is_some() {
+            let others = OtherNodes::start(readers.clone());
+            let others = others
+                .context("cannot start the thread that waits for positions of other nodes")?;
+            self.other_nodes = Some(others);
+        }
         let app = http::App {
             journal,
             readers,
             progress: Arc::new(Progress::new(config.processing)),
+            other_nodes: self.other_nodes.as_ref().map(OtherNodes::waits),
             health,
             disk,
             data_dir: dir.clone(),
@@ -185,21 +201,33 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
+        for left in self.stop() {
+            tracing::error!("{left}");
+        }
+    }
+}
+
+impl Parts {
+    /// Stops all parts in order. Returns what could not be completed; a second call does nothing.
+    fn stop(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
         // First, so that the file never names a port that does not answer.
         drop(self.port_file.take());
         if let Some(http) = self.http.take() {
             http.stop();
         }
         if let Some(committer) = self.committer.take() {
-            committer.stop();
+            left.extend(committer.stop());
         }
+        drop(self.other_nodes.take());
         if let Some(readers) = self.readers.take() {
             readers.close();
         }
         if let Some(processor) = self.processor.take() {
-            processor.stop();
+            left.extend(processor.stop());
         }
         drop(self.usage.take());
+        left
     }
 }
 

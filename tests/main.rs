@@ -21,7 +21,9 @@ mod backup; // backup and restore: under load, over other files, killed, damaged
 mod bad_input; // every kind of invalid body, and the error that it gets
 mod bounded; // upper bounds of the resources that one client can use
 mod cli; // options, exit codes, errors before anything starts
+mod cluster; // what a node shows of all nodes in one PostgreSQL database (`--ignored`)
 mod crash; // kill -9 during ingestion and applying, ten times
+mod database_errors; // a PostgreSQL database that cannot be used (`--ignored`)
 mod descriptors; // few file descriptors, and more clients than connections
 mod end_to_end; // the main task on real input: totals equal an independent recount
 mod formats; // CSV, UTF-16, wrapped arrays and other formats: one error with the way out
@@ -29,10 +31,12 @@ mod hostile; // clients that stall, send bursts, announce wrong lengths, or neve
 mod http; // the HTTP contract, case by case
 mod identity; // identity of segments: copies, merges, restored files, a second server
 mod listings; // /segments and /rejected; waiting requests during a shutdown
+mod locks; // nodes with common ids in PostgreSQL never deadlock (--ignored)
 mod messages; // what a user reads after a wrong flag, address, variable, file or directory
 mod odd_files; // FIFOs, sockets, devices, directories, broken links with names of segments
 mod offline; // process, verify, query: odd files, directories and databases, no server
 mod other_programs; // a database opened, removed, replaced and written by other programs
+mod positions; // positions of several nodes in one PostgreSQL database (--ignored)
 mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod ready; // `tallyline ready`: a server that is ready, not ready, gone
@@ -45,6 +49,7 @@ mod trouble; // a database locked, deleted, replaced, restored; files changed me
 
 mod faults; // full disks, a failing database, a jumping clock (`--ignored`)
 mod machine; // stderr that fails, file size limits, loopback addresses, starts that fail
+mod node_rules; // rules of counting with several nodes, by forced interleavings (--ignored)
 mod nodes; // connections to PostgreSQL, the identity of nodes (`--ignored`)
 mod on_postgres; // the store on PostgreSQL, and the tests above once more on it (`--ignored`)
 mod outside; // other programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)

@@ -15,7 +15,7 @@ use super::harness::postgres::Postgres;
 use super::harness::recount::{event_files, open_database};
 use super::harness::suite;
 use super::harness::{
-    PATIENCE, Process, Scratch, Server, Totals, arg, event, recount_files, run, until,
+    PATIENCE, Process, Scratch, Server, Totals, arg, event, recount_files, run, tallyline, until,
 };
 
 /// Modules whose tests run on both stores.
@@ -322,11 +322,18 @@ fn an_outage_of_the_database_stops_only_the_counting() {
     run(&["verify", "--data-dir", arg(&dir), "--database", &url]).expect(0);
 }
 
+/// How many connections are cut: 40, or the number in `TALLYLINE_TEST_CUTS` for a longer run.
+fn cuts_wanted() -> u32 {
+    let wanted = std::env::var("TALLYLINE_TEST_CUTS");
+    wanted.map_or(40, |wanted| wanted.parse().expect("a number of cuts"))
+}
+
 #[test]
 #[ignore = "needs PostgreSQL"]
 fn nodes_with_cut_connections_count_exactly() {
     // Fails if a commit whose outcome is unknown is applied again, or not at all; or if two nodes with the same
     // ids and blocks deadlock for good.
+    let wanted = cuts_wanted();
     let server = Postgres::start();
     server.database("cut");
     let proxy = CuttingProxy::start(server.port, 1);
@@ -340,7 +347,7 @@ fn nodes_with_cut_connections_count_exactly() {
         .collect();
     let mut numbers = Numbers(7);
     let mut round = 0;
-    until(PATIENCE * 5, "40 connections are cut", || {
+    until(PATIENCE * (5 + wanted / 8), "connections are cut", || {
         for at in &nodes {
             let mut body = String::new();
             for _ in 0..20 {
@@ -361,9 +368,13 @@ fn nodes_with_cut_connections_count_exactly() {
         }
         round += 1;
         let (before, after, elsewhere) = proxy.cuts();
-        (before > 4 && after > 4 && before + after + elsewhere > 40).then_some(())
+        let all = before + after + elsewhere;
+        let few = u64::from(wanted) / 10;
+        (before > few && after > few && all > u64::from(wanted)).then_some(())
     });
     proxy.cut(false);
+    let (before, after, elsewhere) = proxy.cuts();
+    eprintln!("cut: {before} before a commit, {after} after one, {elsewhere} elsewhere");
     for at in &nodes {
         until(PATIENCE, "the node has applied its files", || {
             (at.counter("pending") == 0 && at.get("/readyz").status == 200).then_some(())
@@ -463,6 +474,8 @@ fn segments_are_pruned_and_ids_expire_and_the_sums_stay() {
         "20ms",
         "--rotate-size",
         "1KiB",
+        "--failover-window",
+        "0s",
         "--retention",
         "0s",
         "--dedup-window",
@@ -519,6 +532,17 @@ fn commands_on_postgres_need_no_file_of_sqlite() {
     ])
     .expect(3);
     assert!(!told.stdout.contains("sqlite3"), "{told}");
+    assert!(!format!("{told}").contains("secret"), "{told}");
+    let warnings = told.stderr.matches("list of processes").count();
+    assert_eq!(warnings, 1, "{told}");
+    assert!(
+        told.stderr.contains("PGPASSWORD") && told.stderr.contains(".pgpass"),
+        "{told}"
+    );
+    // The environment of a process is visible to its user only.
+    let mut command = tallyline(&["process", "--data-dir", arg(&data)]);
+    let quiet = Process::start(command.env("TALLYLINE_DATABASE", &secret)).finish();
+    assert!(!quiet.stderr.contains("list of processes"), "{quiet}");
     let shown = run(&[
         "query",
         "--data-dir",
@@ -568,4 +592,48 @@ fn commands_on_postgres_need_no_file_of_sqlite() {
     assert!(page.contains("\"u\""), "{page}");
     a.stop().expect(0);
     assert!(!data.join("revenue.db").exists());
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn a_backup_without_the_totals_is_refused() {
+    // Fails if a backup of a node looks complete, or if the message does not say how to make one.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let secret = url.replace("postgres@", "postgres:secret@");
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let file = scratch.file("events_1.jsonl", event("u", 3));
+    process(&data, &url, &[arg(&file)]);
+    let backup = scratch.path().join("backup");
+    for (command, verb) in [
+        ("backup", "cannot back up"),
+        ("restore", "cannot restore into"),
+    ] {
+        for flags in [&["--database", &secret][..], &[]] {
+            let mut args = vec![command, arg(&backup), "--data-dir", arg(&data)];
+            args.extend(flags);
+            let refused = run(&args).expect(2);
+            for text in [verb, "pg_", "data/docs/scaling.md", "Backup"] {
+                assert!(refused.stderr.contains(text), "{args:?}: {refused}");
+            }
+            assert!(!refused.stderr.contains("secret"), "{refused}");
+        }
+        let mut args = tallyline(&[
+            command,
+            arg(&backup),
+            "--data-dir",
+            arg(&scratch.path().join("none")),
+        ]);
+        let refused = Process::start(args.env("TALLYLINE_DATABASE", &url))
+            .finish()
+            .expect(2);
+        assert!(
+            refused
+                .stderr
+                .contains("with TALLYLINE_DATABASE, the totals are in"),
+            "{refused}"
+        );
+    }
+    assert!(!backup.exists());
 }

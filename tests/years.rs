@@ -101,6 +101,7 @@ fn start(dir: &Path, disk: &SimDisk, role: Role) -> Running {
         journal: journal.clone(),
         readers,
         progress,
+        other_nodes: None,
         health,
         disk: shared,
         data_dir: dir.to_owned(),
@@ -128,7 +129,10 @@ impl Running {
         let bytes = event("u", 1).into_bytes();
         self.journal.append(
             Batch { bytes },
-            Box::new(move |answer| drop(done.send(answer.map(|_| ())))),
+            Box::new(move |answer| {
+                drop(done.send(answer.map(|_| ())));
+                None
+            }),
         );
         answered.recv_timeout(PATIENCE).unwrap().unwrap();
         let (done, answered) = mpsc::channel();

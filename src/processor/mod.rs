@@ -27,6 +27,21 @@
 //! at the end of its file. The argument for one range therefore holds for each of them. If a total might
 //! overflow, only that segment's range is repeated, within the transaction.
 //!
+//! # Several large segments
+//! A larger segment that waits alone is applied by itself, in one or several transactions. If others wait after it,
+//! most users would be written again by each of them. The sums of the segments are therefore added up (`folding`):
+//! 1. Open and sync each file, verify it, and scan it to its end. Its length must not have changed afterwards. The
+//!    sums go into the same tables, and into the same temporary files if they do not fit into the memory.
+//! 2. Before the next file would exceed 1 GiB in a server, or in a batch run the bounds of a range, apply all of
+//!    them in one transaction, in the order of the segments. Each row changes from its own offset to the end of its
+//!    file, together with its own ids, rejected lines and counts; the totals change once for all of them. The
+//!    events and the revenue of the segments must be those of the sums.
+//! 3. Update the state in memory, and archive the files as above.
+//!
+//! If events with ids fill the memory, the last segment of a transaction ends at an earlier offset; its rest is
+//! applied by itself. If a file cannot be read or has changed, or if a total might overflow, nothing is committed,
+//! and the segments are applied one by one.
+//!
 //! # Invariants
 //! - The processor never reads past the durable end. Otherwise a power failure could leave totals for lines
 //!   that are lost. A file found by listing is synced, and its directory too, before it is applied.
@@ -276,7 +291,9 @@ fn describe(error: &dyn std::error::Error) -> String {
 /// The threads of a running processor.
 pub struct Processor {
     progress: Arc<Progress>,
-    threads: Vec<JoinHandle<()>>,
+    clock: JoinHandle<()>,
+    /// Returns why not everything was applied at the shutdown. `None` if the thread could not be started.
+    worker: Option<JoinHandle<Option<String>>>,
 }
 
 impl Processor {
@@ -302,19 +319,21 @@ impl Processor {
     /// Joins the two threads to a processor. If `worker` could not be started, the clock is stopped.
     fn started(
         progress: Arc<Progress>,
-        worker: io::Result<JoinHandle<()>>,
+        worker: io::Result<JoinHandle<Option<String>>>,
         clock: JoinHandle<()>,
     ) -> Result<Self, ProcessError> {
-        let mut processor = Self {
-            progress,
-            threads: vec![clock],
+        let (worker, error) = match worker {
+            Ok(worker) => (Some(worker), None),
+            Err(error) => (None, Some(error)),
         };
-        match worker {
-            Ok(worker) => {
-                processor.threads.insert(0, worker);
-                Ok(processor)
-            }
-            Err(error) => {
+        let processor = Self {
+            progress,
+            clock,
+            worker,
+        };
+        match error {
+            None => Ok(processor),
+            Some(error) => {
                 processor.stop();
                 Err(ProcessError::Thread(error))
             }
@@ -336,22 +355,24 @@ impl Processor {
         let shared = Arc::clone(&progress);
         let observer = Builder::new()
             .name("process-observe".to_owned())
-            .spawn(move || observer::run(&config, disk, &journal, &readers, &shared, &health));
+            .spawn(move || {
+                observer::run(&config, disk, &journal, &readers, &shared, &health);
+                None // Another process applies.
+            });
         Self::started(progress, observer, clock)
     }
 
     /// Applies everything durable, ends the waits, and closes the database to a single file, unless another
-    /// program has it open. The journal and the [`Readers`] must be closed before. If the database stays
-    /// locked, the rest is applied at the next start.
-    pub fn stop(self) {
+    /// program has it open. The journal and the [`Readers`] must be closed before. Returns why not everything
+    /// was applied, such as a database that stays locked; `None` if everything was.
+    pub fn stop(self) -> Option<String> {
         self.progress.stop();
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!(
-                    "a thread of the processor panicked; its uncommitted events are applied at the next start"
-                );
-            }
+        let panicked = || "a thread of the processor panicked; its uncommitted events are applied at the next start";
+        let worker = self.worker.map(JoinHandle::join);
+        if self.clock.join().is_err() {
+            tracing::error!("{}", panicked());
         }
+        worker?.unwrap_or_else(|_| Some(panicked().to_owned()))
     }
 }
 

@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::postgres::PostgresReaders;
 use super::readers::SqliteReaders;
 use super::{
-    AppliedSegments, Database, Ledger, Overall, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, StoreError,
+    AppliedSegments, Cluster, Database, Ledger, Overall, Pruned, RejectedFilter, RejectedLine,
+    SegmentRow, SegmentState, StoreError,
 };
-use crate::data_dir::segment::SegmentId;
+use crate::data_dir::segment::{Position, SegmentId};
 use crate::event::Micros;
 
 /// One user's total.
@@ -28,6 +28,21 @@ pub struct UserTotal {
     pub events: u64,
     /// When the total last changed, in milliseconds since 1970 UTC.
     pub updated_at_ms: i64,
+}
+
+/// How far a position of a node is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeProgress {
+    /// Everything at or before it is in the database.
+    Applied,
+    /// It may be applied later.
+    Pending,
+    /// It will not be applied: its segment is missing or corrupt, or the node was removed.
+    Gone,
+    /// Its segment is sealed and ends before it.
+    PastEnd,
+    /// The database does not have the node.
+    Unknown,
 }
 
 /// See [`Readers::status`].
@@ -106,6 +121,15 @@ impl Readers {
         either!(self, readers => readers.user(user_id))
     }
 
+    /// The totals of several users, in the order of `ids`; `None` for a user without one. All are read in one
+    /// transaction that begins after the call.
+    pub fn users_by_id(&self, ids: &[&str]) -> Result<Vec<Option<UserTotal>>, StoreError> {
+        if let [id] = ids {
+            return Ok(vec![self.user(id)?]);
+        }
+        either!(self, readers => readers.users_by_id(ids))
+    }
+
     /// The number of lines in each state, as recorded in the database.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         either!(self, readers => readers.ledger())
@@ -114,6 +138,37 @@ impl Readers {
     /// The sums over all users. SQLite keeps them; in PostgreSQL this reads every row of `user_total`.
     pub fn overall(&self) -> Result<Overall, StoreError> {
         either!(self, readers => readers.overall())
+    }
+
+    /// Whether several nodes may share the database.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => true,
+        }
+    }
+
+    /// The nodes that share the database; none with SQLite.
+    pub fn cluster(&self) -> Result<Cluster, StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(Cluster::default()),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(readers) => readers.cluster(),
+        }
+    }
+
+    /// The number of users of a cluster. If several nodes have users, they are counted, which reads every row of
+    /// `user_total`; the result is reused for 20 times as long as that took, and while nothing was applied.
+    pub fn users_of(&self, cluster: &Cluster) -> Result<u64, StoreError> {
+        if let Some(users) = cluster.users() {
+            return Ok(users);
+        }
+        match self {
+            Self::Sqlite(_) => Ok(0),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(readers) => readers.count_users(cluster),
+        }
     }
 
     /// What `/status` publishes of the database, read in one transaction.
@@ -149,6 +204,18 @@ impl Readers {
         filter: &RejectedFilter,
     ) -> Result<Vec<RejectedLine>, StoreError> {
         either!(self, readers => readers.newest_rejected(limit, filter))
+    }
+
+    /// How far positions of nodes are applied, in their order. An SQLite file has no nodes.
+    pub fn progress_of(
+        &self,
+        positions: &[(Uuid, Position)],
+    ) -> Result<Vec<NodeProgress>, StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(vec![NodeProgress::Unknown; positions.len()]),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(readers) => readers.progress_of(positions),
+        }
     }
 
     /// Closes the idle connections, so that the writer's last checkpoint can remove the `-wal` of an SQLite

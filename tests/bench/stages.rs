@@ -132,7 +132,10 @@ fn append(table: &mut Table) {
                     };
                     journal.append(
                         batch,
-                        Box::new(move |answer| sender.send(answer.unwrap()).unwrap()),
+                        Box::new(move |answer| {
+                            sender.send(answer.unwrap()).unwrap();
+                            None
+                        }),
                     );
                 }
                 drop(sender);
@@ -171,7 +174,7 @@ fn end_to_end(table: &mut Table) {
         assert_eq!(summary.counts.accepted, LINES);
         assert_eq!(client::totals(&url).unwrap().len(), 1000);
     });
-    server.stop();
+    server.stop().expect("it stops");
 }
 
 /// The target directory, which is on the disk of the project; /tmp may be in memory.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::Size;
-use crate::data_dir::segment::Position;
+use crate::data_dir::node_position::NodePosition;
 
 /// Flags of `tallyline process`.
 #[derive(Debug, Args)]
@@ -98,6 +98,15 @@ pub struct BackupArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// Refused with an explanation: PostgreSQL is backed up with its own programs
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide = true,
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
     /// Recount the finished backup and compare the result with its database
     #[arg(long)]
     pub verify: bool,
@@ -121,6 +130,15 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// Refused with an explanation: PostgreSQL is restored with its own programs
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide = true,
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
 }
 
 /// Flags of `tallyline query`.
@@ -167,7 +185,7 @@ pub struct RejectedArgs {
     pub limit: NonZeroU32,
     /// Only lines of native segments, at or after this position
     #[arg(long, value_name = "POSITION")]
-    pub since: Option<Position>,
+    pub since: Option<NodePosition>,
     /// Only events whose id begins with this text
     #[arg(long, value_name = "TEXT")]
     pub id_prefix: Option<String>,

@@ -38,7 +38,10 @@ Examples:
 
 Durations: 10ms, 1s, 5m, 30days, or forever. Sizes: 4096, 64KiB, 256MiB, 1GB.
 The config file is TOML with the flags' names: rotate-interval = \"1m\", no-process = true.
-Flags override environment variables (TALLYLINE_ROTATE_INTERVAL), which override the config file.")]
+Flags override environment variables (TALLYLINE_ROTATE_INTERVAL), which override the config file.
+
+Exit codes: 0 stopped by SIGTERM or SIGINT, everything sealed and applied; 1 failed to start, or stopped
+before everything was sealed and applied, which the next start does; 2 usage.")]
 pub struct ServeArgs {
     /// Address and port to listen on; port 0 picks a free port [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR", env = "TALLYLINE_LISTEN")]
@@ -95,6 +98,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DURATION", env = "TALLYLINE_RETENTION")]
     #[arg(help_heading = "Files and disk")]
     pub retention: Option<Span>,
+
+    /// With --database: how far a failover may set the database back; --retention is at least that long [default: 1h]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_FAILOVER_WINDOW")]
+    #[arg(help_heading = "Files and disk")]
+    pub failover_window: Option<Span>,
 
     /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
     /// postgres://user@host/database; several servers may share it

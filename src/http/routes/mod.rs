@@ -7,8 +7,10 @@
 
 mod listings;
 mod live_event;
+mod nodes;
 mod pages;
 mod params;
+mod positions;
 mod scrape;
 mod service;
 pub(super) mod status;
@@ -17,10 +19,12 @@ mod users;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
+pub(super) use self::users::lookups::Lookups;
 use super::auth::{self, Foreign, Listening, Tokens};
 use super::counters::{Counters, Route};
 use super::engine::{
@@ -32,6 +36,7 @@ use super::refused::RefusedRequests;
 use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
+use crate::other_nodes::NodeWaits;
 use crate::progress::Progress;
 use crate::store::Readers;
 
@@ -39,12 +44,17 @@ use crate::store::Readers;
 pub(super) struct Inner {
     pub(super) journal: Journal,
     pub(super) progress: Arc<Progress>,
+    /// Waits for positions of other nodes; `None` if the database is not shared.
+    pub(super) other_nodes: Option<Arc<NodeWaits>>,
     pub(super) health: Arc<Health>,
     pub(super) readers: Blocking<Readers>,
+    pub(super) lookups: Lookups,
     pub(super) files: Blocking<Files>,
     /// `None` if requests need no token.
     pub(super) tokens: Option<Tokens>,
     pub(super) listening: Listening,
+    /// Whether several nodes may share the database.
+    pub(super) is_shared: bool,
     /// The identifier of the data directory.
     pub(super) directory: Uuid,
     pub(super) lost_log_lines: fn() -> u64,
@@ -81,6 +91,7 @@ enum Call<'a> {
     History,
     Refused,
     Metrics,
+    Nodes,
     Segments,
     Rejected,
     Openapi,
@@ -119,6 +130,7 @@ fn call(method: Method, path: &str) -> Result<Call<'_>, NoCall> {
         }
         "*" if method == Method::Options => return Ok(Call::Allowed(ALL)),
         "/userEvents" => Call::Users,
+        "/nodes" => Call::Nodes,
         "/segments" => Call::Segments,
         "/rejected" => Call::Rejected,
         "/status" => Call::Status,
@@ -153,7 +165,11 @@ fn is_one_segment(id: &str) -> bool {
 
 /// Splits a target into authority, path and query. Only a full URL has an authority.
 fn split_target(target: &str) -> (Option<&str>, &str, &str) {
-    let scheme = target.find("://").filter(|_| !target.starts_with('/'));
+    let scheme = if target.starts_with('/') {
+        None
+    } else {
+        target.find("://")
+    };
     let (authority, rest) = match scheme {
         None => (None, target),
         Some(at) => {
@@ -172,6 +188,13 @@ impl Inner {
     fn answer(&self, request: Request, route: Route, reply: Reply) {
         self.counters.answered(route, reply.status);
         request.answer(reply);
+    }
+
+    /// The same without waking the I/O thread, see [`Request::answer_unwoken`].
+    #[must_use = "the reply may be sent late if the waker is not called"]
+    fn answer_unwoken(&self, request: Request, route: Route, reply: Reply) -> Option<Waker> {
+        self.counters.answered(route, reply.status);
+        request.answer_unwoken(reply)
     }
 
     /// Runs `find` on a thread that may block, and sends its reply.
@@ -253,6 +276,7 @@ impl Handler for Routes {
             Ok(Call::History) => status::history(inner, request),
             Ok(Call::Refused) => status::refused(inner, request),
             Ok(Call::Metrics) => scrape::metrics(inner, request),
+            Ok(Call::Nodes) => nodes::nodes(inner, request, query),
             Ok(Call::Segments) => listings::segments(inner, request, query),
             Ok(Call::Rejected) => listings::rejected(inner, request, query),
             Ok(Call::Openapi) => pages::openapi(inner, request),
@@ -275,6 +299,9 @@ impl Handler for Routes {
 
     fn drain_ends(&self) {
         self.inner.progress.end_waiting();
+        if let Some(others) = &self.inner.other_nodes {
+            others.end();
+        }
     }
 
     fn accepting(&self, works: bool) {
@@ -312,7 +339,7 @@ fn no_call(none: NoCall) -> Problem {
     match none {
         NoCall::Path => Problem::new(
             404,
-            "unknown path; the paths are /liveEvent, /userEvents, /userEvents/{userId} (send a / in the id as %2F), /flush, /status, /history, /segments, /rejected, /refused, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
+            "unknown path; the paths are /liveEvent, /userEvents, /userEvents/{userId} (send a / in the id as %2F), /flush, /status, /nodes, /history, /segments, /rejected, /refused, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
         ),
         NoCall::Method(allow) => Problem::new(405, format!("the methods of this path are {allow}"))
             .header("Allow", allow),

@@ -4,6 +4,7 @@
 //! thread: [`crate::progress::Progress`] calls back.
 
 mod csv;
+pub(super) mod lookups;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::Inner;
 use super::params::{self, Params};
-use crate::data_dir::segment::Position;
+use crate::data_dir::node_position::NodePosition;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
@@ -30,29 +31,21 @@ pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &st
         Ok(parsed) => parsed,
         Err(problem) => return inner.answer(request, Route::User, problem.reply()),
     };
-    let inner_then = Arc::clone(inner);
-    let look_up = move |request: Request| {
-        request.on_blocking_thread(move |request, may_block| {
-            let reply = total(&inner_then, &id, may_block);
-            inner_then.answer(request, Route::User, reply);
-        });
-    };
     let Some(after) = after else {
-        return look_up(request);
+        return lookups::look_up(inner, request, id);
     };
     let done = {
         let inner = Arc::clone(inner);
-        move |waited| match waited {
-            WaitOutcome::Applied => look_up(request),
-            other => inner.answer(request, Route::User, not_applied(&inner, other).reply()),
+        move |waited: Result<(), Problem>| match waited {
+            Ok(()) => lookups::look_up(&inner, request, id),
+            Err(problem) => inner.answer(request, Route::User, problem.reply()),
         }
     };
-    let progress = &inner.progress;
-    progress.when_applied(after, Instant::now() + wait, Box::new(done));
+    inner.when_applied(after, Instant::now() + wait, done);
 }
 
 /// The user id, the position to wait for, and how long to wait.
-fn parse(raw_id: &str, query: &str) -> Result<(String, Option<Position>, Duration), Problem> {
+fn parse(raw_id: &str, query: &str) -> Result<(String, Option<NodePosition>, Duration), Problem> {
     let id = params::decode(raw_id)
         .ok_or_else(|| Problem::new(400, "the user id in the path is not percent-encoded UTF-8"))?;
     let params = Params::parse(query, &["after", "wait"])?;
@@ -80,19 +73,7 @@ pub(super) fn not_applied(inner: &Inner, waited: WaitOutcome) -> Problem {
             "the position is not applied yet; try again, or with a longer wait",
         )
         .retry()
-        .member("applied", progress.applied().to_string()),
-    }
-}
-
-fn total(inner: &Inner, id: &str, may_block: &MayBlock) -> Reply {
-    match inner.readers.get(may_block).user(id) {
-        Ok(Some(total)) => {
-            let mut json = String::with_capacity(128);
-            push_user(&mut json, &total);
-            Reply::json(200, json)
-        }
-        Ok(None) => unknown(inner).reply(),
-        Err(error) => unreadable(&error).reply(),
+        .member("applied", inner.shown(progress.applied()).to_string()),
     }
 }
 
@@ -101,7 +82,8 @@ fn unknown(inner: &Inner) -> Problem {
     let progress = &inner.progress;
     let pending = progress.ledger(|| inner.journal.tail().lines).0.pending;
     let detail = if pending == 0 {
-        "no event of this user has been applied, and none is pending".to_owned()
+        let here = if inner.is_shared { " at this node" } else { "" };
+        format!("no event of this user has been applied, and none is pending{here}")
     } else if progress.applies_elsewhere() {
         format!(
             "no event of this user has been applied; {pending} lines are pending: `tallyline process` applies them"

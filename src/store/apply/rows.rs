@@ -44,6 +44,12 @@ pub(in crate::store) trait Rows {
     /// Inserts one id that is not in the table.
     fn insert_id(&mut self, place: i64, event: &IdEvent<'_>) -> Result<(), Self::Error>;
 
+    /// An event whose id is not that of a counted one is rejected. Deletes the row of the id, if the database
+    /// inserts ids in advance.
+    fn reject_id(&mut self, _place: i64, _event: &IdEvent<'_>) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
     /// Inserts the blocks as they are in `works`, sorted by key. Each of those that are in the table is read
     /// into its `work`, changed by `merge` and written.
     fn upsert_blocks(
