@@ -25,6 +25,11 @@ fn main() -> ExitCode {
     if let Err(error) = shutdown::outlive_file_size_limit() {
         tracing::warn!("cannot catch SIGXFSZ, so a file size limit ends the program: {error}");
     }
+    if cli.shows_password {
+        tracing::warn!(
+            "the password in --database can be read by other users in the list of processes; put it into PGPASSWORD, into ~/.pgpass (chmod 600) or into a file named by the parameter password_file"
+        );
+    }
     let log_format = cli.logging.log_format;
     let variables = cli.variables.clone();
     dispatch(cli)

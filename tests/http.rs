@@ -363,6 +363,7 @@ fn pages_and_machine_readable_documents_are_served() {
         ("/healthz", ""),
         ("/readyz", ""),
         ("/status", "application/json"),
+        ("/nodes", "application/json"),
         ("/metrics", "text/plain"),
         ("/history", "application/json"),
         ("/refused", "application/json"),
@@ -391,6 +392,12 @@ fn pages_and_machine_readable_documents_are_served() {
         assert_eq!(status[name], value, "{name}: {status}");
     }
     assert!(status["lagSeconds"].is_number(), "{status}");
+    let all = server.get("/nodes").json();
+    for name in ["users", "events", "revenue", "revenueMicros", "updatedAt"] {
+        assert_eq!(all[name], status[name], "{name}: {all}");
+    }
+    let nodes = all["nodes"].as_array().unwrap().len();
+    assert_eq!(status["shared"], nodes == 1, "{all}");
     let metrics = server.get("/metrics").text();
     let samples = metrics.lines().filter(|line| !line.starts_with('#'));
     for sample in samples.filter(|line| !line.is_empty()) {
@@ -415,6 +422,7 @@ fn unknown_paths_are_404_and_wrong_methods_405() {
         ("/healthz", "GET"),
         ("/readyz", "GET"),
         ("/status", "GET"),
+        ("/nodes", "GET"),
         ("/metrics", "GET"),
         ("/openapi.json", "GET"),
         ("/", "GET"),

@@ -21,7 +21,9 @@ mod backup; // backup and restore: under load, over other files, killed, damaged
 mod bad_input; // every kind of invalid body, and the error that it gets
 mod bounded; // upper bounds of the resources that one client can use
 mod cli; // options, exit codes, errors before anything starts
+mod cluster; // what a node shows of all nodes in one PostgreSQL database (`--ignored`)
 mod crash; // kill -9 during ingestion and applying, ten times
+mod database_errors; // a PostgreSQL database that cannot be used (`--ignored`)
 mod descriptors; // few file descriptors, and more clients than connections
 mod end_to_end; // the main task on real input: totals equal an independent recount
 mod formats; // CSV, UTF-16, wrapped arrays and other formats: one error with the way out

@@ -699,7 +699,7 @@ fn nodes_are_listed_adopted_and_removed() {
         serde_json::from_str(&nodes(&["--json"], &url).expect(0).stdout).unwrap();
     assert_eq!(json[0]["pendingLines"], 2048);
     assert_eq!(json[0]["lagSeconds"], 1.5);
-    assert_eq!(json[0]["state"], "member");
+    assert_eq!(json[0]["state"], "ready");
 
     // Restored from a backup: the token in the database is not known here.
     let backup = scratch.path().join("backup");

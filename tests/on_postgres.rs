@@ -15,7 +15,7 @@ use super::harness::postgres::Postgres;
 use super::harness::recount::{event_files, open_database};
 use super::harness::suite;
 use super::harness::{
-    PATIENCE, Process, Scratch, Server, Totals, arg, event, recount_files, run, until,
+    PATIENCE, Process, Scratch, Server, Totals, arg, event, recount_files, run, tallyline, until,
 };
 
 /// Modules whose tests run on both stores.
@@ -532,6 +532,17 @@ fn commands_on_postgres_need_no_file_of_sqlite() {
     ])
     .expect(3);
     assert!(!told.stdout.contains("sqlite3"), "{told}");
+    assert!(!format!("{told}").contains("secret"), "{told}");
+    let warnings = told.stderr.matches("list of processes").count();
+    assert_eq!(warnings, 1, "{told}");
+    assert!(
+        told.stderr.contains("PGPASSWORD") && told.stderr.contains(".pgpass"),
+        "{told}"
+    );
+    // The environment of a process is visible to its user only.
+    let mut command = tallyline(&["process", "--data-dir", arg(&data)]);
+    let quiet = Process::start(command.env("TALLYLINE_DATABASE", &secret)).finish();
+    assert!(!quiet.stderr.contains("list of processes"), "{quiet}");
     let shown = run(&[
         "query",
         "--data-dir",
@@ -581,4 +592,48 @@ fn commands_on_postgres_need_no_file_of_sqlite() {
     assert!(page.contains("\"u\""), "{page}");
     a.stop().expect(0);
     assert!(!data.join("revenue.db").exists());
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn a_backup_without_the_totals_is_refused() {
+    // Fails if a backup of a node looks complete, or if the message does not say how to make one.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let secret = url.replace("postgres@", "postgres:secret@");
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let file = scratch.file("events_1.jsonl", event("u", 3));
+    process(&data, &url, &[arg(&file)]);
+    let backup = scratch.path().join("backup");
+    for (command, verb) in [
+        ("backup", "cannot back up"),
+        ("restore", "cannot restore into"),
+    ] {
+        for flags in [&["--database", &secret][..], &[]] {
+            let mut args = vec![command, arg(&backup), "--data-dir", arg(&data)];
+            args.extend(flags);
+            let refused = run(&args).expect(2);
+            for text in [verb, "pg_", "data/docs/scaling.md", "Backup"] {
+                assert!(refused.stderr.contains(text), "{args:?}: {refused}");
+            }
+            assert!(!refused.stderr.contains("secret"), "{refused}");
+        }
+        let mut args = tallyline(&[
+            command,
+            arg(&backup),
+            "--data-dir",
+            arg(&scratch.path().join("none")),
+        ]);
+        let refused = Process::start(args.env("TALLYLINE_DATABASE", &url))
+            .finish()
+            .expect(2);
+        assert!(
+            refused
+                .stderr
+                .contains("with TALLYLINE_DATABASE, the totals are in"),
+            "{refused}"
+        );
+    }
+    assert!(!backup.exists());
 }

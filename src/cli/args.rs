@@ -54,6 +54,9 @@ pub struct Cli {
     /// The flags whose values come from the environment: the flag and its variable.
     #[arg(skip)]
     pub variables: Vec<(String, String)>,
+    /// Whether the command line contains the password of a database, which other users can read there.
+    #[arg(skip)]
+    pub shows_password: bool,
 }
 
 impl Cli {
@@ -68,6 +71,7 @@ impl Cli {
         let parsed = parsed.and_then(|matches| {
             let mut cli = Self::from_arg_matches(&matches)?;
             cli.variables = errors::variables_in_use(&matches);
+            cli.shows_password = command_line.iter().any(errors::has_password);
             Ok(cli)
         });
         parsed.unwrap_or_else(|error| errors::reworded(error, &command_line).exit())

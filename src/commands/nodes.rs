@@ -13,7 +13,8 @@ use crate::cli::exit::Exit;
 use crate::cli::output::{counted, print};
 use crate::data_dir::disk::{Lock, RealDisk};
 use crate::data_dir::{Directory, PROCESS_LOCK};
-use crate::store::postgres::{Member, Node, Target, ensure_tables, members, remove};
+use crate::store::Member;
+use crate::store::postgres::{Node, Target, ensure_tables, members, remove};
 use crate::timestamp;
 
 /// Runs the command.
@@ -58,6 +59,8 @@ struct Shown<'m> {
     started_at: String,
     seconds_since_report: Option<f64>,
     version: Option<&'m str>,
+    users: u64,
+    revenue_micros: String,
     lines: u64,
     applied: u64,
     duplicates: u64,
@@ -76,10 +79,12 @@ impl<'m> Shown<'m> {
             node: member.number,
             id: member.id.to_string(),
             name: &member.name,
-            state: state(member),
+            state: member.state().name(),
             started_at: timestamp::rfc3339_millis(timestamp::of_ms(member.acquired_at_ms)),
             seconds_since_report: last.map(|last| seconds(last.age_ms)),
             version: last.map(|last| last.version.as_str()),
+            users: member.overall.users,
+            revenue_micros: member.overall.revenue.0.to_string(),
             lines: member.lines,
             applied: member.applied,
             duplicates: member.duplicates,
@@ -91,15 +96,6 @@ impl<'m> Shown<'m> {
                 .map(|report| report.reasons.lines().collect())
                 .unwrap_or_default(),
         }
-    }
-}
-
-fn state(member: &Member) -> &'static str {
-    let report = member.report.as_ref().map(|last| &last.report);
-    match report {
-        _ if member.is_removed => "removed",
-        Some(report) if !report.reasons.is_empty() => "not ready",
-        _ => "member",
     }
 }
 
@@ -118,7 +114,7 @@ fn table(members: &[Member]) -> String {
         rows.push([
             member.number.to_string(),
             member.name.clone(),
-            state(member).to_owned(),
+            member.state().name().replace('_', " "),
             report.map_or("never".to_owned(), |last| {
                 format!("{} ago", short(last.age_ms))
             }),

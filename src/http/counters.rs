@@ -21,6 +21,8 @@ pub enum Route {
     Users,
     /// `/flush`
     Flush,
+    /// `/nodes`
+    Nodes,
     /// `/segments`
     Segments,
     /// `/rejected`
@@ -33,11 +35,12 @@ pub enum Route {
 
 impl Route {
     /// All routes, in the order of their discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::LiveEvent,
         Self::User,
         Self::Users,
         Self::Flush,
+        Self::Nodes,
         Self::Segments,
         Self::Rejected,
         Self::Service,
@@ -51,6 +54,7 @@ impl Route {
             Self::User => "/userEvents/{userId}",
             Self::Users => "/userEvents",
             Self::Flush => "/flush",
+            Self::Nodes => "/nodes",
             Self::Segments => "/segments",
             Self::Rejected => "/rejected",
             Self::Service => "service",

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::engine::Figures;
+use crate::event::Micros;
 use crate::histogram::HistogramSnapshot;
 use crate::store::{Ledger, Overall};
 
@@ -63,6 +64,21 @@ pub struct Segments {
     pub missing: u64,
 }
 
+/// The figures of all nodes that share a database.
+#[derive(Clone, Debug)]
+pub struct Nodes {
+    /// The number of nodes in each state.
+    pub by_state: [(&'static str, u64); 5],
+    /// Events counted in the totals of all nodes.
+    pub events: u64,
+    /// The sum of the revenue of all users, over all nodes.
+    pub revenue: Micros,
+    /// Lines that the nodes had not applied when they last reported.
+    pub pending_lines: u64,
+    /// Age in seconds of the oldest last report; 0 if there is none.
+    pub oldest_report_seconds: f64,
+}
+
 /// The values of all metrics. Counters start at 0 when the process starts.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -78,8 +94,10 @@ pub struct Snapshot {
     pub refused: u64,
     /// The lines of all segments ever written, by state.
     pub ledger: Ledger,
-    /// The sums over all users.
+    /// The sums over all users; with a shared database, over the events that this node has applied.
     pub overall: Overall,
+    /// All nodes; `None` if the database is not shared, or cannot be read.
+    pub nodes: Option<Nodes>,
     /// Age in seconds of the oldest acknowledged event that is not applied; 0 if there is none.
     pub lag_seconds: f64,
     /// Bytes in the append queue.
@@ -119,6 +137,7 @@ impl Snapshot {
         self.process_metrics(&mut text);
         self.event_metrics(&mut text);
         self.line_metrics(&mut text);
+        self.node_metrics(&mut text);
         self.file_metrics(&mut text);
         text.histogram(
             "tallyline_ack_duration_seconds",
@@ -266,17 +285,17 @@ impl Snapshot {
         );
         text.gauge(
             "tallyline_users",
-            "Users with at least one counted event.",
+            "Users with at least one counted event; with a shared database, at this node.",
             self.overall.users,
         );
         text.gauge(
             "tallyline_events",
-            "Events counted in the totals, all time.",
+            "Events counted in the totals, all time; with a shared database, those of this node.",
             self.overall.events,
         );
         text.gauge(
             "tallyline_revenue",
-            "Sum of the revenue of all users, all time. It falls when revenue is subtracted.",
+            "Sum of the revenue of all users, all time; with a shared database, of this node's events. It falls when revenue is subtracted.",
             self.overall.revenue,
         );
     }
@@ -305,6 +324,38 @@ impl Snapshot {
         ] {
             text.labelled(name, &[("state", state)], lines);
         }
+    }
+
+    /// Every node exports the same values, so a query takes their `max`, not their `sum`.
+    fn node_metrics(&self, text: &mut Text) {
+        let Some(nodes) = &self.nodes else {
+            return;
+        };
+        let name = "tallyline_cluster_nodes";
+        text.head(name, "gauge", "Nodes that share the database, by state.");
+        for (state, count) in nodes.by_state {
+            text.labelled(name, &[("state", state)], count);
+        }
+        text.gauge(
+            "tallyline_cluster_events",
+            "Events counted in the totals of all nodes, all time.",
+            nodes.events,
+        );
+        text.gauge(
+            "tallyline_cluster_revenue",
+            "Sum of the revenue of all users over all nodes, all time.",
+            nodes.revenue,
+        );
+        text.gauge(
+            "tallyline_cluster_pending_lines",
+            "Lines that the nodes had not applied when they last reported.",
+            nodes.pending_lines,
+        );
+        text.gauge(
+            "tallyline_cluster_oldest_report_seconds",
+            "Time since the last report of the node that has not reported for longest; removed nodes are left out.",
+            nodes.oldest_report_seconds,
+        );
     }
 
     fn file_metrics(&self, text: &mut Text) {
@@ -423,6 +474,19 @@ mod tests {
                 revenue: Micros(i128::from(i64::MAX) * 100),
                 updated_at_ms: None,
             },
+            nodes: Some(Nodes {
+                by_state: [
+                    ("ready", 2),
+                    ("not_ready", 0),
+                    ("not_reporting", 1),
+                    ("never_reported", 0),
+                    ("removed", 1),
+                ],
+                events: 19,
+                revenue: Micros(-5),
+                pending_lines: 4,
+                oldest_report_seconds: 61.5,
+            }),
             lag_seconds: 0.25,
             queue_bytes: 10,
             queue_bytes_max: 1 << 26,
@@ -465,6 +529,11 @@ mod tests {
             "tallyline_users 8",
             "tallyline_events 9",
             "tallyline_revenue 922337203685477.5807",
+            "tallyline_cluster_nodes{state=\"not_reporting\"} 1",
+            "tallyline_cluster_events 19",
+            "tallyline_cluster_revenue -0.000005",
+            "tallyline_cluster_pending_lines 4",
+            "tallyline_cluster_oldest_report_seconds 61.5",
             "tallyline_unready_reasons 2",
             "tallyline_process_start_time_seconds 1700000000.5",
             "tallyline_lines 15",

@@ -128,6 +128,7 @@ impl Server {
             progress: app.progress,
             other_nodes: app.other_nodes,
             health: app.health,
+            is_shared: app.readers.is_shared(),
             readers: Blocking::new(app.readers),
             lookups: Lookups::default(),
             files: Blocking::new(Files {

@@ -90,6 +90,15 @@ impl Database {
         }
     }
 
+    /// Whether the value of `--database` contains a password.
+    pub fn has_password(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(target) => target.has_password(),
+        }
+    }
+
     /// The path of the SQLite file; `None` for another database.
     pub fn file(&self) -> Option<&Path> {
         match self {

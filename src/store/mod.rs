@@ -44,6 +44,7 @@ mod family;
 mod id_blocks;
 mod ledger;
 mod listing;
+mod members;
 mod open;
 mod overall;
 #[cfg(feature = "postgres")]
@@ -71,6 +72,9 @@ pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
 pub use self::ledger::Ledger;
 pub use self::listing::{Listing, Order, Page};
+#[cfg(feature = "postgres")]
+pub use self::members::ReportRow;
+pub use self::members::{Cluster, Member, NodeState};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
 pub use self::reading::{NodeProgress, Readers, UserTotal};

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::postgres::PostgresReaders;
 use super::readers::SqliteReaders;
 use super::{
-    AppliedSegments, Database, Ledger, Overall, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, StoreError,
+    AppliedSegments, Cluster, Database, Ledger, Overall, Pruned, RejectedFilter, RejectedLine,
+    SegmentRow, SegmentState, StoreError,
 };
 use crate::data_dir::segment::{Position, SegmentId};
 use crate::event::Micros;
@@ -138,6 +138,37 @@ impl Readers {
     /// The sums over all users. SQLite keeps them; in PostgreSQL this reads every row of `user_total`.
     pub fn overall(&self) -> Result<Overall, StoreError> {
         either!(self, readers => readers.overall())
+    }
+
+    /// Whether several nodes may share the database.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => true,
+        }
+    }
+
+    /// The nodes that share the database; none with SQLite.
+    pub fn cluster(&self) -> Result<Cluster, StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(Cluster::default()),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(readers) => readers.cluster(),
+        }
+    }
+
+    /// The number of users of a cluster. If several nodes have users, they are counted, which reads every row of
+    /// `user_total`; the result is reused for 20 times as long as that took, and while nothing was applied.
+    pub fn users_of(&self, cluster: &Cluster) -> Result<u64, StoreError> {
+        if let Some(users) = cluster.users() {
+            return Ok(users);
+        }
+        match self {
+            Self::Sqlite(_) => Ok(0),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(readers) => readers.count_users(cluster),
+        }
     }
 
     /// What `/status` publishes of the database, read in one transaction.

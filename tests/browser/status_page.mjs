@@ -1,15 +1,16 @@
 // Tests the status page in a real browser: `node status_page.mjs TALLYLINE [DIR FOR SCREENSHOTS]`.
 //
-// Starts the given binary in temporary directories, on free ports, and drives Debian's Chromium
-// (or the one in the environment variable CHROMIUM). Waits for conditions with a deadline and does
+// Starts the given binary and Debian's PostgreSQL 15 in temporary directories, on free ports, and drives Debian's
+// Chromium (or the one in the environment variable CHROMIUM). Waits for conditions with a deadline and does
 // not sleep. Prints a line per check; exits with 0, or with 1 and the differences.
 // Run `npm ci` in this directory first. The screenshot readme.png is kept as
 // src/http/page/screenshot.png.
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { chownSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
@@ -34,6 +35,8 @@ async function until(what, condition) {
   }
 }
 
+const started = new Set(); // processes that a failed check leaves behind
+
 // ---- the server -------------------------------------------------------------------------------
 
 class Server {
@@ -44,6 +47,7 @@ class Server {
     rmSync(portFile, { force: true });
     server.log = "";
     server.process = spawn(resolve(binary), ["serve", "--data-dir", server.data, "--listen", `127.0.0.1:${port}`, "--port-file", portFile, ...flags]);
+    started.add(server.process);
     server.process.stderr.on("data", (text) => { server.log += text; });
     server.ended = once(server.process, "exit");
     server.port = await until("the port file", () => {
@@ -69,6 +73,43 @@ class Server {
   async post(events, headers = {}) {
     const response = await fetch(`${this.url}/liveEvent`, { method: "POST", body: events.map((event) => JSON.stringify(event)).join("\n"), headers });
     return response.status;
+  }
+}
+
+// A PostgreSQL server without passwords. It refuses to run as root.
+class Postgres {
+  static async start() {
+    const postgres = new Postgres();
+    const dir = mkdtempSync(join(tmpdir(), "tallyline-pg-"));
+    postgres.dir = dir;
+    const owner = {};
+    if (process.getuid() === 0) {
+      const id = (flag) => Number(execFileSync("id", [flag, "postgres"], { encoding: "utf8" }));
+      Object.assign(owner, { uid: id("-u"), gid: id("-g") });
+      chownSync(dir, owner.uid, owner.gid);
+    }
+    const options = { ...owner, cwd: "/", env: { PATH: process.env.PATH, LC_ALL: "C.UTF-8" } };
+    const bin = (name) => `/usr/lib/postgresql/15/bin/${name}`;
+    execFileSync(bin("initdb"), ["-D", join(dir, "data"), "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8"], { ...options, stdio: "ignore" });
+    const free = createServer().listen(0, "127.0.0.1");
+    await once(free, "listening");
+    const { port } = free.address();
+    free.close();
+    postgres.process = spawn(bin("postgres"), ["-D", join(dir, "data"), "-p", String(port), "-k", dir, "-h", "127.0.0.1", "-c", "fsync=off"], { ...options, stdio: "ignore" });
+    started.add(postgres.process);
+    postgres.ended = once(postgres.process, "exit");
+    const psql = (sql) => execFileSync(bin("psql"), ["-X", "-q", "-h", "127.0.0.1", "-p", String(port), "-U", "postgres", "-c", sql, postgres.database ?? "postgres"], { ...options, stdio: "pipe" });
+    await until("PostgreSQL", () => { try { psql("CREATE DATABASE tally"); return true; } catch { return false; } });
+    postgres.database = "tally";
+    postgres.run = psql;
+    postgres.url = `postgres://postgres@127.0.0.1:${port}/tally`;
+    return postgres;
+  }
+
+  async stop() {
+    this.process.kill("SIGINT");
+    await this.ended;
+    rmSync(this.dir, { recursive: true, force: true });
   }
 }
 
@@ -497,6 +538,46 @@ check("labels, contrast, focus, phone width, in light and dark", async () => {
   await server.stop();
 });
 
+check("with a shared database the totals are of all nodes, which are listed, and the rest is of this node", async () => {
+  const postgres = await Postgres.start();
+  const flags = ["--database", postgres.url, "--flush-interval", "100ms"];
+  const a = await Server.start("node-a", flags);
+  const b = await Server.start("node-b", flags);
+  const gone = await Server.start("node-c", flags);
+  await gone.post([{ userId: "x", name: "add_revenue", value: 0.5 }]);
+  await gone.stop();
+  postgres.run("UPDATE tallyline.node SET name = 'edge-with-a-rather-long-host-name.example.com' WHERE node = 3");
+  postgres.run("UPDATE tallyline.node_status SET seen_at_ms = seen_at_ms - 600000, pending_lines = 12345 WHERE node = 3");
+  await a.post([{ userId: "x", name: "add_revenue", value: 1 }, { userId: "y", name: "add_revenue", value: 2 }]);
+  await b.post([{ userId: "x", name: "add_revenue", value: 4 }]);
+  const tab = await open(a);
+  await until("the totals of all nodes", async () => (await tab.text("#total-revenue")) === "7.50" && (await tab.text("#total-events")) === "4" && (await tab.text("#total-users")) === "2");
+  assert.equal(await tab.number("#n-applied"), 2, "the ledger is of this node");
+  assert.ok((await tab.page.locator("section:has(#ledger-title)").innerText()).includes("of this node"));
+  const rows = await until("three nodes", async () => {
+    const rows = await tab.page.locator("#nodes tbody tr").allInnerTexts();
+    return rows.length === 3 && rows;
+  });
+  assert.ok(rows[0].includes("node 1 · this node") && rows[0].includes("ready"), rows[0]);
+  assert.ok(rows[1].includes("node 3") && rows[1].includes("not reporting") && rows[1].includes("10 min ago") && rows[1].includes("unknown") && rows[1].includes("12,345"), rows[1]);
+  assert.ok(rows[2].includes("node 2") && rows[2].includes("4.00"), rows[2]);
+  await b.post([{ userId: "z", name: "add_revenue", value: 10 }]);
+  await until("an event at another node changes the totals and the users", async () => (await tab.text("#total-revenue")) === "17.50" && (await tab.text("#total-users")) === "3" && (await tab.text("#users")).includes("10.00"));
+  for (const width of [320, 390, 768, 1280]) {
+    await tab.page.setViewportSize({ width, height: 800 });
+    const scroll = await tab.page.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(scroll <= width, `${scroll} px wide on a screen of ${width}`);
+    assert.deepEqual(await tab.page.evaluate(spills), [], `on a screen of ${width} px`);
+  }
+  assert.deepEqual(await tab.page.evaluate(accessibility), []);
+  await postgres.stop();
+  await until("an outage is reported", async () => (await tab.text("#nodes-trouble")).startsWith("Not up to date") && (await tab.text("#pill")) === "Not ready");
+  assert.equal(await tab.text("#total-revenue"), "17.50", "the last totals stay");
+  await tab.close([503]);
+  await a.stop("SIGKILL");
+  await b.stop("SIGKILL");
+});
+
 check("the security policy allows only this page", async () => {
   const server = await Server.start("policy");
   const response = await fetch(`${server.url}/`);
@@ -532,6 +613,18 @@ async function screenshots() {
   const empty = await Server.start("empty-shot");
   await each("empty", empty, shown);
   await empty.stop();
+  const postgres = await Postgres.start();
+  const nodes = [];
+  for (const name of ["shot-a", "shot-b", "shot-c"]) nodes.push(await Server.start(name, ["--database", postgres.url]));
+  const loads = nodes.map((node) => load(node, { batch: 20, every: 200 }));
+  await until("nodes have events", async () => (await (await fetch(`${nodes[0].url}/nodes`)).json()).nodes.every((node) => node.applied > 200));
+  await loads.pop()();
+  await nodes.pop().stop();
+  postgres.run("UPDATE tallyline.node_status SET seen_at_ms = seen_at_ms - 600000, pending_lines = 12345 WHERE node = 3");
+  await each("nodes", nodes[0], async (tab) => (await shown(tab)) && (await tab.page.locator("#nodes tbody tr").count()) === 3);
+  for (const stop of loads) await stop();
+  for (const node of nodes) await node.stop();
+  await postgres.stop();
   const server = await Server.start("busy", ["--rotate-interval", "20s"]);
   server.place("events_1700000000000.jsonl", foreign("elsewhere"));
   const stop = load(server, { batch: 160, every: 15 });
@@ -567,6 +660,7 @@ for (const { name, run } of checks.filter((one) => !only || one.name.includes(on
 }
 if (shots && !failed) await screenshots();
 await browser.close();
+for (const one of started) one.kill("SIGKILL");
 rmSync(scratch, { recursive: true, force: true });
 console.log(failed ? `${failed} of ${checks.length} failed` : `all ${checks.length} passed`);
 process.exit(failed ? 1 : 0);

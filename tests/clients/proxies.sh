@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# nginx and Caddy with the example configurations in front of a live server that requires a token:
+# nginx and Caddy with the example configurations, and nginx with that of data/docs/scaling.md, in front of a live server that requires a token:
 # clients get the same responses as without a proxy. Needs nginx, caddy, curl, gzip.
 . "$(dirname "$0")/lib.sh"
 PATH=$PATH:/usr/sbin
@@ -40,29 +40,56 @@ through() {
     ok "$name: its user has 31.5 of 3 events"
 }
 
-nginx_port=$(free_port)
-sed "s/127.0.0.1:8000/127.0.0.1:$port/; s/127.0.0.1:8080/127.0.0.1:$nginx_port/" \
-    "$deploy/nginx.conf" >"$tmp/site.conf"
-mkdir "$tmp/nginx"
-cat >"$tmp/nginx.conf" <<EOF
+# nginx_with PATH: nginx with a configuration for sites.
+nginx_with() {
+    local site=$1 at
+    at=$(mktemp -d "$tmp/nginx.XXXX")
+    cat >"$at/nginx.conf" <<EOF
 daemon off;
-pid $tmp/nginx.pid;
-error_log $tmp/nginx.log;
+pid $at/nginx.pid;
+error_log $at/nginx.log;
 events {}
 http {
     access_log off;
-    client_body_temp_path $tmp/nginx/body;
-    proxy_temp_path $tmp/nginx/proxy;
-    fastcgi_temp_path $tmp/nginx/fastcgi;
-    uwsgi_temp_path $tmp/nginx/uwsgi;
-    scgi_temp_path $tmp/nginx/scgi;
-    include $tmp/site.conf;
+    client_body_temp_path $at/body;
+    proxy_temp_path $at/proxy;
+    fastcgi_temp_path $at/fastcgi;
+    uwsgi_temp_path $at/uwsgi;
+    scgi_temp_path $at/scgi;
+    include $site;
 }
 EOF
-chmod 711 "$tmp" # started by root, nginx has workers of another user, which keep large bodies in files
-nginx -q -e "$tmp/nginx.log" -c "$tmp/nginx.conf" &
-pids+=($!)
+    chmod 711 "$tmp" "$at" # started by root, nginx has workers of another user, which keep large bodies in files
+    nginx -q -e "$at/nginx.log" -c "$at/nginx.conf" &
+    pids+=($!)
+}
+
+nginx_port=$(free_port)
+sed "s/127.0.0.1:8000/127.0.0.1:$port/; s/127.0.0.1:8080/127.0.0.1:$nginx_port/" \
+    "$deploy/nginx.conf" >"$tmp/site.conf"
+nginx_with "$tmp/site.conf"
 through nginx "$nginx_port"
+
+# The load balancer: one of the two nodes is away.
+balancer_port=$(free_port)
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=events.example.com \
+    -addext subjectAltName=DNS:events.example.com -keyout "$tmp/events.key" -out "$tmp/events.crt" 2>/dev/null
+sed -n '/^```nginx$/,/^```$/p' "$repo/data/docs/scaling.md" | sed "/^\`/d; s/10.0.0.1:8000/127.0.0.1:$(free_port)/
+    s/10.0.0.2:8000/127.0.0.1:$port/; s/listen 443/listen 127.0.0.1:$balancer_port/; s#/etc/ssl/#$tmp/#" >"$tmp/nodes.conf"
+nginx_with "$tmp/nodes.conf"
+balanced() {
+    curl -sf --cacert "$tmp/events.crt" --resolve "events.example.com:$balancer_port:127.0.0.1" -H "$bearer" \
+        -o "$tmp/answer" -w '%{http_code}' "$@"
+}
+front=https://events.example.com:$balancer_port
+until_true balancer balanced "$front/healthz"
+for id in 1 2 3 4; do
+    event='{"id":"balanced-'$id'","userId":"balanced","name":"add_revenue","value":1}'
+    same "balancer: a post" "$(balanced -d "$event" "$front/liveEvent?ack=applied")" 200
+done
+same "balancer: get" "$(balanced "$front/userEvents/balanced")" 200
+grep -q '"revenue":4,' "$tmp/answer" || fail "balancer: $(cat "$tmp/answer")"
+ok "balancer: all events are at the node that is up"
 
 caddy_port=$(free_port)
 cat >"$tmp/Caddyfile" <<EOF

@@ -8,6 +8,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory as _};
 
 use super::Cli;
+use crate::store::Database;
 
 /// Flags that were renamed: the former and the current name.
 const RENAMED: [(&str, &str); 5] = [
@@ -153,6 +154,9 @@ fn message(error: &clap::Error, root: &Command, name: &str, words: &[String]) ->
             if !flag.starts_with('-') {
                 return Some(format!("unexpected argument {flag:?}"));
             }
+            if flag == "--database" {
+                return Some(without_database(name));
+            }
             let suggested = foreign(name, &flag, words)
                 .or_else(|| renamed(flag.trim_start_matches('-')).map(|name| format!("--{name}")))
                 .or_else(|| context(error, ContextKind::SuggestedArg));
@@ -194,6 +198,24 @@ fn message(error: &clap::Error, root: &Command, name: &str, words: &[String]) ->
         }
         _ => None,
     }
+}
+
+/// The sentence for `--database` with a command that has no such flag.
+fn without_database(command: &str) -> String {
+    match command {
+        "send" | "ready" => format!(
+            "`{command}` has no --database: it asks a server, whose database is named by `tallyline serve --database`"
+        ),
+        "demo" => "`demo` has no --database: its totals are in an SQLite file; use `tallyline serve --database`".to_owned(),
+        command => format!("`{command}` has no --database: it uses no totals"),
+    }
+}
+
+/// Whether a word of the command line is a URL of a database, or a flag with one, that contains a password.
+pub(super) fn has_password(word: &OsString) -> bool {
+    let word = word.to_string_lossy();
+    let url = word.strip_prefix("--database=").unwrap_or(&word);
+    url.starts_with("postgres") && Database::parse(url).is_ok_and(|found| found.has_password())
 }
 
 /// What to write in place of a flag that other programs have.
@@ -304,6 +326,18 @@ mod tests {
                 "unknown command \"clint\"; did you mean `send`?",
             ),
             (&["verify", "data"], "unexpected argument \"data\""),
+            (
+                &["send", "--database", "postgres://h/d"],
+                "`send` has no --database: it asks a server, whose database is named by `tallyline serve --database`",
+            ),
+            (
+                &["demo", "--database=postgres://h/d"],
+                "`demo` has no --database: its totals are in an SQLite file; use `tallyline serve --database`",
+            ),
+            (
+                &["generate", "--database", "postgres://h/d"],
+                "`generate` has no --database: it uses no totals",
+            ),
         ] {
             assert_eq!(text_of(words), format!("error: {expected}"));
         }

@@ -98,6 +98,15 @@ pub struct BackupArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// Refused with an explanation: PostgreSQL is backed up with its own programs
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide = true,
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
     /// Recount the finished backup and compare the result with its database
     #[arg(long)]
     pub verify: bool,
@@ -121,6 +130,15 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// Refused with an explanation: PostgreSQL is restored with its own programs
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide = true,
+        hide_env_values = true
+    )]
+    pub database: Option<String>,
 }
 
 /// Flags of `tallyline query`.

@@ -10,7 +10,7 @@ mod serve;
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::ready::ReadyConfig;
@@ -23,9 +23,13 @@ use crate::cli::args::{
 use crate::cli::memory::default_bytes;
 use crate::cli::{Size, Span};
 use crate::data_dir::node_position::NodePosition;
+#[cfg(feature = "postgres")]
+use crate::data_dir::node_tokens::NODE_FILE;
 use crate::http;
 pub use crate::http::Access;
 pub use crate::progress::Processing;
+#[cfg(feature = "postgres")]
+use crate::store::DATABASE_FILE;
 use crate::store::Database;
 
 /// Invalid settings: exit code 2. The message says what is wrong and what would be valid.
@@ -219,9 +223,16 @@ pub enum CheckBackup {
 impl BackupConfig {
     /// Checks the flags.
     pub fn new(args: BackupArgs, quiet: bool) -> Result<Self, UsageError> {
+        let data_dir = directory(args.data_dir)?;
+        if let Some(why) = keeps_totals_elsewhere(&data_dir, args.database)? {
+            return Err(UsageError::new(format!(
+                "cannot back up {}: {why}, and a backup has no copy of it; run rsync -a, pg_dump and rsync -a again, in this order, because the files must not be older than the dump: see Backup in data/docs/scaling.md",
+                data_dir.display()
+            )));
+        }
         Ok(Self {
             dir: args.dir,
-            data_dir: directory(args.data_dir)?,
+            data_dir,
             check: if args.verify {
                 CheckBackup::Recount
             } else {
@@ -246,9 +257,16 @@ pub struct RestoreConfig {
 impl RestoreConfig {
     /// Checks the flags.
     pub fn new(args: RestoreArgs, quiet: bool) -> Result<Self, UsageError> {
+        let data_dir = directory(args.data_dir)?;
+        if let Some(why) = keeps_totals_elsewhere(&data_dir, args.database)? {
+            return Err(UsageError::new(format!(
+                "cannot restore into {}: {why}, which a backup cannot replace; restore the dump with psql or pg_restore, and copy the files of the data directory: see Backup in data/docs/scaling.md",
+                data_dir.display()
+            )));
+        }
         Ok(Self {
             dir: args.dir,
-            data_dir: directory(args.data_dir)?,
+            data_dir,
             verbosity: Verbosity::of(quiet),
         })
     }
@@ -356,6 +374,25 @@ impl From<TortureArgs> for TortureConfig {
             seed: args.seed,
         }
     }
+}
+
+/// Why the totals of a data directory are not in its `revenue.db`; `None` if they are, or if it has none yet.
+fn keeps_totals_elsewhere(
+    data_dir: &Path,
+    database: Option<String>,
+) -> Result<Option<String>, UsageError> {
+    if let Some(database) = database_url(database)? {
+        return Ok(Some(format!(
+            "with --database, the totals are in {database}"
+        )));
+    }
+    #[cfg(feature = "postgres")]
+    if data_dir.join(NODE_FILE).exists() && !data_dir.join(DATABASE_FILE).exists() {
+        return Ok(Some(format!(
+            "it has {NODE_FILE} and no {DATABASE_FILE}, so its totals are in a PostgreSQL database"
+        )));
+    }
+    Ok(None)
 }
 
 /// The path of a data directory, which may not exist yet.

@@ -46,7 +46,7 @@ impl Turn<'_> {
     }
 
     /// Calls the handler on this thread.
-    pub(super) fn handle(&mut self, request: Request) {
+    pub(super) fn handle(request: Request) {
         // A panic drops the request, which answers it with 500.
         let _panicked = catch_unwind(AssertUnwindSafe(|| request.handle()));
     }

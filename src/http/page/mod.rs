@@ -20,6 +20,7 @@
 //! | `rejected?limit=20` | `rejected` changed; same limits |
 //! | `refused` | `refused` changed; same limits |
 //! | `userEvents/{userId}` | on demand, then each time totals change while the user is shown |
+//! | `nodes` | if `status` has `shared`: each second or two, at most 1/20 of the time |
 //! | `readyz` | while the token is missing, without a token |
 //!
 //! The requests of the panels are also made about every 10 s. Two of the replies are designed for the
@@ -67,8 +68,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     (
         "Content-Security-Policy",
         "default-src 'none'; \
-         script-src 'sha256-YgLGliUUzg7HGaIS8PwsJyPIZEPbEdGz/33lCoTqYaw='; \
-         style-src 'sha256-mguA3KND/k8/jo3J9SzqcvojJLGwzb1BOX5J5MnirfY='; \
+         script-src 'sha256-ZIGUJHu7DoiWSzAnhKy61JKRydiRjgfSdIO2ykpXXE8='; \
+         style-src 'sha256-OY8HBtSF6mLSgaHwC/u6Jlix3TVjGhNyUVYet0+U7SY='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     ),

@@ -7,6 +7,7 @@
 
 mod listings;
 mod live_event;
+mod nodes;
 mod pages;
 mod params;
 mod positions;
@@ -52,6 +53,8 @@ pub(super) struct Inner {
     /// `None` if requests need no token.
     pub(super) tokens: Option<Tokens>,
     pub(super) listening: Listening,
+    /// Whether several nodes may share the database.
+    pub(super) is_shared: bool,
     /// The identifier of the data directory.
     pub(super) directory: Uuid,
     pub(super) lost_log_lines: fn() -> u64,
@@ -88,6 +91,7 @@ enum Call<'a> {
     History,
     Refused,
     Metrics,
+    Nodes,
     Segments,
     Rejected,
     Openapi,
@@ -126,6 +130,7 @@ fn call(method: Method, path: &str) -> Result<Call<'_>, NoCall> {
         }
         "*" if method == Method::Options => return Ok(Call::Allowed(ALL)),
         "/userEvents" => Call::Users,
+        "/nodes" => Call::Nodes,
         "/segments" => Call::Segments,
         "/rejected" => Call::Rejected,
         "/status" => Call::Status,
@@ -271,6 +276,7 @@ impl Handler for Routes {
             Ok(Call::History) => status::history(inner, request),
             Ok(Call::Refused) => status::refused(inner, request),
             Ok(Call::Metrics) => scrape::metrics(inner, request),
+            Ok(Call::Nodes) => nodes::nodes(inner, request, query),
             Ok(Call::Segments) => listings::segments(inner, request, query),
             Ok(Call::Rejected) => listings::rejected(inner, request, query),
             Ok(Call::Openapi) => pages::openapi(inner, request),
@@ -333,7 +339,7 @@ fn no_call(none: NoCall) -> Problem {
     match none {
         NoCall::Path => Problem::new(
             404,
-            "unknown path; the paths are /liveEvent, /userEvents, /userEvents/{userId} (send a / in the id as %2F), /flush, /status, /history, /segments, /rejected, /refused, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
+            "unknown path; the paths are /liveEvent, /userEvents, /userEvents/{userId} (send a / in the id as %2F), /flush, /status, /nodes, /history, /segments, /rejected, /refused, /metrics, /healthz, /readyz, /openapi.json and / (the status page)",
         ),
         NoCall::Method(allow) => Problem::new(405, format!("the methods of this path are {allow}"))
             .header("Allow", allow),

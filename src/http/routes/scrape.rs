@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Inner, service};
+use super::{Inner, nodes, service};
 use crate::http::counters::Route;
 use crate::http::engine::{Figures, MayBlock, Reply, Request};
 use crate::http::metrics::{CONTENT_TYPE, Process, Segments, Snapshot};
@@ -32,6 +32,7 @@ fn snapshot(inner: &Inner, figures: Figures, may_block: &MayBlock) -> Snapshot {
         refused: events.refused,
         ledger: accounts.ledger,
         overall: accounts.overall,
+        nodes: nodes::figures(inner, may_block),
         lag_seconds: inner.progress.lag_seconds(),
         queue_bytes,
         queue_bytes_max,

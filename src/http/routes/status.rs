@@ -1,5 +1,6 @@
-//! `GET /status`, `/history` and `/refused`: the sums over all users, the ledger, and the state of the server. It reads memory only, so
-//! it answers also while the database is locked or broken.
+//! `GET /status`, `/history` and `/refused`: the sums over all users, the ledger, and the state of the server.
+//! With a shared database they are those of this node; `/nodes` has the others. They read memory only, so
+//! they answer also while the database is locked or broken.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,7 @@ use crate::timestamp;
 #[serde(rename_all = "camelCase")]
 struct Status<'a> {
     directory: &'a Uuid,
+    shared: bool,
     position: String,
     users: u64,
     events: u64,
@@ -78,6 +80,7 @@ fn current(inner: &Inner) -> Status<'_> {
     let time = |at_ms| timestamp::rfc3339_millis(timestamp::of_ms(at_ms));
     Status {
         directory: &inner.directory,
+        shared: inner.is_shared,
         position: inner.shown(end).to_string(),
         users: overall.users,
         events: overall.events,

@@ -82,7 +82,8 @@ fn unknown(inner: &Inner) -> Problem {
     let progress = &inner.progress;
     let pending = progress.ledger(|| inner.journal.tail().lines).0.pending;
     let detail = if pending == 0 {
-        "no event of this user has been applied, and none is pending".to_owned()
+        let here = if inner.is_shared { " at this node" } else { "" };
+        format!("no event of this user has been applied, and none is pending{here}")
     } else if progress.applies_elsewhere() {
         format!(
             "no event of this user has been applied; {pending} lines are pending: `tallyline process` applies them"

@@ -52,8 +52,7 @@ impl Target {
         })
     }
 
-    /// Whether the URL contains the password, which other users can see in the list of processes if the URL is
-    /// on the command line.
+    /// Whether the URL contains the password.
     pub fn has_password(&self) -> bool {
         self.url.config.get_password().is_some()
     }

@@ -7,52 +7,16 @@ use ::postgres::types::Type;
 use ::postgres::{Client, Row};
 use uuid::Uuid;
 
+use super::convert::{Malformed, get, get_i128, get_u64};
 use super::node::Takeover;
 use super::{Node, Target, schema};
 use crate::data_dir::disk::RealDisk;
-use crate::store::{NodeReport, StoreError};
+use crate::event::Micros;
+use crate::store::{Member, NodeReport, Overall, ReportRow, StoreError};
 
-const SELECT_MEMBERS: &str = include_str!("../../../sql/postgres/select_members.sql");
+pub(super) const SELECT_MEMBERS: &str = include_str!("../../../sql/postgres/select_members.sql");
 const REMOVE_NODE: &str = include_str!("../../../sql/postgres/remove_node.sql");
 const REPORT_NODE: &str = include_str!("../../../sql/postgres/report_node.sql");
-
-/// A node, with what it has applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// `node.node`.
-    pub number: i32,
-    /// The UUID of its data directory.
-    pub id: Uuid,
-    /// The host name of its machine.
-    pub name: String,
-    /// Whether it was removed.
-    pub is_removed: bool,
-    /// When it was last started, adopted or removed, in milliseconds since 1970 UTC.
-    pub acquired_at_ms: i64,
-    /// Lines that it has read.
-    pub lines: u64,
-    /// Lines that are counted in totals.
-    pub applied: u64,
-    /// Lines that are not counted because of their id.
-    pub duplicates: u64,
-    /// Lines that are not counted for another reason.
-    pub rejected: u64,
-    /// Lines that are not applied because their file is corrupt.
-    pub corrupt: u64,
-    /// What it last reported; `None` if it has not.
-    pub report: Option<ReportRow>,
-}
-
-/// What a node last reported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReportRow {
-    /// The version of the program.
-    pub version: String,
-    /// The report.
-    pub report: NodeReport,
-    /// How long ago, in milliseconds, by the clock of the database.
-    pub age_ms: u64,
-}
 
 /// The nodes of a database in order of their numbers; empty if it has no tables.
 pub fn members(client: &mut Client, target: &Target) -> Result<Vec<Member>, StoreError> {
@@ -62,33 +26,45 @@ pub fn members(client: &mut Client, target: &Target) -> Result<Vec<Member>, Stor
     let rows = client
         .query_typed(SELECT_MEMBERS, &[])
         .map_err(target.failed("read its nodes"))?;
-    Ok(rows.iter().map(member).collect())
+    rows.iter()
+        .map(member)
+        .collect::<Result<_, _>>()
+        .map_err(|error: Malformed| error.of(target, "read its nodes"))
 }
 
-fn member(row: &Row) -> Member {
-    let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or_default();
-    let report = row.get::<_, Option<i64>>(10).map(|age_ms| ReportRow {
-        age_ms: u64::try_from(age_ms).unwrap_or_default(),
-        version: row.get(11),
-        report: NodeReport {
-            pending_lines: count(12),
-            lag_ms: count(13),
-            reasons: row.get(14),
-        },
+/// A row of [`SELECT_MEMBERS`].
+pub(super) fn member(row: &Row) -> Result<Member, Malformed> {
+    let age_ms: Option<i64> = get(row, 10)?;
+    let report = age_ms.map(|age_ms| -> Result<ReportRow, Malformed> {
+        Ok(ReportRow {
+            age_ms: u64::try_from(age_ms).unwrap_or_default(),
+            version: get(row, 11)?,
+            report: NodeReport {
+                pending_lines: get_u64(row, 12)?,
+                lag_ms: get_u64(row, 13)?,
+                reasons: get(row, 14)?,
+            },
+        })
     });
-    Member {
-        number: row.get(0),
-        id: row.get(1),
-        name: row.get(2),
-        is_removed: row.get::<_, String>(3) == "removed",
-        acquired_at_ms: row.get(4),
-        lines: count(5),
-        applied: count(6),
-        duplicates: count(7),
-        rejected: count(8),
-        corrupt: count(9),
-        report,
-    }
+    Ok(Member {
+        number: get(row, 0)?,
+        id: get(row, 1)?,
+        name: get(row, 2)?,
+        is_removed: get::<String>(row, 3)? == "removed",
+        acquired_at_ms: get(row, 4)?,
+        lines: get_u64(row, 5)?,
+        applied: get_u64(row, 6)?,
+        duplicates: get_u64(row, 7)?,
+        rejected: get_u64(row, 8)?,
+        corrupt: get_u64(row, 9)?,
+        report: report.transpose()?,
+        overall: Overall {
+            users: get_u64(row, 15)?,
+            events: get_u64(row, 6)?,
+            revenue: Micros(get_i128(row, 16)?),
+            updated_at_ms: get(row, 17)?,
+        },
+    })
 }
 
 /// Removes a node: a process that still acts as the node can write nothing more, and none can acquire it again.

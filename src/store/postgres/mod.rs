@@ -31,6 +31,7 @@
 //! - `writer`, `ranges`, `rows`, `retention`, `rebuild`: the writing connection and its row operations.
 //! - `readers`, `positions`, `recovery`, `snapshot`: reads of any thread, of the progress of nodes, at the start, and
 //!   for `verify`.
+//! - `members`, `user_count`: the nodes, and the number of users of all nodes.
 //! - `convert`: rows as values of the store.
 
 mod connect;
@@ -49,10 +50,11 @@ mod schema;
 mod snapshot;
 mod tls;
 mod url;
+mod user_count;
 mod writer;
 
 pub use self::connect::Target;
-pub use self::members::{Member, members, remove};
+pub use self::members::{members, remove};
 pub use self::node::Node;
 pub use self::readers::PostgresReaders;
 pub(in crate::store) use self::recovery::{read_checks, read_for_recovery};

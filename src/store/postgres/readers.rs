@@ -15,7 +15,9 @@ use scheduled_thread_pool::ScheduledThreadPool;
 use uuid::Uuid;
 
 use super::convert::{self, Malformed, get, get_i128, get_u64, to_i64};
+use super::members::{SELECT_MEMBERS, member};
 use super::rows::{Param, statement};
+use super::user_count::UserCount;
 use super::writer::segment_rows;
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
@@ -23,7 +25,7 @@ use crate::event::Micros;
 use crate::store::listing::{Cursor, end_of};
 use crate::store::reading::DatabaseStatus;
 use crate::store::{
-    AppliedSegments, Ledger, Order, Overall, RejectedFilter, RejectedLine, SegmentRow,
+    AppliedSegments, Cluster, Ledger, Order, Overall, RejectedFilter, RejectedLine, SegmentRow,
     SegmentState, StoreError, UserTotal,
 };
 
@@ -84,6 +86,7 @@ struct Shared {
     directory: OnceLock<Uuid>,
     /// The number of the node, once it is in the database.
     node: OnceLock<i32>,
+    user_count: UserCount,
 }
 
 impl PostgresReaders {
@@ -96,6 +99,7 @@ impl PostgresReaders {
                 pool: Mutex::new(None),
                 directory: OnceLock::new(),
                 node: OnceLock::new(),
+                user_count: UserCount::default(),
             }),
         }
     }
@@ -206,6 +210,25 @@ impl PostgresReaders {
                 events: get_u64(&row, 1)?,
                 revenue: Micros(get_i128(&row, 2)?),
                 updated_at_ms: get(&row, 3)?,
+            })
+        })
+    }
+
+    /// See [`Readers::cluster`](crate::store::Readers::cluster).
+    pub fn cluster(&self) -> Result<Cluster, StoreError> {
+        self.read("read its nodes", |client| {
+            let rows = client.query_typed(SELECT_MEMBERS, &[])?;
+            let nodes = rows.iter().map(member).collect::<Result<_, _>>()?;
+            Ok(Cluster { nodes })
+        })
+    }
+
+    /// See [`Readers::users_of`](crate::store::Readers::users_of).
+    pub(in crate::store) fn count_users(&self, cluster: &Cluster) -> Result<u64, StoreError> {
+        self.shared.user_count.get(cluster, || {
+            self.read("count all users", |client| {
+                let row = client.query_typed_one(statement!("count_users"), &[])?;
+                Ok(get_u64(&row, 0)?)
             })
         })
     }

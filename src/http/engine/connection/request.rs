@@ -144,7 +144,7 @@ impl Connection {
             return request.refuse(Refusal::Busy);
         }
         match lane {
-            Lane::Io if request.body.len() <= SMALL_BYTES_MAX => turn.handle(request),
+            Lane::Io if request.body.len() <= SMALL_BYTES_MAX => Turn::handle(request),
             Lane::Io | Lane::Worker => request.on_worker(),
         }
     }
