@@ -158,6 +158,7 @@
 //! | `process` | the only writing connection to the database, and how far each file is applied; `tallyline process` does the same on `main` | the disk, the database |
 //! | `process-scan-N` | one chunk of lines at a time, and its sums; sorts them and writes temporary files | the disk, its queue |
 //! | `process-merge` | while many users are committed: the merge of their sums | the disk (reading), its queue |
+//! | `process-flush` | nothing: while a new database is loaded, starts writing its pages to the disk | the disk |
 //! | `process-check` | nothing: compares the database's sums after an unclean stop, for readiness | the database (reading) |
 //! | `process-clock` | deadlines of waiters, and the lag | nothing |
 //! | `other-nodes` | with `--database`: the requests that wait for positions of other nodes, whose progress it reads | the database (reading) |
