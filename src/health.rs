@@ -49,6 +49,11 @@ impl Health {
         self.lock().contains_key(topic)
     }
 
+    /// The reason of `topic`; `None` if it has none. Probes are not run.
+    pub fn reason(&self, topic: &str) -> Option<String> {
+        self.lock().get(topic).cloned()
+    }
+
     /// Adds a probe that [`Health::reasons`] runs.
     pub fn watch(&self, probe: Probe) {
         self.probes

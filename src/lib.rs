@@ -27,7 +27,7 @@
 //! let user = answer.body_mut().read_to_string()?;
 //! assert!(user.contains(r#""revenue":100,"revenueMicros":"100000000","events":1"#), "{user}");
 //!
-//! server.stop();
+//! server.stop()?;
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 //!

@@ -7,18 +7,22 @@
 //! The thread `process-clock` ([`Progress::run_clock`]) ends waits at their deadlines, so that a waiter gets
 //! its result in time even if the processor is blocked by a locked database.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod accounts;
+mod lag;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::data_dir::segment::Position;
 use crate::histogram::Histogram;
-use crate::store::{Ledger, Overall};
+use crate::store::Ledger;
+
+pub use self::accounts::{Accounts, Run, Settled};
+use self::lag::Lag;
 
 /// Most waiters at one time; a further wait is [`WaitOutcome::Unavailable`].
 const WAITERS_MAX: usize = 4096;
-/// Most times of acknowledgement that are kept to compute the lag.
-const ACKNOWLEDGED_MAX: usize = 4096;
 
 /// How a wait for a position ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +36,6 @@ pub enum WaitOutcome {
     /// There are too many waiters, the processor has stopped, or this process does not apply
     /// (`--no-process`).
     Unavailable,
-}
-
-/// The lines of this run of the process: found + appended = settled + pending + unaccounted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Run {
-    /// Lines that the journal has made durable.
-    pub appended: u64,
-    /// Lines that were not yet applied when the process started, and lines of files imported since.
-    pub found: i64,
-    /// Lines that were committed as applied, duplicate, rejected or corrupt.
-    pub settled: i64,
 }
 
 /// Which process applies events to the database.
@@ -61,46 +54,6 @@ pub struct DeadSegment {
     pub number: u64,
     /// Length of the applied prefix.
     pub applied_bytes: u64,
-}
-
-/// The lines that the database accounts for, and all lines in the files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
-    /// The counts of the database and the unaccounted lines. `lines` and `pending` are not used.
-    pub ledger: Ledger,
-    /// The sums over all users, as of the same commit.
-    pub overall: Overall,
-    /// All lines in the files at the time when this process had made `tail_lines` lines durable.
-    pub lines: u64,
-    /// Lines that this process had made durable when `lines` was determined.
-    pub tail_lines: u64,
-    /// Lines that were settled when this process first read the database.
-    pub settled_before: u64,
-}
-
-impl Settled {
-    /// Lines in the files that are not settled, given that this process has made `tail_lines` lines
-    /// durable. Negative if more lines are settled than were counted.
-    pub fn waiting(&self, tail_lines: u64) -> i64 {
-        self.lines_now(tail_lines)
-            .saturating_sub(self.ledger.settled().cast_signed())
-    }
-
-    fn lines_now(&self, tail_lines: u64) -> i64 {
-        let since = tail_lines.cast_signed() - self.tail_lines.cast_signed();
-        self.lines.cast_signed().saturating_add(since)
-    }
-}
-
-/// The sums and counts that `/status` publishes, as of the same commit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Accounts {
-    /// The sums over all users.
-    pub overall: Overall,
-    /// All lines in the files, by state.
-    pub ledger: Ledger,
-    /// The lines of this run.
-    pub run: Run,
 }
 
 type Done = Box<dyn FnOnce(WaitOutcome) + Send>;
@@ -130,10 +83,7 @@ struct State {
     stopping: bool,
     /// New waits are refused; flushing continues.
     waiting_ended: bool,
-    /// (position, earliest time of acknowledgement) of positions not yet applied, ascending.
-    acknowledged: VecDeque<(Position, Instant)>,
-    /// The durable end at the last check, and the time of the check.
-    durable: (Position, Instant),
+    lag: Lag,
 }
 
 struct Waiter {
@@ -172,8 +122,7 @@ impl Progress {
                 demand: false,
                 stopping: false,
                 waiting_ended: false,
-                acknowledged: VecDeque::new(),
-                durable: (start, Instant::now()),
+                lag: Lag::new(start),
             }),
             demanded: Condvar::new(),
             clock: Condvar::new(),
@@ -278,35 +227,13 @@ impl Progress {
     pub fn accounts(&self, tail_lines: impl FnOnce() -> u64) -> Accounts {
         let settled = self.lock().settled.unwrap_or_default();
         // Read after `settled`, so that it includes every settled line.
-        let tail_lines = tail_lines();
-        let waiting = settled.waiting(tail_lines) - settled.ledger.unaccounted;
-        let ledger = Ledger {
-            lines: u64::try_from(settled.lines_now(tail_lines)).unwrap_or(0),
-            pending: u64::try_from(waiting).unwrap_or(0),
-            unaccounted: settled.ledger.unaccounted + waiting.min(0),
-            ..settled.ledger
-        };
-        let before = settled.settled_before.cast_signed();
-        let run = Run {
-            appended: tail_lines,
-            found: settled.lines_now(0) - before,
-            settled: settled.ledger.settled().cast_signed() - before,
-        };
-        Accounts {
-            overall: settled.overall,
-            ledger,
-            run,
-        }
+        settled.accounts(tail_lines())
     }
 
     /// Age in seconds of the oldest acknowledged event that is not yet applied; 0 if there is none. It may
     /// be too high by the interval of `run_clock`, but never too low.
     pub fn lag_seconds(&self) -> f64 {
-        let state = self.lock();
-        state
-            .acknowledged
-            .front()
-            .map_or(0.0, |(_, since)| since.elapsed().as_secs_f64())
+        self.lock().lag.age().as_secs_f64()
     }
 
     /// Called by the processor after a commit, and after it has read the database. Ends every wait whose
@@ -319,13 +246,7 @@ impl Progress {
             .map(|dead| (dead.number, dead.applied_bytes))
             .collect();
         state.settled = Some(settled);
-        while state
-            .acknowledged
-            .front()
-            .is_some_and(|(position, _)| *position <= applied)
-        {
-            state.acknowledged.pop_front();
-        }
+        state.lag.applied(applied);
         let mut calls = Calls::default();
         let ended: Vec<(Position, u64)> = state
             .waiters
@@ -407,7 +328,11 @@ impl Progress {
         loop {
             let now = Instant::now();
             if now >= next_check {
-                self.note_acknowledged(tail(), now);
+                let durable = tail();
+                let mut state = self.lock();
+                let applied = state.applied;
+                state.lag.durable(durable, applied, now);
+                drop(state);
                 next_check = now + every;
             }
             let mut calls = Calls::default();
@@ -438,21 +363,6 @@ impl Progress {
         }
     }
 
-    /// Records that everything before `position` is acknowledged at the time `now`.
-    fn note_acknowledged(&self, position: Position, now: Instant) {
-        let mut state = self.lock();
-        let (durable, since) = state.durable;
-        if position > durable && position > state.applied {
-            if state.acknowledged.len() >= ACKNOWLEDGED_MAX {
-                // The oldest is the lag and is kept; the lag becomes coarser where one is dropped.
-                state.acknowledged.remove(1);
-            }
-            // The first of these events was acknowledged after the last check.
-            state.acknowledged.push_back((position, since));
-        }
-        state.durable = (position, now);
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -471,6 +381,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Overall;
 
     #[test]
     fn waits_end_as_applied_gone_or_timed_out() {

@@ -114,9 +114,16 @@ impl Server {
 
     /// Stops all parts in order and returns when their threads have ended. Everything acknowledged is then
     /// applied, and the database is a single file.
-    pub fn stop(self) {
+    ///
+    /// Fails if the active segment could not be sealed, or if acknowledged events could not be applied, for
+    /// example because another program has the database locked. All threads have ended then, too, and no
+    /// acknowledged event is lost: the next start recovers and applies them.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        let left = self.parts.stop();
         drop(self);
+        anyhow::ensure!(left.is_empty(), "{}", left.join("; "));
         tracing::info!("stopped");
+        Ok(())
     }
 }
 
@@ -148,38 +155,17 @@ impl Parts {
         let directory = journal.directory();
         readers.belong_to(directory);
 
-        let progress = Arc::new(Progress::new(config.processing));
-        let process_config = process_config(config);
-        let (shared_progress, shared_health) = (Arc::clone(&progress), Arc::clone(&health));
-        let shared_disk = Arc::clone(&disk);
-        let processor = match config.processing {
-            Processing::Here => Processor::start(
-                process_config,
-                disk,
-                journal.clone(),
-                shared_progress,
-                shared_health,
-            )?,
-            Processing::Elsewhere => Processor::observe(
-                process_config,
-                disk,
-                journal.clone(),
-                readers.clone(),
-                shared_progress,
-                shared_health,
-            )?,
-        };
-        self.processor = Some(processor);
         let app = http::App {
             journal,
             readers,
-            progress,
+            progress: Arc::new(Progress::new(config.processing)),
             health,
-            disk: shared_disk,
+            disk,
             data_dir: dir.clone(),
             lost_log_lines: logging::lost_lines,
             directory,
         };
+        self.processor = Some(start_processor(config, &app)?);
         let http = self
             .http
             .insert(http::Server::start(http_config(config), app)?);
@@ -206,22 +192,48 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
+        for left in self.stop() {
+            tracing::error!("{left}");
+        }
+    }
+}
+
+impl Parts {
+    /// Stops all parts in order. Returns what could not be completed; a second call does nothing.
+    fn stop(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
         // First, so that the file never names a port that does not answer.
         drop(self.port_file.take());
         if let Some(http) = self.http.take() {
             http.stop();
         }
         if let Some(committer) = self.committer.take() {
-            committer.stop();
+            left.extend(committer.stop());
         }
         if let Some(readers) = self.readers.take() {
             readers.close();
         }
         if let Some(processor) = self.processor.take() {
-            processor.stop();
+            left.extend(processor.stop());
         }
         drop(self.usage.take());
+        left
     }
+}
+
+/// Starts the processor, or with `--no-process` the observer of the one in another process.
+fn start_processor(config: &ServeConfig, app: &http::App) -> anyhow::Result<Processor> {
+    let process_config = process_config(config);
+    let disk = Arc::clone(&app.disk);
+    let journal = app.journal.clone();
+    let (progress, health) = (Arc::clone(&app.progress), Arc::clone(&app.health));
+    Ok(match config.processing {
+        Processing::Here => Processor::start(process_config, disk, journal, progress, health)?,
+        Processing::Elsewhere => {
+            let readers = app.readers.clone();
+            Processor::observe(process_config, disk, journal, readers, progress, health)?
+        }
+    })
 }
 
 /// Removes the port file that a server left behind, so that no file exists until the port answers. The

@@ -333,15 +333,18 @@ fn a_handler_that_blocks_the_io_thread_is_counted_and_logged() {
     // have a path that blocks.)
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
-    let held_up = || metric(&server, "tallyline_http_io_held_up_total");
+    let blocked = || metric(&server, "tallyline_http_io_blocked_total");
     server.get("/slow?secret").expect(404);
-    assert!(held_up() >= 1);
+    assert!(blocked() >= 1);
     let line = until(PATIENCE, "it is logged", || {
         let reported = server.process.stderr();
         let line = reported.lines().find(|line| line.contains("GET /slow"));
         line.map(str::to_owned)
     });
-    assert!(line.contains("WARN") && line.contains("held up"), "{line}");
+    assert!(
+        line.contains("WARN") && line.contains("blocked the HTTP I/O thread"),
+        "{line}"
+    );
     assert!(!line.contains("secret"), "{line}");
 }
 

@@ -7,7 +7,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
-use super::harness::http::Request;
+use super::harness::http::{Conn, Request};
 use super::harness::recount::shown;
 use super::harness::{PATIENCE, Scratch, Server, event, files_below, lines_in, names_in, until};
 
@@ -43,6 +43,36 @@ fn a_single_event_is_durable_when_acknowledged_and_then_counted() {
     assert_eq!(user["userId"], "user1");
     let updated = user["updatedAt"].as_str().unwrap();
     humantime::parse_rfc3339(updated).expect("RFC 3339");
+}
+
+#[test]
+fn totals_that_are_read_together_are_those_of_their_users() {
+    // Fails if a lookup that is read in one transaction with others gets the total of another user.
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.data());
+    let events: Vec<_> = (1..=100).map(|n| event(&format!("u{n}"), n)).collect();
+    server.post("/liveEvent", events.join("\n")).expect(202);
+    server.flush();
+    for _ in 0..3 {
+        let clients: Vec<_> = (1..=200)
+            .map(|n| {
+                let mut client = Conn::open(server.port);
+                let get = Request::new("GET", &format!("/userEvents/u{n}"));
+                client.send(get.bytes()).unwrap();
+                (n, client)
+            })
+            .collect();
+        for (n, mut client) in clients {
+            let reply = client.reply().unwrap();
+            if n > 100 {
+                reply.problem(404);
+                continue;
+            }
+            let total = reply.expect(200).json();
+            assert_eq!(total["userId"], format!("u{n}"));
+            assert_eq!(total["revenue"], n);
+        }
+    }
 }
 
 #[test]

@@ -147,7 +147,11 @@ impl Model {
                 let batch = Batch {
                     bytes: bytes.clone(),
                 };
-                running.journal.append(batch, done);
+                let done = |result| {
+                    done(result);
+                    None
+                };
+                running.journal.append(batch, Box::new(done));
                 (bytes, answered)
             })
             .collect();

@@ -31,6 +31,7 @@ mod hostile; // clients that stall, send bursts, announce wrong lengths, or neve
 mod http; // the HTTP contract, case by case
 mod identity; // identity of segments: copies, merges, restored files, a second server
 mod listings; // /segments and /rejected; waiting requests during a shutdown
+mod locks; // nodes with common ids in PostgreSQL never deadlock (--ignored)
 mod messages; // what a user reads after a wrong flag, address, variable, file or directory
 mod odd_files; // FIFOs, sockets, devices, directories, broken links with names of segments
 mod offline; // process, verify, query: odd files, directories and databases, no server

@@ -125,7 +125,13 @@ impl Way {
                 bytes: now.concat().into_bytes(),
             };
             let (done, answered) = mpsc::channel();
-            journal.append(batch, Box::new(move |answer| drop(done.send(answer))));
+            journal.append(
+                batch,
+                Box::new(move |answer| {
+                    drop(done.send(answer));
+                    None
+                }),
+            );
             answered.recv_timeout(PATIENCE).unwrap().expect("appended");
         }
         committer.stop();

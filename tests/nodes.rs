@@ -1,9 +1,11 @@
 //! Connections to PostgreSQL, its tables, and the identity of nodes (`--ignored`: needs PostgreSQL 15).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use postgres::Client;
@@ -17,7 +19,7 @@ use uuid::Uuid;
 
 use crate::harness::cutting_proxy::CuttingProxy;
 use crate::harness::postgres::{Bouncer, Postgres};
-use crate::harness::{PATIENCE, Process, Ran, Scratch, arg, run, until};
+use crate::harness::{PATIENCE, Process, Ran, Scratch, arg, event, run, tallyline, until};
 
 fn target(url: &str) -> Target {
     Target::parse(url).unwrap()
@@ -375,30 +377,57 @@ fn many_nodes_create_the_tables_once() {
 #[test]
 #[ignore = "needs PostgreSQL"]
 fn many_nodes_register_at_once_with_a_number_each() {
-    // Fails if two nodes get one number: their rows would be mixed.
+    // Fails if two nodes get one number, so that their rows are mixed, or if a node fails because others register.
+    const NODES: i32 = 32;
     let server = Postgres::start();
     let target = target(&server.database("tally"));
     let scratch = Scratch::new();
     open(&target);
-    let starts: Vec<_> = (0..16)
+    let together = Arc::new(Barrier::new(NODES as usize));
+    let starts: Vec<_> = (0..NODES)
         .map(|at| {
             let (dir, id) = data_dir(&scratch, &at.to_string());
-            let target = target.clone();
+            let (target, together) = (target.clone(), Arc::clone(&together));
             thread::spawn(move || {
                 let mut client = open(&target);
-                until(PATIENCE, "the node registers", || {
-                    Node::acquire(&mut client, &target, &dir, id).ok()
-                })
-                .number
+                together.wait();
+                Node::acquire(&mut client, &target, &dir, id).map(|node| node.number)
             })
         })
         .collect();
-    let mut numbers: Vec<i32> = starts
+    let numbers: Result<BTreeSet<i32>, _> = starts
         .into_iter()
         .map(|start| start.join().unwrap())
         .collect();
-    numbers.sort_unstable();
-    assert_eq!(numbers, (1..=16).collect::<Vec<_>>());
+    assert_eq!(numbers.unwrap(), (1..=NODES).collect());
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn many_processes_start_at_once_in_an_empty_database() {
+    // Fails if `process` of a new node fails because others create the tables or register at the same time.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let scratch = Scratch::new();
+    let processes: Vec<_> = (0..16)
+        .map(|at| {
+            let dir = scratch.path().join(at.to_string());
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("events.jsonl"), event("user", 1)).unwrap();
+            Process::start(&mut tallyline(&[
+                "process",
+                "--data-dir",
+                arg(&dir),
+                "--database",
+                &url,
+            ]))
+        })
+        .collect();
+    for process in processes {
+        process.finish().expect(0);
+    }
+    let counted = "SELECT sum(events)::bigint FROM tallyline.user_total WHERE user_id = 'user'";
+    assert_eq!(server.value::<i64>("tally", counted), 16);
 }
 
 #[test]

@@ -212,7 +212,10 @@ impl World {
         let (done, answered) = mpsc::channel();
         life.journal.append(
             Batch { bytes },
-            Box::new(move |answer| drop(done.send(answer))),
+            Box::new(move |answer| {
+                drop(done.send(answer));
+                None
+            }),
         );
         let answer = answered.recv_timeout(PATIENCE).expect("answered, once");
         let position = answer.ok()?;

@@ -268,3 +268,52 @@ fn reaching_max_disk_is_507_until_space_is_free() {
     assert_eq!(server.counter("lines"), lines + 1);
     server.assert_balanced();
 }
+
+#[test]
+fn a_shutdown_that_cannot_seal_the_active_segment_exits_with_1() {
+    // Fails if the exit code says that the server stopped cleanly although events.jsonl is not sealed.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    server.accept(event("u", 1));
+    let (active, away) = (data.join("events.jsonl"), scratch.path().join("away"));
+    fs::rename(&active, &away).unwrap();
+    let stopped = server.stop().expect(1);
+    let error = format!(
+        "error: cannot seal the active segment at shutdown: {}",
+        active.display()
+    );
+    assert!(stopped.stderr.contains(&error), "{stopped}");
+    assert!(
+        stopped
+            .stderr
+            .contains("The next start or `tallyline process`"),
+        "{stopped}"
+    );
+    fs::rename(away, active).unwrap();
+    let again = Server::start(&data);
+    again.flush();
+    assert_eq!(again.get("/userEvents/u").expect(200).json()["events"], 1);
+    let stopped = again.stop().expect(0);
+    assert!(!stopped.stderr.contains("error:"), "{stopped}");
+}
+
+#[test]
+fn a_shutdown_that_cannot_apply_everything_exits_with_1() {
+    // Fails if the server stops as if everything were applied while another program has the database locked,
+    // or if the events are lost.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let (server, db) = Server::with_database_locked(&data);
+    server.accept(event("u", 1));
+    let stopped = server.stop().expect(1);
+    let error = "error: cannot apply all acknowledged events at shutdown: database ";
+    assert!(stopped.stderr.contains(error), "{stopped}");
+    assert!(stopped.stderr.contains("locked"), "{stopped}");
+    assert!(stopped.stderr.contains("the next start"), "{stopped}");
+    db.execute_batch("ROLLBACK").unwrap();
+    drop(db);
+    run(&["process", "--data-dir", arg(&data)]).expect(0);
+    assert_eq!(database(&data), recount(&data).users);
+    assert_eq!(recount(&data).users["u"].1, 2);
+}

@@ -128,7 +128,10 @@ impl Running {
         let bytes = event("u", 1).into_bytes();
         self.journal.append(
             Batch { bytes },
-            Box::new(move |answer| drop(done.send(answer.map(|_| ())))),
+            Box::new(move |answer| {
+                drop(done.send(answer.map(|_| ())));
+                None
+            }),
         );
         answered.recv_timeout(PATIENCE).unwrap().unwrap();
         let (done, answered) = mpsc::channel();

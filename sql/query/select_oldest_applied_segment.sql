@@ -1,4 +1,2 @@
-SELECT key, name, file_name, state, applied_bytes, checksum, lines, events, duplicates, rejected, net_check,
-       id_events, id_net_check, ids_expired, corrupt_bytes, corrupt_lines, reason, completed_at_ms, tag
-FROM segment
+-- After segment_columns.sql.
 WHERE key > 0 AND state = 'applied' ORDER BY key LIMIT 1

@@ -364,6 +364,14 @@ mod tests {
     }
 
     #[test]
+    fn a_difference_borrows_from_the_high_half() {
+        // Fails if more than 2^64 micros minus a smaller sum with a larger low half is wrong by 2^64.
+        let mut sums = Sums::of(1 << 64, 1 << 65, 4);
+        sums.subtract(&Sums::of(1, 2, 3));
+        assert_eq!(sums, Sums::of((1 << 64) - 1, (1 << 65) - 2, 1));
+    }
+
+    #[test]
     fn the_net_wraps_and_is_exact_if_it_fits() {
         let mut sums = Sums::default();
         for _ in 0..20 {

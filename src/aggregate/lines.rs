@@ -41,11 +41,22 @@ pub(crate) fn checksum_from(file: &dyn DiskFile, known: &Hasher, length: u64) ->
 
 /// The number of lines that start in `[from, to)`, without empty lines; `from` must be a line start.
 pub(crate) fn count(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<u64> {
+    count_and(file, from, to, |_| {})
+}
+
+/// [`count`], which also calls `each` with every block that it reads, in order.
+pub(crate) fn count_and(
+    file: &dyn DiskFile,
+    from: u64,
+    to: u64,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<u64> {
     let mut lines = 0;
     // Whether the unfinished line at the end of the last block is not empty so far.
     let mut open = false;
     let mut at = from;
     blocks(file, from, to, |block| {
+        each(block);
         let mut start = block.len() - file_start(block, at).len();
         at += block.len() as u64;
         for end in memchr_iter(b'\n', block) {

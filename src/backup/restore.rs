@@ -444,7 +444,7 @@ mod tests {
             post("/liveEvent", event);
             copy_tree(data, copy);
         }
-        server.stop();
+        server.stop().expect("it stops");
     }
 
     /// Copies all files but the database and the locks.

@@ -308,6 +308,26 @@ fn relation(
     read().with_context(|| format!("cannot compare {} and {}", path.display(), other.display()))
 }
 
+/// The segments that have a file in the directory with this UUID, which is not in its quarantine.
+fn segments_of_files(
+    data_dir: &Path,
+    directory: Uuid,
+    active: Option<Label>,
+) -> anyhow::Result<BTreeSet<String>> {
+    let tag = directory_tag(directory);
+    let catalog = scan(data_dir, tag)?;
+    let mut kept = BTreeSet::new();
+    for (id, found) in &catalog.sealed {
+        if found.iter().any(|found| found.place != Place::Quarantine) {
+            kept.insert(id.to_string());
+        }
+    }
+    if let Some(label) = active.filter(|label| label.tag.directory == tag) {
+        kept.insert(SegmentId::Native(label.number).to_string());
+    }
+    Ok(kept)
+}
+
 /// Fails if the target's database has counted events that no file has: those of segments that were
 /// pruned after the backup, or whose files are missing. Does nothing if the database cannot be read.
 fn lost_with_database(
@@ -332,16 +352,7 @@ fn lost_with_database(
         }
     };
     let own = of.unwrap_or(own);
-    let catalog = scan(data_dir, directory_tag(own))?;
-    let mut kept = BTreeSet::new();
-    for (id, found) in &catalog.sealed {
-        if found.iter().any(|found| found.place != Place::Quarantine) {
-            kept.insert(id.to_string());
-        }
-    }
-    if let Some(label) = active.filter(|label| label.tag.directory == directory_tag(own)) {
-        kept.insert(SegmentId::Native(label.number).to_string());
-    }
+    let mut kept = segments_of_files(data_dir, own, active)?;
     let mut pruned_before = 0;
     if own == manifest.directory {
         for entry in manifest

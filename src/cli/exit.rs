@@ -8,7 +8,8 @@ use std::process::ExitCode;
 pub enum Exit {
     /// 0: success, and no event was refused.
     Done,
-    /// 1: failed; for `verify`, files and database differ or some files could not be checked.
+    /// 1: failed; for `serve`, also a shutdown that could not seal the active segment or apply all events; for
+    /// `verify`, files and database differ or some files could not be checked.
     Failed,
     /// 2: invalid command line, environment variable or config file.
     Usage,

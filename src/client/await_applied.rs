@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::post::Poster;
 use super::rejects::Refusal;
-use super::state::Record;
+use super::state::{Record, Written};
 use crate::cli::config::SendConfig;
 use crate::shutdown::Shutdown;
 
@@ -133,6 +133,15 @@ struct Problem {
     processing: Option<bool>,
 }
 
+/// The path that lists the rejected lines written after `since`, once everything up to `last` is applied.
+fn listing_path(last: Written, since: Option<Written>) -> String {
+    let mut path = format!("/rejected?limit={LISTED_MAX}&after={}", last.0);
+    if let Some(since) = since {
+        let _infallible = write!(path, "&since={}", since.0);
+    }
+    path
+}
+
 /// Waits for up to `--wait` until the run's events are applied, and lists those that were rejected.
 pub(super) fn await_applied(
     config: &SendConfig,
@@ -151,23 +160,21 @@ pub(super) fn await_applied(
         return settled;
     }
     let poster = Poster::for_get(config);
-    let mut target = format!("/rejected?limit={LISTED_MAX}&after={}", last.0);
-    if let Some(since) = record.since {
-        let _infallible = write!(target, "&since={}", since.0);
-    }
-    let all = target.clone();
-    if !record.run.is_empty() {
+    let all = listing_path(last, record.since);
+    let of_run = if record.run.is_empty() {
+        all.clone()
+    } else {
         let prefix = format!("{}-", record.run);
         let prefix = utf8_percent_encode(&prefix, NON_ALPHANUMERIC);
-        let _infallible = write!(target, "&idPrefix={prefix}");
-    }
+        format!("{all}&idPrefix={prefix}")
+    };
     let mut own_lines = Some(own).filter(|own| !own.lines.is_empty());
     let deadline = config.wait.map(|wait| Instant::now() + wait);
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let wait = left.map_or(STEP, |left| left.min(STEP));
         let asked = Instant::now();
-        let answer = poster.get(&format!("{target}&wait={}ms", wait.as_millis()));
+        let answer = poster.get(&format!("{of_run}&wait={}ms", wait.as_millis()));
         let (applied, done) = match answer {
             Ok((200, body, _)) => match serde_json::from_slice::<Listing>(&body) {
                 Ok(listing) => {

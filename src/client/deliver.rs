@@ -130,61 +130,74 @@ impl Deliverer<'_> {
                     .extend(group.iter().map(|line| refused_here(line)));
                 continue;
             }
-            match self.request(&group, &body)? {
-                Answer::Accepted {
-                    accepted,
-                    refused,
-                    errors,
-                    position,
-                } => {
-                    let refusals = named(&group, &errors, refused);
-                    if accepted + refused != group.len() as u64 || refusals.len() as u64 != refused
-                    {
-                        return Err(self.failed(format!(
+            let answer = self.request(&group, &body)?;
+            self.record(answer, group, &mut groups, outcomes)?;
+        }
+        Ok(())
+    }
+
+    /// Records which lines of a group were accepted and refused. Lines that have to be sent again are added to
+    /// `groups`.
+    fn record<'r, 'l>(
+        &self,
+        answer: Answer,
+        group: Vec<&'r Ready<'l>>,
+        groups: &mut Vec<Vec<&'r Ready<'l>>>,
+        outcomes: &mut Outcomes,
+    ) -> Result<(), Halt> {
+        match answer {
+            Answer::Accepted {
+                accepted,
+                refused,
+                errors,
+                position,
+            } => {
+                let refusals = named(&group, &errors, refused);
+                if accepted + refused != group.len() as u64 || refusals.len() as u64 != refused {
+                    return Err(self.failed(format!(
                             "sent {} lines, but the answer accepts {accepted}, refuses {refused} and names {}; \
                              the server's version is not compatible with this one",
                             group.len(),
                             refusals.len()
                         )));
-                    }
-                    outcomes.accepted += accepted;
-                    outcomes.last = outcomes.last.max(position);
-                    outcomes.refusals.extend(refusals);
                 }
-                Answer::Refused {
-                    errors,
-                    more_errors,
-                    ..
-                } if errors.len() as u64 + more_errors == group.len() as u64 => {
-                    // All lines are refused: those that the answer does not name are not sent again.
-                    let named = named(&group, &errors, 0);
-                    let unnamed = group
-                        .iter()
-                        .filter(|line| !named.iter().any(|refusal| refusal.line == line.number));
-                    outcomes
-                        .refusals
-                        .extend(unnamed.map(|line| refused_here(line)));
-                    outcomes.refusals.extend(named);
+                outcomes.accepted += accepted;
+                outcomes.last = outcomes.last.max(position);
+                outcomes.refusals.extend(refusals);
+            }
+            Answer::Refused {
+                errors,
+                more_errors,
+                ..
+            } if errors.len() as u64 + more_errors == group.len() as u64 => {
+                // All lines are refused: those that the answer does not name are not sent again.
+                let named = named(&group, &errors, 0);
+                let unnamed = group
+                    .iter()
+                    .filter(|line| !named.iter().any(|refusal| refusal.line == line.number));
+                outcomes
+                    .refusals
+                    .extend(unnamed.map(|line| refused_here(line)));
+                outcomes.refusals.extend(named);
+            }
+            Answer::Refused { errors, reason, .. } => {
+                let refusals = named(&group, &errors, 0);
+                if refusals.is_empty() {
+                    halve(&group, "refused", &reason, groups, outcomes);
+                    return Ok(());
                 }
-                Answer::Refused { errors, reason, .. } => {
-                    let refusals = named(&group, &errors, 0);
-                    if refusals.is_empty() {
-                        halve(&group, "refused", &reason, &mut groups, outcomes);
-                        continue;
-                    }
-                    // Nothing was stored: the other lines of the group are sent again.
-                    let others = group
-                        .into_iter()
-                        .filter(|line| !refusals.iter().any(|refusal| refusal.line == line.number));
-                    groups.push(others.collect());
-                    outcomes.refusals.extend(refusals);
-                }
-                Answer::TooLarge { reason } => {
-                    halve(&group, "too_large", &reason, &mut groups, outcomes);
-                }
-                Answer::Hopeless { reason } | Answer::Again { reason, .. } => {
-                    return Err(self.failed(reason));
-                }
+                // Nothing was stored: the other lines of the group are sent again.
+                let others = group
+                    .into_iter()
+                    .filter(|line| !refusals.iter().any(|refusal| refusal.line == line.number));
+                groups.push(others.collect());
+                outcomes.refusals.extend(refusals);
+            }
+            Answer::TooLarge { reason } => {
+                halve(&group, "too_large", &reason, groups, outcomes);
+            }
+            Answer::Hopeless { reason } | Answer::Again { reason, .. } => {
+                return Err(self.failed(reason));
             }
         }
         Ok(())

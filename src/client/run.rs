@@ -165,6 +165,20 @@ pub(super) struct Finished {
     pub(super) own: OwnLines,
 }
 
+/// Writes the state before the first line is sent. A compressed file is covered as a whole.
+fn begin_state(tally: &Tally, cover: &mut Cover, batches: &Batches) -> Result<(), SendError> {
+    if let Some((file, true)) = batches.source().open_file() {
+        let all = file
+            .metadata()
+            .and_then(|metadata| cover.extend_to(file, metadata.len()));
+        all.map_err(|error| input_error(batches.source().path(), error))?;
+    }
+    match batches.source().open_file() {
+        Some(_) => tally.covered(cover.checked()),
+        None => tally.begin_state(),
+    }
+}
+
 /// Passes all batches to the senders. Returns their number if the input ended.
 fn read(
     config: &SendConfig,
@@ -176,17 +190,7 @@ fn read(
 ) -> Result<Option<u64>, SendError> {
     let covered = config.state.is_some();
     if covered {
-        // The state is written before the first line. A compressed file is covered as a whole.
-        if let Some((file, true)) = batches.source().open_file() {
-            let all = file
-                .metadata()
-                .and_then(|metadata| cover.extend_to(file, metadata.len()));
-            all.map_err(|error| input_error(batches.source().path(), error))?;
-        }
-        match batches.source().open_file() {
-            Some(_) => tally.covered(cover.checked())?,
-            None => tally.begin_state()?,
-        }
+        begin_state(tally, cover, batches)?;
     }
     let mut trial = is_tried(config, tally);
     let mut refused = 0;

@@ -68,7 +68,7 @@ pub fn run(config: &DemoConfig) -> anyhow::Result<Exit> {
             )?;
         }
     }
-    server.stop();
+    server.stop()?;
     Ok(Exit::Done)
 }
 

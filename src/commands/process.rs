@@ -68,15 +68,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
         }
     };
     bar.finish_and_clear();
-    for refused in &summary.refused {
-        tracing::error!("refused {}: {}", refused.path.display(), refused.reason);
-    }
-    for unusable in &summary.unusable {
-        tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
-    }
-    for fork in &summary.forks {
-        tracing::warn!("{}: {}", fork.path.display(), fork.reason);
-    }
+    log_problems(&summary);
     let mut text = describe(&summary, dir);
     for note in notes {
         let _infallible = writeln!(text, "{note}");
@@ -93,6 +85,19 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
         print(text.as_bytes())?;
     }
     Ok(exit)
+}
+
+/// Logs each file that was not or may not have been counted.
+fn log_problems(summary: &Summary) {
+    for refused in &summary.refused {
+        tracing::error!("refused {}: {}", refused.path.display(), refused.reason);
+    }
+    for unusable in &summary.unusable {
+        tracing::error!("skipped {}: {}", unusable.path.display(), unusable.reason);
+    }
+    for fork in &summary.forks {
+        tracing::warn!("{}: {}", fork.path.display(), fork.reason);
+    }
 }
 
 fn exit_of(summary: &Summary) -> Exit {

@@ -24,6 +24,6 @@ pub fn run(args: ServeArgs) -> anyhow::Result<Exit> {
     let reloads = shutdown::reloads(&stop).context("cannot catch SIGHUP")?;
     let server = Server::start(&effective.config)?;
     server.until(&stop, &reloads);
-    server.stop();
+    server.stop()?;
     Ok(Exit::Done)
 }

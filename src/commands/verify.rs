@@ -32,29 +32,26 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     backup::refuse_unfinished(&config.data_dir)?;
     let bar = bar();
     let mut print_error = None;
-    let mut faults = 0;
-    let mut on_fault = |fault: String| {
-        faults += 1;
-        let line = format!("MISMATCH: {fault}\n");
+    let mut print_line = |line: String| {
         if let Err(error) = logging::bars().suspend(|| print(line.as_bytes())) {
             print_error.get_or_insert(error);
         }
+    };
+    let mut faults = 0;
+    let mut on_fault = |fault: String| {
+        faults += 1;
+        print_line(format!("MISMATCH: {fault}\n"));
     };
     let mut on_progress = |bytes, bytes_total| {
         bar.set_length(bytes_total);
         bar.set_position(bytes);
     };
     let backup = backup::check(&config.data_dir, &mut on_fault, &mut on_progress)?;
-    let mut on_finding = |finding: &Finding| {
-        let line = match finding {
-            Finding::Mismatch(detail) => format!("MISMATCH: {detail}\n"),
-            Finding::Inconclusive(detail) => format!("INCONCLUSIVE: {detail}\n"),
-            Finding::Note(_) if config.verbosity == Verbosity::Quiet => return,
-            Finding::Note(detail) => format!("not provable: {detail}\n"),
-        };
-        if let Err(error) = logging::bars().suspend(|| print(line.as_bytes())) {
-            print_error.get_or_insert(error);
-        }
+    let mut on_finding = |finding: &Finding| match finding {
+        Finding::Mismatch(detail) => print_line(format!("MISMATCH: {detail}\n")),
+        Finding::Inconclusive(detail) => print_line(format!("INCONCLUSIVE: {detail}\n")),
+        Finding::Note(_) if config.verbosity == Verbosity::Quiet => {}
+        Finding::Note(detail) => print_line(format!("not provable: {detail}\n")),
     };
     let verdict = verify(&target, &RealDisk, &mut on_finding, &mut on_progress)?;
     bar.finish_and_clear();
@@ -66,11 +63,7 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     }
     let Some(verdict) = verdict else {
         if backup == Some(false) {
-            return Ok(if faults == 0 {
-                Exit::Done
-            } else {
-                Exit::Failed
-            });
+            return Ok(exit_of(faults == 0));
         }
         bail!(
             "there is no database {}; start `tallyline serve`, run `tallyline process`, or name another data directory with --data-dir",
@@ -80,11 +73,11 @@ pub fn run(config: &VerifyConfig) -> anyhow::Result<Exit> {
     if config.verbosity == Verbosity::Normal || !verdict.agrees() {
         print(describe(&verdict).as_bytes())?;
     }
-    Ok(if verdict.agrees() && faults == 0 {
-        Exit::Done
-    } else {
-        Exit::Failed
-    })
+    Ok(exit_of(verdict.agrees() && faults == 0))
+}
+
+fn exit_of(agree: bool) -> Exit {
+    if agree { Exit::Done } else { Exit::Failed }
 }
 
 fn describe_backup(faults: u64) -> String {

@@ -155,9 +155,7 @@ fn read_lines(body: Vec<u8>) -> Intake {
         };
     }
     if clean.bytes == 0 && check(trim(&body)).is_ok() {
-        let mut intake = Intake::default();
-        intake.accept(trim(&body));
-        return intake;
+        return one_object(body);
     }
     let format = if clean.bytes == 0 {
         format_of(&body)
@@ -165,10 +163,7 @@ fn read_lines(body: Vec<u8>) -> Intake {
         None
     };
     if let Some(format) = &format
-        && format.is_wrapper()
-        && let Some(first) = trim(&body).split(|byte| *byte == b'\n').next()
-        && let Err(error) = check(trim(first))
-        && error.is_syntax()
+        && let Some(error) = error_of_wrapper(format, &body)
     {
         // Over several lines. Some of them may be events, so they are not read one by one.
         let mut intake = Intake {
@@ -178,6 +173,11 @@ fn read_lines(body: Vec<u8>) -> Intake {
         intake.refuse(1, error);
         return intake;
     }
+    read_each_line(&body, &clean, format)
+}
+
+/// Reads the lines after the `clean` ones one by one. `format` is what the body is if no line is an event.
+fn read_each_line(body: &[u8], clean: &Clean, format: Option<Unsupported>) -> Intake {
     let mut intake = Intake {
         lines: Vec::with_capacity(body.len() + 1),
         accepted: clean.lines,
@@ -203,10 +203,34 @@ fn read_lines(body: Vec<u8>) -> Intake {
     if intake.accepted == 0 {
         intake.format = format;
         if first_error.is_some_and(|(_, syntax)| syntax) {
-            whole_object(&body, &mut intake);
+            whole_object(body, &mut intake);
         }
     }
     intake
+}
+
+/// The error in the first line of a wrapper, an object with events in an array, that is spread over several
+/// lines.
+fn error_of_wrapper(format: &Unsupported, body: &[u8]) -> Option<EventError> {
+    let first = trim(body).split(|byte| *byte == b'\n').next()?;
+    let error = check(trim(first)).err()?;
+    (format.is_wrapper() && error.is_syntax()).then_some(error)
+}
+
+/// A body that is one valid event, as its line. If only the line end is missing, the text is not copied.
+fn one_object(mut body: Vec<u8>) -> Intake {
+    let text = trim(&body);
+    if text.len() < body.len() || memchr::memchr2(b'\n', b'\r', text).is_some() {
+        let mut intake = Intake::default();
+        intake.accept(text);
+        return intake;
+    }
+    body.push(b'\n');
+    Intake {
+        lines: body,
+        accepted: 1,
+        ..Intake::default()
+    }
 }
 
 /// The format of a body that is not JSON Lines, from its first bytes.
@@ -323,6 +347,13 @@ mod tests {
         let intake = read(body).expect("lines");
         assert_eq!(intake.lines.as_ptr(), at);
         assert_eq!((intake.accepted, intake.refused), (2, 0));
+        // With one byte to spare for the line end.
+        let mut body = Vec::with_capacity(ONE.len() + 1);
+        body.extend_from_slice(ONE.as_bytes());
+        let at = body.as_ptr();
+        let intake = read(body).expect("a line");
+        assert_eq!(intake.lines.as_ptr(), at);
+        assert_eq!(intake.lines, format!("{ONE}\n").as_bytes());
     }
 
     #[test]

@@ -136,6 +136,7 @@ impl Snapshot {
         let mut text = Text(String::with_capacity(16 << 10));
         self.process_metrics(&mut text);
         self.event_metrics(&mut text);
+        self.line_metrics(&mut text);
         self.node_metrics(&mut text);
         self.file_metrics(&mut text);
         text.histogram(
@@ -203,9 +204,9 @@ impl Snapshot {
             self.http.evicted,
         );
         text.counter(
-            "tallyline_http_io_held_up_total",
-            "Steps that held up the HTTP I/O thread for 100 ms or more; the log names them.",
-            self.http.held_up,
+            "tallyline_http_io_blocked_total",
+            "Steps that blocked the HTTP I/O thread for 100 ms or more; the log names them.",
+            self.http.blocked,
         );
     }
 
@@ -297,6 +298,9 @@ impl Snapshot {
             "Sum of the revenue of all users, all time; with a shared database, of this node's events. It falls when revenue is subtracted.",
             self.overall.revenue,
         );
+    }
+
+    fn line_metrics(&self, text: &mut Text) {
         let ledger = self.ledger;
         text.gauge(
             "tallyline_unaccounted_lines",
@@ -507,7 +511,7 @@ mod tests {
                 connections: 7,
                 connections_max: 9,
                 evicted: 4,
-                held_up: 5,
+                blocked: 5,
             },
             lost_log_lines: 0,
             process: Process::read(),
@@ -552,7 +556,7 @@ mod tests {
             "tallyline_http_connections 7",
             "tallyline_http_connections_limit 9",
             "tallyline_http_connections_evicted_total 4",
-            "tallyline_http_io_held_up_total 5",
+            "tallyline_http_io_blocked_total 5",
             "tallyline_disk_size_bytes 2199023255552",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

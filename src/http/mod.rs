@@ -39,7 +39,7 @@ pub use engine::Limits;
 use engine::{Blocking, Engine, EngineError};
 use history::Sampler;
 use refused::RefusedRequests;
-use routes::{Files, Inner, Routes};
+use routes::{Files, Inner, Lookups, Routes};
 use uuid::Uuid;
 
 use crate::data_dir::disk::Disk;
@@ -126,6 +126,7 @@ impl Server {
             health: app.health,
             is_shared: app.readers.is_shared(),
             readers: Blocking::new(app.readers),
+            lookups: Lookups::default(),
             files: Blocking::new(Files {
                 disk: app.disk,
                 data_dir: app.data_dir,

@@ -10,6 +10,7 @@ mod rotate;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Waker;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,9 @@ use memchr::memchr_iter;
 
 use self::free_space::FreeSpace;
 use super::recover::Active;
-use super::{AppendError, Command, Commands, JournalConfig, JournalError, Label, Pending, Shared};
+use super::{
+    AppendError, Command, Commands, JournalConfig, JournalError, Label, Pending, Shared, Wakers,
+};
 use crate::data_dir::Directory;
 use crate::data_dir::disk::{Disk, DiskFile, Identity};
 use crate::data_dir::segment::{ACTIVE_FILE, Position};
@@ -43,7 +46,7 @@ pub(super) fn start(
     commands: Commands,
     shared: Arc<Shared>,
     health: Arc<Health>,
-) -> Result<JoinHandle<()>, JournalError> {
+) -> Result<JoinHandle<Option<String>>, JournalError> {
     let now = Instant::now();
     let writer = Writer {
         first_line_at: (active.durable_end > 0).then_some(now),
@@ -71,7 +74,7 @@ pub(super) fn start(
         .name("committer".into())
         .spawn(move || {
             let _watch = PanicWatch(Arc::clone(&writer.health));
-            writer.run(&commands);
+            writer.run(&commands)
         })
         .map_err(JournalError::Thread)
 }
@@ -136,7 +139,8 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    fn run(mut self, commands: &Commands) {
+    /// Runs until the shutdown; returns why the active segment is not sealed then.
+    fn run(mut self, commands: &Commands) -> Option<String> {
         loop {
             let check = self.checked_at.checked_add(self.config.check_every);
             let received = match check.into_iter().chain(self.rotation_due()).min() {
@@ -146,7 +150,7 @@ impl Writer {
             match received {
                 Ok(command) => {
                     if !self.serve(command, commands) {
-                        return;
+                        return self.seal_at_stop();
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -164,7 +168,7 @@ impl Writer {
         }
     }
 
-    /// Executes a command and all appends that are queued behind it. Returns false after a shutdown.
+    /// Executes a command and all appends that are queued behind it. Returns false for a shutdown.
     fn serve(&mut self, command: Command, commands: &Commands) -> bool {
         let mut waiters = Vec::new();
         let mut bytes = 0;
@@ -185,13 +189,11 @@ impl Writer {
         match next {
             Some(Command::Rotate(pending)) => {
                 let result = self.rotate().map(|()| self.acknowledged);
-                pending.answer(result);
+                let waker = pending.answer(result);
+                waker.into_iter().for_each(Waker::wake);
                 true
             }
-            Some(Command::Shutdown) => {
-                self.seal_at_stop();
-                false
-            }
+            Some(Command::Shutdown) => false,
             Some(Command::Append(_)) | None => true,
         }
     }
@@ -223,15 +225,17 @@ impl Writer {
                     tail.durable_end = self.durable_end;
                     tail.lines += lines;
                 }
+                let mut wakers = Wakers::default();
                 for pending in waiters {
                     position.offset += pending.batch.bytes.len() as u64;
-                    pending.answer(Ok(position));
+                    wakers.add(pending.answer(Ok(position)));
                 }
                 self.health.clear(JOURNAL);
             }
             Err(error) => {
+                let mut wakers = Wakers::default();
                 for pending in waiters {
-                    pending.answer(Err(error.clone()));
+                    wakers.add(pending.answer(Err(error.clone())));
                 }
             }
         }

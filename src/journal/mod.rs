@@ -94,6 +94,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -140,8 +141,12 @@ pub enum AppendError {
 }
 
 /// Called exactly once, usually on the committer thread, so it must not block. It receives the
-/// durable position after the last line of the batch, or the error.
-pub type AppendDone = Box<dyn FnOnce(Result<Position, AppendError>) + Send>;
+/// durable position after the last line of the batch, or the error. The waker that it returns is called
+/// after all appends of the group were answered, so that a thread that handles their results is woken
+/// once for the group.
+pub type AppendDone = Box<dyn FnOnce(Result<Position, AppendError>) -> Option<Waker> + Send>;
+/// As [`AppendDone`], for a rotation.
+pub type RotateDone = Box<dyn FnOnce(Result<Position, AppendError>) + Send>;
 
 /// The settings of the journal. All bounds are inclusive.
 #[derive(Clone, Debug)]
@@ -304,32 +309,48 @@ struct Pending {
 }
 
 impl Pending {
-    fn answer(mut self, result: Result<Position, AppendError>) {
-        self.finish(result);
+    fn answer(mut self, result: Result<Position, AppendError>) -> Option<Waker> {
+        self.finish(result)
     }
 
     /// Subtracts the bytes from the queue's size and calls `done`. A second call does nothing.
-    fn finish(&mut self, result: Result<Position, AppendError>) {
+    fn finish(&mut self, result: Result<Position, AppendError>) -> Option<Waker> {
         let bytes = std::mem::take(&mut self.batch.bytes);
         self.shared
             .queued_bytes
             .fetch_sub(bytes.len() as u64, Ordering::Relaxed);
-        if let Some(done) = self.done.take() {
-            done(result);
-        }
+        self.done.take().and_then(|done| done(result))
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.finish(Err(AppendError::Stopping));
+        let waker = self.finish(Err(AppendError::Stopping));
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Wakers that are called, each once, when this is dropped.
+#[derive(Default)]
+struct Wakers(Vec<Waker>);
+
+impl Wakers {
+    fn add(&mut self, waker: Option<Waker>) {
+        let is_new = |waker: &Waker| !self.0.iter().any(|known| known.will_wake(waker));
+        self.0.extend(waker.filter(is_new));
+    }
+}
+
+impl Drop for Wakers {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Waker::wake);
     }
 }
 
 /// The committer thread. [`Committer::stop`] seals the active segment.
 pub struct Committer {
     commands: Sender<Command>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Option<String>>,
 }
 
 impl Journal {
@@ -389,7 +410,8 @@ impl Journal {
         let waiting = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let pending = self.pending(batch, done);
         if waiting > 0 && waiting + bytes > self.shared.queue_bytes_max {
-            return pending.answer(Err(AppendError::Busy { waiting }));
+            let waker = pending.answer(Err(AppendError::Busy { waiting }));
+            return waker.into_iter().for_each(Waker::wake);
         }
         // If the send fails, the command is dropped, which answers `Stopping`.
         drop(self.commands.send(Command::Append(pending)));
@@ -397,8 +419,12 @@ impl Journal {
 
     /// Seals the active segment now, unless it is empty. `done` receives the end of the journal:
     /// everything acknowledged before is at or below that position.
-    pub fn rotate(&self, done: AppendDone) {
-        let pending = self.pending(Batch { bytes: Vec::new() }, done);
+    pub fn rotate(&self, done: RotateDone) {
+        let done = |result| {
+            done(result);
+            None
+        };
+        let pending = self.pending(Batch { bytes: Vec::new() }, Box::new(done));
         drop(self.commands.send(Command::Rotate(pending)));
     }
 
@@ -447,14 +473,15 @@ impl Journal {
 
 impl Committer {
     /// Commits the queued appends, seals the active segment and joins the thread. Later appends fail
-    /// with [`AppendError::Stopping`].
-    pub fn stop(self) {
+    /// with [`AppendError::Stopping`]. Returns why the segment is not sealed; `None` if it is.
+    pub fn stop(self) -> Option<String> {
         drop(self.commands.send(Command::Shutdown));
-        if self.thread.join().is_err() {
-            tracing::error!(
+        self.thread.join().unwrap_or_else(|_| {
+            Some(
                 "the committer thread panicked; events that it had not acknowledged may be lost"
-            );
-        }
+                    .to_owned(),
+            )
+        })
     }
 }
 

@@ -5,6 +5,7 @@ mod numbers;
 use std::io;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
+use std::task::Wake;
 
 use tempfile::TempDir;
 
@@ -61,12 +62,20 @@ fn open(dir: &Path, known: &[KnownSegment]) -> Open {
     open_with(Arc::new(RealDisk), dir, config(), known)
 }
 
+/// A callback that sends the result.
+fn answering(sender: mpsc::Sender<Result<Position, AppendError>>) -> AppendDone {
+    Box::new(move |result| {
+        drop(sender.send(result));
+        None
+    })
+}
+
 fn append(journal: &Journal, lines: &str) -> Result<Position, AppendError> {
     let (sender, receiver) = mpsc::channel();
     let batch = Batch {
         bytes: lines.into(),
     };
-    journal.append(batch, Box::new(move |result| drop(sender.send(result))));
+    journal.append(batch, answering(sender));
     receiver.recv().expect("done is always called")
 }
 
@@ -589,14 +598,14 @@ fn a_full_queue_rejects_but_an_empty_one_accepts_any_batch() {
         Box::new(move |_| {
             let _ = entered.send(());
             let _ = held.recv();
+            None
         }),
     );
     inside.recv().expect("the committer answers");
     let (sender, results) = mpsc::channel();
     for _ in 0..2 {
         let sender = sender.clone();
-        open.journal
-            .append(batch(), Box::new(move |result| drop(sender.send(result))));
+        open.journal.append(batch(), answering(sender));
     }
     assert!(matches!(
         results.recv().expect("rejected at once"),
@@ -604,4 +613,51 @@ fn a_full_queue_rejects_but_an_empty_one_accepts_any_batch() {
     ));
     drop(release);
     assert!(results.recv().expect("answered").is_ok());
+}
+
+#[test]
+fn the_thread_that_handles_the_results_of_a_group_is_woken_once_after_them() {
+    // Fails if each append of a group wakes it: it would handle the results one by one.
+    struct Woken {
+        answered: AtomicUsize,
+        when_woken: Mutex<Vec<usize>>,
+    }
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            let answered = self.answered.load(Ordering::SeqCst);
+            self.when_woken.lock().expect("unpoisoned").push(answered);
+        }
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let open = open(dir.path(), &[]);
+    let woken = Arc::new(Woken {
+        answered: AtomicUsize::new(0),
+        when_woken: Mutex::default(),
+    });
+    // Block the committer in a callback, so that later appends form one group.
+    let (entered, inside) = mpsc::channel();
+    let (release, held) = mpsc::channel::<()>();
+    let batch = || Batch {
+        bytes: b"12345678\n".to_vec(),
+    };
+    let blocks = move |_| {
+        let _ = entered.send(());
+        let _ = held.recv();
+        None
+    };
+    open.journal.append(batch(), Box::new(blocks));
+    inside.recv().expect("the committer answers");
+    for _ in 0..5 {
+        let woken = Arc::clone(&woken);
+        let counts = move |_| {
+            woken.answered.fetch_add(1, Ordering::SeqCst);
+            Some(Waker::from(woken))
+        };
+        open.journal.append(batch(), Box::new(counts));
+    }
+    drop(release);
+    // Handled after the group.
+    append(&open.journal, "another\n").expect("appended");
+    let when_woken = woken.when_woken.lock().expect("unpoisoned");
+    assert_eq!(*when_woken, [5]);
 }

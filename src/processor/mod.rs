@@ -266,7 +266,9 @@ fn describe(error: &dyn std::error::Error) -> String {
 /// The threads of a running processor.
 pub struct Processor {
     progress: Arc<Progress>,
-    threads: Vec<JoinHandle<()>>,
+    clock: JoinHandle<()>,
+    /// Returns why not everything was applied at the shutdown. `None` if the thread could not be started.
+    worker: Option<JoinHandle<Option<String>>>,
 }
 
 impl Processor {
@@ -292,19 +294,21 @@ impl Processor {
     /// Joins the two threads to a processor. If `worker` could not be started, the clock is stopped.
     fn started(
         progress: Arc<Progress>,
-        worker: io::Result<JoinHandle<()>>,
+        worker: io::Result<JoinHandle<Option<String>>>,
         clock: JoinHandle<()>,
     ) -> Result<Self, ProcessError> {
-        let mut processor = Self {
-            progress,
-            threads: vec![clock],
+        let (worker, error) = match worker {
+            Ok(worker) => (Some(worker), None),
+            Err(error) => (None, Some(error)),
         };
-        match worker {
-            Ok(worker) => {
-                processor.threads.insert(0, worker);
-                Ok(processor)
-            }
-            Err(error) => {
+        let processor = Self {
+            progress,
+            clock,
+            worker,
+        };
+        match error {
+            None => Ok(processor),
+            Some(error) => {
                 processor.stop();
                 Err(ProcessError::Thread(error))
             }
@@ -326,22 +330,24 @@ impl Processor {
         let shared = Arc::clone(&progress);
         let observer = Builder::new()
             .name("process-observe".to_owned())
-            .spawn(move || observer::run(&config, disk, &journal, &readers, &shared, &health));
+            .spawn(move || {
+                observer::run(&config, disk, &journal, &readers, &shared, &health);
+                None // Another process applies.
+            });
         Self::started(progress, observer, clock)
     }
 
     /// Applies everything durable, ends the waits, and closes the database to a single file, unless another
-    /// program has it open. The journal and the [`Readers`] must be closed before. If the database stays
-    /// locked, the rest is applied at the next start.
-    pub fn stop(self) {
+    /// program has it open. The journal and the [`Readers`] must be closed before. Returns why not everything
+    /// was applied, such as a database that stays locked; `None` if everything was.
+    pub fn stop(self) -> Option<String> {
         self.progress.stop();
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!(
-                    "a thread of the processor panicked; its uncommitted events are applied at the next start"
-                );
-            }
+        let panicked = || "a thread of the processor panicked; its uncommitted events are applied at the next start";
+        let worker = self.worker.map(JoinHandle::join);
+        if self.clock.join().is_err() {
+            tracing::error!("{}", panicked());
         }
+        worker?.unwrap_or_else(|_| Some(panicked().to_owned()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The processor with real files and a real journal.
 
 mod growing;
+mod observed;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,6 +23,7 @@ use crate::journal::{Batch, Committer, JournalConfig, KnownSegment, KnownSegment
 use crate::progress::{Processing, WaitOutcome};
 use crate::store::{DATABASE_FILE, Existing, SegmentState, Writer, read_segments};
 
+mod scanned;
 mod spilled;
 
 fn disk() -> Arc<dyn Disk> {
@@ -161,8 +163,13 @@ impl Running {
         let batch = Batch {
             bytes: lines.into(),
         };
-        self.journal
-            .append(batch, Box::new(move |done| drop(sender.send(done))));
+        self.journal.append(
+            batch,
+            Box::new(move |done| {
+                drop(sender.send(done));
+                None
+            }),
+        );
         receiver.recv().expect("an answer").expect("it is durable")
     }
 

@@ -81,7 +81,8 @@ struct Worker {
     retention: Retention,
 }
 
-/// The body of the thread. After [`Progress::stop`] it applies the rest and closes the database.
+/// The body of the thread. After [`Progress::stop`] it applies the rest and closes the database. Returns why
+/// not everything was applied; `None` if everything was.
 pub(super) fn run(
     config: ProcessConfig,
     disk: Arc<dyn Disk>,
@@ -89,7 +90,7 @@ pub(super) fn run(
     progress: &Arc<Progress>,
     health: &Arc<Health>,
     mut pool: Pool,
-) {
+) -> Option<String> {
     if let Err(error) = rebuild::remove_unfinished(&config.data_dir) {
         tracing::warn!("{}", describe(&error));
     }
@@ -106,14 +107,14 @@ pub(super) fn run(
         since: 1,
     };
     let mut pause = PAUSE_MIN;
-    loop {
+    let unapplied = loop {
         // During shutdown there is one last attempt.
         let last = progress.is_stopping();
         let Err(error) = worker.attempt(&mut pool) else {
-            break;
+            break None;
         };
         if last || matches!(error, ProcessError::Stopped) {
-            break;
+            break Some(describe_unapplied(&error, health));
         }
         match error {
             ProcessError::Overwritten { .. } => continue,
@@ -128,9 +129,22 @@ pub(super) fn run(
         health.set(DATABASE, describe(&error));
         progress.wait_until(Instant::now() + pause);
         pause = (pause * 2).min(PAUSE_MAX);
-    }
+    };
     worker.sums_check.join();
     progress.finish();
+    unapplied
+}
+
+/// Describes why the rest was not applied at the shutdown.
+fn describe_unapplied(error: &ProcessError, health: &Health) -> String {
+    let locked = match error {
+        ProcessError::Stopped => health.reason(DATABASE),
+        _ => None,
+    };
+    format!(
+        "cannot apply all acknowledged events at shutdown: {}. They are kept, and the next start or `tallyline process` applies them",
+        locked.unwrap_or_else(|| describe(error))
+    )
 }
 
 /// The time from the start of a round to the start of the next one. `since` is the time in which the work of

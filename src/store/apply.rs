@@ -125,15 +125,7 @@ pub enum OutcomeOfAll {
 
 /// The result of one attempt, before the commit.
 pub(super) enum Attempt {
-    /// With the `segment.key`.
-    Ready(
-        Applied,
-        #[cfg_attr(
-            not(feature = "postgres"),
-            expect(dead_code, reason = "only PostgreSQL reads its progress again")
-        )]
-        i64,
-    ),
+    Ready(Applied),
     Raced,
     /// Totals of these users might overflow. The attempt is repeated with an overflow replay.
     Suspects(HashSet<String>),
@@ -187,7 +179,7 @@ pub(super) fn attempt<R: Rows>(
     };
     rows.add_counts(&added, range.end.state())?;
     let overall = rows.add_overall(&tally.added)?;
-    Ok(Attempt::Ready(Applied { counts, overall }, row.key))
+    Ok(Attempt::Ready(Applied { counts, overall }))
 }
 
 /// The result of the steps so far.

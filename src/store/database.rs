@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::checks::Checks;
 #[cfg(feature = "postgres")]
 use super::postgres::{self, Target};
-use super::segments::{Checks, RecoveryRows};
+use super::recovery::RecoveryRows;
 use super::{DATABASE_FILE, StoreError, read_checks, read_directory, read_for_recovery};
 
 /// The database of a data directory.

@@ -34,6 +34,7 @@
 
 mod alone;
 mod apply;
+mod checks;
 mod copy;
 mod database;
 mod family;
@@ -47,7 +48,10 @@ mod overall;
 pub mod postgres;
 mod readers;
 mod reading;
+mod recovery;
+mod rejected;
 mod retention;
+mod segment_row;
 mod segments;
 mod snapshot;
 mod sqlite_rows;
@@ -60,6 +64,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::alone::is_in_use;
 pub use self::apply::{Applied, Delta, Outcome, OutcomeOfAll, Range, RangeEnd, Source};
+pub use self::checks::{is_consistent, read_checks};
 pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
 pub use self::ledger::Ledger;
@@ -70,13 +75,13 @@ pub use self::members::{Cluster, Member, NodeState};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
 pub use self::reading::{Readers, UserTotal};
-pub use self::retention::{IdsWalk, Stamps};
 #[cfg(any(test, feature = "testing"))]
-pub use self::segments::read_segments;
-pub use self::segments::{
-    AppliedSegments, AppliedSum, Counts, Pruned, RejectedFilter, RejectedLine, SegmentRow,
-    SegmentState, discard_wal, is_consistent, read_checks, read_directory, read_for_recovery,
-    read_kept,
+pub use self::recovery::read_segments;
+pub use self::recovery::{discard_wal, read_directory, read_for_recovery, read_kept};
+pub use self::rejected::{RejectedFilter, RejectedLine};
+pub use self::retention::{IdsWalk, Stamps};
+pub use self::segment_row::{
+    AppliedSegments, AppliedSum, Counts, Pruned, SegmentRow, SegmentState,
 };
 pub use self::snapshot::{IdStatus, Snapshot, UserSum};
 pub use self::writer::{Mark, SqliteWriter};

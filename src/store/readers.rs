@@ -15,6 +15,7 @@ use scheduled_thread_pool::ScheduledThreadPool;
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
 use super::reading::DatabaseStatus;
+use super::rejected;
 use super::{
     Ledger, Overall, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, UserTotal,
     overall, segments,
@@ -110,19 +111,18 @@ impl SqliteReaders {
     /// One user's total.
     pub fn user(&self, user_id: &str) -> Result<Option<UserTotal>, StoreError> {
         let user = self.read("read a user's total", |connection| {
-            connection
-                .prepare_cached(SELECT_USER)?
-                .query_row([user_id], |row| {
-                    Ok(UserTotal {
-                        user_id: user_id.to_owned(),
-                        revenue: row.get::<_, i64>(0)?.into(),
-                        events: row.get(1)?,
-                        updated_at_ms: row.get(2)?,
-                    })
-                })
-                .optional()
+            user(connection, user_id)
         })?;
         Ok(user.flatten())
+    }
+
+    /// See [`Readers::users_by_id`](crate::store::Readers::users_by_id).
+    pub(super) fn users_by_id(&self, ids: &[&str]) -> Result<Vec<Option<UserTotal>>, StoreError> {
+        let users = self.read("read users' totals", |connection| {
+            let snapshot = connection.unchecked_transaction()?;
+            ids.iter().map(|id| user(&snapshot, id)).collect()
+        })?;
+        Ok(users.unwrap_or_else(|| vec![None; ids.len()]))
     }
 
     /// The number of lines in each state, as recorded in the database.
@@ -187,7 +187,7 @@ impl SqliteReaders {
         filter: &RejectedFilter,
     ) -> Result<Vec<RejectedLine>, StoreError> {
         let lines = self.read("list rejected lines", |db| {
-            segments::newest_rejected(db, limit, filter)
+            rejected::newest(db, limit, filter)
         })?;
         Ok(lines.unwrap_or_default())
     }
@@ -266,6 +266,19 @@ impl SqliteReaders {
         *held = Some((generation, identity, pool.clone()));
         Ok(Some(pool))
     }
+}
+
+fn user(connection: &Connection, user_id: &str) -> rusqlite::Result<Option<UserTotal>> {
+    let mut select = connection.prepare_cached(SELECT_USER)?;
+    let total = select.query_row([user_id], |row| {
+        Ok(UserTotal {
+            user_id: user_id.to_owned(),
+            revenue: row.get::<_, i64>(0)?.into(),
+            events: row.get(1)?,
+            updated_at_ms: row.get(2)?,
+        })
+    });
+    total.optional()
 }
 
 #[cfg(test)]

@@ -106,6 +106,15 @@ impl Readers {
         either!(self, readers => readers.user(user_id))
     }
 
+    /// The totals of several users, in the order of `ids`; `None` for a user without one. All are read in one
+    /// transaction that begins after the call.
+    pub fn users_by_id(&self, ids: &[&str]) -> Result<Vec<Option<UserTotal>>, StoreError> {
+        if let [id] = ids {
+            return Ok(vec![self.user(id)?]);
+        }
+        either!(self, readers => readers.users_by_id(ids))
+    }
+
     /// The number of lines in each state, as recorded in the database.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         either!(self, readers => readers.ledger())

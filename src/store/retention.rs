@@ -10,8 +10,8 @@ use rusqlite::{Connection, Row, TransactionBehavior, params};
 
 use super::id_blocks::{self, Block, INSERT_ID_BLOCK};
 use super::overall;
-use super::segments::{self, SegmentRow};
 use super::{Pruned, Snapshot, SqliteWriter, StoreError};
+use super::{SegmentRow, segments};
 
 const SELECT_CLOCK: &str = include_str!("../../sql/query/select_clock.sql");
 const SET_CLOCK: &str = include_str!("../../sql/query/set_clock.sql");

@@ -1,430 +1,43 @@
 //! The table `segment`: the applied offset and the state of each segment, and the sums over them.
 //!
-//! The functions with a path open a connection of their own, for recovery and checks while no [`Readers`]
-//! pool exists. The others run on the connection that they are given. All of them only read, except
-//! those that maintain the sum of applied segments inside the writer's transaction.
-//!
-//! [`Readers`]: super::Readers
+//! Each function runs on the connection that it is given. All of them only read, except those that maintain
+//! the sum of applied segments inside the writer's transaction.
 
 use std::collections::HashSet;
-use std::path::Path;
 
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, Row, params};
-
-use super::family::Family;
-use super::open::{self, Contents};
-use super::overall::{self, Overall};
-use super::{Ledger, StoreError};
-use crate::data_dir::segment::{Numbers, Position, SegmentId, Tag};
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row};
 use uuid::Uuid;
 
-const SELECT_SEGMENT: &str = include_str!("../../sql/query/select_segment.sql");
-const SELECT_SEGMENTS: &str = include_str!("../../sql/query/select_segments.sql");
-const SELECT_UNFINISHED: &str = include_str!("../../sql/query/select_unfinished_segments.sql");
+use super::{AppliedSegments, AppliedSum, Counts, Ledger, Pruned, SegmentRow, SegmentState};
+use crate::data_dir::segment::{Numbers, SegmentId, Tag};
+
+/// A statement that begins with the columns of a [`SegmentRow`].
+macro_rules! of_segments {
+    ($clauses:literal) => {
+        concat!(
+            include_str!("../../sql/query/segment_columns.sql"),
+            include_str!(concat!("../../sql/query/", $clauses))
+        )
+    };
+}
+
+const SELECT_SEGMENT: &str = of_segments!("select_segment.sql");
+const SELECT_SEGMENTS: &str = of_segments!("select_segments.sql");
+const SELECT_UNFINISHED: &str = of_segments!("select_unfinished_segments.sql");
 const SELECT_APPLIED_IMPORTS: &str = include_str!("../../sql/query/select_applied_imports.sql");
 const SELECT_DIRECTORY: &str = include_str!("../../sql/query/select_directory.sql");
 const SELECT_NUMBERS: &str = include_str!("../../sql/query/select_numbers.sql");
 const SELECT_PRUNED: &str = include_str!("../../sql/query/select_pruned.sql");
 const SELECT_LEDGER: &str = include_str!("../../sql/query/select_ledger.sql");
-const SELECT_OLDEST_APPLIED: &str =
-    include_str!("../../sql/query/select_oldest_applied_segment.sql");
+const SELECT_OLDEST_APPLIED: &str = of_segments!("select_oldest_applied_segment.sql");
 const SELECT_HIGHEST_SEALED: &str = include_str!("../../sql/query/select_highest_sealed.sql");
-const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
 const SELECT_APPLIED_SUM: &str = include_str!("../../sql/query/select_applied_sum.sql");
 const CHANGE_APPLIED_SUM: &str = include_str!("../../sql/query/change_applied_sum.sql");
-const ADD_UP_APPLIED: &str = include_str!("../../sql/query/add_up_applied.sql");
-const COUNT_SEGMENTS_WITH_OTHER_IDS: &str =
-    include_str!("../../sql/query/count_segments_with_other_ids.sql");
 const COUNT_APPLIED: &str = include_str!("../../sql/query/count_applied_segments.sql");
 const SELECT_NUMBER_BOUNDS: &str = include_str!("../../sql/query/select_number_bounds.sql");
-const LIST_NEWEST: &str = include_str!("../../sql/query/list_newest_segments.sql");
-const LIST_NEWEST_REJECTED: &str = include_str!("../../sql/query/list_newest_rejected_lines.sql");
+const LIST_NEWEST: &str = of_segments!("list_newest_segments.sql");
 const COUNT_BY_STATE: &str = include_str!("../../sql/query/count_segments_by_state.sql");
-
-/// The state of a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SegmentState {
-    /// The server appends to it.
-    Active,
-    /// Nothing is appended any more; it is not fully applied yet.
-    Sealed,
-    /// Every byte is applied.
-    Applied,
-    /// The file was changed after a part of it was applied; the rest is not applied.
-    Corrupt,
-    /// The file disappeared before it was fully applied.
-    Missing,
-}
-
-impl SegmentState {
-    const ALL: [Self; 5] = [
-        Self::Active,
-        Self::Sealed,
-        Self::Applied,
-        Self::Corrupt,
-        Self::Missing,
-    ];
-
-    /// The value of `segment.state` in the database.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Sealed => "sealed",
-            Self::Applied => "applied",
-            Self::Corrupt => "corrupt",
-            Self::Missing => "missing",
-        }
-    }
-
-    /// The state with this name.
-    pub(super) fn of_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.name() == name)
-    }
-}
-
-/// A row of `rejected_line`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RejectedLine {
-    /// The identity of its segment, as in `segment.name`.
-    pub segment: String,
-    /// Bytes from the start of the file to the start of the line.
-    pub offset: u64,
-    /// The stable reason code, such as `negative` or `id_conflict`.
-    pub code: String,
-    /// The reason as text.
-    pub reason: String,
-    /// The first 1024 bytes of the line; invalid UTF-8 is replaced by U+FFFD.
-    pub line: String,
-}
-
-/// Selects rejected lines. The default selects all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RejectedFilter {
-    /// Only lines of native segments, at or after this position.
-    pub since: Option<Position>,
-    /// Only events whose id begins with this text.
-    pub id_prefix: Option<String>,
-}
-
-impl RejectedFilter {
-    /// The start of a line whose id begins with the prefix, as `send` writes it. A line that was cut is not
-    /// valid JSON, but it has its id at the start.
-    fn opened(&self) -> Option<String> {
-        self.id_prefix.as_deref().map(|prefix| {
-            let mut opened = format!("{{\"id\":{}", serde_json::Value::from(prefix));
-            opened.pop(); // the closing quote
-            opened
-        })
-    }
-
-    /// Whether the line has the id prefix. The position is not compared.
-    #[cfg(feature = "postgres")]
-    pub(super) fn has_prefix(&self, line: &RejectedLine) -> bool {
-        let (Some(prefix), Some(opened)) = (&self.id_prefix, self.opened()) else {
-            return true;
-        };
-        let json: Option<serde_json::Value> = serde_json::from_str(&line.line).ok();
-        let id = json.as_ref().and_then(|json| json.get("id")?.as_str());
-        id.is_some_and(|id| id.starts_with(prefix.as_str())) || line.line.starts_with(&opened)
-    }
-}
-
-/// The number of lines in each state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// All lines except empty ones: the sum of the other three.
-    pub lines: u64,
-    /// Counted events.
-    pub events: u64,
-    /// Events with an id that was counted before.
-    pub duplicates: u64,
-    /// Invalid lines, id conflicts, and events that would overflow a total.
-    pub rejected: u64,
-}
-
-impl Counts {
-    /// Adds the counts of other lines.
-    pub fn add(&mut self, other: &Self) {
-        self.lines += other.lines;
-        self.events += other.events;
-        self.duplicates += other.duplicates;
-        self.rejected += other.rejected;
-    }
-}
-
-/// One row of `segment`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SegmentRow {
-    /// The identity of the segment.
-    pub id: SegmentId,
-    /// The primary key: the number of a native segment, negative for an imported file.
-    pub key: i64,
-    /// The tag of a native segment; `None` for an imported file.
-    pub tag: Option<Tag>,
-    /// The name of the file when it was last applied from or marked.
-    pub file_name: String,
-    /// The state of the segment.
-    pub state: SegmentState,
-    /// The applied offset: all bytes before it are applied.
-    pub applied_bytes: u64,
-    /// CRC-32 of the applied bytes.
-    pub checksum: u32,
-    /// The lines in the applied bytes.
-    pub counts: Counts,
-    /// The sum of the counted events' micros, modulo 2^64.
-    pub net_check: i64,
-    /// The number of counted events with an id.
-    pub id_events: u64,
-    /// The part of `net_check` that belongs to events with an id.
-    pub id_net_check: i64,
-    /// The number of ids of this segment that have expired.
-    pub ids_expired: u64,
-    /// Bytes that are not applied because the file is corrupt.
-    pub corrupt_bytes: u64,
-    /// The number of lines in `corrupt_bytes`.
-    pub corrupt_lines: u64,
-    /// Why the segment was marked as corrupt or missing; `None` if it never was.
-    pub reason: Option<String>,
-    /// When the segment was fully applied, in milliseconds since 1970 UTC; `None` if it is not.
-    pub completed_at_ms: Option<i64>,
-}
-
-/// The sum over all pruned segments.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pruned {
-    /// The highest pruned segment number; 0 if none.
-    pub number: u64,
-    /// The number of pruned segments.
-    pub segments: u64,
-    /// The sum of their counts.
-    pub counts: Counts,
-    /// The sum of their `net_check`, modulo 2^64.
-    pub net_check: i64,
-    /// The length of the file of segment `number` in bytes. The file may still exist.
-    pub file_bytes: u64,
-    /// CRC-32 of that file.
-    pub file_checksum: u32,
-}
-
-impl Pruned {
-    /// Adds a segment that is pruned.
-    pub(super) fn add(&mut self, row: &SegmentRow) {
-        self.number = row.id.number().unwrap_or_default().max(self.number);
-        self.segments += 1;
-        self.counts.add(&row.counts);
-        self.net_check = self.net_check.wrapping_add(row.net_check);
-        self.file_bytes = row.applied_bytes;
-        self.file_checksum = row.checksum;
-    }
-}
-
-/// The sum over the rows of fully applied segments.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AppliedSum {
-    /// The number of segments.
-    pub segments: u64,
-    /// The number of native segments among them.
-    pub native: u64,
-    /// The sum of their counts.
-    pub counts: Counts,
-    /// The sum of their `corrupt_lines`.
-    pub corrupt_lines: u64,
-}
-
-impl AppliedSum {
-    /// The sum over the fully applied segments among `rows`.
-    pub fn of<'r>(rows: impl IntoIterator<Item = &'r SegmentRow>) -> Self {
-        let mut sum = Self::default();
-        for row in rows {
-            if row.state == SegmentState::Applied {
-                sum.segments += 1;
-                sum.native += u64::from(row.key > 0);
-                sum.counts.add(&row.counts);
-                sum.corrupt_lines += row.corrupt_lines;
-            }
-        }
-        sum
-    }
-}
-
-/// The fully applied segments.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AppliedSegments {
-    /// The numbers of native segments.
-    pub native: Numbers,
-    /// The names of imported files.
-    pub imported: HashSet<String>,
-}
-
-impl AppliedSegments {
-    /// Whether the segment is fully applied.
-    pub fn contains(&self, id: &SegmentId) -> bool {
-        match id {
-            SegmentId::Native(number) => self.native.contains(*number),
-            SegmentId::Imported(name) => self.imported.contains(name),
-        }
-    }
-}
-
-/// Sums that must agree, read in one snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checks {
-    /// The events and `net_check` of all segments, including pruned ones.
-    pub segments: (u64, i64),
-    /// The events and the net micros, modulo 2^64, of all users.
-    pub totals: (u64, i64),
-    /// The stored sums over all users.
-    pub overall: Overall,
-    /// The same sums, computed from the rows; without a time.
-    pub overall_rows: Overall,
-    /// The stored sum of applied segments.
-    pub applied_sum: AppliedSum,
-    /// The same sum, computed from the rows.
-    pub applied_rows: AppliedSum,
-}
-
-impl Checks {
-    /// Whether all sums agree.
-    pub fn agree(&self) -> bool {
-        self.segments == self.totals
-            && self.overall.has_sums_of(&self.overall_rows)
-            && self.applied_sum == self.applied_rows
-    }
-}
-
-/// The rows of all segments; see [`read_kept`].
-#[cfg(any(test, feature = "testing"))]
-pub fn read_segments(path: &Path) -> Result<Vec<SegmentRow>, StoreError> {
-    Ok(read_kept(path)?.0)
-}
-
-/// The rows of all segments, in key order, and the sum of the pruned ones. The database may be missing,
-/// empty or in use. Waits at most half a second for a lock. A `-wal` left by an unclean shutdown is
-/// kept: because of it, the next writer checks the sums.
-pub fn read_kept(path: &Path) -> Result<(Vec<SegmentRow>, Pruned), StoreError> {
-    let nothing = || Ok((Vec::new(), Pruned::default()));
-    let Some(connection) = open::open_reader(path)? else {
-        return nothing();
-    };
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
-    if open::inspect(&connection, path)? == Contents::Empty {
-        return nothing();
-    }
-    let read = || -> rusqlite::Result<(Vec<SegmentRow>, Pruned)> {
-        let snapshot = connection.unchecked_transaction()?;
-        Ok((all(&snapshot)?, pruned(&snapshot)?))
-    };
-    read().map_err(StoreError::sqlite(path, "read its segments"))
-}
-
-/// The rows that recovery needs.
-#[derive(Debug, Default)]
-pub struct RecoveryRows {
-    /// The rows of segments that are not fully applied, and those of the requested numbers.
-    pub rows: Vec<SegmentRow>,
-    /// The numbers of all other rows: fully applied segments.
-    pub applied: Numbers,
-    /// The sum of what retention pruned.
-    pub pruned: Pruned,
-}
-
-/// Like [`read_kept`], but of the fully applied segments only the rows of `numbers` are returned.
-pub fn read_for_recovery(path: &Path, numbers: &[u64]) -> Result<RecoveryRows, StoreError> {
-    let Some(connection) = open::open_reader(path)? else {
-        return Ok(RecoveryRows::default());
-    };
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
-    if open::inspect(&connection, path)? == Contents::Empty {
-        return Ok(RecoveryRows::default());
-    }
-    let read = || -> rusqlite::Result<RecoveryRows> {
-        let snapshot = connection.unchecked_transaction()?;
-        let mut rows = unfinished(&snapshot)?;
-        for &number in numbers {
-            if rows.iter().all(|row| row.id.number() != Some(number)) {
-                rows.extend(one(&snapshot, &SegmentId::Native(number))?);
-            }
-        }
-        let mut applied = numbers_in(&snapshot)?;
-        for number in rows.iter().filter_map(|row| row.id.number()) {
-            applied.remove(number);
-        }
-        Ok(RecoveryRows {
-            rows,
-            applied,
-            pruned: pruned(&snapshot)?,
-        })
-    };
-    read().map_err(StoreError::sqlite(path, "read its segments"))
-}
-
-/// The UUID of the data directory that a database belongs to; `None` if there is no database, or if it
-/// has no UUID yet.
-pub fn read_directory(path: &Path) -> Result<Option<Uuid>, StoreError> {
-    let Some(connection) = open::open_reader(path)? else {
-        return Ok(None);
-    };
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
-    if open::inspect(&connection, path)? == Contents::Empty {
-        return Ok(None);
-    }
-    directory(&connection).map_err(StoreError::sqlite(
-        path,
-        "read the UUID of its data directory",
-    ))
-}
-
-/// Reads the sums that must agree; `None` if there is no database. They differ if another program
-/// changed the file, or if it is mixed from two copies.
-pub fn read_checks(path: &Path) -> Result<Option<Checks>, StoreError> {
-    let Some(connection) = open::open_reader(path)? else {
-        return Ok(None);
-    };
-    checks(&connection)
-        .map(Some)
-        .map_err(StoreError::sqlite(path, "add up all totals"))
-}
-
-/// Whether the database is consistent: SQLite's integrity check passes, the sums agree, and each
-/// segment has as many ids as its row says. Reads the whole database; nothing is checkpointed.
-pub fn is_consistent(path: &Path) -> Result<bool, StoreError> {
-    let Some(connection) = open::open_reader(path)? else {
-        return Ok(false);
-    };
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-        .map_err(StoreError::sqlite(path, "prepare a reading connection"))?;
-    let read = || -> rusqlite::Result<bool> {
-        let one = |sql, ok: &dyn Fn(&Row<'_>) -> rusqlite::Result<bool>| {
-            connection.query_row(sql, [], |row| ok(row))
-        };
-        let sound = one("PRAGMA integrity_check(1)", &|row| {
-            Ok(row.get::<_, String>(0)? == "ok")
-        })?;
-        if !sound {
-            return Ok(false);
-        }
-        let sums = checks(&connection)?;
-        let ids = one(COUNT_SEGMENTS_WITH_OTHER_IDS, &|row| {
-            Ok(row.get::<_, i64>(0)? == 0)
-        })?;
-        Ok(ids && sums.agree())
-    };
-    read().map_err(StoreError::sqlite(path, "check it"))
-}
-
-/// Discards the `-wal` of a database whose file another program overwrote in place, because the `-wal`
-/// belongs to the previous content. Retires all connections of this process.
-pub fn discard_wal(path: &Path) {
-    Family::of(path).discard_wal();
-}
 
 pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<SegmentRow>> {
     connection
@@ -441,44 +54,13 @@ pub(super) fn newest(connection: &Connection, limit: u32) -> rusqlite::Result<Ve
         .collect()
 }
 
-/// At most `limit` rejected lines, newest first: those of the most recently applied segment, from its
-/// end, then those of the one before.
-pub(super) fn newest_rejected(
-    connection: &Connection,
-    limit: u32,
-    filter: &RejectedFilter,
-) -> rusqlite::Result<Vec<RejectedLine>> {
-    let opened = filter.opened();
-    connection
-        .prepare_cached(LIST_NEWEST_REJECTED)?
-        .query_map(
-            params![
-                limit,
-                filter.since.map(|position| position.segment),
-                filter.id_prefix,
-                opened,
-                filter.since.map(|position| position.offset),
-            ],
-            |row| {
-                Ok(RejectedLine {
-                    segment: row.get(0)?,
-                    offset: row.get(1)?,
-                    code: row.get(2)?,
-                    reason: row.get(3)?,
-                    line: row.get(4)?,
-                })
-            },
-        )?
-        .collect()
-}
-
 /// The number of segments in each state; states without a segment are left out.
 pub(super) fn count_by_state(
     connection: &Connection,
 ) -> rusqlite::Result<Vec<(SegmentState, u64)>> {
     connection
         .prepare_cached(COUNT_BY_STATE)?
-        .query_map([], |row| Ok((state(row.get(0)?, 0)?, row.get(1)?)))?
+        .query_map([], |row| Ok((state(row, 0)?, row.get(1)?)))?
         .collect()
 }
 
@@ -562,7 +144,7 @@ pub(super) fn missing_rows(connection: &Connection) -> rusqlite::Result<Option<(
 }
 
 /// The same, in the caller's transaction. Reads all keys only if there are gaps between them.
-fn numbers_in(snapshot: &Connection) -> rusqlite::Result<Numbers> {
+pub(super) fn numbers_in(snapshot: &Connection) -> rusqlite::Result<Numbers> {
     let mut numbers = Numbers::default();
     if let Some(range) = contiguous_numbers(snapshot)? {
         numbers.insert_range(range);
@@ -616,7 +198,7 @@ pub(super) fn applied_sum(connection: &Connection) -> rusqlite::Result<AppliedSu
         .query_row([], read_applied_sum)
 }
 
-fn read_applied_sum(row: &Row<'_>) -> rusqlite::Result<AppliedSum> {
+pub(super) fn read_applied_sum(row: &Row<'_>) -> rusqlite::Result<AppliedSum> {
     Ok(AppliedSum {
         segments: row.get(0)?,
         native: row.get(1)?,
@@ -662,61 +244,33 @@ pub(super) fn ledger(connection: &Connection) -> rusqlite::Result<Ledger> {
     })
 }
 
-fn checks(connection: &Connection) -> rusqlite::Result<Checks> {
-    let snapshot = connection.unchecked_transaction()?;
-    let mut segments = (0u64, 0i64);
-    {
-        let mut statement = snapshot.prepare(SELECT_SEGMENT_CHECKS)?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            segments.0 += row.get::<_, u64>(0)?;
-            segments.1 = segments.1.wrapping_add(row.get(1)?);
-        }
-    }
-    let pruned = pruned(&snapshot)?;
-    segments.0 += pruned.counts.events;
-    segments.1 = segments.1.wrapping_add(pruned.net_check);
-    let overall_rows = overall::of_rows(&snapshot)?;
-    Ok(Checks {
-        segments,
-        totals: (overall_rows.events, overall_rows.net_check()),
-        overall: overall::read(&snapshot)?,
-        overall_rows,
-        applied_sum: applied_sum(&snapshot)?,
-        applied_rows: snapshot.query_row(ADD_UP_APPLIED, [], read_applied_sum)?,
-    })
+fn malformed(column: usize, text: String) -> rusqlite::Error {
+    rusqlite::Error::InvalidColumnType(column, text, Type::Text)
 }
 
-fn id(key: i64, name: impl FnOnce() -> rusqlite::Result<String>) -> rusqlite::Result<SegmentId> {
-    Ok(match u64::try_from(key) {
-        Ok(number) => SegmentId::Native(number),
-        Err(_) => SegmentId::Imported(name()?),
-    })
+fn state(row: &Row<'_>, column: usize) -> rusqlite::Result<SegmentState> {
+    let name: String = row.get(column)?;
+    SegmentState::of_name(&name).ok_or_else(|| malformed(column, name))
 }
 
 fn tag(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Tag>> {
     let text: Option<String> = row.get(column)?;
-    let malformed =
-        |text| rusqlite::Error::InvalidColumnType(column, text, rusqlite::types::Type::Text);
-    text.map(|text| text.parse().map_err(|_| malformed(text)))
+    text.map(|text| text.parse().map_err(|_| malformed(column, text)))
         .transpose()
 }
 
-fn state(name: String, column: usize) -> rusqlite::Result<SegmentState> {
-    SegmentState::of_name(&name).ok_or(rusqlite::Error::InvalidColumnType(
-        column,
-        name,
-        rusqlite::types::Type::Text,
-    ))
-}
-
+/// Reads a row with the columns of `segment_columns.sql`, in their order.
 fn read_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
     let key: i64 = row.get(0)?;
+    let id = match u64::try_from(key) {
+        Ok(number) => SegmentId::Native(number),
+        Err(_) => SegmentId::Imported(row.get(1)?),
+    };
     Ok(SegmentRow {
-        id: id(key, || row.get(1))?,
+        id,
         key,
         file_name: row.get(2)?,
-        state: state(row.get(3)?, 3)?,
+        state: state(row, 3)?,
         applied_bytes: row.get(4)?,
         checksum: row.get(5)?,
         counts: Counts {

@@ -9,12 +9,17 @@
 //! lie before it. SQLite keeps the temporary database in memory while it is small, and beyond that on
 //! disk (`SQLITE_TMPDIR`, else `/var/tmp`).
 
+mod id_block_counts;
+
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
+pub(super) use self::id_block_counts::BlockRow;
+pub use self::id_block_counts::IdBlockCounts;
+use self::id_block_counts::{BlockCounter, count_blocks};
 use super::family::Reading;
 use super::id_blocks::{self, Block, Grouped, NumberStatus, SELECT_ID_BLOCK, Span};
 use super::open::{self, Contents};
@@ -43,8 +48,6 @@ const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sq
 const SCRATCH_CACHE_KIB: i64 = 64 << 10;
 /// How many users with two totals are named at most.
 const TWICE_MAX: usize = 100;
-/// How many blocks with a fault are described at most.
-const FAULTS_MAX: usize = 20;
 /// Sums this far from the ends of 64 bits can be added in SQL.
 const SAFE: i64 = 1 << 62;
 
@@ -112,18 +115,6 @@ pub struct Snapshot {
     /// Nodes with segments whose duplicates may have to be counted, because a rebuild of another node released
     /// ids; each described.
     pub recounts: Vec<String>,
-}
-
-/// The counts of the blocks of sequential ids.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IdBlockCounts {
-    /// Numbers that were counted, by the key of the segment that their runs name.
-    pub by_segment: HashMap<i64, u64>,
-    /// Blocks that contradict themselves or the rows of the segments, each described; the first
-    /// [`FAULTS_MAX`] of them.
-    pub faults: Vec<String>,
-    /// How many such blocks there are.
-    pub fault_count: u64,
 }
 
 impl Snapshot {
@@ -481,92 +472,6 @@ pub(super) fn status_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>
             _ => IdStatus::Duplicate,
         },
     }
-}
-
-/// A row of `id_block`.
-pub(super) struct BlockRow {
-    pub(super) numbers: Vec<u8>,
-    pub(super) prefix: String,
-    pub(super) width: i64,
-    pub(super) block: i64,
-}
-
-/// Counts the ids of blocks.
-struct BlockCounter<'a> {
-    /// The applied bytes of each segment by its key.
-    applied: &'a HashMap<i64, u64>,
-    counts: IdBlockCounts,
-    block: Block,
-}
-
-impl<'a> BlockCounter<'a> {
-    fn new(applied: &'a HashMap<i64, u64>) -> Self {
-        Self {
-            applied,
-            counts: IdBlockCounts::default(),
-            block: Block::default(),
-        }
-    }
-
-    /// `own` returns the key of a segment of a run, if it is one of the data directory.
-    fn add(&mut self, row: &BlockRow, own: &dyn Fn(i64) -> Option<i64>) {
-        let fault = match self.block.decode(&row.numbers) {
-            Err(error) => Some(error.to_string()),
-            Ok(()) => self.block.runs().iter().find_map(|run| {
-                let key = own(run.segment)?;
-                let end = self.applied.get(&key)?;
-                (run.last_offset >= *end).then(|| {
-                    format!(
-                        "it names a line at offset {} of segment key {key}, past what is applied",
-                        run.last_offset
-                    )
-                })
-            }),
-        };
-        let counts = &mut self.counts;
-        let Some(fault) = fault else {
-            for run in self.block.runs() {
-                if let Some(key) = own(run.segment) {
-                    *counts.by_segment.entry(key).or_default() += u64::from(run.count);
-                }
-            }
-            return;
-        };
-        counts.fault_count += 1;
-        if counts.faults.len() < FAULTS_MAX {
-            counts.faults.push(format!(
-                "block {} of the ids {:?} with {} digits: {fault}",
-                row.block, row.prefix, row.width
-            ));
-        }
-    }
-}
-
-/// Counts all blocks of ids; `applied` has the applied bytes of each segment by its key.
-fn count_blocks(
-    connection: &Connection,
-    applied: &HashMap<i64, u64>,
-) -> rusqlite::Result<IdBlockCounts> {
-    let mut counter = BlockCounter::new(applied);
-    let mut block = BlockRow {
-        numbers: Vec::new(),
-        prefix: String::new(),
-        width: 0,
-        block: 0,
-    };
-    each_row(connection, SELECT_ID_BLOCKS, &mut |row| {
-        block.numbers.clear();
-        // The bytes of another type are malformed in any case.
-        block
-            .numbers
-            .extend_from_slice(id_blocks::bytes(row).unwrap_or_default());
-        row.get_ref(1)?.as_str()?.clone_into(&mut block.prefix);
-        block.width = row.get(2)?;
-        block.block = row.get(3)?;
-        counter.add(&block, &Some);
-        Ok(())
-    })?;
-    Ok(counter.counts)
 }
 
 fn add_wrapping(

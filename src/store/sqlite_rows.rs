@@ -13,8 +13,8 @@ use super::apply::totals::SAFE;
 use super::apply::{AddedCounts, Range, Rows};
 use super::id_blocks::{self, Block, BlockKey, INSERT_ID_BLOCK, SELECT_ID_BLOCK};
 use super::overall::{self, Added, NewUsers, Overall};
-use super::segments::{self, SegmentRow};
 use super::{IdEvent, Rejected, SegmentState};
+use super::{SegmentRow, segments};
 use crate::data_dir::segment::{SegmentId, Tag};
 
 const CLAIM_SEGMENT: &str = include_str!("../../sql/query/claim_segment.sql");

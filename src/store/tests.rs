@@ -2,6 +2,7 @@
 
 mod ids;
 mod overall;
+mod rejected;
 
 use std::collections::HashSet;
 use std::io;
@@ -594,6 +595,14 @@ fn a_clean_close_leaves_one_file_and_a_missing_database_reads_as_empty() {
             .map(|user| user.revenue.0),
         Some(5)
     );
+    let several = readers
+        .users_by_id(&["b", "a", "A", "a"])
+        .expect("no error");
+    let ids = several
+        .into_iter()
+        .map(|user| user.map(|user| user.user_id));
+    let a = || Some("a".to_owned());
+    assert_eq!(ids.collect::<Vec<_>>(), [None, a(), None, a()]);
     readers.close();
     writer.close().expect("it closes");
     let names = |dir: &TempDir| -> Vec<_> {

@@ -239,7 +239,7 @@ impl SqliteWriter {
         let mut suspects = HashSet::new();
         loop {
             match self.attempt(range, &suspects, source)? {
-                Attempt::Ready(applied, _) => return Ok(Outcome::Applied(applied)),
+                Attempt::Ready(applied) => return Ok(Outcome::Applied(applied)),
                 Attempt::Raced => return Ok(Outcome::Raced),
                 Attempt::Suspects(more) => suspects.extend(more),
             }
@@ -271,7 +271,7 @@ impl SqliteWriter {
                 let attempt = apply::attempt(&mut rows, range, &suspects, *source);
                 drop(rows);
                 match attempt.map_err(failed)? {
-                    Attempt::Ready(applied, _) => break applied,
+                    Attempt::Ready(applied) => break applied,
                     Attempt::Raced => return Ok(OutcomeOfAll::Raced(at)),
                     Attempt::Suspects(more) => {
                         suspects.extend(more);

@@ -171,7 +171,7 @@ fn end_to_end(table: &mut Table) {
         assert_eq!(summary.counts.accepted, LINES);
         assert_eq!(client::totals(&url).unwrap().len(), 1000);
     });
-    server.stop();
+    server.stop().expect("it stops");
 }
 
 /// The target directory, which is on the disk of the project; /tmp may be in memory.

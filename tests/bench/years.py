@@ -2,7 +2,7 @@
 """A data directory as after years of use: hundreds of thousands of applied segments, millions of users.
 
     tests/bench/years.py make DIR [--segments 500000] [--users 10000000]
-    tests/bench/years.py measure DIR BINARY [--no-process]
+    tests/bench/years.py measure DIR BINARY [--no-process] [--max-disk SIZE]
 
 `make` writes the files and rows of such a directory directly, which takes about a minute instead of
 the days that a server would need. `tallyline verify` agrees with the result. Each segment has one
@@ -72,7 +72,10 @@ def make(args):
     database.execute("UPDATE applied_sum SET segments = ?1, native = ?1, lines = ?1, events = ?1", (args.segments,))
     database.execute("UPDATE pruned SET number = 1, segments = 1, lines = ?1, events = ?1, net_check = ?2, pruned_at_ms = 0",
                      (pruned, pruned * MICROS))
-    per_user, more = divmod(args.segments + pruned, args.users)
+    events = args.segments + pruned
+    database.execute("UPDATE overall SET users = ?, events = ?, revenue_micros = ?, updated_at_ms = 0",
+                     (args.users, events, str(events * MICROS)))
+    per_user, more = divmod(events, args.users)
     totals = ((f"user{user}", per_user + (user < more)) for user in sorted(range(args.users), key=str))
     database.executemany("INSERT INTO user_total VALUES (?, ?, ?, 0)",
                          ((user, events * MICROS, events) for user, events in totals))
@@ -117,7 +120,10 @@ def measure(args):
     for _ in range(args.rounds):
         command = [args.binary, "serve", "--data-dir", args.dir, "--listen", "127.0.0.1:0", "--port-file", port_file]
         began = time.monotonic()
-        server = subprocess.Popen(command + ["--no-process"] * args.no_process, env={"PATH": os.environ["PATH"]},
+        command += ["--no-process"] * args.no_process
+        if args.max_disk:
+            command += ["--max-disk", args.max_disk]
+        server = subprocess.Popen(command, env={"PATH": os.environ["PATH"]},
                                   stderr=subprocess.DEVNULL)
         try:
             until(port_file.exists, 120)
@@ -160,6 +166,7 @@ def main():
     command.add_argument("binary")
     command.add_argument("--rounds", type=int, default=3)
     command.add_argument("--no-process", action="store_true")
+    command.add_argument("--max-disk")
     command.set_defaults(run=measure)
     args = parser.parse_args()
     args.run(args)

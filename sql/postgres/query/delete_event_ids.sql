@@ -1,6 +1,5 @@
--- Only those that are still old.
-WITH old AS (
-    SELECT id FROM tallyline.event_id WHERE id = ANY ($1) AND applied_at_s < $2 ORDER BY id FOR UPDATE
-)
-DELETE FROM tallyline.event_id AS e USING old WHERE e.id = old.id
+-- Only those that are unchanged since they were read, and are still old.
+DELETE FROM tallyline.event_id AS e
+USING unnest($1, $2, $3) AS t (id, node, segment)
+WHERE e.id = t.id AND e.node = t.node AND e.segment = t.segment AND e.applied_at_s < $4
 RETURNING e.node, e.segment

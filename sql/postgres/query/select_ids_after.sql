@@ -1,1 +1,1 @@
-SELECT id, applied_at_s, node FROM tallyline.event_id WHERE id > $1 ORDER BY id LIMIT $2
+SELECT id, applied_at_s, node, segment FROM tallyline.event_id WHERE id > $1 ORDER BY id LIMIT $2

@@ -38,7 +38,10 @@ Examples:
 
 Durations: 10ms, 1s, 5m, 30days, or forever. Sizes: 4096, 64KiB, 256MiB, 1GB.
 The config file is TOML with the flags' names: rotate-interval = \"1m\", no-process = true.
-Flags override environment variables (TALLYLINE_ROTATE_INTERVAL), which override the config file.")]
+Flags override environment variables (TALLYLINE_ROTATE_INTERVAL), which override the config file.
+
+Exit codes: 0 stopped by SIGTERM or SIGINT, everything sealed and applied; 1 failed to start, or stopped
+before everything was sealed and applied, which the next start does; 2 usage.")]
 pub struct ServeArgs {
     /// Address and port to listen on; port 0 picks a free port [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR", env = "TALLYLINE_LISTEN")]

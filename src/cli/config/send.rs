@@ -160,30 +160,12 @@ impl SendConfig {
         };
         let state = args.state.or_else(|| default_state(&input));
         let rejects = args.rejects;
-        let read = [
-            ("the file to send", Place::of_input(&input)),
-            (
-                "the --token-file",
-                args.token_file.as_deref().map(Place::of_path),
-            ),
-        ];
-        let written = [
-            ("--rejects", rejects.as_deref().map(Place::of_path)),
-            ("--state", state.as_deref().map(Place::of_path)),
-        ];
-        for (flag, place) in &written {
-            for (name, other) in &read {
-                differ(flag, place.as_ref(), name, other.as_ref())?;
-            }
-        }
-        differ(
-            "--rejects",
-            written[0].1.as_ref(),
-            "the --state",
-            written[1].1.as_ref(),
+        refuse_one_file_for_two(
+            &input,
+            args.token_file.as_deref(),
+            rejects.as_deref(),
+            state.as_deref(),
         )?;
-        let stdout = Place::of_descriptor(std::io::stdout());
-        differ("stdout", stdout.as_ref(), read[0].0, read[0].1.as_ref())?;
         Ok(Self {
             input,
             to: base_url(&args.to)?,
@@ -211,6 +193,30 @@ impl SendConfig {
             },
         })
     }
+}
+
+/// Fails if a file that is written is also read or written as something else.
+fn refuse_one_file_for_two(
+    input: &Input,
+    token_file: Option<&Path>,
+    rejects: Option<&Path>,
+    state: Option<&Path>,
+) -> Result<(), UsageError> {
+    let read = [
+        ("the file to send", Place::of_input(input)),
+        ("the --token-file", token_file.map(Place::of_path)),
+    ];
+    let rejects = rejects.map(Place::of_path);
+    let state = state.map(Place::of_path);
+    for (flag, place) in [("--rejects", &rejects), ("--state", &state)] {
+        for (name, other) in &read {
+            differ(flag, place.as_ref(), name, other.as_ref())?;
+        }
+    }
+    differ("--rejects", rejects.as_ref(), "the --state", state.as_ref())?;
+    let stdout = Place::of_descriptor(std::io::stdout());
+    let (name, input) = &read[0];
+    differ("stdout", stdout.as_ref(), name, input.as_ref())
 }
 
 /// The default state file: `FILE.tallyline-state`.

@@ -1,18 +1,20 @@
 //! Configuration of `tallyline serve`: flags, then environment, then config file, then defaults.
 
-use std::fmt::{self, Write as _};
+mod settings;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-
 use uuid::Uuid;
 
+use self::settings::{DatabaseText, Settings};
 use super::{
     Size, Span, UsageError, address, at_least, between, directory, host_name, is_loopback, within,
 };
-use crate::cli::args::{ServeArgs, renamed, with_variables};
+use crate::cli::args::{ServeArgs, renamed};
 use crate::cli::memory::default_bytes;
 use crate::http::Access;
 use crate::progress::Processing;
@@ -362,128 +364,6 @@ fn access(
              give --token-file FILE (bearer tokens, one a line), or --no-auth if the network is trusted, \
              or listen on 127.0.0.1"
         ))),
-    }
-}
-
-/// Picks each setting and writes it, with its source, as a line of TOML.
-#[derive(Default)]
-struct Settings {
-    text: String,
-    /// The settings that come from the config file.
-    from_file: Vec<&'static str>,
-}
-
-impl Settings {
-    fn pick<T: TomlText>(
-        &mut self,
-        name: &'static str,
-        flag: Option<T>,
-        file: Option<T>,
-        default: T,
-    ) -> T {
-        let (value, from) = match (flag, file) {
-            (Some(value), _) => (value, "flag or environment"),
-            (None, Some(value)) => {
-                self.from_file.push(name);
-                (value, "config file")
-            }
-            (None, None) => (default, "default"),
-        };
-        self.line(format_args!("{name} = {}", value.toml_text()), from);
-        value
-    }
-
-    fn pick_optional<T: TomlText>(
-        &mut self,
-        name: &'static str,
-        flag: Option<T>,
-        file: Option<T>,
-    ) -> Option<T> {
-        let (value, from) = match (flag, file) {
-            (Some(value), _) => (value, "flag or environment"),
-            (None, Some(value)) => {
-                self.from_file.push(name);
-                (value, "config file")
-            }
-            (None, None) => {
-                self.line(format_args!("# {name} ="), "default: none");
-                return None;
-            }
-        };
-        self.line(format_args!("{name} = {}", value.toml_text()), from);
-        Some(value)
-    }
-
-    /// The error with the settings of the config file at `path` named as they are there.
-    fn named_as_in(&self, path: &Path, error: &UsageError) -> UsageError {
-        let names = self
-            .from_file
-            .iter()
-            .map(|name| (format!("--{name}"), (*name).to_owned()));
-        let text = with_variables(&error.to_string(), &names.collect::<Vec<_>>());
-        if text == error.to_string() {
-            return UsageError::new(text);
-        }
-        UsageError::new(format!("in the config file {}: {text}", path.display()))
-    }
-
-    fn line(&mut self, setting: fmt::Arguments<'_>, from: &str) {
-        let setting = setting.to_string();
-        let _infallible = writeln!(self.text, "{setting:<36} # {from}");
-    }
-}
-
-/// A value in TOML syntax.
-trait TomlText {
-    fn toml_text(&self) -> String;
-}
-
-impl TomlText for bool {
-    fn toml_text(&self) -> String {
-        self.to_string()
-    }
-}
-
-impl TomlText for String {
-    fn toml_text(&self) -> String {
-        toml::Value::String(self.clone()).to_string()
-    }
-}
-
-/// The value of `--database`. Its password is not shown.
-struct DatabaseText(String);
-
-impl TomlText for DatabaseText {
-    fn toml_text(&self) -> String {
-        // A value that cannot be parsed is reported, and never shown.
-        let parsed = Database::parse(&self.0).ok();
-        parsed
-            .map_or_else(String::new, |database| database.to_string())
-            .toml_text()
-    }
-}
-
-impl TomlText for Uuid {
-    fn toml_text(&self) -> String {
-        format!("\"{self}\"")
-    }
-}
-
-impl TomlText for PathBuf {
-    fn toml_text(&self) -> String {
-        self.to_string_lossy().into_owned().toml_text()
-    }
-}
-
-impl TomlText for Span {
-    fn toml_text(&self) -> String {
-        self.to_string().toml_text()
-    }
-}
-
-impl TomlText for Size {
-    fn toml_text(&self) -> String {
-        self.to_string().toml_text()
     }
 }
 

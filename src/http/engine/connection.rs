@@ -30,7 +30,7 @@ use self::streaming::Streaming;
 use super::framing::Persistence;
 use super::head::{self, HEAD_BYTES_MAX, Head};
 use super::mailbox::Key;
-use super::room::Room;
+use super::memory::BodyMemory;
 use super::turn::{Next, Turn};
 use super::upload::Upload;
 use super::{Refusal, Reply, Shared};
@@ -265,10 +265,10 @@ impl Connection {
     }
 
     fn reply(&mut self, turn: &mut Turn<'_>, reply: &Reply) {
-        self.leave(turn.shared, turn.room);
+        self.leave(turn.shared, turn.memory);
         let ends = reply.close || self.ends(turn);
         let kept = (!ends).then_some(turn.shared.limits.keep_alive);
-        reply.encode(self.to_head, kept, &mut self.out);
+        reply.encode(self.to_head, kept, turn.date.now(), &mut self.out);
         self.replied(turn, ends);
     }
 
@@ -284,13 +284,13 @@ impl Connection {
         self.begin_window(turn.now);
     }
 
-    /// Leaves the current state: releases its room, ends its request. The caller sends a reply or closes
+    /// Leaves the current state: releases its memory, ends its request. The caller sends a reply or closes
     /// the connection.
-    pub(super) fn leave(&mut self, shared: &Shared, room: &mut Room) {
+    pub(super) fn leave(&mut self, shared: &Shared, memory: &mut BodyMemory) {
         match std::mem::replace(&mut self.state, State::Head) {
             State::Upload(upload) => {
-                if upload.waits {
-                    room.leave(self.key);
+                if upload.awaits_memory {
+                    memory.cancel(self.key);
                 }
                 upload.request.disarm();
             }

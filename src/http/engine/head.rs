@@ -105,7 +105,8 @@ impl Head {
         Ok(Some((head, length)))
     }
 
-    /// Method and path as sent, without the query.
+    /// Method and path as sent, for the log. The query is left out, because it may contain confidential
+    /// data.
     pub(super) fn line(&self) -> &str {
         let line = &self.text[..self.target.end];
         line.split('?').next().unwrap_or_default()

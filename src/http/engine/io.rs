@@ -19,7 +19,8 @@ use slab::Slab;
 
 use super::connection::Connection;
 use super::mailbox::{Key, Mailbox, Message};
-use super::room::Room;
+use super::memory::BodyMemory;
+use super::reply::DateCache;
 use super::turn::{Next, Turn};
 use super::{Refusal, Shared};
 
@@ -60,8 +61,11 @@ pub(super) struct Io {
     listener: Option<TcpListener>,
     connections: Slab<Connection>,
     serial: u64,
-    room: Room,
+    memory: BodyMemory,
     scratch: Box<[u8]>,
+    date: DateCache,
+    /// See [`Turn::line`].
+    line: String,
     /// When to check the deadlines: at the earliest deadline of all connections, or before it.
     sweep_at: Option<Instant>,
     /// The kernel's queue may hold connections to accept.
@@ -81,13 +85,15 @@ pub(super) struct Io {
 impl Io {
     pub(super) fn new(shared: Arc<Shared>, sockets: Sockets) -> Self {
         Self {
-            room: Room::new(Arc::clone(&shared)),
+            memory: BodyMemory::new(Arc::clone(&shared)),
             shared,
             poll: sockets.poll,
             listener: Some(sockets.listener),
             connections: Slab::new(),
             serial: 0,
             scratch: vec![0; SCRATCH_BYTES].into(),
+            date: DateCache::default(),
+            line: String::new(),
             sweep_at: None,
             acceptable: true,
             accept_at: None,
@@ -113,7 +119,7 @@ impl Io {
             {
                 tracing::error!(%error, "cannot poll the sockets");
             }
-            self.shared.mailbox.take(&mut messages);
+            self.shared.mailbox.set_awake();
             let started = Instant::now();
             for event in &events {
                 match event.token() {
@@ -122,25 +128,13 @@ impl Io {
                     Token(index) => self.event(index, event),
                 }
             }
+            // After the events, so that the replies to their requests may be among the messages.
+            self.shared.mailbox.take(&mut messages);
             for message in messages.drain(..) {
-                match message {
-                    Message::Reply(key, reply) => {
-                        self.advance(key, |connection, turn| connection.answered(turn, &reply));
-                    }
-                    Message::Stream(key, reply, rest) => self.advance(key, |connection, turn| {
-                        connection.answered_with_stream(turn, &reply, rest)
-                    }),
-                    Message::Piece(key, piece, rest) => {
-                        self.advance(key, |connection, turn| {
-                            connection.produced(turn, piece, rest)
-                        });
-                    }
-                    Message::Room => {}
-                    Message::Shutdown => self.begin_stop(),
-                }
+                self.message(message);
             }
-            while let Some((key, share)) = self.room.next() {
-                self.advance(key, |connection, turn| connection.grant(turn, share));
+            while let Some((key, reservation)) = self.memory.reserve_for_next() {
+                self.advance(key, |connection, turn| connection.grant(turn, reservation));
             }
             self.sweep(Instant::now());
             self.accept(Instant::now());
@@ -176,6 +170,22 @@ impl Io {
         }
     }
 
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Reply(key, reply) => {
+                self.advance(key, |connection, turn| connection.answered(turn, &reply));
+            }
+            Message::Stream(key, reply, rest) => self.advance(key, |connection, turn| {
+                connection.answered_with_stream(turn, &reply, rest)
+            }),
+            Message::Piece(key, piece, rest) => self.advance(key, |connection, turn| {
+                connection.produced(turn, piece, rest)
+            }),
+            Message::MemoryReleased => {}
+            Message::Shutdown => self.begin_stop(),
+        }
+    }
+
     /// Calls `action` on a connection, unless it was closed meanwhile, and acts on the result.
     fn advance(&mut self, key: Key, action: impl FnOnce(&mut Connection, &mut Turn<'_>) -> Next) {
         let connection = self.connections.get_mut(key.index);
@@ -187,12 +197,20 @@ impl Io {
             now: Instant::now(),
             scratch: &mut self.scratch,
             shared: &self.shared,
-            room: &mut self.room,
+            memory: &mut self.memory,
+            date: &mut self.date,
             stopping: self.stop_at.is_some(),
             budget: 0,
+            line: &mut self.line,
         };
+        turn.line.clear();
         // A panic closes this connection and leaves the others open.
         let next = catch_unwind(AssertUnwindSafe(|| action(connection, turn)));
+        let step = match turn.line.as_str() {
+            "" => "a turn of a connection",
+            line => line,
+        };
+        self.shared.end_step(turn.now, step);
         self.buffered = self.buffered + connection.buffered_bytes() - before;
         if let Some(at) = connection.deadline(&self.shared.limits) {
             self.sweep_at = Some(self.sweep_at.map_or(at, |sweep_at| sweep_at.min(at)));
@@ -207,14 +225,14 @@ impl Io {
                 }
             }
             Next::Close => self.close(key.index),
-            Next::WantsRoom => self.relieve(key),
+            Next::WaitedForMemory => self.refuse_for_memory(key),
         }
     }
 
     fn close(&mut self, index: usize) {
         if let Some(mut connection) = self.connections.try_remove(index) {
             self.buffered -= connection.buffered_bytes();
-            connection.leave(&self.shared, &mut self.room);
+            connection.leave(&self.shared, &mut self.memory);
             // Another connection may be accepted at once.
             self.accept_at = None;
         }
@@ -240,11 +258,11 @@ impl Io {
         }
     }
 
-    /// Makes room for an upload that has waited too long: refuses the slowest upload that has room, or,
-    /// if none is slow, the waiting one.
-    fn relieve(&mut self, key: Key) {
+    /// Ends the wait of an upload for memory: refuses the slowest upload that has reserved some, or, if
+    /// none is slow, the waiting one.
+    fn refuse_for_memory(&mut self, key: Key) {
         let now = Instant::now();
-        let rate = |connection: &Connection| Some((connection.yielding_rate(now)?, connection.key));
+        let rate = |connection: &Connection| Some((connection.slow_rate(now)?, connection.key));
         let rates = self.connections.iter().filter_map(|(_, one)| rate(one));
         let slowest = rates.min_by_key(|(rate, _)| *rate);
         let (key, refusal) = match slowest {

@@ -16,7 +16,7 @@ pub struct Limits {
     pub buffers_bytes_max: usize,
     /// Maximum number of connections; default 16,384. It is lowered to what the limit of open
     /// descriptors allows. At the maximum, connections that have been idle or stalled for a second are
-    /// closed to accept others.
+    /// closed to accept others; those that have sent a part of their first head, after 10 ms.
     pub connections_max: usize,
     /// Maximum time until the first byte of a new connection while the maximum number of connections is
     /// open; default 10 s. Meanwhile further connections wait in the kernel's queue.

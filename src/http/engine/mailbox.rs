@@ -1,6 +1,7 @@
 //! The queue of messages from other threads to the I/O thread. Sending never blocks on the I/O thread:
 //! the lock is held for a push or a swap.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mio::Waker;
@@ -26,7 +27,7 @@ pub(super) enum Message {
     /// The next piece of a body, and the source of the further ones.
     Piece(Key, Piece, Rest),
     /// Memory for large bodies was released while an upload waited for it.
-    Room,
+    MemoryReleased,
     /// Begin the shutdown.
     Shutdown,
 }
@@ -34,36 +35,39 @@ pub(super) enum Message {
 /// The messages, and the waker of the I/O thread.
 #[derive(Debug)]
 pub(super) struct Mailbox {
-    inbox: Mutex<Inbox>,
-    waker: Waker,
-}
-
-#[derive(Debug, Default)]
-struct Inbox {
-    messages: Vec<Message>,
+    messages: Mutex<Vec<Message>>,
     /// The I/O thread is in `poll` or about to enter it, and was not woken yet.
-    asleep: bool,
+    asleep: AtomicBool,
+    waker: Waker,
 }
 
 impl Mailbox {
     pub(super) fn new(waker: Waker) -> Self {
         Self {
-            inbox: Mutex::default(),
+            messages: Mutex::default(),
+            asleep: AtomicBool::new(false),
             waker,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Message>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a message, and wakes the I/O thread if it sleeps.
     pub(super) fn post(&self, message: Message) {
-        let mut inbox = self.lock();
-        inbox.messages.push(message);
-        let wakes = std::mem::take(&mut inbox.asleep);
-        drop(inbox);
-        if wakes {
+        self.add(message);
+        self.wake();
+    }
+
+    /// Adds a message. [`Self::wake`] must follow, else it may be handled late.
+    pub(super) fn add(&self, message: Message) {
+        self.lock().push(message);
+    }
+
+    /// Wakes the I/O thread if it sleeps.
+    pub(super) fn wake(&self) {
+        if self.asleep.swap(false, Ordering::SeqCst) {
             // This fails only after the loop has ended.
             let _ended = self.waker.wake();
         }
@@ -71,15 +75,22 @@ impl Mailbox {
 
     /// Whether the I/O thread may sleep, because there is no message. If so, the next message wakes it.
     pub(super) fn may_sleep(&self) -> bool {
-        let mut inbox = self.lock();
-        inbox.asleep = inbox.messages.is_empty();
-        inbox.asleep
+        // Stored before the check, so that a message added after it wakes the thread.
+        self.asleep.store(true, Ordering::SeqCst);
+        let may_sleep = self.lock().is_empty();
+        if !may_sleep {
+            self.set_awake();
+        }
+        may_sleep
     }
 
-    /// Moves all messages to `into`, which must be empty. From now on messages do not wake the I/O thread.
+    /// From now on messages do not wake the I/O thread.
+    pub(super) fn set_awake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// Moves all messages to `into`, which must be empty.
     pub(super) fn take(&self, into: &mut Vec<Message>) {
-        let mut inbox = self.lock();
-        inbox.asleep = false;
-        std::mem::swap(&mut inbox.messages, into);
+        std::mem::swap(&mut *self.lock(), into);
     }
 }

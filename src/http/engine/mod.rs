@@ -8,10 +8,11 @@
 //! `io` accepts a connection and gives it a `turn` for each event of `poll`; `connection` is its state
 //! machine. `head` parses the head and `framing` finds the length of the body. The [`Handler`] admits or
 //! refuses the `request` by its head. `upload` receives the body, `body` decodes it, and a large body
-//! first waits for `room`, memory that all large bodies share. The [`Handler`] then handles the request
-//! on the I/O thread or on one of the `workers`. The thread that answers puts the [`Reply`] into the
-//! `mailbox` of the I/O thread, and `reply` encodes it. The body of a reply may be a `stream`. `system` has the calls that are specific to
-//! Linux.
+//! first reserves `memory`, which all large bodies share. The [`Handler`] then handles the request on
+//! the I/O thread or on one of the `workers`. The thread that answers puts the [`Reply`] into the
+//! `mailbox` of the I/O thread, and `reply` encodes it. A thread that answers several requests at once,
+//! as the committer does, wakes the I/O thread once ([`Request::answer_unwoken`]). The body of a reply
+//! may be a `stream`. `system` has the calls that are specific to Linux.
 //!
 //! # Threads
 //! | thread | work | may block on |
@@ -22,7 +23,7 @@
 //!
 //! No thread blocks on a client. A handler must not block `http-io`: blocking operations require a
 //! [`MayBlock`], which exists on `http-blocking-N` only. A step on `http-io` that takes
-//! [`HELD_UP_MIN`] or more is logged and counted in [`Figures::held_up`].
+//! [`BLOCKED_MIN`] or more is logged and counted in [`Figures::blocked`].
 //!
 //! # Bounds
 //! [`Limits`] bounds connections, heads, bodies (each one, and all large ones together), buffers,
@@ -41,9 +42,9 @@ mod head;
 mod io;
 mod limits;
 mod mailbox;
+mod memory;
 mod reply;
 mod request;
-mod room;
 mod stream;
 mod system;
 mod turn;
@@ -54,6 +55,7 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Wake;
 use std::time::{Duration, Instant};
 
 pub(crate) use body::reserve;
@@ -233,12 +235,12 @@ pub struct Figures {
     pub connections_max: usize,
     /// Idle connections that were closed to accept others or to free memory.
     pub evicted: u64,
-    /// How often a handler or a turn of the loop took [`HELD_UP_MIN`] or more of the I/O thread.
-    pub held_up: u64,
+    /// How often a turn of a connection or of the loop blocked the I/O thread for [`BLOCKED_MIN`] or more.
+    pub blocked: u64,
 }
 
 /// A step on the I/O thread that takes this long is logged and counted.
-pub const HELD_UP_MIN: Duration = Duration::from_millis(100);
+pub const BLOCKED_MIN: Duration = Duration::from_millis(100);
 /// Number of threads that may block. More of them would compete for the same database and cores.
 const BLOCKING_THREADS: usize = 2;
 /// Maximum number of requests queued for these threads.
@@ -268,12 +270,12 @@ struct Shared {
     blocking: Workers,
     in_flight: AtomicUsize,
     /// Bytes reserved for large bodies.
-    room_taken: AtomicUsize,
-    /// Whether uploads wait until such bytes are released.
-    room_wanted: AtomicBool,
+    body_bytes: AtomicUsize,
+    /// Whether uploads wait for such bytes.
+    memory_awaited: AtomicBool,
     connections: AtomicUsize,
     evicted: AtomicU64,
-    held_up: AtomicU64,
+    blocked: AtomicU64,
 }
 
 impl std::fmt::Debug for Shared {
@@ -305,11 +307,11 @@ impl Engine {
             workers: threads("http-worker", WORKER_THREADS, WORKER_QUEUE_MAX)?,
             blocking: threads("http-blocking", BLOCKING_THREADS, BLOCKING_QUEUE_MAX)?,
             in_flight: AtomicUsize::new(0),
-            room_taken: AtomicUsize::new(0),
-            room_wanted: AtomicBool::new(false),
+            body_bytes: AtomicUsize::new(0),
+            memory_awaited: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             evicted: AtomicU64::new(0),
-            held_up: AtomicU64::new(0),
+            blocked: AtomicU64::new(0),
         });
         let io = Io::new(Arc::clone(&shared), sockets);
         let (runs, running) = crossbeam_channel::bounded(0);
@@ -354,6 +356,13 @@ impl Engine {
     }
 }
 
+impl Wake for Shared {
+    /// Wakes the I/O thread if it sleeps.
+    fn wake(self: Arc<Self>) {
+        self.mailbox.wake();
+    }
+}
+
 impl Shared {
     fn figures(&self) -> Figures {
         Figures {
@@ -361,17 +370,16 @@ impl Shared {
             connections: self.connections.load(Ordering::Relaxed),
             connections_max: self.limits.connections_max,
             evicted: self.evicted.load(Ordering::Relaxed),
-            held_up: self.held_up.load(Ordering::Relaxed),
+            blocked: self.blocked.load(Ordering::Relaxed),
         }
     }
 
-    /// Ends a step on the I/O thread that began at `started`. If it took [`HELD_UP_MIN`] or more, it is
-    /// counted and logged.
+    /// Counts and logs a step on the I/O thread that began at `started`, if it took [`BLOCKED_MIN`] or more.
     fn end_step(&self, started: Instant, step: &str) {
         let duration = started.elapsed();
-        if duration >= HELD_UP_MIN {
-            self.held_up.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!("{step} held up the HTTP I/O thread for {duration:?}");
+        if duration >= BLOCKED_MIN {
+            self.blocked.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("{step} blocked the HTTP I/O thread for {duration:?}");
         }
     }
 }

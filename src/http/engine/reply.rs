@@ -1,7 +1,6 @@
 //! A reply, and its bytes on the wire.
 
 use std::borrow::Cow;
-use std::io::Write as _;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -70,64 +69,109 @@ impl Reply {
 
     /// Appends the bytes on the wire to `out`, without the body if the request was HEAD. `kept` is how
     /// long the connection stays open; `None` closes it.
-    pub(super) fn encode(&self, to_head: bool, kept: Option<Duration>, out: &mut Vec<u8>) {
-        self.encode_head(None, kept, out);
+    pub(super) fn encode(
+        &self,
+        to_head: bool,
+        kept: Option<Duration>,
+        date: &str,
+        out: &mut Vec<u8>,
+    ) {
+        self.encode_head(None, kept, date, out);
         if !to_head {
             out.extend_from_slice(&self.body);
         }
     }
 
     /// Appends the head. `coding` is that of a streamed body; otherwise the body has a length.
-    // Writing to a Vec cannot fail.
     pub(super) fn encode_head(
         &self,
         coding: Option<Coding>,
         kept: Option<Duration>,
+        date: &str,
         out: &mut Vec<u8>,
     ) {
         out.reserve(256 + self.body.len());
-        let status = StatusCode::from_u16(self.status).ok();
-        let reason = status.and_then(|status| status.canonical_reason());
-        let _never = write!(
-            out,
-            "HTTP/1.1 {} {}\r\nDate: {}\r\n",
-            self.status,
-            reason.unwrap_or("Unknown"),
-            HttpDate::from(timestamp::of_ms(timestamp::now_ms()))
-        );
+        // Formatting with `write!` takes several times as long.
+        let mut push = |parts: &[&str]| {
+            for part in parts {
+                out.extend_from_slice(part.as_bytes());
+            }
+        };
+        let status = StatusCode::from_u16(self.status).unwrap_or_default();
+        let reason = status.canonical_reason().unwrap_or("Unknown");
+        let line = ["HTTP/1.1 ", status.as_str(), " ", reason];
+        push(&line);
+        push(&["\r\nDate: ", date]);
         match coding {
-            Some(Coding::Chunked) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+            Some(Coding::Chunked) => push(&["\r\nTransfer-Encoding: chunked"]),
             None if self.status != 204 => {
-                let _never = write!(out, "Content-Length: {}\r\n", self.body.len());
+                push(&["\r\nContent-Length: ", &self.body.len().to_string()]);
             }
             Some(Coding::UntilClosed) | None => {}
         }
         if coding.is_some() || !self.body.is_empty() {
-            let _never = write!(out, "Content-Type: {}\r\n", self.content_type);
+            push(&["\r\nContent-Type: ", self.content_type]);
         }
         for (name, value) in &self.headers {
-            let _never = write!(out, "{name}: {value}\r\n");
+            push(&["\r\n", name, ": ", value]);
         }
-        let _never = match kept.map(|time| time.as_secs()) {
-            None => write!(out, "Connection: close\r\n\r\n"),
-            Some(secs) => write!(
-                out,
-                "Connection: keep-alive\r\nKeep-Alive: timeout={secs}\r\n\r\n"
-            ),
-        };
+        match kept {
+            None => push(&["\r\nConnection: close\r\n\r\n"]),
+            Some(time) => {
+                let seconds = time.as_secs().to_string();
+                push(&[
+                    "\r\nConnection: keep-alive\r\nKeep-Alive: timeout=",
+                    &seconds,
+                ]);
+                push(&["\r\n\r\n"]);
+            }
+        }
+    }
+}
+
+/// The value of the `Date` header, formatted once a second.
+#[derive(Debug, Default)]
+pub(super) struct DateCache {
+    second: i64,
+    text: String,
+}
+
+impl DateCache {
+    pub(super) fn now(&mut self) -> &str {
+        let second = timestamp::now_ms() / 1000;
+        if second != self.second || self.text.is_empty() {
+            self.second = second;
+            self.text = HttpDate::from(timestamp::of_ms(second * 1000)).to_string();
+        }
+        &self.text
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn text(reply: &Reply, to_head: bool, kept: Option<u64>) -> String {
         let mut bytes = Vec::new();
-        reply.encode(to_head, kept.map(Duration::from_secs), &mut bytes);
+        let kept = kept.map(Duration::from_secs);
+        reply.encode(to_head, kept, DateCache::default().now(), &mut bytes);
         let text = String::from_utf8(bytes).expect("text");
         let (before, date) = text.split_once("Date: ").expect("a date");
         format!("{before}{}", date.split_once("\r\n").expect("a line end").1)
+    }
+
+    #[test]
+    fn the_date_follows_the_clock() {
+        let mut date = DateCache::default();
+        let first = date.now().to_owned();
+        let seconds = |text: &str| SystemTime::from(text.parse::<HttpDate>().expect("a date"));
+        let age = SystemTime::now().duration_since(seconds(&first));
+        assert!(age.expect("not later") < Duration::from_mins(1), "{first}");
+        date.second -= 1;
+        date.text = "old".into();
+        assert!(seconds(date.now()) >= seconds(&first));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! A request on its way to the handler, and the way back for its reply.
 
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Instant;
 
 use super::head::{Head, Method};
 use super::mailbox::{Key, Message};
-use super::room::Share;
+use super::memory::Reservation;
 use super::stream::{Rest, Source};
 use super::workers::Workers;
 use super::{Figures, MayBlock, Refusal, Reply, Shared};
@@ -17,7 +18,7 @@ pub struct Request {
     pub(super) head: Head,
     pub(super) body: Vec<u8>,
     /// The memory reserved for a large body; released when the handler returns.
-    pub(super) share: Option<Share>,
+    pub(super) reservation: Option<Reservation>,
     pub(super) received: Instant,
     key: Key,
     /// `None` after it was answered.
@@ -31,7 +32,7 @@ impl Request {
         Self {
             head,
             body: Vec::new(),
-            share: None,
+            reservation: None,
             received: now,
             key,
             shared: Some(Arc::clone(shared)),
@@ -73,6 +74,15 @@ impl Request {
     /// Sends the reply to the I/O thread. Never blocks.
     pub fn answer(mut self, reply: Reply) {
         self.answer_mut(reply);
+    }
+
+    /// Adds the reply to the queue of the I/O thread without waking it: it may be sent late if the caller
+    /// does not call the waker. A thread that answers several requests at once wakes it once. Never blocks.
+    #[must_use = "the reply may be sent late if the waker is not called"]
+    pub fn answer_unwoken(mut self, reply: Reply) -> Option<Waker> {
+        let shared = self.shared.take()?;
+        shared.mailbox.add(Message::Reply(self.key, reply));
+        Some(shared.into())
     }
 
     /// Sends the head and the first piece of the body to the I/O thread; `source` produces the rest. Never
@@ -121,14 +131,9 @@ impl Request {
     /// Calls the handler on this thread.
     pub(super) fn handle(mut self) {
         if let Some(shared) = self.shared.clone() {
-            let _held_until_handled = self.share.take();
+            let _held_until_handled = self.reservation.take();
             shared.handler.handle(self);
         }
-    }
-
-    /// Method and path, for the log. The query is left out, because it may contain confidential data.
-    pub(super) fn line(&self) -> String {
-        self.head.line().to_owned()
     }
 
     /// Drops the request without a reply, because the connection replies itself or is closed.
@@ -137,7 +142,7 @@ impl Request {
     }
 
     /// Answers with the reply to this refusal.
-    pub(super) fn refuse(mut self, refusal: Refusal) {
+    pub fn refuse(mut self, refusal: Refusal) {
         self.if_dropped = refusal;
     }
 }

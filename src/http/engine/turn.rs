@@ -4,19 +4,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::memory::BodyMemory;
+use super::reply::DateCache;
 use super::request::Request;
-use super::room::Room;
-use super::{Admission, HELD_UP_MIN, Shared};
+use super::{Admission, Shared};
 
 /// The resources of the loop that one connection uses during its turn.
 pub(super) struct Turn<'a> {
     pub(super) now: Instant,
     pub(super) scratch: &'a mut [u8],
     pub(super) shared: &'a Arc<Shared>,
-    pub(super) room: &'a mut Room,
+    pub(super) memory: &'a mut BodyMemory,
+    pub(super) date: &'a mut DateCache,
     pub(super) stopping: bool,
     /// Bytes that the connection may still read in this turn.
     pub(super) budget: usize,
+    /// Method and path of the last request of this turn, for the log.
+    pub(super) line: &'a mut String,
 }
 
 /// How the loop continues with a connection after its turn.
@@ -28,26 +32,22 @@ pub(super) enum Next {
     Again,
     /// Close it.
     Close,
-    /// Make room: its upload has waited longer than `ROOM_WAIT`.
-    WantsRoom,
+    /// Refuse an upload: this one has waited for memory longer than `MEMORY_WAIT`.
+    WaitedForMemory,
 }
 
 impl Turn<'_> {
-    /// Calls the handler on this thread.
-    pub(super) fn handle(&mut self, request: Request) {
-        let line = request.line();
-        // A panic drops the request, which answers it with 500.
-        let _panicked = catch_unwind(AssertUnwindSafe(|| request.handle()));
-        self.shared.end_step(self.now, &line);
-    }
-
     /// Lets the handler admit or refuse the request by its head; `None` if the handler panics.
     pub(super) fn admit(&mut self, request: &Request) -> Option<Admission> {
+        self.line.clear();
+        self.line.push_str(request.head.line());
         let admit = || self.shared.handler.admit(request);
-        let admission = catch_unwind(AssertUnwindSafe(admit));
-        if self.now.elapsed() >= HELD_UP_MIN {
-            self.shared.end_step(self.now, &request.line());
-        }
-        admission.ok()
+        catch_unwind(AssertUnwindSafe(admit)).ok()
+    }
+
+    /// Calls the handler on this thread.
+    pub(super) fn handle(&mut self, request: Request) {
+        // A panic drops the request, which answers it with 500.
+        let _panicked = catch_unwind(AssertUnwindSafe(|| request.handle()));
     }
 }

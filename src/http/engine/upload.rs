@@ -1,19 +1,19 @@
-//! An upload: a request whose body is being received. A large body needs room, see [`super::room`].
+//! An upload: a request whose body is being received. A large body reserves memory, see [`super::memory`].
 
 use std::time::{Duration, Instant};
 
 use super::body::{Decoder, LARGE_BYTES, reserve};
 use super::framing::Length;
+use super::memory::Reservation;
 use super::request::Request;
-use super::room::Share;
 use super::{Lane, Refusal, Reply, Shared};
 
-/// Maximum bytes of a small body: it needs no room, and [`Lane::Io`] handles it on the I/O thread.
+/// Maximum bytes of a small body: it reserves no memory, and [`Lane::Io`] handles it on the I/O thread.
 pub(super) const SMALL_BYTES_MAX: usize = 16 << 10;
-/// How long a large body waits for room before another upload yields, or it is refused itself.
-pub(super) const ROOM_WAIT: Duration = Duration::from_secs(2);
-/// An upload slower than this, in bytes a second, yields its room if another upload waits for it.
-const YIELDING_RATE: u64 = 128 << 10;
+/// How long a large body waits for memory before a slow upload, or else this one, is refused.
+pub(super) const MEMORY_WAIT: Duration = Duration::from_secs(2);
+/// An upload slower than this, in bytes a second, is refused if another upload waits for its memory.
+const SLOW_RATE: u64 = 128 << 10;
 
 /// A request whose body is being received.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ pub(super) struct Upload {
     /// Bytes of the body received so far, kept or discarded.
     pub(super) count: u64,
     began: Instant,
-    /// The upload waits for room; nothing is read.
-    pub(super) waits: bool,
+    /// The upload waits for memory; nothing is read.
+    pub(super) awaits_memory: bool,
     /// The client waits for `100 Continue`.
     pub(super) asks_to_continue: bool,
 }
@@ -54,7 +54,7 @@ impl Upload {
             },
             count: 0,
             began: now,
-            waits: false,
+            awaits_memory: false,
             asks_to_continue: false,
         }
     }
@@ -66,6 +66,11 @@ impl Upload {
 
     pub(super) fn is_complete(&self) -> bool {
         self.decoder.is_complete()
+    }
+
+    /// Whether nothing more is read: the body is complete, or too long to be discarded.
+    pub(super) fn ends(&self, bytes_max: usize) -> bool {
+        self.is_complete() || self.count > Self::discard_max(bytes_max)
     }
 
     /// Consumes the bytes at the start of `input` that belong to the body and returns their number, or
@@ -96,34 +101,37 @@ impl Upload {
         }
         if body.len() + data.len() > body.capacity().max(LARGE_BYTES) {
             reserve(body, bytes_max);
+        } else if body.is_empty() {
+            // One more for the line end that a body of one line may lack.
+            body.reserve(data.len() + 1);
         }
         body.extend_from_slice(data);
     }
 
-    /// The room in bytes that the upload needs and has not reserved. A chunked body needs it once it is no
-    /// longer small, and then reserves the maximum, because its length is unknown.
-    pub(super) fn wants_room(&self, bytes_max: usize) -> Option<usize> {
-        if self.request.share.is_some() || matches!(self.then, Then::Answer(_)) {
+    /// The bytes that the upload must reserve before it continues. A chunked body reserves the maximum
+    /// once it is no longer small, because its length is unknown.
+    pub(super) fn bytes_to_reserve(&self, bytes_max: usize) -> Option<usize> {
+        if self.request.reservation.is_some() || matches!(self.then, Then::Answer(_)) {
             return None;
         }
         let expected = self.announced.unwrap_or(self.request.body.len());
         (expected > SMALL_BYTES_MAX).then_some(self.announced.unwrap_or(bytes_max))
     }
 
-    pub(super) fn grant(&mut self, share: Share) {
-        self.waits = false;
-        self.request.share = Some(share);
+    pub(super) fn grant(&mut self, reservation: Reservation) {
+        self.awaits_memory = false;
+        self.request.reservation = Some(reservation);
         if let Some(bytes) = self.announced {
             reserve(&mut self.request.body, bytes);
         }
     }
 
-    /// The rate of the upload in bytes a second, if it has room and is slow enough to yield it.
-    pub(super) fn yielding_rate(&self, now: Instant) -> Option<u64> {
-        self.request.share.as_ref()?;
+    /// The rate of the upload in bytes a second, if it has reserved memory and is slow enough to be refused.
+    pub(super) fn slow_rate(&self, now: Instant) -> Option<u64> {
+        self.request.reservation.as_ref()?;
         let elapsed = now.saturating_duration_since(self.began);
         let rate = self.count * 1000 / millis(elapsed).max(1);
-        (elapsed >= ROOM_WAIT && rate < YIELDING_RATE).then_some(rate)
+        (elapsed >= MEMORY_WAIT && rate < SLOW_RATE).then_some(rate)
     }
 }
 

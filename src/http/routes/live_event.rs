@@ -219,20 +219,19 @@ fn append(inner: &Arc<Inner>, request: Request, options: &Options, mut intake: I
                 if intake.refused > 0 {
                     inner.record_skipped(&intake);
                 }
-                match ack {
-                    Ack::Durable => {
-                        let reply = Reply::json(202, acknowledgement(&intake, position, None));
-                        inner.answer(request, Route::LiveEvent, reply);
-                    }
-                    Ack::Applied => when_applied(&inner, request, intake, position, wait),
+                if ack == Ack::Applied {
+                    when_applied(&inner, request, intake, position, wait);
+                    return None;
                 }
+                let reply = Reply::json(202, acknowledgement(&intake, position, None));
+                inner.answer_unwoken(request, Route::LiveEvent, reply)
             }
             Err(error) => {
                 let all = u64::from(intake.accepted) + intake.refused;
                 inner.counters.record_outcome(0, all);
                 let problem = Problem::of_append(&error);
                 inner.record_refused(&problem, all);
-                inner.answer(request, Route::LiveEvent, problem.reply());
+                inner.answer_unwoken(request, Route::LiveEvent, problem.reply())
             }
         }
     };

@@ -18,10 +18,12 @@ mod users;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
+pub(super) use self::users::lookups::Lookups;
 use super::auth::{self, Foreign, Listening, Tokens};
 use super::counters::{Counters, Route};
 use super::engine::{
@@ -42,6 +44,7 @@ pub(super) struct Inner {
     pub(super) progress: Arc<Progress>,
     pub(super) health: Arc<Health>,
     pub(super) readers: Blocking<Readers>,
+    pub(super) lookups: Lookups,
     pub(super) files: Blocking<Files>,
     /// `None` if requests need no token.
     pub(super) tokens: Option<Tokens>,
@@ -158,7 +161,11 @@ fn is_one_segment(id: &str) -> bool {
 
 /// Splits a target into authority, path and query. Only a full URL has an authority.
 fn split_target(target: &str) -> (Option<&str>, &str, &str) {
-    let scheme = target.find("://").filter(|_| !target.starts_with('/'));
+    let scheme = if target.starts_with('/') {
+        None
+    } else {
+        target.find("://")
+    };
     let (authority, rest) = match scheme {
         None => (None, target),
         Some(at) => {
@@ -177,6 +184,13 @@ impl Inner {
     fn answer(&self, request: Request, route: Route, reply: Reply) {
         self.counters.answered(route, reply.status);
         request.answer(reply);
+    }
+
+    /// The same without waking the I/O thread, see [`Request::answer_unwoken`].
+    #[must_use = "the reply may be sent late if the waker is not called"]
+    fn answer_unwoken(&self, request: Request, route: Route, reply: Reply) -> Option<Waker> {
+        self.counters.answered(route, reply.status);
+        request.answer_unwoken(reply)
     }
 
     /// Runs `find` on a thread that may block, and sends its reply.

@@ -4,6 +4,7 @@
 //! thread: [`crate::progress::Progress`] calls back.
 
 mod csv;
+pub(super) mod lookups;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -30,20 +31,13 @@ pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &st
         Ok(parsed) => parsed,
         Err(problem) => return inner.answer(request, Route::User, problem.reply()),
     };
-    let inner_then = Arc::clone(inner);
-    let look_up = move |request: Request| {
-        request.on_blocking_thread(move |request, may_block| {
-            let reply = total(&inner_then, &id, may_block);
-            inner_then.answer(request, Route::User, reply);
-        });
-    };
     let Some(after) = after else {
-        return look_up(request);
+        return lookups::look_up(inner, request, id);
     };
     let done = {
         let inner = Arc::clone(inner);
         move |waited| match waited {
-            WaitOutcome::Applied => look_up(request),
+            WaitOutcome::Applied => lookups::look_up(&inner, request, id),
             other => inner.answer(request, Route::User, not_applied(&inner, other).reply()),
         }
     };
@@ -81,18 +75,6 @@ pub(super) fn not_applied(inner: &Inner, waited: WaitOutcome) -> Problem {
         )
         .retry()
         .member("applied", progress.applied().to_string()),
-    }
-}
-
-fn total(inner: &Inner, id: &str, may_block: &MayBlock) -> Reply {
-    match inner.readers.get(may_block).user(id) {
-        Ok(Some(total)) => {
-            let mut json = String::with_capacity(128);
-            push_user(&mut json, &total);
-            Reply::json(200, json)
-        }
-        Ok(None) => unknown(inner).reply(),
-        Err(error) => unreadable(&error).reply(),
     }
 }
 

@@ -186,10 +186,12 @@ impl Writer {
         }
     }
 
-    /// Seals the active segment at a clean shutdown, so that `process` finds sealed files only.
-    pub(super) fn seal_at_stop(&mut self) {
-        if let Err(error) = self.rotate() {
-            tracing::error!("cannot seal the active segment at shutdown: {error}");
-        }
+    /// Seals the active segment at a clean shutdown, so that `process` finds sealed files only. Returns why
+    /// it could not be sealed.
+    pub(super) fn seal_at_stop(&mut self) -> Option<String> {
+        let error = self.rotate().err()?;
+        Some(format!(
+            "cannot seal the active segment at shutdown: {error}. The next start or `tallyline process` recovers and seals what is in the file"
+        ))
     }
 }

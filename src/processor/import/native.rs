@@ -89,30 +89,11 @@ impl Importer<'_> {
                 label.number
             );
         }
-        if diverged && start > 0 && !self.has_id(file, start).map_err(io())? {
-            self.forks.push(Refused {
-                path: content.path.clone(),
-                reason: format!(
-                    "it is a copy of segment {} that received its own events after at most {start} bytes. The first {start} bytes of both files are equal and are counted once; if both files received the same events without an id after the copy was made, too few may be counted. In that case, put these lines into a file with another name, and run `tallyline process` with that file",
-                    label.number
-                ),
-            });
+        if diverged && start > 0 && !has_id(file, start).map_err(io())? {
+            self.forks.push(fork(content, label, start));
         }
         let id = SegmentId::Imported(part.to_string());
         self.copy_in(&content.named(part.to_string()), (start, end), id, None)
-    }
-
-    /// Whether the line that ends at `end` has an id, so that it is counted once in any file.
-    #[expect(
-        clippy::unused_self,
-        reason = "a step of the import, beside the others"
-    )]
-    fn has_id(&self, file: &dyn DiskFile, end: u64) -> io::Result<bool> {
-        let start = disk::last_line_end(file, end - 1)?;
-        let mut line = Vec::new();
-        read_range(file, start, end, &mut line)?;
-        let event = Event::parse(file_start(&line, start).trim_ascii());
-        Ok(event.is_ok_and(|event| event.id.is_some()))
     }
 
     /// Compares the file with a segment of this data directory.
@@ -260,6 +241,26 @@ impl Importer<'_> {
             }
         }
         Ok(known)
+    }
+}
+
+/// Whether the line that ends at `end` has an id, so that it is counted once in any file.
+fn has_id(file: &dyn DiskFile, end: u64) -> io::Result<bool> {
+    let start = disk::last_line_end(file, end - 1)?;
+    let mut line = Vec::new();
+    read_range(file, start, end, &mut line)?;
+    let event = Event::parse(file_start(&line, start).trim_ascii());
+    Ok(event.is_ok_and(|event| event.id.is_some()))
+}
+
+/// The warning about a copy that went on with events of its own after `start` bytes.
+fn fork(content: &Content, label: Label, start: u64) -> Refused {
+    Refused {
+        path: content.path.clone(),
+        reason: format!(
+            "it is a copy of segment {} that received its own events after at most {start} bytes. The first {start} bytes of both files are equal and are counted once; if both files received the same events without an id after the copy was made, too few may be counted. In that case, put these lines into a file with another name, and run `tallyline process` with that file",
+            label.number
+        ),
     }
 }
 

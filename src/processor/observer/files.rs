@@ -119,10 +119,12 @@ impl KnownFiles {
         if let Some(sealed) = self.sealed.get(id).filter(|sealed| sealed.size == size) {
             return Ok(Some(sealed.clone()));
         }
+        // The lines are counted and the checksum is computed in one pass.
+        let mut read = Hasher::new();
         let sealed = Sealed {
             size,
-            lines: lines::count(&*file, 0, size)?,
-            broken: seal::contradiction(&*file, path, &Hasher::new())?,
+            lines: lines::count_and(&*file, 0, size, |block| read.update(block))?,
+            broken: seal::contradiction(&*file, path, &read)?,
         };
         self.sealed.insert(id.clone(), sealed.clone());
         Ok(Some(sealed))

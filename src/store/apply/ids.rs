@@ -84,8 +84,10 @@ pub(super) fn count<'a, R: Rows>(
         } else {
             let seen = rows.look_up_id(place, &event)?;
             // An event that overflows its total is rejected, and its id is not stored.
-            if decide(replay, tally, &event, &seen) == Counts::Yes {
-                rows.insert_id(place, &event)?;
+            match (decide(replay, tally, &event, &seen), seen) {
+                (Counts::Yes, _) => rows.insert_id(place, &event)?,
+                (Counts::No, IdLookup::New) => rows.reject_id(place, &event)?,
+                (Counts::No, _) => {}
             }
         }
     }

@@ -9,9 +9,9 @@ use super::Range;
 use super::id_blocks::{Change, Work};
 use super::ids::IdLookup;
 use crate::aggregate::{IdEvent, Rejected};
+use crate::store::SegmentRow;
 use crate::store::id_blocks::{Block, BlockKey};
 use crate::store::overall::{Added, Overall};
-use crate::store::segments::SegmentRow;
 use crate::store::{Counts, SegmentState};
 
 /// The rows of one transaction that applies one range.
@@ -43,6 +43,12 @@ pub(in crate::store) trait Rows {
 
     /// Inserts one id that is not in the table.
     fn insert_id(&mut self, place: i64, event: &IdEvent<'_>) -> Result<(), Self::Error>;
+
+    /// An event whose id is not that of a counted one is rejected. Deletes the row of the id, if the database
+    /// inserts ids in advance.
+    fn reject_id(&mut self, _place: i64, _event: &IdEvent<'_>) -> Result<(), Self::Error> {
+        Ok(())
+    }
 
     /// Inserts the blocks as they are in `works`, sorted by key. Each of those that are in the table is read
     /// into its `work`, changed by `merge` and written.

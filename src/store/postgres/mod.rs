@@ -17,8 +17,10 @@
 //! # Transactions
 //! Every writing transaction first locks the row of its node `FOR SHARE` and compares epoch and token
 //! ([`Node::check`]), so that a data directory that was copied to two machines is applied by one of them only.
-//! The order of locks is: node, segment, ids, blocks, totals, and within each bytewise by key. A serialization
-//! failure or a deadlock is repeated ([`StoreError::Conflict`](super::StoreError::Conflict)). If the outcome of
+//! Every transaction locks in one order, so that none waits for another that waits for it: the node, segments by
+//! node and name, ids by id, blocks by key, and then rows that belong to one node. A rebuild, which goes from file to
+//! file, locks these tables. A serialization failure, or a deadlock with a transaction of another program, is repeated
+//! ([`StoreError::Conflict`](super::StoreError::Conflict)). If the outcome of
 //! a commit is unknown, the caller opens a new writer, which reads the rows again, and the compare-and-set of
 //! the applied offset decides.
 //!
@@ -26,7 +28,7 @@
 //! - `connect`: URL, passwords, TLS, and the meaning of errors.
 //! - `schema`: creates the tables and checks their version.
 //! - `node`: the identity of a node, its epoch and token.
-//! - `writer`, `rows`, `retention`, `rebuild`: the writing connection and its row operations.
+//! - `writer`, `ranges`, `rows`, `retention`, `rebuild`: the writing connection and its row operations.
 //! - `readers`, `recovery`, `snapshot`: reads of any thread, at the start, and for `verify`.
 //! - `members`, `user_count`: the nodes, and the number of users of all nodes.
 //! - `convert`: rows as values of the store.
@@ -36,6 +38,7 @@ mod convert;
 mod members;
 mod node;
 mod password;
+mod ranges;
 mod readers;
 mod rebuild;
 mod recovery;

@@ -29,6 +29,7 @@ use crate::store::StoreError;
 
 const SELECT_NODE: &str = include_str!("../../../sql/postgres/select_node_for_update.sql");
 const CHECK_NODE: &str = include_str!("../../../sql/postgres/check_node.sql");
+const LOCK_CLUSTER: &str = include_str!("../../../sql/postgres/lock_cluster.sql");
 const INSERT_NODE: &str = include_str!("../../../sql/postgres/insert_node.sql");
 const UPDATE_NODE: &str = include_str!("../../../sql/postgres/update_node.sql");
 const INSERT_SUMS: &str = include_str!("../../../sql/postgres/insert_sums_of_node.sql");
@@ -105,9 +106,12 @@ impl Node {
             if client.is_closed() {
                 *client = target.connect()?;
             }
-            match attempt(client, target, disk, data_dir, id, takeover)? {
-                Attempt::Acquired(node) => return Ok(node),
-                Attempt::Again(error) => last = Some(error),
+            match attempt(client, target, disk, data_dir, id, takeover) {
+                Ok(Attempt::Acquired(node)) => return Ok(node),
+                Ok(Attempt::Again(error)) | Err(error @ StoreError::Conflict { .. }) => {
+                    last = Some(error);
+                }
+                Err(error) => return Err(error),
             }
         }
         Err(last.unwrap_or_else(|| target.unsupported("cannot register this node")))
@@ -352,13 +356,14 @@ fn replace(
     insert_sums(transaction, found.number)
 }
 
-/// `None` if another process registered this node, or another one with the same number, meanwhile.
+/// `None` if another process registered this node meanwhile. Other nodes that register wait, however many they are.
 fn register(
     transaction: &mut Transaction<'_>,
     id: Uuid,
     new: &NodeToken,
 ) -> Result<Option<i32>, ::postgres::Error> {
     let name = host_name();
+    transaction.query_typed(LOCK_CLUSTER, &[])?;
     let rows = transaction.query_typed(
         INSERT_NODE,
         &[

@@ -137,6 +137,21 @@ impl PostgresReaders {
         })
     }
 
+    /// See [`Readers::users_by_id`](crate::store::Readers::users_by_id).
+    pub(in crate::store) fn users_by_id(
+        &self,
+        ids: &[&str],
+    ) -> Result<Vec<Option<UserTotal>>, StoreError> {
+        let found = self.read("read users' totals", |client| {
+            let sql = statement!("select_users_by_id");
+            let rows = client.query_typed(sql, &[(&ids, Type::TEXT_ARRAY)])?;
+            let totals: Result<Vec<_>, _> = rows.iter().map(user_total).collect();
+            Ok(totals?)
+        })?;
+        let total = |id: &&str| found.iter().find(|total| total.user_id == *id).cloned();
+        Ok(ids.iter().map(total).collect())
+    }
+
     /// The first `rows` users after the cursor.
     pub(in crate::store) fn users(
         &self,

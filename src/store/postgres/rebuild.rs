@@ -1,6 +1,7 @@
 //! Rebuild of a node: its rows are deleted and its files applied again, in one transaction.
 //!
-//! Other nodes never see an id that is free in between: they wait for the transaction if they have such an id.
+//! Other nodes never see an id that is free in between: they wait for the transaction before they count, because it
+//! has locked the tables of segments and ids.
 //! What is kept: the sums of pruned segments, the part of each total that belongs to them, and the ids that were
 //! counted in them.
 //!
@@ -11,6 +12,7 @@
 use std::collections::{HashMap, HashSet};
 
 use ::postgres::Client;
+use ::postgres::error::SqlState;
 use ::postgres::types::Type;
 
 use super::convert::{self, to_i64};
@@ -50,6 +52,7 @@ impl PostgresWriter {
         }
         let node = self.node.number;
         self.write(doing, |client| {
+            lock_tables(client)?;
             free_blocks(client, node)?;
             for sql in [
                 statement!("delete_ids_of_node"),
@@ -116,6 +119,21 @@ impl PostgresWriter {
         self.nesting = Nesting::Transaction;
         Ok(released)
     }
+}
+
+/// Locks the tables whose rows of other nodes a rebuild may need. Not every compatible engine has such locks; without
+/// them, a deadlock is repeated.
+fn lock_tables(client: &mut Client) -> Result<(), RowsError> {
+    client.batch_execute("SAVEPOINT tables")?;
+    let locked = client.batch_execute(statement!("lock_tables_for_rebuild"));
+    let unsupported = [SqlState::SYNTAX_ERROR, SqlState::FEATURE_NOT_SUPPORTED];
+    match locked {
+        Err(error) if error.code().is_some_and(|code| unsupported.contains(code)) => {
+            client.batch_execute("ROLLBACK TO SAVEPOINT tables")?;
+        }
+        locked => locked?,
+    }
+    Ok(client.batch_execute("RELEASE SAVEPOINT tables")?)
 }
 
 /// Removes the runs of the node's segments from the blocks, except those of pruned segments.

@@ -5,7 +5,8 @@ use uuid::Uuid;
 use super::{PostgresReaders, PostgresSnapshot, Target};
 use crate::data_dir::segment::SegmentId;
 use crate::store::StoreError;
-use crate::store::segments::{Checks, RecoveryRows};
+use crate::store::checks::Checks;
+use crate::store::recovery::RecoveryRows;
 
 /// See [`Database::read_for_recovery`](crate::store::Database::read_for_recovery).
 pub(in crate::store) fn read_for_recovery(

@@ -4,7 +4,7 @@
 //! of the database. A node expires the ids of its own segments, those of nodes that were removed, and blocks of
 //! any node: a block may have runs of several.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ::postgres::Client;
 use ::postgres::types::Type;
@@ -149,14 +149,14 @@ impl PostgresWriter {
         expiry: &Expiry,
         stamps: &Stamps,
         count: u32,
-    ) -> Result<Examined<String, ()>, StoreError> {
+    ) -> Result<Examined<String, (i32, i64)>, StoreError> {
         let doing = "read the ids";
         let rows = self.query(
             doing,
             statement!("select_ids_after"),
             &[(&after, Type::TEXT), (&i64::from(count), Type::INT8)],
         )?;
-        let read = || -> Result<Examined<String, ()>, Malformed> {
+        let read = || -> Result<Examined<String, (i32, i64)>, Malformed> {
             let mut examined = Examined {
                 last: None,
                 old: Vec::new(),
@@ -165,11 +165,12 @@ impl PostgresWriter {
             for row in &rows {
                 let (id, applied_at_s): (String, i64) =
                     (convert::get(row, 0)?, convert::get(row, 1)?);
-                if expiry.nodes.contains(&convert::get(row, 2)?) {
+                let segment: (i32, i64) = (convert::get(row, 2)?, convert::get(row, 3)?);
+                if expiry.nodes.contains(&segment.0) {
                     if !stamps.can_be(applied_at_s.saturating_mul(1000)) {
                         examined.undated.push(id.clone());
                     } else if applied_at_s < expiry.before_s {
-                        examined.old.push((id.clone(), ()));
+                        examined.old.push((id.clone(), segment));
                     }
                 }
                 examined.last = Some(id);
@@ -237,7 +238,7 @@ impl PostgresWriter {
     /// Deletes the old rows of ids, unless they have changed, and returns how many.
     fn expire_rows(
         &mut self,
-        examined: &Examined<String, ()>,
+        examined: &Examined<String, (i32, i64)>,
         expiry: &Expiry,
         stamps: &Stamps,
     ) -> Result<u64, StoreError> {
@@ -245,15 +246,29 @@ impl PostgresWriter {
             return Ok(0);
         }
         let now_s = stamps.now_ms.div_euclid(1000);
-        let old: Vec<&str> = examined.old.iter().map(|(id, ())| id.as_str()).collect();
+        let old: Vec<&str> = examined.old.iter().map(|(id, _)| id.as_str()).collect();
+        let (nodes, segments): (Vec<i32>, Vec<i64>) =
+            examined.old.iter().map(|(_, segment)| *segment).unzip();
+        let undated = examined.undated.iter().map(String::as_str);
+        let all: Vec<&str> = undated.chain(old.iter().copied()).collect();
         self.write("expire ids", |transaction| {
+            lock_segments(
+                transaction,
+                examined.old.iter().map(|(_, segment)| *segment),
+            )?;
+            transaction.query_typed(statement!("lock_event_ids"), &[(&all, Type::TEXT_ARRAY)])?;
             transaction.execute_typed(
                 statement!("restamp_event_ids"),
                 &[(&examined.undated, Type::TEXT_ARRAY), (&now_s, Type::INT8)],
             )?;
             let rows = transaction.query_typed(
                 statement!("delete_event_ids"),
-                &[(&old, Type::TEXT_ARRAY), (&expiry.before_s, Type::INT8)],
+                &[
+                    (&old, Type::TEXT_ARRAY),
+                    (&nodes, Type::INT4_ARRAY),
+                    (&segments, Type::INT8_ARRAY),
+                    (&expiry.before_s, Type::INT8),
+                ],
             )?;
             let mut counts = BySegment::new();
             for row in &rows {
@@ -279,7 +294,20 @@ impl PostgresWriter {
         let undated = Columns::of(examined.undated.iter());
         let old = Columns::of(examined.old.iter().map(|(key, _)| key));
         let bytes: Vec<&[u8]> = examined.old.iter().map(|(_, old)| &*old.bytes).collect();
+        let keys = examined.old.iter().map(|(key, _)| key);
+        let all = Columns::of(examined.undated.iter().chain(keys));
+        let counts = examined.old.iter().flat_map(|(_, old)| &old.counts);
+        let segments: Vec<(i32, i64)> = counts.map(|&(segment, _)| segment).collect();
         self.write("expire ids", |transaction| {
+            lock_segments(transaction, segments.iter().copied())?;
+            transaction.query_typed(
+                statement!("lock_id_blocks"),
+                &[
+                    (&all.prefixes, Type::TEXT_ARRAY),
+                    (&all.widths, Type::INT2_ARRAY),
+                    (&all.blocks, Type::INT8_ARRAY),
+                ],
+            )?;
             transaction.execute_typed(
                 statement!("restamp_id_blocks"),
                 &[
@@ -338,6 +366,21 @@ impl<'k> Columns<'k> {
         }
         columns
     }
+}
+
+/// Locks the rows of segments, whose numbers of expired ids change after their ids are locked.
+fn lock_segments(
+    transaction: &mut Client,
+    segments: impl Iterator<Item = (i32, i64)>,
+) -> Result<(), ::postgres::Error> {
+    let segments: BTreeSet<(i32, i64)> = segments.collect();
+    let (nodes, keys): (Vec<i32>, Vec<i64>) = segments.into_iter().unzip();
+    transaction
+        .query_typed(
+            statement!("lock_segments"),
+            &[(&nodes, Type::INT4_ARRAY), (&keys, Type::INT8_ARRAY)],
+        )
+        .map(drop)
 }
 
 /// Adds expired ids to the rows of their segments. A pruned segment has no row.

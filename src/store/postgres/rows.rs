@@ -11,6 +11,7 @@ use ::postgres::{Client, Row};
 
 use super::Node;
 use super::convert::{self, Malformed, to_i64};
+use super::ranges::{Reserved, row_of};
 use crate::data_dir::segment::{SegmentId, Tag};
 use crate::store::apply::id_blocks::{Change, Work};
 use crate::store::apply::ids::{IdLookup, IdRow};
@@ -62,10 +63,14 @@ impl From<::postgres::Error> for Failure<RowsError> {
 }
 
 /// The rows of one transaction of a node.
-pub(super) struct PostgresRows<'r> {
+pub(super) struct PostgresRows<'r, 'e> {
     transaction: &'r mut Client,
     node: i32,
     now_ms: i64,
+    /// The row of the range's segment, whose applied offset is changed already.
+    claimed: Option<SegmentRow>,
+    /// The ids of all ranges of the transaction, if they were locked in advance.
+    reserved: Option<&'r mut Reserved<'e>>,
     /// Users whose first event at this node was written.
     new_users: u64,
     /// The segment and the rejected lines that are not written yet.
@@ -82,14 +87,14 @@ struct RejectedColumns {
 
 /// The columns of blocks.
 #[derive(Default)]
-struct BlockColumns<'w> {
+pub(super) struct BlockColumns<'w> {
     prefixes: Vec<&'w str>,
     widths: Vec<i16>,
     blocks: Vec<i64>,
 }
 
 impl<'w> BlockColumns<'w> {
-    fn of(keys: impl Iterator<Item = BlockKey<'w>>) -> Self {
+    pub(super) fn of(keys: impl Iterator<Item = BlockKey<'w>>) -> Self {
         let mut columns = Self::default();
         for key in keys {
             columns.prefixes.push(key.prefix);
@@ -99,7 +104,7 @@ impl<'w> BlockColumns<'w> {
         columns
     }
 
-    fn params(&self) -> [Param<'_>; 3] {
+    pub(super) fn params(&self) -> [Param<'_>; 3] {
         [
             (&self.prefixes, Type::TEXT_ARRAY),
             (&self.widths, Type::INT2_ARRAY),
@@ -108,13 +113,21 @@ impl<'w> BlockColumns<'w> {
     }
 }
 
-impl<'r> PostgresRows<'r> {
-    /// The rows of the transaction that was begun on this connection.
-    pub(super) fn new(transaction: &'r mut Client, node: i32, now_ms: i64) -> Self {
+impl<'r, 'e> PostgresRows<'r, 'e> {
+    /// The rows of one range in the transaction that was begun on this connection.
+    pub(super) fn new(
+        transaction: &'r mut Client,
+        node: i32,
+        now_ms: i64,
+        claimed: SegmentRow,
+        reserved: Option<&'r mut Reserved<'e>>,
+    ) -> Self {
         Self {
             transaction,
             node,
             now_ms,
+            claimed: Some(claimed),
+            reserved,
             new_users: 0,
             rejected: (String::new(), RejectedColumns::default()),
         }
@@ -170,6 +183,25 @@ impl<'r> PostgresRows<'r> {
         Ok(works.iter().map(is_inserted).collect())
     }
 
+    /// Inserts the ids that are in no row, and returns how many these are.
+    fn insert_id_rows(&mut self, place: i64, events: &[IdEvent<'_>]) -> Result<usize, RowsError> {
+        let ((node, segment), now_s) = (Node::of_place(place), self.now_s());
+        let ids: Vec<&str> = events.iter().map(|event| event.id).collect();
+        let payloads: Vec<i64> = events.iter().map(IdEvent::payload).collect();
+        let offsets: Vec<i64> = events.iter().map(|event| to_i64(event.offset)).collect();
+        self.execute(
+            statement!("insert_event_ids"),
+            &[
+                (&node, Type::INT4),
+                (&segment, Type::INT8),
+                (&now_s, Type::INT8),
+                (&ids, Type::TEXT_ARRAY),
+                (&payloads, Type::INT8_ARRAY),
+                (&offsets, Type::INT8_ARRAY),
+            ],
+        )
+    }
+
     fn update_blocks(&mut self, changed: &[(&Work<'_>, Change)]) -> Result<(), RowsError> {
         if changed.is_empty() {
             return Ok(());
@@ -221,47 +253,13 @@ impl<'r> PostgresRows<'r> {
     }
 }
 
-impl Rows for PostgresRows<'_> {
+impl Rows for PostgresRows<'_, '_> {
     type Error = RowsError;
     const TOGETHER: usize = 4096;
 
-    fn claim(&mut self, range: &Range<'_>) -> Result<Option<SegmentRow>, RowsError> {
-        let node = self.node;
-        let name = range.segment.to_string();
-        let (from, to) = (to_i64(range.from), to_i64(range.to));
-        let checksum = i64::from(range.checksum);
-        let state = range.end.state().name();
-        let tag = range.tag.map(|tag| tag.to_string());
-        let rows = self.query(
-            statement!("claim_segment"),
-            &[
-                (&node, Type::INT4),
-                (&name, Type::TEXT),
-                (&from, Type::INT8),
-                (&to, Type::INT8),
-                (&checksum, Type::INT8),
-                (&range.file_name, Type::TEXT),
-                (&state, Type::TEXT),
-                (&range.now_ms, Type::INT8),
-                (&tag, Type::TEXT),
-            ],
-        )?;
-        if let Some(row) = rows.first() {
-            return Ok(Some(convert::segment_row(row)?));
-        }
-        if range.from > 0 {
-            return Ok(None);
-        }
-        let first = First {
-            segment: range.segment,
-            tag: range.tag,
-            file_name: range.file_name,
-            state: range.end.state(),
-            applied_bytes: range.to,
-            checksum: range.checksum,
-            now_ms: range.now_ms,
-        };
-        insert_segment(self.transaction, node, &first)
+    /// All ranges of the transaction are claimed before the first one is applied.
+    fn claim(&mut self, _: &Range<'_>) -> Result<Option<SegmentRow>, RowsError> {
+        Ok(self.claimed.take())
     }
 
     fn place(&self, key: i64) -> i64 {
@@ -276,21 +274,15 @@ impl Rows for PostgresRows<'_> {
         events: &[IdEvent<'_>],
         seen: &mut Vec<IdLookup>,
     ) -> Result<(), RowsError> {
-        let ((node, segment), now_s) = (Node::of_place(place), self.now_s());
+        if self.reserved.is_some() {
+            for event in events {
+                self.insert_id(place, event)?;
+                seen.push(self.look_up_id(place, event)?);
+            }
+            return Ok(());
+        }
         let ids: Vec<&str> = events.iter().map(|event| event.id).collect();
-        let payloads: Vec<i64> = events.iter().map(IdEvent::payload).collect();
-        let offsets: Vec<i64> = events.iter().map(|event| to_i64(event.offset)).collect();
-        let inserted = self.execute(
-            statement!("insert_event_ids"),
-            &[
-                (&node, Type::INT4),
-                (&segment, Type::INT8),
-                (&now_s, Type::INT8),
-                (&ids, Type::TEXT_ARRAY),
-                (&payloads, Type::INT8_ARRAY),
-                (&offsets, Type::INT8_ARRAY),
-            ],
-        )?;
+        let inserted = self.insert_id_rows(place, events)?;
         if inserted == events.len() {
             seen.extend(events.iter().map(|_| IdLookup::New));
             return Ok(());
@@ -305,24 +297,44 @@ impl Rows for PostgresRows<'_> {
         Ok(())
     }
 
+    /// All ids were locked in advance.
     fn look_up_id(&mut self, place: i64, event: &IdEvent<'_>) -> Result<IdLookup, RowsError> {
-        let ids = [event.id];
-        let rows = self.query(
-            statement!("select_event_ids"),
-            &[(&&ids[..], Type::TEXT_ARRAY)],
-        )?;
-        let found = id_rows(&rows)?;
-        Ok(IdLookup::of(found.get(event.id), place, event))
+        let row = self.reserved.as_ref();
+        let row = row.and_then(|reserved| reserved.row(event.id));
+        Ok(IdLookup::of(row, place, event))
     }
 
     fn insert_id(&mut self, place: i64, event: &IdEvent<'_>) -> Result<(), RowsError> {
-        let mut seen = Vec::with_capacity(1);
-        self.insert_ids(place, &[*event], &mut seen)?;
-        match seen[..] {
-            [IdLookup::New] => Ok(()),
-            // Another node inserted it since the look-up.
-            _ => Err(RowsError::Gone("the look-up of an id")),
+        let Some(reserved) = &mut self.reserved else {
+            return Err(RowsError::Gone("the look-up of an id"));
+        };
+        if reserved.row(event.id).is_some() {
+            return Ok(());
         }
+        // It was inserted for an event that was then rejected.
+        reserved.set(event, Some(row_of(event, place)));
+        self.insert_id_rows(place, &[*event]).map(drop)
+    }
+
+    fn reject_id(&mut self, place: i64, event: &IdEvent<'_>) -> Result<(), RowsError> {
+        let Some(reserved) = &mut self.reserved else {
+            return Ok(());
+        };
+        if reserved.row(event.id).is_none() {
+            return Ok(());
+        }
+        reserved.set(event, None);
+        let (node, segment) = Node::of_place(place);
+        self.execute(
+            statement!("delete_event_id"),
+            &[
+                (&event.id, Type::TEXT),
+                (&node, Type::INT4),
+                (&segment, Type::INT8),
+                (&to_i64(event.offset), Type::INT8),
+            ],
+        )
+        .map(drop)
     }
 
     fn upsert_blocks(
@@ -330,7 +342,10 @@ impl Rows for PostgresRows<'_> {
         works: &mut [Work<'_>],
         mut merge: impl FnMut(&mut Work<'_>) -> Change,
     ) -> Result<(), RowsError> {
-        let inserted = self.insert_blocks(works)?;
+        let inserted = match self.reserved {
+            Some(_) => vec![false; works.len()],
+            None => self.insert_blocks(works)?,
+        };
         let mut present: Vec<&mut Work<'_>> = works
             .iter_mut()
             .zip(inserted)
@@ -351,9 +366,7 @@ impl Rows for PostgresRows<'_> {
             let (Some(work), Some(change)) = (present.get_mut(at), found.get_mut(at)) else {
                 continue;
             };
-            work.block
-                .decode(row.try_get(1)?)
-                .map_err(Malformed::from)?;
+            decode(&mut work.block, row.try_get(1)?)?;
             *change = merge(work);
         }
         let changed: Vec<(&Work<'_>, Change)> = present
@@ -371,7 +384,7 @@ impl Rows for PostgresRows<'_> {
         let Some(row) = rows.first() else {
             return Ok(false);
         };
-        block.decode(row.try_get(1)?).map_err(Malformed::from)?;
+        decode(block, row.try_get(1)?)?;
         Ok(true)
     }
 
@@ -530,6 +543,49 @@ impl Rows for PostgresRows<'_> {
     }
 }
 
+/// Step 3: see [`Rows::claim`].
+pub(super) fn claim_segment(
+    transaction: &mut Client,
+    node: i32,
+    range: &Range<'_>,
+) -> Result<Option<SegmentRow>, RowsError> {
+    let name = range.segment.to_string();
+    let (from, to) = (to_i64(range.from), to_i64(range.to));
+    let checksum = i64::from(range.checksum);
+    let state = range.end.state().name();
+    let tag = range.tag.map(|tag| tag.to_string());
+    let rows = transaction.query_typed(
+        statement!("claim_segment"),
+        &[
+            (&node, Type::INT4),
+            (&name, Type::TEXT),
+            (&from, Type::INT8),
+            (&to, Type::INT8),
+            (&checksum, Type::INT8),
+            (&range.file_name, Type::TEXT),
+            (&state, Type::TEXT),
+            (&range.now_ms, Type::INT8),
+            (&tag, Type::TEXT),
+        ],
+    )?;
+    if let Some(row) = rows.first() {
+        return Ok(Some(convert::segment_row(row)?));
+    }
+    if range.from > 0 {
+        return Ok(None);
+    }
+    let first = First {
+        segment: range.segment,
+        tag: range.tag,
+        file_name: range.file_name,
+        state: range.end.state(),
+        applied_bytes: range.to,
+        checksum: range.checksum,
+        now_ms: range.now_ms,
+    };
+    insert_segment(transaction, node, &first)
+}
+
 /// The first row of a segment.
 pub(super) struct First<'a> {
     pub(super) segment: &'a SegmentId,
@@ -607,7 +663,16 @@ pub(super) fn add_overall(
     )
 }
 
-fn id_rows(rows: &[Row]) -> Result<HashMap<&str, IdRow>, RowsError> {
+/// Reads a block that may have been inserted in advance, without a number.
+fn decode(block: &mut Block, bytes: &[u8]) -> Result<(), Malformed> {
+    if bytes.is_empty() {
+        block.clear();
+        return Ok(());
+    }
+    Ok(block.decode(bytes)?)
+}
+
+pub(super) fn id_rows(rows: &[Row]) -> Result<HashMap<&str, IdRow>, RowsError> {
     let mut found = HashMap::with_capacity(rows.len());
     for row in rows {
         let id_row = IdRow {

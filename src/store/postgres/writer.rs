@@ -15,17 +15,16 @@ use uuid::Uuid;
 
 use super::connect::SET_LIMITS;
 use super::convert::{self, Malformed, to_i64};
-use super::rows::{self, First, Param, PostgresRows, RowsError, statement};
+use super::rows::{self, First, Param, RowsError, statement};
 use super::{Node, Target, schema};
 use crate::data_dir::segment::{Numbers, SegmentId};
-use crate::store::apply::{self, Attempt, Failure};
+use crate::store::apply::Failure;
 use crate::store::{
-    AppliedSegments, Ledger, Mark, NodeReport, Outcome, OutcomeOfAll, Overall, Pruned, Range,
-    SegmentRow, SegmentState, Source, StoreError,
+    AppliedSegments, Ledger, Mark, NodeReport, Overall, Pruned, SegmentRow, SegmentState,
+    StoreError,
 };
 
-/// How often a transaction is repeated that was rolled back because of another one. A deadlock is detected
-/// after a second, so this takes some time.
+/// How often a transaction is tried that was rolled back because of another one.
 const ATTEMPTS: u32 = 10;
 
 /// The writer of a node.
@@ -34,7 +33,7 @@ pub struct PostgresWriter {
     pub(super) client: RefCell<Client>,
     pub(super) node: Node,
     /// `segment.key` and applied bytes of the last commit of this writer.
-    last: Option<(i64, u64)>,
+    pub(super) last: Option<(i64, u64)>,
     pub(super) nesting: Nesting,
 }
 
@@ -108,87 +107,6 @@ impl PostgresWriter {
             return Ok(true); // Opening the node again finds out by whom.
         }
         Ok(self.last.is_some_and(|(_, bytes)| applied != Some(bytes)))
-    }
-
-    /// See [`Writer::apply`](crate::store::Writer::apply).
-    pub fn apply(
-        &mut self,
-        range: &Range<'_>,
-        source: &mut dyn Source,
-    ) -> Result<Outcome, StoreError> {
-        match self.apply_together(&mut [(*range, source)])? {
-            OutcomeOfAll::Applied(applied) => match applied[..] {
-                [applied] => Ok(Outcome::Applied(applied)),
-                _ => Ok(Outcome::Raced),
-            },
-            OutcomeOfAll::Raced(_) => Ok(Outcome::Raced),
-        }
-    }
-
-    /// See [`Writer::apply_together`](crate::store::Writer::apply_together).
-    ///
-    /// Several ranges in one transaction lock ids in the order of the ranges, so two nodes with the same ids may
-    /// deadlock. Then each range gets a transaction of its own, in which ids are locked in their order. If one of
-    /// these fails, the ones before it are committed; the caller reads the rows again in that case.
-    pub fn apply_together(
-        &mut self,
-        ranges: &mut [(Range<'_>, &mut dyn Source)],
-    ) -> Result<OutcomeOfAll, StoreError> {
-        if ranges.len() > 1 {
-            match self.apply_in_one(ranges, 1) {
-                Err(StoreError::Conflict { .. }) => {}
-                done => return done,
-            }
-        }
-        let mut all = Vec::with_capacity(ranges.len());
-        for (at, range) in ranges.chunks_mut(1).enumerate() {
-            match self.apply_in_one(range, ATTEMPTS)? {
-                OutcomeOfAll::Applied(applied) => all.extend(applied),
-                OutcomeOfAll::Raced(_) => return Ok(OutcomeOfAll::Raced(at)),
-            }
-        }
-        Ok(OutcomeOfAll::Applied(all))
-    }
-
-    /// Applies ranges in one transaction.
-    fn apply_in_one(
-        &mut self,
-        ranges: &mut [(Range<'_>, &mut dyn Source)],
-        attempts: u32,
-    ) -> Result<OutcomeOfAll, StoreError> {
-        let mut suspects: Vec<HashSet<String>> = vec![HashSet::new(); ranges.len()];
-        let node = self.node.number;
-        loop {
-            let mut last = None;
-            let outcome = self.write_within(attempts, "apply a range", |transaction| {
-                let mut all = Vec::with_capacity(ranges.len());
-                for (at, (range, source)) in ranges.iter_mut().enumerate() {
-                    let mut rows = PostgresRows::new(transaction, node, range.now_ms);
-                    match apply::attempt(&mut rows, range, &suspects[at], *source)? {
-                        Attempt::Ready(applied, key) => {
-                            last = Some((key, range.to));
-                            all.push(applied);
-                        }
-                        Attempt::Raced => {
-                            return Ok(End::RollBack(Tried::Done(OutcomeOfAll::Raced(at))));
-                        }
-                        Attempt::Suspects(more) => {
-                            return Ok(End::RollBack(Tried::Again(at, more)));
-                        }
-                    }
-                }
-                Ok(End::Commit(Tried::Done(OutcomeOfAll::Applied(all))))
-            })?;
-            match outcome {
-                Tried::Again(at, more) => suspects[at].extend(more),
-                Tried::Done(done) => {
-                    if matches!(done, OutcomeOfAll::Applied(_)) {
-                        self.last = last;
-                    }
-                    return Ok(done);
-                }
-            }
-        }
     }
 
     /// See [`Writer::mark`](crate::store::Writer::mark).
@@ -324,15 +242,6 @@ impl PostgresWriter {
     pub(super) fn write<T>(
         &mut self,
         doing: &'static str,
-        body: impl FnMut(&mut Client) -> Result<End<T>, Failure<RowsError>>,
-    ) -> Result<T, StoreError> {
-        self.write_within(ATTEMPTS, doing, body)
-    }
-
-    fn write_within<T>(
-        &mut self,
-        attempts: u32,
-        doing: &'static str,
         mut body: impl FnMut(&mut Client) -> Result<End<T>, Failure<RowsError>>,
     ) -> Result<T, StoreError> {
         let Self {
@@ -346,7 +255,7 @@ impl PostgresWriter {
         let mut attempt = 1;
         loop {
             match once(target, client, node, *nesting, doing, &mut body) {
-                Err(StoreError::Conflict { .. }) if attempt < attempts => attempt += 1,
+                Err(StoreError::Conflict { .. }) if attempt < ATTEMPTS => attempt += 1,
                 done => return done,
             }
         }
@@ -392,13 +301,6 @@ impl PostgresWriter {
     pub(super) fn malformed(&self, doing: &'static str, error: &Malformed) -> StoreError {
         error.of(&self.target, doing)
     }
-}
-
-/// The outcome of one transaction.
-enum Tried {
-    Done(OutcomeOfAll),
-    /// Totals of these users of a range might overflow.
-    Again(usize, HashSet<String>),
 }
 
 /// One attempt of a transaction.

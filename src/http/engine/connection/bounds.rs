@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use super::super::turn::{Next, Turn};
-use super::super::upload::{ROOM_WAIT, millis};
+use super::super::upload::{MEMORY_WAIT, millis};
 use super::super::{Limits, Refusal};
 use super::{Connection, LINGER_TIME, State};
 
 /// How long a client must have stalled, or be idle between requests, before its connection may be evicted.
 const EVICT_IDLE_MIN: Duration = Duration::from_secs(1);
+/// The same for a new client that has sent a part of its first head. Heads usually arrive as a whole, and
+/// clients that send parts of heads must not keep others from being accepted.
+const EVICT_PARTIAL_HEAD_MIN: Duration = Duration::from_millis(10);
 /// Added to the announced keep-alive time, for a request that is sent just before its end.
 const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 
@@ -28,32 +31,34 @@ impl Connection {
         let expendable = match &self.state {
             _ if !self.out.is_empty() => true,
             State::Head => !self.served || self.input.is_empty(),
-            State::Upload(upload) => !self.served && upload.request.share.is_none(),
+            State::Upload(upload) => !self.served && upload.request.reservation.is_none(),
             State::Handling | State::Streaming(_) | State::Linger => false,
         };
-        // A client that opens thousands of connections at once sends its first requests seconds later.
-        let idle_min = if self.served || !self.is_idle() {
-            EVICT_IDLE_MIN
-        } else {
-            limits.first_byte_time
+        let idle_min = match self.state {
+            // A client that opens thousands of connections at once sends its first requests seconds later.
+            State::Head if !self.served && self.is_idle() => limits.first_byte_time,
+            State::Head if !self.served && self.out.is_empty() => EVICT_PARTIAL_HEAD_MIN,
+            _ => EVICT_IDLE_MIN,
         };
         let is_due = expendable && now >= self.since + idle_min;
         is_due.then_some((self.served, self.since))
     }
 
-    /// Bytes of memory in its buffers, without bodies that have reserved room.
+    /// Bytes of memory in its buffers, without bodies that have reserved memory.
     pub(in super::super) fn buffered_bytes(&self) -> usize {
         let body = match &self.state {
-            State::Upload(upload) if upload.request.share.is_none() => upload.request.body.len(),
+            State::Upload(upload) if upload.request.reservation.is_none() => {
+                upload.request.body.len()
+            }
             _ => 0,
         };
         self.input.capacity() + body + self.out.len()
     }
 
-    /// The rate of its upload in bytes a second, if it has room and is slow enough to yield it.
-    pub(in super::super) fn yielding_rate(&self, now: Instant) -> Option<u64> {
+    /// The rate of its upload in bytes a second, if it has reserved memory and is slow enough to be refused.
+    pub(in super::super) fn slow_rate(&self, now: Instant) -> Option<u64> {
         match &self.state {
-            State::Upload(upload) => upload.yielding_rate(now),
+            State::Upload(upload) => upload.slow_rate(now),
             _ => None,
         }
     }
@@ -65,7 +70,7 @@ impl Connection {
             _ if !self.out.is_empty() => limits.write_time,
             State::Head if self.input.is_empty() => limits.keep_alive + KEEP_ALIVE_GRACE,
             State::Head => limits.head_time,
-            State::Upload(upload) if upload.waits => ROOM_WAIT,
+            State::Upload(upload) if upload.awaits_memory => MEMORY_WAIT,
             State::Upload(_) => limits.body_time,
             State::Linger => LINGER_TIME,
             State::Handling | State::Streaming(_) => return None,
@@ -84,7 +89,7 @@ impl Connection {
                     return Next::Close;
                 }
             }
-            State::Upload(upload) if upload.waits => return Next::WantsRoom,
+            State::Upload(upload) if upload.awaits_memory => return Next::WaitedForMemory,
             State::Upload(_) => {
                 if moved < least(limits.body_time) {
                     self.refuse(turn, Refusal::BodyTimedOut);

@@ -1,12 +1,12 @@
-//! From a complete head to the handler: admission, the body, and the room for it.
+//! From a complete head to the handler: admission, the body, and memory for it.
 
 use std::ops::ControlFlow::{Break, Continue};
 use std::sync::atomic::Ordering;
 
 use super::super::framing::Length;
 use super::super::head::{Head, Method};
+use super::super::memory::Reservation;
 use super::super::request::Request;
-use super::super::room::Share;
 use super::super::turn::{Next, Turn};
 use super::super::upload::{SMALL_BYTES_MAX, Then, Upload};
 use super::super::{Admission, Lane, Refusal};
@@ -44,7 +44,14 @@ impl Connection {
         };
         let mut upload = Upload::new(request, then, framing.body, turn.now);
         upload.asks_to_continue = framing.expects_continue && self.input.is_empty();
-        if upload.is_complete() {
+        match upload.receive(&self.input, turn.shared) {
+            Ok(consumed) => drop(self.input.drain(..consumed)),
+            Err(why) => {
+                upload.request.disarm();
+                return self.refuse(turn, Refusal::Malformed(why));
+            }
+        }
+        if upload.ends(bytes_max) {
             return self.received(turn, upload);
         }
         // The client waits for the reply before it sends a body.
@@ -53,21 +60,20 @@ impl Connection {
         }
         self.state = State::Upload(Box::new(upload));
         self.begin_window(turn.now);
-        self.receive(turn, 0);
     }
 
     pub(super) fn upload(&mut self, turn: &mut Turn<'_>) -> Step {
         let State::Upload(upload) = &mut self.state else {
             return Continue(());
         };
-        if upload.waits {
+        if upload.awaits_memory {
             return Break(Next::Wait);
         }
-        if let Some(bytes) = upload.wants_room(turn.shared.limits.body_bytes_max) {
-            if let Some(share) = turn.room.take(self.key, bytes) {
-                upload.grant(share);
+        if let Some(bytes) = upload.bytes_to_reserve(turn.shared.limits.body_bytes_max) {
+            if let Some(reservation) = turn.memory.reserve(self.key, bytes) {
+                upload.grant(reservation);
             } else {
-                upload.waits = true;
+                upload.awaits_memory = true;
                 self.begin_window(turn.now);
                 return Break(Next::Wait);
             }
@@ -76,8 +82,8 @@ impl Connection {
             self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             return Continue(());
         }
-        // Without room, one read of a chunked body is limited to the size of a small body.
-        let bytes_max = match upload.request.share {
+        // Without a reservation, one read of a chunked body is limited to the size of a small body.
+        let bytes_max = match upload.request.reservation {
             None => SMALL_BYTES_MAX,
             Some(_) => usize::MAX,
         };
@@ -88,7 +94,7 @@ impl Connection {
         Continue(())
     }
 
-    /// Passes `input` and the `count` bytes in the scratch buffer to the upload.
+    /// Passes `input` and the `count` new bytes in the scratch buffer to the upload.
     fn receive(&mut self, turn: &mut Turn<'_>, count: usize) {
         let State::Upload(upload) = &mut self.state else {
             return;
@@ -102,10 +108,10 @@ impl Connection {
             let consumed = upload.receive(input, turn.shared);
             consumed.map(|consumed| drop(input.drain(..consumed)))
         };
-        let is_too_large = upload.count > Upload::discard_max(turn.shared.limits.body_bytes_max);
+        let ends = upload.ends(turn.shared.limits.body_bytes_max);
         match received {
             Err(why) => self.refuse(turn, Refusal::Malformed(why)),
-            Ok(()) if upload.is_complete() || is_too_large => {
+            Ok(()) if ends => {
                 if let State::Upload(upload) = std::mem::replace(&mut self.state, State::Head) {
                     self.received(turn, *upload);
                 }
@@ -143,10 +149,14 @@ impl Connection {
         }
     }
 
-    /// Gives room to its upload and continues.
-    pub(in super::super) fn grant(&mut self, turn: &mut Turn<'_>, share: Share) -> Next {
+    /// Continues its upload with the memory that it has waited for.
+    pub(in super::super) fn grant(
+        &mut self,
+        turn: &mut Turn<'_>,
+        reservation: Reservation,
+    ) -> Next {
         if let State::Upload(upload) = &mut self.state {
-            upload.grant(share);
+            upload.grant(reservation);
             self.begin_window(turn.now);
         }
         self.advance(turn)

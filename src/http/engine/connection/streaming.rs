@@ -28,7 +28,7 @@ impl Connection {
         if !matches!(self.state, State::Handling) {
             return Next::Wait;
         }
-        self.leave(turn.shared, turn.room);
+        self.leave(turn.shared, turn.memory);
         let (coding, cannot_continue) = if self.is_http11 {
             (Coding::Chunked, false)
         } else {
@@ -36,7 +36,7 @@ impl Connection {
         };
         let ends = reply.close || cannot_continue || self.ends(turn);
         let kept = (!ends).then_some(turn.shared.limits.keep_alive);
-        reply.encode_head(Some(coding), kept, &mut self.out);
+        reply.encode_head(Some(coding), kept, turn.date.now(), &mut self.out);
         if self.to_head {
             self.replied(turn, ends);
         } else {

@@ -14,10 +14,11 @@ use super::super::mailbox::Key;
 use super::super::system;
 use super::{INTEREST, Io, failed};
 
-/// Maximum number of connections accepted in one turn of the loop.
-pub(super) const ACCEPTS_A_TURN: usize = 128;
+/// Maximum number of connections accepted in one turn of the loop. Requests on open connections are handled
+/// between two turns.
+pub(super) const ACCEPTS_A_TURN: usize = 16;
 /// How long accepting pauses after it failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// How long accepting must fail until the handler is notified.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(1);
 

@@ -149,6 +149,21 @@ fn at_the_connection_limit_those_that_stall_in_a_request_are_evicted_first() {
 }
 
 #[test]
+fn at_the_connection_limit_many_partial_heads_do_not_keep_a_new_client_waiting() {
+    // Fails if such a connection is kept for a second: the last of these would wait for 100 s.
+    let limits = Limits {
+        connections_max: 4,
+        ..Limits::default()
+    };
+    let fixture = Fixture::start(limits);
+    let partial = crowd(&fixture, 400, "GET /a HT");
+    fixture.serves();
+    assert!(fixture.engine().figures().evicted > 390);
+    drop(partial);
+    fixture.stop();
+}
+
+#[test]
 fn at_the_connection_limit_a_client_that_has_not_sent_a_request_yet_is_not_reset() {
     // Fails if such a connection is evicted: a script that opens thousands of connections at once sends the
     // first request on them seconds later.
@@ -220,7 +235,7 @@ fn at_the_buffer_limit_connections_without_a_request_are_evicted() {
 }
 
 #[test]
-fn a_stalled_upload_yields_its_room_to_a_new_one() {
+fn a_stalled_upload_is_refused_if_another_one_waits_for_its_memory() {
     let limits = Limits {
         bodies_bytes_max: 1 << 20,
         ..Limits::default()
@@ -235,18 +250,18 @@ fn a_stalled_upload_yields_its_room_to_a_new_one() {
         let mut client = fixture.connect();
         assert_eq!(client.post("/a", &body), (200, "/a 600000".into()));
     }
-    // A chunked body needs room for a body of the maximum length.
+    // A chunked body reserves memory for a body of the maximum length.
     let mut client = fixture.connect();
     client.send("POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
     client.send(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()));
     assert_eq!(client.answer(), (200, "/c 600000".into()));
-    // A small body needs no room.
+    // A small body reserves no memory.
     assert_eq!(client.post("/a", "small"), (200, "/a 5".into()));
     fixture.stop();
 }
 
 #[test]
-fn without_room_for_it_a_large_body_is_503() {
+fn a_large_body_that_gets_no_memory_is_503() {
     let limits = Limits {
         bodies_bytes_max: 1 << 20,
         ..Limits::default()
@@ -257,7 +272,7 @@ fn without_room_for_it_a_large_body_is_503() {
     let mut waits = fixture.connect();
     waits.send("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 500000\r\n\r\n");
     waits.stream.set_nonblocking(true).expect("set");
-    // This upload is fast enough to keep its room: the other one is refused before it is complete.
+    // This upload is fast enough to keep its memory: the other one is refused before it is complete.
     let piece = [b'x'; 16_000];
     let mut sent = 0;
     let start = Instant::now();

@@ -114,12 +114,12 @@ fn clients_that_never_read_do_not_block_others() {
 }
 
 #[test]
-fn a_handler_that_holds_up_the_io_thread_is_counted() {
+fn a_handler_that_blocks_the_io_thread_is_counted() {
     let fixture = Fixture::start(Limits::default());
     fixture.serves();
-    let before = fixture.engine().figures().held_up;
+    let before = fixture.engine().figures().blocked;
     assert_eq!(fixture.connect().ask("GET /slow"), (200, "/slow 0".into()));
-    assert!(fixture.engine().figures().held_up > before);
+    assert!(fixture.engine().figures().blocked > before);
     fixture.stop();
 }
 
@@ -212,5 +212,47 @@ fn pipelined_requests_that_are_refused_at_once_take_turns_with_other_connections
     let heads = fixture.fake.heads.lock().expect("unpoisoned").clone();
     let before = heads.iter().position(|target| target == "/a");
     assert!(before.is_some_and(|before| before < 100), "{before:?}");
+    fixture.stop();
+}
+
+#[test]
+fn new_connections_take_turns_with_the_requests_on_open_ones() {
+    // Fails if all connections in the kernel's queue are accepted, and their requests handled, in one turn.
+    let mut fixture = Fixture::start(Limits::default());
+    let mut open = fixture.connect();
+    assert_eq!(open.ask("GET /open"), (200, "/open 0".into()));
+    let mut gate = fixture.connect();
+    gate.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.until("the I/O thread is blocked", |figures| {
+        figures.in_flight == 1
+    });
+    // These arrive meanwhile. The first of them blocks the thread again while it accepts.
+    let queued: Vec<_> = (0..200)
+        .map(|place| {
+            let mut client = fixture.connect();
+            client.send(if place == 0 {
+                "GET /gate HTTP/1.1\r\nHost: h\r\n\r\n"
+            } else {
+                GET_A
+            });
+            client
+        })
+        .collect();
+    let opens = fixture.gate.as_ref().expect("closed");
+    opens.send(()).expect("a request waits");
+    assert_eq!(gate.answer(), (200, "/gate 0".into()));
+    fixture.until("the I/O thread is blocked again", |_| {
+        let heads = fixture.fake.heads.lock().expect("unpoisoned");
+        heads.iter().filter(|target| *target == "/gate").count() == 2
+    });
+    open.send("GET /open HTTP/1.1\r\nHost: h\r\n\r\n");
+    drop(fixture.gate.take());
+    assert_eq!(open.answer(), (200, "/open 0".into()));
+    for mut client in queued {
+        assert_eq!(client.answer().0, 200);
+    }
+    let heads = fixture.fake.heads.lock().expect("unpoisoned").clone();
+    let before = heads.iter().rposition(|target| target == "/open");
+    assert!(before.is_some_and(|before| before < 50), "{before:?}");
     fixture.stop();
 }

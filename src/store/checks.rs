@@ -1,0 +1,103 @@
+//! Sums that must agree in a database that no other program changed.
+
+use std::path::Path;
+
+use rusqlite::{Connection, Row};
+
+use super::open;
+use super::overall::{self, Overall};
+use super::recovery::open_without_checkpoint;
+use super::segments::{applied_sum, pruned, read_applied_sum};
+use super::{AppliedSum, StoreError};
+
+const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
+const ADD_UP_APPLIED: &str = include_str!("../../sql/query/add_up_applied.sql");
+const COUNT_SEGMENTS_WITH_OTHER_IDS: &str =
+    include_str!("../../sql/query/count_segments_with_other_ids.sql");
+
+/// Sums that must agree, read in one snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checks {
+    /// The events and `net_check` of all segments, including pruned ones.
+    pub segments: (u64, i64),
+    /// The events and the net micros, modulo 2^64, of all users.
+    pub totals: (u64, i64),
+    /// The stored sums over all users.
+    pub overall: Overall,
+    /// The same sums, computed from the rows; without a time.
+    pub overall_rows: Overall,
+    /// The stored sum of applied segments.
+    pub applied_sum: AppliedSum,
+    /// The same sum, computed from the rows.
+    pub applied_rows: AppliedSum,
+}
+
+impl Checks {
+    /// Whether all sums agree.
+    pub fn agree(&self) -> bool {
+        self.segments == self.totals
+            && self.overall.has_sums_of(&self.overall_rows)
+            && self.applied_sum == self.applied_rows
+    }
+}
+
+/// Reads the sums that must agree; `None` if there is no database. They differ if another program
+/// changed the file, or if it is mixed from two copies.
+pub fn read_checks(path: &Path) -> Result<Option<Checks>, StoreError> {
+    let Some(connection) = open::open_reader(path)? else {
+        return Ok(None);
+    };
+    checks(&connection)
+        .map(Some)
+        .map_err(StoreError::sqlite(path, "add up all totals"))
+}
+
+/// Whether the database is consistent: SQLite's integrity check passes, the sums agree, and each
+/// segment has as many ids as its row says. Reads the whole database; nothing is checkpointed.
+pub fn is_consistent(path: &Path) -> Result<bool, StoreError> {
+    let Some(connection) = open_without_checkpoint(path)? else {
+        return Ok(false);
+    };
+    let read = || -> rusqlite::Result<bool> {
+        let one = |sql, ok: &dyn Fn(&Row<'_>) -> rusqlite::Result<bool>| {
+            connection.query_row(sql, [], |row| ok(row))
+        };
+        let sound = one("PRAGMA integrity_check(1)", &|row| {
+            Ok(row.get::<_, String>(0)? == "ok")
+        })?;
+        if !sound {
+            return Ok(false);
+        }
+        let sums = checks(&connection)?;
+        let ids = one(COUNT_SEGMENTS_WITH_OTHER_IDS, &|row| {
+            Ok(row.get::<_, i64>(0)? == 0)
+        })?;
+        Ok(ids && sums.agree())
+    };
+    read().map_err(StoreError::sqlite(path, "check it"))
+}
+
+fn checks(connection: &Connection) -> rusqlite::Result<Checks> {
+    let snapshot = connection.unchecked_transaction()?;
+    let mut segments = (0u64, 0i64);
+    {
+        let mut statement = snapshot.prepare(SELECT_SEGMENT_CHECKS)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            segments.0 += row.get::<_, u64>(0)?;
+            segments.1 = segments.1.wrapping_add(row.get(1)?);
+        }
+    }
+    let pruned = pruned(&snapshot)?;
+    segments.0 += pruned.counts.events;
+    segments.1 = segments.1.wrapping_add(pruned.net_check);
+    let overall_rows = overall::of_rows(&snapshot)?;
+    Ok(Checks {
+        segments,
+        totals: (overall_rows.events, overall_rows.net_check()),
+        overall: overall::read(&snapshot)?,
+        overall_rows,
+        applied_sum: applied_sum(&snapshot)?,
+        applied_rows: snapshot.query_row(ADD_UP_APPLIED, [], read_applied_sum)?,
+    })
+}
