@@ -1,5 +1,5 @@
 //! tallyline accepts revenue events over HTTP, stores them in plain JSON Lines files, and keeps exact
-//! totals per user in one SQLite database.
+//! totals per user in one SQLite database, or in a PostgreSQL database that several servers share.
 //!
 //! Most users need only the program. The library is for tests: it runs a complete server in the test's
 //! own process, and it has the client that sends files to a server.
@@ -81,13 +81,27 @@
 //! | [`data_dir`] | names and positions of segments, listing, locks; `disk` is the interface to the file system |
 //! | [`processor`] | applies segments to the database, archives and imports them; retention: prunes them, expires ids |
 //! | [`aggregate`] | lines to deltas per user, in parallel; what exceeds the memory goes to temporary files |
-//! | [`store`] | the SQLite database: schema, transactions, readers |
+//! | [`store`] | the database, SQLite or PostgreSQL: schema, transactions, readers |
 //! | [`progress`] | the applied position, waiters and lag, in memory, between `processor` and `http` |
 //! | [`verify`] | recounts the files and compares them with the database |
 //! | [`backup`] | `tallyline backup` and `tallyline restore` |
 //! | [`client`] | `tallyline send`: input, ids, delivery, retries, state |
 //! | [`health`], [`systemd`], [`shutdown`] | why the server is not ready; notifications to systemd; signals |
 //! | [`histogram`], [`timestamp`] | durations in buckets; dates |
+//!
+//! # Where to find it, where to change it
+//!
+//! | | |
+//! |---|---|
+//! | a line is validated | by [`event::Event::parse`], twice: in `http::intake` before it is stored (an invalid one is *refused*), and in `aggregate::scan` when it is applied (an invalid one, of an imported or edited file, is *rejected*) |
+//! | it becomes durable | append 3 in `journal::committer`; only then is the request acknowledged |
+//! | it is counted | `store::apply`: totals, ids, rejected lines and the segment's applied bytes, in one transaction |
+//! | who may write to `store` | the thread that owns a `store::Writer`: `process`, or `main` in a batch run. Only `processor` opens one |
+//! | add an output format | of `query`: `commands::query`; of `GET /userEvents`: `http::routes::users`, as `users::csv` does |
+//! | add an input format | of requests: `http::intake`; of `process FILE`: `processor::import::convert`; of `send`: `client::format`; all of them recognise it in `event::input_format` |
+//! | add a metric | count it in `http::counters`, or take it from the part that knows it, and name it in `http::metrics` |
+//! | add a flag | `cli::args` (its name and help), `cli::config` (its default and bounds) |
+//! | add a command | `cli::args`, `cli::config`, a file in `commands`, `main.rs` |
 //!
 //! # Invariants
 //!
@@ -110,11 +124,13 @@
 //! 7. **Every resource is bounded**: queues, bodies, lines, waiters, maps, disk. ([`http`], [`journal`])
 //! 8. **The database never stops ingestion.** A failing part makes the server unready, and `/readyz` gives
 //!    the reason. ([`health`])
-//! 9. **One writer and one processor** per data directory. ([`data_dir::disk::Lock`])
+//! 9. **One writer and one processor** per data directory, by locks ([`data_dir::disk::Lock`]); in PostgreSQL,
+//!    also by an epoch and a token that each transaction compares. ([`store`])
 //!
 //! # A crash after any step
 //!
-//! The steps are numbered in the documentation of the modules.
+//! The steps are numbered in the documentation of the modules. Temporary files are never read after a crash:
+//! those of an import or a backup are replaced, those of sums that exceed the memory are removed.
 //!
 //! | crash after | found at the next start | outcome |
 //! |---|---|---|
@@ -129,6 +145,8 @@
 //! | prune 3 or 4 (removed) | no file | nothing is left to do |
 //! | the database was deleted | no rows | all kept files are applied again; readiness reports what was pruned ([`processor`]) |
 //! | an older database was restored | rows behind the files | the rest is applied |
+//! | import, before its rename | a `.part` file, which is not a segment | importing the file again replaces it ([`processor`]) |
+//! | restore, any step | `restore.json`; other commands refuse to use the directory | the next restore repeats its steps ([`backup`]) |
 //!
 //! # Threads
 //!
@@ -169,12 +187,14 @@
 //! | range | bytes of a segment that are applied in one transaction |
 //! | delta | the sums of a range per user |
 //! | settled | applied, duplicate, rejected or corrupt: a line that is no longer pending |
+//! | refused, rejected | an invalid event that was not stored; a stored line that is not counted |
 //! | corrupt | a segment that has changed since it was applied or sealed |
 //! | missing | a segment whose file is gone and that was not fully applied |
 //! | rival | a file that has the name of a segment and is another one |
 //! | archive | `applied/`, where fully applied files are moved |
 //! | quarantine | where bytes are kept that are not applied |
 //! | prune, expire | delete old segments; delete old ids |
+//! | node | a data directory whose events are counted in a PostgreSQL database, beside those of other nodes |
 //! | block of ids | 128 consecutive numbers after one prefix, stored in one row |
 //!
 //! # Dependencies

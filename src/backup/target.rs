@@ -77,7 +77,7 @@ pub(super) fn plan(backup: &Path, manifest: &Manifest, data_dir: &Path) -> anyho
         }
     }
     let own = directory.map_or(manifest.directory, |directory| directory.id);
-    lost_with_database(
+    refuse_to_discard_events(
         manifest,
         (&rows, &pruned),
         data_dir,
@@ -330,7 +330,7 @@ fn segments_of_files(
 
 /// Fails if the target's database has counted events that no file has: those of segments that were
 /// pruned after the backup, or whose files are missing. Does nothing if the database cannot be read.
-fn lost_with_database(
+fn refuse_to_discard_events(
     manifest: &Manifest,
     backup: (&[SegmentRow], &Pruned),
     data_dir: &Path,

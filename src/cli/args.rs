@@ -74,7 +74,7 @@ impl Cli {
             cli.shows_password = command_line.iter().any(errors::has_password);
             Ok(cli)
         });
-        parsed.unwrap_or_else(|error| errors::in_plain_words(error, &command_line).exit())
+        parsed.unwrap_or_else(|error| errors::reworded(error, &command_line).exit())
     }
 }
 

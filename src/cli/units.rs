@@ -44,7 +44,9 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-/// A number of bytes: `4096`, `64KiB`, `256MiB`, `1GB`.
+/// A number of bytes: `4096`, `64KiB`, `256MiB`, `1GB`. Its text is exact and reads as the same number, since
+/// `serve --check` prints a config file. The crate `bytesize` rounds: it parses a number with a unit as `f64`
+/// and shows one decimal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 

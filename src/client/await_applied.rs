@@ -47,7 +47,7 @@ pub enum Applied {
 }
 
 /// The result of [`await_applied`].
-pub(super) struct Settled {
+pub(super) struct AppliedReport {
     pub(super) applied: Applied,
     /// Rejected lines, by their number.
     pub(super) rejected: Vec<Refusal>,
@@ -148,16 +148,16 @@ pub(super) fn await_applied(
     stop: &Shutdown,
     record: &Record,
     own: OwnLines,
-) -> Settled {
-    let mut settled = Settled {
+) -> AppliedReport {
+    let mut report = AppliedReport {
         applied: Applied::NotAsked,
         rejected: Vec::new(),
     };
     let Some(last) = record.last else {
-        return settled;
+        return report;
     };
     if config.wait == Some(Duration::ZERO) {
-        return settled;
+        return report;
     }
     let poster = Poster::for_get(config);
     let all = listing_path(last, record.since);
@@ -178,9 +178,9 @@ pub(super) fn await_applied(
         let (applied, done) = match answer {
             Ok((200, body, _)) => match serde_json::from_slice::<Listing>(&body) {
                 Ok(listing) => {
-                    settled.rejected = made(listing, record);
+                    report.rejected = made(listing, record);
                     if let Some(own_lines) = own_lines.take() {
-                        add_own(&poster, &all, own_lines, &mut settled.rejected);
+                        add_own(&poster, &all, own_lines, &mut report.rejected);
                     }
                     (Applied::Yes, true)
                 }
@@ -192,13 +192,13 @@ pub(super) fn await_applied(
             Ok((status, body, _)) => without_listing(status, &body),
             Err(error) => (Applied::Unknown(error.to_string()), false),
         };
-        settled.applied = applied;
+        report.applied = applied;
         if done || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return settled;
+            return report;
         }
         let pause = PAUSE.saturating_sub(asked.elapsed());
         if stop.wait(pause) {
-            return settled;
+            return report;
         }
     }
 }

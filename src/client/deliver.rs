@@ -16,7 +16,7 @@ use super::await_applied::own_key;
 use super::error::SendError;
 use super::ids::{IdMaker, Shape, random};
 use super::lines::{Batch, Fault};
-use super::post::{Answer, LineError, Outcome, Poster};
+use super::post::{Answer, LineError, Poster, Stored};
 use super::rejects::Refusal;
 use super::tally::{Done, Tally};
 use crate::cli::Span;
@@ -196,21 +196,21 @@ impl Deliverer<'_> {
             Answer::TooLarge { reason } => {
                 halve(&group, "too_large", &reason, groups, outcomes);
             }
-            Answer::Hopeless { reason } | Answer::Again { reason, .. } => {
+            Answer::Failed { reason } | Answer::Retry { reason, .. } => {
                 return Err(self.failed(reason));
             }
         }
         Ok(())
     }
 
-    /// Sends one request until its answer is final. Does not return [`Answer::Again`].
+    /// Sends one request until its answer is final. Does not return [`Answer::Retry`].
     fn request(&self, group: &[&Ready<'_>], body: &[u8]) -> Result<Answer, Halt> {
         let mut pause = PAUSE_FIRST;
         let mut since: Option<Instant> = None;
         let mut in_doubt = 0;
         loop {
             let answer = self.poster.post(body);
-            let Answer::Again {
+            let Answer::Retry {
                 reason,
                 after,
                 outcome,
@@ -220,7 +220,7 @@ impl Deliverer<'_> {
                 return Ok(answer);
             };
             // An event is counted as doubtful once, however often its request is repeated.
-            let doubtful = if outcome == Outcome::Unknown && in_doubt == 0 {
+            let doubtful = if outcome == Stored::Unknown && in_doubt == 0 {
                 group.iter().filter(|line| !line.counts_once).count() as u64
             } else {
                 0

@@ -331,8 +331,8 @@ fn about(config: &SendConfig, stop: &Shutdown) -> Result<Option<About>, SendErro
     loop {
         let (reason, after) = match poster.about() {
             Ok(about) => return Ok(Some(about)),
-            Err(Answer::Again { reason, after, .. }) => (reason, after),
-            Err(Answer::Hopeless { reason }) => return Err(failed(reason)),
+            Err(Answer::Retry { reason, after, .. }) => (reason, after),
+            Err(Answer::Failed { reason }) => return Err(failed(reason)),
             Err(_) => return Ok(Some(About::default())),
         };
         let silent = began.elapsed();

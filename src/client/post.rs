@@ -52,24 +52,24 @@ pub(super) enum Answer {
         reason: String,
     },
     /// A temporary failure: the request can be sent again.
-    Again {
+    Retry {
         /// What happened.
         reason: String,
         /// The server's `Retry-After`.
         after: Option<Duration>,
         /// Whether events may have been stored nevertheless.
-        outcome: Outcome,
+        outcome: Stored,
     },
     /// A permanent failure: the request would fail again.
-    Hopeless {
+    Failed {
         /// What happened, and advice.
         reason: String,
     },
 }
 
-/// Outcome of a request that failed.
+/// What a server stored of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum Stored {
     /// Nothing was stored.
     Nothing,
     /// All, some or none of the events were stored.
@@ -250,7 +250,7 @@ impl Poster {
         };
         match status {
             200..=299 => accepted(status, &text),
-            300..=399 => Answer::Hopeless {
+            300..=399 => Answer::Failed {
                 reason: match location {
                     Some(to) => {
                         format!(
@@ -300,7 +300,7 @@ fn accepted(status: u16, text: &[u8]) -> Answer {
             errors: body.errors,
             position: body.position.parse().ok(),
         },
-        Err(_) => Answer::Hopeless {
+        Err(_) => Answer::Failed {
             reason: format!("answered {status}, but not as a tallyline server does; check --to"),
         },
     }
@@ -317,23 +317,23 @@ fn refused(status: u16, problem: Option<Problem>, after: Option<Duration>) -> An
             reason,
         },
         413 => Answer::TooLarge { reason },
-        408 | 425 | 429 | 500.. => Answer::Again {
+        408 | 425 | 429 | 500.. => Answer::Retry {
             reason,
             after,
             // A tallyline server reports an unknown outcome; a proxy in between does not know it.
             outcome: if known && problem.outcome != "unknown" || status == 429 {
-                Outcome::Nothing
+                Stored::Nothing
             } else {
-                Outcome::Unknown
+                Stored::Unknown
             },
         },
-        401 => Answer::Hopeless {
+        401 => Answer::Failed {
             reason: "answered 401: the token is missing or not accepted; set TALLYLINE_TOKEN, or name a file with --token-file".to_owned(),
         },
-        404 | 405 => Answer::Hopeless {
+        404 | 405 => Answer::Failed {
             reason: format!("{reason}; --to must be the base URL of a tallyline server"),
         },
-        _ => Answer::Hopeless { reason },
+        _ => Answer::Failed { reason },
     }
 }
 
@@ -342,22 +342,22 @@ fn unanswered(error: &ureq::Error) -> Answer {
     let outcome = match error {
         ureq::Error::HostNotFound
         | ureq::Error::ConnectionFailed
-        | ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => Outcome::Nothing,
+        | ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => Stored::Nothing,
         ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            Outcome::Nothing
+            Stored::Nothing
         }
         ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::InvalidProxyUrl => {
-            return Answer::Hopeless {
+            return Answer::Failed {
                 reason: error.to_string(),
             };
         }
-        _ => Outcome::Unknown,
+        _ => Stored::Unknown,
     };
     let reason = match error {
         ureq::Error::Io(error) => error.to_string(), // without ureq's "io: "
         error => error.to_string(),
     };
-    Answer::Again {
+    Answer::Retry {
         reason,
         after: None,
         outcome,

@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_elses_file_is_left_alone() {
+    fn a_file_of_another_program_is_not_changed() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
         std::fs::write(&path, "not ours").expect("write");

@@ -54,7 +54,7 @@ pub(super) fn open_database(data_dir: &Path, url: Option<&Database>) -> anyhow::
     if let Some(path) = database.file()
         && !path.exists()
     {
-        let pending = totals.pending(data_dir)?;
+        let pending = totals.unapplied(data_dir)?;
         if pending.bytes > 0 {
             bail!(
                 "there is no database {}: {pending}; run `tallyline process` to apply them",
@@ -79,11 +79,11 @@ fn overall_totals(totals: &Totals, config: &QueryConfig) -> anyhow::Result<Exit>
     let text = match config.format {
         QueryFormat::Csv => csv(&users)?,
         QueryFormat::Json => {
-            let pending = totals.pending(&config.data_dir)?;
+            let pending = totals.unapplied(&config.data_dir)?;
             json_overall(&readers.overall()?, readers.ledger()?, &pending, &users)?
         }
         QueryFormat::Table => {
-            let pending = totals.pending(&config.data_dir)?;
+            let pending = totals.unapplied(&config.data_dir)?;
             table_overall(&readers.overall()?, readers.ledger()?, &pending, &users)
         }
     };
@@ -109,7 +109,7 @@ fn some_users(totals: &Totals, config: &QueryConfig) -> anyhow::Result<Exit> {
     }
     if !unknown.is_empty() {
         let unknown = unknown.join(", ");
-        let pending = totals.pending(&config.data_dir)?;
+        let pending = totals.unapplied(&config.data_dir)?;
         if pending.bytes > 0 {
             bail!("no events of {unknown} were applied; {pending}");
         }
@@ -125,19 +125,19 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    fn pending(&self, data_dir: &Path) -> anyhow::Result<Pending> {
-        Pending::of(data_dir, self.directory, &self.readers)
+    fn unapplied(&self, data_dir: &Path) -> anyhow::Result<Unapplied> {
+        Unapplied::of(data_dir, self.directory, &self.readers)
     }
 }
 
 /// Events in the files of the data directory that are not in the database yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Pending {
+struct Unapplied {
     files: u64,
     bytes: u64,
 }
 
-impl Pending {
+impl Unapplied {
     /// Counts by file lengths; no file is opened. Archived segments are fully applied.
     fn of(data_dir: &Path, directory: Option<Uuid>, readers: &Readers) -> anyhow::Result<Self> {
         let cannot_list = || format!("cannot list {}", data_dir.display());
@@ -187,7 +187,7 @@ impl Pending {
     }
 }
 
-impl fmt::Display for Pending {
+impl fmt::Display for Unapplied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (bytes, files) = (counted(self.bytes, "byte"), counted(self.files, "file"));
         write!(f, "{bytes} in {files} are not applied yet")
@@ -232,7 +232,7 @@ fn json(value: &impl Serialize) -> anyhow::Result<String> {
 fn json_overall(
     overall: &Overall,
     ledger: Ledger,
-    pending: &Pending,
+    pending: &Unapplied,
     users: &[UserTotal],
 ) -> anyhow::Result<String> {
     #[derive(Serialize)]
@@ -288,7 +288,7 @@ fn csv(users: &[UserTotal]) -> anyhow::Result<String> {
 fn table_overall(
     overall: &Overall,
     ledger: Ledger,
-    pending: &Pending,
+    pending: &Unapplied,
     users: &[UserTotal],
 ) -> String {
     let facts = [
@@ -367,7 +367,7 @@ fn time(at_ms: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::WideMicros;
+    use crate::event::Micros;
 
     fn user(user_id: &str, micros: i64) -> UserTotal {
         UserTotal {
@@ -395,11 +395,11 @@ mod tests {
         let overall = Overall {
             users: 1,
             events: 2,
-            revenue: WideMicros(9_007_199_254_740_993),
+            revenue: Micros(9_007_199_254_740_993),
             updated_at_ms: Some(1_795_329_660_123),
         };
         let text =
-            json_overall(&overall, Ledger::default(), &Pending::default(), &users).expect("json");
+            json_overall(&overall, Ledger::default(), &Unapplied::default(), &users).expect("json");
         assert_eq!(text.matches(": 9007199254.740993").count(), 2, "{text}");
         assert_eq!(
             text.matches("\"revenueMicros\": \"9007199254740993\"")

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::engine::Figures;
-use crate::event::WideMicros;
+use crate::event::Micros;
 use crate::histogram::HistogramSnapshot;
 use crate::store::{Ledger, Overall};
 
@@ -72,7 +72,7 @@ pub struct Nodes {
     /// Events counted in the totals of all nodes.
     pub events: u64,
     /// The sum of the revenue of all users, over all nodes.
-    pub revenue: WideMicros,
+    pub revenue: Micros,
     /// Lines that the nodes had not applied when they last reported.
     pub pending_lines: u64,
     /// Age in seconds of the oldest last report; 0 if there is none.
@@ -470,7 +470,7 @@ mod tests {
             overall: Overall {
                 users: 8,
                 events: 9,
-                revenue: WideMicros(i128::from(i64::MAX) * 100),
+                revenue: Micros(i128::from(i64::MAX) * 100),
                 updated_at_ms: None,
             },
             nodes: Some(Nodes {
@@ -482,7 +482,7 @@ mod tests {
                     ("removed", 1),
                 ],
                 events: 19,
-                revenue: WideMicros(-5),
+                revenue: Micros(-5),
                 pending_lines: 4,
                 oldest_report_seconds: 61.5,
             }),

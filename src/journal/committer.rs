@@ -21,7 +21,7 @@ use memchr::memchr_iter;
 use self::free_space::FreeSpace;
 use super::recover::Active;
 use super::{
-    AppendError, Command, Commands, JournalConfig, JournalError, Label, Pending, Shared, Wakers,
+    AppendError, Command, Commands, JournalConfig, JournalError, Label, QueuedBatch, Shared, Wakers,
 };
 use crate::data_dir::Directory;
 use crate::data_dir::disk::{Disk, DiskFile, Identity};
@@ -199,7 +199,7 @@ impl Writer {
     }
 
     /// Writes the group, syncs it and answers each of its waiters.
-    fn commit(&mut self, waiters: Vec<Pending>) {
+    fn commit(&mut self, waiters: Vec<QueuedBatch>) {
         match self.write_group(&waiters) {
             Ok(()) => {
                 // 5. Move the durable end, publish it, answer each waiter with its own position.
@@ -208,7 +208,8 @@ impl Writer {
                     offset: self.durable_end + self.label_bytes(),
                 };
                 // Counted in the written bytes, independently of the counts of the requests.
-                let lines = |pending: &Pending| memchr_iter(b'\n', &pending.batch.bytes).count();
+                let lines =
+                    |pending: &QueuedBatch| memchr_iter(b'\n', &pending.batch.bytes).count();
                 let lines = waiters.iter().map(lines).sum::<usize>() as u64;
                 self.durable_end += self.group_bytes(&waiters);
                 match &waiters[..] {
@@ -254,13 +255,13 @@ impl Writer {
     }
 
     /// Bytes of the group in the file, with the label.
-    fn group_bytes(&self, waiters: &[Pending]) -> u64 {
-        let bytes = |pending: &Pending| pending.batch.bytes.len() as u64;
+    fn group_bytes(&self, waiters: &[QueuedBatch]) -> u64 {
+        let bytes = |pending: &QueuedBatch| pending.batch.bytes.len() as u64;
         waiters.iter().map(bytes).sum::<u64>() + self.label_bytes()
     }
 
     /// Steps 2 to 4. The error is the answer to every append of the group.
-    fn write_group(&mut self, waiters: &[Pending]) -> Result<(), AppendError> {
+    fn write_group(&mut self, waiters: &[QueuedBatch]) -> Result<(), AppendError> {
         let file = match &self.state {
             State::Open(file) => Arc::clone(file),
             State::Uncreated(error) => return Err(error.clone()),
@@ -299,7 +300,7 @@ impl Writer {
     /// Collects the group's bytes in `self.group`, with the label in the first group of a segment.
     /// `self.group` stays empty if the group is a single batch without a label, which is written as
     /// it is.
-    fn gather(&mut self, waiters: &[Pending]) {
+    fn gather(&mut self, waiters: &[QueuedBatch]) {
         self.group.clear();
         if self.durable_end > 0 && waiters.len() == 1 {
             return;

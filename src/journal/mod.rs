@@ -296,19 +296,19 @@ struct Shared {
 }
 
 enum Command {
-    Append(Pending),
-    Rotate(Pending),
+    Append(QueuedBatch),
+    Rotate(QueuedBatch),
     Shutdown,
 }
 
 /// A batch and its completion callback. `done` is called exactly once, on drop at the latest.
-struct Pending {
+struct QueuedBatch {
     batch: Batch,
     done: Option<AppendDone>,
     shared: Arc<Shared>,
 }
 
-impl Pending {
+impl QueuedBatch {
     fn answer(mut self, result: Result<Position, AppendError>) -> Option<Waker> {
         self.finish(result)
     }
@@ -323,7 +323,7 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for QueuedBatch {
     fn drop(&mut self) {
         let waker = self.finish(Err(AppendError::Stopping));
         waker.into_iter().for_each(Waker::wake);
@@ -462,8 +462,8 @@ impl Journal {
         )
     }
 
-    fn pending(&self, batch: Batch, done: AppendDone) -> Pending {
-        Pending {
+    fn pending(&self, batch: Batch, done: AppendDone) -> QueuedBatch {
+        QueuedBatch {
             batch,
             done: Some(done),
             shared: Arc::clone(&self.shared),

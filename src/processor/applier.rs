@@ -94,8 +94,8 @@ impl<'p> Applier<'p> {
 
     fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Result<Self, StoreError> {
         writer.check_rows()?;
-        writer.cache(config.shares().cache_bytes)?;
-        config.clock.look(writer.clock()?);
+        writer.cache(config.memory_budget().cache_bytes)?;
+        config.clock.check(writer.clock()?);
         Ok(Self {
             writer,
             work: Work::default(),

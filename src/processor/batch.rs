@@ -297,7 +297,7 @@ impl Batch<'_> {
                     bytes_total,
                 });
             };
-            let outcome = match importer.bring_in(writer, file, &mut on_read) {
+            let outcome = match importer.import_file(writer, file, &mut on_read) {
                 Err(error @ ProcessError::Io(_)) => ImportOutcome::Refused(describe(&error)),
                 outcome => outcome?,
             };

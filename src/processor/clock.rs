@@ -111,7 +111,7 @@ impl Clock {
 
     /// Checks the clock. `stored_ms` is the time in the database, which only the first check uses. Returns
     /// the time to store now; `None` if storing is not due or the clock is doubted.
-    pub(super) fn look(&self, stored_ms: Option<i64>) -> Option<i64> {
+    pub(super) fn check(&self, stored_ms: Option<i64>) -> Option<i64> {
         let now = Moment {
             wall_ms: self.clocks.wall_ms(),
             passed_ms: self.clocks.passed_ms(),
@@ -282,7 +282,7 @@ pub(super) mod tests {
     fn started(wall_ms: i64, stored_ms: Option<i64>) -> (Clock, Fake) {
         let fake = Fake::at(wall_ms);
         let clock = Clock::of(Box::new(fake.clone()));
-        clock.look(stored_ms);
+        clock.check(stored_ms);
         (clock, fake)
     }
 
@@ -290,7 +290,7 @@ pub(super) mod tests {
     fn hold(clock: &Clock, fake: &Fake, ms: i64) {
         for _ in 0..ms / MINUTE {
             fake.pass(MINUTE);
-            clock.look(None);
+            clock.check(None);
         }
     }
 
@@ -338,7 +338,7 @@ pub(super) mod tests {
             hold(&clock, &fake, 2 * HOUR);
             assert!(!clock.is_trusted(), "{wall}");
             fake.set(NOW);
-            clock.look(None);
+            clock.check(None);
             assert!(
                 !clock.is_trusted(),
                 "set just now, so not consistent for an hour yet"
@@ -352,27 +352,27 @@ pub(super) mod tests {
     fn a_jump_is_doubted_and_suspend_is_not_a_jump() {
         let (clock, fake) = started(NOW, None);
         fake.pass(7 * DAY);
-        assert!(clock.look(None).is_some(), "a week in suspend");
+        assert!(clock.check(None).is_some(), "a week in suspend");
         assert!(clock.is_trusted());
         for jump in [HOUR, -HOUR, 2 * MINUTE, -2 * MINUTE, 1000 * DAY] {
             let before = fake.wall_ms();
             fake.set(before + jump);
-            assert_eq!(clock.look(None), None, "not stored");
+            assert_eq!(clock.check(None), None, "not stored");
             assert!(!clock.is_trusted(), "{jump}");
             assert_eq!(clock.now_ms(), before.max(before + jump));
             // After another jump the hour starts again.
             hold(&clock, &fake, HOUR / 2);
             fake.set(fake.wall_ms() + jump);
-            clock.look(None);
+            clock.check(None);
             hold(&clock, &fake, HOUR / 2);
             assert!(!clock.is_trusted(), "{jump}");
             // Back at the expected time.
             fake.set(before + HOUR);
-            clock.look(None);
+            clock.check(None);
             assert!(clock.is_trusted(), "{jump}");
         }
         fake.set(fake.wall_ms() + MINUTE / 2);
-        clock.look(None);
+        clock.check(None);
         assert!(clock.is_trusted(), "a small correction");
     }
 
@@ -380,18 +380,18 @@ pub(super) mod tests {
     fn the_time_is_stored_every_ten_minutes() {
         let fake = Fake::at(NOW);
         let clock = Clock::of(Box::new(fake.clone()));
-        assert_eq!(clock.look(None), Some(NOW));
-        assert_eq!(clock.look(None), Some(NOW), "until it is stored");
+        assert_eq!(clock.check(None), Some(NOW));
+        assert_eq!(clock.check(None), Some(NOW), "until it is stored");
         clock.stored(NOW);
-        assert_eq!(clock.look(None), None);
+        assert_eq!(clock.check(None), None);
         fake.pass(STORE_EVERY_MS);
-        assert_eq!(clock.look(None), Some(NOW + STORE_EVERY_MS));
+        assert_eq!(clock.check(None), Some(NOW + STORE_EVERY_MS));
     }
 
     #[test]
     fn the_counter_of_this_machine_runs() {
         let clock = Clock::default();
-        clock.look(None);
+        clock.check(None);
         assert!(Machine.passed_ms() > 0 && clock.now_ms() > 0);
     }
 }

@@ -119,7 +119,7 @@ impl<'i> Importer<'i> {
     }
 
     /// Imports one file. While it is converted, `on_read` is called with the bytes read and its size.
-    pub(super) fn bring_in(
+    pub(super) fn import_file(
         &mut self,
         writer: &Writer,
         path: &Path,
@@ -145,7 +145,7 @@ impl<'i> Importer<'i> {
             .map_err(ProcessError::io("find", path))?;
         let name = real.file_name().unwrap_or_default().to_string_lossy();
         if real.parent() == Some(&self.home) {
-            return Ok(self.at_home(&name));
+            return Ok(self.in_data_dir(&name));
         }
         let format = InputFormat::of(&head(&*source).map_err(ProcessError::io("read", path))?);
         let unpacked = match &format {
@@ -203,7 +203,7 @@ impl<'i> Importer<'i> {
     }
 
     /// A file in the data directory itself, which needs no import.
-    fn at_home(&self, name: &str) -> ImportOutcome {
+    fn in_data_dir(&self, name: &str) -> ImportOutcome {
         let data_dir = &self.config.data_dir;
         match SegmentId::of_file(name, self.config.directory_tag()) {
             Some((id, tag)) => ImportOutcome::New(Found {

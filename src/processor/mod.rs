@@ -150,7 +150,7 @@ impl ProcessConfig {
         }
     }
 
-    fn shares(&self) -> MemoryBudget {
+    fn memory_budget(&self) -> MemoryBudget {
         MemoryBudget::of(self.memory_bytes, self.threads)
     }
 
@@ -161,7 +161,7 @@ impl ProcessConfig {
         if let Err(error) = spill::remove_leftovers(&**disk, dir) {
             tracing::warn!(%error, "cannot remove temporary files of an earlier run in {}", dir.display());
         }
-        let pool = Pool::start(&self.shares()).map_err(ProcessError::Thread)?;
+        let pool = Pool::start(&self.memory_budget()).map_err(ProcessError::Thread)?;
         Ok(pool.spilling_to(SpillDir::new(Arc::clone(disk), dir)))
     }
 }

@@ -34,7 +34,7 @@ mod tests;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use self::prune::{Finished, Outcome, prune};
+use self::prune::{Finished, PruneOutcome, prune};
 pub(super) use self::prune::{finish, finish_at_start, was_pruned};
 use super::{ProcessConfig, ProcessError, describe};
 use crate::data_dir::Catalog;
@@ -173,15 +173,15 @@ impl Retention {
         {
             let now_ms = self.config.clock.now_ms();
             match prune(writer, disk, &catalog, &row, now_ms, &mut self.pruned)? {
-                Outcome::Pruned => {}
-                Outcome::OtherContent(path) => {
+                PruneOutcome::Pruned => {}
+                PruneOutcome::OtherContent(path) => {
                     return Ok(Pruning::Kept(format!(
                         "cannot prune {}: it has another content than was applied as segment {number}; no later segment is pruned either. Restore the file or move it to quarantine/",
                         path.display()
                     )));
                 }
-                Outcome::Changed => break,
-                Outcome::Later => return Ok(Pruning::Postponed),
+                PruneOutcome::Changed => break,
+                PruneOutcome::Later => return Ok(Pruning::Postponed),
             }
             if began.elapsed() > ROUND_MAX {
                 break;

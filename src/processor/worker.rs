@@ -280,7 +280,7 @@ impl Worker {
     /// Checks the clock, and stores the time if that is due.
     fn check_clock(&self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         let clock = &self.config.clock;
-        let Some(at_ms) = clock.look(None) else {
+        let Some(at_ms) = clock.check(None) else {
             return Ok(());
         };
         match applier.writer.set_clock(at_ms) {
@@ -298,7 +298,7 @@ impl Worker {
         // Read before the listing, which then has every segment below this one.
         let tail = self.journal.tail();
         self.status.active = tail.number;
-        self.look_for_files(applier)?;
+        self.find_files(applier)?;
         let files = self.due_files();
         let mut rest = &files[..];
         while let Some(first) = rest.first() {

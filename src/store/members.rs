@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{NodeReport, Overall};
-use crate::event::WideMicros;
+use crate::event::Micros;
 
 /// A node reports about once a second; one without a report for this long does not run, or cannot reach the
 /// database.
@@ -126,7 +126,7 @@ impl Cluster {
         Overall {
             users,
             events: sums().map(|sums| sums.events).sum(),
-            revenue: WideMicros(sums().map(|sums| sums.revenue.0).sum()),
+            revenue: Micros(sums().map(|sums| sums.revenue.0).sum()),
             updated_at_ms: sums().filter_map(|sums| sums.updated_at_ms).max(),
         }
     }
@@ -159,7 +159,7 @@ mod tests {
             overall: Overall {
                 users,
                 events: users * 2,
-                revenue: WideMicros(i128::from(i64::MAX)),
+                revenue: Micros(i128::from(i64::MAX)),
                 updated_at_ms: (users > 0).then_some(i64::from(number)),
             },
         }

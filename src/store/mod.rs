@@ -1,4 +1,7 @@
-//! The store: the exact totals in one SQLite file, and the applied offset of each segment.
+//! The store: the exact totals and the applied offset of each segment, in one SQLite file or in PostgreSQL.
+//!
+//! [`Database`] says which. Everything below is true of both; `postgres` adds what several nodes in one
+//! database need.
 //!
 //! # Exactly-once application
 //! Events are applied by one kind of transaction, [`Writer::apply`]. It changes the totals, the event ids,

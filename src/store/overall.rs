@@ -15,7 +15,7 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{Connection, params};
 
-use crate::event::WideMicros;
+use crate::event::Micros;
 
 const SELECT_OVERALL: &str = include_str!("../../sql/query/select_overall.sql");
 const SET_OVERALL: &str = include_str!("../../sql/query/set_overall.sql");
@@ -30,7 +30,7 @@ pub struct Overall {
     /// The number of counted events.
     pub events: u64,
     /// The sum of all revenues.
-    pub revenue: WideMicros,
+    pub revenue: Micros,
     /// When an event was last applied, in milliseconds since 1970 UTC; `None` if there are no users.
     pub updated_at_ms: Option<i64>,
 }
@@ -134,7 +134,7 @@ pub(super) fn of_rows(connection: &Connection) -> rusqlite::Result<Overall> {
     Ok(overall)
 }
 
-impl FromSql for WideMicros {
+impl FromSql for Micros {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         let text = value.as_str()?;
         text.parse()

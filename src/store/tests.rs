@@ -433,7 +433,7 @@ fn everything(dir: &TempDir) -> Vec<Vec<String>> {
 
 /// Users of whom a total overflows, ids that come again in a later segment, and one that contradicts.
 #[test]
-fn segments_applied_together_come_to_what_they_do_one_after_the_other() {
+fn segments_applied_together_have_the_same_totals_as_one_by_one() {
     const HUGE: u64 = 1_000_000_000_000_000_000;
     let huge = || Lines::event("rich", Kind::Add, HUGE, None);
     let mut first = vec![Lines::event("z", Kind::Add, 1, Some("x"))];

@@ -34,7 +34,7 @@ pub struct SqliteWriter {
     data_version: i64,
     /// The database file after the last write of this writer.
     left: Option<FileState>,
-    journal: Journal,
+    journal: JournalMode,
 }
 
 /// What a write to the database file changes.
@@ -47,7 +47,7 @@ struct FileState {
 
 /// SQLite's journal.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Journal {
+enum JournalMode {
     /// The WAL.
     Wal,
     /// The rollback journal, until the first commit into a new file: pages are then written once, not
@@ -102,12 +102,12 @@ impl SqliteWriter {
             token,
             left: None,
             journal: if load && empty {
-                Journal::FirstLoad
+                JournalMode::FirstLoad
             } else {
-                Journal::Wal
+                JournalMode::Wal
             },
         };
-        if writer.journal == Journal::Wal {
+        if writer.journal == JournalMode::Wal {
             writer.token.begin_writing();
         } else {
             writer.token.note();
@@ -285,8 +285,8 @@ impl SqliteWriter {
         transaction
             .commit()
             .map_err(StoreError::sqlite(path, "commit ranges"))?;
-        if self.journal == Journal::FirstLoad {
-            self.journal = Journal::Loaded;
+        if self.journal == JournalMode::FirstLoad {
+            self.journal = JournalMode::Loaded;
         }
         Ok(OutcomeOfAll::Applied(all))
     }
@@ -300,13 +300,13 @@ impl SqliteWriter {
 
     /// Turns the WAL on if the first load is committed.
     fn leave_first_load(&mut self) -> Result<(), StoreError> {
-        if self.journal == Journal::Loaded {
+        if self.journal == JournalMode::Loaded {
             let doing = StoreError::sqlite(&self.path, "turn the WAL on");
             open::turn_wal_on(&self.connection).map_err(&doing)?;
             // The first read creates the files of the WAL.
             data_version(&self.connection).map_err(&doing)?;
             self.token.begin_writing();
-            self.journal = Journal::Wal;
+            self.journal = JournalMode::Wal;
         }
         Ok(())
     }
@@ -333,8 +333,8 @@ impl SqliteWriter {
             transaction
                 .commit()
                 .map_err(StoreError::sqlite(path, "commit a range"))?;
-            if self.journal == Journal::FirstLoad {
-                self.journal = Journal::Loaded;
+            if self.journal == JournalMode::FirstLoad {
+                self.journal = JournalMode::Loaded;
             }
         }
         Ok(attempt)

@@ -132,7 +132,10 @@ fn append(table: &mut Table) {
                     };
                     journal.append(
                         batch,
-                        Box::new(move |answer| sender.send(answer.unwrap()).unwrap()),
+                        Box::new(move |answer| {
+                            sender.send(answer.unwrap()).unwrap();
+                            None
+                        }),
                     );
                 }
                 drop(sender);

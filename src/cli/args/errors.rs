@@ -109,7 +109,7 @@ pub fn with_variables(message: &str, variables: &[(String, String)]) -> String {
 }
 
 /// Replaces the message of an error by one sentence, where there is one.
-pub(super) fn in_plain_words(error: clap::Error, command_line: &[OsString]) -> clap::Error {
+pub(super) fn reworded(error: clap::Error, command_line: &[OsString]) -> clap::Error {
     let mut root = Cli::command();
     root.build();
     let words: Vec<String> = command_line
@@ -266,7 +266,7 @@ mod tests {
             .map(OsString::from)
             .collect();
         let error = Cli::try_parse_from(&words).expect_err("invalid");
-        let error = in_plain_words(error, &words);
+        let error = reworded(error, &words);
         assert_eq!(error.exit_code(), 2);
         let text = error.to_string();
         text.lines().next().unwrap_or_default().to_owned()

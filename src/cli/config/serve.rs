@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_loopback_needs_tokens_or_a_word() {
+    fn beyond_loopback_needs_tokens_or_no_auth() {
         for open in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
             let error = config(&["--listen", open]).expect_err(open).to_string();
             assert!(

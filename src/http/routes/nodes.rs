@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::params::Params;
 use super::users::unreadable;
 use super::{Inner, service};
-use crate::event::WideMicros;
+use crate::event::Micros;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::metrics;
@@ -135,7 +135,7 @@ pub(super) fn figures(inner: &Inner, may_block: &MayBlock) -> Option<metrics::No
 }
 
 /// An exact decimal, not a float.
-fn exact(revenue: WideMicros) -> Option<Box<RawValue>> {
+fn exact(revenue: Micros) -> Option<Box<RawValue>> {
     RawValue::from_string(revenue.to_string()).ok()
 }
 

@@ -11,7 +11,7 @@ use crate::store::{SegmentRow, Writer};
 use crate::verify::contents;
 
 /// The result of an attempt to prune a segment.
-pub(super) enum Outcome {
+pub(super) enum PruneOutcome {
     /// The row and the files are removed.
     Pruned,
     /// Nothing is removed: this file has another content than was applied.
@@ -30,7 +30,7 @@ pub(super) fn prune(
     row: &SegmentRow,
     now_ms: i64,
     pruned: &mut Option<u64>,
-) -> Result<Outcome, ProcessError> {
+) -> Result<PruneOutcome, ProcessError> {
     let mut paths = Vec::new();
     for path in files(catalog, &row.id) {
         match disk.open_read(path) {
@@ -44,7 +44,7 @@ pub(super) fn prune(
                     file,
                 };
                 if !contents::is_what_was_applied(&segment, row)? {
-                    return Ok(Outcome::OtherContent(segment.path));
+                    return Ok(PruneOutcome::OtherContent(segment.path));
                 }
                 paths.push(segment.path);
             }
@@ -52,18 +52,18 @@ pub(super) fn prune(
     }
     // Step 1: the transaction.
     if !writer.prune(row, now_ms)? {
-        return Ok(Outcome::Changed);
+        return Ok(PruneOutcome::Changed);
     }
     *pruned = row.id.number();
     // Step 2: the checkpoint.
     if !paths.is_empty() && !writer.checkpoint()? {
-        return Ok(Outcome::Later);
+        return Ok(PruneOutcome::Later);
     }
     for path in &paths {
         remove(disk, path)?;
     }
     tracing::info!(segment = %row.id, bytes = row.applied_bytes, "pruned");
-    Ok(Outcome::Pruned)
+    Ok(PruneOutcome::Pruned)
 }
 
 /// The files of a segment that are removed with it; those in the quarantine are kept.

@@ -154,7 +154,7 @@ fn a_wrong_clock_does_not_prune_or_expire_new_events() {
         let mut kept_after = |ms: i64| {
             for _ in 0..ms / MINUTE {
                 fake.pass(MINUTE);
-                config.clock.look(None);
+                config.clock.check(None);
             }
             // The first round corrects the dates, the second uses them.
             for _ in 0..2 {
@@ -169,7 +169,7 @@ fn a_wrong_clock_does_not_prune_or_expire_new_events() {
             (kept(dir.path()), ids.expect("a count"))
         };
         fake.set(then);
-        config.clock.look(None);
+        config.clock.check(None);
         assert_eq!(kept_after(0), all, "{applied_at} {then}");
         assert_eq!(kept_after(HOUR - MINUTE), all, "{applied_at} {then}");
         assert_eq!(kept_after(MINUTE), expected, "{applied_at} {then}");

@@ -22,7 +22,7 @@ use crate::processor::sealed_files::{Run, Start};
 
 impl Worker {
     /// Finds new sealed files in the data directory, and files that were removed.
-    pub(super) fn look_for_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
+    pub(super) fn find_files(&mut self, applier: &Applier<'_>) -> Result<(), ProcessError> {
         let data_dir = self.config.data_dir.clone();
         let names = self
             .disk

@@ -4,7 +4,7 @@ use ::postgres::Row;
 
 use super::Target;
 use crate::data_dir::segment::{Numbers, SegmentId};
-use crate::event::WideMicros;
+use crate::event::Micros;
 use crate::store::id_blocks::BlockError;
 use crate::store::{
     AppliedSum, Counts, Ledger, Overall, Pruned, SegmentRow, SegmentState, StoreError,
@@ -183,7 +183,7 @@ pub(super) fn overall(row: Option<&Row>) -> Result<Overall, Malformed> {
     Ok(Overall {
         users: get_u64(row, 0)?,
         events: get_u64(row, 1)?,
-        revenue: WideMicros(get_i128(row, 2)?),
+        revenue: Micros(get_i128(row, 2)?),
         updated_at_ms: get(row, 3)?,
     })
 }

@@ -11,7 +11,7 @@ use super::convert::{Malformed, get, get_i128, get_u64};
 use super::node::Takeover;
 use super::{Node, Target, schema};
 use crate::data_dir::disk::RealDisk;
-use crate::event::WideMicros;
+use crate::event::Micros;
 use crate::store::{Member, NodeReport, Overall, ReportRow, StoreError};
 
 pub(super) const SELECT_MEMBERS: &str = include_str!("../../../sql/postgres/select_members.sql");
@@ -61,7 +61,7 @@ pub(super) fn member(row: &Row) -> Result<Member, Malformed> {
         overall: Overall {
             users: get_u64(row, 15)?,
             events: get_u64(row, 6)?,
-            revenue: WideMicros(get_i128(row, 16)?),
+            revenue: Micros(get_i128(row, 16)?),
             updated_at_ms: get(row, 17)?,
         },
     })

@@ -21,7 +21,7 @@ use super::user_count::UserCount;
 use super::writer::segment_rows;
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
-use crate::event::{Micros, WideMicros};
+use crate::event::Micros;
 use crate::store::listing::{Cursor, end_of};
 use crate::store::reading::DatabaseStatus;
 use crate::store::{
@@ -208,7 +208,7 @@ impl PostgresReaders {
             Ok(Overall {
                 users: get_u64(&row, 0)?,
                 events: get_u64(&row, 1)?,
-                revenue: WideMicros(get_i128(&row, 2)?),
+                revenue: Micros(get_i128(&row, 2)?),
                 updated_at_ms: get(&row, 3)?,
             })
         })

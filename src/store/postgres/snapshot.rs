@@ -15,7 +15,7 @@ use super::rows::{Param, statement};
 use super::writer::segment_rows;
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
-use crate::event::WideMicros;
+use crate::event::Micros;
 use crate::store::id_blocks::{Block, Grouped, Span};
 use crate::store::snapshot::{BlockRow, status_in};
 use crate::store::{
@@ -122,7 +122,7 @@ impl PostgresSnapshot {
             Ok(Overall {
                 users: get_u64(row, 0)?,
                 events: get_u64(row, 1)?,
-                revenue: WideMicros(convert::get_i128(row, 2)?),
+                revenue: Micros(convert::get_i128(row, 2)?),
                 updated_at_ms: None,
             })
         })

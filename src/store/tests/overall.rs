@@ -1,7 +1,7 @@
 //! The sums over all users, which must equal those of the rows after every kind of change.
 
 use super::*;
-use crate::event::WideMicros;
+use crate::event::Micros;
 
 /// The stored sums, which must equal those of the rows: users, events, micros.
 fn sums(dir: &TempDir) -> (u64, u64, i128) {
@@ -90,7 +90,7 @@ fn sums_past_64_bits() {
         [expected.to_string()]
     );
     let overall = writer.overall().expect("a read");
-    assert_eq!(overall.revenue, WideMicros(expected));
+    assert_eq!(overall.revenue, Micros(expected));
     assert_eq!(overall.updated_at_ms, Some(1_000_500));
     let events = (0..50).map(|user| Lines::event(&user.to_string(), Kind::Subtract, largest, None));
     Lines(events.collect()).apply(&mut writer, "t", 0, 50);
