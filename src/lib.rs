@@ -82,6 +82,7 @@
 //! | [`processor`] | applies segments to the database, archives and imports them; retention: prunes them, expires ids |
 //! | [`aggregate`] | lines to deltas per user, in parallel; what exceeds the memory goes to temporary files |
 //! | [`store`] | the database, SQLite or PostgreSQL: schema, transactions, readers |
+//! | [`other_nodes`] | waits for positions of other nodes of a shared database |
 //! | [`progress`] | the applied position, waiters and lag, in memory, between `processor` and `http` |
 //! | [`verify`] | recounts the files and compares them with the database |
 //! | [`backup`] | `tallyline backup` and `tallyline restore` |
@@ -157,8 +158,10 @@
 //! | `process` | the only writing connection to the database, and how far each file is applied; `tallyline process` does the same on `main` | the disk, the database |
 //! | `process-scan-N` | one chunk of lines at a time, and its sums; sorts them and writes temporary files | the disk, its queue |
 //! | `process-merge` | while many users are committed: the merge of their sums | the disk (reading), its queue |
+//! | `process-flush` | nothing: while a new database is loaded, starts writing its pages to the disk | the disk |
 //! | `process-check` | nothing: compares the database's sums after an unclean stop, for readiness | the database (reading) |
 //! | `process-clock` | deadlines of waiters, and the lag | nothing |
+//! | `other-nodes` | with `--database`: the requests that wait for positions of other nodes, whose progress it reads | the database (reading) |
 //! | `process-observe` | with `--no-process`: the published ledger, which it reads again each interval | the disk, the database (reading) |
 //! | `http-io` | all sockets of the server; handles small requests | nothing |
 //! | `http-worker-N` | a request with a large or compressed body | nothing |
@@ -171,7 +174,7 @@
 //! | `send-N`, `stdin` | in `send`: one connection each; the lines of stdin | the server; stdin |
 //!
 //! No thread blocks on a client. The callback that completes a request runs on `committer` after an append,
-//! and on `process` or `process-clock` after a wait for a position. It never blocks: it only puts the
+//! and on `process`, `process-clock` or `other-nodes` after a wait for a position. It never blocks: it only puts the
 //! response into the mailbox of `http-io`. All queues between threads are bounded.
 //!
 //! A server stops in this order: `http`, `journal`, `processor`. A second signal ends the process at once.
@@ -182,7 +185,7 @@
 //! |---|---|
 //! | segment | a file of events: the *active* one that grows, or a *sealed* one that does not; *native* if this directory's server wrote it, else *imported* |
 //! | label, tag | what identifies a native segment: its number, and a random tag that differs between copies of a directory |
-//! | position | segment number and byte offset, such as `42-1800` |
+//! | position | segment number and byte offset, such as `42-1800`; `42-1800@UUID` if several nodes share the database |
 //! | batch | the events of one request; the committer writes several batches as one *group* |
 //! | range | bytes of a segment that are applied in one transaction |
 //! | delta | the sums of a range per user |
@@ -200,7 +203,7 @@
 //! # Dependencies
 //!
 //! ```text
-//! main > commands > cli, server, backup > http, processor, client > verify, progress
+//! main > commands > cli, server, backup > http, processor, client > verify, progress, other_nodes
 //!      > journal, store > aggregate > data_dir, event
 //! ```
 //!
@@ -259,6 +262,10 @@ pub mod http;
 mod journal;
 #[cfg(feature = "testing")]
 pub mod journal;
+#[cfg(not(feature = "testing"))]
+mod other_nodes;
+#[cfg(feature = "testing")]
+pub mod other_nodes;
 #[cfg(not(feature = "testing"))]
 mod processor;
 #[cfg(feature = "testing")]

@@ -25,6 +25,7 @@ use crate::data_dir::{DIRECTORY_FILE, Directory, PROCESS_LOCK, SERVE_LOCK};
 use crate::health::Health;
 use crate::http;
 use crate::journal::{Committer, JournalConfig};
+use crate::other_nodes::OtherNodes;
 use crate::processor::{self, ProcessConfig, Processor};
 use crate::progress::Progress;
 use crate::shutdown::Shutdown;
@@ -61,6 +62,7 @@ struct Parts {
     committer: Option<Committer>,
     processor: Option<Processor>,
     readers: Option<Readers>,
+    other_nodes: Option<OtherNodes>,
     port_file: Option<PortFile>,
     usage: Option<UsageThread>,
 }
@@ -155,10 +157,17 @@ impl Parts {
         let directory = journal.directory();
         readers.belong_to(directory);
 
+        if config.database_url.is_some() {
+            let others = OtherNodes::start(readers.clone());
+            let others = others
+                .context("cannot start the thread that waits for positions of other nodes")?;
+            self.other_nodes = Some(others);
+        }
         let app = http::App {
             journal,
             readers,
             progress: Arc::new(Progress::new(config.processing)),
+            other_nodes: self.other_nodes.as_ref().map(OtherNodes::waits),
             health,
             disk,
             data_dir: dir.clone(),
@@ -210,6 +219,7 @@ impl Parts {
         if let Some(committer) = self.committer.take() {
             left.extend(committer.stop());
         }
+        drop(self.other_nodes.take());
         if let Some(readers) = self.readers.take() {
             readers.close();
         }

@@ -166,6 +166,32 @@ fn an_unknown_setting_in_the_config_file_is_rejected() {
 }
 
 #[test]
+fn retention_outlives_a_failover_of_the_shared_database() {
+    // Fails if a server on PostgreSQL deletes files that a failover may need, or one on SQLite is refused.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let check = |flags: &[&str], code: i32| {
+        let args = ["serve", "--check", "--data-dir", arg(&data)];
+        run(&[&args[..], flags].concat()).expect(code)
+    };
+    let shared = ["--database", "postgres://db/tally"];
+    let with = |flags: &[&'static str]| [&shared[..], flags].concat();
+    let refused = check(&with(&["--retention", "59m"]), 2).stderr;
+    assert!(
+        refused.contains("--retention 59m") && refused.contains("--failover-window 1h"),
+        "{refused}"
+    );
+    check(
+        &with(&["--failover-window", "forever", "--retention", "1year"]),
+        2,
+    );
+    check(&with(&["--retention", "1h"]), 0);
+    check(&with(&["--retention", "1s", "--failover-window", "1s"]), 0);
+    check(&with(&[]), 0);
+    check(&["--retention", "1s"], 0);
+}
+
+#[test]
 fn flags_override_the_environment_the_file_and_the_defaults() {
     // Fails if one of the four sources of a setting is not read, or their precedence changes.
     let scratch = Scratch::new();

@@ -36,6 +36,7 @@ mod messages; // what a user reads after a wrong flag, address, variable, file o
 mod odd_files; // FIFOs, sockets, devices, directories, broken links with names of segments
 mod offline; // process, verify, query: odd files, directories and databases, no server
 mod other_programs; // a database opened, removed, replaced and written by other programs
+mod positions; // positions of several nodes in one PostgreSQL database (--ignored)
 mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod ready; // `tallyline ready`: a server that is ready, not ready, gone
@@ -48,6 +49,7 @@ mod trouble; // a database locked, deleted, replaced, restored; files changed me
 
 mod faults; // full disks, a failing database, a jumping clock (`--ignored`)
 mod machine; // stderr that fails, file size limits, loopback addresses, starts that fail
+mod node_rules; // rules of counting with several nodes, by forced interleavings (--ignored)
 mod nodes; // connections to PostgreSQL, the identity of nodes (`--ignored`)
 mod on_postgres; // the store on PostgreSQL, and the tests above once more on it (`--ignored`)
 mod outside; // other programs: curl, wget, ab, Python, sqlite3, strace (`--ignored`)

@@ -487,6 +487,33 @@ fn a_restart_acquires_the_node_and_fences_the_process_before() {
 
 #[test]
 #[ignore = "needs PostgreSQL"]
+fn an_attempt_that_fails_before_its_commit_adds_no_token() {
+    // Fails if a node that cannot be registered for days fills node.json, and forgets the token in the database.
+    let server = Postgres::start();
+    let target = target(&server.database("tally"));
+    let scratch = Scratch::new();
+    let (dir, id) = data_dir(&scratch, "a");
+    let mut client = open(&target);
+    let node = Node::acquire(&mut client, &target, &dir, id).unwrap();
+    let before = NodeTokens::read(&RealDisk, &dir).unwrap();
+    server.run(
+        "tally",
+        "ALTER TABLE tallyline.node ADD CONSTRAINT full_up CHECK (epoch < 2)",
+    );
+    for _ in 0..3 {
+        reason_of(Node::acquire(&mut client, &target, &dir, id));
+    }
+    assert_eq!(NodeTokens::read(&RealDisk, &dir).unwrap(), before);
+    assert!(holds(&node, &mut client, &target));
+    server.run(
+        "tally",
+        "ALTER TABLE tallyline.node DROP CONSTRAINT full_up",
+    );
+    Node::acquire(&mut client, &target, &dir, id).unwrap();
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
 fn a_commit_with_an_unknown_outcome_is_resolved_by_the_tokens() {
     // Fails if a node is refused, or acquired twice, when the answer to its commit is lost.
     let server = Postgres::start();

@@ -6,7 +6,8 @@
 //! totals contain lines that are gone. Once everything is applied, totals and ledger equal an
 //! independent recount of the files, and everything acknowledged counts once. In some runs
 //! retention is on: then the recount includes the removed files, which must be exactly those that
-//! the database lists as pruned.
+//! the database lists as pruned. In some runs there is so little memory that the sums are written to
+//! temporary files, and segments that wait are added up and committed together.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,12 +43,22 @@ const FAILING: [Call; 8] = [
 /// Segments pruned in all cases together: the model tests nothing if there are none.
 static PRUNED: AtomicU64 = AtomicU64::new(0);
 
+/// Temporary files written in all cases together.
+static SPILLED: AtomicU64 = AtomicU64::new(0);
+
 /// Numbers of cases of the three random walks, 10,000 in all; each case starts several processors.
 const CASES: u64 = 5000;
 const CASES_AMONG_OTHERS: u64 = 3000;
 const CASES_SMALL_FILES: u64 = 2000;
 /// One case in this many rebuilds the database at its end.
 const REBUILT: u64 = 4;
+
+/// One case in this many has little memory and larger segments.
+const LITTLE_MEMORY: u64 = 4;
+/// With little memory, segments from 4 KiB on are large.
+const LARGE_SEGMENT_BYTES: u64 = 5000;
+/// Lines without an id in each batch then, each of another user.
+const PLAIN_LINES: u64 = 40;
 
 /// Whether applied segments are pruned at once.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,6 +82,8 @@ struct World {
     /// Acknowledged ids: each must be counted once.
     acknowledged: Vec<u64>,
     sent: u64,
+    /// Whether the sums of a segment do not fit into the memory.
+    little_memory: bool,
 }
 
 impl World {
@@ -86,6 +99,7 @@ impl World {
             dir: tempfile::tempdir_in(root).unwrap(),
             acknowledged: Vec::new(),
             sent: 0,
+            little_memory: false,
         }
     }
 
@@ -134,6 +148,9 @@ impl World {
         let mut processing = ProcessConfig::new(self.dir.path());
         processing.flush_interval = Duration::from_millis(10);
         processing.threads = 1;
+        if self.little_memory {
+            processing.memory_bytes = 1;
+        }
         processing
     }
 
@@ -152,7 +169,11 @@ impl World {
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let config = JournalConfig {
             rotate_interval: None,
-            rotate_size: 700,
+            rotate_size: if self.little_memory {
+                LARGE_SEGMENT_BYTES
+            } else {
+                700
+            },
             check_every,
             queue_bytes_max: 1 << 20,
             disk_reserve_bytes: 0,
@@ -208,6 +229,17 @@ impl World {
                 format!("{{\"userId\":\"u{user}\",\"name\":\"add_revenue\",\"value\":{value}.25,\"id\":\"{}\",\"padding\":\"{padding}\"}}\n", id_text(id))
                     .bytes(),
             );
+        }
+        if self.little_memory {
+            for line in 0..PLAIN_LINES {
+                let user = (self.sent * 31 + line) % 500;
+                bytes.extend(
+                    format!(
+                        "{{\"userId\":\"plain{user}\",\"name\":\"add_revenue\",\"value\":{line}}}\n"
+                    )
+                    .bytes(),
+                );
+            }
         }
         let (done, answered) = mpsc::channel();
         life.journal.append(
@@ -344,6 +376,7 @@ impl Life {
 fn walk(seed: u64) {
     let choices = &mut Choices::new(seed);
     let mut world = World::new();
+    world.little_memory = seed % LITTLE_MEMORY == 1;
     let mut disk = SimDisk::with_dir(world.dir.path());
     for life in 0..3 {
         if choices.below(2) == 0 {
@@ -387,7 +420,18 @@ fn walk(seed: u64) {
     world.check(&running);
     let disk = running.stop();
     PRUNED.fetch_add(world.pruned(), Ordering::Relaxed);
-    if seed.is_multiple_of(REBUILT) {
+    let is_spill = |path: &Path| {
+        path.extension()
+            .is_some_and(|extension| extension == "spill")
+    };
+    assert!(
+        !disk.files().iter().any(|path| is_spill(path)),
+        "none is left"
+    );
+    let spilled = disk.removed();
+    let spilled = spilled.iter().filter(|(path, _)| is_spill(path));
+    SPILLED.fetch_add(spilled.count() as u64, Ordering::Relaxed);
+    if seed.is_multiple_of(REBUILT) || world.little_memory && seed.is_multiple_of(3) {
         world.made_again(disk);
     }
 }
@@ -421,6 +465,7 @@ fn totals_are_those_of_the_files_whatever_happens_to_the_disk() {
     // one, or uses its memory instead of the rows.
     let cases = for_seeds(CASES, walk);
     assert!(PRUNED.load(Ordering::Relaxed) > cases / 4 || cases < 100);
+    assert!(SPILLED.load(Ordering::Relaxed) > cases / 8 || cases < 100);
 }
 
 /// A backup as made by `tallyline backup` (the database first, then the files), or a snapshot of the

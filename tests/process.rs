@@ -303,6 +303,38 @@ fn a_total_past_64_bits_rejects_the_line_that_overflows() {
 }
 
 #[test]
+fn thousands_of_named_files_are_applied_and_named_again_nothing_is() {
+    // Fails if a list of names is bounded by the descriptors of the process, or each file by a transaction.
+    const FILES: u64 = 2000;
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let mut args = vec![
+        "process".to_owned(),
+        "--data-dir".to_owned(),
+        arg(&data).to_owned(),
+    ];
+    for number in 0..FILES {
+        let path = scratch.file(
+            &format!("in/{number}.jsonl"),
+            event(&format!("u{}", number % 7), 1),
+        );
+        args.push(arg(&path).to_owned());
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let ran = run(&args).expect(0);
+    assert!(ran.stdout.contains("2,000 files"), "{}", ran.stdout);
+    let counted = database(&data);
+    assert_eq!(counted.values().map(|total| total.1).sum::<u64>(), FILES);
+    let times = "SELECT count(DISTINCT applied_at_ms) FROM segment";
+    let commits: u64 = open_database(&data)
+        .query_row(times, [], |row| row.get(0))
+        .unwrap();
+    assert!(commits <= 10, "{commits} transactions");
+    run(&args).expect(0);
+    assert_eq!(database(&data), counted);
+}
+
+#[test]
 fn memory_is_bounded_whatever_there_is_to_apply() {
     // Fails if the users or ids of a range, or the memory for sorting them, are not counted against
     // --memory: they need over 90 MiB when they are applied at once.

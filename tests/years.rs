@@ -101,6 +101,7 @@ fn start(dir: &Path, disk: &SimDisk, role: Role) -> Running {
         journal: journal.clone(),
         readers,
         progress,
+        other_nodes: None,
         health,
         disk: shared,
         data_dir: dir.to_owned(),

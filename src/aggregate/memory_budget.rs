@@ -4,6 +4,7 @@
 //! minimum; a limit below the sum of the minimums is exceeded.
 
 use super::scan::ChunkScanner;
+use super::sharded_totals::{BATCH_MAX, BATCH_MIN, ShardBuffer};
 
 /// Program, stacks, prepared statements, and the list of segments.
 const FIXED_BYTES: usize = 12 << 20;
@@ -14,12 +15,16 @@ const CACHE_BYTES_MIN: usize = 1 << 20;
 /// The maximum number of bytes of memory per byte of file while it is applied. A line of 46 bytes may be
 /// a new user; a line with an id needs its text and five times as much.
 pub(crate) const GROWTH: usize = 6;
+/// From this limit on, batches have [`BATCH_MAX`] events.
+const LARGE_BYTES: usize = 192 << 20;
 
 /// The memory limits of the processor's parts.
 pub(crate) struct MemoryBudget {
     /// The number of scanning threads: as requested, but limited so that they use at most a quarter of
     /// the memory.
     pub(crate) threads: usize,
+    /// The number of events in a batch of a [`ShardBuffer`].
+    pub(crate) batch_events: usize,
     /// SQLite's page cache, in bytes.
     pub(crate) cache_bytes: usize,
     /// A range before it is applied, in bytes.
@@ -29,14 +34,21 @@ pub(crate) struct MemoryBudget {
 impl MemoryBudget {
     /// Divides `all` bytes; `threads` is the requested number of scanning threads.
     pub(crate) fn of(all: usize, threads: usize) -> Self {
-        let threads = threads.min(all / 4 / ChunkScanner::MEMORY_BYTES).max(1);
+        let batch_events = if all < LARGE_BYTES {
+            BATCH_MIN
+        } else {
+            BATCH_MAX
+        };
+        let thread_bytes = ChunkScanner::MEMORY_BYTES + ShardBuffer::memory_bytes(batch_events);
+        let threads = threads.min(all / 4 / thread_bytes).max(1);
         let cache_bytes = (all / 8).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX);
         // One scanner more than threads: the calling thread scans small ranges itself. The allocator
         // returns freed memory to the system with a delay, hence the part for `free`.
         let free = all / 8;
-        let rest = FIXED_BYTES + (threads + 1) * ChunkScanner::MEMORY_BYTES + cache_bytes + free;
+        let rest = FIXED_BYTES + (threads + 1) * thread_bytes + cache_bytes + free;
         Self {
             threads,
+            batch_events,
             cache_bytes,
             range_bytes: all.saturating_sub(rest),
         }

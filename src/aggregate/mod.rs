@@ -5,6 +5,10 @@
 //! applies. [`memory_budget`] bounds the memory of all of them. [`lines`] reads lines and checksums
 //! without aggregation.
 //!
+//! # Several ranges
+//! The sums of several ranges, also of several files, can be added up before they are applied ([`pool::Fold`]), so
+//! that a user who occurs in all of them is written once. Everything else is kept for each range.
+//!
 //! # More users than fit into memory
 //! A database in key order is written sequentially, and each user that is written twice costs twice. A range
 //! therefore does not end when the memory is full:

@@ -6,6 +6,8 @@
 //! threads sort the sums and write them to temporary files; without a directory for these, or if the
 //! events with ids are what fills the memory, no further chunk is sent, and the range ends with the
 //! last one. If a thread fails to read or panics, the scan of the range fails; the pool stays usable.
+//!
+//! The sums of several ranges, also of several files, can be added up: see [`Fold`].
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,26 +18,28 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::memory_budget::{GROWTH, MemoryBudget};
 use super::scan::{Chunk, ChunkScanner, PartialAggregate};
-use super::sharded_totals::ShardedTotals;
+use super::sharded_totals::{ShardBuffer, ShardedTotals};
 use super::sorted::SortedTotals;
 use super::spill::{Run, Runs, SpillDir, SpillError};
 use super::user_sums::UserSums;
 use crate::data_dir::disk::DiskFile;
 
-/// The size of a chunk. A large chunk costs less to hand over and fills the batches of each shard; in a
-/// smaller range chunks are smaller, so that every thread gets some.
+/// The size of a chunk. A large chunk costs less to hand over; in a smaller range chunks are smaller, so that
+/// every thread gets some.
 const CHUNK_BYTES_MIN: u64 = 512 << 10;
-const CHUNK_BYTES_MAX: u64 = 8 << 20;
+const CHUNK_BYTES_MAX: u64 = 2 << 20;
 /// The minimum size if memory is short: the chunks in progress may use a quarter of the budget.
 const CHUNK_BYTES_LEAST: u64 = 4 << 10;
-/// A range ends after this many bytes, so that progress becomes visible and little work is lost when a
+/// A range, or several whose sums are added up, ends after this many bytes, so that progress becomes visible and little work is lost when a
 /// run is interrupted,
-const RANGE_BYTES: u64 = 1 << 30;
+pub(crate) const RANGE_BYTES: u64 = 1 << 30;
 /// or after this many bytes for each user in it, if that is more: writing a user costs about as much as
 /// scanning 1 KiB, so that the database then takes at most a quarter of the time,
 const RANGE_BYTES_PER_USER: u64 = 4 << 10;
 /// but never after more than this.
 const RANGE_BYTES_MAX: u64 = 8 << 30;
+/// A line of an event has at least so many bytes, so a chunk cannot have more users.
+const LINE_BYTES_MIN: usize = 46;
 /// Fewer users than this are sorted by one thread.
 const SORTED_BY_ONE: usize = 64 << 10;
 /// The most threads that sort. Each writes a run of its own.
@@ -49,6 +53,38 @@ pub(crate) struct RangeAggregate {
     pub(crate) users: UserSums,
 }
 
+/// The sums per user of one or several ranges, while they are scanned. Every range adds to them; after an
+/// error they are incomplete.
+pub(crate) struct Fold {
+    users: Arc<ShardedTotals>,
+    runs: Runs,
+    /// The number of events in the sums.
+    events: u64,
+    /// The length of the ranges in bytes.
+    bytes: u64,
+    /// The memory of the partial aggregates of these ranges, in bytes.
+    partial_bytes: usize,
+}
+
+impl Fold {
+    /// The length of the ranges in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn add(&mut self, partial: &PartialAggregate) {
+        self.events += partial.lines - partial.rejected_count;
+        self.bytes += partial.bytes();
+        self.partial_bytes += partial.memory_bytes();
+    }
+
+    /// The most bytes of ranges with these users.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        let users = (self.users.len() + self.runs.users()) as u64;
+        (users * RANGE_BYTES_PER_USER).clamp(RANGE_BYTES, RANGE_BYTES_MAX)
+    }
+}
+
 /// The threads; they end when this is dropped.
 pub(crate) struct Pool {
     /// `None` only in `drop`.
@@ -56,6 +92,9 @@ pub(crate) struct Pool {
     threads: Vec<JoinHandle<()>>,
     /// For small ranges, on the calling thread.
     scanner: ChunkScanner,
+    /// Empty buffers for the next range.
+    buffers: Vec<ShardBuffer>,
+    batch_events: usize,
     /// The memory budget of a range in bytes.
     range_bytes: usize,
     /// Where sums that exceed the budget are written; `None`: the range ends instead.
@@ -84,6 +123,8 @@ impl Pool {
             jobs: Some(jobs),
             threads,
             scanner: ChunkScanner::new(),
+            buffers: Vec::new(),
+            batch_events: budget.batch_events,
             range_bytes: budget.range_bytes,
             spill: None,
             chunk_bytes: None,
@@ -136,7 +177,37 @@ impl Pool {
         to: u64,
         bytes_max: u64,
     ) -> io::Result<RangeAggregate> {
-        let users = Arc::new(ShardedTotals::new());
+        let mut fold = self.begin();
+        let partial = self.scan_into(&mut fold, file, from, to, bytes_max)?;
+        Ok(RangeAggregate {
+            to: from + partial.bytes(),
+            partial,
+            users: self.finish(fold)?,
+        })
+    }
+
+    /// Sums without any event.
+    pub(crate) fn begin(&mut self) -> Fold {
+        let buffers = std::mem::take(&mut self.buffers);
+        Fold {
+            users: Arc::new(ShardedTotals::new(self.batch_events, buffers)),
+            runs: Runs::default(),
+            events: 0,
+            bytes: 0,
+            partial_bytes: 0,
+        }
+    }
+
+    /// Adds `[from, to)` to the sums, or as much of it as `bytes_max`, the memory budget and the bounds of a
+    /// range allow: at least one chunk, unless there are other ranges in the sums.
+    pub(crate) fn scan_into(
+        &mut self,
+        fold: &mut Fold,
+        file: &Arc<dyn DiskFile>,
+        from: u64,
+        to: u64,
+        bytes_max: u64,
+    ) -> io::Result<PartialAggregate> {
         let whole = Chunk {
             file: Arc::clone(file),
             range_start: from,
@@ -145,23 +216,21 @@ impl Pool {
             end: to,
         };
         let chunk_bytes = self.chunk_bytes_for(to - from).min(bytes_max.max(1));
-        if to - from <= chunk_bytes {
-            let partial = self.scanner.scan(&whole, &users)?;
-            return self.aggregate(to, partial, &users, Runs::default());
-        }
-        let ahead = self.ahead();
-        let growing = usize::try_from(chunk_bytes).map_err(io::Error::other)? * GROWTH * ahead;
+        let is_one = to - from <= chunk_bytes;
+        let ahead = if is_one { 1 } else { self.ahead() };
+        let ahead_bytes = usize::try_from(chunk_bytes).map_err(io::Error::other)? * ahead;
         let mut partials = PartialAggregates::default();
-        let mut runs = Runs::default();
         let (sender, received) = crossbeam_channel::unbounded();
         let mut handed_out = 0;
         let mut end = from;
         let mut is_full = false;
         loop {
-            let held = partials.memory_bytes + users.memory_bytes();
-            let is_over = held > 0 && held.saturating_add(growing) > self.range_bytes;
+            let partial_bytes = fold.partial_bytes + partials.memory_bytes;
+            let is_over = self.is_over(&fold.users, partial_bytes, ahead_bytes);
             let in_progress = handed_out - partials.received;
-            is_full |= end >= to || end - from >= bytes_max.min(range_bytes_max(&users, &runs));
+            is_full |= (end >= to && handed_out > 0)
+                || end - from >= bytes_max
+                || fold.bytes + (end - from) >= fold.bytes_max();
             if !is_full && !is_over && in_progress < ahead {
                 let start = end;
                 end = to.min(start.saturating_add(chunk_bytes));
@@ -170,9 +239,13 @@ impl Pool {
                     end,
                     ..whole.clone()
                 };
-                let users = Arc::clone(&users);
-                let scan = move |scanner: &mut ChunkScanner| scanner.scan(&chunk, &users);
-                self.submit(handed_out, &sender, scan)?;
+                if is_one {
+                    partials.insert(handed_out, self.scanner.scan(&chunk, &fold.users)?);
+                } else {
+                    let users = Arc::clone(&fold.users);
+                    let scan = move |scanner: &mut ChunkScanner| scanner.scan(&chunk, &users);
+                    self.submit(handed_out, &sender, scan)?;
+                }
                 handed_out += 1;
             } else if in_progress > 0 {
                 let (index, partial) = received.recv().map_err(io::Error::other)?;
@@ -181,35 +254,76 @@ impl Pool {
                 break;
             } else {
                 // The memory is full, and all threads wait.
-                let is_of_users = partials.memory_bytes <= users.memory_bytes();
-                is_full = !(is_of_users && self.spill(&users, &mut runs)?);
+                is_full = !self.make_room(fold, partial_bytes)?;
             }
         }
         let partial = partials.join();
-        self.aggregate(from + partial.bytes(), partial, &users, runs)
+        fold.add(&partial);
+        Ok(partial)
+    }
+
+    /// Whether the next chunks, of `ahead_bytes` in total, may exceed the memory budget.
+    fn is_over(&self, users: &ShardedTotals, partial_bytes: usize, ahead_bytes: usize) -> bool {
+        let buffered = users.buffered_events();
+        if partial_bytes == 0 && buffered == 0 && users.len() == 0 {
+            return false;
+        }
+        let needed = users.memory_bytes_with(buffered + ahead_bytes / LINE_BYTES_MIN);
+        let needed = needed.saturating_add(ahead_bytes.saturating_mul(GROWTH));
+        needed.saturating_add(partial_bytes) > self.range_bytes
+    }
+
+    /// Writes the sums to runs if they are what fills the memory. Returns false if there is no more room. While
+    /// there are events in buffers, it only adds them to the sums: they may be of few users.
+    fn make_room(&self, fold: &mut Fold, partial_bytes: usize) -> io::Result<bool> {
+        let users = &fold.users;
+        if users.buffered_events() > 0 {
+            return self.flush(users).map(|()| true);
+        }
+        Ok(partial_bytes <= users.used_bytes() && self.spill(users, &mut fold.runs)?)
+    }
+
+    /// Adds the events in buffers to the sums.
+    fn flush(&self, users: &Arc<ShardedTotals>) -> io::Result<()> {
+        let mut buffers = users.take_buffers();
+        if users.len() < SORTED_BY_ONE {
+            for buffer in &mut buffers {
+                buffer.flush(users, 0, 1);
+            }
+        } else {
+            let parts = buffers.len();
+            let (sender, flushed) = crossbeam_channel::unbounded();
+            for (part, mut buffer) in buffers.drain(..).enumerate() {
+                let users = Arc::clone(users);
+                self.submit(part, &sender, move |_| {
+                    buffer.flush(&users, part, parts);
+                    Ok(buffer)
+                })?;
+            }
+            drop(sender);
+            buffers = flushed
+                .iter()
+                .map(|(_, buffer)| buffer)
+                .collect::<io::Result<_>>()?;
+        }
+        for buffer in buffers {
+            users.keep_buffer(buffer);
+        }
+        Ok(())
     }
 
     /// Sorts what is left in memory.
-    fn aggregate(
-        &self,
-        to: u64,
-        partial: PartialAggregate,
-        users: &Arc<ShardedTotals>,
-        runs: Runs,
-    ) -> io::Result<RangeAggregate> {
+    pub(crate) fn finish(&mut self, fold: Fold) -> io::Result<UserSums> {
+        let users = fold.users;
+        self.flush(&users)?;
+        self.buffers = users.take_buffers();
         let parts = self.sorting_threads(users.len());
         let memory = if parts == 1 {
             vec![users.take_sorted(0, 1).without_empty()]
         } else {
-            let users = Arc::clone(users);
             self.in_parallel(parts, move |part| users.take_sorted(part, parts))?
         };
-        let events = partial.lines - partial.rejected_count;
-        Ok(RangeAggregate {
-            to,
-            partial,
-            users: UserSums::new(memory, runs.into_all(), events),
-        })
+        Ok(UserSums::new(memory, fold.runs.into_all(), fold.events))
     }
 
     /// Writes the sums to runs, and removes them from memory. Returns false if that is impossible; the sums
@@ -287,12 +401,6 @@ impl Pool {
         drop(sender);
         received.iter().map(|(_, done)| done).collect()
     }
-}
-
-/// The most bytes of a range with these users.
-fn range_bytes_max(users: &ShardedTotals, runs: &Runs) -> u64 {
-    let users = (users.len() + runs.users()) as u64;
-    (users * RANGE_BYTES_PER_USER).clamp(RANGE_BYTES, RANGE_BYTES_MAX)
 }
 
 /// Writes one part of the sums to a run. If that fails, they are put back.

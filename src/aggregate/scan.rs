@@ -12,11 +12,11 @@ use crc32fast::Hasher;
 use memchr::{memchr, memchr_iter, memrchr};
 
 use super::REJECTED_LINES_MAX;
-use super::delta::{IdEvents, REJECTED_LINE_BYTES_MAX, Rejected};
+use super::delta::{IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, signed};
 use super::sharded_totals::{ShardBuffer, ShardedTotals};
 use crate::data_dir::disk::DiskFile;
 use crate::data_dir::segment::Label;
-use crate::event::{Event, LINE_BYTES_MAX, Plain, without_bom};
+use crate::event::{Event, Kind, LINE_BYTES_MAX, Plain, without_bom};
 
 /// Bytes per read: a block stays in a core's cache until it is parsed.
 const BLOCK_LENGTH: usize = 256 << 10;
@@ -48,6 +48,8 @@ pub(crate) struct PartialAggregate {
     /// The first [`REJECTED_LINES_MAX`] invalid lines.
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) rejected_count: u64,
+    /// The sum of the signed micros of all events, modulo 2^64.
+    pub(crate) net_check: i64,
     /// Events with an id; the sums per user have them, too.
     pub(crate) with_id: IdEvents,
 }
@@ -70,6 +72,7 @@ impl PartialAggregate {
         self.checksum.combine(&next.checksum);
         self.lines += next.lines;
         self.rejected_count += next.rejected_count;
+        self.net_check = self.net_check.wrapping_add(next.net_check);
         let room = rejected_max().saturating_sub(self.rejected.len());
         self.rejected.extend(next.rejected.into_iter().take(room));
         if self.with_id.is_empty() {
@@ -77,6 +80,12 @@ impl PartialAggregate {
         } else {
             self.with_id.append(&next.with_id);
         }
+    }
+
+    #[inline]
+    fn count(&mut self, kind: Kind, amount_micros: u64) {
+        self.lines += 1;
+        self.net_check = self.net_check.wrapping_add(signed(kind, amount_micros));
     }
 
     fn reject(&mut self, offset: u64, code: &'static str, reason: String, line: &[u8]) {
@@ -92,34 +101,32 @@ fn rejected_max() -> usize {
     usize::try_from(REJECTED_LINES_MAX).unwrap_or(usize::MAX)
 }
 
-/// The buffers of one scanning thread, reused for each chunk.
+/// The buffer of one scanning thread, reused for each chunk.
 pub(crate) struct ChunkScanner {
     buffer: Vec<u8>,
-    shards: ShardBuffer,
 }
 
 impl ChunkScanner {
     /// The maximum memory in bytes that it keeps between chunks.
-    pub(crate) const MEMORY_BYTES: usize = 2 * BLOCK_LENGTH + ShardBuffer::MEMORY_BYTES;
+    pub(crate) const MEMORY_BYTES: usize = 2 * BLOCK_LENGTH;
 
     pub(crate) fn new() -> Self {
-        Self {
-            buffer: Vec::new(),
-            shards: ShardBuffer::new(),
-        }
+        Self { buffer: Vec::new() }
     }
 
-    /// Aggregates the lines of a chunk; the sums per user are added to `users`.
+    /// Aggregates the lines of a chunk; the events of users are added to `users`, or to a buffer of it.
+    /// After an error, some of them may be there.
     pub(crate) fn scan(
         &mut self,
         chunk: &Chunk,
         users: &ShardedTotals,
     ) -> io::Result<PartialAggregate> {
         let mut partial = PartialAggregate::default();
+        let mut shards = users.buffer();
         let mut sink = Sink {
             partial: &mut partial,
             users,
-            shards: &mut self.shards,
+            shards: &mut shards,
         };
         let buffer = &mut self.buffer;
         // The byte before the chunk shows whether a line starts at its start.
@@ -154,7 +161,7 @@ impl ChunkScanner {
             sink.last_line(chunk, chunk.end - begun as u64, buffer[..begun].to_vec())?;
         }
         buffer.shrink_to(2 * BLOCK_LENGTH);
-        self.shards.flush(users);
+        users.keep_buffer(shards);
         Ok(partial)
     }
 }
@@ -200,7 +207,7 @@ impl Sink<'_> {
                 amount_micros,
                 id: None,
             }) => {
-                self.partial.lines += 1;
+                self.partial.count(kind, amount_micros);
                 self.shards.count(self.users, user_id, kind, amount_micros);
             }
             Some(plain) => match plain.event() {
@@ -213,7 +220,7 @@ impl Sink<'_> {
 
     #[inline]
     fn event(&mut self, event: &Event<'_>, offset: u64) {
-        self.partial.lines += 1;
+        self.partial.count(event.kind, event.amount_micros);
         self.shards.count(
             self.users,
             event.user_id.as_bytes(),

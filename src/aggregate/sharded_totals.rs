@@ -1,10 +1,13 @@
 //! Sums per user, updated concurrently by several threads.
 //!
 //! The cost of summing is one cache miss per line. Users are therefore divided by hash into shards that
-//! each fit in a core's cache. Each thread collects events per shard in a [`ShardBuffer`] and adds them
-//! in batches, under the lock of the shard. A user's id and sums share one cache line of 64 bytes, and
-//! the cache lines of several events are prefetched together, so that the remaining misses overlap.
-//! Ids of more than 23 bytes are rare and are kept in a separate map.
+//! each fit in a core's cache and need few address translations. Each thread collects events per shard in a
+//! [`ShardBuffer`] and adds them in batches, under the lock of the shard. A user's id and sums share one
+//! cache line of 64 bytes, and the cache lines of several events are prefetched together, so that the
+//! remaining misses overlap. Ids of more than 23 bytes are rare and are kept in a separate map.
+//!
+//! A buffer keeps its events from one chunk to the next, so that its batches are full. They reach the tables
+//! with [`ShardBuffer::flush`], before the sums are taken.
 //!
 //! [`ShardedTotals::take_sorted`] sorts each shard where it lies, which needs no further memory.
 
@@ -16,15 +19,17 @@ use super::delta::Sums;
 use super::sorted::{Prefix, SortedTotals};
 use crate::event::Kind;
 
-const SHARD_BITS: u32 = 7;
+const SHARD_BITS: u32 = 8;
 const SHARDS: usize = 1 << SHARD_BITS;
 /// The longest user id that is stored in the same cache line as its sums.
 const INLINE_BYTES: usize = 23;
 /// The approximate memory of a user with a long id, assuming an id of 256 bytes.
 const LONG_BYTES: usize = 256 + 2 * size_of::<(Box<str>, Sums)>();
-/// The number of events of a shard that are added in one batch. In a large batch, a user's cache line is
-/// often used again before it is evicted.
-const BATCH: usize = 1024;
+/// The number of events of a shard that are added in one batch. In a large batch, a user's cache line and the
+/// translation of its address are often used again before they are evicted.
+pub(super) const BATCH_MAX: usize = 1024;
+/// The size of a batch where memory is short.
+pub(super) const BATCH_MIN: usize = 512;
 /// The number of events whose users are prefetched together.
 const FETCHED: usize = 16;
 /// The minimum number of slots of a table.
@@ -185,6 +190,14 @@ impl Table {
         }
     }
 
+    /// The number of slots that a table has which grew to this number of users.
+    fn slots_for(users: usize) -> usize {
+        if users == 0 {
+            return 0;
+        }
+        (users * 4 / 3 + 1).next_power_of_two().max(SLOTS_MIN)
+    }
+
     /// The users in ascending order, sorted where they lie.
     fn into_sorted(self) -> Vec<User> {
         let mut users = self.slots;
@@ -208,9 +221,8 @@ impl Table {
 
     /// A table with these users.
     fn of(users: Vec<User>, seeds: &Seeds) -> Self {
-        let slots = (users.len() * 4 / 3 + 1).next_power_of_two().max(SLOTS_MIN);
         let mut table = Self {
-            slots: vec![User::default(); slots],
+            slots: vec![User::default(); Self::slots_for(users.len())],
             users: users.len(),
         };
         for user in users {
@@ -247,25 +259,63 @@ struct BufferedEvent {
 pub(crate) struct ShardedTotals {
     shards: Vec<Mutex<Shard>>,
     seeds: Seeds,
+    /// The buffers that no thread uses at present.
+    buffers: Mutex<Vec<ShardBuffer>>,
+    batch_events: usize,
 }
 
 impl ShardedTotals {
-    pub(crate) fn new() -> Self {
+    /// Empty sums; `buffers` are the empty buffers of a former range.
+    pub(crate) fn new(batch_events: usize, buffers: Vec<ShardBuffer>) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             seeds: *SEEDS,
+            buffers: Mutex::new(buffers),
+            batch_events,
         }
     }
 
-    /// The maximum memory in bytes until the sums are applied, in tables that have just grown. Sorting
-    /// needs no more.
-    pub(crate) fn memory_bytes(&self) -> usize {
-        let short = size_of::<User>() * 8 / 3;
+    /// A buffer for the calling thread, which returns it to [`ShardedTotals::keep_buffer`].
+    pub(super) fn buffer(&self) -> ShardBuffer {
+        lock(&self.buffers).pop().unwrap_or_default()
+    }
+
+    /// Keeps a buffer for the next chunk. It may have events.
+    pub(super) fn keep_buffer(&self, buffer: ShardBuffer) {
+        lock(&self.buffers).push(buffer);
+    }
+
+    /// Takes out all buffers that no thread uses.
+    pub(super) fn take_buffers(&self) -> Vec<ShardBuffer> {
+        std::mem::take(&mut *lock(&self.buffers))
+    }
+
+    /// The number of events in buffers that no thread uses.
+    pub(super) fn buffered_events(&self) -> usize {
+        lock(&self.buffers).iter().map(|buffer| buffer.events).sum()
+    }
+
+    /// The maximum memory of the tables in bytes after `more` users with short ids are added. The hash
+    /// distributes them evenly. Sorting needs no more.
+    pub(super) fn memory_bytes_with(&self, more: usize) -> usize {
+        let more = more.div_ceil(SHARDS);
+        self.shards
+            .iter()
+            .map(|shard| {
+                let Shard { short, long } = &*lock(shard);
+                let slots = short.slots.len().max(Table::slots_for(short.users + more));
+                slots * size_of::<User>() + long.len() * LONG_BYTES
+            })
+            .sum()
+    }
+
+    /// The memory that the users alone need, in bytes.
+    pub(super) fn used_bytes(&self) -> usize {
         self.shards
             .iter()
             .map(|shard| {
                 let shard = lock(shard);
-                shard.short.users * short + shard.long.len() * LONG_BYTES
+                shard.short.users * size_of::<User>() * 4 / 3 + shard.long.len() * LONG_BYTES
             })
             .sum()
     }
@@ -333,8 +383,8 @@ impl ShardedTotals {
     }
 }
 
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The shard of a user with a long id.
@@ -347,16 +397,23 @@ fn long_shard(user_id: &str) -> usize {
 /// A thread's buffer in front of [`ShardedTotals`]: it collects events and adds them in batches.
 pub(crate) struct ShardBuffer {
     batches: Vec<Vec<BufferedEvent>>,
+    /// The number of events in all batches.
+    events: usize,
+}
+
+impl Default for ShardBuffer {
+    fn default() -> Self {
+        Self {
+            batches: (0..SHARDS).map(|_| Vec::new()).collect(),
+            events: 0,
+        }
+    }
 }
 
 impl ShardBuffer {
     /// The maximum memory of a buffer in bytes.
-    pub(crate) const MEMORY_BYTES: usize = SHARDS * BATCH * size_of::<BufferedEvent>();
-
-    pub(crate) fn new() -> Self {
-        Self {
-            batches: (0..SHARDS).map(|_| Vec::new()).collect(),
-        }
+    pub(super) const fn memory_bytes(batch_events: usize) -> usize {
+        SHARDS * batch_events * size_of::<BufferedEvent>()
     }
 
     /// Adds one event to the buffer. It may reach `users` only with [`ShardBuffer::flush`].
@@ -379,18 +436,24 @@ impl ShardBuffer {
         let shard = usize::try_from(key.hash(&users.seeds) >> (64 - SHARD_BITS)).unwrap_or(0);
         let batch = &mut self.batches[shard];
         batch.push(BufferedEvent { key, amount });
-        if batch.len() >= BATCH {
+        self.events += 1;
+        if batch.len() >= users.batch_events {
+            self.events -= batch.len();
             users.add(shard, batch);
         }
     }
 
-    /// Adds all collected events to `users`.
-    pub(crate) fn flush(&mut self, users: &ShardedTotals) {
-        for (shard, batch) in self.batches.iter_mut().enumerate() {
+    /// Adds all collected events to `users`. Two threads that flush with different `part`s of `parts` rarely
+    /// wait for each other.
+    pub(crate) fn flush(&mut self, users: &ShardedTotals, part: usize, parts: usize) {
+        let first = part * SHARDS / parts.max(1);
+        for shard in (first..SHARDS).chain(0..first) {
+            let batch = &mut self.batches[shard];
             if !batch.is_empty() {
                 users.add(shard, batch);
             }
         }
+        self.events = 0;
     }
 }
 
@@ -406,15 +469,15 @@ mod tests {
 
     #[test]
     fn a_table_keeps_all_users_when_it_grows() {
-        let users = ShardedTotals::new();
-        let mut buffer = ShardBuffer::new();
+        let users = ShardedTotals::new(BATCH_MIN, Vec::new());
+        let mut buffer = ShardBuffer::default();
         let ids: Vec<String> = (0..40_000).map(|n| format!("user{n:05}")).collect();
         for _ in 0..3 {
             for id in &ids {
                 buffer.count(&users, id.as_bytes(), Kind::Add, 2);
             }
         }
-        buffer.flush(&users);
+        buffer.flush(&users, 0, 1);
         let sorted = all(&users);
         assert!(sorted.iter().map(|user| &user.0).eq(&ids));
         assert!(sorted.iter().all(|(_, sums)| sums.added() == 6));
@@ -429,20 +492,20 @@ mod tests {
 
     #[test]
     fn a_part_that_is_put_back_is_the_same_and_one_that_is_reused_is_empty() {
-        let users = ShardedTotals::new();
-        let mut buffer = ShardBuffer::new();
+        let users = ShardedTotals::new(BATCH_MIN, Vec::new());
+        let mut buffer = ShardBuffer::default();
         for number in 0..2000 {
             let long = "x".repeat(number % 50);
             buffer.count(&users, format!("{number}{long}").as_bytes(), Kind::Add, 1);
         }
-        buffer.flush(&users);
+        buffer.flush(&users, 0, 1);
         for part in 0..3 {
             let sorted = users.take_sorted(part, 3);
             users.put_back(part, 3, sorted);
         }
         assert_eq!(users.len(), 2000);
         buffer.count(&users, b"7xxxxxxx", Kind::Add, 1);
-        buffer.flush(&users);
+        buffer.flush(&users, 0, 1);
         assert_eq!(users.len(), 2000, "a user is found again");
         for part in 0..2 {
             let sorted = users.take_sorted(part, 2);
@@ -450,17 +513,17 @@ mod tests {
         }
         assert_eq!(users.len(), 0);
         buffer.count(&users, b"a", Kind::Add, 1);
-        buffer.flush(&users);
+        buffer.flush(&users, 0, 1);
         assert_eq!(all(&users).len(), 1);
     }
 
     #[test]
     fn few_users_use_few_batches_over_many_ranges() {
-        let mut buffer = ShardBuffer::new();
+        let mut buffer = ShardBuffer::default();
         for _ in 0..100 {
-            let users = ShardedTotals::new();
+            let users = ShardedTotals::new(BATCH_MIN, Vec::new());
             buffer.count(&users, b"user1", Kind::Add, 1);
-            buffer.flush(&users);
+            buffer.flush(&users, 0, 1);
         }
         let used = buffer.batches.iter().filter(|batch| batch.capacity() > 0);
         assert_eq!(used.count(), 1);
@@ -468,8 +531,8 @@ mod tests {
 
     #[test]
     fn user_ids_of_every_length_are_distinct_and_sorted() {
-        let users = ShardedTotals::new();
-        let mut buffer = ShardBuffer::new();
+        let users = ShardedTotals::new(BATCH_MIN, Vec::new());
+        let mut buffer = ShardBuffer::default();
         let ids: Vec<String> = (1..=256).map(|length| "x".repeat(length)).collect();
         for round in 1..=3u64 {
             for id in &ids {
@@ -477,7 +540,7 @@ mod tests {
                 buffer.count(&users, id.as_bytes(), Kind::Subtract, 1);
             }
         }
-        buffer.flush(&users);
+        buffer.flush(&users, 0, 1);
         let sorted = all(&users);
         assert!(sorted.iter().map(|user| &user.0).eq(&ids));
         for (_, sums) in sorted {

@@ -17,6 +17,7 @@ use super::post::Poster;
 use super::rejects::Refusal;
 use super::state::{Record, Written};
 use crate::cli::config::SendConfig;
+use crate::data_dir::node_position::NodePosition;
 use crate::shutdown::Shutdown;
 
 /// The server keeps this much of a rejected line.
@@ -134,9 +135,9 @@ struct Problem {
 }
 
 /// The path that lists the rejected lines written after `since`, once everything up to `last` is applied.
-fn listing_path(last: Written, since: Option<Written>) -> String {
-    let mut path = format!("/rejected?limit={LISTED_MAX}&after={}", last.0);
-    if let Some(since) = since {
+fn listing_path(last: NodePosition, since: Option<Written>) -> String {
+    let mut path = format!("/rejected?limit={LISTED_MAX}&after={last}");
+    if let Some(since) = since.filter(|since| since.0.node == last.node) {
         let _infallible = write!(path, "&since={}", since.0);
     }
     path
@@ -153,12 +154,20 @@ pub(super) fn await_applied(
         applied: Applied::NotAsked,
         rejected: Vec::new(),
     };
-    let Some(last) = record.last else {
+    let Some(last) = &record.last else {
         return report;
     };
     if config.wait == Some(Duration::ZERO) {
         return report;
     }
+    let mut positions = last.positions();
+    let (Some(last), None) = (positions.next(), positions.next()) else {
+        let nodes = last.positions().len();
+        report.applied = Applied::Unknown(format!(
+            "{nodes} nodes acknowledged the events, and each lists only its own; see GET /rejected of each"
+        ));
+        return report;
+    };
     let poster = Poster::for_get(config);
     let all = listing_path(last, record.since);
     let of_run = if record.run.is_empty() {

@@ -18,10 +18,10 @@ use super::ids::{IdMaker, Shape, random};
 use super::lines::{Batch, Fault};
 use super::post::{Answer, LineError, Poster, Stored};
 use super::rejects::Refusal;
+use super::state::Acknowledged;
 use super::tally::{Done, Tally};
 use crate::cli::Span;
 use crate::cli::config::SendConfig;
-use crate::data_dir::segment::Position;
 use crate::event::Event;
 use crate::shutdown::Shutdown;
 
@@ -64,8 +64,8 @@ struct Ready<'a> {
 struct Outcomes {
     accepted: u64,
     refusals: Vec<Refusal>,
-    /// The last acknowledged position.
-    last: Option<Position>,
+    /// The last acknowledged positions.
+    last: Acknowledged,
 }
 
 impl Deliverer<'_> {
@@ -162,7 +162,9 @@ impl Deliverer<'_> {
                         )));
                 }
                 outcomes.accepted += accepted;
-                outcomes.last = outcomes.last.max(position);
+                if let Some(position) = position {
+                    outcomes.last.add(position);
+                }
                 outcomes.refusals.extend(refusals);
             }
             Answer::Refused {

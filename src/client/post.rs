@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::agent::agent;
 use super::state::Written;
 use crate::cli::config::SendConfig;
-use crate::data_dir::segment::Position;
+use crate::data_dir::node_position::NodePosition;
 
 /// Timeout of a POST request; shorter if `--retry-for` is.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
@@ -35,7 +35,7 @@ pub(super) enum Answer {
         /// The refused lines that the answer names.
         errors: Vec<LineError>,
         /// End of the stored lines; `None` if the answer does not name it.
-        position: Option<Position>,
+        position: Option<NodePosition>,
     },
     /// Nothing was stored, because lines are invalid.
     Refused {

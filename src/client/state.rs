@@ -15,6 +15,7 @@
 //! Only one process uses it at a time: the file is locked (flock), and each new file is locked before
 //! it replaces the old one.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -27,7 +28,8 @@ use uuid::Uuid;
 
 use super::error::SendError;
 use super::input::{identity, kind_name};
-use crate::data_dir::segment::{Position, PositionError};
+use crate::data_dir::node_position::{NodePosition, NodePositionError};
+use crate::data_dir::segment::Position;
 
 /// The version that is written. Version 1 can be read: a single run, removed when it was complete.
 const VERSION: u64 = 2;
@@ -35,14 +37,14 @@ const VERSION: u64 = 2;
 const RUNS_MAX: usize = 100;
 
 /// A position as text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(super) struct Written(pub(super) Position);
+pub(super) struct Written(pub(super) NodePosition);
 
 impl TryFrom<String> for Written {
-    type Error = PositionError;
+    type Error = NodePositionError;
 
-    fn try_from(text: String) -> Result<Self, PositionError> {
+    fn try_from(text: String) -> Result<Self, NodePositionError> {
         text.parse().map(Self)
     }
 }
@@ -50,6 +52,50 @@ impl TryFrom<String> for Written {
 impl From<Written> for String {
     fn from(position: Written) -> Self {
         position.0.to_string()
+    }
+}
+
+/// The last position that each node has acknowledged; as text, separated by commas. A server without a shared
+/// database is one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(super) struct Acknowledged(BTreeMap<Option<Uuid>, Position>);
+
+impl Acknowledged {
+    /// Adds a position.
+    pub(super) fn add(&mut self, NodePosition { node, position }: NodePosition) {
+        let last = self.0.entry(node).or_insert(position);
+        *last = position.max(*last);
+    }
+
+    /// Adds the positions of another one.
+    pub(super) fn add_all(&mut self, other: &Self) {
+        other.positions().for_each(|position| self.add(position));
+    }
+
+    /// The positions, one of each node.
+    pub(super) fn positions(&self) -> impl ExactSizeIterator<Item = NodePosition> {
+        let positions = self.0.iter();
+        positions.map(|(&node, &position)| NodePosition { node, position })
+    }
+}
+
+impl TryFrom<String> for Acknowledged {
+    type Error = NodePositionError;
+
+    fn try_from(text: String) -> Result<Self, NodePositionError> {
+        let mut all = Self::default();
+        for position in text.split(',') {
+            all.add(position.parse()?);
+        }
+        Ok(all)
+    }
+}
+
+impl From<Acknowledged> for String {
+    fn from(all: Acknowledged) -> Self {
+        let positions = all.positions().map(|position| position.to_string());
+        positions.collect::<Vec<_>>().join(",")
     }
 }
 
@@ -106,9 +152,9 @@ pub(super) struct Record {
     /// End of the server's acknowledged events when the run began.
     #[serde(default)]
     pub(super) since: Option<Written>,
-    /// The last position that the server acknowledged to the run.
+    /// The last positions that the server acknowledged to the run; `None` if there is none.
     #[serde(default)]
-    pub(super) last: Option<Written>,
+    pub(super) last: Option<Acknowledged>,
 }
 
 impl Record {
@@ -376,7 +422,7 @@ mod tests {
             open_bytes: 0,
             in_array: false,
             since: None,
-            last: "42-1834".parse().ok().map(Written),
+            last: "42-1834".to_owned().try_into().ok(),
         }
     }
 

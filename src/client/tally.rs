@@ -14,8 +14,7 @@ use super::await_applied::OwnLines;
 use super::error::SendError;
 use super::lines::{Checksum, Place};
 use super::rejects::{Refusal, Rejects};
-use super::state::{Record, StateFile, Written};
-use crate::data_dir::segment::Position;
+use super::state::{Acknowledged, Record, StateFile};
 use crate::shutdown::Shutdown;
 
 /// Minimum interval between writes of the state that record progress only.
@@ -88,8 +87,8 @@ pub(super) struct Done {
     pub(super) end: Place,
     pub(super) accepted: u64,
     pub(super) refused: u64,
-    /// The last acknowledged position.
-    pub(super) last: Option<Position>,
+    /// The last acknowledged positions.
+    pub(super) last: Acknowledged,
     /// The lines among them with ids of their own: see [`OwnLines`].
     pub(super) own: Vec<(u64, u64)>,
 }
@@ -296,7 +295,12 @@ impl Inner {
             record.bytes = done.end.bytes;
             record.open_bytes = done.end.open_bytes;
             record.in_array = done.end.in_array;
-            record.last = record.last.max(done.last.map(Written));
+            if done.last.positions().len() > 0 {
+                record
+                    .last
+                    .get_or_insert_with(Acknowledged::default)
+                    .add_all(&done.last);
+            }
             record.accepted += done.accepted;
             record.refused += done.refused;
             if self.checksum == Checksum::Kept {

@@ -2,19 +2,24 @@
 
 use std::fmt::Write as _;
 
+use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 use super::query::open_database;
 use crate::cli::config::{QueryFormat, RejectedConfig};
 use crate::cli::exit::Exit;
 use crate::cli::output::{counted, print};
+use crate::data_dir::disk::RealDisk;
+use crate::data_dir::node_position::NodePosition;
+use crate::data_dir::segment::Position;
+use crate::data_dir::{DIRECTORY_FILE, Directory};
 use crate::store::{RejectedFilter, RejectedLine};
 
 /// Prints the newest rejected lines.
 pub fn run(config: &RejectedConfig) -> anyhow::Result<Exit> {
     let readers = open_database(&config.data_dir, config.database_url.as_ref())?.readers;
     let filter = RejectedFilter {
-        since: config.since,
+        since: config.since.map(|since| own(config, since)).transpose()?,
         id_prefix: config.id_prefix.clone(),
     };
     let lines = readers.newest_rejected(config.limit.get(), &filter)?;
@@ -26,6 +31,22 @@ pub fn run(config: &RejectedConfig) -> anyhow::Result<Exit> {
         QueryFormat::Csv => csv(&lines)?,
     };
     print(text.as_bytes())
+}
+
+/// The position, if it is of this data directory.
+fn own(config: &RejectedConfig, since: NodePosition) -> anyhow::Result<Position> {
+    let Some(node) = since.node else {
+        return Ok(since.position);
+    };
+    let dir = &config.data_dir;
+    let directory = Directory::read(&RealDisk, dir)
+        .with_context(|| format!("cannot read {}", dir.join(DIRECTORY_FILE).display()))?;
+    ensure!(
+        directory.is_some_and(|directory| directory.id == node),
+        "cannot list the lines since {since}: the position is not of {}; name the data directory of that node",
+        dir.display()
+    );
+    Ok(since.position)
 }
 
 /// A line as in `GET /rejected`.

@@ -82,6 +82,12 @@ pub fn written(path: &Path) -> Option<Written> {
     Some((metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
 }
 
+/// Writes out all files of the file system of `dir`, whichever program wrote them, and waits for that.
+/// Nothing is done where the kernel cannot do it.
+pub fn sync_file_system(dir: &Path) -> io::Result<()> {
+    RealDisk.sync_file_system(dir).map(|_| ())
+}
+
 /// The operations on files and directories that the journal and the processor use.
 pub trait Disk: Send + Sync + 'static {
     /// Creates a new file for reading and writing; fails if the path exists.

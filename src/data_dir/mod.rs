@@ -21,6 +21,7 @@ mod catalog;
 mod directory;
 pub mod disk;
 #[cfg(feature = "postgres")]
+pub mod node_position;
 pub mod node_tokens;
 pub(crate) mod numbers;
 pub mod segment;

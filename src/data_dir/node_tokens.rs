@@ -12,6 +12,7 @@
 //! The file is replaced by rename, and the directory is synced, before the database changes. It is written under
 //! `process.lock`.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -26,8 +27,12 @@ use super::{APPLIED_DIR, DataDirError};
 /// The file's name in the data directory.
 pub const NODE_FILE: &str = "node.json";
 
-/// The oldest tokens are dropped past this number. Then a database of that age is not recognised.
-const TOKENS_MAX: usize = 10_000;
+/// The oldest tokens are dropped past this number, except the last one that each database is known to have stored.
+///
+/// A start adds a token, and so does a new connection after a lost one. An older token is found only in a database
+/// that was set back by more than so many of these; the node is then refused, and `tallyline nodes adopt` lets it
+/// continue. The file has about 200 bytes for each, and is written again for each.
+const TOKENS_MAX: usize = 1_000;
 
 /// One token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,9 +94,25 @@ impl NodeTokens {
         token: NodeToken,
     ) -> Result<(), DataDirError> {
         self.tokens.push(token);
-        let excess = self.tokens.len().saturating_sub(TOKENS_MAX);
-        self.tokens.drain(..excess);
+        self.drop_oldest();
         self.write(disk, data_dir)
+    }
+
+    fn drop_oldest(&mut self) {
+        let mut excess = self.tokens.len().saturating_sub(TOKENS_MAX);
+        if excess == 0 {
+            return;
+        }
+        // The newest of each database comes last.
+        let confirmed = self.tokens.iter().filter(|token| token.confirmed);
+        let last: HashMap<Uuid, Uuid> = confirmed
+            .map(|token| (token.database, token.token))
+            .collect();
+        self.tokens.retain(|token| {
+            let is_kept = excess == 0 || last.get(&token.database) == Some(&token.token);
+            excess -= usize::from(!is_kept);
+            is_kept
+        });
     }
 
     /// Notes that the database has stored the last token, durably.
@@ -178,6 +199,33 @@ mod tests {
             system: Some("7".to_owned()),
             confirmed: false,
         }
+    }
+
+    #[test]
+    fn the_last_stored_token_of_each_database_outlives_failed_attempts() {
+        // Fails if attempts that never reach the database push out the token that it has: the node would be
+        // refused as a copy of itself.
+        let dir = tempfile::tempdir().expect("a directory");
+        let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+        let mut tokens = NodeTokens::default();
+        let mut stored = Vec::new();
+        for database in [one, one, other] {
+            let mut token = token(1, database);
+            token.confirmed = true;
+            stored.push(token.token);
+            tokens.tokens.push(token);
+        }
+        for epoch in 2..1_200 {
+            tokens.tokens.push(token(epoch, one));
+        }
+        tokens
+            .add(&RealDisk, dir.path(), token(1_200, one))
+            .expect("written");
+        let found = NodeTokens::read(&RealDisk, dir.path()).expect("read");
+        assert_eq!(found.tokens.len(), TOKENS_MAX);
+        assert!(!found.contains(stored[0]));
+        assert!(found.contains(stored[1]) && found.contains(stored[2]));
+        assert_eq!(found.highest_epoch(), 1_200);
     }
 
     #[test]

@@ -444,6 +444,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Micros;
     use crate::histogram::Histogram;
     use std::time::Duration;
 

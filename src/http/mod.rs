@@ -45,6 +45,7 @@ use uuid::Uuid;
 use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
+use crate::other_nodes::NodeWaits;
 use crate::progress::Progress;
 use crate::store::Readers;
 
@@ -71,6 +72,8 @@ pub struct App {
     pub readers: Readers,
     /// Reports the applied positions.
     pub progress: Arc<Progress>,
+    /// Waits for positions of other nodes; `None` if the database is not shared.
+    pub other_nodes: Option<Arc<NodeWaits>>,
     /// The reasons of `/readyz`. The server sets and clears the topic `http`.
     pub health: Arc<Health>,
     /// The file system, for `/segments` and the metrics.
@@ -123,6 +126,7 @@ impl Server {
         let inner = Arc::new(Inner {
             journal: app.journal,
             progress: app.progress,
+            other_nodes: app.other_nodes,
             health: app.health,
             is_shared: app.readers.is_shared(),
             readers: Blocking::new(app.readers),

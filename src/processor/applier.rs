@@ -4,6 +4,7 @@
 //! after a commit. After any error it is discarded and read from the database again.
 
 mod confirm;
+mod folded;
 #[cfg(test)]
 mod tests;
 mod together;
@@ -16,11 +17,13 @@ use std::time::{Duration, Instant};
 
 use self::confirm::Follow;
 pub(super) use self::confirm::{Confirmed, Corrupt};
-pub(super) use self::together::{Opened, Small, open_together};
+pub(super) use self::folded::{Committed, Folded, Member, can_fold};
+pub(super) use self::together::{Opened, Small, is_out_of_descriptors, open_together};
 use super::clock::Clock;
 use super::{ProcessConfig, ProcessError};
 use crate::aggregate::pool::{Pool, RangeAggregate};
-use crate::aggregate::{UserLine, lines, scan};
+use crate::aggregate::scan::PartialAggregate;
+use crate::aggregate::{UserLine, UserSums, lines, scan};
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{self, Disk, DiskFile};
 use crate::data_dir::segment::{DirectoryTag, Seal, SegmentId, Tag};
@@ -293,14 +296,19 @@ impl RangeAggregate {
             checksum,
             end,
             now_ms,
-            delta: Delta {
-                users: &self.users,
-                with_id: &self.partial.with_id,
-                rejected: &self.partial.rejected,
-                rejected_count: self.partial.rejected_count,
-                lines: self.partial.lines,
-            },
+            delta: delta(&self.users, &self.partial),
         }
+    }
+}
+
+fn delta<'a>(users: &'a UserSums, partial: &'a PartialAggregate) -> Delta<'a> {
+    Delta {
+        users,
+        with_id: &partial.with_id,
+        rejected: &partial.rejected,
+        rejected_count: partial.rejected_count,
+        lines: partial.lines,
+        net_check: partial.net_check,
     }
 }
 

@@ -329,6 +329,11 @@ impl Run for Batch<'_> {
         self
     }
 
+    /// Only the bounds of the pool.
+    fn together_bytes_max(&self) -> u64 {
+        u64::MAX
+    }
+
     fn pruned(
         &mut self,
         _applier: &mut Applier<'_>,

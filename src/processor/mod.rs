@@ -27,6 +27,21 @@
 //! at the end of its file. The argument for one range therefore holds for each of them. If a total might
 //! overflow, only that segment's range is repeated, within the transaction.
 //!
+//! # Several large segments
+//! A larger segment that waits alone is applied by itself, in one or several transactions. If others wait after it,
+//! most users would be written again by each of them. The sums of the segments are therefore added up (`folding`):
+//! 1. Open and sync each file, verify it, and scan it to its end. Its length must not have changed afterwards. The
+//!    sums go into the same tables, and into the same temporary files if they do not fit into the memory.
+//! 2. Before the next file would exceed 1 GiB in a server, or in a batch run the bounds of a range, apply all of
+//!    them in one transaction, in the order of the segments. Each row changes from its own offset to the end of its
+//!    file, together with its own ids, rejected lines and counts; the totals change once for all of them. The
+//!    events and the revenue of the segments must be those of the sums.
+//! 3. Update the state in memory, and archive the files as above.
+//!
+//! If events with ids fill the memory, the last segment of a transaction ends at an earlier offset; its rest is
+//! applied by itself. If a file cannot be read or has changed, or if a total might overflow, nothing is committed,
+//! and the segments are applied one by one.
+//!
 //! # Invariants
 //! - The processor never reads past the durable end. Otherwise a power failure could leave totals for lines
 //!   that are lost. A file found by listing is synced, and its directory too, before it is applied.

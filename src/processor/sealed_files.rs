@@ -1,13 +1,17 @@
 //! Applies sealed files and moves them to the archive, both in the server and in a batch run.
 //!
-//! Small files are committed in one transaction and archived together. A large file is applied by itself.
-//! [`Run`] decides where a file is applied from, and handles results and errors: an error of one file does
+//! Small files are committed in one transaction and archived together. Of several files that wait, of which one
+//! is large, the sums are added up and committed together (`folding`). A large file that waits alone is applied
+//! by itself. [`Run`] decides where a file is applied from, and handles results and errors: an error of one file does
 //! not keep the others from being applied, an error of the database ends the call.
+
+mod folding;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::applier::{Applier, Opened, Small, Watch, open_sealed, open_together};
+use self::folding::Folding;
+use super::applier::{Applier, Opened, Small, Watch, can_fold, open_together};
 use super::archive::{self, Archived, Leaving};
 use super::{ProcessError, retention};
 use crate::data_dir::disk::{Disk, Identity};
@@ -29,6 +33,8 @@ pub(super) enum Start {
 pub(super) trait Run {
     /// Receives the commits.
     fn watch(&mut self) -> &mut dyn Watch;
+    /// The most bytes of several large files that are committed together.
+    fn together_bytes_max(&self) -> u64;
     /// The open file has the number of a pruned segment and no row, so it is not applied.
     fn pruned(
         &mut self,
@@ -93,19 +99,20 @@ pub(super) fn apply_some(
         pruned,
         run,
         group: Group::default(),
+        folding: None,
+        is_separate: false,
         linked: None,
     };
-    for (file, opened) in files.iter().zip(opened) {
+    for (at, (file, opened)) in files.iter().zip(opened).enumerate() {
         let result = match opened {
             Opened::Small(segment) => {
-                if step.group.has(&segment.id) {
-                    step.finish_group()?;
-                }
+                step.finish_if_it_has(&segment.id)?;
                 step.small(segment, file.place)
             }
             Opened::Large => {
                 step.finish_group()?;
-                step.large(file)
+                step.finish_if_it_has(&file.id)?;
+                step.large(file, at + 1 == handled)
             }
             Opened::Failed(error) => Err(error),
         };
@@ -116,6 +123,7 @@ pub(super) fn apply_some(
             step.finish_group()?;
         }
     }
+    step.finish_fold()?;
     step.finish_group()?;
     Ok(handled)
 }
@@ -152,12 +160,29 @@ struct Step<'s, 'p> {
     pruned: u64,
     run: &'s mut dyn Run,
     group: Group,
+    /// Files that were scanned and are committed after further ones. While there are any, the group has no
+    /// file that is to be applied.
+    folding: Option<Folding>,
+    /// Sums that were added up could not be applied. The totals that may overflow are usually the same in the
+    /// next files, so these are applied one by one.
+    is_separate: bool,
     /// The first path of each imported file, in the archive or else by name; listed when it is first
     /// needed.
     linked: Option<HashMap<Identity, PathBuf>>,
 }
 
 impl Step<'_, '_> {
+    /// Commits what is scanned if another file with this id is in it.
+    fn finish_if_it_has(&mut self, id: &SegmentId) -> Result<(), ProcessError> {
+        if self.group.has(id) {
+            self.finish_group()?;
+        }
+        if self.folding.as_ref().is_some_and(|fold| fold.has(id)) {
+            self.finish_fold()?;
+        }
+        Ok(())
+    }
+
     /// Decides what is done with an open file. An imported file with several names in the data directory
     /// (hard links) is applied under one of them.
     fn start(&mut self, segment: &SegmentFile) -> Result<Start, ProcessError> {
@@ -209,34 +234,29 @@ impl Step<'_, '_> {
                 row,
                 now: false,
             }),
-            Start::At { from, size } => {
-                let small = self.applier.read_small(segment, from, size)?;
-                self.group.memory_bytes += small.memory_bytes();
-                self.group.small.push((small, place));
+            Start::At { from, size } if self.folding.is_some() => {
+                if can_fold(&segment, size)? {
+                    return self.fold(segment, place, from, size);
+                }
+                self.finish_fold()?;
+                self.read_small(segment, place, from, size)?;
             }
+            Start::At { from, size } => self.read_small(segment, place, from, size)?,
         }
         Ok(())
     }
 
-    /// Applies and archives one file.
-    fn large(&mut self, file: &Found) -> Result<(), ProcessError> {
-        let segment = open_sealed(self.disk, &file.id, file.tag, &file.path)?;
-        let (row, now) = match self.start(&segment)? {
-            Start::Skip => return Ok(()),
-            Start::Applied(row) => (row, false),
-            Start::At { from, size } => {
-                let watch = self.run.watch();
-                self.applier.apply_sealed(&segment, from, size, watch)?;
-                self.run.applied(&[&segment]);
-                (self.row(&segment)?, true)
-            }
-        };
-        self.archive(&[Complete {
-            segment,
-            place: file.place,
-            row,
-            now,
-        }])
+    fn read_small(
+        &mut self,
+        segment: SegmentFile,
+        place: Place,
+        from: u64,
+        size: u64,
+    ) -> Result<(), ProcessError> {
+        let small = self.applier.read_small(segment, from, size)?;
+        self.group.memory_bytes += small.memory_bytes();
+        self.group.small.push((small, place));
+        Ok(())
     }
 
     /// Commits and archives the group, and begins another one.

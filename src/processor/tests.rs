@@ -23,6 +23,7 @@ use crate::journal::{Batch, Committer, JournalConfig, KnownSegment, KnownSegment
 use crate::progress::{Processing, WaitOutcome};
 use crate::store::{DATABASE_FILE, Existing, SegmentState, Writer, read_segments};
 
+mod folded;
 mod scanned;
 mod spilled;
 
@@ -533,6 +534,7 @@ fn any_line() -> impl Strategy<Value = String> {
 fn pool(threads: usize) -> Pool {
     let unbounded = MemoryBudget {
         threads,
+        batch_events: 512,
         cache_bytes: 0,
         range_bytes: usize::MAX,
     };

@@ -12,6 +12,11 @@
 //! is rolled back and repeated with an overflow replay: the lines of that user are applied one by one
 //! in file order, so that the set of rejected lines does not depend on how the file was divided into
 //! ranges.
+//!
+//! Several ranges whose sums per user were added up are applied by [`attempt_folded`], in the same steps: each
+//! range's offset (3) and ids (4) in turn, the totals of all of them (5), then each range's rejected lines and
+//! counts (6). There is no overflow replay: if a total might overflow, nothing is changed, and the caller
+//! applies each range by itself.
 
 pub(super) mod id_blocks;
 pub(super) mod ids;
@@ -25,7 +30,9 @@ use std::io;
 use self::overflow::OverflowReplay;
 pub(super) use self::rows::{AddedCounts, Rows};
 use super::overall::{self, Overall};
-use super::{Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentState, UserLine, UserSums};
+use super::{
+    Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentRow, SegmentState, UserLine, UserSums,
+};
 use crate::data_dir::segment::{SegmentId, Tag};
 
 /// The aggregate of a range.
@@ -41,6 +48,8 @@ pub struct Delta<'a> {
     pub rejected_count: u64,
     /// The number of lines, without empty ones.
     pub lines: u64,
+    /// The sum of the signed micros of all events, modulo 2^64.
+    pub net_check: i64,
 }
 
 /// The state of the segment after the range is applied.
@@ -113,6 +122,17 @@ pub enum Outcome {
     Raced,
 }
 
+/// The outcome of [`Writer::apply_folded`](super::Writer::apply_folded).
+#[derive(Debug, PartialEq, Eq)]
+pub enum OutcomeOfFold {
+    /// All ranges are committed, with the result of each in their order.
+    Applied(Vec<Applied>),
+    /// As [`OutcomeOfAll::Raced`].
+    Raced(usize),
+    /// A total might overflow. Nothing was changed; each range has to be applied by itself.
+    Separately,
+}
+
 /// The outcome of applying several ranges in one transaction.
 #[derive(Debug, PartialEq, Eq)]
 pub enum OutcomeOfAll {
@@ -129,6 +149,13 @@ pub(super) enum Attempt {
     Raced,
     /// Totals of these users might overflow. The attempt is repeated with an overflow replay.
     Suspects(HashSet<String>),
+}
+
+/// The result of one attempt to apply folded ranges, before the commit.
+pub(super) enum FoldAttempt {
+    Ready(Vec<Applied>),
+    Raced(usize),
+    MayOverflow,
 }
 
 /// The error of an attempt: of an operation on rows, or of reading lines again.
@@ -156,16 +183,30 @@ pub(super) fn attempt<R: Rows>(
     let mut tally = Tally::default();
     let mut replay = OverflowReplay::start(rows, suspects, source)?;
     ids::count(rows, range, row.key, &mut replay, &mut tally)?;
-    let new_suspects = totals::add(rows, range, &replay, &mut tally)?;
+    let new_suspects = totals::add(rows, range.delta.users, &replay, &mut tally)?;
     if !new_suspects.is_empty() {
         return Ok(Attempt::Suspects(new_suspects));
     }
-    let rejected = range.delta.rejected_count + tally.refused.lines;
+    let added = tally.added;
+    let counts = add_range(rows, range, &row, tally, &added, source)?;
+    let overall = rows.add_overall(&added)?;
+    Ok(Attempt::Ready(Applied { counts, overall }))
+}
+
+/// Step 6 and the counts of a range, which has added `added` to the totals.
+fn add_range<R: Rows>(
+    rows: &mut R,
+    range: &Range<'_>,
+    row: &SegmentRow,
+    tally: Tally<'_>,
+    added: &overall::Added,
+    source: &mut dyn Source,
+) -> Result<Counts, Failure<R::Error>> {
     let counts = Counts {
         lines: range.delta.lines,
-        events: tally.added.events,
+        events: added.events,
         duplicates: tally.duplicates,
-        rejected,
+        rejected: range.delta.rejected_count + tally.refused.lines,
     };
     keep_rejected(rows, range, tally.refused.first, source)?;
     let added = AddedCounts {
@@ -173,13 +214,74 @@ pub(super) fn attempt<R: Rows>(
         counts,
         net_check: row
             .net_check
-            .wrapping_add(overall::low_64_bits(tally.added.micros)),
+            .wrapping_add(overall::low_64_bits(added.micros)),
         id_events: tally.id_events,
         id_net_check: row.id_net_check.wrapping_add(tally.id_net),
     };
     rows.add_counts(&added, range.end.state())?;
-    let overall = rows.add_overall(&tally.added)?;
-    Ok(Attempt::Ready(Applied { counts, overall }))
+    Ok(counts)
+}
+
+/// Steps 3 to 6 for several ranges, whose sums per user are added up in `users`. The sources are those of
+/// the ranges.
+pub(super) fn attempt_folded<R: Rows>(
+    rows: &mut R,
+    users: &UserSums,
+    ranges: &mut [(Range<'_>, &mut dyn Source)],
+) -> Result<FoldAttempt, Failure<R::Error>> {
+    let mut replay = OverflowReplay::none();
+    let mut tallies = Vec::with_capacity(ranges.len());
+    let mut all = Tally::default();
+    for (at, (range, _)) in ranges.iter().enumerate() {
+        let Some(row) = rows.claim(range)? else {
+            return Ok(FoldAttempt::Raced(at));
+        };
+        let mut tally = Tally::default();
+        ids::count(rows, range, row.key, &mut replay, &mut tally)?;
+        let uncounted = std::mem::take(&mut tally.uncounted);
+        let mut added = overall::Added {
+            events: range.delta.lines - range.delta.rejected_count,
+            micros: i128::from(range.delta.net_check),
+        };
+        for &(_, micros) in &uncounted {
+            added.events -= 1;
+            added.micros -= i128::from(micros);
+        }
+        all.uncounted.extend(uncounted);
+        tallies.push((row, tally, added));
+    }
+    if !totals::add(rows, users, &replay, &mut all)?.is_empty() {
+        return Ok(FoldAttempt::MayOverflow);
+    }
+    check_sums(&all.added, tallies.iter().map(|(_, _, added)| added)).map_err(Failure::Source)?;
+    let mut counts = Vec::with_capacity(ranges.len());
+    for ((range, source), (row, tally, added)) in ranges.iter_mut().zip(tallies) {
+        counts.push(add_range(rows, range, &row, tally, &added, *source)?);
+    }
+    let overall = rows.add_overall(&all.added)?;
+    let applied = counts.into_iter().map(|counts| Applied { counts, overall });
+    Ok(FoldAttempt::Ready(applied.collect()))
+}
+
+/// Fails unless the ranges have exactly the events of the sums: events that are in only one of them would be a
+/// wrong total or a wrong row.
+fn check_sums<'a>(
+    of_users: &overall::Added,
+    of_ranges: impl Iterator<Item = &'a overall::Added>,
+) -> io::Result<()> {
+    let mut events = 0;
+    let mut net = 0i64;
+    for added in of_ranges {
+        events += added.events;
+        net = net.wrapping_add(overall::low_64_bits(added.micros));
+    }
+    if (events, net) == (of_users.events, overall::low_64_bits(of_users.micros)) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "the sums per user have {} events and the segments {events}, or another revenue; please report this",
+        of_users.events
+    )))
 }
 
 /// The result of the steps so far.

@@ -14,7 +14,9 @@
 //!
 //! [`Writer::apply_together`] does the same for ranges of several segments in one transaction: each
 //! row changes from its own `from` to its own `to`, with the totals of that range, and either all of
-//! them commit or none. The argument above therefore holds for each range.
+//! them commit or none. The argument above therefore holds for each range. [`Writer::apply_folded`] also
+//! changes the rows of several segments in one transaction, but adds their sums together, so that a user
+//! who occurs in all of them is written once.
 //!
 //! The applied offset is stored nowhere else. In-memory state, such as `Progress`, is updated after the
 //! commit.
@@ -60,13 +62,16 @@ mod snapshot;
 mod sqlite_rows;
 #[cfg(test)]
 mod tests;
+mod write_back;
 mod writer;
 mod writing;
 
 use std::path::{Path, PathBuf};
 
 pub use self::alone::is_in_use;
-pub use self::apply::{Applied, Delta, Outcome, OutcomeOfAll, Range, RangeEnd, Source};
+pub use self::apply::{
+    Applied, Delta, Outcome, OutcomeOfAll, OutcomeOfFold, Range, RangeEnd, Source,
+};
 pub use self::checks::{is_consistent, read_checks};
 pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
@@ -77,7 +82,7 @@ pub use self::members::ReportRow;
 pub use self::members::{Cluster, Member, NodeState};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
-pub use self::reading::{Readers, UserTotal};
+pub use self::reading::{NodeProgress, Readers, UserTotal};
 #[cfg(any(test, feature = "testing"))]
 pub use self::recovery::read_segments;
 pub use self::recovery::{discard_wal, read_directory, read_for_recovery, read_kept};

@@ -14,7 +14,7 @@ use super::{
     AppliedSegments, Cluster, Database, Ledger, Overall, Pruned, RejectedFilter, RejectedLine,
     SegmentRow, SegmentState, StoreError,
 };
-use crate::data_dir::segment::SegmentId;
+use crate::data_dir::segment::{Position, SegmentId};
 use crate::event::Micros;
 
 /// One user's total.
@@ -28,6 +28,21 @@ pub struct UserTotal {
     pub events: u64,
     /// When the total last changed, in milliseconds since 1970 UTC.
     pub updated_at_ms: i64,
+}
+
+/// How far a position of a node is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeProgress {
+    /// Everything at or before it is in the database.
+    Applied,
+    /// It may be applied later.
+    Pending,
+    /// It will not be applied: its segment is missing or corrupt, or the node was removed.
+    Gone,
+    /// Its segment is sealed and ends before it.
+    PastEnd,
+    /// The database does not have the node.
+    Unknown,
 }
 
 /// See [`Readers::status`].
@@ -189,6 +204,18 @@ impl Readers {
         filter: &RejectedFilter,
     ) -> Result<Vec<RejectedLine>, StoreError> {
         either!(self, readers => readers.newest_rejected(limit, filter))
+    }
+
+    /// How far positions of nodes are applied, in their order. An SQLite file has no nodes.
+    pub fn progress_of(
+        &self,
+        positions: &[(Uuid, Position)],
+    ) -> Result<Vec<NodeProgress>, StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(vec![NodeProgress::Unknown; positions.len()]),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(readers) => readers.progress_of(positions),
+        }
     }
 
     /// Closes the idle connections, so that the writer's last checkpoint can remove the `-wal` of an SQLite

@@ -4,6 +4,7 @@
 //! the next row.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
@@ -13,6 +14,7 @@ use super::apply::totals::SAFE;
 use super::apply::{AddedCounts, Range, Rows};
 use super::id_blocks::{self, Block, BlockKey, INSERT_ID_BLOCK, SELECT_ID_BLOCK};
 use super::overall::{self, Added, NewUsers, Overall};
+use super::write_back::WriteBack;
 use super::{IdEvent, Rejected, SegmentState};
 use super::{SegmentRow, segments};
 use crate::data_dir::segment::{SegmentId, Tag};
@@ -53,6 +55,8 @@ pub(super) struct SqliteRows<'t> {
     insert_rejected: Prepared<'t>,
     /// Rows of totals that were inserted or updated.
     totals_written: usize,
+    /// In the first transaction into a new database, with the path of the file.
+    write_back: Option<(WriteBack, &'t Path)>,
 }
 
 impl<'t> SqliteRows<'t> {
@@ -72,7 +76,14 @@ impl<'t> SqliteRows<'t> {
             upsert_totals: None,
             insert_rejected: None,
             totals_written: 0,
+            write_back: None,
         }
+    }
+
+    /// Writes pages to the database at this path before the commit.
+    pub(super) fn writing_back_to(mut self, path: &'t Path) -> Self {
+        self.write_back = Some((WriteBack::new(), path));
+        self
     }
 
     fn now_s(&self) -> i64 {
@@ -275,6 +286,9 @@ impl Rows for SqliteRows<'_> {
         };
         let written = upsert_totals(many, users)?;
         self.totals_written += written;
+        if let Some((write_back, path)) = &mut self.write_back {
+            write_back.inserted(written, self.transaction, path);
+        }
         if written != users.len() {
             // At least one row was skipped because its total was out of bounds. A total that is out of
             // bounds only after this statement is replayed as well, which is slower but correct.

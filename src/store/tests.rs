@@ -1,5 +1,6 @@
 //! Tests of the store alone, with ranges built by the tests.
 
+mod folded;
 mod ids;
 mod overall;
 mod rejected;
@@ -11,6 +12,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
+use crate::aggregate::delta::signed;
 use crate::data_dir::segment::SegmentId;
 use crate::event::{Event, Kind};
 
@@ -81,10 +83,12 @@ impl Lines {
     ) -> T {
         let mut sums = std::collections::BTreeMap::<&str, Sums>::new();
         let mut with_id = IdEvents::default();
+        let mut net_check = 0i64;
         for (offset, event) in self.0.iter().enumerate().take(to).skip(from) {
             sums.entry(&event.user_id)
                 .or_default()
                 .add_event(event.kind, event.amount_micros);
+            net_check = net_check.wrapping_add(signed(event.kind, event.amount_micros));
             if let Some(id) = &event.id {
                 with_id.push(offset as u64, id, event);
             }
@@ -105,6 +109,7 @@ impl Lines {
                 rejected: &[],
                 rejected_count: 0,
                 lines: (to - from) as u64,
+                net_check,
             },
         };
         let mut source = Part {
@@ -382,14 +387,24 @@ fn overflow_is_rejected_independently_of_the_ranges() {
 
 /// The ranges `[0, to)` of segments `a`, `b`, ... of these lines, in one transaction.
 fn apply_together(writer: &mut Writer, segments: &[(&Lines, usize)]) -> OutcomeOfAll {
-    fn next(
-        writer: &mut Writer,
+    with_ranges(segments, |ranges| {
+        writer.apply_together(ranges).expect("it applies")
+    })
+}
+
+/// Calls `then` with the ranges `[0, to)` of segments `a`, `b`, ... of these lines.
+fn with_ranges<T>(
+    segments: &[(&Lines, usize)],
+    then: impl FnOnce(&mut [(Range<'_>, &mut dyn Source)]) -> T,
+) -> T {
+    fn next<T>(
         rest: &[(&Lines, usize)],
         ranges: Vec<(Range<'_>, &mut dyn Source)>,
-    ) -> OutcomeOfAll {
+        then: impl FnOnce(&mut [(Range<'_>, &mut dyn Source)]) -> T,
+    ) -> T {
         let mut ranges = ranges;
         let Some(((lines, to), rest)) = rest.split_first() else {
-            return writer.apply_together(&mut ranges).expect("it applies");
+            return then(&mut ranges);
         };
         let name = char::from(b'a' + u8::try_from(ranges.len()).unwrap_or(0));
         let segment = SegmentId::Imported(name.to_string());
@@ -411,11 +426,16 @@ fn apply_together(writer: &mut Writer, segments: &[(&Lines, usize)]) -> OutcomeO
                     all.push((range, source));
                 }
                 all.push((range, source));
-                next(writer, rest, all)
+                next(
+                    rest,
+                    all,
+                    Box::new(then)
+                        as Box<dyn FnOnce(&mut [(Range<'_>, &mut dyn Source)]) -> T + '_>,
+                )
             },
         )
     }
-    next(writer, segments, Vec::new())
+    next(segments, Vec::new(), then)
 }
 
 /// All that the database holds but for when.

@@ -3,22 +3,20 @@
 //! After any error except a lock the owner closes it and opens another, which reads the rows again. A
 //! commit with an unknown outcome therefore needs no special case.
 
+mod applying;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::apply::{self, Attempt, Failure};
 use super::family::{self, Token};
 use super::open::{self, Existing};
 use super::overall::{self, Overall};
 use super::segments;
-use super::sqlite_rows::{SqliteRows, insert_segment};
-use super::{
-    AppliedSegments, Ledger, Outcome, OutcomeOfAll, Pruned, Range, SegmentRow, SegmentState,
-    Source, StoreError,
-};
+use super::sqlite_rows::insert_segment;
+use super::{AppliedSegments, Ledger, Pruned, SegmentRow, SegmentState, StoreError};
 use crate::data_dir::disk::{self, Written};
 use crate::data_dir::segment::{Numbers, SegmentId, Tag};
 
@@ -229,75 +227,6 @@ impl SqliteWriter {
         }
     }
 
-    /// Applies a range: all of it in one transaction, or nothing. After an error other than a lock or
-    /// [`StoreError::Source`] the writer must not be used again.
-    pub fn apply(
-        &mut self,
-        range: &Range<'_>,
-        source: &mut dyn Source,
-    ) -> Result<Outcome, StoreError> {
-        let mut suspects = HashSet::new();
-        loop {
-            match self.attempt(range, &suspects, source)? {
-                Attempt::Ready(applied) => return Ok(Outcome::Applied(applied)),
-                Attempt::Raced => return Ok(Outcome::Raced),
-                Attempt::Suspects(more) => suspects.extend(more),
-            }
-        }
-    }
-
-    /// Applies ranges of several segments, in this order, in one transaction: all of them, or nothing.
-    /// The ranges must be small, because the transaction keeps the changed pages in memory. After an
-    /// error other than a lock the writer must not be used again.
-    pub fn apply_together(
-        &mut self,
-        ranges: &mut [(Range<'_>, &mut dyn Source)],
-    ) -> Result<OutcomeOfAll, StoreError> {
-        self.leave_first_load()?;
-        let path = &self.path;
-        let failed = |failure| Self::failed(path, failure);
-        let sqlite = |source| StoreError::sqlite(path, "apply ranges")(source);
-        let mut transaction = self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(StoreError::sqlite(path, "begin a transaction"))?;
-        let mut all = Vec::with_capacity(ranges.len());
-        for (at, (range, source)) in ranges.iter_mut().enumerate() {
-            let mut suspects = HashSet::new();
-            // If a total might overflow, only this range is repeated.
-            let mut savepoint = transaction.savepoint().map_err(sqlite)?;
-            let applied = loop {
-                let mut rows = SqliteRows::new(&savepoint, range.now_ms);
-                let attempt = apply::attempt(&mut rows, range, &suspects, *source);
-                drop(rows);
-                match attempt.map_err(failed)? {
-                    Attempt::Ready(applied) => break applied,
-                    Attempt::Raced => return Ok(OutcomeOfAll::Raced(at)),
-                    Attempt::Suspects(more) => {
-                        suspects.extend(more);
-                        savepoint.rollback().map_err(sqlite)?;
-                    }
-                }
-            };
-            savepoint.commit().map_err(sqlite)?;
-            all.push(applied);
-        }
-        transaction
-            .commit()
-            .map_err(StoreError::sqlite(path, "commit ranges"))?;
-        if self.journal == JournalMode::FirstLoad {
-            self.journal = JournalMode::Loaded;
-        }
-        Ok(OutcomeOfAll::Applied(all))
-    }
-
-    fn failed(path: &Path, failure: Failure<rusqlite::Error>) -> StoreError {
-        match failure {
-            Failure::Rows(source) => StoreError::sqlite(path, "apply a range")(source),
-            Failure::Source(source) => StoreError::Source(source),
-        }
-    }
-
     /// Turns the WAL on if the first load is committed.
     fn leave_first_load(&mut self) -> Result<(), StoreError> {
         if self.journal == JournalMode::Loaded {
@@ -309,35 +238,6 @@ impl SqliteWriter {
             self.journal = JournalMode::Wal;
         }
         Ok(())
-    }
-
-    fn attempt(
-        &mut self,
-        range: &Range<'_>,
-        suspects: &HashSet<String>,
-        source: &mut dyn Source,
-    ) -> Result<Attempt, StoreError> {
-        self.leave_first_load()?;
-        let path = &self.path;
-        let transaction = self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(StoreError::sqlite(path, "begin a transaction"))?;
-        // Dropped without a commit, the transaction is rolled back.
-        let mut rows = SqliteRows::new(&transaction, range.now_ms);
-        let attempt = apply::attempt(&mut rows, range, suspects, source)
-            .map_err(|failure| Self::failed(path, failure));
-        drop(rows);
-        let attempt = attempt?;
-        if matches!(attempt, Attempt::Ready(..)) {
-            transaction
-                .commit()
-                .map_err(StoreError::sqlite(path, "commit a range"))?;
-            if self.journal == JournalMode::FirstLoad {
-                self.journal = JournalMode::Loaded;
-            }
-        }
-        Ok(attempt)
     }
 
     /// Stores a segment's state, and creates its row if it has none. Returns whether it was stored.

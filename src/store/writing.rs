@@ -13,8 +13,9 @@ use super::open::Existing;
 #[cfg(feature = "postgres")]
 use super::postgres::PostgresWriter;
 use super::{
-    AppliedSegments, Database, IdsWalk, Ledger, Mark, Outcome, OutcomeOfAll, Overall, Pruned,
-    Range, SegmentRow, Snapshot, Source, SqliteWriter, Stamps, StoreError,
+    AppliedSegments, Database, IdsWalk, Ledger, Mark, Outcome, OutcomeOfAll, OutcomeOfFold,
+    Overall, Pruned, Range, SegmentRow, Snapshot, Source, SqliteWriter, Stamps, StoreError,
+    UserSums,
 };
 use crate::data_dir::segment::{Numbers, SegmentId};
 
@@ -204,6 +205,17 @@ impl Writer {
         ranges: &mut [(Range<'_>, &mut dyn Source)],
     ) -> Result<OutcomeOfAll, StoreError> {
         either!(self, writer => writer.apply_together(ranges))
+    }
+
+    /// Applies ranges of several segments whose sums per user are added up in `users`, in this order, in one
+    /// transaction: all of them, or nothing. After an error other than a lock or [`StoreError::Source`] the writer
+    /// must not be used again.
+    pub fn apply_folded(
+        &mut self,
+        users: &UserSums,
+        ranges: &mut [(Range<'_>, &mut dyn Source)],
+    ) -> Result<OutcomeOfFold, StoreError> {
+        either!(self, writer => writer.apply_folded(users, ranges))
     }
 
     /// Stores a segment's state, and creates its row if it has none. Returns whether it was stored.

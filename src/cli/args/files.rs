@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::Size;
-use crate::data_dir::segment::Position;
+use crate::data_dir::node_position::NodePosition;
 
 /// Flags of `tallyline process`.
 #[derive(Debug, Args)]
@@ -185,7 +185,7 @@ pub struct RejectedArgs {
     pub limit: NonZeroU32,
     /// Only lines of native segments, at or after this position
     #[arg(long, value_name = "POSITION")]
-    pub since: Option<Position>,
+    pub since: Option<NodePosition>,
     /// Only events whose id begins with this text
     #[arg(long, value_name = "TEXT")]
     pub id_prefix: Option<String>,

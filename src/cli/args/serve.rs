@@ -99,6 +99,11 @@ pub struct ServeArgs {
     #[arg(help_heading = "Files and disk")]
     pub retention: Option<Span>,
 
+    /// With --database: how far a failover may set the database back; --retention is at least that long [default: 1h]
+    #[arg(long, value_name = "DURATION", env = "TALLYLINE_FAILOVER_WINDOW")]
+    #[arg(help_heading = "Files and disk")]
+    pub failover_window: Option<Span>,
+
     /// PostgreSQL database with the totals, instead of revenue.db in the data directory: a URL such as
     /// postgres://user@host/database; several servers may share it
     #[arg(

@@ -22,9 +22,9 @@ use crate::cli::args::{
 };
 use crate::cli::memory::default_bytes;
 use crate::cli::{Size, Span};
+use crate::data_dir::node_position::NodePosition;
 #[cfg(feature = "postgres")]
 use crate::data_dir::node_tokens::NODE_FILE;
-use crate::data_dir::segment::Position;
 use crate::http;
 pub use crate::http::Access;
 pub use crate::progress::Processing;
@@ -331,7 +331,7 @@ pub struct RejectedConfig {
     /// Maximum number of lines to show, newest first. Default 20, minimum 1.
     pub limit: NonZeroU32,
     /// Only lines of native segments, at or after this position. `None`: all.
-    pub since: Option<Position>,
+    pub since: Option<NodePosition>,
     /// Only events whose id begins with this text. `None`: all.
     pub id_prefix: Option<String>,
     /// Output format. Default table.

@@ -62,8 +62,8 @@ pub struct ServeConfig {
     pub max_disk_bytes: Option<u64>,
     /// Bytes of disk space kept free for applying and pruning. Default 64 MiB, 0 to 1 TiB.
     pub disk_reserve_bytes: u64,
-    /// A segment is deleted this long after it was fully applied; `None`: never. Default never,
-    /// minimum 0.
+    /// A segment is deleted this long after it was fully applied; `None`: never. Default never, minimum 0;
+    /// with `--database`, the time of `--failover-window`.
     pub retention: Option<Duration>,
     /// Maximum delay between acknowledgement and totals; `None`: the default, 1 s. From 10 ms to
     /// 24 h.
@@ -113,6 +113,7 @@ struct File {
     max_disk: Option<Size>,
     disk_reserve: Option<Size>,
     retention: Option<Span>,
+    failover_window: Option<Span>,
     database: Option<String>,
     flush_interval: Option<Span>,
     dedup_window: Option<Span>,
@@ -238,6 +239,7 @@ struct Picked {
     max_disk: Option<Size>,
     disk_reserve: Size,
     retention: Span,
+    failover_window: Span,
     database: Option<DatabaseText>,
     flush_interval: Span,
     dedup_window: Span,
@@ -256,7 +258,7 @@ impl Picked {
                 s.pick($name, args.$field, file.$field, $default)
             };
         }
-        let second = Duration::from_secs(1);
+        let (second, hour) = (Duration::from_secs(1), Duration::from_hours(1));
         Self {
             listen: pick!("listen", listen, "127.0.0.1:8000".into()),
             token_file: pick!("token-file", token_file),
@@ -271,6 +273,7 @@ impl Picked {
             max_disk: pick!("max-disk", max_disk),
             disk_reserve: pick!("disk-reserve", disk_reserve, Size(64 * MIB)),
             retention: pick!("retention", retention, Span(None)),
+            failover_window: pick!("failover-window", failover_window, Span(Some(hour))),
             database: s.pick_optional(
                 "database",
                 args.database.map(DatabaseText),
@@ -295,6 +298,9 @@ impl Picked {
             PERIOD_MIN,
             FLUSH_EVERY_MAX,
         );
+        if self.database.is_some() {
+            outlives_failover(self.retention, self.failover_window)?;
+        }
         Ok(ServeConfig {
             listen,
             listen_name: host_name(&self.listen),
@@ -325,6 +331,17 @@ impl Picked {
 /// The bytes of `--memory`, if they are within the bounds.
 pub(super) fn memory_bytes(size: Size) -> Result<u64, UsageError> {
     within("--memory", size, 32 * MIB, TIB)
+}
+
+/// Files must be kept until no failover can set the database back to before they were applied.
+fn outlives_failover(retention: Span, window: Span) -> Result<(), UsageError> {
+    let forever = Duration::MAX;
+    if retention.0.unwrap_or(forever) >= window.0.unwrap_or(forever) {
+        return Ok(());
+    }
+    Err(UsageError::new(format!(
+        "--retention {retention} is shorter than --failover-window {window}: a PostgreSQL server that takes over may lack the last commits, which are applied again from the files; keep the files longer, or name the time that a failover may lose"
+    )))
 }
 
 /// The time of `--keep-alive`, if it is within the bounds.

@@ -32,7 +32,7 @@ pub(super) fn segments(inner: &Arc<Inner>, request: Request, query: &str) {
 
 /// Answers with the newest rejected lines, at once or after a position is applied.
 pub(super) fn rejected(inner: &Arc<Inner>, request: Request, query: &str) {
-    let query = match RejectedQuery::parse(query) {
+    let query = match RejectedQuery::parse(inner, query) {
         Ok(query) => query,
         Err(problem) => return inner.answer(request, Route::Rejected, problem.reply()),
     };
@@ -72,15 +72,21 @@ struct RejectedQuery {
 }
 
 impl RejectedQuery {
-    fn parse(query: &str) -> Result<Self, Problem> {
+    fn parse(inner: &Inner, query: &str) -> Result<Self, Problem> {
         let params = Params::parse(query, &["limit", "since", "idPrefix", "after", "wait"])?;
+        let own = |name| {
+            let position = params.position(name)?;
+            position
+                .map(|position| inner.own(name, position))
+                .transpose()
+        };
         Ok(Self {
             limit: params.limit(LIMIT_DEFAULT, LIMIT_MAX)?,
             filter: RejectedFilter {
-                since: params.position("since")?,
+                since: own("since")?,
                 id_prefix: params.get("idPrefix").map(str::to_owned),
             },
-            after: params.position("after")?,
+            after: own("after")?,
             wait: params.wait(WAIT_DEFAULT, WAIT_MAX)?,
         })
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::Inner;
 use super::params::Params;
+use crate::data_dir::node_position::NodePosition;
 use crate::data_dir::segment::Position;
 use crate::http::cloudevents;
 use crate::http::counters::Route;
@@ -211,6 +212,7 @@ fn append(inner: &Arc<Inner>, request: Request, options: &Options, mut intake: I
         let (ack, wait) = (options.ack, options.wait);
         move |result: Result<Position, AppendError>| match result {
             Ok(position) => {
+                let position = inner.shown(position);
                 let took = request.received().elapsed();
                 inner.counters.ack().observe(took);
                 inner
@@ -243,7 +245,7 @@ fn when_applied(
     inner: &Arc<Inner>,
     request: Request,
     intake: Intake,
-    position: Position,
+    position: NodePosition,
     wait: Duration,
 ) {
     let done = {
@@ -261,11 +263,11 @@ fn when_applied(
     };
     let deadline = Instant::now() + wait;
     let progress = &inner.progress;
-    progress.when_applied(position, deadline, Box::new(done));
+    progress.when_applied(position.position, deadline, Box::new(done));
 }
 
 /// The body of the reply to events that were stored.
-fn acknowledgement(intake: &Intake, position: Position, acked: Option<&str>) -> String {
+fn acknowledgement(intake: &Intake, position: NodePosition, acked: Option<&str>) -> String {
     let mut json = String::with_capacity(64);
     // Writing to a String cannot fail.
     let _never = write!(json, "{{\"accepted\":{}", intake.accepted);

@@ -10,6 +10,7 @@ mod live_event;
 mod nodes;
 mod pages;
 mod params;
+mod positions;
 mod scrape;
 mod service;
 pub(super) mod status;
@@ -35,6 +36,7 @@ use super::refused::RefusedRequests;
 use crate::data_dir::disk::Disk;
 use crate::health::Health;
 use crate::journal::Journal;
+use crate::other_nodes::NodeWaits;
 use crate::progress::Progress;
 use crate::store::Readers;
 
@@ -42,6 +44,8 @@ use crate::store::Readers;
 pub(super) struct Inner {
     pub(super) journal: Journal,
     pub(super) progress: Arc<Progress>,
+    /// Waits for positions of other nodes; `None` if the database is not shared.
+    pub(super) other_nodes: Option<Arc<NodeWaits>>,
     pub(super) health: Arc<Health>,
     pub(super) readers: Blocking<Readers>,
     pub(super) lookups: Lookups,
@@ -295,6 +299,9 @@ impl Handler for Routes {
 
     fn drain_ends(&self) {
         self.inner.progress.end_waiting();
+        if let Some(others) = &self.inner.other_nodes {
+            others.end();
+        }
     }
 
     fn accepting(&self, works: bool) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode;
 
-use crate::data_dir::segment::Position;
+use crate::data_dir::node_position::NodePosition;
 use crate::http::problem::Problem;
 
 /// The query parameters of a request.
@@ -58,9 +58,9 @@ impl Params {
         }
     }
 
-    /// The value of a parameter as a position, such as `42-1834`.
-    pub(super) fn position(&self, name: &str) -> Result<Option<Position>, Problem> {
-        let position = self.get(name).map(str::parse::<Position>).transpose();
+    /// The value of a parameter as a position, such as `42-1834`, perhaps with a node.
+    pub(super) fn position(&self, name: &str) -> Result<Option<NodePosition>, Problem> {
+        let position = self.get(name).map(str::parse::<NodePosition>).transpose();
         position.map_err(|error| Problem::new(400, format!("{name}: {error}")))
     }
 

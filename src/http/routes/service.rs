@@ -51,10 +51,11 @@ fn when_applied(inner: &Arc<Inner>, request: Request, position: Position, deadli
 
 fn flushed(inner: &Inner, position: Position, waited: WaitOutcome) -> Reply {
     let progress = &inner.progress;
-    let applied = progress.applied().to_string();
+    let applied = inner.shown(progress.applied()).to_string();
+    let position = inner.shown(position).to_string();
     let problem = match waited {
         WaitOutcome::Applied => {
-            let body = json!({"position": position.to_string(), "applied": applied});
+            let body = json!({"position": position, "applied": applied});
             return Reply::json(200, body.to_string());
         }
         WaitOutcome::TimedOut => {
@@ -70,7 +71,7 @@ fn flushed(inner: &Inner, position: Position, waited: WaitOutcome) -> Reply {
         ),
     };
     problem
-        .member("position", position.to_string())
+        .member("position", position)
         .member("applied", applied)
         .member("lagSeconds", progress.lag_seconds())
         .reply()

@@ -81,7 +81,7 @@ fn current(inner: &Inner) -> Status<'_> {
     Status {
         directory: &inner.directory,
         shared: inner.is_shared,
-        position: end.to_string(),
+        position: inner.shown(end).to_string(),
         users: overall.users,
         events: overall.events,
         // An exact decimal, not a float.

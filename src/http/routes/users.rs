@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::Inner;
 use super::params::{self, Params};
-use crate::data_dir::segment::Position;
+use crate::data_dir::node_position::NodePosition;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
@@ -36,17 +36,16 @@ pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &st
     };
     let done = {
         let inner = Arc::clone(inner);
-        move |waited| match waited {
-            WaitOutcome::Applied => lookups::look_up(&inner, request, id),
-            other => inner.answer(request, Route::User, not_applied(&inner, other).reply()),
+        move |waited: Result<(), Problem>| match waited {
+            Ok(()) => lookups::look_up(&inner, request, id),
+            Err(problem) => inner.answer(request, Route::User, problem.reply()),
         }
     };
-    let progress = &inner.progress;
-    progress.when_applied(after, Instant::now() + wait, Box::new(done));
+    inner.when_applied(after, Instant::now() + wait, done);
 }
 
 /// The user id, the position to wait for, and how long to wait.
-fn parse(raw_id: &str, query: &str) -> Result<(String, Option<Position>, Duration), Problem> {
+fn parse(raw_id: &str, query: &str) -> Result<(String, Option<NodePosition>, Duration), Problem> {
     let id = params::decode(raw_id)
         .ok_or_else(|| Problem::new(400, "the user id in the path is not percent-encoded UTF-8"))?;
     let params = Params::parse(query, &["after", "wait"])?;
@@ -74,7 +73,7 @@ pub(super) fn not_applied(inner: &Inner, waited: WaitOutcome) -> Problem {
             "the position is not applied yet; try again, or with a longer wait",
         )
         .retry()
-        .member("applied", progress.applied().to_string()),
+        .member("applied", inner.shown(progress.applied()).to_string()),
     }
 }
 

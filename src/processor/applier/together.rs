@@ -225,7 +225,7 @@ fn device_synced(disk: &dyn Disk, data_dir: &Path) -> Option<u64> {
     disk.sync_file_system(data_dir).ok()?.then_some(device)
 }
 
-fn is_out_of_descriptors(error: &ProcessError) -> bool {
+pub(in crate::processor) fn is_out_of_descriptors(error: &ProcessError) -> bool {
     use rustix::io::Errno;
     let ProcessError::Io(DataDirError { source, .. }) = error else {
         return false;

@@ -95,7 +95,13 @@ impl Observing {
         let batch = Batch {
             bytes: line("u", 1).repeat(count).into(),
         };
-        journal.append(batch, Box::new(move |done| drop(sender.send(done))));
+        journal.append(
+            batch,
+            Box::new(move |done| {
+                drop(sender.send(done));
+                None
+            }),
+        );
         receiver.recv().expect("an answer").expect("durable");
         let disk = Arc::new(Sealing {
             journal: Mutex::new(Some(journal.clone())),

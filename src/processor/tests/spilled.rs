@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::aggregate::Sums;
 use crate::aggregate::spill::SpillDir;
-use crate::data_dir::disk::{DiskLayer, FileLayer};
+use crate::data_dir::disk::{DiskLayer, FileLayer, MeteredDisk};
 
 fn is_spill(path: &Path) -> bool {
     path.extension()
         .is_some_and(|extension| extension == "spill")
 }
 
-fn spills(dir: &TempDir) -> Vec<String> {
+pub(super) fn spills(dir: &TempDir) -> Vec<String> {
     let mut names = names(dir.path());
     names.retain(|name| is_spill(Path::new(name)));
     names
@@ -25,14 +25,14 @@ type RejectedRow = (String, u64, String, String, String);
 
 /// Everything that must not depend on the memory: users, rejected lines, and the sums of the segments.
 #[derive(Debug, PartialEq)]
-struct Result {
-    totals: Vec<(String, i64, i64)>,
+pub(super) struct Result {
+    pub(super) totals: Vec<(String, i64, i64)>,
     rejected: Vec<RejectedRow>,
     segments: Vec<(String, i64, i64, i64, i64, i64)>,
 }
 
 impl Result {
-    fn of(dir: &TempDir) -> Self {
+    pub(super) fn of(dir: &TempDir) -> Self {
         let db = Connection::open(dir.path().join(DATABASE_FILE)).expect("it opens");
         let mut select = db
             .prepare("SELECT user_id, revenue_micros, events FROM user_total ORDER BY user_id")
@@ -91,7 +91,7 @@ fn apply_with(
 }
 
 /// Many users, each of whom occurs in many places, some with long ids that have a common prefix.
-fn many_users(lines: u32) -> String {
+pub(super) fn many_users(lines: u32) -> String {
     let mut text = String::new();
     for number in 0..lines {
         let user = number.wrapping_mul(7919) % 3001;
@@ -109,7 +109,7 @@ fn many_users(lines: u32) -> String {
 }
 
 /// As [`many_users`], with the sums computed in the simplest way.
-fn expected(text: &str) -> Vec<(String, i64, i64)> {
+pub(super) fn expected(text: &str) -> Vec<(String, i64, i64)> {
     let (users, _, _) = model(text.as_bytes());
     let signed = |micros: u128| i64::try_from(micros).expect("it fits");
     users
@@ -142,7 +142,7 @@ fn any_amount() -> impl Strategy<Value = i64> {
 }
 
 /// A line of one of several kinds; amounts so large that totals overflow.
-fn mixed_line() -> impl Strategy<Value = String> {
+pub(super) fn mixed_line() -> impl Strategy<Value = String> {
     prop_oneof![
         12 => (0u32..200, any_amount()).prop_map(|(user, amount)| line(&format!("u{user}"), amount)),
         2 => (0u32..3, Just(1_000_000_000_000)).prop_map(|(user, amount)| line(&format!("rich{user}"), amount)),
@@ -192,7 +192,7 @@ proptest! {
         let file = tempfile::tempfile().expect("a file");
         DiskFile::write_all_at(&file, &text, 0).expect("it is written");
         let file: Arc<dyn DiskFile> = Arc::new(file);
-        let budget = MemoryBudget { threads, cache_bytes: 0, range_bytes };
+        let budget = MemoryBudget { threads, batch_events: 512, cache_bytes: 0, range_bytes };
         let mut pool = Pool::start(&budget).expect("threads")
             .with_chunk_bytes(chunk_bytes)
             .spilling_to(SpillDir::new(disk(), dir.path()));
@@ -303,7 +303,10 @@ fn after_a_crash_at_any_call_on_a_temporary_file_each_line_counts_once() {
     // written and merged, and while they are read within the transaction.
     let dir = tempfile::tempdir().expect("a directory");
     let images = tempfile::tempdir().expect("a directory");
-    let text = many_users(4000);
+    let text = many_users(2000);
+    // The sums of three files are committed together; one file is small.
+    write(&dir, "events_0.jsonl", &many_users(1500));
+    write(&dir, "events_1.jsonl", &many_users(20));
     let calls = Arc::new(Mutex::new(Vec::new()));
     let (data, into, noted) = (
         dir.path().to_owned(),
@@ -320,7 +323,8 @@ fn after_a_crash_at_any_call_on_a_temporary_file_each_line_counts_once() {
         calls.push(call);
         Ok(())
     });
-    let (result, ..) = apply_with(1, &disk, &dir, &text);
+    let (result, _, commits) = apply_with(1, &disk, &dir, &text);
+    assert_eq!(commits, 1, "one transaction");
     let kinds = [Call::Create, Call::Write, Call::Read, Call::Remove];
     let calls = calls.lock().expect("no panic");
     assert!(kinds.iter().all(|kind| calls.contains(kind)), "{calls:?}");
@@ -404,6 +408,43 @@ fn a_run_that_cannot_be_read_applies_nothing_and_names_the_file() {
         run(&dir, &[]);
         assert_eq!(Result::of(&dir).totals, expected(&text));
     }
+}
+
+#[test]
+fn temporary_files_count_against_max_disk_until_they_are_removed() {
+    // Fails if runs are written past the disk that the server counts its files with.
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = many_users(4000);
+    let path = write(&dir, "events_a.jsonl", &text);
+    let metered = MeteredDisk::new(dir.path(), Vec::new());
+    metered.walk().expect("it is counted");
+    let disk: Arc<dyn Disk> = Arc::new(metered);
+    let used = || disk.used_bytes(dir.path()).expect("it is known");
+    let before = used();
+    let budget = MemoryBudget {
+        threads: 2,
+        batch_events: 512,
+        cache_bytes: 0,
+        range_bytes: 0,
+    };
+    let mut pool = Pool::start(&budget)
+        .expect("threads")
+        .with_chunk_bytes(4096)
+        .spilling_to(SpillDir::new(Arc::clone(&disk), dir.path()));
+    let file = disk.open_read(&path).expect("it opens");
+    let aggregate = pool.scan(&file, 0, text.len() as u64).expect("it scans");
+    let on_disk: u64 = spills(&dir)
+        .iter()
+        .map(|name| {
+            fs::metadata(dir.path().join(name))
+                .expect("it is there")
+                .len()
+        })
+        .sum();
+    assert!(on_disk > 0);
+    assert_eq!(used() - before, on_disk);
+    drop(aggregate);
+    assert_eq!((used(), spills(&dir).len()), (before, 0));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::{
     topic,
 };
 use crate::aggregate::lines;
+use crate::aggregate::pool::RANGE_BYTES;
 use crate::data_dir::DataDirError;
 use crate::data_dir::disk::{Identity, Unusable};
 use crate::processor::archive::Archived;
@@ -249,6 +250,11 @@ impl Worker {
 impl Run for Worker {
     fn watch(&mut self) -> &mut dyn Watch {
         &mut self.status
+    }
+
+    /// Readers see the totals of a catch-up in steps of this size.
+    fn together_bytes_max(&self) -> u64 {
+        RANGE_BYTES
     }
 
     fn pruned(

@@ -16,18 +16,23 @@ pub(super) struct OverflowReplay {
 }
 
 impl OverflowReplay {
+    /// Without users.
+    pub(super) fn none() -> Self {
+        Self {
+            users: BTreeMap::new(),
+            lines: Vec::new(),
+        }
+    }
+
     pub(super) fn start<R: Rows>(
         rows: &mut R,
         suspects: &HashSet<String>,
         source: &mut dyn Source,
     ) -> Result<Self, Failure<R::Error>> {
-        let mut users = BTreeMap::new();
         if suspects.is_empty() {
-            return Ok(Self {
-                users,
-                lines: Vec::new(),
-            });
+            return Ok(Self::none());
         }
+        let mut users = BTreeMap::new();
         let totals = rows.totals(suspects)?;
         for user in suspects {
             let total = totals.get(user).copied().unwrap_or(0);

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::super::Sums;
+use super::super::{Sums, UserSums};
 use super::overflow::OverflowReplay;
-use super::{Failure, Range, Rows, Tally};
+use super::{Failure, Rows, Tally};
 
 /// A total of at most this absolute value cannot overflow by sums below [`SMALL`].
 pub(in crate::store) const SAFE: i64 = 1 << 62;
@@ -13,7 +13,7 @@ const SMALL: u128 = 1 << 62;
 /// Step 5. Users whose totals might overflow are skipped and returned.
 pub(super) fn add<R: Rows>(
     rows: &mut R,
-    range: &Range<'_>,
+    users: &UserSums,
     replay: &OverflowReplay,
     tally: &mut Tally<'_>,
 ) -> Result<HashSet<String>, Failure<R::Error>> {
@@ -21,7 +21,7 @@ pub(super) fn add<R: Rows>(
     let mut uncounted = std::mem::take(&mut tally.uncounted);
     uncounted.sort_unstable_by_key(|&(user, _)| user);
     let mut uncounted = uncounted.chunk_by(|a, b| a.0 == b.0).peekable();
-    for block in range.delta.users.blocks().map_err(Failure::Source)? {
+    for block in users.blocks().map_err(Failure::Source)? {
         let block = block.map_err(Failure::Source)?;
         for (user, sums) in block.iter() {
             if !replay.users.is_empty() && replay.users.contains_key(user) {

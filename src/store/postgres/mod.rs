@@ -29,7 +29,8 @@
 //! - `schema`: creates the tables and checks their version.
 //! - `node`: the identity of a node, its epoch and token.
 //! - `writer`, `ranges`, `rows`, `retention`, `rebuild`: the writing connection and its row operations.
-//! - `readers`, `recovery`, `snapshot`: reads of any thread, at the start, and for `verify`.
+//! - `readers`, `positions`, `recovery`, `snapshot`: reads of any thread, of the progress of nodes, at the start, and
+//!   for `verify`.
 //! - `members`, `user_count`: the nodes, and the number of users of all nodes.
 //! - `convert`: rows as values of the store.
 
@@ -38,6 +39,7 @@ mod convert;
 mod members;
 mod node;
 mod password;
+mod positions;
 mod ranges;
 mod readers;
 mod rebuild;

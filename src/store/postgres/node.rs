@@ -1,8 +1,8 @@
 //! The identity of a node in the database, its epoch and token.
 //!
 //! A node is a data directory, known by its UUID. A process that acts as the node acquires it: it appends a new
-//! token to `node.json` ([`NodeTokens`]), and then changes epoch and token in the database from the values that it
-//! read. Every writing transaction locks the node's row and compares both ([`Node::check`]). What is found in the
+//! token to `node.json` ([`NodeTokens`]), and only then commits the change of epoch and token in the database from
+//! the values that it read. Every writing transaction locks the node's row and compares both ([`Node::check`]). What is found in the
 //! database decides:
 //!
 //! | row of the node | meaning | result |
@@ -208,10 +208,6 @@ fn attempt(
         system,
         confirmed: false,
     };
-    // Durable before the database changes, so that this directory knows its token after a crash.
-    tokens
-        .add(disk, data_dir, new.clone())
-        .map_err(StoreError::NodeTokens)?;
     let stored = match &found {
         Some(found) => replace(&mut transaction, found, &new).map(|()| Some(found.number)),
         None => register(&mut transaction, id, &new),
@@ -226,6 +222,11 @@ fn attempt(
         }
         Err(error) => return Err(failed(error)),
     };
+    // Durable before the commit, so that this directory knows its token after a crash. Not earlier: attempts that
+    // fail before, again and again, must not fill the file.
+    tokens
+        .add(disk, data_dir, new.clone())
+        .map_err(StoreError::NodeTokens)?;
     // After an error here the next attempt reads the row: its token is in `node.json` in any case.
     if let Err(error) = transaction.commit() {
         let again = failed(error);

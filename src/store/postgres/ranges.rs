@@ -16,9 +16,11 @@ use super::convert::to_i64;
 use super::rows::{self, BlockColumns, PostgresRows, RowsError, statement};
 use super::writer::End;
 use crate::store::apply::ids::IdRow;
-use crate::store::apply::{self, Attempt, Rows as _};
+use crate::store::apply::{self, Attempt, FoldAttempt, Rows as _};
 use crate::store::id_blocks::{BlockKey, Grouped};
-use crate::store::{IdEvent, Outcome, OutcomeOfAll, Range, SegmentRow, Source, StoreError};
+use crate::store::{
+    IdEvent, Outcome, OutcomeOfAll, OutcomeOfFold, Range, SegmentRow, Source, StoreError, UserSums,
+};
 
 /// The outcome of one transaction.
 enum Tried {
@@ -69,7 +71,7 @@ impl PostgresWriter {
                 let mut all = Vec::with_capacity(ranges.len());
                 for (at, ((range, source), row)) in ranges.iter_mut().zip(claimed).enumerate() {
                     let mut rows =
-                        PostgresRows::new(transaction, node, range.now_ms, row, reserved.as_mut());
+                        PostgresRows::new(transaction, node, range.now_ms, vec![row], reserved.as_mut());
                     match apply::attempt(&mut rows, range, &suspects[at], *source)? {
                         Attempt::Ready(applied) => all.push(applied),
                         Attempt::Raced => {
@@ -95,6 +97,45 @@ impl PostgresWriter {
                 }
             }
         }
+    }
+
+    /// See [`Writer::apply_folded`](crate::store::Writer::apply_folded).
+    pub fn apply_folded(
+        &mut self,
+        users: &UserSums,
+        ranges: &mut [(Range<'_>, &mut dyn Source)],
+    ) -> Result<OutcomeOfFold, StoreError> {
+        let node = self.node.number;
+        let now_ms = ranges.first().map_or(0, |(range, _)| range.now_ms);
+        let mut last = None;
+        let outcome = self.write("apply ranges", |transaction| {
+            let plain: Vec<Range<'_>> = ranges.iter().map(|(range, _)| *range).collect();
+            let claimed = match claim(transaction, node, &plain)? {
+                Claimed::All(rows) => rows,
+                Claimed::Raced(at) => return Ok(End::RollBack(OutcomeOfFold::Raced(at))),
+            };
+            let keys: Vec<i64> = claimed.iter().map(|row| row.key).collect();
+            last = keys.last().copied().zip(plain.last().map(|range| range.to));
+            let mut reserved = None;
+            if Reserved::is_needed(&plain, &[]) {
+                reserved = Some(Reserved::of(transaction, node, &plain, &keys)?);
+            }
+            let mut rows =
+                PostgresRows::new(transaction, node, now_ms, claimed, reserved.as_mut());
+            let all = match apply::attempt_folded(&mut rows, users, ranges)? {
+                FoldAttempt::Ready(all) => all,
+                FoldAttempt::Raced(at) => return Ok(End::RollBack(OutcomeOfFold::Raced(at))),
+                FoldAttempt::MayOverflow => return Ok(End::RollBack(OutcomeOfFold::Separately)),
+            };
+            if let Some(reserved) = reserved {
+                reserved.delete_empty_blocks(transaction)?;
+            }
+            Ok(End::Commit(OutcomeOfFold::Applied(all)))
+        })?;
+        if matches!(outcome, OutcomeOfFold::Applied(_)) {
+            self.last = last;
+        }
+        Ok(outcome)
     }
 }
 

@@ -392,7 +392,7 @@ impl PostgresReaders {
     /// it may have been idle.
     ///
     /// Before the first start of a node there are no tables, and the result is empty.
-    fn read<T: Default>(
+    pub(super) fn read<T: Default>(
         &self,
         doing: &'static str,
         mut read: impl FnMut(&mut Client) -> Result<T, ReadError>,
@@ -464,7 +464,7 @@ impl PostgresReaders {
 }
 
 /// A read failed.
-enum ReadError {
+pub(super) enum ReadError {
     Postgres(::postgres::Error),
     Malformed(Malformed),
 }

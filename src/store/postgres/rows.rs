@@ -68,7 +68,7 @@ pub(super) struct PostgresRows<'r, 'e> {
     node: i32,
     now_ms: i64,
     /// The row of the range's segment, whose applied offset is changed already.
-    claimed: Option<SegmentRow>,
+    claimed: std::vec::IntoIter<SegmentRow>,
     /// The ids of all ranges of the transaction, if they were locked in advance.
     reserved: Option<&'r mut Reserved<'e>>,
     /// Users whose first event at this node was written.
@@ -114,19 +114,20 @@ impl<'w> BlockColumns<'w> {
 }
 
 impl<'r, 'e> PostgresRows<'r, 'e> {
-    /// The rows of one range in the transaction that was begun on this connection.
+    /// The rows of one range, or of several whose sums are added up, in the transaction that was begun on this
+    /// connection. `claimed` are the rows of their segments.
     pub(super) fn new(
         transaction: &'r mut Client,
         node: i32,
         now_ms: i64,
-        claimed: SegmentRow,
+        claimed: Vec<SegmentRow>,
         reserved: Option<&'r mut Reserved<'e>>,
     ) -> Self {
         Self {
             transaction,
             node,
             now_ms,
-            claimed: Some(claimed),
+            claimed: claimed.into_iter(),
             reserved,
             new_users: 0,
             rejected: (String::new(), RejectedColumns::default()),
@@ -259,7 +260,7 @@ impl Rows for PostgresRows<'_, '_> {
 
     /// All ranges of the transaction are claimed before the first one is applied.
     fn claim(&mut self, _: &Range<'_>) -> Result<Option<SegmentRow>, RowsError> {
-        Ok(self.claimed.take())
+        Ok(self.claimed.next())
     }
 
     fn place(&self, key: i64) -> i64 {

@@ -1,13 +1,11 @@
 //! Counts the applied bytes of one file and compares the result with the segment's row.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::path::Path;
 
 use super::{Finding, Recount, describe};
 use crate::aggregate::delta::signed;
 use crate::aggregate::pool::RangeAggregate;
-use crate::aggregate::user_sums::UserBlock;
 use crate::aggregate::{REJECTED_LINES_MAX, lines};
 use crate::data_dir::SegmentFile;
 use crate::event::Event;
@@ -81,17 +79,9 @@ impl Recount<'_> {
         tally: &mut Tally,
     ) -> Result<(), VerifyError> {
         tally.counts.lines += aggregate.partial.lines;
-        let read = VerifyError::io("read", Path::new(&row.file_name));
-        let blocks: io::Result<Vec<UserBlock>> =
-            aggregate.users.blocks().and_then(Iterator::collect);
-        let blocks = blocks.map_err(read)?;
-        let users = || blocks.iter().flat_map(UserBlock::iter);
-        for (_, sums) in users() {
-            tally.counts.events += sums.events();
-            tally.net = tally.net.wrapping_add(sums.net_wrapping());
-        }
         // The sums have the events with an id as if all of them counted.
         let mut uncounted = HashMap::<&str, UserSum>::new();
+        let mut uncounted_events = 0;
         self.snapshot
             .statuses(row.key, &aggregate.partial.with_id, &mut |event, fate| {
                 let net = signed(event.kind, event.amount_micros);
@@ -113,24 +103,35 @@ impl Recount<'_> {
                         return;
                     }
                 }
-                tally.counts.events -= 1;
+                uncounted_events += 1;
                 tally.net = tally.net.wrapping_sub(net);
                 let sum = uncounted.entry(event.user_id).or_default();
                 sum.micros = sum.micros.wrapping_add(net);
                 sum.events += 1;
             })?;
-        let users = users().filter_map(|(user, sums)| {
-            let mut sum = UserSum {
-                micros: sums.net_wrapping(),
-                events: i64::try_from(sums.events()).unwrap_or(i64::MAX),
-            };
-            if let Some(out) = uncounted.get(user) {
-                sum.micros = sum.micros.wrapping_sub(out.micros);
-                sum.events -= out.events;
+        let read = || VerifyError::io("read", Path::new(&row.file_name));
+        // Not all blocks at once: they would need as much memory as the sums.
+        for block in aggregate.users.blocks().map_err(read())? {
+            let block = block.map_err(read())?;
+            for (_, sums) in block.iter() {
+                tally.counts.events += sums.events();
+                tally.net = tally.net.wrapping_add(sums.net_wrapping());
             }
-            (sum.events > 0).then_some((user, sum))
-        });
-        Ok(self.snapshot.add_users(users)?)
+            let users = block.iter().filter_map(|(user, sums)| {
+                let mut sum = UserSum {
+                    micros: sums.net_wrapping(),
+                    events: i64::try_from(sums.events()).unwrap_or(i64::MAX),
+                };
+                if let Some(out) = uncounted.get(user) {
+                    sum.micros = sum.micros.wrapping_sub(out.micros);
+                    sum.events -= out.events;
+                }
+                (sum.events > 0).then_some((user, sum))
+            });
+            self.snapshot.add_users(users)?;
+        }
+        tally.counts.events -= uncounted_events;
+        Ok(())
     }
 
     /// Subtracts lines without an id that overflowed a total: the scan included them, but they were not

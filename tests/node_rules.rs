@@ -1,0 +1,247 @@
+//! Rules of exactly-once counting with several nodes that need a forced interleaving (`--ignored`: needs
+//! PostgreSQL 15). The comment of a test names the rule.
+
+use std::path::Path;
+
+use crate::harness::postgres::Postgres;
+use crate::harness::{PATIENCE, Ran, Scratch, Server, arg, event, run, until};
+
+fn with_id(id: &str) -> String {
+    format!("{{\"id\":\"{id}\",\"userId\":\"user\",\"name\":\"add_revenue\",\"value\":1}}\n")
+}
+
+/// `process` of files that are copied in.
+#[track_caller]
+fn process(data: &Path, url: &str, files: &[&Path]) -> Ran {
+    let mut args = vec!["process", "--data-dir", arg(data), "--database", url];
+    args.extend(files.iter().map(|file| arg(file)));
+    run(&args)
+}
+
+#[track_caller]
+fn verify(data: &Path, url: &str) {
+    run(&["verify", "--data-dir", arg(data), "--database", url]).expect(0);
+}
+
+/// Waits until so many transactions wait for a lock.
+#[track_caller]
+fn await_waiting(server: &Postgres, count: i64) {
+    let query = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted";
+    until(PATIENCE, "a transaction waits for a lock", || {
+        (server.value::<i64>("tally", query) == count).then_some(())
+    });
+}
+
+fn events_of(server: &Postgres, user: &str) -> i64 {
+    let sum = "SELECT coalesce(sum(events), 0)::bigint FROM tallyline.user_total WHERE user_id";
+    server.value("tally", &format!("{sum} = '{user}'"))
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn a_commit_that_waits_for_a_standby_is_waited_for() {
+    // S5. Fails if a node that was killed during its commit applies the range again, although that commit is still
+    // waiting for replication and succeeds later.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let scratch = Scratch::new();
+    let flags = ["--database", &url, "--flush-interval", "20ms"];
+    let node = Server::with(&scratch.data(), &flags);
+    node.accept(event("user", 1));
+    node.flush();
+    let mut admin = server.connect("postgres");
+    let mut standbys = |names: &str| {
+        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'");
+        admin.batch_execute(&set).unwrap();
+        admin.batch_execute("SELECT pg_reload_conf()").unwrap();
+    };
+    until(
+        PATIENCE,
+        "a range waits for a standby in its commit",
+        || {
+            standbys("nobody");
+            let waiting = until(PATIENCE, "a commit waits for a standby", || {
+                node.accept(event("user", 1));
+                let waiting = "SELECT (SELECT query FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'tallyline' LIMIT 1)";
+                server.value::<Option<String>>("tally", waiting)
+            });
+            // A report of the node may be the first to wait.
+            if waiting.contains("COMMIT") {
+                return Some(());
+            }
+            standbys("");
+            None
+        },
+    );
+    node.kill();
+    let node = Server::with(&scratch.data(), &flags);
+    await_waiting(&server, 1);
+    node.accept(event("user", 1));
+    standbys("");
+    node.flush();
+    node.assert_balanced();
+    node.stop().expect(0);
+    verify(&scratch.data(), &url);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn the_commit_of_an_aborted_transaction_is_an_error() {
+    // S6. Fails if COMMIT of a transaction that was aborted, which PostgreSQL answers with ROLLBACK and no error,
+    // counts as a commit.
+    const COMMIT: &str = include_str!("../sql/postgres/query/commit.sql");
+    let server = Postgres::start();
+    let mut client = server.connect("postgres");
+    client.batch_execute("BEGIN").unwrap();
+    assert!(client.batch_execute("SELECT 1/0").is_err());
+    let error = client.batch_execute(COMMIT.trim_end()).unwrap_err();
+    assert!(error.to_string().contains("db error"), "{error}");
+    client.batch_execute("ROLLBACK; BEGIN").unwrap();
+    client.batch_execute(COMMIT.trim_end()).unwrap();
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn an_id_that_expires_between_insertion_and_look_up_is_looked_up_again() {
+    // S7. Fails if an event whose id was neither inserted nor found is counted, or dropped, or stops the node. The
+    // trigger deletes the id between the two statements, once.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let scratch = Scratch::new();
+    let (first, second) = (scratch.path().join("first"), scratch.path().join("second"));
+    let file = scratch.file("events_1.jsonl", with_id("x"));
+    process(&first, &url, &[&file]).expect(0);
+    let mut client = server.connect("tally");
+    client
+        .batch_execute(
+            "CREATE SEQUENCE once;
+             CREATE FUNCTION expire() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF nextval('once') = 1 THEN DELETE FROM tallyline.event_id WHERE id = 'x'; END IF;
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER expire AFTER INSERT ON tallyline.event_id FOR EACH STATEMENT EXECUTE FUNCTION expire()",
+        )
+        .unwrap();
+    let file = scratch.file("events_2.jsonl", with_id("x") + &with_id("y"));
+    process(&second, &url, &[&file]).expect(0);
+    assert!(server.value::<i64>("tally", "SELECT last_value FROM once") > 1);
+    assert_eq!(events_of(&server, "user"), 2);
+    for data in [&first, &second] {
+        verify(data, &url);
+    }
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn bytes_that_text_cannot_hold_do_not_stop_a_node() {
+    // S8. Fails if a line of zeros, as a crash of a machine may leave, cannot be stored as rejected, or if ids or
+    // users are not ordered bytewise.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let scratch = Scratch::new();
+    let mut lines = vec![0; 4096];
+    lines.push(b'\n');
+    lines.extend(b"\xff\xfe\n".iter());
+    for id in ["é", "Z", "a", "_", "\u{10ffff}", "ﬃ"] {
+        lines.extend(with_id(id).replace("user\"", &format!("{id}\"")).bytes());
+    }
+    let file = scratch.file("events_1.jsonl", &lines);
+    process(&scratch.data(), &url, &[&file]).expect(3);
+    let zeros =
+        "SELECT count(*) FROM tallyline.rejected_line WHERE position('\\x00'::bytea IN line) = 1";
+    assert_eq!(server.value::<i64>("tally", zeros), 1);
+    verify(&scratch.data(), &url);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn expiry_locks_segments_before_blocks() {
+    // S9. Fails if the expiry of one node deletes a block and then waits for the segment of another node, which
+    // holds that segment and waits for the block.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let scratch = Scratch::new();
+    let node = |name: &str, id: &str| {
+        let flags = ["--database", &url, "--dedup-window", "1s"];
+        let node = Server::with(&scratch.path().join(name), &flags);
+        node.accept(with_id(id));
+        node.flush();
+        node
+    };
+    let other = node("other", "run-000002");
+    other.stop().expect(0);
+    let mut client = server.connect("tally");
+    let mut applies = client.transaction().unwrap();
+    let segment = "SELECT FROM tallyline.segment WHERE node = 1 FOR UPDATE";
+    assert_eq!(applies.query(segment, &[]).unwrap().len(), 1);
+    let expiring = node("expiring", "run-000001");
+    await_waiting(&server, 1);
+    applies.batch_execute("SET lock_timeout = '20s'").unwrap();
+    let blocks = applies.query("SELECT FROM tallyline.id_block FOR UPDATE", &[]);
+    assert_eq!(blocks.unwrap().len(), 1);
+    applies.rollback().unwrap();
+    let left = "SELECT count(*) FROM tallyline.id_block";
+    until(PATIENCE, "the block expires", || {
+        (server.value::<i64>("tally", left) == 0).then_some(())
+    });
+    expiring.stop().expect(0);
+    for name in ["other", "expiring"] {
+        verify(&scratch.path().join(name), &url);
+    }
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn the_longest_deduplication_window_of_all_nodes_holds() {
+    // S11. Fails if a node with a short window expires ids that another node still needs, or if the window of a
+    // removed node holds for ever.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let scratch = Scratch::new();
+    let node = |name: &str, window: &str| {
+        let flags = ["--database", &url, "--dedup-window", window];
+        let node = Server::with(&scratch.path().join(name), &flags);
+        node.flush();
+        node
+    };
+    let long = node("long", "forever");
+    long.stop().expect(0);
+    let short = node("short", "0s");
+    short.accept(with_id("x") + &with_id("run-000001"));
+    short.flush();
+    // Rounds of expiry pass: the clock is stored by each of them.
+    let seen = "SELECT coalesce(max(seen_at_ms), 0) FROM tallyline.node_status";
+    let before: i64 = server.value("tally", seen);
+    until(PATIENCE, "the node has reported again", || {
+        (server.value::<i64>("tally", seen) > before + 2_500).then_some(())
+    });
+    let ids = "SELECT (SELECT count(*) FROM tallyline.event_id) + (SELECT count(*) FROM tallyline.id_block)";
+    assert_eq!(server.value::<i64>("tally", ids), 2);
+    run(&["nodes", "remove", "1", "--yes", "--database", &url]).expect(0);
+    until(PATIENCE, "the ids expire", || {
+        (server.value::<i64>("tally", ids) == 0).then_some(())
+    });
+    short.stop().expect(0);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn a_sum_over_nodes_may_be_larger_than_the_total_of_any() {
+    // S15. Fails if a total that fits 64 bits at each node is added up in 64 bits.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let scratch = Scratch::new();
+    let huge = "{\"userId\":\"user\",\"name\":\"add_revenue\",\"value\":1000000000000}\n".repeat(9);
+    for name in ["a", "b", "c"] {
+        let data = scratch.path().join(name);
+        let file = scratch.file("events_1.jsonl", &huge);
+        process(&data, &url, &[&file]).expect(0);
+        verify(&data, &url);
+    }
+    let node = Server::with(&scratch.path().join("a"), &["--database", &url]);
+    let shown = node.get("/userEvents/user").expect(200).json();
+    assert_eq!(shown["revenueMicros"], "27000000000000000000");
+    let listed = node.get("/userEvents?order=-revenue").expect(200).text();
+    assert!(listed.contains("27000000000000000000"), "{listed}");
+    node.stop().expect(0);
+}
