@@ -39,6 +39,7 @@ mod ids;
 mod input;
 mod lines;
 mod post;
+mod reading;
 mod ready;
 mod rejects;
 mod run;
@@ -64,8 +65,9 @@ pub use self::totals::{User, totals};
 use crate::shutdown::Shutdown;
 
 use self::await_applied::await_applied;
-use self::input::{Source, identity};
+use self::input::Source;
 use self::post::{About, Answer, Poster};
+use self::reading::identity;
 use self::rejects::Keep;
 pub(crate) use self::run::without_credentials;
 use self::run::{Finished, Run};

@@ -25,7 +25,7 @@ use self::sums_check::SumsCheck;
 use super::applier::{Applier, Commit, Confirmed, Corrupt, Watch, Work};
 use super::other_names::OtherNames;
 use super::retention::{self, Retention};
-use super::{ProcessConfig, ProcessError, describe, rebuild, sealed_files};
+use super::{ProcessConfig, ProcessError, describe, sealed_files, unfinished};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::disk::{self, Disk};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
@@ -91,7 +91,7 @@ pub(super) fn run(
     health: &Arc<Health>,
     mut pool: Pool,
 ) -> Option<String> {
-    if let Err(error) = rebuild::remove_unfinished(&config.data_dir) {
+    if let Err(error) = unfinished::remove(&config.data_dir) {
         tracing::warn!("{}", describe(&error));
     }
     let mut worker = Worker {

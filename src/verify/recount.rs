@@ -23,7 +23,7 @@ use std::path::Path;
 use self::locate::Located;
 use super::{Target, VerifyError, sums};
 use crate::aggregate::pool::Pool;
-use crate::data_dir::disk::{DirHold, Disk};
+use crate::data_dir::disk::{DirLock, Disk};
 use crate::data_dir::segment::{Label, SegmentId};
 use crate::data_dir::{Catalog, active_label, given_out};
 use crate::event::Micros;
@@ -76,7 +76,7 @@ pub fn verify(
 ) -> Result<Option<VerifyReport>, VerifyError> {
     let config = &config.identified(disk)?;
     let dir = &config.data_dir;
-    let _held = DirHold::share(dir).map_err(VerifyError::io("lock", dir))?;
+    let _held = DirLock::shared(dir).map_err(VerifyError::io("lock", dir))?;
     let Some(snapshot) = Snapshot::of(&config.database, config.directory)? else {
         return Ok(None);
     };
