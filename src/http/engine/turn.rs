@@ -44,10 +44,4 @@ impl Turn<'_> {
         let admit = || self.shared.handler.admit(request);
         catch_unwind(AssertUnwindSafe(admit)).ok()
     }
-
-    /// Calls the handler on this thread.
-    pub(super) fn handle(&mut self, request: Request) {
-        // A panic drops the request, which answers it with 500.
-        let _panicked = catch_unwind(AssertUnwindSafe(|| request.handle()));
-    }
 }

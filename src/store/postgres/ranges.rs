@@ -70,8 +70,13 @@ impl PostgresWriter {
                 }
                 let mut all = Vec::with_capacity(ranges.len());
                 for (at, ((range, source), row)) in ranges.iter_mut().zip(claimed).enumerate() {
-                    let mut rows =
-                        PostgresRows::new(transaction, node, range.now_ms, vec![row], reserved.as_mut());
+                    let mut rows = PostgresRows::new(
+                        transaction,
+                        node,
+                        range.now_ms,
+                        vec![row],
+                        reserved.as_mut(),
+                    );
                     match apply::attempt(&mut rows, range, &suspects[at], *source)? {
                         Attempt::Ready(applied) => all.push(applied),
                         Attempt::Raced => {
@@ -120,8 +125,7 @@ impl PostgresWriter {
             if Reserved::is_needed(&plain, &[]) {
                 reserved = Some(Reserved::of(transaction, node, &plain, &keys)?);
             }
-            let mut rows =
-                PostgresRows::new(transaction, node, now_ms, claimed, reserved.as_mut());
+            let mut rows = PostgresRows::new(transaction, node, now_ms, claimed, reserved.as_mut());
             let all = match apply::attempt_folded(&mut rows, users, ranges)? {
                 FoldAttempt::Ready(all) => all,
                 FoldAttempt::Raced(at) => return Ok(End::RollBack(OutcomeOfFold::Raced(at))),

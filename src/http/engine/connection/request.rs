@@ -1,6 +1,7 @@
 //! From a complete head to the handler: admission, the body, and memory for it.
 
 use std::ops::ControlFlow::{Break, Continue};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
 use super::super::framing::Length;
@@ -144,7 +145,10 @@ impl Connection {
             return request.refuse(Refusal::Busy);
         }
         match lane {
-            Lane::Io if request.body.len() <= SMALL_BYTES_MAX => turn.handle(request),
+            Lane::Io if request.body.len() <= SMALL_BYTES_MAX => {
+                // A panic drops the request, which answers it with 500.
+                let _panicked = catch_unwind(AssertUnwindSafe(|| request.handle()));
+            }
             Lane::Io | Lane::Worker => request.on_worker(),
         }
     }

@@ -127,12 +127,17 @@ impl Drop for Job {
 fn read(inner: &Inner, lookups: &[Lookup], may_block: &MayBlock) -> Vec<Reply> {
     let ids: Vec<_> = lookups.iter().map(|lookup| lookup.id.as_str()).collect();
     match inner.readers.get(may_block).users_by_id(&ids) {
-        Ok(totals) => totals.iter().map(|total| reply_to(inner, total)).collect(),
+        Ok(totals) => {
+            let totals = totals.iter();
+            totals
+                .map(|total| reply_to(inner, total.as_ref()))
+                .collect()
+        }
         Err(error) => lookups.iter().map(|_| unreadable(&error).reply()).collect(),
     }
 }
 
-fn reply_to(inner: &Inner, total: &Option<UserTotal>) -> Reply {
+fn reply_to(inner: &Inner, total: Option<&UserTotal>) -> Reply {
     let Some(total) = total else {
         return unknown(inner).reply();
     };
