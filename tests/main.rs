@@ -41,6 +41,7 @@ mod positions; // positions of several nodes in one PostgreSQL database (--ignor
 mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod ready; // `tallyline ready`: a server that is ready, not ready, gone
+mod rotated; // a file that logrotate renames, copies or compresses between two sends
 mod same_content; // files without a label, copied or renamed after they were applied
 mod scale_out; // several nodes in one PostgreSQL database (`--ignored`)
 mod sealed; // sealed files changed, moved or copied before they are applied

@@ -190,6 +190,7 @@ impl Worker {
             found.id.clone(),
             Sealed {
                 counted,
+                found_at: (!counted).then(Instant::now),
                 ahead: ahead.is_some(),
                 ..Sealed::new(found)
             },
