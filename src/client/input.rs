@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded, select};
+use uuid::Uuid;
 
 use super::error::SendError;
 use super::follow::{Growing, POLL, read_up_to};
@@ -21,6 +22,8 @@ use super::reading::{
     BLOCK_BYTES, Counted, Filled, GZIP_MAGIC, inflated, kind_name, no_metadata, open_regular,
     read_some,
 };
+use crate::data_dir::directory_tag;
+use crate::data_dir::segment::{DirectoryTag, Label};
 use crate::shutdown::Shutdown;
 
 /// What was received from stdin is sent after it was silent for this long.
@@ -31,6 +34,10 @@ pub(super) struct Source {
     path: PathBuf,
     kind: Kind,
     format: Option<Format>,
+    /// The label in the first line: the input is a segment of a data directory.
+    label: Option<Label>,
+    /// The data directory whose segments are refused.
+    own: Option<DirectoryTag>,
     /// Number of raw bytes read. For a gzip'd file these are the compressed bytes.
     raw: Arc<AtomicU64>,
     /// Bytes that were read and are returned by the next read.
@@ -83,6 +90,8 @@ impl Source {
                 gzip: false,
             },
             format: None,
+            label: None,
+            own: None,
             raw: Arc::default(),
             pending: Vec::new(),
             stop: stop.clone(),
@@ -161,6 +170,8 @@ impl Source {
             path: path.to_owned(),
             kind: Kind::Growing(Growing::new(file)),
             format: None,
+            label: None,
+            own: None,
             raw: Arc::default(),
             pending: Vec::new(),
             stop: stop.clone(),
@@ -216,6 +227,8 @@ impl Source {
             path: path.to_owned(),
             kind: Kind::Stdin(received),
             format: None,
+            label: None,
+            own: None,
             raw,
             pending: Vec::new(),
             stop: stop.clone(),
@@ -240,7 +253,26 @@ impl Source {
             });
         }
         self.format = Some(format);
-        Ok(())
+        let line_end = memchr::memchr(b'\n', head);
+        self.label = line_end.and_then(|end| Label::of_line(&head[..end]));
+        self.check_own()
+    }
+
+    /// Fails if the input is a segment of this data directory, now or when its first bytes are read: each of
+    /// its events is in that directory already.
+    pub(super) fn refuse_segments_of(&mut self, directory: Option<Uuid>) -> Result<(), SendError> {
+        self.own = directory.map(directory_tag);
+        self.check_own()
+    }
+
+    fn check_own(&self) -> Result<(), SendError> {
+        match self.label {
+            Some(label) if Some(label.tag.directory) == self.own => Err(SendError::OwnSegment {
+                path: self.path.clone(),
+                number: label.number,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// How the input is split into events; `None` before its first bytes.

@@ -14,6 +14,7 @@
 
 mod files;
 mod locate;
+mod same_content;
 mod tally;
 mod totals;
 
@@ -136,6 +137,7 @@ pub(crate) fn recount(
         recount.segment(row)?;
     }
     recount.rivals();
+    recount.same_contents();
     recount.ids()?;
     recount.files_without_row();
     recount.missing();
