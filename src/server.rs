@@ -36,6 +36,9 @@ use crate::systemd;
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
 /// How often an idle journal checks the path of the active file and the free disk space.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How long a start with `--max-disk` waits for the size of the data directory. The walk of hundreds of
+/// thousands of files takes longer and continues beside the server.
+const FIRST_WALK_MAX: Duration = Duration::from_millis(500);
 /// Most reading connections to the database.
 const READERS_MAX: u32 = 8;
 
@@ -138,16 +141,17 @@ impl Parts {
         let readers = Readers::of(&database, READERS_MAX);
         self.readers = Some(readers.clone());
         let metered = MeteredDisk::new(dir, store::files_of(&dir.join(DATABASE_FILE)));
-        if config.max_disk_bytes.is_some() {
-            // So that the limit applies from the first event.
-            metered.walk().with_context(|| {
-                format!("cannot compute the size of the files in {}", dir.display())
-            })?;
-        }
         let usage = metered
             .start()
             .context("cannot start the thread that computes the size of the data directory")?;
         self.usage = Some(usage);
+        if config.max_disk_bytes.is_some() {
+            // So that the limit applies from the first event. If the walk takes longer, events are answered
+            // with 503 until the size is known.
+            metered.await_first_walk(FIRST_WALK_MAX).with_context(|| {
+                format!("cannot compute the size of the files in {}", dir.display())
+            })?;
+        }
         let disk: Arc<dyn Disk> = Arc::new(metered);
         let health = Arc::new(Health::default());
         let journal = journal_config(config, locks);

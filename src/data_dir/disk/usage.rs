@@ -78,6 +78,8 @@ struct Meter {
 struct Asked {
     walk: bool,
     stop: bool,
+    /// The outcome of the first walk of the thread, until it is taken.
+    first: Option<io::Result<()>>,
 }
 
 /// The thread that walks the tree. Dropping this ends the thread after the current walk.
@@ -103,13 +105,28 @@ impl MeteredDisk {
         }
     }
 
+    /// Waits until the thread has completed its first walk, but at most so long. Returns whether it has; the
+    /// error of the walk is returned once. The count is not known before.
+    pub fn await_first_walk(&self, at_most: Duration) -> io::Result<bool> {
+        let is_pending = |asked: &mut Asked| asked.first.is_none();
+        let waited = self
+            .meter
+            .wake
+            .wait_timeout_while(self.meter.lock(), at_most, is_pending);
+        let (mut asked, _timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
+        match asked.first.take() {
+            Some(walked) => walked.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
     /// Walks the directory on the calling thread.
+    #[cfg(test)]
     pub fn walk(&self) -> io::Result<()> {
         self.meter.walk().map(|_exact| ())
     }
 
-    /// Starts the thread that walks the directory periodically. The first walk is immediate, unless
-    /// [`MeteredDisk::walk`] was called before.
+    /// Starts the thread that walks the directory, at once and then periodically.
     pub fn start(&self) -> io::Result<UsageThread> {
         let meter = Arc::clone(&self.meter);
         let thread = Builder::new()
@@ -147,10 +164,8 @@ impl Meter {
 
     fn run(&self) {
         let mut due = Instant::now();
-        if self.is_known.load(Ordering::Relaxed) {
-            due += WALK_EVERY;
-        }
         let mut not_before = due;
+        let mut is_first = true;
         loop {
             let mut asked = self.lock();
             loop {
@@ -174,10 +189,15 @@ impl Meter {
             asked.walk = false;
             drop(asked);
             let began = Instant::now();
-            let exact = self.walk().unwrap_or_else(|error| {
+            let walked = self.walk();
+            if let Err(error) = &walked {
                 tracing::warn!(%error, "cannot determine the size of {}", self.dir.display());
-                true
-            });
+            }
+            let exact = *walked.as_ref().unwrap_or(&true);
+            if std::mem::take(&mut is_first) {
+                self.lock().first = Some(walked.map(|_exact| ()));
+                self.wake.notify_all();
+            }
             let pause = began.elapsed() * PAUSE_FACTOR;
             not_before = Instant::now() + pause.max(WALK_AGAIN_AFTER);
             due = if exact {
@@ -356,6 +376,25 @@ mod tests {
         assert_eq!(used(), 1110, "not seen yet");
         disk.walk().expect("a walk");
         assert_eq!(used(), RealDisk.used_bytes(dir.path()).expect("a walk"));
+    }
+
+    #[test]
+    fn the_first_walk_is_awaited_but_not_longer_than_requested() {
+        // Fails if a start waits for the walk of a large directory, or continues before a small one is known.
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("file"), [0; 9]).expect("written");
+        let disk = MeteredDisk::new(dir.path(), Vec::new());
+        let walked = disk.await_first_walk(Duration::ZERO);
+        assert!(!walked.expect("no walk yet"), "the thread does not run yet");
+        let _thread = disk.start().expect("a thread");
+        let walked = disk.await_first_walk(Duration::from_mins(1));
+        assert!(walked.expect("walked"));
+        assert_eq!(disk.used_bytes(dir.path()).expect("known"), 9);
+
+        let other = MeteredDisk::new(&dir.path().join("file"), Vec::new());
+        let _thread = other.start().expect("a thread");
+        let walked = other.await_first_walk(Duration::from_mins(1));
+        assert!(walked.is_err(), "not a directory");
     }
 
     #[test]
