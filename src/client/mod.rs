@@ -39,6 +39,7 @@ mod ids;
 mod input;
 mod lines;
 mod post;
+mod reading;
 mod ready;
 mod rejects;
 mod run;
@@ -64,8 +65,9 @@ pub use self::totals::{User, totals};
 use crate::shutdown::Shutdown;
 
 use self::await_applied::await_applied;
-use self::input::{Source, identity};
+use self::input::Source;
 use self::post::{About, Answer, Poster};
+use self::reading::identity;
 use self::rejects::Keep;
 pub(crate) use self::run::without_credentials;
 use self::run::{Finished, Run};
@@ -112,6 +114,7 @@ fn send_once(
     let Some((about, state, begun)) = begin(config, stop)? else {
         return Ok(SendOutcome::Stopped);
     };
+    refuse_own(config, &mut source, &about)?;
     let begun = match begun {
         None => None,
         Some(record) if record.complete => continue_complete(config, &mut source, record, summary)?,
@@ -239,6 +242,7 @@ fn follow(
         if let Some((record, _)) = &mut resumed {
             record.complete = false;
         }
+        refuse_own(config, &mut source, &about)?;
         let run = Run::new(config, source, stop, state, about, resumed, keep)?;
         match run.go(summary)?.verdict {
             SendOutcome::Complete => keep = Keep::Existing,
@@ -398,6 +402,14 @@ fn resume(
         );
     }
     Ok(same.then_some(cover))
+}
+
+/// Fails if the input is a segment of the server's data directory, unless it is to be sent again.
+fn refuse_own(config: &SendConfig, source: &mut Source, about: &About) -> Result<(), SendError> {
+    match config.repeat {
+        Repeat::Again => Ok(()),
+        Repeat::Refuse => source.refuse_segments_of(about.directory),
+    }
 }
 
 fn input_error(path: &Path, source: std::io::Error) -> SendError {
