@@ -273,7 +273,11 @@ fn a_node_is_verified_while_all_nodes_count() {
     let scratch = Scratch::new();
     let nodes = ["a", "b"].map(|name| {
         let flags = ["--database", &url, "--flush-interval", "10ms"];
-        Server::with(&scratch.path().join(name), &flags)
+        let node = Server::with(&scratch.path().join(name), &flags);
+        // The node registers.
+        node.accept(event("first", 1));
+        node.flush();
+        node
     });
     let mut sent = 0_u64;
     for _ in 0..5 {
