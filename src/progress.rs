@@ -230,8 +230,8 @@ impl Progress {
         settled.accounts(tail_lines())
     }
 
-    /// Age in seconds of the oldest acknowledged event that is not yet applied; 0 if there is none. It may
-    /// be too high by the interval of `run_clock`, but never too low.
+    /// Age in seconds of the oldest line that is not applied, since it was acknowledged or its file was found;
+    /// 0 if there is none. It may be too high by the interval of `run_clock`, but never too low.
     pub fn lag_seconds(&self) -> f64 {
         self.lock().lag.age().as_secs_f64()
     }
@@ -246,7 +246,7 @@ impl Progress {
             .map(|dead| (dead.number, dead.applied_bytes))
             .collect();
         state.settled = Some(settled);
-        state.lag.applied(applied);
+        state.lag.applied(applied, settled.found_since);
         let mut calls = Calls::default();
         let ended: Vec<(Position, u64)> = state
             .waiters
@@ -438,6 +438,7 @@ mod tests {
             lines: 7,
             tail_lines: 10,
             settled_before: 2,
+            found_since: None,
         };
         progress.publish(
             Position {

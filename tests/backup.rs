@@ -540,7 +540,7 @@ fn damage_anywhere_in_a_manifest_is_detected() {
         assert!(ran.stderr.contains("manifest.json"), "{ran}");
     }
     fs::remove_file(&path).unwrap();
-    let ran = restore(&to, &scratch.path().join("new")).expect(1);
+    let ran = restore(&to, &scratch.path().join("new")).expect(2);
     assert!(ran.stderr.contains("is not a backup"), "{ran}");
     assert!(!scratch.path().join("new").exists());
 }
@@ -562,8 +562,46 @@ fn the_demo_directory_can_be_backed_up_and_restored_with_defaults() {
     let ran = here(&["query", "user1", "--csv"]).expect(0);
     assert!(ran.stdout.contains("user1,50"), "{ran}");
     here(&["verify"]).expect(0);
-    let ran = here(&["restore", "data"]).expect(1);
+    let ran = here(&["restore", "data"]).expect(2);
     assert!(ran.stderr.contains("is not a backup"), "{ran}");
+}
+
+#[test]
+fn what_is_not_the_directory_of_a_backup_is_named() {
+    // Fails if the message is that of the system for a path below a file, as of an archive.
+    let scratch = Scratch::new();
+    let (data, saved) = (scratch.data(), scratch.path().join("in/saved"));
+    fs::create_dir(scratch.path().join("in")).unwrap();
+    Server::start(&data).stop().expect(0);
+    run(&["backup", arg(&saved), "--data-dir", arg(&data)]).expect(0);
+    let archive = scratch.file("saved.tar", "an archive");
+    let new = scratch.path().join("new");
+    for (path, texts) in [
+        (
+            archive.clone(),
+            ["it is a file", "unpack it first (tar -xf"],
+        ),
+        (
+            saved.join("directory.json"),
+            ["a file of the backup", arg(&saved)],
+        ),
+        (
+            scratch.path().join("in"),
+            ["has no manifest.json", arg(&saved)],
+        ),
+        (data, ["has no manifest.json", "`tallyline backup` created"]),
+        (
+            scratch.path().join("none"),
+            ["there is no such directory", "none"],
+        ),
+    ] {
+        let ran = restore(&path, &new).expect(2);
+        let begin = format!("cannot restore {}", path.display());
+        for text in [&begin[..], texts[0], texts[1]] {
+            assert!(ran.stderr.contains(text), "{text}: {ran}");
+        }
+        assert!(!new.exists(), "{}", path.display());
+    }
 }
 
 #[test]

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use super::harness::http::{Conn, Request};
 use super::harness::recount::shown;
-use super::harness::{PATIENCE, Scratch, Server, event, files_below, lines_in, names_in, until};
+use super::harness::{
+    PATIENCE, Scratch, Server, arg, event, files_below, lines_in, names_in, run, until,
+};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -206,6 +208,56 @@ fn without_a_processor_nothing_is_reported_as_applied() {
         .into_iter()
         .filter(|name| name.starts_with("events-"));
     assert_eq!(sealed.count(), 1, "rotated all the same");
+}
+
+#[test]
+fn pending_lines_of_an_imported_file_have_an_age() {
+    // Fails if the lag is 0 while lines of a file are pending that this server did not receive.
+    let lag = |server: &Server| {
+        until(PATIENCE, "pending lines with a lag", || {
+            let status = server.status();
+            let seconds = status["lagSeconds"].as_f64().unwrap();
+            (status["pending"] == 2 && seconds > 0.0).then_some(seconds)
+        })
+    };
+    let over = |server: &Server| {
+        until(PATIENCE, "no lag when everything is applied", || {
+            let status = server.status();
+            (status["pending"] == 0 && status["lagSeconds"] == 0.0).then_some(())
+        });
+        let scraped = server.get("/metrics").expect(200).text();
+        assert!(
+            scraped.contains("\ntallyline_apply_lag_seconds 0\n"),
+            "{scraped}"
+        );
+    };
+    let place = |scratch: &Scratch| {
+        let part = scratch.file("part", event("u", 1).repeat(2));
+        fs::rename(part, scratch.data().join("events_a.jsonl")).unwrap();
+    };
+    let scratch = Scratch::new();
+    let (server, db) = Server::with_database_locked(&scratch.data());
+    place(&scratch);
+    let first = lag(&server);
+    until(PATIENCE, "a growing lag", || {
+        (lag(&server) > first).then_some(())
+    });
+    db.execute_batch("ROLLBACK").unwrap();
+    drop(db);
+    over(&server);
+
+    let scratch = Scratch::new();
+    let server = Server::with(
+        &scratch.data(),
+        &["--no-process", "--flush-interval", "10ms"],
+    );
+    place(&scratch);
+    let first = lag(&server);
+    until(PATIENCE, "a growing lag", || {
+        (lag(&server) > first).then_some(())
+    });
+    run(&["process", "--data-dir", arg(&scratch.data())]).expect(0);
+    over(&server);
 }
 
 #[test]

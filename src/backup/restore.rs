@@ -29,9 +29,11 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::{self, Fault, Manifest};
 use super::target::{self, Plan};
-use super::{BLOCK, RESTORE_FILE, checksum, exists, parent, refuse_backup, sync_parent};
+use super::{
+    BLOCK, MANIFEST_FILE, RESTORE_FILE, checksum, exists, parent, refuse_backup, sync_parent,
+};
 use crate::cli::config::UsageError;
-use crate::data_dir::disk::{self, DirHold, Disk, DiskFile, Lock, RealDisk, with_suffix};
+use crate::data_dir::disk::{self, DirLock, Disk, DiskFile, Lock, RealDisk, with_suffix};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{
     Catalog, DIRECTORY_FILE, Directory, PROCESS_LOCK, QUARANTINE_DIR, SERVE_LOCK, directory_tag,
@@ -74,6 +76,7 @@ pub(crate) fn restore(
     data_dir: &Path,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Restored> {
+    refuse_backup_path(backup)?;
     let manifest = Manifest::read(backup)?;
     refuse_place(backup, data_dir)?;
     let is_new = !exists(data_dir)?;
@@ -85,8 +88,8 @@ pub(crate) fn restore(
     refuse_backup(data_dir)?;
     let _serve = Lock::take(&data_dir.join(SERVE_LOCK))?;
     let _process = Lock::take(&data_dir.join(PROCESS_LOCK))?;
-    let held =
-        DirHold::alone(data_dir).with_context(|| format!("cannot lock {}", data_dir.display()))?;
+    let held = DirLock::try_exclusive(data_dir)
+        .with_context(|| format!("cannot lock {}", data_dir.display()))?;
     let Some(_held) = held else {
         bail!(
             "cannot lock {}: a `tallyline backup` or `tallyline verify` reads it; try again when it has ended",
@@ -104,6 +107,51 @@ pub(crate) fn restore(
         })?;
     }
     Ok(restored)
+}
+
+/// Fails if the path is not the directory of a backup.
+fn refuse_backup_path(backup: &Path) -> anyhow::Result<()> {
+    let is_directory = match fs::metadata(backup) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        metadata => Some(
+            metadata
+                .with_context(|| format!("cannot read {}", backup.display()))?
+                .is_dir(),
+        ),
+    };
+    let reason = match is_directory {
+        None => "there is no such directory; name the directory of a backup".to_owned(),
+        Some(true) if backup.join(MANIFEST_FILE).exists() => return Ok(()),
+        Some(true) => match inner_backup(backup) {
+            Some(inner) => format!(
+                "it is not a backup, because it has no {MANIFEST_FILE}; {} has one: name that",
+                inner.display()
+            ),
+            None => format!(
+                "it is not a backup, because it has no {MANIFEST_FILE}; name a directory that `tallyline backup` created"
+            ),
+        },
+        Some(false) if parent(backup).join(MANIFEST_FILE).exists() => format!(
+            "it is a file of the backup {0}; name the directory: tallyline restore {0}",
+            parent(backup).display()
+        ),
+        Some(false) => format!(
+            "it is a file, not the directory of a backup; if it is an archive of one, unpack it first (tar -xf {}) and name the directory",
+            backup.display()
+        ),
+    };
+    let reason = format!("cannot restore {}: {reason}", backup.display());
+    Err(UsageError::new(reason).into())
+}
+
+/// The only backup in the directory, as after an archive was unpacked in it.
+fn inner_backup(dir: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(dir).ok()?.flatten();
+    let mut backups = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join(MANIFEST_FILE).exists());
+    let only = backups.next()?;
+    backups.next().is_none().then_some(only)
 }
 
 fn refuse_place(backup: &Path, data_dir: &Path) -> anyhow::Result<()> {

@@ -1,8 +1,9 @@
 //! The errors of a send.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
@@ -77,8 +78,16 @@ pub enum SendError {
     /// The input was sent in full to the same data directory before.
     #[error("{0}")]
     SentBefore(Box<SentBefore>),
+    /// The input is a segment of the server's own data directory.
+    #[error("cannot send {}: according to its first line it is segment {number} of the data directory of this server, so its events would count again. If the file is missing there, copy it into that directory; to send it as new events, use --again", path.display())]
+    OwnSegment {
+        /// Path of the input, or `-`.
+        path: PathBuf,
+        /// The number of the segment.
+        number: u64,
+    },
     /// Lines of the input that were sent before were changed or removed.
-    #[error("cannot send {}: its content differs from what was sent before ({lines} to {to}, run {run}, according to {}), and lines that were counted would count again; put added or changed lines into a new file, or send all of it as new events with --again", path.display(), state.display())]
+    #[error("cannot send {}: its content differs from what was sent before ({lines} to {to}, run {run}, according to {}), and lines that were counted would count again. If the file was rotated, keep the former content beside it under a name with a number or a date, such as {}.1, plain or gzip'd; else put added or changed lines into a new file, or send all of it as new events with --again", path.display(), state.display(), file_name(path))]
     Edited {
         /// Path of the input.
         path: PathBuf,
@@ -132,7 +141,7 @@ pub enum SendError {
         asked: String,
     },
     /// The input does not begin with the content that its unfinished run has sent.
-    #[error("cannot continue the run of {}: its first {bytes} bytes have changed, and {lines} lines of them were acknowledged; restore the former content, or send the file as new events with --again (the state file is {})", input.display(), state.display())]
+    #[error("cannot continue the run of {}: its first {bytes} bytes have changed, and {lines} lines of them were acknowledged. If the file was rotated, keep the former content beside it under a name with a number or a date, such as {}.1, plain or gzip'd; else restore it, or send the file as new events with --again (the state file is {})", input.display(), file_name(input), state.display())]
     Changed {
         /// Path of the input.
         input: PathBuf,
@@ -162,6 +171,11 @@ pub enum SendError {
     /// A thread could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+}
+
+/// The file name of a path, for messages.
+fn file_name(path: &Path) -> Cow<'_, str> {
+    path.file_name().unwrap_or_default().to_string_lossy()
 }
 
 /// A file that was sent in full before.

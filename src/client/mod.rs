@@ -38,9 +38,12 @@ mod format;
 mod ids;
 mod input;
 mod lines;
+mod once;
 mod post;
+mod reading;
 mod ready;
 mod rejects;
+mod rotation;
 mod run;
 mod state;
 mod summary;
@@ -53,7 +56,7 @@ mod fake_server;
 mod tests;
 
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 pub use self::await_applied::Applied;
 pub use self::error::{SendError, SentBefore};
@@ -63,15 +66,15 @@ pub use self::tally::Counts;
 pub use self::totals::{User, totals};
 use crate::shutdown::Shutdown;
 
-use self::await_applied::await_applied;
-use self::input::{Source, identity};
+use self::input::Source;
+use self::once::send_once;
 use self::post::{About, Answer, Poster};
 use self::rejects::Keep;
+use self::rotation::Search;
+use self::run::Run;
 pub(crate) use self::run::without_credentials;
-use self::run::{Finished, Run};
 use self::state::{Cover, Record, StateFile};
 use crate::cli::config::{Ids, Input, Repeat, SendConfig};
-use crate::cli::output::counted;
 
 /// Sends the input to its end, to a failure (which also requests `stop`), or until `stop`.
 pub fn send(config: &SendConfig, stop: &Shutdown) -> Summary {
@@ -102,97 +105,6 @@ pub fn send(config: &SendConfig, stop: &Shutdown) -> Summary {
     summary
 }
 
-/// Sends one input that has an end, in one run.
-fn send_once(
-    config: &SendConfig,
-    mut source: Source,
-    stop: &Shutdown,
-    summary: &mut Summary,
-) -> Result<SendOutcome, SendError> {
-    let Some((about, state, begun)) = begin(config, stop)? else {
-        return Ok(SendOutcome::Stopped);
-    };
-    let begun = match begun {
-        None => None,
-        Some(record) if record.complete => continue_complete(config, &mut source, record, summary)?,
-        Some(record) => {
-            let cover = resume(config, &mut source, &record)?;
-            if cover.is_none() && config.repeat == Repeat::Again && source.open_file().is_some() {
-                source.rewind()?;
-            } else if cover.is_none() {
-                return Err(SendError::Changed {
-                    input: source.path().to_owned(),
-                    state: config.state.clone().unwrap_or_default(),
-                    bytes: record.checked_bytes,
-                    lines: record.lines,
-                });
-            }
-            cover.map(|cover| (record, cover))
-        }
-    };
-    let run = Run::new(config, source, stop, state, about, begun, Keep::Nothing)?;
-    let Finished {
-        verdict,
-        record,
-        mut rejects,
-        own,
-    } = run.go(summary)?;
-    if matches!(verdict, SendOutcome::Complete) {
-        let settled = await_applied(config, stop, &record, own);
-        summary.applied = settled.applied;
-        summary.rejected = settled.rejected.len() as u64;
-        rejects.write(&settled.rejected, "rejected")?;
-    }
-    Ok(verdict)
-}
-
-/// Continues a complete run with the lines that were added to its file since. Fails if the file is
-/// unchanged, or if lines that were sent were changed, because they may count again. With `--again`
-/// the answer is `None`: the file is sent as a new run.
-fn continue_complete(
-    config: &SendConfig,
-    source: &mut Source,
-    mut record: Record,
-    summary: &mut Summary,
-) -> Result<Option<(Record, Cover)>, SendError> {
-    if config.repeat == Repeat::Again {
-        return Ok(None);
-    }
-    if resume(config, source, &record)?.is_none() {
-        summary.state.clone_from(&config.state);
-        return Err(SendError::Edited {
-            path: source.path().to_owned(),
-            lines: counted(record.lines, "line"),
-            to: record.to,
-            run: record.run,
-            state: config.state.clone().unwrap_or_default(),
-        });
-    }
-    let more = source.has_more()?;
-    source.rewind()?;
-    if !more {
-        summary.state.clone_from(&config.state);
-        return Err(SendError::SentBefore(Box::new(SentBefore {
-            path: source.path().to_owned(),
-            lines: record.lines,
-            to: record.to,
-            directory: record.directory,
-            run: record.run,
-            state: config.state.clone().unwrap_or_default(),
-        })));
-    }
-    if record.open_bytes > 0 {
-        // The last line had no line end and may have grown. It is sent again, with the same id.
-        record.lines -= 1;
-        record.bytes -= record.open_bytes;
-        record.open_bytes = 0;
-    }
-    // Lines refused before were reported before.
-    record.refused = 0;
-    (record.complete, record.since) = (false, None);
-    Ok(resume(config, source, &record)?.map(|cover| (record, cover)))
-}
-
 /// Sends a growing file. Each file that its path names in turn is a run of its own.
 fn follow(
     config: &SendConfig,
@@ -217,7 +129,8 @@ fn follow(
             if let Some(cover) = resume(config, &mut source, &record)? {
                 resumed = Some((record, cover));
             } else if !record.complete
-                && let Some((rotated, cover)) = rotated(config, path, &record, written, stop)?
+                && let Some((rotated, cover)) =
+                    Search::new(config, path, &record, stop).of_followed(written)
             {
                 tracing::warn!("sending the rest of {} first", rotated.path().display());
                 source = rotated;
@@ -239,6 +152,7 @@ fn follow(
         if let Some((record, _)) = &mut resumed {
             record.complete = false;
         }
+        refuse_own(config, &mut source, &about)?;
         let run = Run::new(config, source, stop, state, about, resumed, keep)?;
         match run.go(summary)?.verdict {
             SendOutcome::Complete => keep = Keep::Existing,
@@ -246,43 +160,6 @@ fn follow(
             other => return Ok(other),
         }
     }
-}
-
-/// Finds a followed file after its rotation, in the same directory: renamed, or as the copy of a file
-/// that was truncated. A copy is created after the last write of the state (`written`).
-fn rotated(
-    config: &SendConfig,
-    path: &Path,
-    record: &Record,
-    written: Option<SystemTime>,
-    stop: &Shutdown,
-) -> Result<Option<(Source, Cover)>, SendError> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let Ok(entries) = std::fs::read_dir(dir.unwrap_or(Path::new("."))) else {
-        return Ok(None);
-    };
-    let own = std::fs::metadata(path).map(|metadata| identity(&metadata));
-    for entry in entries.flatten() {
-        let Ok(metadata) = entry.metadata() else {
-            continue;
-        };
-        let identity = identity(&metadata);
-        let renamed = identity == (record.device, record.inode);
-        let copy = || {
-            let made = metadata.created().ok();
-            metadata.len() >= record.checked_bytes && made >= written && made.is_some()
-        };
-        if !metadata.is_file() || own.as_ref().is_ok_and(|own| *own == identity) {
-            continue;
-        }
-        if (renamed || record.bytes > 0 && copy())
-            && let Ok(mut source) = Source::file(&entry.path(), stop)
-            && let Some(cover) = resume(config, &mut source, record)?
-        {
-            return Ok(Some((source, cover)));
-        }
-    }
-    Ok(None)
 }
 
 /// The server's status, the state file, and the run in it for the server's data directory.
@@ -398,6 +275,14 @@ fn resume(
         );
     }
     Ok(same.then_some(cover))
+}
+
+/// Fails if the input is a segment of the server's data directory, unless it is to be sent again.
+fn refuse_own(config: &SendConfig, source: &mut Source, about: &About) -> Result<(), SendError> {
+    match config.repeat {
+        Repeat::Again => Ok(()),
+        Repeat::Refuse => source.refuse_segments_of(about.directory),
+    }
 }
 
 fn input_error(path: &Path, source: std::io::Error) -> SendError {

@@ -270,7 +270,7 @@ impl Snapshot {
         );
         text.gauge(
             "tallyline_apply_lag_seconds",
-            "Age of the oldest acknowledged event that is not applied.",
+            "Age of the oldest event that is not applied: since it was acknowledged, or since its file was found.",
             self.lag_seconds,
         );
         text.gauge(

@@ -40,6 +40,7 @@ const DATABASE: &str = "database";
 const TRIES_MAX: u32 = 5;
 /// The longest time between two rounds.
 const EVERY_MAX: Duration = Duration::from_mins(1);
+
 /// The body of the thread: runs until the progress is stopped.
 pub(super) fn run(
     config: &ProcessConfig,
@@ -126,6 +127,7 @@ fn round(
         pending: 0,
         unaccounted: 0,
         frontier: None,
+        found_since: None,
         failed: BTreeMap::new(),
     };
     for (id, found) in &listing.catalog.sealed {
@@ -161,6 +163,8 @@ struct Round<'r> {
     unaccounted: i64,
     /// The first native segment that is not fully applied.
     frontier: Option<u64>,
+    /// When the first imported file with pending lines was found.
+    found_since: Option<Instant>,
     /// Problems with files, by their topic in readiness.
     failed: BTreeMap<String, String>,
 }
@@ -219,6 +223,10 @@ impl Round<'_> {
                 if let Some(broken) = sealed.broken {
                     let reason = format!("segment {id}: {broken}");
                     self.failed.insert(topic(id), reason);
+                }
+                if id.number().is_none() && sealed.lines > settled {
+                    let since = self.found_since.get_or_insert(sealed.found_at);
+                    *since = sealed.found_at.min(*since);
                 }
                 self.add(sealed.lines, settled);
             }
@@ -286,6 +294,7 @@ impl Round<'_> {
             lines,
             tail_lines: self.tail.lines,
             settled_before: *settled_before.get_or_insert(ledger.settled()),
+            found_since: self.found_since,
         };
         progress.publish(Position { segment, offset }, &dead, settled);
         Observed {

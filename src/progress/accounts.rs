@@ -1,5 +1,7 @@
 //! The lines in the files by state, and the sums over all users, as of one commit.
 
+use std::time::Instant;
+
 use crate::store::{Ledger, Overall};
 
 /// The lines of this run of the process: found + appended = settled + pending + unaccounted.
@@ -26,6 +28,9 @@ pub struct Settled {
     pub tail_lines: u64,
     /// Lines that were settled when this process first read the database.
     pub settled_before: u64,
+    /// When this process found the oldest pending lines of imported files, and of others that its journal did
+    /// not append; `None` if there are none.
+    pub found_since: Option<Instant>,
 }
 
 impl Settled {

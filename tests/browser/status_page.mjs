@@ -316,14 +316,45 @@ check("lines that are pending never have a lag of 0", async () => {
   await tab.page.route("**/status", (route) => route.fulfill({ json: shown }));
   await until("pending lines", async () => (await tab.text("#lag-note")) === "200 lines pending");
   assert.doesNotMatch(await tab.text("#lag-now"), /^0(\.0)? s/);
-  await until("an age that is not known", async () => (await tab.text("#lag-now")) === "unknown");
-  shown = { ...shown, lagSeconds: .04 };
-  await until("a short lag", async () => (await tab.text("#lag-now")) === "< 0.1 s");
+  await until("a lag not measured yet", async () => (await tab.text("#lag-now")) === "< 0.1 s");
   shown = { ...shown, lagSeconds: 3.21 };
   await until("a longer lag", async () => (await tab.text("#lag-now")) === "3.2 s");
   shown = { ...shown, pending: 0, applied: 200, lagSeconds: 0 };
   await until("none", async () => (await tab.text("#lag-now")) === "0 s" && (await tab.text("#lag-note")) === "nothing is pending");
   await tab.close();
+  await server.stop();
+});
+
+check("events that are being written are in the ledger, and lost ones put it off", async () => {
+  const server = await Server.start("writing");
+  const tab = await open(server);
+  await until("ready", async () => (await tab.text("#pill")) === "Ready");
+  const status = await (await fetch(`${server.url}/status`)).json();
+  let shown = { ...status, received: 300, accepted: 90, refused: 7 };
+  await tab.page.route("**/status", (route) => route.fulfill({ json: shown }));
+  await until("events in progress", async () => (await tab.seen("#n-writing")) && (await tab.number("#n-writing")) === 203);
+  assert.equal(await tab.text("#verdict"), "balances");
+  await tab.page.evaluate(() => { const now = performance.now.bind(performance); performance.now = () => now() + 61_000; });
+  await until("an event that is never answered", async () => (await tab.text("#verdict")) === "off by 203");
+  assert.equal(await tab.seen("#n-writing"), false);
+  shown = { ...status, received: 301, accepted: 294, refused: 7 };
+  await until("all answered", async () => (await tab.text("#verdict")) === "balances");
+  shown = { ...status, received: 302, accepted: 301, refused: 7 };
+  await until("more answered than received", async () => (await tab.text("#verdict")) === "off by 6");
+  await tab.close();
+  await server.stop();
+});
+
+check("an error of the server is not shown as a lost connection", async () => {
+  const server = await Server.start("error");
+  const tab = await open(server);
+  await until("ready", async () => (await tab.text("#pill")) === "Ready");
+  await tab.page.route("**/status", (route) => route.fulfill({ status: 500, contentType: "application/problem+json", body: JSON.stringify({ title: "Internal Server Error", status: 500, detail: "a defect" }) }));
+  await until("the error", async () => (await tab.seen("#gone")) && (await tab.text("#pill")) === "Error");
+  assert.equal(await tab.text("#gone-title"), "The server responded with 500");
+  assert.match(await tab.text("#gone"), /a defect/);
+  assert.match(await tab.page.locator("#readiness-why").innerText(), /responded with an error/);
+  await tab.close([500]);
   await server.stop();
 });
 

@@ -25,7 +25,7 @@ demo() {
     local what=$1 output
     shift
     output=$("$@" demo --exit --listen 127.0.0.1:0 2>"$tmp/demo.log") || fail "$what: $(cat "$tmp/demo.log")"
-    [[ $(sed 1d <<<"$output" | awk '{ $1 = $1; print }') == "$totals" ]] || fail "$what: the demo shows: $output"
+    [[ $(sed -E '/^(Sent|Counted|Next:) /d' <<<"$output" | awk '{ $1 = $1; print }') == "$totals" ]] || fail "$what: the demo shows: $output"
     ok "$what: the demo counts the sample"
 }
 
@@ -189,7 +189,7 @@ check_npm() {
 }
 
 check_image() {
-    local at=$tmp/image config root entry url health
+    local at=$tmp/image config root user entry url health
     mkdir "$at"
     echo '{"default": [{"type": "insecureAcceptAnything"}]}' >"$at/policy.json"
     image() { buildah --root "$at/store" --runroot "$at/run" --storage-driver vfs "$@"; }
@@ -211,8 +211,10 @@ check_image() {
     # Its command in its root file system, as its user; only the port differs.
     echo image-test-token >"$root/tokens"
     mapfile -t entry < <(jq -r '.Entrypoint[], .Cmd[]' <<<"$config" | sed 's/^0\.0\.0\.0:8000$/0.0.0.0:0/')
-    in_image() { chroot --userspec="$(jq -r .User <<<"$config")" "$root" "$@"; }
-    in_image "${entry[@]}" --port-file /data/port 2>"$tmp/image.log" &
+    user=$(jq -r .User <<<"$config")
+    in_image() { chroot --userspec="$user" "$root" "$@"; }
+    # Not through the function, so that `$!` is the server and not a shell around it.
+    chroot --userspec="$user" "$root" "${entry[@]}" --port-file /data/port 2>"$tmp/image.log" &
     server=$!
     pids+=("$server")
     until_true "the port file of the image's server" test -s "$root/data/port"
@@ -239,7 +241,7 @@ check_cargo() {
         --profile stripped --target "$target" --target-dir target --root "$tmp/path"
     cmp "$tmp/path/bin/tallyline" "$bin" || fail "cargo install --path gives another program"
     ok "cargo install --path gives the same program"
-    cargo install --quiet --locked --offline --debug --git "file://$repo" --target-dir target --root "$tmp/git"
+    cargo install --quiet --locked --debug --git "file://$repo" tallyline --target-dir target --root "$tmp/git"
     cd "$tmp"
     demo "cargo install --git" "$tmp/git/bin/tallyline"
 }

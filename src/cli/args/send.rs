@@ -20,6 +20,8 @@ Examples:
 If it is interrupted (Ctrl-C, kill -9, a crash of either side), run the same command again: it
 continues where it stopped, and every event is counted once. A file that was sent in full is not
 sent to the same server again (exit code 2) unless --again is given; later lines of it are sent.
+New content under the same name is sent if the former content is beside it under the name of a
+rotated file (FILE.1, FILE-DATE, also .gz); its remaining lines are sent first.
 If the server requires a token, set TALLYLINE_TOKEN or give --token-file.
 Exit codes: 0 all accepted; 1 failed or stopped; 2 usage, or sent in full before; 3 sent, but some
 events were refused, or rejected because their id belongs to another event.")]
@@ -65,7 +67,7 @@ pub struct SendArgs {
     /// Do not add ids; events sent again after a lost answer may count twice
     #[arg(long, help_heading = "Counting once")]
     pub no_ids: bool,
-    /// Send a file again that was sent in full before; its events count again
+    /// Send a file again that was sent in full before, or is a segment of the server; its events count again
     #[arg(long, conflicts_with = "follow", help_heading = "Counting once")]
     pub again: bool,
     /// State file of the run's name and progress [default: FILE.tallyline-state; none for stdin]

@@ -68,8 +68,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     (
         "Content-Security-Policy",
         "default-src 'none'; \
-         script-src 'sha256-ZIGUJHu7DoiWSzAnhKy61JKRydiRjgfSdIO2ykpXXE8='; \
-         style-src 'sha256-OY8HBtSF6mLSgaHwC/u6Jlix3TVjGhNyUVYet0+U7SY='; \
+         script-src 'sha256-U34483m+/MLFH0ial+ZrkDLYffrDHmoOqJIQ7jFvZjA='; \
+         style-src 'sha256-LH/meGYNbPOKlzAiVJ4oOQiO1YPR5yyk9L0iC3iNwLs='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     ),

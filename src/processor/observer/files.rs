@@ -56,6 +56,8 @@ type FileState = (PathBuf, Option<Identity>, u64);
 pub(super) struct Sealed {
     size: u64,
     pub(super) lines: u64,
+    /// When it was first read.
+    pub(super) found_at: Instant,
     /// How it differs from the seal in its name.
     pub(super) broken: Option<String>,
 }
@@ -116,7 +118,8 @@ impl KnownFiles {
             file => file?,
         };
         let size = file.size()?;
-        if let Some(sealed) = self.sealed.get(id).filter(|sealed| sealed.size == size) {
+        let known = self.sealed.get(id);
+        if let Some(sealed) = known.filter(|sealed| sealed.size == size) {
             return Ok(Some(sealed.clone()));
         }
         // The lines are counted and the checksum is computed in one pass.
@@ -124,6 +127,7 @@ impl KnownFiles {
         let sealed = Sealed {
             size,
             lines: lines::count_and(&*file, 0, size, |block| read.update(block))?,
+            found_at: known.map_or_else(Instant::now, |sealed| sealed.found_at),
             broken: seal::contradiction(&*file, path, &read)?,
         };
         self.sealed.insert(id.clone(), sealed.clone());

@@ -251,6 +251,7 @@ impl Worker {
             lines: settled + pending,
             tail_lines: tail.lines,
             settled_before: *self.status.settled_before.get_or_insert(settled),
+            found_since: None, // determined when the status is published
         };
         Ok(())
     }

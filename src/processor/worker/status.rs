@@ -25,6 +25,8 @@ pub(super) struct Sealed {
     pub(super) retry_at: Option<Instant>,
     /// Whether its pending lines are included in the ledger.
     pub(super) counted: bool,
+    /// When it was found; `None` if this process's journal appended its lines and knows their age.
+    pub(super) found_at: Option<Instant>,
     /// Whether its number is above that of the active segment, so that another copy of the directory must
     /// have created it.
     pub(super) ahead: bool,
@@ -43,6 +45,7 @@ impl Sealed {
             size: None,
             retry_at: None,
             counted: false,
+            found_at: Some(Instant::now()),
             ahead: false,
             applied: false,
             unusable: false,
@@ -111,7 +114,15 @@ impl PublishedStatus {
 
     pub(super) fn publish(&self) {
         let dead: Vec<DeadSegment> = self.dead.values().copied().collect();
-        self.progress.publish(self.frontier(), &dead, self.settled);
+        let pending = self
+            .sealed
+            .values()
+            .filter(|sealed| sealed.counted && !sealed.applied);
+        let settled = Settled {
+            found_since: pending.filter_map(|sealed| sealed.found_at).min(),
+            ..self.settled
+        };
+        self.progress.publish(self.frontier(), &dead, settled);
     }
 
     /// Records that nothing after `applied_bytes` will be applied; `lines` is the number of lines there.
@@ -197,6 +208,9 @@ impl Watch for PublishedStatus {
     }
 
     fn locked(&mut self, error: &StoreError) -> bool {
+        if self.locked_since.is_none() {
+            self.publish(); // The pending lines may have been counted since the last commit.
+        }
         let since = *self.locked_since.get_or_insert_with(Instant::now);
         self.health.set(DATABASE, describe(error));
         !(self.progress.is_stopping() && since.elapsed() > LAST_FLUSH_MAX)
