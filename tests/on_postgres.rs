@@ -42,6 +42,7 @@ const ABOUT_THE_FILE: &[&str] = &[
     "provable::a_backup_copied_beside_an_old_wal_is_detected_and_rebuilt",
     "provable::a_backup_put_in_place_of_an_open_database_is_caught_up",
     "provable::a_database_deleted_after_pruning_is_reported",
+    "provable::a_locked_database_delays_pruning_and_does_not_block_verify", // locks it
     "provable::a_rebuild_is_rejected_beside_a_server_a_reader_and_a_verify",
     "provable::a_rebuild_killed_at_any_moment_leaves_the_old_database_or_the_new_one",
     "provable::a_rebuild_repairs_a_database_with_a_foreign_wal",
