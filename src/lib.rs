@@ -146,6 +146,7 @@
 //! | prune 3 or 4 (removed) | no file | nothing is left to do |
 //! | the database was deleted | no rows | all kept files are applied again; readiness reports what was pruned ([`processor`]) |
 //! | an older database was restored | rows behind the files | the rest is applied |
+//! | rebuild, before its rename | `revenue.db.rebuild` beside the old database | it is removed ([`processor`]) |
 //! | import, before its rename | a `.part` file, which is not a segment | importing the file again replaces it ([`processor`]) |
 //! | restore, any step | `restore.json`; other commands refuse to use the directory | the next restore repeats its steps ([`backup`]) |
 //!
@@ -169,6 +170,7 @@
 //! | `http-history` | the counters of the last 15 minutes, which it samples each second | nothing |
 //! | `log` | in a server: the queue of log lines | stderr |
 //! | `postgres-connect` | one connection to PostgreSQL while it is opened | the network |
+//! | `lock-notice` | nothing: logs that another process holds the lock on the directory, while this one waits for it | nothing |
 //! | `disk-usage` | the number of bytes in the data directory, which it counts periodically | the disk (listing) |
 //! | `signals`, `reloads` | SIGINT and SIGTERM; SIGHUP | a signal |
 //! | `send-N`, `stdin` | in `send`: one connection each; the lines of stdin | the server; stdin |

@@ -242,6 +242,60 @@ fn merged_directories_count_once_and_a_rebuild_agrees() {
 }
 
 #[test]
+fn segments_of_three_instances_in_one_directory_count_once() {
+    // Fails if only one of several segments with the number 1 is applied, or if a rebuild chooses another one.
+    let scratch = Scratch::new();
+    let all = scratch.path().join("all");
+    fs::create_dir(&all).unwrap();
+    for (name, events) in [("a", 1), ("b", 2), ("c", 4)] {
+        let one = scratch.path().join(name);
+        serve(&one, events).stop().expect(0);
+        let (number, file) = sealed(&one).pop().unwrap();
+        assert_eq!(number, 1);
+        fs::copy(&file, all.join(file.file_name().unwrap())).unwrap();
+    }
+    process(&all).expect(0);
+    assert_eq!(revenue(&all), 7);
+    run(&["process", "--rebuild", "--data-dir", all.to_str().unwrap()]).expect(0);
+    assert_eq!(revenue(&all), 7);
+    verify(&all).expect(0);
+}
+
+#[test]
+fn archived_files_compressed_before_a_rebuild_count_once_after_they_are_restored() {
+    // Fails if a number is used again whose file cannot be read as a segment for some time: its events would
+    // be missing, or those of the new segment.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = serve(&data, 3);
+    post(&server, 2);
+    server.stop().expect(0);
+    let files = sealed(&data);
+    assert_eq!(files.len(), 2);
+    let compressed = |path: &Path| path.with_extension("jsonl.gz");
+    for (_, path) in &files {
+        fs::rename(path, compressed(path)).unwrap();
+    }
+    let ran = run(&["process", "--rebuild", "--data-dir", data.to_str().unwrap()]);
+    assert!(ran.stdout.contains("segments 1, 2"), "{ran}");
+    let server = serve(&data, 1);
+    let reported = reasons(&server);
+    assert!(reported.contains("segments 1, 2"), "{reported}");
+    server.stop().expect(0);
+    verify(&data).expect(1);
+    for (_, path) in &files {
+        fs::rename(compressed(path), path).unwrap();
+    }
+    let server = Server::start(&data);
+    until(PATIENCE, "all of them count", || {
+        let user = server.get("/userEvents/u").json();
+        (user["revenue"] == 6 && reasons(&server) == "[]").then_some(())
+    });
+    server.stop().expect(0);
+    verify(&data).expect(0);
+}
+
+#[test]
 fn two_files_with_one_number_are_reported_and_neither_replaces_the_other() {
     // Fails if one of two segments with the same number is chosen silently by a server, by
     // `process`, by a rebuild or by `verify`.
@@ -589,6 +643,15 @@ fn a_copy_of_a_segment_under_another_name_is_not_counted_again() {
         });
     }
     server.assert_balanced();
+    let ran = verify(&data).expect(1);
+    for name in ["events_copy.jsonl", "events_link.jsonl"] {
+        let found = ran.stdout.lines().any(|line| {
+            line.starts_with("MISMATCH")
+                && line.contains(name)
+                && line.contains("under another name")
+        });
+        assert!(found, "{name}: {ran}");
+    }
     fs::remove_file(data.join("events_copy.jsonl")).unwrap();
     fs::remove_file(data.join("events_link.jsonl")).unwrap();
     until(PATIENCE, "/readyz answers 200", || {
@@ -701,6 +764,81 @@ fn one_of_two_conflicting_files_is_applied_after_the_other_was_moved() {
     server.flush();
     let reported = reasons(&server);
     assert!(reported.contains(put.to_str().unwrap()), "{reported}");
+}
+
+/// Several rounds of the processor.
+fn rounds(server: &Server) {
+    for _ in 0..3 {
+        server
+            .post("/liveEvent?ack=applied", event("v", 1))
+            .expect(200);
+    }
+}
+
+#[test]
+fn a_conflict_in_the_archive_stays_in_readiness() {
+    // Fails if `/readyz` names a conflicting file in the archive only until the first round, which lists the
+    // data directory without the archive; or if the remaining file is not applied after the other was moved.
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
+    serve(&a, 1).stop().expect(0);
+    copy_tree(&a, &b);
+    serve(&a, 3).stop().expect(0);
+    serve(&b, 5).stop().expect(0);
+    // As rsync does: into the archive.
+    let (_, from) = sealed(&b).pop().unwrap();
+    let rival = a.join(from.strip_prefix(&b).unwrap());
+    assert!(rival.starts_with(a.join("applied")), "{}", rival.display());
+    fs::copy(&from, &rival).unwrap();
+    let name = rival.to_str().unwrap();
+    let server = Server::start(&a);
+    rounds(&server);
+    assert!(reasons(&server).contains(name), "{}", reasons(&server));
+    let away = scratch.path().join("away");
+    fs::rename(&rival, &away).unwrap();
+    until(PATIENCE, "/readyz answers 200", || {
+        (reasons(&server) == "[]").then_some(())
+    });
+    server.stop().expect(0);
+    assert_eq!(database(&a)["u"].1, 4);
+
+    // Without a row neither is applied, until one of them is moved.
+    fs::rename(&away, &rival).unwrap();
+    fs::remove_file(a.join("revenue.db")).unwrap();
+    let server = Server::start(&a);
+    rounds(&server);
+    assert!(reasons(&server).contains(name), "{}", reasons(&server));
+    fs::rename(&rival, &away).unwrap();
+    until(PATIENCE, "the other one is applied", || {
+        let user = server.get("/userEvents/u").json();
+        (user["events"] == 4 && reasons(&server) == "[]").then_some(())
+    });
+    server.stop().expect(0);
+    verify(&a).expect(0);
+}
+
+#[test]
+fn a_changed_file_in_the_archive_stays_in_readiness() {
+    // Fails if `/readyz` answers 200 after the first round although a file in the archive is not applied: the
+    // database was deleted, and the file is not the one that was sealed.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    serve(&data, 3).stop().expect(0);
+    let (_, file) = sealed(&data).pop().unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replacen(":1", ":9", 1)).unwrap();
+    fs::remove_file(data.join("revenue.db")).unwrap();
+    let server = Server::start(&data);
+    rounds(&server);
+    let reported = reasons(&server);
+    assert!(reported.contains(file.to_str().unwrap()), "{reported}");
+    fs::write(&file, text).unwrap();
+    server.stop().expect(0);
+    let server = Server::start(&data);
+    until(PATIENCE, "it is applied", || {
+        let user = server.get("/userEvents/u").json();
+        (user["revenue"] == 3 && reasons(&server) == "[]").then_some(())
+    });
 }
 
 #[test]

@@ -461,6 +461,35 @@ fn threads_have_names_and_do_not_poll_and_queues_are_bounded() {
     ]);
 }
 
+/// The names of threads in a source text, up to a number.
+fn thread_names(text: &str) -> Vec<&str> {
+    let builders = text.split("Builder::new()").skip(1);
+    let named = builders.filter_map(|rest| {
+        let (between, rest) = rest.split_once(".name(")?;
+        between.trim().is_empty().then_some(rest)
+    });
+    named
+        .filter_map(|rest| rest.split('"').nth(1))
+        .map(|name| name.split('{').next().unwrap_or_default())
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+#[test]
+fn every_thread_is_in_the_table_of_threads() {
+    // Fails if a thread is started that the table in lib.rs does not have.
+    let table = fs::read_to_string(src().join("lib.rs")).unwrap();
+    let mut found = BTreeSet::new();
+    for source in sources() {
+        let text = fs::read_to_string(src().join(&source.path)).unwrap();
+        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        found.extend(thread_names(text).into_iter().map(str::to_owned));
+    }
+    assert!(found.len() > 10, "{found:?}");
+    found.retain(|name| !table.contains(&format!("`{name}")));
+    assert_eq!(found, BTreeSet::new());
+}
+
 #[test]
 fn sql_statements_are_in_the_sql_directory() {
     // Fails if an SQL statement is written in Rust code instead of `sql/`.

@@ -24,6 +24,7 @@ mod cli; // options, exit codes, errors before anything starts
 mod cluster; // what a node shows of all nodes in one PostgreSQL database (`--ignored`)
 mod crash; // kill -9 during ingestion and applying, ten times
 mod database_errors; // a PostgreSQL database that cannot be used (`--ignored`)
+mod database_locks; // the locks on the database, after each operation of the server
 mod descriptors; // few file descriptors, and more clients than connections
 mod end_to_end; // the main task on real input: totals equal an independent recount
 mod formats; // CSV, UTF-16, wrapped arrays and other formats: one error with the way out
@@ -41,6 +42,7 @@ mod process; // files without a server: imported, damaged, named twice
 mod provable; // verify, rebuild, retention, expiry of ids, a database mixed from two copies
 mod ready; // `tallyline ready`: a server that is ready, not ready, gone
 mod rotated; // a file that logrotate renames, copies or compresses between two sends
+mod same_content; // files without a label, copied or renamed after they were applied
 mod scale_out; // several nodes in one PostgreSQL database (`--ignored`)
 mod sealed; // sealed files changed, moved or copied before they are applied
 mod send; // unusual inputs, files sent before, rejected lines, waiting for totals

@@ -1,10 +1,28 @@
-//! Rules of exactly-once counting with several nodes that need a forced interleaving (`--ignored`: needs
-//! PostgreSQL 15). The comment of a test names the rule.
+//! Rules of exactly-once counting with several nodes, most of them by a forced interleaving (`--ignored`: needs
+//! PostgreSQL 15). The comment of a test names the rule. The others have tests elsewhere:
+//!
+//! | rule | tests |
+//! |---|---|
+//! | S1: every writing transaction locks its node and compares the epoch | `nodes::a_restart_acquires_the_node_and_fences_the_process_before` |
+//! | S2: tokens are durable before the database changes | the same, and the unit tests of `node_tokens` |
+//! | S3: an unknown outcome is resolved by the tokens | `nodes::a_commit_with_an_unknown_outcome_is_resolved_by_the_tokens` |
+//! | S4: an older database is not fenced | `nodes::a_copied_directory_is_refused_and_an_older_database_is_not`, `nodes::a_standby_that_lost_the_last_commits_keeps_its_nodes`, `scale_out::a_standby_that_lost_the_last_seconds_catches_up_from_the_files` |
+//! | S5: the compare-and-set waits for a commit in doubt | here; `on_postgres::nodes_with_cut_connections_count_exactly` |
+//! | S6: COMMIT of an aborted transaction | here |
+//! | S7: insertion and look-up of ids | here; `on_postgres::an_id_counts_once_whichever_node_gets_it` |
+//! | S8: bytes, encodings, creation of the tables | here; `nodes::many_nodes_create_the_tables_once` |
+//! | S9: one order of locks | here; `locks`; `scale_out::sixteen_nodes_agree_with_a_recount_of_all_files` |
+//! | S10: positions have the node | `positions` |
+//! | S11: retention and expiry | here; `cli::retention_outlives_a_failover_of_the_shared_database`, `on_postgres::segments_are_pruned_and_ids_expire_and_the_sums_stay` |
+//! | S12: waits for positions | `positions` |
+//! | S13: a rebuild releases no id silently | `on_postgres::a_rebuild_counts_the_files_of_its_node_again_and_keeps_the_ids_of_others` |
+//! | S14: removed and copied nodes | `nodes::nodes_are_listed_adopted_and_removed`, `nodes::a_copied_directory_with_another_uuid_is_refused` |
+//! | S15: `verify` in one snapshot, sums of more than 64 bits | here |
 
 use std::path::Path;
 
 use crate::harness::postgres::Postgres;
-use crate::harness::{PATIENCE, Ran, Scratch, Server, arg, event, run, until};
+use crate::harness::{PATIENCE, Process, Ran, Scratch, Server, arg, event, run, tallyline, until};
 
 fn with_id(id: &str) -> String {
     format!("{{\"id\":\"{id}\",\"userId\":\"user\",\"name\":\"add_revenue\",\"value\":1}}\n")
@@ -244,4 +262,40 @@ fn a_sum_over_nodes_may_be_larger_than_the_total_of_any() {
     let listed = node.get("/userEvents?order=-revenue").expect(200).text();
     assert!(listed.contains("27000000000000000000"), "{listed}");
     node.stop().expect(0);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn a_node_is_verified_while_all_nodes_count() {
+    // S15. Fails if `verify` reads totals, segments and ids of different times.
+    let server = Postgres::start();
+    let url = server.database("tally");
+    let scratch = Scratch::new();
+    let nodes = ["a", "b"].map(|name| {
+        let flags = ["--database", &url, "--flush-interval", "10ms"];
+        Server::with(&scratch.path().join(name), &flags)
+    });
+    let mut sent = 0_u64;
+    for _ in 0..5 {
+        let mut verify = Process::start(&mut tallyline(&[
+            "verify",
+            "--database",
+            &url,
+            "--data-dir",
+            arg(&scratch.path().join("a")),
+        ]));
+        while verify.exited().is_none() {
+            for node in &nodes {
+                // Each id goes to both nodes.
+                let ids = [format!("run-{sent:09}"), format!("row-{sent}x")];
+                node.accept(ids.map(|id| with_id(&id)).concat());
+            }
+            sent += 1;
+        }
+        verify.finish().expect(0);
+    }
+    for node in &nodes {
+        node.flush();
+    }
+    assert_eq!(events_of(&server, "user").cast_unsigned(), 2 * sent);
 }

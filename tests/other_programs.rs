@@ -12,7 +12,6 @@ use std::thread;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use rustix::process::Signal;
 
 use super::harness::{
     PATIENCE, Process, Scratch, Server, arg, database, event, files_below, names_in, run,
@@ -68,32 +67,6 @@ fn until_logged(server: &Server, text: &str) {
     });
 }
 
-/// SQLite's locks of the server on the database and its -shm, from /proc/locks: kind, access and
-/// bytes.
-fn locks(server: &Server) -> Vec<String> {
-    use std::os::unix::fs::MetadataExt as _;
-    let inode = |name: &str| fs::metadata(server.data.join(name)).unwrap().ino();
-    let files = ["revenue.db", "revenue.db-shm"].map(|name| (name, inode(name)));
-    let pid = server.process.id().to_string();
-    let mut locks: Vec<String> = fs::read_to_string("/proc/locks")
-        .unwrap()
-        .lines()
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let [_, "POSIX", _, access, by, file, from, to] = fields[..] else {
-                return None;
-            };
-            let (name, _) = files
-                .iter()
-                .find(|(_, inode)| file.ends_with(&format!(":{inode}")))?;
-            (by == pid).then(|| format!("{name} {access} {from}-{to}"))
-        })
-        .collect();
-    locks.sort();
-    locks.dedup();
-    locks
-}
-
 #[test]
 fn an_outside_reader_after_a_scrape_does_not_remove_the_wal() {
     // Fails if the server opens and closes files of its own database, which drops SQLite's locks on
@@ -118,119 +91,6 @@ fn an_outside_reader_after_a_scrape_does_not_remove_the_wal() {
         4,
         "what was acknowledged as applied is applied"
     );
-}
-
-#[track_caller]
-fn same(server: &Server, before: &[String], after: &str) {
-    // A statement that is running has additional locks of its own.
-    until(
-        PATIENCE,
-        &format!("the locks are held after {after}"),
-        || {
-            let now = locks(server);
-            before.iter().all(|lock| now.contains(lock)).then_some(())
-        },
-    );
-}
-
-#[test]
-fn no_operation_of_the_server_drops_its_database_locks() {
-    // Fails if any code path of the server closes a descriptor of the database or its -shm: by
-    // name, by listing, through a link, at the disk limit, in a rotation, in a prune, or at SIGHUP.
-    let scratch = Scratch::new();
-    let data = scratch.data();
-    fs::create_dir_all(data.join("quarantine")).unwrap();
-    let tokens = scratch.file("tokens", "secret-token-of-this-test\n");
-    let flags = [
-        "--max-disk",
-        "3MiB",
-        "--rotate-interval",
-        "50ms",
-        "--retention",
-        "100ms",
-        "--flush-interval",
-        "10ms",
-        "--token-file",
-        arg(&tokens),
-    ];
-    let server = Server::with(&data, &flags);
-    let ask = |method: &str, target: &str, body: &str| {
-        let token = "Bearer secret-token-of-this-test";
-        let request = super::harness::http::Request::new(method, target);
-        server.ask(&request.header("Authorization", token).body(body))
-    };
-    let one = event("user1", 1);
-    ask("POST", "/liveEvent?ack=applied", &one).expect(200);
-    ask("GET", "/userEvents/user1", "").expect(200);
-    let before = locks(&server);
-    assert!(
-        before.iter().any(|lock| lock.starts_with("revenue.db ")),
-        "{before:?}"
-    );
-    assert!(
-        before.iter().any(|lock| lock.contains("-shm")),
-        "{before:?}"
-    );
-    for target in [
-        "/userEvents/user1",
-        "/users",
-        "/segments",
-        "/rejected",
-        "/status",
-        "/metrics",
-        "/readyz",
-        "/",
-    ] {
-        ask("GET", target, "");
-        same(&server, &before, target);
-    }
-    ask("POST", "/flush", "").expect(200);
-    same(&server, &before, "/flush");
-
-    // Links to the database with names of segments: listed, archived, verified.
-    for (name, of) in [
-        ("events_hard.jsonl", "revenue.db"),
-        ("events_hard_shm.jsonl", "revenue.db-shm"),
-        ("quarantine/events_hard.jsonl", "revenue.db-wal"),
-    ] {
-        fs::hard_link(data.join(of), data.join(name)).unwrap();
-    }
-    std::os::unix::fs::symlink(data.join("revenue.db"), data.join("events_soft.jsonl")).unwrap();
-    until(PATIENCE, "the names are reported", || {
-        let reported = ask("GET", "/readyz", "").text();
-        (reported.contains("events_hard.jsonl") && reported.contains("events_soft.jsonl"))
-            .then_some(())
-    });
-    for _ in 0..3 {
-        ask("GET", "/metrics", "").expect(200);
-    }
-    same(&server, &before, "links");
-    for name in [
-        "events_hard.jsonl",
-        "events_hard_shm.jsonl",
-        "events_soft.jsonl",
-    ] {
-        fs::remove_file(data.join(name)).unwrap();
-    }
-    fs::remove_file(data.join("quarantine/events_hard.jsonl")).unwrap();
-
-    server.process.signal(Signal::HUP);
-    until_logged(&server, "tokens are in force");
-    same(&server, &before, "SIGHUP");
-
-    // Load, with rotations and prunes, up to the limit.
-    until(PATIENCE, "segments are pruned", || {
-        ask("POST", "/liveEvent?ack=applied", &one);
-        let reported = server.process.stderr();
-        (reported.matches("pruned").count() > 3).then_some(())
-    });
-    same(&server, &before, "prunes");
-    let many = one.repeat(20_000);
-    until(PATIENCE, "--max-disk is reached", || {
-        (ask("POST", "/liveEvent", &many).status == 507).then_some(())
-    });
-    same(&server, &before, "--max-disk");
-    drop(server);
 }
 
 #[test]
@@ -401,6 +261,28 @@ fn an_idle_server_detects_a_database_overwritten_in_place() {
         run(&["verify", "--data-dir", arg(&data)]).expect(0);
         assert_eq!(database(&data)["u"].1, 10);
     }
+}
+
+#[test]
+fn a_database_overwritten_and_then_deleted_is_made_again() {
+    // Fails if the server waits for ever until the file that was overwritten stops changing.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    applied(&server, event("u", 1).repeat(3));
+    let database = data.join("revenue.db");
+    until(PATIENCE, "the log reports the write", || {
+        // As a slow copy does, until the server has noticed it.
+        let file = fs::OpenOptions::new().append(true).open(&database).unwrap();
+        file.set_modified(std::time::SystemTime::now()).unwrap();
+        let noticed = server.process.stderr().contains("overwrote the file");
+        noticed.then(|| fs::remove_file(&database).unwrap())
+    });
+    applied(&server, event("u", 1));
+    until_ready(&server);
+    assert_eq!(read_and_close(&data), 4);
+    server.stop().expect(0);
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
 }
 
 #[test]

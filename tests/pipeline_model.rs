@@ -56,9 +56,9 @@ const REBUILT: u64 = 4;
 /// One case in this many has little memory and larger segments.
 const LITTLE_MEMORY: u64 = 4;
 /// With little memory, segments from 4 KiB on are large.
-const LARGE_SEGMENT_BYTES: u64 = 5000;
+const LARGE_SEGMENT_BYTES: u64 = 9000;
 /// Lines without an id in each batch then, each of another user.
-const PLAIN_LINES: u64 = 40;
+const PLAIN_LINES: u64 = 120;
 
 /// Whether applied segments are pruned at once.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use super::scan::ChunkScanner;
 use super::sharded_totals::{BATCH_MAX, BATCH_MIN, ShardBuffer};
 
 /// Program, stacks, prepared statements, and the list of segments.
-const FIXED_BYTES: usize = 12 << 20;
+const FIXED_BYTES: usize = 13 << 20;
 /// The page cache of the writing connection. The maximum holds the inner pages of a table with tens of
 /// millions of rows; the minimum holds one path through the tree.
 const CACHE_BYTES_MAX: usize = 32 << 20;
@@ -15,8 +15,10 @@ const CACHE_BYTES_MIN: usize = 1 << 20;
 /// The maximum number of bytes of memory per byte of file while it is applied. A line of 46 bytes may be
 /// a new user; a line with an id needs its text and five times as much.
 pub(crate) const GROWTH: usize = 6;
-/// From this limit on, batches have [`BATCH_MAX`] events.
-const LARGE_BYTES: usize = 192 << 20;
+/// What a scanning thread needs apart from its buffers: the allocator keeps some memory for each thread.
+const THREAD_BYTES: usize = 3 << 20;
+/// The part of the memory for which the batches of one thread may be filled, as a divisor.
+const BATCHES: usize = 48;
 
 /// The memory limits of the processor's parts.
 pub(crate) struct MemoryBudget {
@@ -34,12 +36,10 @@ pub(crate) struct MemoryBudget {
 impl MemoryBudget {
     /// Divides `all` bytes; `threads` is the requested number of scanning threads.
     pub(crate) fn of(all: usize, threads: usize) -> Self {
-        let batch_events = if all < LARGE_BYTES {
-            BATCH_MIN
-        } else {
-            BATCH_MAX
-        };
-        let thread_bytes = ChunkScanner::MEMORY_BYTES + ShardBuffer::memory_bytes(batch_events);
+        let batch_events = (all / BATCHES / ShardBuffer::memory_bytes(1)).next_power_of_two();
+        let batch_events = batch_events.clamp(BATCH_MIN, BATCH_MAX);
+        let thread_bytes =
+            THREAD_BYTES + ChunkScanner::MEMORY_BYTES + ShardBuffer::memory_bytes(batch_events);
         let threads = threads.min(all / 4 / thread_bytes).max(1);
         let cache_bytes = (all / 8).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX);
         // One scanner more than threads: the calling thread scans small ranges itself. The allocator

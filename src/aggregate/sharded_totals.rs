@@ -29,11 +29,11 @@ const LONG_BYTES: usize = 256 + 2 * size_of::<(Box<str>, Sums)>();
 /// translation of its address are often used again before they are evicted.
 pub(super) const BATCH_MAX: usize = 1024;
 /// The size of a batch where memory is short.
-pub(super) const BATCH_MIN: usize = 512;
+pub(super) const BATCH_MIN: usize = 128;
 /// The number of events whose users are prefetched together.
 const FETCHED: usize = 16;
 /// The minimum number of slots of a table.
-const SLOTS_MIN: usize = 16;
+const SLOTS_MIN: usize = 8;
 
 /// A user id of up to [`INLINE_BYTES`] bytes, padded with zeros; the last byte is its length.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::cli::config::UsageError;
 use crate::data_dir::disk::{
-    DirHold, Disk, DiskFile, Identity, Lock, RealDisk, Unusable, last_line_end,
+    DirLock, Disk, DiskFile, Identity, Lock, RealDisk, Unusable, last_line_end,
 };
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, sealed_file_name};
 use crate::data_dir::{
@@ -64,7 +64,7 @@ pub(crate) fn create(
     let part = Part::begin(to)?;
     let created = timestamp::rfc3339_seconds(SystemTime::now());
     let _stays =
-        DirHold::share(data_dir).with_context(|| format!("cannot lock {}", data_dir.display()))?;
+        DirLock::shared(data_dir).with_context(|| format!("cannot lock {}", data_dir.display()))?;
     let Some(directory) = Directory::read(&RealDisk, data_dir)
         .with_context(|| format!("cannot read {}", data_dir.join(DIRECTORY_FILE).display()))?
     else {

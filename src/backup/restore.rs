@@ -33,7 +33,7 @@ use super::{
     BLOCK, MANIFEST_FILE, RESTORE_FILE, checksum, exists, parent, refuse_backup, sync_parent,
 };
 use crate::cli::config::UsageError;
-use crate::data_dir::disk::{self, DirHold, Disk, DiskFile, Lock, RealDisk, with_suffix};
+use crate::data_dir::disk::{self, DirLock, Disk, DiskFile, Lock, RealDisk, with_suffix};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{
     Catalog, DIRECTORY_FILE, Directory, PROCESS_LOCK, QUARANTINE_DIR, SERVE_LOCK, directory_tag,
@@ -88,8 +88,8 @@ pub(crate) fn restore(
     refuse_backup(data_dir)?;
     let _serve = Lock::take(&data_dir.join(SERVE_LOCK))?;
     let _process = Lock::take(&data_dir.join(PROCESS_LOCK))?;
-    let held =
-        DirHold::alone(data_dir).with_context(|| format!("cannot lock {}", data_dir.display()))?;
+    let held = DirLock::try_exclusive(data_dir)
+        .with_context(|| format!("cannot lock {}", data_dir.display()))?;
     let Some(_held) = held else {
         bail!(
             "cannot lock {}: a `tallyline backup` or `tallyline verify` reads it; try again when it has ended",

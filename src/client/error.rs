@@ -78,6 +78,14 @@ pub enum SendError {
     /// The input was sent in full to the same data directory before.
     #[error("{0}")]
     SentBefore(Box<SentBefore>),
+    /// The input is a segment of the server's own data directory.
+    #[error("cannot send {}: according to its first line it is segment {number} of the data directory of this server, so its events would count again. If the file is missing there, copy it into that directory; to send it as new events, use --again", path.display())]
+    OwnSegment {
+        /// Path of the input, or `-`.
+        path: PathBuf,
+        /// The number of the segment.
+        number: u64,
+    },
     /// Lines of the input that were sent before were changed or removed.
     #[error("cannot send {}: its content differs from what was sent before ({lines} to {to}, run {run}, according to {}), and lines that were counted would count again. If the file was rotated, keep the former content beside it under a name with a number or a date, such as {}.1, plain or gzip'd; else put added or changed lines into a new file, or send all of it as new events with --again", path.display(), state.display(), file_name(path))]
     Edited {

@@ -14,9 +14,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::input::{BLOCK_BYTES, Filled, POLL, identity, open_regular};
+use super::reading::{BLOCK_BYTES, Filled, identity, open_regular};
 use crate::shutdown::Shutdown;
 
+/// Interval at which a followed file is checked.
+pub(super) const POLL: Duration = Duration::from_millis(200);
 /// Number of bytes kept of the beginning and of the end of what was read.
 const WINDOW_BYTES: usize = 1 << 14;
 

@@ -4,16 +4,15 @@
 //! unchanged. Numbers are padded with zeros to 12 digits: the database stores 128 consecutive ones in
 //! one row (`store::id_blocks`).
 
-use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::Write as _;
 
-use serde::Deserialize;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
 use uuid::Uuid;
 
+use crate::event::JsonString;
 use crate::timestamp;
 
 use crate::cli::config::Ids;
@@ -118,11 +117,6 @@ struct Keys {
     empty: bool,
 }
 
-/// A key; borrowed unless it has escapes.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
-
 impl<'de> Visitor<'de> for &mut Keys {
     type Value = ();
 
@@ -131,7 +125,7 @@ impl<'de> Visitor<'de> for &mut Keys {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key::<Key<'de>>()? {
+        while let Some(key) = map.next_key::<JsonString<'de>>()? {
             self.empty = false;
             self.id |= key.0 == "id";
             map.next_value::<IgnoredAny>()?;

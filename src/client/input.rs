@@ -4,46 +4,40 @@
 //! Stdin and FIFOs are read by a thread of their own, so that received lines are sent while the input
 //! is silent, and so that a stop takes effect at once. That thread is not joined.
 
-use std::fs::{File, FileType, Metadata, OpenOptions};
-use std::io::{self, Cursor, Read};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded, select};
-use flate2::read::MultiGzDecoder;
+use uuid::Uuid;
 
 use super::error::SendError;
-use super::follow::{Growing, read_up_to};
+use super::follow::{Growing, POLL, read_up_to};
 use super::format::{self, Format};
+use super::reading::{
+    BLOCK_BYTES, Counted, Filled, GZIP_MAGIC, inflated, kind_name, no_metadata, open_regular,
+    read_some,
+};
+use crate::data_dir::directory_tag;
+use crate::data_dir::segment::{DirectoryTag, Label};
 use crate::shutdown::Shutdown;
 
-/// Maximum number of bytes in one read.
-pub(super) const BLOCK_BYTES: usize = 1 << 18;
 /// What was received from stdin is sent after it was silent for this long.
 const LINGER: Duration = Duration::from_millis(50);
-/// Interval at which a followed file is checked.
-pub(super) const POLL: Duration = Duration::from_millis(200);
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-
-/// Result of a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Filled {
-    /// More bytes.
-    Some,
-    /// No bytes at present. The caller sends what it has, then reads again.
-    Idle,
-    /// The end of the input, or a stop.
-    End,
-}
 
 /// An open input.
 pub(super) struct Source {
     path: PathBuf,
     kind: Kind,
     format: Option<Format>,
+    /// The label in the first line: the input is a segment of a data directory.
+    label: Option<Label>,
+    /// The data directory whose segments are refused.
+    own: Option<DirectoryTag>,
     /// Number of raw bytes read. For a gzip'd file these are the compressed bytes.
     raw: Arc<AtomicU64>,
     /// Bytes that were read and are returned by the next read.
@@ -60,11 +54,6 @@ enum Kind {
     },
     Growing(Growing),
     Stdin(Receiver<io::Result<Vec<u8>>>),
-}
-
-/// Device and inode: the identity of an open file on this machine.
-pub(super) fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 impl Source {
@@ -101,6 +90,8 @@ impl Source {
                 gzip: false,
             },
             format: None,
+            label: None,
+            own: None,
             raw: Arc::default(),
             pending: Vec::new(),
             stop: stop.clone(),
@@ -179,6 +170,8 @@ impl Source {
             path: path.to_owned(),
             kind: Kind::Growing(Growing::new(file)),
             format: None,
+            label: None,
+            own: None,
             raw: Arc::default(),
             pending: Vec::new(),
             stop: stop.clone(),
@@ -234,6 +227,8 @@ impl Source {
             path: path.to_owned(),
             kind: Kind::Stdin(received),
             format: None,
+            label: None,
+            own: None,
             raw,
             pending: Vec::new(),
             stop: stop.clone(),
@@ -258,7 +253,26 @@ impl Source {
             });
         }
         self.format = Some(format);
-        Ok(())
+        let line_end = memchr::memchr(b'\n', head);
+        self.label = line_end.and_then(|end| Label::of_line(&head[..end]));
+        self.check_own()
+    }
+
+    /// Fails if the input is a segment of this data directory, now or when its first bytes are read: each of
+    /// its events is in that directory already.
+    pub(super) fn refuse_segments_of(&mut self, directory: Option<Uuid>) -> Result<(), SendError> {
+        self.own = directory.map(directory_tag);
+        self.check_own()
+    }
+
+    fn check_own(&self) -> Result<(), SendError> {
+        match self.label {
+            Some(label) if Some(label.tag.directory) == self.own => Err(SendError::OwnSegment {
+                path: self.path.clone(),
+                number: label.number,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// How the input is split into events; `None` before its first bytes.
@@ -376,16 +390,6 @@ impl Source {
     }
 }
 
-/// Reads once; repeats the read if it is interrupted by a signal.
-fn read_some(reader: &mut (impl Read + ?Sized), block: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match reader.read(block) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            read => return read,
-        }
-    }
-}
-
 fn append(reader: &mut dyn Read, out: &mut Vec<u8>) -> io::Result<Filled> {
     let start = out.len();
     out.resize(start + BLOCK_BYTES, 0);
@@ -414,99 +418,5 @@ fn received(
         },
         recv(stop.channel()) -> _ => Ok(Filled::End),
         default(LINGER) => Ok(Filled::Idle),
-    }
-}
-
-/// The error of a path whose metadata cannot be read.
-fn no_metadata(path: &Path, source: io::Error) -> SendError {
-    let path = path.to_owned();
-    match source.kind() {
-        io::ErrorKind::NotFound => match std::fs::read_link(&path) {
-            Ok(target) => SendError::Dangling { path, target },
-            Err(_) => SendError::NoInput { path },
-        },
-        _ => SendError::Input { path, source },
-    }
-}
-
-/// The kind of a file that is not a regular one, for messages.
-pub(super) fn kind_name(kind: FileType) -> &'static str {
-    if kind.is_dir() {
-        "a directory"
-    } else if kind.is_socket() {
-        "a socket"
-    } else if kind.is_fifo() {
-        "a FIFO"
-    } else if kind.is_block_device() || kind.is_char_device() {
-        "a device"
-    } else {
-        "not a regular file"
-    }
-}
-
-/// Opens a regular file. Does not block if the path names a FIFO by now.
-pub(super) fn open_regular(path: &Path) -> io::Result<File> {
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(nonblocking).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no longer a regular file"));
-    }
-    Ok(file)
-}
-
-/// A reader, inflated if the input is gzip'd, and the first bytes that it returns.
-struct Opened {
-    reader: Box<dyn Read + Send>,
-    gzip: bool,
-    head: Vec<u8>,
-}
-
-fn inflated(mut reader: impl Read + Send + 'static) -> io::Result<Opened> {
-    let mut first = Vec::new();
-    (&mut reader)
-        .take(GZIP_MAGIC.len() as u64)
-        .read_to_end(&mut first)?;
-    let gzip = first == GZIP_MAGIC;
-    let whole = Cursor::new(first).chain(reader);
-    let mut reader: Box<dyn Read + Send> = if gzip {
-        let buffered = io::BufReader::with_capacity(1 << 16, whole);
-        Box::new(MultiGzDecoder::new(buffered))
-    } else {
-        Box::new(whole)
-    };
-    let head = head(&mut reader)?;
-    Ok(Opened {
-        reader: Box::new(Cursor::new(head.clone()).chain(reader)),
-        gzip,
-        head,
-    })
-}
-
-/// Reads to the end of the first line that is not empty, or of the object that begins in it; no event can
-/// be sent before it is complete.
-fn head(reader: &mut dyn Read) -> io::Result<Vec<u8>> {
-    let mut head = vec![0; format::HEAD_BYTES];
-    let mut length = 0;
-    while length < head.len() {
-        let count = read_some(reader, &mut head[length..])?;
-        length += count;
-        let text = head[..length].trim_ascii_start();
-        if count == 0 || text.contains(&b'\n') && !format::is_open_object(text) {
-            break;
-        }
-    }
-    head.truncate(length);
-    Ok(head)
-}
-
-/// Counts the bytes that are read through it.
-struct Counted<R>(R, Arc<AtomicU64>);
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.0.read(buf)?;
-        self.1.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
     }
 }

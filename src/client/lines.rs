@@ -10,7 +10,8 @@ use std::ops::Range;
 use super::array::{Cut, Cutter};
 use super::error::SendError;
 use super::format::{BYTE_ORDER_MARK, Format};
-use super::input::{Filled, Source};
+use super::input::Source;
+use super::reading::Filled;
 use crate::event::LINE_BYTES_MAX;
 
 /// A batch ends when it exceeds this size, well below the server's default limit for a body.

@@ -40,6 +40,7 @@ mod input;
 mod lines;
 mod once;
 mod post;
+mod reading;
 mod ready;
 mod rejects;
 mod rotation;
@@ -151,6 +152,7 @@ fn follow(
         if let Some((record, _)) = &mut resumed {
             record.complete = false;
         }
+        refuse_own(config, &mut source, &about)?;
         let run = Run::new(config, source, stop, state, about, resumed, keep)?;
         match run.go(summary)?.verdict {
             SendOutcome::Complete => keep = Keep::Existing,
@@ -273,6 +275,14 @@ fn resume(
         );
     }
     Ok(same.then_some(cover))
+}
+
+/// Fails if the input is a segment of the server's data directory, unless it is to be sent again.
+fn refuse_own(config: &SendConfig, source: &mut Source, about: &About) -> Result<(), SendError> {
+    match config.repeat {
+        Repeat::Again => Ok(()),
+        Repeat::Refuse => source.refuse_segments_of(about.directory),
+    }
 }
 
 fn input_error(path: &Path, source: std::io::Error) -> SendError {

@@ -8,7 +8,7 @@ use super::rotation::{self, Search};
 use super::run::{Finished, Run};
 use super::state::{Cover, Record};
 use super::summary::{SendOutcome, Summary};
-use super::{begin, resume};
+use super::{begin, refuse_own, resume};
 use crate::cli::config::{Ids, Repeat, SendConfig};
 use crate::cli::output::counted;
 use crate::shutdown::Shutdown;
@@ -27,6 +27,7 @@ pub(super) fn send_once(
     let Some((mut about, mut state, begun)) = begin(config, stop)? else {
         return Ok(SendOutcome::Stopped);
     };
+    refuse_own(config, &mut source, &about)?;
     let mut keep = Keep::Nothing;
     let mut continued = None;
     if let Some(record) = begun {

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::error::SendError;
-use super::input::{Filled, Source, identity};
+use super::input::Source;
+use super::reading::{Filled, identity};
 use super::resume;
 use super::state::{Cover, Record};
 use crate::cli::config::SendConfig;

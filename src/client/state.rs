@@ -27,7 +27,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::error::SendError;
-use super::input::{identity, kind_name};
+use super::reading::{identity, kind_name};
 use crate::data_dir::node_position::{NodePosition, NodePositionError};
 use crate::data_dir::segment::Position;
 

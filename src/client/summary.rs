@@ -60,7 +60,9 @@ impl Summary {
     /// The exit code of the command.
     pub fn exit(&self) -> Exit {
         match self.verdict {
-            SendOutcome::Failed(SendError::SentBefore(_) | SendError::Edited { .. }) => Exit::Usage,
+            SendOutcome::Failed(
+                SendError::SentBefore(_) | SendError::Edited { .. } | SendError::OwnSegment { .. },
+            ) => Exit::Usage,
             SendOutcome::Failed(_) | SendOutcome::Stopped => Exit::Failed,
             _ if self.applied == Applied::Gone => Exit::Failed,
             _ if self.refused() > 0 || self.rejected > 0 => Exit::Refused,
@@ -82,6 +84,7 @@ impl Summary {
         let outcome = match (&self.verdict, self.exit()) {
             (SendOutcome::Failed(SendError::SentBefore(_)), _) => "sentBefore",
             (SendOutcome::Failed(SendError::Edited { .. }), _) => "edited",
+            (SendOutcome::Failed(SendError::OwnSegment { .. }), _) => "ownSegment",
             (SendOutcome::Failed(_), _) => "failed",
             (SendOutcome::Stopped, _) => "stopped",
             (_, Exit::Refused) => "refused",
@@ -244,6 +247,12 @@ impl fmt::Display for Summary {
         }
         if let SendOutcome::Failed(SendError::Edited { .. }) = &self.verdict {
             return write!(f, "NOT SENT: the file was changed since it was sent");
+        }
+        if let SendOutcome::Failed(SendError::OwnSegment { .. }) = &self.verdict {
+            return write!(
+                f,
+                "NOT SENT: the file is a segment of the server's own directory"
+            );
         }
         if !self.began() {
             return write!(f, "FAILED: nothing was sent");

@@ -20,9 +20,11 @@ pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
     let printed = print(text.as_bytes());
     let exit = summary.exit();
     match summary.verdict {
-        SendOutcome::Failed(error @ (SendError::SentBefore(_) | SendError::Edited { .. })) => {
-            Err(UsageError::new(error.to_string()).into())
-        }
+        SendOutcome::Failed(
+            error @ (SendError::SentBefore(_)
+            | SendError::Edited { .. }
+            | SendError::OwnSegment { .. }),
+        ) => Err(UsageError::new(error.to_string()).into()),
         SendOutcome::Failed(error) => Err(error.into()),
         SendOutcome::Complete => {
             let lines = counted(summary.lines, "line");

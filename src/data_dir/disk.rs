@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 pub use self::kind::unsafe_for_wal;
 pub use self::layer::{DiskLayer, FileLayer};
-pub use self::lock::{DirHold, HELD_UP, Lock, LockError, held_by};
+pub use self::lock::{DirLock, Lock, LockError, WAIT_LOGGED_AFTER, lock_holders};
 pub use self::open::{
     Guard, Unusable, is_relative_link, read, read_to_string, unusable, with_suffix,
 };

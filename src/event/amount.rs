@@ -5,7 +5,6 @@ use std::fmt;
 use serde_json::value::RawValue;
 
 use super::EventError;
-use super::fields::shown;
 
 /// Micros in one unit.
 pub const MICROS_PER_UNIT: u64 = 1_000_000;
@@ -64,6 +63,14 @@ pub(super) fn amount(raw: &RawValue) -> Result<u64, EventError> {
             "too_large",
             format!("{} is more than 10^12", shown(literal)),
         ),
+    }
+}
+
+/// The first 64 characters of a text, for a message.
+pub(super) fn shown(text: &str) -> String {
+    match text.char_indices().nth(64) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}...", &text[..end]),
     }
 }
 

@@ -6,8 +6,8 @@ use std::fmt;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::amount::amount;
-use super::{Event, EventError, ID_BYTES_MAX, Kind, USER_ID_BYTES_MAX};
+use super::amount::{amount, shown};
+use super::{Event, EventError, ID_BYTES_MAX, JsonString, Kind, USER_ID_BYTES_MAX};
 
 pub(super) const NOT_OBJECT: &str = "an event is a JSON object, such as {\"userId\": \"user1\", \"name\": \"add_revenue\", \"value\": 100}";
 
@@ -34,7 +34,7 @@ impl<'a> Visitor<'a> for FieldsVisitor<'_, 'a> {
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
         let fields = self.0;
-        while let Some(key) = map.next_key::<Key<'a>>()? {
+        while let Some(key) = map.next_key::<JsonString<'a>>()? {
             let slot = match &*key.0 {
                 "userId" => &mut fields.user_id,
                 "name" => &mut fields.name,
@@ -70,11 +70,6 @@ fn twice(key: &str) -> EventError {
         detail,
     }
 }
-
-/// A string of the line, borrowed unless it contains escapes.
-#[derive(serde::Deserialize)]
-#[serde(transparent)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> Fields<'a> {
     pub(super) fn into_event(self) -> Result<Event<'a>, EventError> {
@@ -117,7 +112,7 @@ fn string<'a>(raw: &'a RawValue, pointer: &'static str) -> Result<Cow<'a, str>, 
         ));
     }
     // A lone surrogate (`"\ud800"`) is a valid raw value but not valid text.
-    serde_json::from_str::<Key<'a>>(text)
+    serde_json::from_str::<JsonString<'a>>(text)
         .map(|key| key.0)
         .map_err(|error| {
             EventError::line(
@@ -166,13 +161,5 @@ fn kind(raw: &RawValue) -> Result<Kind, EventError> {
             );
             Err(EventError::field("/name", "unknown_name", detail))
         }
-    }
-}
-
-/// The first 64 characters of a text, for a message.
-pub(super) fn shown(text: &str) -> String {
-    match text.char_indices().nth(64) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}...", &text[..end]),
     }
 }

@@ -107,6 +107,11 @@ impl EventError {
     }
 }
 
+/// A JSON string, borrowed from the text unless it contains escapes.
+#[derive(serde::Deserialize)]
+#[serde(transparent)]
+pub(crate) struct JsonString<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+
 impl<'a> Event<'a> {
     /// Parses one line, or any JSON text of one object; surrounding white space is ignored. Plain lines
     /// take a fast path with the same result.

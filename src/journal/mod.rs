@@ -76,7 +76,7 @@
 //! | change | detected by |
 //! |---|---|
 //! | a sealed file truncated, extended, edited, or replaced by an older copy, before it is applied | its name |
-//! | the same, after it is applied | its row: when it is archived or pruned, and by `verify` |
+//! | the same, after it is applied | its row: by `verify`, when it is pruned, and when it is archived unless this process has read all of it |
 //! | the active file, while a server runs | length, path and lock: before each group and once a second; content after the applied offset: when it is sealed; before it: by `verify`, and when it is pruned |
 //! | the active file, while no server runs: missing, empty, without its label, or shorter than the applied offset | `directory.json` and the row |
 //! | the same: edited before the applied offset | the row's checksum |

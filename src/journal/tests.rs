@@ -1,5 +1,6 @@
 //! Tests of the journal on the real disk and on one with injected faults.
 
+mod changed;
 mod numbers;
 
 use std::io;

@@ -5,6 +5,7 @@
 
 mod confirm;
 mod folded;
+mod same_content;
 #[cfg(test)]
 mod tests;
 mod together;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use self::confirm::Follow;
 pub(super) use self::confirm::{Confirmed, Corrupt};
 pub(super) use self::folded::{Committed, Folded, Member, can_fold};
+use self::same_content::Imports;
 pub(super) use self::together::{Opened, Small, is_out_of_descriptors, open_together};
 use super::clock::Clock;
 use super::{ProcessConfig, ProcessError};
@@ -71,6 +73,7 @@ pub(super) struct Applier<'p> {
     follows: HashMap<SegmentId, Follow>,
     /// The data directory's part of the tags in labels.
     directory: DirectoryTag,
+    imports: Imports,
 }
 
 impl<'p> Applier<'p> {
@@ -106,6 +109,7 @@ impl<'p> Applier<'p> {
             clock: Arc::clone(&config.clock),
             follows: HashMap::new(),
             directory: config.directory_tag(),
+            imports: Imports::default(),
         })
     }
 

@@ -2,9 +2,14 @@
 //! in either place.
 //!
 //! First the directory of the month is made durable. A file is then moved only if it has the length and
-//! checksum that were applied; the rename never replaces a file. Then both directories are synced. Files
-//! that were applied together are renamed one after the other, and each directory is synced once. After
-//! a crash every file is in one place or the other.
+//! checksum that were applied, which are compared unless this process has just read and applied all of it;
+//! the rename never replaces a file. Then both directories are synced. Files that were applied together are
+//! renamed one after the other, and each directory is synced once. After a crash every file is in one place
+//! or the other.
+//!
+//! Nothing is decided by the place of a file, and nothing is removed, so the commit that marks the file as
+//! fully applied need not be durable before the move. If the commit is lost, the file is applied again from
+//! the archive.
 
 use std::collections::BTreeSet;
 use std::io;

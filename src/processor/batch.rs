@@ -18,7 +18,7 @@ use super::archive::Archived;
 use super::import::{ImportOutcome, Importer};
 use super::other_names::OtherNames;
 use super::sealed_files::{Run, Start, apply_some};
-use super::{ProcessConfig, ProcessError, describe, rebuild, retention};
+use super::{ProcessConfig, ProcessError, Refused, describe, retention, unfinished};
 use crate::data_dir::DataDirError;
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::{Disk, Unusable};
@@ -58,15 +58,6 @@ pub struct Summary {
     pub bytes: u64,
 }
 
-/// A file that was not applied.
-#[derive(Clone, Debug)]
-pub struct Refused {
-    /// Its path; the file is unchanged.
-    pub path: PathBuf,
-    /// Why it was not applied, and what to do.
-    pub reason: String,
-}
-
 /// A step of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -99,7 +90,7 @@ pub fn run_once(
 ) -> Result<Summary, ProcessError> {
     let config = &when_unlocked(|| config.established(&**disk))?;
     if config.database.file() == Some(&*config.data_dir.join(DATABASE_FILE)) {
-        rebuild::remove_unfinished(&config.data_dir)?;
+        unfinished::remove(&config.data_dir)?;
     }
     let was_unclean = sums::was_left_open(&config.database);
     let writer = when_unlocked(|| Ok(open_writer(config, Opening::Load)?))?;

@@ -34,7 +34,7 @@ const TOLERANCE_MS: i64 = 60_000;
 /// At start-up, a clock that is later than the stored time by more than this is doubted.
 const AHEAD_MAX_MS: i64 = 366 * 24 * 3_600_000;
 /// How long a new time must be consistent before it is trusted.
-const HELD_MS: i64 = 3_600_000;
+const CONSISTENT_MS: i64 = 3_600_000;
 /// How often the time is stored.
 const STORE_EVERY_MS: i64 = 600_000;
 
@@ -213,7 +213,7 @@ impl State {
             } else if !near(expected) {
                 self.doubted_since_ms = Some(now.passed_ms);
                 return Some(format!("jumped from {} to {shown}", text(expected)));
-            } else if is_set && now.passed_ms.saturating_sub(since) >= HELD_MS {
+            } else if is_set && now.passed_ms.saturating_sub(since) >= CONSISTENT_MS {
                 self.doubted_since_ms = None;
                 tracing::info!(
                     "the clock was consistent for an hour; its time, {shown}, is used from now on"

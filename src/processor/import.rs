@@ -28,7 +28,7 @@ pub(super) use self::convert::head;
 use self::convert::{ConvertError, convert};
 pub(super) use self::part::Part;
 use self::part::{further_label, in_common};
-use super::batch::Refused;
+use super::Refused;
 use super::{ProcessConfig, ProcessError, other_names};
 use crate::aggregate::scan;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};

@@ -72,6 +72,7 @@ mod seal;
 mod sealed_files;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 mod worker;
 
 use std::io;
@@ -179,6 +180,15 @@ impl ProcessConfig {
         let pool = Pool::start(&self.memory_budget()).map_err(ProcessError::Thread)?;
         Ok(pool.spilling_to(SpillDir::new(Arc::clone(disk), dir)))
     }
+}
+
+/// A file that was not applied.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Its path; the file is unchanged.
+    pub path: PathBuf,
+    /// Why it was not applied, and what to do.
+    pub reason: String,
 }
 
 /// The processor could not start, or could not complete its work.

@@ -40,6 +40,7 @@ const DATABASE: &str = "database";
 const TRIES_MAX: u32 = 5;
 /// The longest time between two rounds.
 const EVERY_MAX: Duration = Duration::from_mins(1);
+
 /// The body of the thread: runs until the progress is stopped.
 pub(super) fn run(
     config: &ProcessConfig,

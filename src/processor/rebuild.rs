@@ -24,8 +24,10 @@ use std::sync::Arc;
 
 use super::applier::open_writer;
 use super::batch::run_with;
-use super::{ProcessConfig, ProcessError, RunProgress, Summary, describe, retention, run_once};
-use crate::data_dir::disk::{self, DirHold, Disk, RealDisk};
+use super::{
+    ProcessConfig, ProcessError, RunProgress, Summary, describe, retention, run_once, unfinished,
+};
+use crate::data_dir::disk::{self, DirLock, Disk};
 use crate::data_dir::{Catalog, Claims, QUARANTINE_DIR};
 use crate::store::{
     Database, Existing, Opening, Pruned, SegmentRow, SegmentState, Snapshot, Writer, is_in_use,
@@ -33,9 +35,6 @@ use crate::store::{
 };
 use crate::verify::Finding;
 use crate::verify::recount::recount;
-
-/// The temporary name of the new database.
-const UNFINISHED: &str = "revenue.db.rebuild";
 
 /// The result of a rebuild.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +54,7 @@ pub fn rebuild(
 ) -> Result<Rebuilt, ProcessError> {
     let config = &config.established(&**disk)?;
     let dir = &config.data_dir;
-    let held = DirHold::alone(dir).map_err(ProcessError::io("lock", dir))?;
+    let held = DirLock::try_exclusive(dir).map_err(ProcessError::io("lock", dir))?;
     let Some(_held) = held else {
         return Err(ProcessError::NotRebuilt(
             "`tallyline verify` is reading the files; try again when it has finished".to_owned(),
@@ -64,8 +63,8 @@ pub fn rebuild(
     let Some(old) = config.database.file() else {
         return rebuild_node(config, disk, on_progress);
     };
-    let new = dir.join(UNFINISHED);
-    remove_unfinished(dir)?;
+    let new = dir.join(unfinished::DATABASE);
+    unfinished::remove(dir)?;
     let (rows, pruned) = read_old(old)?;
     let catalog = Catalog::scan(&**disk, dir, config.directory_tag())
         .map_err(ProcessError::io("list", dir))?;
@@ -86,7 +85,7 @@ pub fn rebuild(
     if let Some(refused) = summary.refused.iter().chain(&summary.unusable).next() {
         let (path, reason) = (refused.path.display(), &refused.reason);
         let cause = format!("{path}: {reason}. The old database is unchanged");
-        remove_unfinished(dir)?;
+        unfinished::remove(dir)?;
         return Err(ProcessError::NotRebuilt(cause));
     }
     notes.extend(close_old(&**disk, dir, old)?);
@@ -169,18 +168,6 @@ fn read_old(old: &Path) -> Result<(Vec<SegmentRow>, Pruned), ProcessError> {
             describe(&error)
         ))
     })
-}
-
-/// Removes the files of a rebuild that was interrupted.
-pub(super) fn remove_unfinished(dir: &Path) -> Result<(), ProcessError> {
-    for suffix in ["", "-wal", "-shm", "-journal"] {
-        let path = dir.join(format!("{UNFINISHED}{suffix}"));
-        match RealDisk.remove(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            removed => removed.map_err(ProcessError::io("remove", &path))?,
-        }
-    }
-    Ok(())
 }
 
 /// Describes the events that will be counted differently.

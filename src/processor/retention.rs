@@ -38,7 +38,7 @@ use self::prune::{Finished, PruneOutcome, prune};
 pub(super) use self::prune::{finish, finish_at_start, was_pruned};
 use super::{ProcessConfig, ProcessError, describe};
 use crate::data_dir::Catalog;
-use crate::data_dir::disk::{self, DirHold, Disk};
+use crate::data_dir::disk::{self, DirLock, Disk};
 use crate::health::Health;
 use crate::store::{IdsWalk, SegmentRow, StoreError, Writer};
 
@@ -285,14 +285,14 @@ impl Retention {
 
     /// Takes the exclusive lock on the data directory; `None` while another process holds it, such as
     /// `tallyline verify`.
-    fn hold(&mut self) -> Result<Option<DirHold>, ProcessError> {
+    fn hold(&mut self) -> Result<Option<DirLock>, ProcessError> {
         let dir = &self.config.data_dir;
-        let held = DirHold::alone(dir).map_err(ProcessError::io("lock", dir))?;
+        let held = DirLock::try_exclusive(dir).map_err(ProcessError::io("lock", dir))?;
         match (&held, self.locked_out) {
             (Some(_), _) => self.locked_out = None,
             (None, None) => self.locked_out = Some((Instant::now(), false)),
-            (None, Some((since, false))) if since.elapsed() >= disk::HELD_UP => {
-                tracing::warn!("nothing is pruned meanwhile: {}", disk::held_by(dir));
+            (None, Some((since, false))) if since.elapsed() >= disk::WAIT_LOGGED_AFTER => {
+                tracing::warn!("nothing is pruned meanwhile: {}", disk::lock_holders(dir));
                 self.locked_out = Some((since, true));
             }
             (None, Some(_)) => {}

@@ -270,7 +270,7 @@ impl Step<'_, '_> {
             self.run.applied(&segments);
         }
         for (small, place) in small.into_iter().zip(places) {
-            let row = self.row(&small.segment)?;
+            let row = self.completed(&small.segment)?;
             complete.push(Complete {
                 segment: small.segment,
                 place,
@@ -281,12 +281,16 @@ impl Step<'_, '_> {
         self.archive(&complete)
     }
 
-    /// The row of a segment that was just applied.
-    fn row(&self, segment: &SegmentFile) -> Result<SegmentRow, ProcessError> {
+    /// The row of a segment that was just applied. Logs whether it has the content of another file.
+    fn completed(&mut self, segment: &SegmentFile) -> Result<SegmentRow, ProcessError> {
         let row = self.applier.writer.segment(&segment.id)?;
-        row.ok_or_else(|| ProcessError::Raced {
+        let row = row.ok_or_else(|| ProcessError::Raced {
             segment: segment.id.to_string(),
-        })
+        })?;
+        if let Some(same) = self.applier.same_content(&row)? {
+            tracing::warn!("{same}");
+        }
+        Ok(row)
     }
 
     /// Moves fully applied files to the archive, unless they are there.

@@ -25,7 +25,7 @@ use self::sums_check::SumsCheck;
 use super::applier::{Applier, Commit, Confirmed, Corrupt, Watch, Work};
 use super::other_names::OtherNames;
 use super::retention::{self, Retention};
-use super::{ProcessConfig, ProcessError, describe, rebuild, sealed_files};
+use super::{ProcessConfig, ProcessError, describe, sealed_files, unfinished};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::disk::{self, Disk};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
@@ -91,7 +91,7 @@ pub(super) fn run(
     health: &Arc<Health>,
     mut pool: Pool,
 ) -> Option<String> {
-    if let Err(error) = rebuild::remove_unfinished(&config.data_dir) {
+    if let Err(error) = unfinished::remove(&config.data_dir) {
         tracing::warn!("{}", describe(&error));
     }
     let mut worker = Worker {
@@ -156,15 +156,16 @@ fn pause(since: Duration, work: Work, flush_interval: Duration) -> Duration {
         .min(flush_interval)
 }
 
-/// Waits until the database file has not changed for [`UNCHANGED_FOR`], or for shutdown.
+/// Waits until the database file has not changed for [`UNCHANGED_FOR`], or for shutdown. A file that was
+/// removed in the meantime does not change either.
 fn wait_until_unchanged(path: &Path, progress: &Progress) {
     let mut before = None;
     loop {
         let now = disk::written(path);
-        if (before.is_some() && now == before) || progress.is_stopping() {
+        if before == Some(now) || progress.is_stopping() {
             return;
         }
-        before = now;
+        before = Some(now);
         progress.wait_until(Instant::now() + UNCHANGED_FOR);
     }
 }
@@ -425,5 +426,21 @@ mod tests {
         assert_eq!(pause(second, work(320, 600), second), second);
         let (year, least) = (Duration::from_hours(8766), Duration::from_millis(10));
         assert_eq!(pause(year, work(0, 0), least), least);
+    }
+    #[test]
+    fn a_removed_database_file_ends_the_wait_for_its_last_write() {
+        // Fails if the wait ends only when there is a file again: nothing would be applied until the
+        // next restart.
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("revenue.db");
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        std::thread::spawn(move || {
+            let progress = Progress::new(crate::progress::Processing::Here);
+            wait_until_unchanged(&path, &progress);
+            let _ = sender.send(());
+        });
+        receiver
+            .recv_timeout(Duration::from_mins(1))
+            .expect("the wait ends");
     }
 }

@@ -44,6 +44,7 @@ mod copy;
 mod database;
 mod family;
 mod id_blocks;
+mod import_contents;
 mod ledger;
 mod listing;
 mod members;
@@ -75,6 +76,7 @@ pub use self::apply::{
 pub use self::checks::{is_consistent, read_checks};
 pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
+pub use self::import_contents::ImportContent;
 pub use self::ledger::Ledger;
 pub use self::listing::{Listing, Order, Page};
 #[cfg(feature = "postgres")]

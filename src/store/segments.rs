@@ -178,12 +178,7 @@ pub(super) fn pruned(connection: &Connection) -> rusqlite::Result<Pruned> {
         Ok(Pruned {
             number: row.get(0)?,
             segments: row.get(1)?,
-            counts: Counts {
-                lines: row.get(2)?,
-                events: row.get(3)?,
-                duplicates: row.get(4)?,
-                rejected: row.get(5)?,
-            },
+            counts: counts(row, 2)?,
             net_check: row.get(6)?,
             file_bytes: row.get(7)?,
             file_checksum: row.get(8)?,
@@ -202,12 +197,7 @@ pub(super) fn read_applied_sum(row: &Row<'_>) -> rusqlite::Result<AppliedSum> {
     Ok(AppliedSum {
         segments: row.get(0)?,
         native: row.get(1)?,
-        counts: Counts {
-            lines: row.get(2)?,
-            events: row.get(3)?,
-            duplicates: row.get(4)?,
-            rejected: row.get(5)?,
-        },
+        counts: counts(row, 2)?,
         corrupt_lines: row.get(6)?,
     })
 }
@@ -259,6 +249,16 @@ fn tag(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Tag>> {
         .transpose()
 }
 
+/// The counts in four columns from this one on.
+fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<Counts> {
+    Ok(Counts {
+        lines: row.get(first)?,
+        events: row.get(first + 1)?,
+        duplicates: row.get(first + 2)?,
+        rejected: row.get(first + 3)?,
+    })
+}
+
 /// Reads a row with the columns of `segment_columns.sql`, in their order.
 fn read_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
     let key: i64 = row.get(0)?;
@@ -273,12 +273,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
         state: state(row, 3)?,
         applied_bytes: row.get(4)?,
         checksum: row.get(5)?,
-        counts: Counts {
-            lines: row.get(6)?,
-            events: row.get(7)?,
-            duplicates: row.get(8)?,
-            rejected: row.get(9)?,
-        },
+        counts: counts(row, 6)?,
         net_check: row.get(10)?,
         id_events: row.get(11)?,
         id_net_check: row.get(12)?,

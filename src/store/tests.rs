@@ -3,6 +3,7 @@
 mod folded;
 mod ids;
 mod overall;
+mod overwritten;
 mod rejected;
 
 use std::collections::HashSet;

@@ -12,6 +12,7 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::family::{self, Token};
+use super::import_contents::{self, ImportContent};
 use super::open::{self, Existing};
 use super::overall::{self, Overall};
 use super::segments;
@@ -177,13 +178,17 @@ impl SqliteWriter {
     }
 
     /// Whether the database file was written to since [`SqliteWriter::note_written`], and not by a checkpoint:
-    /// in place, by a program other than SQLite. A `touch` has the same effect.
+    /// in place, by a program other than SQLite. A `touch` has the same effect. A file that was removed or
+    /// replaced is not overwritten: [`SqliteWriter::replaced`] reports it.
     pub fn is_overwritten(&mut self) -> Result<bool, StoreError> {
         let now = self.file_state()?;
         let Some(left) = self.left.replace(now) else {
             return Ok(false);
         };
-        Ok(left.file != now.file && left.wal == now.wal)
+        let changed = left.file != now.file && left.wal == now.wal;
+        // The state was read by path. The file may have been removed or replaced since the caller compared
+        // the files, so they are compared again after the state was read.
+        Ok(changed && self.replaced().is_none())
     }
 
     fn file_state(&self) -> Result<FileState, StoreError> {
@@ -303,6 +308,11 @@ impl SqliteWriter {
     /// The names of the imported files that are fully applied.
     pub fn applied_imports(&self) -> Result<HashSet<String>, StoreError> {
         segments::applied_imports(&self.connection).map_err(self.reading())
+    }
+
+    /// The content of the fully applied imported files that have counted events without an id, by name.
+    pub fn import_contents(&self) -> Result<Vec<(String, ImportContent)>, StoreError> {
+        import_contents::read(&self.connection).map_err(self.reading())
     }
 
     /// The numbers of native segments that have a row.

@@ -13,9 +13,9 @@ use super::open::Existing;
 #[cfg(feature = "postgres")]
 use super::postgres::PostgresWriter;
 use super::{
-    AppliedSegments, Database, IdsWalk, Ledger, Mark, Outcome, OutcomeOfAll, OutcomeOfFold,
-    Overall, Pruned, Range, SegmentRow, Snapshot, Source, SqliteWriter, Stamps, StoreError,
-    UserSums,
+    AppliedSegments, Database, IdsWalk, ImportContent, Ledger, Mark, Outcome, OutcomeOfAll,
+    OutcomeOfFold, Overall, Pruned, Range, SegmentRow, Snapshot, Source, SqliteWriter, Stamps,
+    StoreError, UserSums,
 };
 use crate::data_dir::segment::{Numbers, SegmentId};
 
@@ -236,6 +236,11 @@ impl Writer {
     /// The names of the imported files that are fully applied.
     pub fn applied_imports(&self) -> Result<HashSet<String>, StoreError> {
         either!(self, writer => writer.applied_imports())
+    }
+
+    /// The content of the fully applied imported files that have counted events without an id, by name.
+    pub fn import_contents(&self) -> Result<Vec<(String, ImportContent)>, StoreError> {
+        either!(self, writer => writer.import_contents())
     }
 
     /// The numbers of native segments that have a row.

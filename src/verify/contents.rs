@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::aggregate::lines;
 use crate::data_dir::disk::{Disk, DiskFile};
-use crate::data_dir::segment::SegmentId;
+use crate::data_dir::segment::{Label, SegmentId};
 use crate::data_dir::{self, Claims, DataDirError, Found, Place, SegmentFile};
 use crate::store::{SegmentRow, SegmentState};
 
@@ -138,6 +138,26 @@ pub(crate) fn other_content(
             "a file named {name} was applied before with another content ({applied} bytes); this one is not applied. To count the new events in it, {advice}"
         ),
     })
+}
+
+/// What to do with a file that is not the segment in its name.
+pub(crate) const OTHER_SEGMENT_CURE: &str = "To count its events, move it out of the data directory and run `tallyline process FILE` with it, which imports the events that are not counted yet; otherwise move it to quarantine/";
+
+/// Describes why a file with the name of an imported one is not applied: its first line has the label of a
+/// segment of this data directory.
+pub(crate) fn describe_other_name(path: &Path, label: Label) -> String {
+    format!(
+        "{}: according to its first line it is segment {} of this data directory under another name, so it is not applied. {OTHER_SEGMENT_CURE}",
+        path.display(),
+        label.number
+    )
+}
+
+/// Describes an imported file that has the content of another one.
+pub(crate) fn describe_same_content(name: &str, other: &str, bytes: u64) -> String {
+    format!(
+        "{name} has the same length ({bytes} bytes) and checksum as {other}, and the events of both are counted. If one is a copy of the other, move one of them out of the data directory and run `tallyline process --rebuild`"
+    )
 }
 
 /// Whether the file has the length and checksum of its row, that is, the bytes that were applied.

@@ -14,6 +14,7 @@
 
 mod files;
 mod locate;
+mod same_content;
 mod tally;
 mod totals;
 
@@ -23,7 +24,7 @@ use std::path::Path;
 use self::locate::Located;
 use super::{Target, VerifyError, sums};
 use crate::aggregate::pool::Pool;
-use crate::data_dir::disk::{DirHold, Disk};
+use crate::data_dir::disk::{DirLock, Disk};
 use crate::data_dir::segment::{Label, SegmentId};
 use crate::data_dir::{Catalog, active_label, given_out};
 use crate::event::Micros;
@@ -76,7 +77,7 @@ pub fn verify(
 ) -> Result<Option<VerifyReport>, VerifyError> {
     let config = &config.identified(disk)?;
     let dir = &config.data_dir;
-    let _held = DirHold::share(dir).map_err(VerifyError::io("lock", dir))?;
+    let _held = DirLock::shared(dir).map_err(VerifyError::io("lock", dir))?;
     let Some(snapshot) = Snapshot::of(&config.database, config.directory)? else {
         return Ok(None);
     };
@@ -136,6 +137,7 @@ pub(crate) fn recount(
         recount.segment(row)?;
     }
     recount.rivals();
+    recount.same_contents();
     recount.ids()?;
     recount.files_without_row();
     recount.missing();

@@ -67,7 +67,7 @@ pub struct SendArgs {
     /// Do not add ids; events sent again after a lost answer may count twice
     #[arg(long, help_heading = "Counting once")]
     pub no_ids: bool,
-    /// Send a file again that was sent in full before; its events count again
+    /// Send a file again that was sent in full before, or is a segment of the server; its events count again
     #[arg(long, conflicts_with = "follow", help_heading = "Counting once")]
     pub again: bool,
     /// State file of the run's name and progress [default: FILE.tallyline-state; none for stdin]

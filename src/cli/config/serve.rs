@@ -11,9 +11,8 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use self::settings::{DatabaseText, Settings};
-use super::{
-    Size, Span, UsageError, address, at_least, between, directory, host_name, is_loopback, within,
-};
+use super::checks::{address, at_least, between, directory, host_name, is_loopback, within};
+use super::{Size, Span, UsageError};
 use crate::cli::args::{ServeArgs, renamed};
 use crate::cli::memory::default_bytes;
 use crate::http::Access;

@@ -12,19 +12,19 @@ use super::real::create_new;
 use super::{Disk as _, RealDisk};
 
 /// How long a thread waits for a directory lock before it logs the wait.
-pub const HELD_UP: std::time::Duration = std::time::Duration::from_secs(5);
+pub const WAIT_LOGGED_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// A flock on a directory, which leaves no lock file behind. A process that reads all files holds it
 /// shared; a process that deletes files holds it exclusively.
 #[derive(Debug)]
-pub struct DirHold {
+pub struct DirLock {
     _dir: File,
 }
 
-impl DirHold {
+impl DirLock {
     /// Takes the lock shared. Waits while another process holds it exclusively, and logs the wait
-    /// after [`HELD_UP`].
-    pub fn share(dir: &Path) -> io::Result<Self> {
+    /// after [`WAIT_LOGGED_AFTER`].
+    pub fn shared(dir: &Path) -> io::Result<Self> {
         let file = open_directory(dir)?;
         match file.try_lock_shared() {
             Ok(()) => return Ok(Self { _dir: file }),
@@ -33,13 +33,15 @@ impl DirHold {
         }
         let (locked, waiting) = crossbeam_channel::bounded::<()>(0);
         let notice = move || {
-            if waiting.recv_timeout(HELD_UP) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
-                tracing::warn!("waiting: {}", held_by(dir));
+            if waiting.recv_timeout(WAIT_LOGGED_AFTER)
+                == Err(crossbeam_channel::RecvTimeoutError::Timeout)
+            {
+                tracing::warn!("waiting: {}", lock_holders(dir));
             }
         };
         std::thread::scope(|scope| {
             std::thread::Builder::new()
-                .name("hold-notice".to_owned())
+                .name("lock-notice".to_owned())
                 .spawn_scoped(scope, notice)?;
             let result = file.lock_shared();
             drop(locked);
@@ -49,7 +51,7 @@ impl DirHold {
     }
 
     /// Takes the lock exclusively; `None` if another process holds it. Never waits.
-    pub fn alone(dir: &Path) -> io::Result<Option<Self>> {
+    pub fn try_exclusive(dir: &Path) -> io::Result<Option<Self>> {
         let dir = open_directory(dir)?;
         match dir.try_lock() {
             Ok(()) => Ok(Some(Self { _dir: dir })),
@@ -60,7 +62,7 @@ impl DirHold {
 }
 
 /// A message that names the processes with a lock on a directory, from `/proc/locks`.
-pub fn held_by(dir: &Path) -> String {
+pub fn lock_holders(dir: &Path) -> String {
     let inode = std::fs::metadata(dir).map_or(0, |dir| dir.ino());
     let locks = read_to_string(Path::new("/proc/locks")).unwrap_or_default();
     let pids = locks.lines().filter_map(|line| {

@@ -7,8 +7,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::error;
-use super::members::Text;
-use crate::event::{EventError, ID_BYTES_MAX};
+use crate::event::{EventError, ID_BYTES_MAX, JsonString};
 
 /// The identity of a CloudEvent.
 pub(super) struct Id {
@@ -63,7 +62,7 @@ impl Id {
         let Some(in_data) = in_data else {
             return Ok(());
         };
-        let text = serde_json::from_str::<Text<'_>>(in_data.get());
+        let text = serde_json::from_str::<JsonString<'_>>(in_data.get());
         let known = [&self.attribute, &self.both, &self.of_event];
         if text.is_ok_and(|text| known.iter().any(|known| **known == text.0)) {
             return Ok(());

@@ -8,7 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error;
-use crate::event::EventError;
+use crate::event::{EventError, JsonString};
 
 pub(super) fn raw<'a>(text: &'a str, pointer: &'static str) -> Result<&'a RawValue, EventError> {
     serde_json::from_str(text)
@@ -49,7 +49,7 @@ impl<'a> Members<'a> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        let text = serde_json::from_str::<Text<'a>>(value.get()).map_err(|_| EventError {
+        let text = serde_json::from_str::<JsonString<'a>>(value.get()).map_err(|_| EventError {
             pointer: Cow::Owned(format!("/{name}")),
             code: "not_string",
             detail: "expected a string".to_owned(),
@@ -57,11 +57,6 @@ impl<'a> Members<'a> {
         Ok(Some(text.0))
     }
 }
-
-/// A string, borrowed if it has no escapes.
-#[derive(serde::Deserialize)]
-#[serde(transparent)]
-pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 impl<'de> serde::Deserialize<'de> for Members<'de> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -75,7 +70,7 @@ impl<'de> serde::Deserialize<'de> for Members<'de> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut members = Vec::new();
-                while let Some((name, value)) = map.next_entry::<Text<'de>, _>()? {
+                while let Some((name, value)) = map.next_entry::<JsonString<'de>, _>()? {
                     members.push((name.0, value));
                 }
                 Ok(Members(members))

@@ -13,6 +13,7 @@ use crate::event::{InputFormat, Unsupported};
 use crate::processor::ProcessError;
 use crate::processor::import::{self, Part};
 use crate::store::{Mark, SegmentRow, SegmentState, StoreError};
+use crate::verify::contents::{OTHER_SEGMENT_CURE, describe_other_name};
 use crate::verify::seal;
 
 /// The applied prefix of a segment, which was verified in a file.
@@ -108,7 +109,7 @@ impl Applier<'_> {
         row: Option<&SegmentRow>,
     ) -> Result<Option<String>, ProcessError> {
         let path = segment.path.display();
-        let cure = "To count its events, move it out of the data directory and run `tallyline process FILE` with it, which imports the events that are not counted yet; otherwise move it to quarantine/";
+        let cure = OTHER_SEGMENT_CURE;
         if let Some(row) = row
             && row.tag != segment.tag
         {
@@ -129,12 +130,9 @@ impl Applier<'_> {
             }
             let part = Part::of_name(&segment.name());
             let ours = label.filter(|label| label.tag.directory == self.directory);
-            return Ok(ours.filter(|ours| part.is_none_or(|part| part.label != *ours)).map(|ours| {
-                format!(
-                    "{path}: according to its first line it is segment {} of this data directory under another name, so it is not applied. {cure}",
-                    ours.number
-                )
-            }));
+            return Ok(ours
+                .filter(|ours| part.is_none_or(|part| part.label != *ours))
+                .map(|ours| describe_other_name(&segment.path, ours)));
         };
         if label == Some(Label { number, tag }) {
             return Ok(None);

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::super::batch::Refused;
+use super::super::Refused;
 use super::super::{ProcessError, retention};
 use super::part::{Part, Prefix, in_common, longest_prefix};
 use super::{Content, ImportOutcome, Importer};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::aggregate::lines;
-use crate::data_dir::disk::{DirHold, Disk};
+use crate::data_dir::disk::{DirLock, Disk};
 use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Place, SegmentFile};
 use crate::processor::{ProcessConfig, ProcessError};
@@ -135,7 +135,9 @@ pub(in crate::processor) fn finish_at_start(
         return Ok(());
     }
     let data_dir = &config.data_dir;
-    if let Some(_held) = DirHold::alone(data_dir).map_err(ProcessError::io("lock", data_dir))? {
+    if let Some(_held) =
+        DirLock::try_exclusive(data_dir).map_err(ProcessError::io("lock", data_dir))?
+    {
         finish(disk, catalog, writer)?;
         if let Some(found) = catalog.sealed.get_mut(&SegmentId::Native(pruned)) {
             found.retain(|found| disk.identity(&found.path).is_ok_and(|file| file.is_some()));

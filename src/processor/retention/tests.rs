@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::data_dir::disk::{DiskDir, RealDisk};
+use crate::data_dir::segment::SegmentId;
 use crate::data_dir::testing::{tag_of, write_sealed};
 use crate::processor::clock::Clock;
 use crate::processor::clock::tests::{Fake, HOUR, MINUTE, NOW};
@@ -253,4 +254,60 @@ fn no_segment_after_a_pending_one_is_pruned() {
         later.due(&mut writer, 3).expect("a read").is_none(),
         "too young"
     );
+}
+
+#[test]
+fn files_in_the_quarantine_are_kept_when_their_segment_is_pruned() {
+    // Fails if retention removes a file that an operator has put into quarantine/.
+    let (dir, config, _) = applied_segments();
+    let id = SegmentId::Native(1);
+    let catalog = Catalog::scan(&RealDisk, dir.path(), tag_of(dir.path())).expect("a listing");
+    let archived = catalog.sealed[&id][0].path.clone();
+    let quarantine = dir.path().join("quarantine");
+    std::fs::create_dir_all(&quarantine).expect("created");
+    let copy = quarantine.join(archived.file_name().expect("a name"));
+    std::fs::copy(&archived, &copy).expect("copied");
+    let path = dir.path().join(DATABASE_FILE);
+    let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
+    let (health, mut retention) = (Health::default(), Retention::new(&config));
+    // On a slow machine one round may not prune all of them.
+    for _ in 0..SEGMENTS {
+        let result = retention.round(&mut writer, &RealDisk, u64::MAX, &health);
+        result.expect("no database error");
+    }
+    assert_eq!(health.reasons(), Vec::<String>::new());
+    assert!(!archived.exists(), "pruned");
+    assert!(copy.exists(), "kept");
+}
+
+#[test]
+fn a_deduplication_window_of_a_fraction_of_a_second_is_rounded_up() {
+    // Fails if an id expires before the window has passed: times of ids are whole seconds.
+    const SECOND: i64 = 1000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let line = r#"{"userId":"u","name":"add_revenue","value":1,"id":"one"}"#;
+    write_sealed(dir.path(), 1, &format!("{line}\n"));
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let fake = Fake::at(NOW - NOW % SECOND + 900);
+    let mut config = ProcessConfig::new(dir.path());
+    config.clock = Arc::new(Clock::of(Box::new(fake.clone())));
+    config.dedup_window = Some(Duration::from_millis(1500));
+    let config = config.established(&RealDisk).expect("it is read");
+    run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+    let path = dir.path().join(DATABASE_FILE);
+    let mut writer = Writer::open(&path, Existing::Only).expect("it opens");
+    let (health, mut retention) = (Health::default(), Retention::new(&config));
+    let mut ids_after = |ms| {
+        fake.pass(ms);
+        config.clock.check(None);
+        retention.ids_not_before = Instant::now();
+        let result = retention.round(&mut writer, &RealDisk, 2, &health);
+        result.expect("no database error");
+        let database = rusqlite::Connection::open(&path).expect("it opens");
+        let count = "SELECT count(*) FROM event_id";
+        let ids = database.query_row(count, [], |row| row.get::<_, u64>(0));
+        ids.expect("a count")
+    };
+    assert_eq!(ids_after(1100), 1, "1.1 s old");
+    assert_eq!(ids_after(1500), 0, "2.6 s old");
 }

@@ -118,7 +118,7 @@ impl Step<'_, '_> {
                 continue;
             }
             complete.push(Complete {
-                row: self.row(&member.segment)?,
+                row: self.completed(&member.segment)?,
                 segment: member.segment,
                 place,
                 now: true,
@@ -159,8 +159,9 @@ impl Step<'_, '_> {
         let watch = self.run.watch();
         self.applier.apply_sealed(&segment, from, size, watch)?;
         self.run.applied(&[&segment]);
+        let row = self.completed(&segment)?;
         self.archive(&[Complete {
-            row: self.row(&segment)?,
+            row,
             segment,
             place,
             now: true,

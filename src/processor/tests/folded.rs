@@ -78,7 +78,9 @@ proptest! {
         files in prop::collection::vec(prop::collection::vec(mixed_line(), 1..120), 2..7),
         repeat in 1usize..4,
     ) {
-        let files: Vec<String> = files.iter().map(|lines| lines.concat().repeat(repeat)).collect();
+        // A file that begins with something else is not taken for JSON Lines.
+        let text = |lines: &Vec<String>| line("first", 1) + &lines.concat().repeat(repeat);
+        let files: Vec<String> = files.iter().map(text).collect();
         let (together, counts, _) = apply(&files, true, LITTLE);
         let (alone, counts_alone, _) = apply(&files, false, LITTLE);
         prop_assert_eq!(together, alone);
@@ -112,7 +114,8 @@ impl FileLayer for UnreadableFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        if (9000..20_000).contains(&offset) {
+        // Only the scan of a chunk, which reads less than the search for the last line end.
+        if (9000..20_000).contains(&offset) && buf.len() <= 4097 {
             return Err(io::Error::other("a damaged sector"));
         }
         self.0.read_at(buf, offset)

@@ -53,8 +53,17 @@ impl Worker {
                 new.entry(found.id.clone()).or_default().push(found);
             }
         }
-        for id in self.skipped.retain(&skipped) {
-            self.status.health.clear(&topic(&id));
+        let archived = self.skipped.in_archive(&*self.disk, &data_dir);
+        skipped.extend(archived.iter().map(|found| found.path.clone()));
+        let released = self.skipped.retain(&skipped);
+        for id in &released {
+            self.status.health.clear(&topic(id));
+        }
+        // Those in the data directory are new in the next listing.
+        for found in archived {
+            if released.contains(&found.id) {
+                new.entry(found.id.clone()).or_default().push(found);
+            }
         }
         if new.is_empty() {
             return Ok(());

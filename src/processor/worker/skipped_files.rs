@@ -1,4 +1,4 @@
-//! Files in the data directory that have the name of a segment and are not applied: rivals, corrupt and
+//! Files in the data directory and its archive that have the name of a segment and are not applied: rivals, corrupt and
 //! pruned segments, and applied files that could not be archived.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::data_dir::disk::{Disk, Identity};
 use crate::data_dir::segment::{DirectoryTag, SegmentId};
+use crate::data_dir::{Found, Place};
 
 /// The skipped files by path. A file is considered again if another one takes its path.
 pub(super) struct SkippedFiles {
@@ -41,6 +42,25 @@ impl SkippedFiles {
         self.files
             .keys()
             .any(|path| self.id(path).as_ref() == Some(id))
+    }
+
+    /// The skipped files in the archive that are still there. A round does not list the archive.
+    pub(super) fn in_archive(&self, disk: &dyn Disk, data_dir: &Path) -> Vec<Found> {
+        let archived = self
+            .files
+            .keys()
+            .filter(|path| path.parent() != Some(data_dir) && self.contains(disk, path));
+        let found = archived.filter_map(|path| {
+            let name = path.file_name()?.to_string_lossy();
+            let (id, tag) = SegmentId::of_file(&name, self.directory)?;
+            Some(Found {
+                id,
+                tag,
+                place: Place::Applied,
+                path: path.clone(),
+            })
+        });
+        found.collect()
     }
 
     /// Forgets the files that are not `present`, and the other files of their segments, so that those are

@@ -7,7 +7,8 @@ use crate::data_dir::segment::{Numbers, SegmentId};
 use crate::event::Micros;
 use crate::store::id_blocks::BlockError;
 use crate::store::{
-    AppliedSum, Counts, Ledger, Overall, Pruned, SegmentRow, SegmentState, StoreError,
+    AppliedSum, Counts, ImportContent, Ledger, Overall, Pruned, SegmentRow, SegmentState,
+    StoreError,
 };
 
 /// A row that this program did not write, or that was changed.
@@ -108,6 +109,11 @@ fn counts(row: &Row, first: usize) -> Result<Counts, Malformed> {
         duplicates: get_u64(row, first + 2)?,
         rejected: get_u64(row, first + 3)?,
     })
+}
+
+/// The name of an imported file, and its content.
+pub(super) fn import_content(row: &Row) -> Result<(String, ImportContent), Malformed> {
+    Ok((get(row, 0)?, (get_u64(row, 1)?, get_checksum(row, 2)?)))
 }
 
 fn get_checksum(row: &Row, column: usize) -> Result<u32, Malformed> {

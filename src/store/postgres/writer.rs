@@ -20,8 +20,8 @@ use super::{Node, Target, schema};
 use crate::data_dir::segment::{Numbers, SegmentId};
 use crate::store::apply::Failure;
 use crate::store::{
-    AppliedSegments, Ledger, Mark, NodeReport, Overall, Pruned, SegmentRow, SegmentState,
-    StoreError,
+    AppliedSegments, ImportContent, Ledger, Mark, NodeReport, Overall, Pruned, SegmentRow,
+    SegmentState, StoreError,
 };
 
 /// How often a transaction is tried that was rolled back because of another one.
@@ -176,6 +176,13 @@ impl PostgresWriter {
     pub fn applied_imports(&self) -> Result<HashSet<String>, StoreError> {
         self.read(statement!("select_applied_imports"), &[], |rows| {
             rows.iter().map(|row| convert::get(row, 0)).collect()
+        })
+    }
+
+    /// See [`Writer::import_contents`](crate::store::Writer::import_contents).
+    pub fn import_contents(&self) -> Result<Vec<(String, ImportContent)>, StoreError> {
+        self.read(statement!("select_import_contents"), &[], |rows| {
+            rows.iter().map(convert::import_content).collect()
         })
     }
 

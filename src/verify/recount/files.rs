@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use crc32fast::Hasher;
 
 use super::{Finding, Recount, in_quarantine};
+use crate::data_dir::disk::DiskFile;
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
-use crate::data_dir::{Place, numbers};
+use crate::data_dir::{Place, numbers, read_label};
 use crate::store::SegmentRow;
-use crate::verify::contents::{compare_claims, describe_rivals};
+use crate::verify::contents::{compare_claims, describe_other_name, describe_rivals};
 use crate::verify::seal;
 
 impl Recount<'_> {
@@ -98,6 +99,14 @@ impl Recount<'_> {
     /// Adds a file of which nothing is applied to the pending ones, unless it contradicts its seal.
     fn pending_file(&mut self, id: &SegmentId, path: &Path) {
         let opened = self.disk.open_read(path);
+        if let Some(other) = opened
+            .as_ref()
+            .ok()
+            .and_then(|file| self.other_name(&**file, id, path))
+        {
+            self.add_finding(&Finding::Mismatch(other));
+            return;
+        }
         let compared = opened.and_then(|file| seal::contradiction(&*file, path, &Hasher::new()));
         if let Ok(Some(broken)) = compared {
             self.add_finding(&Finding::Mismatch(format!("segment {id}: {broken}")));
@@ -115,6 +124,19 @@ impl Recount<'_> {
         };
         self.pending.0 += u64::from(size > 0);
         self.pending.1 += size;
+    }
+
+    /// Describes why a file with the name of an imported one is not applied; `None` if nothing is wrong with
+    /// its label, or if it cannot be read.
+    fn other_name(&self, file: &dyn DiskFile, id: &SegmentId, path: &Path) -> Option<String> {
+        let SegmentId::Imported(name) = id else {
+            return None;
+        };
+        let label = read_label(file).ok().flatten()?;
+        let ours = label.tag.directory == self.config.tag();
+        // A part of a segment that was imported has the label in its name.
+        let is_part = name.contains(&format!("-{:06}-{}_", label.number, label.tag));
+        (ours && !is_part).then(|| describe_other_name(path, label))
     }
 
     /// Whether the segment has a file outside the quarantine.

@@ -12,7 +12,7 @@ use crate::store::Database;
 /// Picks each setting and writes it, with its source, as a line of TOML.
 #[derive(Default)]
 pub(super) struct Settings {
-    /// The lines.
+    /// The lines of the settings that were picked.
     pub(super) text: String,
     /// The settings that come from the config file.
     from_file: Vec<&'static str>,

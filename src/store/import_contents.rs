@@ -1,0 +1,27 @@
+//! Length and checksum of the imported files, by which a copy of one under another name is noticed.
+
+use rusqlite::Connection;
+
+use super::SegmentRow;
+
+const SELECT: &str = include_str!("../../sql/query/select_import_contents.sql");
+
+/// The length and the checksum of a fully applied imported file.
+pub type ImportContent = (u64, u32);
+
+/// The fully applied imported files that have counted events without an id: name and content. Of a copy of a
+/// file in which each event has an id, no event counts.
+pub(super) fn read(connection: &Connection) -> rusqlite::Result<Vec<(String, ImportContent)>> {
+    connection
+        .prepare_cached(SELECT)?
+        .query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?
+        .collect()
+}
+
+impl SegmentRow {
+    /// The content of an imported file that has counted events without an id; `None` of any other segment.
+    pub(crate) fn import_content(&self) -> Option<ImportContent> {
+        let counts = self.id.number().is_none() && self.counts.events > self.id_events;
+        counts.then_some((self.applied_bytes, self.checksum))
+    }
+}

@@ -1,0 +1,57 @@
+//! Changes of the database file by programs that do not follow SQLite's locking.
+
+use std::path::Path;
+
+use crate::data_dir::disk::with_suffix;
+use crate::store::{DATABASE_FILE, Existing, Writer};
+
+/// A change of the file at this path.
+type Change = fn(&Path);
+
+#[test]
+fn only_a_write_in_place_is_an_overwritten_file() {
+    // Fails if a file that was removed or replaced after the files were compared, and before the file
+    // was examined, is taken for one that was written in place: its -wal would be treated as the one of
+    // the file at the path.
+    let changes: [(&str, Change, bool); 4] = [
+        ("nothing", |_| {}, false),
+        (
+            "written",
+            |path| {
+                let file = std::fs::OpenOptions::new().append(true).open(path);
+                let file = file.expect("it opens");
+                let later = std::time::SystemTime::now() + std::time::Duration::from_secs(9);
+                file.set_modified(later).expect("set");
+            },
+            true,
+        ),
+        (
+            "removed",
+            |path| std::fs::remove_file(path).expect("removed"),
+            false,
+        ),
+        (
+            "replaced",
+            |path| {
+                let other = with_suffix(path, ".new");
+                std::fs::copy(path, &other).expect("copied");
+                std::fs::rename(&other, path).expect("renamed");
+            },
+            false,
+        ),
+    ];
+    for (name, change, overwritten) in changes {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(DATABASE_FILE);
+        let mut writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
+        writer.note_written().expect("noted");
+        assert_eq!(writer.replaced(), None, "{name}");
+        // Between the comparison of the files and the examination.
+        change(&path);
+        let found = writer.is_overwritten().expect("examined");
+        assert_eq!(found, overwritten, "{name}");
+        let other_file = name == "removed" || name == "replaced";
+        assert_eq!(writer.replaced().is_some(), other_file, "{name}");
+        writer.abandon();
+    }
+}
