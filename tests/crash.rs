@@ -11,7 +11,7 @@ use super::harness::http::{Conn, Request};
 use super::harness::recount::event_files;
 use super::harness::{
     PATIENCE, Process, Scratch, Server, arg, database, event, files_below, generated, recount,
-    recount_files, run, tallyline, until,
+    recount_files, run, tallyline, until, without_node,
 };
 
 const ROUNDS: usize = 10;
@@ -207,7 +207,10 @@ fn a_torn_line_is_kept_in_quarantine_and_ingestion_continues() {
     let after = server.accept(event("u", 1));
     server.flush();
     assert_eq!(server.get("/userEvents/u").expect(200).json()["revenue"], 2);
-    let offset = |position: &str| position.split_once('-').unwrap().1.parse::<u64>().unwrap();
+    let offset = |position: &str| {
+        let (_, offset) = without_node(position).split_once('-').unwrap();
+        offset.parse::<u64>().unwrap()
+    };
     assert_eq!(offset(&after), offset(&before) + event("u", 1).len() as u64);
     let kept = data.join(format!("quarantine/torn-1-{}", offset(&before)));
     assert_eq!(fs::read_to_string(&kept).unwrap(), torn);

@@ -37,6 +37,7 @@ const MODULES: &[&str] = &[
 const ABOUT_THE_FILE: &[&str] = &[
     "end_to_end::the_user_revenue_view_agrees_with_the_exact_totals", // its view and pragmas
     "metamorphic::imported_files_give_the_same_totals",               // calls the library with it
+    "http::pending_lines_of_an_imported_file_have_an_age",            // locks it
     "listings::waiting_requests_are_answered_during_a_shutdown",      // locks it
     "process::a_deleted_database_is_made_again_from_the_files",
     "provable::a_backup_copied_beside_an_old_wal_is_detected_and_rebuilt",

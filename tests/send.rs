@@ -82,7 +82,7 @@ fn output_that_cannot_be_written_does_not_make_a_sent_file_count_twice() {
     let output = command.stdout(full()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("do not send them again"), "{stderr}");
+    assert!(stderr.contains("do not send the input again"), "{stderr}");
     send(&server, &file, &[]).expect(2);
     let flags = ["--rejects", "/dev/full", "--no-ids", "--batch", "2"];
     let file = scratch.file(

@@ -29,7 +29,7 @@ pub fn run(config: &SendConfig) -> anyhow::Result<Exit> {
         SendOutcome::Complete => {
             let lines = counted(summary.lines, "line");
             printed.with_context(|| {
-                format!("{lines} were sent and acknowledged; do not send them again. However")
+                format!("{lines} sent and acknowledged; do not send the input again. However")
             })?;
             Ok(exit)
         }

@@ -304,6 +304,13 @@ pub(crate) fn generated(scratch: &Scratch, events: u64, users: u64, seed: u64) -
     path
 }
 
+/// A position without the node that nodes of a shared database add to it.
+pub(crate) fn without_node(position: &str) -> &str {
+    position
+        .split_once('@')
+        .map_or(position, |(position, _)| position)
+}
+
 /// One line that adds `value` to `user`; the user is encoded as JSON.
 pub(crate) fn event(user: &str, value: u64) -> String {
     let user = serde_json::Value::from(user);
