@@ -25,8 +25,9 @@ include-name = "POST /liveEvent"
 checks.positive_data_acceptance.enabled = false
 
 [[operations]]
-# A cursor is part of the previous page, a position part of an earlier response: others are rejected.
-include-path-regex = "^/userEvents"
+# A cursor is part of the previous page, a position part of an earlier response of a node that shares the database:
+# others are rejected.
+include-path-regex = "^/(userEvents|rejected)"
 checks.positive_data_acceptance.enabled = false
 
 [[operations]]
