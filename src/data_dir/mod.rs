@@ -20,8 +20,8 @@
 mod catalog;
 mod directory;
 pub mod disk;
-#[cfg(feature = "postgres")]
 pub mod node_position;
+#[cfg(feature = "postgres")]
 pub mod node_tokens;
 pub(crate) mod numbers;
 pub mod segment;
@@ -37,6 +37,9 @@ pub use self::catalog::{
 pub(crate) use self::catalog::{SegmentFile, missing_note};
 pub use self::directory::{DIRECTORY_FILE, Directory, directory_tag, read_label};
 pub(crate) use self::directory::{active_label, first_free, given_out, is_sealed};
+
+/// In a data directory whose totals are in a shared database: the tokens of the node.
+pub const NODE_FILE: &str = "node.json";
 
 /// Locked by the process that appends to the active segment.
 pub const SERVE_LOCK: &str = "serve.lock";

@@ -22,10 +22,7 @@ use uuid::Uuid;
 use super::directory::any_active_label;
 use super::disk::{self, Disk};
 use super::segment::{Tag, label_in_name};
-use super::{APPLIED_DIR, DataDirError};
-
-/// The file's name in the data directory.
-pub const NODE_FILE: &str = "node.json";
+use super::{APPLIED_DIR, DataDirError, NODE_FILE};
 
 /// The oldest tokens are dropped past this number, except the last one that each database is known to have stored.
 ///

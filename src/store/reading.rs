@@ -32,6 +32,10 @@ pub struct UserTotal {
 
 /// How far a position of a node is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "postgres"),
+    expect(dead_code, reason = "nodes share PostgreSQL only")
+)]
 pub enum NodeProgress {
     /// Everything at or before it is in the database.
     Applied,

@@ -17,9 +17,12 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
+#[cfg(feature = "postgres")]
+use self::id_block_counts::BlockCounter;
+#[cfg(feature = "postgres")]
 pub(super) use self::id_block_counts::BlockRow;
 pub use self::id_block_counts::IdBlockCounts;
-use self::id_block_counts::{BlockCounter, count_blocks};
+use self::id_block_counts::count_blocks;
 use super::family::Reading;
 use super::id_blocks::{self, Block, Grouped, NumberStatus, SELECT_ID_BLOCK, Span};
 use super::open::{self, Contents};

@@ -22,12 +22,10 @@ use crate::cli::args::{
 };
 use crate::cli::memory::default_bytes;
 use crate::cli::{Size, Span};
+use crate::data_dir::NODE_FILE;
 use crate::data_dir::node_position::NodePosition;
-#[cfg(feature = "postgres")]
-use crate::data_dir::node_tokens::NODE_FILE;
 pub use crate::http::Access;
 pub use crate::progress::Processing;
-#[cfg(feature = "postgres")]
 use crate::store::DATABASE_FILE;
 use crate::store::Database;
 
@@ -385,7 +383,6 @@ fn keeps_totals_elsewhere(
             "with --database, the totals are in {database}"
         )));
     }
-    #[cfg(feature = "postgres")]
     if data_dir.join(NODE_FILE).exists() && !data_dir.join(DATABASE_FILE).exists() {
         return Ok(Some(format!(
             "it has {NODE_FILE} and no {DATABASE_FILE}, so its totals are in a PostgreSQL database"
