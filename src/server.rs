@@ -161,7 +161,7 @@ impl Parts {
         let directory = journal.directory();
         readers.belong_to(directory);
 
-        if config.database_url.is_some() {
+        if readers.is_shared() {
             let others = OtherNodes::start(readers.clone());
             let others = others
                 .context("cannot start the thread that waits for positions of other nodes")?;

@@ -31,6 +31,11 @@ pub fn rfc3339_millis(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(of_ms(to_ms(time))).to_string()
 }
 
+/// The time `ms` milliseconds after 1970 UTC as [`rfc3339_millis`] writes it.
+pub fn rfc3339_of_ms(ms: i64) -> String {
+    rfc3339_millis(of_ms(ms))
+}
+
 /// The time as text with seconds, rounded down: `2026-11-22T06:41:00Z`.
 pub fn rfc3339_seconds(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(of_ms(to_ms(time))).to_string()

@@ -320,6 +320,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "client",
             "data_dir",
             "event",
+            "http",
             "processor",
             "server",
             "shutdown",

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use indicatif::HumanCount;
-use serde::Serialize;
 
 use crate::cli::args::{AdoptArgs, NodesArgs, NodesCommand, RemoveArgs};
 use crate::cli::config::UsageError;
@@ -13,9 +12,9 @@ use crate::cli::exit::Exit;
 use crate::cli::output::{counted, print};
 use crate::data_dir::disk::{Lock, RealDisk};
 use crate::data_dir::{Directory, PROCESS_LOCK};
+use crate::http::NodeJson;
 use crate::store::Member;
 use crate::store::postgres::{Node, Target, ensure_tables, members, remove};
-use crate::timestamp;
 
 /// Runs the command.
 pub fn run(args: &NodesArgs) -> anyhow::Result<Exit> {
@@ -37,7 +36,7 @@ pub fn run(args: &NodesArgs) -> anyhow::Result<Exit> {
 fn list(target: &Target, json: bool) -> anyhow::Result<Exit> {
     let members = members(&mut target.connect()?, target)?;
     if json {
-        let shown: Vec<_> = members.iter().map(Shown::of).collect();
+        let shown: Vec<_> = members.iter().map(NodeJson::of).collect();
         let mut text = serde_json::to_vec_pretty(&shown)?;
         text.push(b'\n');
         return print(&text);
@@ -46,62 +45,6 @@ fn list(target: &Target, json: bool) -> anyhow::Result<Exit> {
         return print(b"no nodes yet; start one with `tallyline serve --database` and this URL\n");
     }
     print(table(&members).as_bytes())
-}
-
-/// A node as JSON.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Shown<'m> {
-    node: i32,
-    id: String,
-    name: &'m str,
-    state: &'static str,
-    started_at: String,
-    seconds_since_report: Option<f64>,
-    version: Option<&'m str>,
-    users: u64,
-    revenue_micros: String,
-    lines: u64,
-    applied: u64,
-    duplicates: u64,
-    rejected: u64,
-    corrupt: u64,
-    pending_lines: Option<u64>,
-    lag_seconds: Option<f64>,
-    reasons: Vec<&'m str>,
-}
-
-impl<'m> Shown<'m> {
-    fn of(member: &'m Member) -> Self {
-        let last = member.report.as_ref();
-        let report = last.map(|last| &last.report);
-        Self {
-            node: member.number,
-            id: member.id.to_string(),
-            name: &member.name,
-            state: member.state().name(),
-            started_at: timestamp::rfc3339_millis(timestamp::of_ms(member.acquired_at_ms)),
-            seconds_since_report: last.map(|last| seconds(last.age_ms)),
-            version: last.map(|last| last.version.as_str()),
-            users: member.overall.users,
-            revenue_micros: member.overall.revenue.0.to_string(),
-            lines: member.lines,
-            applied: member.applied,
-            duplicates: member.duplicates,
-            rejected: member.rejected,
-            corrupt: member.corrupt,
-            pending_lines: report.map(|report| report.pending_lines),
-            lag_seconds: report.map(|report| seconds(report.lag_ms)),
-            reasons: report
-                .map(|report| report.reasons.lines().collect())
-                .unwrap_or_default(),
-        }
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "seconds for people")]
-fn seconds(ms: u64) -> f64 {
-    ms as f64 / 1000.0
 }
 
 fn table(members: &[Member]) -> String {

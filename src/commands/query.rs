@@ -213,7 +213,7 @@ impl<'a> Shown<'a> {
             revenue: number(user.revenue.to_string()),
             revenue_micros: user.revenue.0.to_string(),
             events: user.events,
-            updated_at: time(user.updated_at_ms),
+            updated_at: timestamp::rfc3339_of_ms(user.updated_at_ms),
         }
     }
 }
@@ -260,7 +260,7 @@ fn json_overall(
         events: overall.events,
         revenue: number(overall.revenue.to_string()),
         revenue_micros: overall.revenue.0.to_string(),
-        updated_at: overall.updated_at_ms.map(time),
+        updated_at: overall.updated_at_ms.map(timestamp::rfc3339_of_ms),
         ledger: Fates {
             lines: ledger.lines,
             applied: ledger.applied,
@@ -279,7 +279,10 @@ fn csv(users: &[UserTotal]) -> anyhow::Result<String> {
     for user in users {
         let revenue = user.revenue.to_string();
         let events = user.events.to_string();
-        let (micros, updated_at) = (user.revenue.0.to_string(), time(user.updated_at_ms));
+        let (micros, updated_at) = (
+            user.revenue.0.to_string(),
+            timestamp::rfc3339_of_ms(user.updated_at_ms),
+        );
         out.write_record([&user.user_id, &revenue, &micros, &events, &updated_at])?;
     }
     Ok(String::from_utf8(out.into_inner()?)?)
@@ -297,7 +300,9 @@ fn table_overall(
         ("revenue", overall.revenue.to_string()),
         (
             "last updated",
-            overall.updated_at_ms.map_or("never".to_owned(), time),
+            overall
+                .updated_at_ms
+                .map_or("never".to_owned(), timestamp::rfc3339_of_ms),
         ),
         ("lines read", ledger.lines.to_string()),
         ("duplicates", ledger.duplicates.to_string()),
@@ -322,7 +327,7 @@ fn table(users: &[UserTotal]) -> String {
             user.user_id.clone(),
             user.revenue.to_string(),
             user.events.to_string(),
-            time(user.updated_at_ms),
+            timestamp::rfc3339_of_ms(user.updated_at_ms),
         ]
     }));
     aligned(
@@ -358,10 +363,6 @@ fn aligned(rows: &[Vec<String>], columns: &[Align]) -> String {
         text.push('\n');
     }
     text
-}
-
-fn time(at_ms: i64) -> String {
-    timestamp::rfc3339_millis(timestamp::of_ms(at_ms))
 }
 
 #[cfg(test)]

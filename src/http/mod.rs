@@ -22,6 +22,7 @@ pub mod engine;
 mod history;
 pub mod intake;
 pub mod metrics;
+mod node_json;
 mod page;
 mod problem;
 mod refused;
@@ -38,6 +39,8 @@ use auth::{Listening, Tokens};
 pub use engine::Limits;
 use engine::{Blocking, Engine, EngineError};
 use history::Sampler;
+#[cfg(feature = "postgres")]
+pub(crate) use node_json::NodeJson;
 use refused::RefusedRequests;
 use routes::{Files, Inner, Lookups, Routes};
 use uuid::Uuid;
@@ -128,7 +131,6 @@ impl Server {
             progress: app.progress,
             other_nodes: app.other_nodes,
             health: app.health,
-            is_shared: app.readers.is_shared(),
             readers: Blocking::new(app.readers),
             lookups: Lookups::default(),
             files: Blocking::new(Files {

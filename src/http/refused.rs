@@ -43,7 +43,7 @@ pub(super) struct RefusedRequests(Mutex<VecDeque<Entry>>);
 impl RefusedRequests {
     /// Records a request of which `events` events were not stored.
     pub(super) fn record(&self, status: u16, detail: &str, error: Option<&Fault>, events: u64) {
-        let at = timestamp::rfc3339_millis(timestamp::of_ms(timestamp::now_ms()));
+        let at = timestamp::rfc3339_of_ms(timestamp::now_ms());
         let entry = Entry {
             at,
             status,

@@ -97,7 +97,8 @@ impl Reply {
                 out.extend_from_slice(part.as_bytes());
             }
         };
-        let status = StatusCode::from_u16(self.status).unwrap_or_default();
+        let status = StatusCode::from_u16(self.status);
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let reason = status.canonical_reason().unwrap_or("Unknown");
         let line = ["HTTP/1.1 ", status.as_str(), " ", reason];
         push(&line);

@@ -156,7 +156,7 @@ fn unapplied(id: &SegmentId, tail: &Tail) -> Value {
 
 fn segment(files: &Files, row: &SegmentRow, tail: &Tail) -> Value {
     let file = file(files, row, tail);
-    let completed_at = row.completed_at_ms.map(rfc3339);
+    let completed_at = row.completed_at_ms.map(timestamp::rfc3339_of_ms);
     let state = match &file {
         None if row.state == SegmentState::Applied => FILE_MISSING,
         _ => row.state.name(),
@@ -187,7 +187,7 @@ fn file(files: &Files, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
         return is_active.then(|| (ACTIVE_FILE.to_owned(), tail.durable_end));
     }
     let archived = row.completed_at_ms.map(|at_ms| {
-        let month = rfc3339(at_ms);
+        let month = timestamp::rfc3339_of_ms(at_ms);
         let month = month.get(.."2026-11".len()).unwrap_or_default();
         format!("{APPLIED_DIR}/{month}/{}", row.file_name)
     });
@@ -197,10 +197,6 @@ fn file(files: &Files, row: &SegmentRow, tail: &Tail) -> Option<(String, u64)> {
         let bytes = files.disk.size_at(&files.data_dir.join(&path)).ok()?;
         Some((path, bytes))
     })
-}
-
-fn rfc3339(at_ms: i64) -> String {
-    timestamp::rfc3339_millis(timestamp::of_ms(at_ms))
 }
 
 #[cfg(test)]

@@ -53,8 +53,6 @@ pub(super) struct Inner {
     /// `None` if requests need no token.
     pub(super) tokens: Option<Tokens>,
     pub(super) listening: Listening,
-    /// Whether several nodes may share the database.
-    pub(super) is_shared: bool,
     /// The identifier of the data directory.
     pub(super) directory: Uuid,
     pub(super) lost_log_lines: fn() -> u64,

@@ -15,6 +15,7 @@ use crate::event::Micros;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::metrics;
+use crate::http::node_json::{NodeJson, seconds};
 use crate::http::problem::Problem;
 use crate::store::{Member, NodeState, Overall};
 use crate::timestamp;
@@ -27,30 +28,7 @@ struct Nodes<'c> {
     revenue: Option<Box<RawValue>>,
     revenue_micros: String,
     updated_at: Option<String>,
-    nodes: Vec<Node<'c>>,
-}
-
-/// A node as in `tallyline nodes --json`.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Node<'m> {
-    node: i32,
-    id: String,
-    name: &'m str,
-    state: &'static str,
-    started_at: String,
-    seconds_since_report: Option<f64>,
-    version: Option<&'m str>,
-    users: u64,
-    revenue_micros: String,
-    lines: u64,
-    applied: u64,
-    duplicates: u64,
-    rejected: u64,
-    corrupt: u64,
-    pending_lines: Option<u64>,
-    lag_seconds: Option<f64>,
-    reasons: Vec<&'m str>,
+    nodes: Vec<NodeJson<'c>>,
 }
 
 /// Answers with the totals and the nodes.
@@ -60,7 +38,7 @@ pub(super) fn nodes(inner: &Arc<Inner>, request: Request, query: &str) {
 
 fn list(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Problem> {
     Params::parse(query, &[])?;
-    if !inner.is_shared {
+    if !inner.is_shared() {
         let (_, accounts) = service::accounts(inner);
         return Ok(reply(&accounts.overall, &[]));
     }
@@ -77,42 +55,16 @@ fn reply(overall: &Overall, nodes: &[Member]) -> Reply {
         events: overall.events,
         revenue: exact(overall.revenue),
         revenue_micros: overall.revenue.0.to_string(),
-        updated_at: overall.updated_at_ms.map(time),
-        nodes: nodes.iter().map(node).collect(),
+        updated_at: overall.updated_at_ms.map(timestamp::rfc3339_of_ms),
+        nodes: nodes.iter().map(NodeJson::of).collect(),
     };
     // Serializing plain values cannot fail.
     Reply::json(200, serde_json::to_string(&body).unwrap_or_default())
 }
 
-fn node(member: &Member) -> Node<'_> {
-    let last = member.report.as_ref();
-    let report = last.map(|last| &last.report);
-    Node {
-        node: member.number,
-        id: member.id.to_string(),
-        name: &member.name,
-        state: member.state().name(),
-        started_at: time(member.acquired_at_ms),
-        seconds_since_report: last.map(|last| seconds(last.age_ms)),
-        version: last.map(|last| last.version.as_str()),
-        users: member.overall.users,
-        revenue_micros: member.overall.revenue.0.to_string(),
-        lines: member.lines,
-        applied: member.applied,
-        duplicates: member.duplicates,
-        rejected: member.rejected,
-        corrupt: member.corrupt,
-        pending_lines: report.map(|report| report.pending_lines),
-        lag_seconds: report.map(|report| seconds(report.lag_ms)),
-        reasons: report
-            .map(|report| report.reasons.lines().collect())
-            .unwrap_or_default(),
-    }
-}
-
 /// The figures of the whole database for `/metrics`; `None` if it is not shared or cannot be read.
 pub(super) fn figures(inner: &Inner, may_block: &MayBlock) -> Option<metrics::Nodes> {
-    if !inner.is_shared {
+    if !inner.is_shared() {
         return None;
     }
     let cluster = inner.readers.get(may_block).cluster().ok()?;
@@ -137,13 +89,4 @@ pub(super) fn figures(inner: &Inner, may_block: &MayBlock) -> Option<metrics::No
 /// An exact decimal, not a float.
 fn exact(revenue: Micros) -> Option<Box<RawValue>> {
     RawValue::from_string(revenue.to_string()).ok()
-}
-
-fn time(at_ms: i64) -> String {
-    timestamp::rfc3339_millis(timestamp::of_ms(at_ms))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "seconds for people")]
-fn seconds(ms: u64) -> f64 {
-    ms as f64 / 1000.0
 }

@@ -18,9 +18,14 @@ use crate::progress::WaitOutcome;
 use crate::store::NodeProgress;
 
 impl Inner {
+    /// Whether several nodes may share the database.
+    pub(super) fn is_shared(&self) -> bool {
+        self.other_nodes.is_some()
+    }
+
     /// A position of this server as clients see it.
     pub(super) fn shown(&self, position: Position) -> NodePosition {
-        let node = self.other_nodes.as_ref().map(|_| self.directory);
+        let node = self.is_shared().then_some(self.directory);
         NodePosition { node, position }
     }
 

@@ -77,17 +77,16 @@ fn current(inner: &Inner) -> Status<'_> {
     };
     let refused = inner.counters.refusals().filter(|(_, count)| *count > 0);
     let reasons = service::reasons(inner);
-    let time = |at_ms| timestamp::rfc3339_millis(timestamp::of_ms(at_ms));
     Status {
         directory: &inner.directory,
-        shared: inner.is_shared,
+        shared: inner.is_shared(),
         position: inner.shown(end).to_string(),
         users: overall.users,
         events: overall.events,
         // An exact decimal, not a float.
         revenue: RawValue::from_string(overall.revenue.to_string()).ok(),
         revenue_micros: overall.revenue.0.to_string(),
-        updated_at: overall.updated_at_ms.map(time),
+        updated_at: overall.updated_at_ms.map(timestamp::rfc3339_of_ms),
         received: events.received,
         accepted: events.accepted,
         refused: events.refused,

@@ -82,7 +82,11 @@ fn unknown(inner: &Inner) -> Problem {
     let progress = &inner.progress;
     let pending = progress.ledger(|| inner.journal.tail().lines).0.pending;
     let detail = if pending == 0 {
-        let here = if inner.is_shared { " at this node" } else { "" };
+        let here = if inner.is_shared() {
+            " at this node"
+        } else {
+            ""
+        };
         format!("no event of this user has been applied, and none is pending{here}")
     } else if progress.applies_elsewhere() {
         format!(
@@ -165,7 +169,7 @@ pub(super) fn unreadable(error: &StoreError) -> Problem {
 fn push_user(json: &mut String, total: &UserTotal) {
     json.push_str("{\"userId\":");
     push_string(json, &total.user_id);
-    let updated_at = timestamp::rfc3339_millis(timestamp::of_ms(total.updated_at_ms));
+    let updated_at = timestamp::rfc3339_of_ms(total.updated_at_ms);
     // Writing to a String cannot fail. The revenue is an exact decimal, not a float.
     let _never = write!(
         json,

@@ -130,7 +130,7 @@ fn push_user(text: &mut String, user: &UserTotal) {
     } else {
         text.push_str(&user.user_id);
     }
-    let updated_at = timestamp::rfc3339_millis(timestamp::of_ms(user.updated_at_ms));
+    let updated_at = timestamp::rfc3339_of_ms(user.updated_at_ms);
     // Writing to a String cannot fail.
     let _never = writeln!(
         text,
