@@ -143,6 +143,12 @@ pub enum OutcomeOfAll {
     Raced(usize),
 }
 
+/// The end of a transaction, with its result.
+pub(super) enum End<T> {
+    Commit(T),
+    RollBack(T),
+}
+
 /// The result of one attempt, before the commit.
 pub(super) enum Attempt {
     Ready(Applied),

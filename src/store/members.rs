@@ -13,6 +13,7 @@ const REPORTS_WITHIN: Duration = Duration::from_secs(30);
 
 /// A node, with what it has applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Default))]
 pub struct Member {
     /// `node.node`.
     pub number: i32,
@@ -139,15 +140,6 @@ mod tests {
     fn node(number: i32, users: u64, age_ms: Option<u64>, reasons: &str) -> Member {
         Member {
             number,
-            id: Uuid::nil(),
-            name: String::new(),
-            is_removed: false,
-            acquired_at_ms: 0,
-            lines: 0,
-            applied: 0,
-            duplicates: 0,
-            rejected: 0,
-            corrupt: 0,
             report: age_ms.map(|age_ms| ReportRow {
                 version: String::new(),
                 report: NodeReport {
@@ -162,6 +154,7 @@ mod tests {
                 revenue: Micros(i128::from(i64::MAX)),
                 updated_at_ms: (users > 0).then_some(i64::from(number)),
             },
+            ..Member::default()
         }
     }
 

@@ -12,9 +12,8 @@ use ::postgres::types::Type;
 
 use super::Node;
 use super::PostgresWriter;
-use super::convert::to_i64;
 use super::rows::{self, BlockColumns, PostgresRows, RowsError, statement};
-use super::writer::End;
+use crate::store::apply::End;
 use crate::store::apply::ids::IdRow;
 use crate::store::apply::{self, Attempt, FoldAttempt, Rows as _};
 use crate::store::id_blocks::{BlockKey, Grouped};
@@ -217,18 +216,8 @@ impl<'e> Reserved<'e> {
         let keys: Vec<BlockKey<'e>> = reserved.blocks.iter().copied().collect();
         for keys in keys.chunks(PostgresRows::TOGETHER) {
             let columns = BlockColumns::of(keys.iter().copied());
-            let numbers: Vec<&[u8]> = vec![&[]; keys.len()];
-            let [prefixes, widths, blocks] = columns.params();
-            transaction.query_typed(
-                statement!("insert_id_blocks"),
-                &[
-                    (&now_s, Type::INT8),
-                    prefixes,
-                    widths,
-                    blocks,
-                    (&numbers, Type::BYTEA_ARRAY),
-                ],
-            )?;
+            let no_numbers: Vec<&[u8]> = vec![&[]; keys.len()];
+            rows::insert_blocks(transaction, now_s, &columns, &no_numbers)?;
         }
         Ok(reserved)
     }
@@ -241,25 +230,9 @@ impl<'e> Reserved<'e> {
         events: &[(IdEvent<'e>, i64)],
         now_s: i64,
     ) -> Result<(), RowsError> {
-        let ids: Vec<&str> = events.iter().map(|(event, _)| event.id).collect();
-        let payloads: Vec<i64> = events.iter().map(|(event, _)| event.payload()).collect();
-        let segments: Vec<i64> = events.iter().map(|&(_, key)| key).collect();
-        let offsets: Vec<i64> = events
-            .iter()
-            .map(|(event, _)| to_i64(event.offset))
-            .collect();
-        let inserted = transaction.execute_typed(
-            statement!("reserve_event_ids"),
-            &[
-                (&node, Type::INT4),
-                (&now_s, Type::INT8),
-                (&ids, Type::TEXT_ARRAY),
-                (&payloads, Type::INT8_ARRAY),
-                (&segments, Type::INT8_ARRAY),
-                (&offsets, Type::INT8_ARRAY),
-            ],
-        )?;
-        if inserted == events.len() as u64 {
+        let with_segments = events.iter().map(|(event, key)| (event, *key));
+        let inserted = rows::insert_ids(transaction, node, now_s, with_segments)?;
+        if inserted == events.len() {
             self.ids.extend(
                 events
                     .iter()
@@ -267,6 +240,7 @@ impl<'e> Reserved<'e> {
             );
             return Ok(());
         }
+        let ids: Vec<&str> = events.iter().map(|(event, _)| event.id).collect();
         // Another statement: the one above does not see a row of another node for which it waited.
         let rows =
             transaction.query_typed(statement!("select_event_ids"), &[(&ids, Type::TEXT_ARRAY)])?;

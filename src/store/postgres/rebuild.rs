@@ -17,8 +17,9 @@ use ::postgres::types::Type;
 
 use super::convert::{self, to_i64};
 use super::rows::{self, Param, RowsError, statement};
-use super::writer::{End, Nesting};
+use super::writer::Nesting;
 use super::{Node, PostgresWriter};
+use crate::store::apply::End;
 use crate::store::id_blocks::Block;
 use crate::store::overall::Added;
 use crate::store::{SegmentRow, SegmentState, Snapshot, StoreError};

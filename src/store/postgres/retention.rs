@@ -11,8 +11,8 @@ use ::postgres::types::Type;
 
 use super::convert::{self, Malformed, to_i64};
 use super::rows::{RowsError, statement};
-use super::writer::End;
 use super::{Node, PostgresWriter};
+use crate::store::apply::End;
 use crate::store::id_blocks::Block;
 use crate::store::retention::{After, IdsWalk, OwnedKey, Stamps};
 use crate::store::{Pruned, SegmentRow, StoreError};

@@ -153,17 +153,7 @@ impl<'r, 'e> PostgresRows<'r, 'e> {
         let now_s = self.now_s();
         let columns = BlockColumns::of(works.iter().map(|work| work.key));
         let numbers: Vec<&[u8]> = works.iter().map(|work| &*work.bytes).collect();
-        let [prefixes, widths, blocks] = columns.params();
-        let rows = self.query(
-            statement!("insert_id_blocks"),
-            &[
-                (&now_s, Type::INT8),
-                prefixes,
-                widths,
-                blocks,
-                (&numbers, Type::BYTEA_ARRAY),
-            ],
-        )?;
+        let rows = insert_blocks(self.transaction, now_s, &columns, &numbers)?;
         if rows.len() == works.len() {
             return Ok(vec![true; works.len()]);
         }
@@ -184,23 +174,11 @@ impl<'r, 'e> PostgresRows<'r, 'e> {
         Ok(works.iter().map(is_inserted).collect())
     }
 
-    /// Inserts the ids that are in no row, and returns how many these are.
+    /// See [`insert_ids`]. All events are of the segment.
     fn insert_id_rows(&mut self, place: i64, events: &[IdEvent<'_>]) -> Result<usize, RowsError> {
-        let ((node, segment), now_s) = (Node::of_place(place), self.now_s());
-        let ids: Vec<&str> = events.iter().map(|event| event.id).collect();
-        let payloads: Vec<i64> = events.iter().map(IdEvent::payload).collect();
-        let offsets: Vec<i64> = events.iter().map(|event| to_i64(event.offset)).collect();
-        self.execute(
-            statement!("insert_event_ids"),
-            &[
-                (&node, Type::INT4),
-                (&segment, Type::INT8),
-                (&now_s, Type::INT8),
-                (&ids, Type::TEXT_ARRAY),
-                (&payloads, Type::INT8_ARRAY),
-                (&offsets, Type::INT8_ARRAY),
-            ],
-        )
+        let (node, segment) = Node::of_place(place);
+        let events = events.iter().map(|event| (event, segment));
+        insert_ids(self.transaction, node, self.now_s(), events)
     }
 
     fn update_blocks(&mut self, changed: &[(&Work<'_>, Change)]) -> Result<(), RowsError> {
@@ -252,6 +230,58 @@ impl<'r, 'e> PostgresRows<'r, 'e> {
         )?;
         Ok(())
     }
+}
+
+/// Inserts the ids that are in no row, and returns how many these are. The events are sorted by id; each has the
+/// key of its segment.
+pub(super) fn insert_ids<'a>(
+    transaction: &mut Client,
+    node: i32,
+    now_s: i64,
+    events: impl Iterator<Item = (&'a IdEvent<'a>, i64)>,
+) -> Result<usize, RowsError> {
+    let (mut ids, mut payloads) = (Vec::new(), Vec::new());
+    let (mut segments, mut offsets) = (Vec::new(), Vec::new());
+    for (event, segment) in events {
+        ids.push(event.id);
+        payloads.push(event.payload());
+        segments.push(segment);
+        offsets.push(to_i64(event.offset));
+    }
+    let inserted = transaction.execute_typed(
+        statement!("insert_event_ids"),
+        &[
+            (&node, Type::INT4),
+            (&now_s, Type::INT8),
+            (&ids, Type::TEXT_ARRAY),
+            (&payloads, Type::INT8_ARRAY),
+            (&segments, Type::INT8_ARRAY),
+            (&offsets, Type::INT8_ARRAY),
+        ],
+    )?;
+    Ok(usize::try_from(inserted).unwrap_or(usize::MAX))
+}
+
+/// Inserts the blocks that are not in the table, with these numbers, and locks the others. Returns the keys of
+/// those that were inserted.
+pub(super) fn insert_blocks(
+    transaction: &mut Client,
+    now_s: i64,
+    columns: &BlockColumns<'_>,
+    numbers: &[&[u8]],
+) -> Result<Vec<Row>, RowsError> {
+    let [prefixes, widths, blocks] = columns.params();
+    let rows = transaction.query_typed(
+        statement!("insert_id_blocks"),
+        &[
+            (&now_s, Type::INT8),
+            prefixes,
+            widths,
+            blocks,
+            (&numbers, Type::BYTEA_ARRAY),
+        ],
+    )?;
+    Ok(rows)
 }
 
 impl Rows for PostgresRows<'_, '_> {

@@ -63,8 +63,6 @@ impl UserCount {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
     use crate::store::{Member, Overall};
 
@@ -76,18 +74,8 @@ mod tests {
         };
         Cluster {
             nodes: vec![Member {
-                number: 1,
-                id: Uuid::nil(),
-                name: String::new(),
-                is_removed: false,
-                acquired_at_ms: 0,
-                lines: 0,
-                applied: 0,
-                duplicates: 0,
-                rejected: 0,
-                corrupt: 0,
-                report: None,
                 overall,
+                ..Member::default()
             }],
         }
     }

@@ -18,7 +18,7 @@ use super::convert::{self, Malformed, to_i64};
 use super::rows::{self, First, Param, RowsError, statement};
 use super::{Node, Target, schema};
 use crate::data_dir::segment::{Numbers, SegmentId};
-use crate::store::apply::Failure;
+use crate::store::apply::{End, Failure};
 use crate::store::{
     AppliedSegments, ImportContent, Ledger, Mark, NodeReport, Overall, Pruned, SegmentRow,
     SegmentState, StoreError,
@@ -35,12 +35,6 @@ pub struct PostgresWriter {
     /// `segment.key` and applied bytes of the last commit of this writer.
     pub(super) last: Option<(i64, u64)>,
     pub(super) nesting: Nesting,
-}
-
-/// The end of a transaction.
-pub(super) enum End<T> {
-    Commit(T),
-    RollBack(T),
 }
 
 impl PostgresWriter {
