@@ -293,6 +293,13 @@ fn expected(text: &str) -> Sums {
     }
 }
 
+/// Asserts that each line counts once, in the database and in a recount of the files.
+fn counts_once(data: &Path, truth: &Sums) {
+    assert_eq!(sums(data), *truth);
+    nothing_is_in_doubt(data);
+    assert_eq!(recount(data).users, truth.totals);
+}
+
 /// Asserts that nothing but a torn tail is in quarantine, and no segment is reported as corrupt.
 fn nothing_is_in_doubt(data: &Path) {
     let odd = |name: &String| !name.starts_with("torn-");
@@ -324,11 +331,7 @@ fn the_first_load_may_end_after_any_call() {
         before,
         deeds,
         recover: vec!["process"],
-        check: &|data, _| {
-            assert_eq!(sums(data), truth);
-            nothing_is_in_doubt(data);
-            assert_eq!(recount(data).users, truth.totals);
-        },
+        check: &|data, _| counts_once(data, &truth),
     }
     .tell();
 }
@@ -339,45 +342,16 @@ fn small_files_applied_together_may_be_cut_off_after_any_call() {
     // Fails if of the segments of one transaction one can be in the totals without the others or without
     // its bytes, or if one of them is lost between its rename and the sync of the directories.
     const FILES: usize = 12;
-    let scratch = Scratch::new();
-    let data = scratch.data();
-    fs::create_dir(&data).unwrap();
-    let ours = lines(0, 20);
-    fs::write(data.join("events.jsonl"), &ours).unwrap();
-    run(&["process", "--data-dir", arg(&data)]).expect(3);
-    let theirs: Vec<String> = (0..FILES).map(|n| lines(20 + n * 12, 13)).collect();
-    for (n, text) in theirs.iter().enumerate() {
-        fs::write(data.join(format!("events_17000000000{n:02}.jsonl")), text).unwrap();
-    }
-    let (before, deeds) = record_process(&data, &[]);
-    let position = |wanted: &dyn Fn(&Deed) -> bool| deeds.iter().position(wanted);
-    let synced = position(&|deed| *deed == Deed::SyncAll).expect("together");
-    let committed =
-        position(&|deed| matches!(deed, Deed::Sync(path) if path.ends_with("revenue.db-wal")));
-    let first =
-        position(&|deed| matches!(deed, Deed::Rename(_, to) if to.starts_with("data/applied")))
-            .expect("archived");
-    assert!(
-        committed.is_some_and(|at| synced < at && at < first),
-        "{deeds:#?}"
-    );
-    let commits = deeds[..first].iter();
-    let commits =
-        commits.filter(|deed| matches!(deed, Deed::Sync(path) if path.ends_with("revenue.db-wal")));
-    assert!(commits.count() <= 2, "one transaction: {deeds:#?}");
-    let truth = expected(&(ours + &theirs.concat()));
-    Story {
-        name: "small files",
-        before,
-        deeds,
-        recover: vec!["process"],
-        check: &|data, _| {
-            assert_eq!(sums(data), truth);
-            nothing_is_in_doubt(data);
-            assert_eq!(recount(data).users, truth.totals);
-        },
-    }
-    .tell();
+    let files: Vec<String> = (0..FILES).map(|n| lines(20 + n * 12, 13)).collect();
+    files_of_one_transaction("small files", &files, &[], |deeds, first| {
+        let position = |wanted: &dyn Fn(&Deed) -> bool| deeds.iter().position(wanted);
+        let synced = position(&|deed| *deed == Deed::SyncAll).expect("together");
+        let committed = position(&is_commit);
+        assert!(
+            committed.is_some_and(|at| synced < at && at < first),
+            "{deeds:#?}"
+        );
+    });
 }
 
 #[test]
@@ -386,43 +360,56 @@ fn large_files_whose_sums_are_added_up_may_be_cut_off_after_any_call() {
     // Fails if of the segments of one transaction one can be in the totals without the others, or if one of
     // them is lost between its rename and the sync of the directories.
     const FILES: usize = 2;
+    // Each has a line of the one before it.
+    let files: Vec<String> = (0..FILES).map(|n| lines(20 + n * 799, 800)).collect();
+    for text in &files {
+        assert!(
+            text.len() > 60 << 10,
+            "large with so little memory: {}",
+            text.len()
+        );
+    }
+    files_of_one_transaction("large files", &files, &["--memory", "32MiB"], |_, _| {});
+}
+
+/// The story of a `process` with these flags that applies files in one transaction, after another one has applied
+/// the active file. `check` gets what it did, and the place of the first rename into the archive.
+fn files_of_one_transaction(
+    name: &'static str,
+    files: &[String],
+    flags: &[&'static str],
+    check: impl Fn(&[Deed], usize),
+) {
     let scratch = Scratch::new();
     let data = scratch.data();
     fs::create_dir(&data).unwrap();
     let ours = lines(0, 20);
     fs::write(data.join("events.jsonl"), &ours).unwrap();
     run(&["process", "--data-dir", arg(&data)]).expect(3);
-    // Each has a line of the one before it.
-    let theirs: Vec<String> = (0..FILES).map(|n| lines(20 + n * 799, 800)).collect();
-    for (n, text) in theirs.iter().enumerate() {
-        assert!(
-            text.len() > 60 << 10,
-            "large with so little memory: {}",
-            text.len()
-        );
+    for (n, text) in files.iter().enumerate() {
         fs::write(data.join(format!("events_17000000000{n:02}.jsonl")), text).unwrap();
     }
-    let (before, deeds) = record_process(&data, &["--memory", "32MiB"]);
+    let (before, deeds) = record_process(&data, flags);
     let first = deeds
         .iter()
-        .position(|deed| matches!(deed, Deed::Rename(_, to) if to.starts_with("data/applied")));
-    let commits = deeds[..first.expect("archived")].iter();
-    let commits =
-        commits.filter(|deed| matches!(deed, Deed::Sync(path) if path.ends_with("revenue.db-wal")));
+        .position(|deed| matches!(deed, Deed::Rename(_, to) if to.starts_with("data/applied")))
+        .expect("archived");
+    check(&deeds, first);
+    let commits = deeds[..first].iter().filter(|deed| is_commit(deed));
     assert!(commits.count() <= 2, "one transaction: {deeds:#?}");
-    let truth = expected(&(ours + &theirs.concat()));
+    let truth = expected(&(ours + &files.concat()));
     Story {
-        name: "large files",
+        name,
         before,
         deeds,
-        recover: vec!["process", "--memory", "32MiB"],
-        check: &|data, _| {
-            assert_eq!(sums(data), truth);
-            nothing_is_in_doubt(data);
-            assert_eq!(recount(data).users, truth.totals);
-        },
+        recover: [&["process"], flags].concat(),
+        check: &|data, _| counts_once(data, &truth),
     }
     .tell();
+}
+
+fn is_commit(deed: &Deed) -> bool {
+    matches!(deed, Deed::Sync(path) if path.ends_with("revenue.db-wal"))
 }
 
 #[test]
@@ -446,11 +433,7 @@ fn a_file_from_elsewhere_may_be_cut_off_after_any_call() {
         before,
         deeds,
         recover: vec!["process", arg(&file)],
-        check: &|data, _| {
-            assert_eq!(sums(data), truth);
-            nothing_is_in_doubt(data);
-            assert_eq!(recount(data).users, truth.totals);
-        },
+        check: &|data, _| counts_once(data, &truth),
     }
     .tell();
 }

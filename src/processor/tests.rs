@@ -191,17 +191,17 @@ impl Running {
         self.processor.stop();
     }
 
-    /// Waits until `done` returns true; panics after 20 seconds.
     fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !done(self) {
-            assert!(
-                Instant::now() < deadline,
-                "{what}: {:?}",
-                self.health.reasons()
-            );
-            std::thread::yield_now();
-        }
+        until(&self.health, what, || done(self));
+    }
+}
+
+/// Waits until `done` returns true; panics after 30 seconds.
+fn until(health: &Health, what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: {:?}", health.reasons());
+        std::thread::yield_now();
     }
 }
 

@@ -81,6 +81,20 @@ pub struct VerifyArgs {
     pub totals: TotalsArgs,
 }
 
+/// A flag of all commands that read totals, which `backup` and `restore` refuse with an explanation.
+#[derive(Debug, Args)]
+pub struct RefusedDatabase {
+    /// PostgreSQL is backed up and restored with its own programs
+    #[arg(
+        long = "database",
+        value_name = "URL",
+        env = "TALLYLINE_DATABASE",
+        hide = true,
+        hide_env_values = true
+    )]
+    pub url: Option<String>,
+}
+
 /// Flags of `tallyline backup`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -98,15 +112,8 @@ pub struct BackupArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
-    /// Refused with an explanation: PostgreSQL is backed up with its own programs
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TALLYLINE_DATABASE",
-        hide = true,
-        hide_env_values = true
-    )]
-    pub database: Option<String>,
+    #[command(flatten)]
+    pub database: RefusedDatabase,
     /// Recount the finished backup and compare the result with its database
     #[arg(long)]
     pub verify: bool,
@@ -130,15 +137,8 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     #[arg(env = "TALLYLINE_DATA_DIR")]
     pub data_dir: PathBuf,
-    /// Refused with an explanation: PostgreSQL is restored with its own programs
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TALLYLINE_DATABASE",
-        hide = true,
-        hide_env_values = true
-    )]
-    pub database: Option<String>,
+    #[command(flatten)]
+    pub database: RefusedDatabase,
 }
 
 /// Flags of `tallyline query`.

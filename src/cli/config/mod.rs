@@ -221,7 +221,7 @@ impl BackupConfig {
     /// Checks the flags.
     pub fn new(args: BackupArgs, quiet: bool) -> Result<Self, UsageError> {
         let data_dir = directory(args.data_dir)?;
-        if let Some(why) = keeps_totals_elsewhere(&data_dir, args.database)? {
+        if let Some(why) = keeps_totals_elsewhere(&data_dir, args.database.url)? {
             return Err(UsageError::new(format!(
                 "cannot back up {}: {why}, and a backup has no copy of it; run rsync -a, pg_dump and rsync -a again, in this order, because the files must not be older than the dump: see Backup in data/docs/scaling.md",
                 data_dir.display()
@@ -255,7 +255,7 @@ impl RestoreConfig {
     /// Checks the flags.
     pub fn new(args: RestoreArgs, quiet: bool) -> Result<Self, UsageError> {
         let data_dir = directory(args.data_dir)?;
-        if let Some(why) = keeps_totals_elsewhere(&data_dir, args.database)? {
+        if let Some(why) = keeps_totals_elsewhere(&data_dir, args.database.url)? {
             return Err(UsageError::new(format!(
                 "cannot restore into {}: {why}, which a backup cannot replace; restore the dump with psql or pg_restore, and copy the files of the data directory: see Backup in data/docs/scaling.md",
                 data_dir.display()

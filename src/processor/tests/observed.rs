@@ -134,15 +134,7 @@ impl Observing {
     }
 
     fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !done(self) {
-            assert!(
-                Instant::now() < deadline,
-                "{what}: {:?}",
-                self.health.reasons()
-            );
-            std::thread::yield_now();
-        }
+        until(&self.health, what, || done(self));
     }
 
     fn ledger(&self) -> Ledger {
