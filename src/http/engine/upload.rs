@@ -27,6 +27,8 @@ pub(super) struct Upload {
     /// Bytes of the body received so far, kept or discarded.
     pub(super) count: u64,
     began: Instant,
+    /// When reading began: at once, or when the upload got its memory.
+    read_since: Instant,
     /// The upload waits for memory; nothing is read.
     pub(super) awaits_memory: bool,
     /// The client waits for `100 Continue`.
@@ -54,6 +56,7 @@ impl Upload {
             },
             count: 0,
             began: now,
+            read_since: now,
             awaits_memory: false,
             asks_to_continue: false,
         }
@@ -118,8 +121,13 @@ impl Upload {
         (expected > SMALL_BYTES_MAX).then_some(self.announced.unwrap_or(bytes_max))
     }
 
-    pub(super) fn grant(&mut self, reservation: Reservation) {
+    pub(super) fn grant(&mut self, reservation: Reservation, now: Instant) {
         self.awaits_memory = false;
+        self.read_since = now;
+        if self.asks_to_continue {
+            // The client has sent nothing yet, as it should.
+            self.began = now;
+        }
         self.request.reservation = Some(reservation);
         if let Some(bytes) = self.announced {
             reserve(&mut self.request.body, bytes);
@@ -129,9 +137,11 @@ impl Upload {
     /// The rate of the upload in bytes a second, if it has reserved memory and is slow enough to be refused.
     pub(super) fn slow_rate(&self, now: Instant) -> Option<u64> {
         self.request.reservation.as_ref()?;
-        let elapsed = now.saturating_duration_since(self.began);
-        let rate = self.count * 1000 / millis(elapsed).max(1);
-        (elapsed >= MEMORY_WAIT && rate < SLOW_RATE).then_some(rate)
+        // Nothing was read while it waited for memory: that time says nothing about the client.
+        let rate =
+            self.count * 1000 / millis(now.saturating_duration_since(self.read_since)).max(1);
+        let is_old = now.saturating_duration_since(self.began) >= MEMORY_WAIT;
+        (is_old && rate < SLOW_RATE).then_some(rate)
     }
 }
 

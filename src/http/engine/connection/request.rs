@@ -72,7 +72,7 @@ impl Connection {
         }
         if let Some(bytes) = upload.bytes_to_reserve(turn.shared.limits.body_bytes_max) {
             if let Some(reservation) = turn.memory.reserve(self.key, bytes) {
-                upload.grant(reservation);
+                upload.grant(reservation, turn.now);
             } else {
                 upload.awaits_memory = true;
                 self.begin_window(turn.now);
@@ -160,7 +160,7 @@ impl Connection {
         reservation: Reservation,
     ) -> Next {
         if let State::Upload(upload) = &mut self.state {
-            upload.grant(reservation);
+            upload.grant(reservation, turn.now);
             self.begin_window(turn.now);
         }
         self.advance(turn)

@@ -261,6 +261,34 @@ fn a_stalled_upload_is_refused_if_another_one_waits_for_its_memory() {
 }
 
 #[test]
+fn an_upload_that_waited_for_memory_is_not_slow() {
+    // Fails if the time in which the server read nothing counts against the client.
+    let limits = Limits {
+        bodies_bytes_max: 1 << 20,
+        ..Limits::default()
+    };
+    let fixture = Fixture::start(limits);
+    let large = "POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 600000\r\n\r\n";
+    let mut stalled = fixture.connect();
+    stalled.send(large);
+    let mut first = fixture.connect();
+    first.send(large);
+    first.send(vec![b'x'; 250_000]);
+    // The second one waits a little longer: it still waits when the first one gets its memory.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(200) {
+        fixture.serves();
+    }
+    let mut second = fixture.connect();
+    second.send(large);
+    assert_eq!(stalled.answer().0, 408);
+    assert_eq!(second.answer().0, 503);
+    first.send(vec![b'x'; 350_000]);
+    assert_eq!(first.answer(), (200, "/a 600000".into()));
+    fixture.stop();
+}
+
+#[test]
 fn a_large_body_that_gets_no_memory_is_503() {
     let limits = Limits {
         bodies_bytes_max: 1 << 20,
