@@ -77,8 +77,8 @@ fn cases() -> Vec<Case> {
         case(
             "userId=u&name=add_revenue&value=1",
             "form encoding",
-            "write each event as a JSON object",
-            "write each event as a JSON object",
+            "`curl -d '{\"userId\": ",
+            "`curl -d '{\"userId\": ",
         ),
         case(
             utf_16(&format!("{ONE}\n{ONE}\n")),

@@ -71,5 +71,10 @@ answer --data-binary @events.jsonl.gz | grep -q 'Content-Encoding: gzip' || fail
 curl -fsS -H 'Content-Encoding: gzip' --data-binary @events.jsonl.gz "$url/liveEvent" >/dev/null
 events=$((events + 2))
 same 'the commands for curl' "$(total)" "[$events,$(jq -n "$events * 1.5")]"
-answer -d userId=user1 -d name=add_revenue -d value=1.5 | grep -q 'form encoding' || fail "form"
-ok "a form is named"
+form=$(answer -d userId=user1 -d name=add_revenue -d value=1.5)
+command=$(sed -n 's/.*form encoding.*`\(curl .*\)`.*/\1/p' <<<"$form")
+[[ $command ]] || fail "form: $form"
+bash -e -c "${command/URL/-fsS $url/liveEvent}" >/dev/null || fail "$command"
+revenue=$(jq -n "$events * 1.5 + 100")
+events=$((events + 1))
+same 'the command for a form' "$(total)" "[$events,$revenue]"

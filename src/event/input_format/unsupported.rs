@@ -64,8 +64,9 @@ impl Unsupported {
     pub(super) const FORM: Self = Self::with_advice(
         "form encoding",
         concat!(
-            "write each event as a JSON object on a line of its own, such as ",
-            example!()
+            "send each event as a JSON object on a line of its own: with curl, `curl -d '",
+            example!(),
+            "' URL`"
         ),
     );
     pub(super) const MULTIPART: Self = Self::with_advice(
