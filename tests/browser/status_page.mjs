@@ -296,6 +296,8 @@ check("the first screen has the totals, the readiness, and plots that begin befo
       if (box.y + box.height > height) below.push(id);
     }
     assert.deepEqual(below, [], `below the first screen of ${width} x ${height}`);
+    // The rates are shown at once, from the history.
+    await until("the rates", async () => !Number.isNaN(await tab.number("#rate-accepted")));
     // The history is drawn at once: more samples than the page can have taken itself.
     await until("the history", async () => {
       await tab.page.locator("#rate-plot").focus();

@@ -68,7 +68,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     (
         "Content-Security-Policy",
         "default-src 'none'; \
-         script-src 'sha256-U34483m+/MLFH0ial+ZrkDLYffrDHmoOqJIQ7jFvZjA='; \
+         script-src 'sha256-nlnwPFPFVSzWbYPFKy7b0z0dd7GqW2fxA9PS9683qi4='; \
          style-src 'sha256-LH/meGYNbPOKlzAiVJ4oOQiO1YPR5yyk9L0iC3iNwLs='; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
