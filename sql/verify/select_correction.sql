@@ -1,1 +1,1 @@
-SELECT files_micros FROM user_check WHERE user_id = ?1
+SELECT correction_micros FROM user_check WHERE user_id = ?1

@@ -1,4 +1,3 @@
-SELECT user_id, database_micros, database_events, files_micros, files_events
+SELECT user_id, database_micros, database_events, correction_micros, correction_events
 FROM user_check
-WHERE database_micros <> files_micros OR database_events <> files_events
 ORDER BY user_id

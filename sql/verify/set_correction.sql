@@ -1,3 +1,3 @@
-INSERT INTO user_check (user_id, files_micros, files_events) VALUES (?1, ?2, ?3)
+INSERT INTO user_check (user_id, correction_micros, correction_events) VALUES (?1, ?2, ?3)
 ON CONFLICT (user_id) DO UPDATE
-SET files_micros = excluded.files_micros, files_events = files_events + excluded.files_events
+SET correction_micros = excluded.correction_micros, correction_events = correction_events + excluded.correction_events

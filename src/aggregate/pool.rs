@@ -72,6 +72,12 @@ impl Fold {
         self.bytes
     }
 
+    /// Begins the next range as if it were the first one: the caller has used up the partial aggregates of the
+    /// ranges so far, and the bounds of a range do not apply to them together.
+    pub(crate) fn begin_range(&mut self) {
+        (self.bytes, self.partial_bytes) = (0, 0);
+    }
+
     fn add(&mut self, partial: &PartialAggregate) {
         self.events += partial.lines - partial.rejected_count;
         self.bytes += partial.bytes();
@@ -132,6 +138,7 @@ impl Pool {
     }
 
     /// Writes sums that exceed the memory budget to temporary files, instead of ending the range.
+    /// If that fails, it depends on the directory whether the range ends or its scan fails.
     pub(crate) fn spilling_to(mut self, dir: SpillDir) -> Self {
         self.spill = Some(dir);
         self
@@ -342,6 +349,10 @@ impl Pool {
                 Err(error) => failed = Some(error),
             }
         }
+        let failed = match failed {
+            Some(error) if dir.is_required() => return Err(error.into()),
+            failed => failed,
+        };
         if let Some(error) = &failed {
             tracing::warn!(
                 "{error}; the events up to here are applied without it, and more slowly. Free some space on its disk"

@@ -1,9 +1,10 @@
-//! Sums per user that do not fit into memory: sorted runs in temporary files of the data directory.
+//! Sums per user that do not fit into memory: sorted runs in temporary files.
 //!
 //! The caller's thread or a scanning thread writes a run once and reads it in order, as often as the range is
-//! attempted. A run is removed when it is dropped. After a crash its file is left; the holder
-//! of `process.lock` removes such files at its start ([`remove_leftovers`]). They are never synced, because
-//! nothing in them outlives the process.
+//! attempted. The holder of `process.lock` writes them in the data directory. A run is then removed when it is
+//! dropped; after a crash its file is left, and the next holder removes it at its start
+//! ([`remove_leftovers`]). Others write files without a name. Runs are never synced, because nothing in them
+//! outlives the process.
 //!
 //! A file is a sequence of blocks. The length and the CRC-32 of each block are kept in memory, so that a
 //! damaged file is an error, and never a wrong total.
@@ -26,7 +27,8 @@ const EXTENSION: &str = ".spill";
 /// Where runs are written.
 #[derive(Clone)]
 pub(crate) struct SpillDir {
-    disk: Arc<dyn Disk>,
+    /// `None`: the files have no name.
+    disk: Option<Arc<dyn Disk>>,
     dir: PathBuf,
     /// The number in the name of the next file.
     next: Arc<AtomicU64>,
@@ -36,24 +38,64 @@ impl SpillDir {
     /// Runs go to files `totals-N.spill` in `dir`.
     pub(crate) fn new(disk: Arc<dyn Disk>, dir: &Path) -> Self {
         Self {
-            disk,
+            disk: Some(disk),
             dir: dir.to_owned(),
             next: Arc::default(),
         }
     }
 
+    /// Runs go to files without a name in the directory in which SQLite creates its temporary files: the
+    /// environment variables `SQLITE_TMPDIR` and `TMPDIR`, else `/var/tmp` or `/tmp`.
+    /// <https://sqlite.org/tempfiles.html#temporary_file_storage_locations>
+    pub(crate) fn unnamed() -> Self {
+        let named = ["SQLITE_TMPDIR", "TMPDIR"].map(std::env::var_os);
+        let named = named.into_iter().flatten().map(PathBuf::from);
+        let mut places = named.chain([PathBuf::from("/var/tmp")]);
+        Self {
+            disk: None,
+            dir: places
+                .find(|place| place.is_dir())
+                .unwrap_or_else(std::env::temp_dir),
+            next: Arc::default(),
+        }
+    }
+
+    /// Whether a scan must fail if a run cannot be written: without it, a scan that has to be complete would
+    /// exceed its memory.
+    pub(super) fn is_required(&self) -> bool {
+        self.disk.is_none()
+    }
+
+    /// Creates the file of a run. Returns its path: that of the directory if it has no name.
+    fn create(&self) -> Result<(PathBuf, Arc<dyn DiskFile>), SpillError> {
+        let (path, created) = match &self.disk {
+            Some(disk) => {
+                let number = self.next.fetch_add(1, Ordering::Relaxed);
+                let path = self.dir.join(format!("totals-{number}{EXTENSION}"));
+                let created = disk.create_new(&path);
+                (path, created)
+            }
+            None => {
+                let created = tempfile::tempfile_in(&self.dir);
+                let created = created.map(|file| Arc::new(file) as Arc<dyn DiskFile>);
+                (self.dir.clone(), created)
+            }
+        };
+        match created {
+            Ok(file) => Ok((path, file)),
+            Err(source) => Err(SpillError { path, source }),
+        }
+    }
+
     /// Merges sorted sources into one run. If that fails, nothing of it is left.
     pub(super) fn write(&self, sources: io::Result<Vec<Source<'_>>>) -> Result<Run, SpillError> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join(format!("totals-{number}{EXTENSION}"));
-        let failed = |source| SpillError {
-            path: path.clone(),
+        let sources = sources.map_err(|source| SpillError {
+            path: self.dir.clone(),
             source,
-        };
-        let sources = sources.map_err(failed)?;
-        let file = self.disk.create_new(&path).map_err(failed)?;
+        })?;
+        let (path, file) = self.create()?;
         let mut run = Run {
-            disk: Arc::clone(&self.disk),
+            disk: self.disk.clone(),
             path: path.clone(),
             file,
             blocks: Vec::new(),
@@ -72,17 +114,25 @@ impl SpillDir {
             });
             Ok(true)
         });
-        written.map_err(failed)?;
-        Ok(run)
+        match written {
+            Ok(()) => Ok(run),
+            Err(source) => Err(SpillError { path, source }),
+        }
     }
 }
 
 /// A run could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write the temporary file {}: {source}", path.display())]
+#[error("cannot write a temporary file ({}): {source}", path.display())]
 pub(crate) struct SpillError {
     path: PathBuf,
     source: io::Error,
+}
+
+impl From<SpillError> for io::Error {
+    fn from(error: SpillError) -> Self {
+        Self::new(error.source.kind(), error)
+    }
 }
 
 /// Removes the runs that a crashed process left in `dir`. The caller holds `process.lock`.
@@ -114,7 +164,8 @@ struct BlockInfo {
 
 /// Users in ascending order in a file, each once. Dropping it removes the file.
 pub(crate) struct Run {
-    disk: Arc<dyn Disk>,
+    /// `None`: the file has no name.
+    disk: Option<Arc<dyn Disk>>,
     path: PathBuf,
     file: Arc<dyn DiskFile>,
     blocks: Vec<BlockInfo>,
@@ -145,7 +196,10 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        if let Err(error) = self.disk.remove(&self.path) {
+        let Some(disk) = &self.disk else {
+            return;
+        };
+        if let Err(error) = disk.remove(&self.path) {
             let path = self.path.display();
             tracing::warn!(%error, "cannot remove the temporary file {path}; the next start removes it");
         }

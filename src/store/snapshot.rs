@@ -1,22 +1,25 @@
-//! The read snapshot behind `verify`: rows and totals as of one moment, the status of ids, and a
-//! temporary table in which the totals of the files are compared with those of the database.
+//! The read snapshot behind `verify`: rows and totals as of one moment, the status of ids, and the comparison
+//! of the totals with the sums of the files.
 //!
 //! Owned by the thread that verifies. Rows and totals are copied in one read transaction, so a running
 //! server can continue to checkpoint its WAL. Ids and rejected lines are read afterwards: those of
 //! events before the copied `applied_bytes` change only when segments are pruned or ids expire, and
 //! both wait while `verify` runs. The blocks of sequential ids are counted in the read transaction,
 //! because a run may continue past the copied `applied_bytes` and does not say how many of its numbers
-//! lie before it. SQLite keeps the temporary database in memory while it is small, and beyond that on
-//! disk (`SQLITE_TMPDIR`, else `/var/tmp`).
+//! lie before it. SQLite keeps the temporary database with the copy in memory while it is small, and beyond
+//! that on disk (`SQLITE_TMPDIR`, else `/var/tmp`).
 
+mod differences;
 mod id_block_counts;
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
+pub use self::differences::UserSum;
 #[cfg(feature = "postgres")]
 use self::id_block_counts::BlockCounter;
 #[cfg(feature = "postgres")]
@@ -30,15 +33,11 @@ use super::overall::{self, Overall};
 #[cfg(feature = "postgres")]
 use super::postgres::PostgresSnapshot;
 use super::segments;
-use super::{AppliedSum, Database, IdEvent, IdEvents, Pruned, SegmentRow, StoreError};
+use super::{AppliedSum, Database, IdEvent, IdEvents, Pruned, SegmentRow, StoreError, UserSums};
 use crate::data_dir::segment::SegmentId;
 
 const SCRATCH: &str = include_str!("../../sql/verify/scratch.sql");
 const INSERT_DATABASE_TOTAL: &str = include_str!("../../sql/verify/insert_database_total.sql");
-const ADD_FILES_TOTAL: &str = include_str!("../../sql/verify/add_files_total.sql");
-const SELECT_FILES_MICROS: &str = include_str!("../../sql/verify/select_files_micros.sql");
-const SET_FILES_TOTAL: &str = include_str!("../../sql/verify/set_files_total.sql");
-const SELECT_DIFFERENCES: &str = include_str!("../../sql/verify/select_differences.sql");
 const SELECT_USER_TOTALS: &str = include_str!("../../sql/query/select_user_totals.sql");
 const SELECT_EVENT_ID: &str = include_str!("../../sql/query/select_event_id.sql");
 const SELECT_IDS_OF_PRUNED: &str = include_str!("../../sql/query/select_ids_of_pruned.sql");
@@ -51,9 +50,6 @@ const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sq
 const SCRATCH_CACHE_KIB: i64 = 64 << 10;
 /// How many users with two totals are named at most.
 const TWICE_MAX: usize = 100;
-/// Sums this far from the ends of 64 bits can be added in SQL.
-const SAFE: i64 = 1 << 62;
-
 /// The status of an event with an id, according to the tables of ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdStatus {
@@ -65,15 +61,6 @@ pub enum IdStatus {
     Contradicted,
     /// The id is not in the tables: it expired, or the event was not counted.
     Unknown,
-}
-
-/// A user's total, or the part of it that files account for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UserSum {
-    /// Added minus subtracted, modulo 2^64.
-    pub micros: i64,
-    /// Events; negative in a correction.
-    pub events: i64,
 }
 
 /// Where a snapshot is read.
@@ -94,13 +81,16 @@ impl Source {
     }
 }
 
-/// A database as of one moment, and the totals that were recounted from the files. In PostgreSQL, the rows of
-/// one node.
+/// A database as of one moment, and the sums of the files that were recounted. In PostgreSQL, the rows of one
+/// node.
 pub struct Snapshot {
     /// For error messages.
     path: PathBuf,
     database: Source,
+    /// The copy of the totals, and the corrections of the files' sums.
     scratch: Connection,
+    /// The sums of the files, with every event; see [`Self::correct`].
+    files: OnceCell<UserSums>,
     /// The rows of all segments, in key order.
     pub rows: Vec<SegmentRow>,
     /// The sum of the pruned segments.
@@ -167,6 +157,7 @@ impl Snapshot {
             path,
             database,
             scratch,
+            files: OnceCell::new(),
             rows: Vec::new(),
             pruned: Pruned::default(),
             applied_sum: AppliedSum::default(),
@@ -360,27 +351,6 @@ impl Snapshot {
         Ok(found)
     }
 
-    /// Adds to the files' totals.
-    pub fn add_users<'u>(
-        &self,
-        users: impl Iterator<Item = (&'u str, UserSum)>,
-    ) -> Result<(), StoreError> {
-        let write = || -> rusqlite::Result<()> {
-            let writing = self.scratch.unchecked_transaction()?;
-            {
-                let mut add = writing.prepare_cached(ADD_FILES_TOTAL)?;
-                for (user, UserSum { micros, events }) in users {
-                    let safe = (-SAFE..=SAFE).contains(&micros);
-                    if !safe || add.execute(params![user, micros, events, -SAFE, SAFE])? != 1 {
-                        add_wrapping(&writing, user, micros, events)?;
-                    }
-                }
-            }
-            writing.commit()
-        };
-        write().map_err(StoreError::sqlite(&self.path, "add up a recount beside it"))
-    }
-
     /// The first faults that SQLite finds in the database file; empty if it is sound. Reads every page.
     /// PostgreSQL checks its pages itself.
     pub fn damages(&self) -> Result<Vec<String>, StoreError> {
@@ -395,30 +365,6 @@ impl Snapshot {
         let mut found = read().map_err(StoreError::sqlite(&self.path, "check its pages"))?;
         found.retain(|fault| fault != "ok");
         Ok(found)
-    }
-
-    /// Calls `each` for every user whose totals differ, with the user, the database's total and the
-    /// files' total.
-    pub fn differences(
-        &self,
-        each: &mut dyn FnMut(&str, UserSum, UserSum),
-    ) -> Result<(), StoreError> {
-        let mut read = || -> rusqlite::Result<()> {
-            let mut select = self.scratch.prepare(SELECT_DIFFERENCES)?;
-            let mut rows = select.query([])?;
-            while let Some(row) = rows.next()? {
-                let user: String = row.get(0)?;
-                let sum = |at| -> rusqlite::Result<UserSum> {
-                    Ok(UserSum {
-                        micros: row.get(at)?,
-                        events: row.get(at + 1)?,
-                    })
-                };
-                each(&user, sum(1)?, sum(3)?);
-            }
-            Ok(())
-        };
-        read().map_err(StoreError::sqlite(&self.path, "compare its totals"))
     }
 }
 
@@ -475,23 +421,6 @@ pub(super) fn status_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>
             _ => IdStatus::Duplicate,
         },
     }
-}
-
-fn add_wrapping(
-    scratch: &Connection,
-    user: &str,
-    micros: i64,
-    events: i64,
-) -> rusqlite::Result<()> {
-    let before: Option<i64> = scratch
-        .prepare_cached(SELECT_FILES_MICROS)?
-        .query_row([user], |row| row.get(0))
-        .optional()?;
-    let sum = before.unwrap_or(0).wrapping_add(micros);
-    scratch
-        .prepare_cached(SET_FILES_TOTAL)?
-        .execute(params![user, sum, events])
-        .map(|_| ())
 }
 
 /// A database without a name: SQLite deletes it when it is closed.

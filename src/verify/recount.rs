@@ -7,7 +7,7 @@
 //!
 //! An event without an id counts unless it is recorded as overflowing a total. An event with an id counts if
 //! the row of the id has its segment and offset. Memory is bounded as it is for applying: the sums per user
-//! are accumulated in a temporary database.
+//! of all files that do not fit are written to temporary files.
 //!
 //! A difference is a [`Finding`], not an error; the recount continues. An error means that the comparison
 //! could not be made.
@@ -23,7 +23,8 @@ use std::path::Path;
 
 use self::locate::Located;
 use super::{Target, VerifyError, sums};
-use crate::aggregate::pool::Pool;
+use crate::aggregate::pool::{Fold, Pool};
+use crate::aggregate::spill::SpillDir;
 use crate::data_dir::disk::{DirLock, Disk};
 use crate::data_dir::segment::{Label, SegmentId};
 use crate::data_dir::{Catalog, active_label, given_out};
@@ -106,8 +107,8 @@ pub fn verify(
     Ok(Some(report))
 }
 
-/// [`verify`] for a caller that holds the lock on the directory and has taken the snapshot. Adds the sums of
-/// the files to the snapshot.
+/// [`verify`] for a caller that holds the lock on the directory and has taken the snapshot. The snapshot then
+/// has the sums of the files.
 pub(crate) fn recount(
     snapshot: &Snapshot,
     config: &Target,
@@ -116,6 +117,9 @@ pub(crate) fn recount(
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<VerifyReport, VerifyError> {
     let dir = &config.data_dir;
+    let mut pool = Pool::start(&config.memory_budget())
+        .map_err(VerifyError::Thread)?
+        .spilling_to(SpillDir::unnamed());
     let mut recount = Recount {
         snapshot,
         config,
@@ -125,7 +129,8 @@ pub(crate) fn recount(
         given_out: given_out(disk, dir)?,
         active: active_label(disk, dir, config.tag())?,
         catalog: Catalog::scan(disk, dir, config.tag()).map_err(VerifyError::io("list", dir))?,
-        pool: Pool::start(&config.memory_budget()).map_err(VerifyError::Thread)?,
+        users: pool.begin(),
+        pool,
         on_finding,
         on_progress,
         bytes_total: snapshot.rows.iter().map(|row| row.applied_bytes).sum(),
@@ -165,6 +170,8 @@ struct Recount<'r> {
     /// The highest number of a sealed segment according to `directory.json`.
     given_out: u64,
     pool: Pool,
+    /// The sums per user of the files so far.
+    users: Fold,
     on_finding: &'r mut dyn FnMut(&Finding),
     on_progress: &'r mut dyn FnMut(u64, u64),
     bytes_total: u64,

@@ -1,16 +1,18 @@
 //! Counts the applied bytes of one file and compares the result with the segment's row.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 
 use super::{Finding, Recount, describe};
 use crate::aggregate::delta::signed;
-use crate::aggregate::pool::RangeAggregate;
+use crate::aggregate::scan::PartialAggregate;
 use crate::aggregate::{REJECTED_LINES_MAX, lines};
 use crate::data_dir::SegmentFile;
 use crate::event::Event;
 use crate::store::{Counts, IdStatus, SegmentRow, UserSum};
 use crate::verify::VerifyError;
+
+/// Progress is reported after so many bytes.
+const STEP_BYTES: u64 = 128 << 20;
 
 /// The sums over the applied bytes of one file.
 #[derive(Default)]
@@ -44,7 +46,7 @@ impl Tally {
 }
 
 impl Recount<'_> {
-    /// Counts the applied bytes, and adds their sums per user to the snapshot.
+    /// Counts the applied bytes, and adds their sums per user to those of the other files.
     pub(super) fn tally(
         &mut self,
         row: &SegmentRow,
@@ -55,13 +57,14 @@ impl Recount<'_> {
         let mut tally = Tally::default();
         let mut at = 0;
         while at < end {
-            let aggregate = self
+            let partial = self
                 .pool
-                .scan(&file.file, at, end)
+                .scan_into(&mut self.users, &file.file, at, end, STEP_BYTES)
                 .map_err(VerifyError::io("read", &file.path))?;
-            self.add(row, &aggregate, &overflows, &mut tally)?;
-            (self.on_progress)(self.report.bytes + aggregate.to, self.bytes_total);
-            at = aggregate.to;
+            self.users.begin_range();
+            self.add(row, &partial, &overflows, &mut tally)?;
+            at += partial.bytes();
+            (self.on_progress)(self.report.bytes + at, self.bytes_total);
         }
         if !overflows.is_empty() {
             self.subtract_overflows(file, end, &overflows, &mut tally)?;
@@ -74,16 +77,18 @@ impl Recount<'_> {
     fn add(
         &self,
         row: &SegmentRow,
-        aggregate: &RangeAggregate,
+        partial: &PartialAggregate,
         overflows: &HashSet<u64>,
         tally: &mut Tally,
     ) -> Result<(), VerifyError> {
-        tally.counts.lines += aggregate.partial.lines;
+        tally.counts.lines += partial.lines;
+        tally.counts.events += partial.lines - partial.rejected_count;
+        tally.net = tally.net.wrapping_add(partial.net_check);
         // The sums have the events with an id as if all of them counted.
         let mut uncounted = HashMap::<&str, UserSum>::new();
         let mut uncounted_events = 0;
         self.snapshot
-            .statuses(row.key, &aggregate.partial.with_id, &mut |event, fate| {
+            .statuses(row.key, &partial.with_id, &mut |event, fate| {
                 let net = signed(event.kind, event.amount_micros);
                 match fate {
                     // The id may have been counted later, somewhere else.
@@ -106,32 +111,11 @@ impl Recount<'_> {
                 uncounted_events += 1;
                 tally.net = tally.net.wrapping_sub(net);
                 let sum = uncounted.entry(event.user_id).or_default();
-                sum.micros = sum.micros.wrapping_add(net);
-                sum.events += 1;
+                sum.micros = sum.micros.wrapping_sub(net);
+                sum.events -= 1;
             })?;
-        let read = || VerifyError::io("read", Path::new(&row.file_name));
-        // Not all blocks at once: they would need as much memory as the sums.
-        for block in aggregate.users.blocks().map_err(read())? {
-            let block = block.map_err(read())?;
-            for (_, sums) in block.iter() {
-                tally.counts.events += sums.events();
-                tally.net = tally.net.wrapping_add(sums.net_wrapping());
-            }
-            let users = block.iter().filter_map(|(user, sums)| {
-                let mut sum = UserSum {
-                    micros: sums.net_wrapping(),
-                    events: i64::try_from(sums.events()).unwrap_or(i64::MAX),
-                };
-                if let Some(out) = uncounted.get(user) {
-                    sum.micros = sum.micros.wrapping_sub(out.micros);
-                    sum.events -= out.events;
-                }
-                (sum.events > 0).then_some((user, sum))
-            });
-            self.snapshot.add_users(users)?;
-        }
         tally.counts.events -= uncounted_events;
-        Ok(())
+        Ok(self.snapshot.correct(uncounted.into_iter())?)
     }
 
     /// Subtracts lines without an id that overflowed a total: the scan included them, but they were not
@@ -159,7 +143,7 @@ impl Recount<'_> {
             tally.net = tally.net.wrapping_add(sum.micros);
         }
         let sums = subtracted.iter().map(|(user, sum)| (&**user, *sum));
-        Ok(self.snapshot.add_users(sums)?)
+        Ok(self.snapshot.correct(sums)?)
     }
 
     pub(super) fn compare(&mut self, row: &SegmentRow, file: &SegmentFile, tally: &Tally) {

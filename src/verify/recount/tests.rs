@@ -66,6 +66,43 @@ fn any_line() -> impl Strategy<Value = String> {
     ]
 }
 
+#[test]
+fn users_that_only_the_files_or_only_the_database_has_are_found() {
+    // Fails if a user before, between or after those of the other side is not compared.
+    let dir = tempfile::tempdir().expect("a directory");
+    write(
+        &dir,
+        1,
+        &["b", "d", "f", "h"]
+            .map(|user| line(user, 1, None))
+            .concat(),
+    );
+    apply(&dir);
+    let renamed = [("b", "c"), ("d", "a"), ("h", "i")];
+    for (from, to) in renamed {
+        change(
+            &dir,
+            &format!("UPDATE user_total SET user_id = '{to}' WHERE user_id = '{from}'"),
+        );
+    }
+    let (report, findings) = check(&dir);
+    let mut expected = Vec::new();
+    for (user, files, database) in [
+        ("a", 0, 1),
+        ("b", 1, 0),
+        ("c", 0, 1),
+        ("d", 1, 0),
+        ("h", 1, 0),
+        ("i", 0, 1),
+    ] {
+        expected.push(Finding::Mismatch(format!(
+            "user {user:?}: the files have {files} from {files} events, the database {database} from {database}"
+        )));
+    }
+    assert_eq!(findings, expected);
+    assert_eq!((report.differences, report.users), (6, Some(4)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 

@@ -90,7 +90,13 @@ impl Recount<'_> {
         }
     }
 
+    /// Compares the totals of each user, if that is possible; otherwise the snapshot only gets the sums.
     pub(super) fn users(&mut self) -> Result<(), VerifyError> {
+        let users = std::mem::replace(&mut self.users, self.pool.begin());
+        let users = self.pool.finish(users);
+        let dir = &self.config.data_dir;
+        let users = users.map_err(VerifyError::io("sum up the events of", dir))?;
+        self.snapshot.set_files(users);
         for user in &self.snapshot.twice {
             self.add_finding(&Finding::Mismatch(format!(
                 "user {user:?} has two totals: the database file is corrupt; run `tallyline process --rebuild`, which builds a new one from the files"
