@@ -201,66 +201,106 @@ fn values(
     arrays: bool,
     out: &mut Writing<'_>,
 ) -> Result<(), ConvertError> {
-    let mut next = Next::Start;
-    let mut value = Value::default();
-    let (mut at, mut count) = (0u64, 0u64);
+    let mut values = Values {
+        arrays,
+        next: Next::Start,
+        value: Value::default(),
+        at: 0,
+        count: 0,
+    };
     loop {
         let block = input.fill_buf().map_err(ConvertError::reading)?;
         if block.is_empty() {
-            break;
+            return values.end();
         }
         let length = block.len();
         // Only the first block can begin with a byte order mark, and it has all of it.
-        let bytes = if at == 0 { without_bom(block) } else { block };
-        at += (length - bytes.len()) as u64;
+        let bytes = if values.at == 0 {
+            without_bom(block)
+        } else {
+            block
+        };
+        values.at += (length - bytes.len()) as u64;
         for &byte in bytes {
-            at += 1;
-            if value.depth > 0 {
-                value
-                    .push(byte)
-                    .map_err(|reason| refused(count + 1, at, reason))?;
-                if value.depth == 0 {
-                    count += 1;
-                    let line = value
-                        .line()
-                        .map_err(|error| refused(count, at, &format!("is not JSON ({error})")))?;
-                    out.write(line).map_err(ConvertError::Write)?;
-                    next = if arrays {
-                        Next::CommaOrEnd
-                    } else {
-                        Next::Start
-                    };
-                }
-                continue;
-            }
-            next = match (byte, next) {
-                (b' ' | b'\t' | b'\r' | b'\n', _) => next,
-                (b'[', Next::Start) if arrays => Next::FirstOrEnd,
-                (b']', Next::FirstOrEnd | Next::CommaOrEnd) => Next::Start,
-                (b',', Next::CommaOrEnd) => Next::Value,
-                (b'{', Next::FirstOrEnd | Next::Value) => value.begin(next),
-                (b'{', Next::Start) if !arrays => value.begin(next),
-                (_, Next::FirstOrEnd | Next::Value) => {
-                    return Err(refused(count + 1, at, "is not an object"));
-                }
-                (_, Next::CommaOrEnd) => {
-                    return Err(refused(count, at, "is not followed by a comma or `]`"));
-                }
-                (_, Next::Start) => {
-                    return Err(refused(count, at, "is followed by something else"));
-                }
-            };
+            values.push(byte, out)?;
         }
         input.consume(length);
     }
-    if value.depth > 0 || next != Next::Start {
-        return Err(refused(
-            count,
-            at,
-            "is the last one: the file ends before the array or object does, so it is incomplete",
-        ));
+}
+
+/// The state of reading arrays or objects.
+struct Values {
+    arrays: bool,
+    next: Next,
+    /// The value that is being read; its depth is 0 between values.
+    value: Value,
+    /// The number of bytes read.
+    at: u64,
+    /// The number of values read.
+    count: u64,
+}
+
+impl Values {
+    /// Reads a byte, and writes the value that ends with it.
+    #[inline]
+    fn push(&mut self, byte: u8, out: &mut Writing<'_>) -> Result<(), ConvertError> {
+        self.at += 1;
+        if self.value.depth == 0 {
+            return self.between(byte);
+        }
+        let at = self.at;
+        self.value
+            .push(byte)
+            .map_err(|reason| refused(self.count + 1, at, reason))?;
+        if self.value.depth == 0 {
+            self.count += 1;
+            let count = self.count;
+            let line = self
+                .value
+                .line()
+                .map_err(|error| refused(count, at, &format!("is not JSON ({error})")))?;
+            out.write(line).map_err(ConvertError::Write)?;
+            self.next = if self.arrays {
+                Next::CommaOrEnd
+            } else {
+                Next::Start
+            };
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Reads a byte between two values.
+    fn between(&mut self, byte: u8) -> Result<(), ConvertError> {
+        let invalid = |value, what| Err(refused(value, self.at, what));
+        self.next = match (byte, self.next) {
+            (b' ' | b'\t' | b'\r' | b'\n', next) => next,
+            (b'[', Next::Start) if self.arrays => Next::FirstOrEnd,
+            (b']', Next::FirstOrEnd | Next::CommaOrEnd) => Next::Start,
+            (b',', Next::CommaOrEnd) => Next::Value,
+            (b'{', next @ (Next::FirstOrEnd | Next::Value)) => self.value.begin(next),
+            (b'{', Next::Start) if !self.arrays => self.value.begin(Next::Start),
+            (_, Next::FirstOrEnd | Next::Value) => {
+                return invalid(self.count + 1, "is not an object");
+            }
+            (_, Next::CommaOrEnd) => {
+                return invalid(self.count, "is not followed by a comma or `]`");
+            }
+            (_, Next::Start) => return invalid(self.count, "is followed by something else"),
+        };
+        Ok(())
+    }
+
+    /// Checks that the input ends after a complete array or object.
+    fn end(&self) -> Result<(), ConvertError> {
+        if self.value.depth > 0 || self.next != Next::Start {
+            return Err(refused(
+                self.count,
+                self.at,
+                "is the last one: the file ends before the array or object does, so it is incomplete",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// The error for the value with this number, which ends at or before byte `at`.

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::super::Refused;
@@ -111,18 +112,7 @@ impl Importer<'_> {
         let usable = compare_claims(self.disk, sealed, row.as_ref())
             .usable
             .filter(|found| found.tag == Some(label.tag));
-        let is_active = self
-            .directory
-            .is_some_and(|directory| directory.label() == label);
-        let path = match usable {
-            Some(found) => Some(found.path.clone()),
-            None => is_active.then(|| self.config.data_dir.join(ACTIVE_FILE)),
-        };
-        let kept = match path.as_deref().map(|path| self.disk.open_read(path)) {
-            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
-            Some(opened) => Some(opened.map_err(io())?),
-            None => None,
-        };
+        let kept = self.open_own(usable, label).map_err(io())?;
         let is_free = row.is_none() && self.is_free(label, sealed);
         let row = row.filter(|row| row.tag == Some(label.tag));
         let applied = row.as_ref().map(|row| Prefix {
@@ -162,6 +152,26 @@ impl Importer<'_> {
             (_, Some(row)) => Ok(refused(self.not_comparable(&row, label))),
             (_, None) if is_free => Ok(Own::Native(native_name(&content.path, label))),
             (_, None) => Ok(Own::Unknown),
+        }
+    }
+
+    /// Opens the segment's own file: the `usable` one, or the active file. `None` if there is neither.
+    fn open_own(
+        &self,
+        usable: Option<&Found>,
+        label: Label,
+    ) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        let is_active = self
+            .directory
+            .is_some_and(|directory| directory.label() == label);
+        let path = match usable {
+            Some(found) => found.path.clone(),
+            None if is_active => self.config.data_dir.join(ACTIVE_FILE),
+            None => return Ok(None),
+        };
+        match self.disk.open_read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some),
         }
     }
 
