@@ -168,28 +168,65 @@ pub(super) fn await_applied(
         ));
         return report;
     };
-    let poster = Poster::for_get(config);
-    let all = listing_path(last, record.since);
-    let of_run = if record.run.is_empty() {
-        all.clone()
-    } else {
-        let prefix = format!("{}-", record.run);
-        let prefix = utf8_percent_encode(&prefix, NON_ALPHANUMERIC);
-        format!("{all}&idPrefix={prefix}")
-    };
-    let mut own_lines = Some(own).filter(|own| !own.lines.is_empty());
+    let mut query = Query::new(config, record, last, own);
     let deadline = config.wait.map(|wait| Instant::now() + wait);
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let wait = left.map_or(STEP, |left| left.min(STEP));
         let asked = Instant::now();
-        let answer = poster.get(&format!("{of_run}&wait={}ms", wait.as_millis()));
-        let (applied, done) = match answer {
+        let (applied, is_final) = query.send(wait, &mut report.rejected);
+        report.applied = applied;
+        if is_final || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return report;
+        }
+        let pause = PAUSE.saturating_sub(asked.elapsed());
+        if stop.wait(pause) {
+            return report;
+        }
+    }
+}
+
+/// The requests for the rejected lines of a run.
+struct Query<'r> {
+    poster: Poster,
+    record: &'r Record,
+    /// The path that lists the latest rejected lines.
+    all: String,
+    /// The path that lists those with the run's ids.
+    of_run: String,
+    /// The lines with ids of their own that are not searched for yet; `None` if there are none.
+    own: Option<OwnLines>,
+}
+
+impl<'r> Query<'r> {
+    fn new(config: &SendConfig, record: &'r Record, last: NodePosition, own: OwnLines) -> Self {
+        let all = listing_path(last, record.since);
+        let of_run = if record.run.is_empty() {
+            all.clone()
+        } else {
+            let prefix = format!("{}-", record.run);
+            let prefix = utf8_percent_encode(&prefix, NON_ALPHANUMERIC);
+            format!("{all}&idPrefix={prefix}")
+        };
+        Self {
+            poster: Poster::for_get(config),
+            record,
+            all,
+            of_run,
+            own: Some(own).filter(|own| !own.lines.is_empty()),
+        }
+    }
+
+    /// Sends a request that the server answers after at most `wait`. Returns whether the events are applied,
+    /// and whether that is final. If they are, `rejected` is set.
+    fn send(&mut self, wait: Duration, rejected: &mut Vec<Refusal>) -> (Applied, bool) {
+        let path = format!("{}&wait={}ms", self.of_run, wait.as_millis());
+        match self.poster.get(&path) {
             Ok((200, body, _)) => match serde_json::from_slice::<Listing>(&body) {
                 Ok(listing) => {
-                    report.rejected = made(listing, record);
-                    if let Some(own_lines) = own_lines.take() {
-                        add_own(&poster, &all, own_lines, &mut report.rejected);
+                    *rejected = made(listing, self.record);
+                    if let Some(own) = self.own.take() {
+                        add_own(&self.poster, &self.all, own, rejected);
                     }
                     (Applied::Yes, true)
                 }
@@ -200,14 +237,6 @@ pub(super) fn await_applied(
             },
             Ok((status, body, _)) => without_listing(status, &body),
             Err(error) => (Applied::Unknown(error.to_string()), false),
-        };
-        report.applied = applied;
-        if done || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return report;
-        }
-        let pause = PAUSE.saturating_sub(asked.elapsed());
-        if stop.wait(pause) {
-            return report;
         }
     }
 }

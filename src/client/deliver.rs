@@ -154,12 +154,7 @@ impl Deliverer<'_> {
             } => {
                 let refusals = named(&group, &errors, refused);
                 if accepted + refused != group.len() as u64 || refusals.len() as u64 != refused {
-                    return Err(self.failed(format!(
-                            "sent {} lines, but the answer accepts {accepted}, refuses {refused} and names {}; \
-                             the server's version is not compatible with this one",
-                            group.len(),
-                            refusals.len()
-                        )));
+                    return Err(self.incompatible(group.len(), accepted, refused, refusals.len()));
                 }
                 outcomes.accepted += accepted;
                 if let Some(position) = position {
@@ -174,12 +169,10 @@ impl Deliverer<'_> {
             } if errors.len() as u64 + more_errors == group.len() as u64 => {
                 // All lines are refused: those that the answer does not name are not sent again.
                 let named = named(&group, &errors, 0);
-                let unnamed = group
-                    .iter()
-                    .filter(|line| !named.iter().any(|refusal| refusal.line == line.number));
+                let unnamed = without(&group, &named);
                 outcomes
                     .refusals
-                    .extend(unnamed.map(|line| refused_here(line)));
+                    .extend(unnamed.into_iter().map(refused_here));
                 outcomes.refusals.extend(named);
             }
             Answer::Refused { errors, reason, .. } => {
@@ -189,10 +182,7 @@ impl Deliverer<'_> {
                     return Ok(());
                 }
                 // Nothing was stored: the other lines of the group are sent again.
-                let others = group
-                    .into_iter()
-                    .filter(|line| !refusals.iter().any(|refusal| refusal.line == line.number));
-                groups.push(others.collect());
+                groups.push(without(&group, &refusals));
                 outcomes.refusals.extend(refusals);
             }
             Answer::TooLarge { reason } => {
@@ -241,6 +231,14 @@ impl Deliverer<'_> {
                 return Err(Halt::Stopped);
             }
         }
+    }
+
+    /// The error of an answer that does not account for each of the `sent` lines.
+    fn incompatible(&self, sent: usize, accepted: u64, refused: u64, named: usize) -> Halt {
+        self.failed(format!(
+            "sent {sent} lines, but the answer accepts {accepted}, refuses {refused} and names {named}; \
+             the server's version is not compatible with this one"
+        ))
     }
 
     fn with_url(&self, reason: &str) -> String {
@@ -345,6 +343,13 @@ fn halve<'l, 'a>(
     let (first, second) = group.split_at(group.len() / 2);
     groups.push(second.to_vec());
     groups.push(first.to_vec());
+}
+
+/// The lines of a group that are not among the refusals.
+fn without<'l, 'a>(group: &[&'l Ready<'a>], refusals: &[Refusal]) -> Vec<&'l Ready<'a>> {
+    let is_refused = |line: &Ready<'_>| refusals.iter().any(|it| it.line == line.number);
+    let others = group.iter().copied();
+    others.filter(|line| !is_refused(line)).collect()
 }
 
 /// The refusals of an answer, by line of the input. An answer may name only some of its `refused`
