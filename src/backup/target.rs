@@ -328,6 +328,18 @@ fn segments_of_files(
     Ok(kept)
 }
 
+/// The segments whose events the backup has: in a file, or counted in its database.
+fn segments_of_backup(manifest: &Manifest, rows: &[SegmentRow]) -> BTreeSet<String> {
+    let files = manifest.files.iter();
+    let files = files.filter(|entry| !entry.is_in_quarantine());
+    let applied = rows.iter();
+    let applied = applied.filter(|row| row.state == SegmentState::Applied);
+    files
+        .filter_map(|entry| entry.segment.clone())
+        .chain(applied.map(|row| row.id.to_string()))
+        .collect()
+}
+
 /// Fails if the target's database has counted events that no file has: those of segments that were
 /// pruned after the backup, or whose files are missing. Does nothing if the database cannot be read.
 fn refuse_to_discard_events(
@@ -355,21 +367,7 @@ fn refuse_to_discard_events(
     let mut kept = segments_of_files(data_dir, own, active)?;
     let mut pruned_before = 0;
     if own == manifest.directory {
-        for entry in manifest
-            .files
-            .iter()
-            .filter(|entry| !entry.is_in_quarantine())
-        {
-            kept.extend(entry.segment.clone());
-        }
-        let applied = |row: &&SegmentRow| row.state == SegmentState::Applied;
-        kept.extend(
-            backup
-                .0
-                .iter()
-                .filter(applied)
-                .map(|row| row.id.to_string()),
-        );
+        kept.extend(segments_of_backup(manifest, backup.0));
         pruned_before = backup.1.number;
     }
     let is_kept = |id: &SegmentId| kept.contains(&id.to_string());
