@@ -31,19 +31,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let database = (config.database_url.clone()).unwrap_or_else(|| Database::in_dir(dir));
     // A rebuild holds the lock to its end, so that no server opens the database.
-    let serve_lock = match (config.database, Lock::take(&dir.join(SERVE_LOCK))) {
-        (DatabaseMode::Keep, Err(LockError::Held { holder, .. })) => {
-            tracing::info!("{ACTIVE_FILE} is not sealed because a server runs ({holder})");
-            None
-        }
-        (_, lock) => Some(lock?),
-    };
-    // A segment that has events but no file is missing; recovery reports it.
-    let started =
-        Directory::read(&*disk, dir).is_ok_and(|found| found.is_some_and(|it| it.started));
-    if serve_lock.is_some() && (started || dir.join(ACTIVE_FILE).exists()) {
-        processor::seal(dir, &database, &disk)?;
-    }
+    let serve_lock = seal_active(config, &database, &disk)?;
     let mut process = processor::ProcessConfig::new(dir);
     process.database.clone_from(&database);
     process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
@@ -85,6 +73,29 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
         print(text.as_bytes())?;
     }
     Ok(exit)
+}
+
+/// Seals the active file if no server runs. Returns the lock that keeps servers away; `None` if one runs.
+fn seal_active(
+    config: &ProcessConfig,
+    database: &Database,
+    disk: &Arc<dyn Disk>,
+) -> anyhow::Result<Option<Lock>> {
+    let dir = &config.data_dir;
+    let lock = match (config.database, Lock::take(&dir.join(SERVE_LOCK))) {
+        (DatabaseMode::Keep, Err(LockError::Held { holder, .. })) => {
+            tracing::info!("{ACTIVE_FILE} is not sealed because a server runs ({holder})");
+            return Ok(None);
+        }
+        (_, lock) => lock?,
+    };
+    // A segment that has events but no file is missing; recovery reports it.
+    let started =
+        Directory::read(&**disk, dir).is_ok_and(|found| found.is_some_and(|it| it.started));
+    if started || dir.join(ACTIVE_FILE).exists() {
+        processor::seal(dir, database, disk)?;
+    }
+    Ok(Some(lock))
 }
 
 /// Logs each file that was not or may not have been counted.
