@@ -16,6 +16,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crc32fast::Hasher;
+
 use self::confirm::Follow;
 pub(super) use self::confirm::{Confirmed, Corrupt};
 pub(super) use self::folded::{Committed, Folded, Member, can_fold};
@@ -187,18 +189,13 @@ impl<'p> Applier<'p> {
                 }
                 committed => committed?,
             };
-            self.work.bytes += aggregate.to - from;
-            self.work.committing += scanned_at.elapsed();
-            // Only after the commit.
-            if let Some(follow) = self.follows.get_mut(&segment.id) {
-                follow.applied = checksum;
-            }
             let commit = Commit {
                 segment,
                 from,
                 to: aggregate.to,
                 applied,
             };
+            self.advance(&commit, checksum, scanned_at.elapsed());
             watch.committed(&[commit], began.elapsed());
             if from > 0 && from / RELEASE_BYTES != aggregate.to / RELEASE_BYTES {
                 segment.file.release_cache(aggregate.to);
@@ -249,6 +246,15 @@ impl<'p> Applier<'p> {
                     segment: segment.id.to_string(),
                 })
             }
+        }
+    }
+
+    /// Changes the state in memory after a commit that took `took`. `checksum` is that of the applied prefix.
+    fn advance(&mut self, commit: &Commit<'_>, checksum: Hasher, took: Duration) {
+        self.work.bytes += commit.to - commit.from;
+        self.work.committing += took;
+        if let Some(follow) = self.follows.get_mut(&commit.segment.id) {
+            follow.applied = checksum;
         }
     }
 
