@@ -8,9 +8,12 @@
 mod kind;
 mod layer;
 mod lock;
+mod named;
 mod open;
+mod read;
 mod real;
 mod usage;
+mod walk;
 mod write;
 
 use std::io;
@@ -21,12 +24,12 @@ use std::sync::Arc;
 pub use self::kind::unsafe_for_wal;
 pub use self::layer::{DiskLayer, FileLayer};
 pub use self::lock::{DirLock, Lock, LockError, WAIT_LOGGED_AFTER, lock_holders};
-pub use self::open::{
-    Guard, Unusable, is_relative_link, read, read_to_string, unusable, with_suffix,
-};
+pub use self::named::{read, read_to_string};
+pub use self::open::{Guard, Unusable, is_relative_link, unusable, with_suffix};
+pub use self::read::{last_line_end, read_exactly};
 pub use self::real::RealDisk;
 pub use self::usage::{MeteredDisk, UsageThread};
-pub use self::write::{is_held, last_line_end, put_held, replace, write_new, write_over};
+pub use self::write::{is_held, put_held, replace, write_new, write_over};
 
 /// An open file. Reads and writes take an offset; there is no file cursor.
 pub trait DiskFile: Send + Sync + 'static {

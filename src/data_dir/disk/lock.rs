@@ -7,7 +7,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::open::{Access, open_directory, open_file, read_to_string};
+use super::named::read_to_string;
+use super::open::{Access, open_directory, open_file};
 use super::real::create_new;
 use super::{Disk as _, RealDisk};
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{Advice, fadvise};
 
 use super::open::{Access, open_directory, open_file};
-use super::{Disk, DiskDir, DiskFile, FileStat, Identity, kind, usage};
+use super::{Disk, DiskDir, DiskFile, FileStat, Identity, kind, walk};
 
 /// The file system of the machine.
 #[derive(Debug, Clone, Copy, Default)]
@@ -89,7 +89,7 @@ impl Disk for RealDisk {
     }
 
     fn used_bytes(&self, dir: &Path) -> io::Result<u64> {
-        usage::walk(dir, &[])
+        walk::walk(dir, &[])
     }
 
     fn sync_file_system(&self, dir: &Path) -> io::Result<bool> {

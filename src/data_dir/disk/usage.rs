@@ -16,6 +16,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::open::{Access, open_file};
+use super::walk::walk;
 use super::{Disk, DiskFile, RealDisk};
 
 /// The interval between walks.
@@ -24,36 +25,6 @@ const WALK_EVERY: Duration = Duration::from_mins(1);
 const WALK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// The pause after a walk is at least this multiple of its duration.
 const PAUSE_FACTOR: u32 = 50;
-
-/// The total size of all files in `dir` and below, except those in `except`. Links are not followed,
-/// and files removed meanwhile are ignored.
-pub(super) fn walk(dir: &Path, except: &[PathBuf]) -> io::Result<u64> {
-    let mut bytes = 0;
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        let entries = match std::fs::read_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries?,
-        };
-        // A path is built only in directories with an exception, which saves time in the archive.
-        let leaves_out = except.iter().any(|path| path.parent() == Some(&dir));
-        for entry in entries {
-            let entry = entry?;
-            match entry.metadata() {
-                Ok(metadata) if metadata.is_dir() => dirs.push(entry.path()),
-                Ok(metadata)
-                    if metadata.is_file() && !(leaves_out && except.contains(&entry.path())) =>
-                {
-                    bytes += metadata.len();
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok(bytes)
-}
 
 /// The real disk, with a count of the bytes in one directory.
 #[derive(Clone)]

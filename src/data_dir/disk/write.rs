@@ -1,4 +1,4 @@
-//! Files that are written as a whole and put in place by a rename, and the end of the last line of a file.
+//! Files that are written as a whole and put in place by a rename.
 
 use std::fs::File;
 use std::io;
@@ -9,29 +9,6 @@ use std::sync::Arc;
 use super::open::{Access, open_file};
 use super::real::create_new;
 use super::{Disk, DiskFile, RealDisk};
-
-/// The offset after the last `\n` before `size`; 0 if there is none. Reads backwards in blocks.
-pub fn last_line_end(file: &dyn DiskFile, size: u64) -> io::Result<u64> {
-    const BLOCK: u64 = 64 << 10;
-    let mut block = Vec::new();
-    let mut end = size;
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK);
-        block.resize(usize::try_from(end - start).unwrap_or_default(), 0);
-        let mut filled = 0;
-        while filled < block.len() {
-            match file.read_at(&mut block[filled..], start + filled as u64)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => filled += count,
-            }
-        }
-        if let Some(index) = memchr::memrchr(b'\n', &block) {
-            return Ok(start + index as u64 + 1);
-        }
-        end = start;
-    }
-    Ok(0)
-}
 
 /// Creates a file atomically: it is written under a temporary name by `write`, synced, and renamed.
 /// Then the directory is synced. Fails with `AlreadyExists` if `path` exists.

@@ -32,7 +32,7 @@ pub(super) fn each_block(
         let length = usize::try_from(to - at)
             .unwrap_or(usize::MAX)
             .min(block.len());
-        read_exact_at(file, &mut block[..length], at)?;
+        disk::read_exactly(file, at, &mut block[..length])?;
         each(at, &block[..length])?;
         at += length as u64;
     }
@@ -81,17 +81,4 @@ pub(super) fn keep_torn_tail(
     })
     .map_err(JournalError::io("write", &path))?;
     Ok(path)
-}
-
-fn read_exact_at(file: &dyn DiskFile, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !buf.is_empty() {
-        match file.read_at(buf, offset)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                buf = &mut buf[count..];
-                offset += count as u64;
-            }
-        }
-    }
-    Ok(())
 }
