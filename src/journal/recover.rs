@@ -11,23 +11,22 @@
 //! never treats the bytes as those of another segment, deletes nothing, and reports what it found.
 //! Any I/O error ends recovery, and the journal does not open.
 
+mod active_file;
+mod quarantine;
 mod tail;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use crc32fast::Hasher;
 
-use self::tail::{each_block, has_zeros, keep_torn_tail, rewrite};
+use self::active_file::ActiveFile;
+use self::quarantine::{keep_torn_tail, write_missing_note};
+use self::tail::{each_block, has_zeros, rewrite};
 use super::{JournalError, KnownSegment, KnownSegments};
 use crate::data_dir::disk::{self, Disk, DiskFile};
-use crate::data_dir::segment::{ACTIVE_FILE, Label, Numbers, SegmentId, sealed_file_name};
-use crate::data_dir::{
-    Catalog, Directory, QUARANTINE_DIR, first_free, is_sealed, missing_note, read_label,
-};
-use crate::timestamp;
+use crate::data_dir::segment::{ACTIVE_FILE, Label, Numbers, SegmentId};
+use crate::data_dir::{Catalog, Directory, QUARANTINE_DIR, first_free, is_sealed, read_label};
 
 /// The findings of recovery, for the log and for the processor. Each is `None` if it did not occur.
 #[derive(Debug, Default)]
@@ -82,7 +81,7 @@ pub(super) fn recover(
     let mut recover = Recover {
         disk,
         data_dir,
-        path: data_dir.join(ACTIVE_FILE),
+        active_file: ActiveFile::in_dir(disk, data_dir),
         known,
         directory,
         catalog,
@@ -119,7 +118,7 @@ pub fn active_numbers(disk: &dyn Disk, data_dir: &Path) -> Vec<u64> {
 struct Recover<'r> {
     disk: &'r dyn Disk,
     data_dir: &'r Path,
-    path: PathBuf,
+    active_file: ActiveFile<'r>,
     known: &'r KnownSegments,
     directory: Directory,
     catalog: Catalog,
@@ -133,16 +132,16 @@ type Opened = (u64, Arc<dyn DiskFile>);
 impl Recover<'_> {
     /// Identifies the segment in `events.jsonl` and continues it, or creates a new one.
     fn active(&mut self) -> Result<Opened, JournalError> {
-        let Some(file) = self.open()? else {
+        let Some(file) = self.active_file.open()? else {
             return self.without_events();
         };
-        let label = read_label(&*file).map_err(self.io("read"))?;
-        let size = file.size().map_err(self.io("examine"))?;
+        let label = read_label(&*file).map_err(self.active_file.io("read"))?;
+        let size = file.size().map_err(self.active_file.io("examine"))?;
         let mut durable_end = self.make_durable(&*file, label, size)?;
         // A power failure during the first write of a segment: unsynced blocks read as zeros.
         if label.is_none()
             && !self.directory.started
-            && has_zeros(&*file).map_err(self.io("read"))?
+            && has_zeros(&*file).map_err(self.active_file.io("read"))?
         {
             durable_end = 0;
         }
@@ -152,7 +151,7 @@ impl Recover<'_> {
             }
             if self.directory.started || self.is_taken() {
                 drop(file);
-                self.remove_empty()?;
+                self.active_file.remove()?;
                 return self.without_events();
             }
             self.retoken()?;
@@ -182,7 +181,7 @@ impl Recover<'_> {
             }
             None => {
                 drop(file);
-                self.import()?;
+                self.recovery.imported = Some(self.active_file.import()?);
                 self.without_events()
             }
         }
@@ -228,7 +227,7 @@ impl Recover<'_> {
         self.taken.insert(label.number);
         if passed || known || label.number <= self.known.pruned {
             // It must not grow: it is sealed as it is. The processor checks and reports its content.
-            self.seal(label)?;
+            self.active_file.seal(label)?;
             if passed && !self.directory.started && !self.is_taken() {
                 self.retoken()?;
                 return self.create();
@@ -241,7 +240,7 @@ impl Recover<'_> {
             self.directory.started = true;
             self.directory.write(self.disk, self.data_dir)?;
         }
-        self.lock(&*file)?;
+        self.active_file.lock(&*file)?;
         Ok((durable_end, file))
     }
 
@@ -304,29 +303,6 @@ impl Recover<'_> {
         Ok(())
     }
 
-    fn open(&self) -> Result<Option<Arc<dyn DiskFile>>, JournalError> {
-        if self
-            .disk
-            .identity(&self.path)
-            .map_err(self.io("examine"))?
-            .is_none()
-        {
-            return Ok(None);
-        }
-        let file = self.disk.open(&self.path).map_err(self.io("open"))?;
-        self.lock(&*file)?;
-        Ok(Some(file))
-    }
-
-    fn lock(&self, file: &dyn DiskFile) -> Result<(), JournalError> {
-        if file.try_lock().map_err(self.io("lock"))? {
-            return Ok(());
-        }
-        Err(JournalError::Locked {
-            path: self.path.clone(),
-        })
-    }
-
     /// Makes the content of the file durable and returns the end of its last complete line.
     fn make_durable(
         &self,
@@ -336,9 +312,9 @@ impl Recover<'_> {
     ) -> Result<u64, JournalError> {
         let row = label.and_then(|label| self.row_of(label));
         let applied = row.map_or(0, |row| row.applied_bytes.min(size));
-        rewrite(file, applied, size).map_err(self.io("rewrite the end of"))?;
-        file.sync_data().map_err(self.io("sync"))?;
-        disk::last_line_end(file, size).map_err(self.io("read"))
+        rewrite(file, applied, size).map_err(self.active_file.io("rewrite the end of"))?;
+        file.sync_data().map_err(self.active_file.io("sync"))?;
+        disk::last_line_end(file, size).map_err(self.active_file.io("read"))
     }
 
     /// CRC-32 of the active segment up to its durable end. The checksum of the applied bytes is taken
@@ -354,7 +330,7 @@ impl Recover<'_> {
             hasher.update(block);
             Ok(())
         })
-        .map_err(self.io("read"))?;
+        .map_err(self.active_file.io("read"))?;
         Ok(hasher)
     }
 
@@ -373,70 +349,21 @@ impl Recover<'_> {
         let quarantine = self.data_dir.join(QUARANTINE_DIR);
         let number = self.directory.number;
         let kept = keep_torn_tail(self.disk, &quarantine, number, file, durable_end, size)?;
-        file.set_len(durable_end).map_err(self.io("truncate"))?;
-        file.sync_data().map_err(self.io("sync"))?;
+        self.active_file.truncate(file, durable_end)?;
         self.recovery.torn = Some((size - durable_end, kept));
         Ok(())
     }
 
-    fn seal(&mut self, label: Label) -> Result<(), JournalError> {
-        let name = sealed_file_name(label, SystemTime::now());
-        self.rename(&self.data_dir.join(name), "seal")
-    }
-
     /// Moves `events.jsonl` to `quarantine/`, where it is kept and not applied.
     fn set_aside(&mut self, why: &str) -> Result<(), JournalError> {
-        let kept = self.free_name(&self.data_dir.join(QUARANTINE_DIR), "set-aside")?;
-        self.rename(&kept, "set aside")?;
-        let quarantine = self.data_dir.join(QUARANTINE_DIR);
-        self.disk
-            .sync_dir(&quarantine)
-            .map_err(JournalError::io("sync", &quarantine))?;
+        let kept = self.active_file.set_aside()?;
         self.recovery.contradiction = Some(format!(
             "{} was put there by another program: {why}. It was moved to {} and is not counted. If its events are to be counted, run `tallyline process {}`",
-            self.path.display(),
+            self.active_file.path().display(),
             kept.display(),
             kept.display()
         ));
         Ok(())
-    }
-
-    /// Renames an `events.jsonl` without a label, so that the processor imports it.
-    fn import(&mut self) -> Result<(), JournalError> {
-        let imported = self.free_name(self.data_dir, "events_found")?;
-        self.rename(&imported, "rename")?;
-        self.recovery.imported = Some(imported);
-        Ok(())
-    }
-
-    /// `<stem>-<UTC time>.jsonl`; if that exists, a number from 2 on is added after the time.
-    fn free_name(&self, dir: &Path, stem: &str) -> Result<PathBuf, JournalError> {
-        let time = timestamp::rfc3339_millis(SystemTime::now()).replace(':', "-");
-        let mut path = dir.join(format!("{stem}-{time}.jsonl"));
-        let mut copies = 1;
-        while self
-            .disk
-            .identity(&path)
-            .map_err(JournalError::io("examine", &path))?
-            .is_some()
-        {
-            copies += 1;
-            path = dir.join(format!("{stem}-{time}-{copies}.jsonl"));
-        }
-        Ok(path)
-    }
-
-    fn rename(&self, to: &Path, action: &'static str) -> Result<(), JournalError> {
-        self.disk
-            .rename_new(&self.path, to)
-            .map_err(self.io(action))?;
-        self.disk
-            .sync_dir(self.data_dir)
-            .map_err(JournalError::io("sync", self.data_dir))
-    }
-
-    fn remove_empty(&self) -> Result<(), JournalError> {
-        self.disk.remove(&self.path).map_err(self.io("remove"))
     }
 
     /// Creates the active segment with the first free number from the stored one on.
@@ -449,42 +376,6 @@ impl Recover<'_> {
     }
 
     fn create(&mut self) -> Result<Opened, JournalError> {
-        let file = self
-            .disk
-            .create_new(&self.path)
-            .map_err(self.io("create"))?;
-        self.lock(&*file)?;
-        self.disk
-            .sync_dir(self.data_dir)
-            .map_err(JournalError::io("sync", self.data_dir))?;
-        Ok((0, file))
-    }
-
-    fn io(&self, action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
-        JournalError::io(action, &self.path)
-    }
-}
-
-fn write_missing_note(
-    disk: &dyn Disk,
-    data_dir: &Path,
-    label: Label,
-    row: Option<KnownSegment>,
-) -> Result<(), JournalError> {
-    let note = missing_note(data_dir, label.number);
-    let applied_bytes = row.map_or(0, |row| row.applied_bytes);
-    let text = format!(
-        "Segment {} is missing: {ACTIVE_FILE} was missing or empty at start, but the segment held acknowledged events.\n\
-         {applied_bytes} bytes of it were applied to the database and are still counted. Events that were acknowledged\n\
-         after that are lost unless the file is found. If you find it, stop the server, put the file into the data\n\
-         directory under the name\n\
-         {}\n\
-         delete this note, and start the server again.\n",
-        label.number,
-        sealed_file_name(label, SystemTime::now()),
-    );
-    match disk::write_new(disk, &note, |file| file.write_all_at(text.as_bytes(), 0)) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        written => written.map_err(JournalError::io("write", &note)),
+        Ok((0, self.active_file.create()?))
     }
 }

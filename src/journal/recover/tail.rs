@@ -1,10 +1,8 @@
-//! The bytes at the end of `events.jsonl` after a crash: made durable, or kept in `quarantine/`.
+//! The bytes of `events.jsonl` after a crash: made durable, and recognised as those of an interrupted write.
 
 use std::io;
-use std::path::{Path, PathBuf};
 
-use crate::data_dir::disk::{self, Disk, DiskFile};
-use crate::journal::JournalError;
+use crate::data_dir::disk::{self, DiskFile};
 
 /// Reads the file from `applied` on and writes the same bytes back; applied bytes are already durable.
 /// A failed sync marks dirty pages as clean although they never reached the disk. If the process died
@@ -51,34 +49,4 @@ pub(super) fn has_zeros(file: &dyn DiskFile) -> io::Result<bool> {
             None => at += count as u64,
         }
     }
-}
-
-/// Copies `[from, to)` to `quarantine/torn-<number>-<from>`. An existing file of that name (from an
-/// interrupted recovery, or another tail) is kept, and the copy gets a numbered suffix.
-pub(super) fn keep_torn_tail(
-    disk: &dyn Disk,
-    quarantine: &Path,
-    number: u64,
-    file: &dyn DiskFile,
-    from: u64,
-    to: u64,
-) -> Result<PathBuf, JournalError> {
-    let name = format!("torn-{number}-{from}");
-    let mut path = quarantine.join(&name);
-    let mut copies = 1;
-    while disk
-        .identity(&path)
-        .map_err(JournalError::io("examine", &path))?
-        .is_some()
-    {
-        copies += 1;
-        path = quarantine.join(format!("{name}.{copies}"));
-    }
-    disk::write_new(disk, &path, |copy| {
-        each_block(file, from, to, |at, block| {
-            copy.write_all_at(block, at - from)
-        })
-    })
-    .map_err(JournalError::io("write", &path))?;
-    Ok(path)
 }
