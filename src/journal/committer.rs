@@ -19,13 +19,12 @@ use crossbeam_channel::RecvTimeoutError;
 use memchr::memchr_iter;
 
 use self::free_space::FreeSpace;
+use super::queue::{Command, Commands, QueuedBatch, Wakers};
 use super::recover::Active;
-use super::{
-    AppendError, Command, Commands, JournalConfig, JournalError, Label, QueuedBatch, Shared, Wakers,
-};
+use super::{AppendError, JournalConfig, JournalError, Shared};
 use crate::data_dir::Directory;
 use crate::data_dir::disk::{Disk, DiskFile, Identity};
-use crate::data_dir::segment::{ACTIVE_FILE, Position};
+use crate::data_dir::segment::{ACTIVE_FILE, Label, Position};
 use crate::health::Health;
 
 /// Once a group has this many bytes, no further append joins it. Writing 8 MiB takes about 80 ms at

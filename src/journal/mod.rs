@@ -5,8 +5,8 @@
 //! `events.jsonl` is the active segment; sealing renames it to
 //! `events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl`. The identity of a segment is stored
 //! in three places, each of which is written independently:
-//! - in `directory.json` ([`Directory`]), before the file is created;
-//! - in the file: its first line ends in the segment's [`Label`]. The label is written together with
+//! - in `directory.json` ([`Directory`](crate::data_dir::Directory)), before the file is created;
+//! - in the file: its first line ends in the segment's [`Label`](crate::data_dir::segment::Label). The label is written together with
 //!   that line, so every acknowledged byte lies in a file that carries a label;
 //! - in the name of the sealed file.
 //!
@@ -87,25 +87,30 @@
 //! change". It depends neither on SQL nor on HTTP.
 
 mod committer;
+mod error;
+mod known;
+mod queue;
 mod recover;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 
+pub use self::error::{AppendError, JournalError};
+pub use self::known::{KnownSegment, KnownSegments};
+use self::queue::{Command, QueuedBatch};
 pub use self::recover::{Recovery, active_numbers};
-use crate::data_dir::DataDirError;
 use crate::data_dir::disk::{Disk, DiskFile, Lock};
 #[cfg(doc)]
 use crate::data_dir::segment::Seal;
-use crate::data_dir::segment::{Label, Numbers, Position, Tag};
+use crate::data_dir::segment::{Numbers, Position, Tag};
 use crate::health::Health;
 
 /// Complete lines to append: each ends in `\n`, none is empty, and each is a valid event.
@@ -113,31 +118,6 @@ use crate::health::Health;
 pub struct Batch {
     /// The lines as they are written to the file.
     pub bytes: Vec<u8>,
-}
-
-/// Why a batch was not acknowledged.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum AppendError {
-    /// The disk is full, or the append would use its reserve or exceed `--max-disk`. Nothing was
-    /// appended.
-    #[error("{0}")]
-    DiskFull(String),
-    /// The queue of the committer is full. Nothing was appended.
-    #[error("the write queue is full with {waiting} bytes; try again later")]
-    Busy {
-        /// Bytes in the queue.
-        waiting: u64,
-    },
-    /// The server is stopping. Nothing was appended.
-    #[error("the server is stopping; try again after it has restarted")]
-    Stopping,
-    /// The write or the sync failed and was undone, or the journal was already poisoned. Nothing
-    /// was appended.
-    #[error("{0}")]
-    Failed(String),
-    /// The write failed and could not be undone: the events may or may not be counted.
-    #[error("{0}")]
-    Unknown(String),
 }
 
 /// Called exactly once, usually on the committer thread, so it must not block. It receives the
@@ -183,81 +163,6 @@ impl Default for JournalConfig {
     }
 }
 
-/// The database row of a native segment, as far as recovery needs it.
-#[derive(Clone, Copy, Debug)]
-pub struct KnownSegment {
-    /// The segment's number.
-    pub number: u64,
-    /// The segment's tag; `None` if unknown.
-    pub tag: Option<Tag>,
-    /// The number of applied bytes, from the start of the segment.
-    pub applied_bytes: u64,
-    /// CRC-32 of the applied bytes; `None` if unknown.
-    pub checksum: Option<u32>,
-    /// Whether the row says that the segment is sealed.
-    pub sealed: bool,
-}
-
-/// What the database stores about the directory. Empty if the database cannot be read.
-#[derive(Clone, Debug, Default)]
-pub struct KnownSegments {
-    /// The UUID of the data directory that the database belongs to; `None` if unknown.
-    pub directory: Option<uuid::Uuid>,
-    /// Rows of native segments: at least those of segments that are not fully applied, and those of
-    /// [`active_numbers`].
-    pub segments: Vec<KnownSegment>,
-    /// The numbers of fully applied segments whose rows are not in `segments`.
-    pub applied: Numbers,
-    /// The highest number that retention has pruned; 0 if none.
-    pub pruned: u64,
-}
-
-impl KnownSegments {
-    /// The highest number in the database; 0 if none.
-    pub fn highest(&self) -> u64 {
-        let rows = self.segments.iter().map(|row| row.number).max();
-        let applied = self.applied.last();
-        rows.max(applied).unwrap_or(0).max(self.pruned)
-    }
-
-    /// The row of a segment. For a number in `applied`, a row that says only that the segment is sealed.
-    pub(crate) fn row(&self, number: u64) -> Option<KnownSegment> {
-        let row = self.segments.iter().find(|row| row.number == number);
-        let applied = KnownSegment {
-            number,
-            tag: None,
-            applied_bytes: 0,
-            checksum: None,
-            sealed: true,
-        };
-        row.copied()
-            .or_else(|| self.applied.contains(number).then_some(applied))
-    }
-}
-
-/// Why the journal could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// A file or directory could not be read or written.
-    #[error(transparent)]
-    Io(#[from] DataDirError),
-    /// Another process holds the lock on the active file.
-    #[error("cannot lock {}: another server appends to it; only one may run in a data directory", path.display())]
-    Locked {
-        /// The active file.
-        path: PathBuf,
-    },
-    /// The committer thread could not be started.
-    #[error("cannot start the committer thread")]
-    Thread(#[source] std::io::Error),
-}
-
-impl JournalError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| DataDirError::io(action, path)(source).into()
-    }
-}
-
 /// The durable end of the journal at one moment.
 #[derive(Clone)]
 pub struct Tail {
@@ -293,58 +198,6 @@ struct Shared {
     directory: uuid::Uuid,
     /// The start of the write and sync in progress; `None` between them.
     disk_call: Mutex<Option<Instant>>,
-}
-
-enum Command {
-    Append(QueuedBatch),
-    Rotate(QueuedBatch),
-    Shutdown,
-}
-
-/// A batch and its completion callback. `done` is called exactly once, on drop at the latest.
-struct QueuedBatch {
-    batch: Batch,
-    done: Option<AppendDone>,
-    shared: Arc<Shared>,
-}
-
-impl QueuedBatch {
-    fn answer(mut self, result: Result<Position, AppendError>) -> Option<Waker> {
-        self.finish(result)
-    }
-
-    /// Subtracts the bytes from the queue's size and calls `done`. A second call does nothing.
-    fn finish(&mut self, result: Result<Position, AppendError>) -> Option<Waker> {
-        let bytes = std::mem::take(&mut self.batch.bytes);
-        self.shared
-            .queued_bytes
-            .fetch_sub(bytes.len() as u64, Ordering::Relaxed);
-        self.done.take().and_then(|done| done(result))
-    }
-}
-
-impl Drop for QueuedBatch {
-    fn drop(&mut self) {
-        let waker = self.finish(Err(AppendError::Stopping));
-        waker.into_iter().for_each(Waker::wake);
-    }
-}
-
-/// Wakers that are called, each once, when this is dropped.
-#[derive(Default)]
-struct Wakers(Vec<Waker>);
-
-impl Wakers {
-    fn add(&mut self, waker: Option<Waker>) {
-        let is_new = |waker: &Waker| !self.0.iter().any(|known| known.will_wake(waker));
-        self.0.extend(waker.filter(is_new));
-    }
-}
-
-impl Drop for Wakers {
-    fn drop(&mut self) {
-        self.0.drain(..).for_each(Waker::wake);
-    }
 }
 
 /// The committer thread. [`Committer::stop`] seals the active segment.
@@ -520,5 +373,3 @@ impl Shared {
         })
     }
 }
-
-type Commands = Receiver<Command>;

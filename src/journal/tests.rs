@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::data_dir::Catalog;
 use crate::data_dir::disk::{DiskDir, RealDisk};
-use crate::data_dir::segment::ACTIVE_FILE;
+use crate::data_dir::segment::{ACTIVE_FILE, Label};
 use crate::data_dir::testing::{tag_of, write_active, write_sealed};
 
 fn config() -> JournalConfig {
