@@ -76,7 +76,7 @@ pub(super) struct Batch {
 pub(super) enum Checksum {
     /// A checksum is kept, as for stdin.
     Kept,
-    /// None is kept, because the file's bytes are covered by [`Cover`](super::state::Cover).
+    /// None is kept, because the file's bytes are covered by [`Cover`](super::cover::Cover).
     Apart,
 }
 

@@ -31,6 +31,7 @@
 mod agent;
 mod array;
 mod await_applied;
+mod cover;
 mod deliver;
 mod error;
 mod follow;
@@ -58,7 +59,8 @@ mod tests;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use self::await_applied::Applied;
+use self::await_applied::Applied;
+use self::cover::Cover;
 pub use self::error::{SendError, SentBefore};
 pub use self::ready::{NotReady, wait_until_ready};
 pub use self::summary::{SendOutcome, Summary};
@@ -73,7 +75,7 @@ use self::rejects::Keep;
 use self::rotation::Search;
 use self::run::Run;
 pub(crate) use self::run::without_credentials;
-use self::state::{Cover, Record, StateFile};
+use self::state::{Record, StateFile};
 use crate::cli::config::{Ids, Input, Repeat, SendConfig};
 
 /// Sends the input to its end, to a failure (which also requests `stop`), or until `stop`.

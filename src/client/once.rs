@@ -1,12 +1,13 @@
 //! Sends an input that has an end: as a new run, or from where its run ended.
 
 use super::await_applied::await_applied;
+use super::cover::Cover;
 use super::error::{SendError, SentBefore};
 use super::input::Source;
 use super::rejects::Keep;
 use super::rotation::{self, Search};
 use super::run::{Finished, Run};
-use super::state::{Cover, Record};
+use super::state::Record;
 use super::summary::{SendOutcome, Summary};
 use super::{begin, refuse_own, resume};
 use crate::cli::config::{Ids, Repeat, SendConfig};

@@ -12,11 +12,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::cover::Cover;
 use super::error::SendError;
 use super::input::Source;
 use super::reading::{Filled, identity};
 use super::resume;
-use super::state::{Cover, Record};
+use super::state::Record;
 use crate::cli::config::SendConfig;
 use crate::shutdown::Shutdown;
 

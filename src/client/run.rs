@@ -12,6 +12,7 @@ use crossbeam_channel::{Sender, bounded, select};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::await_applied::OwnLines;
+use super::cover::Cover;
 use super::deliver::{Deliverer, Halt};
 use super::error::SendError;
 use super::format::Format;
@@ -21,7 +22,7 @@ use super::lines::{Batch, Batches, Checksum, Place};
 use super::post::{About, Poster};
 use super::reading::identity;
 use super::rejects::{Keep, Rejects};
-use super::state::{Cover, Record, StateFile};
+use super::state::{Record, StateFile};
 use super::summary::{SendOutcome, Summary};
 use super::tally::{Ended, Tally};
 use super::{input_error, kind_of};
