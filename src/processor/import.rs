@@ -7,46 +7,40 @@
 //! 3. **Compare** with the segments of the data directory. A native segment is identified by its label, and
 //!    only its lines that are not counted yet are imported ([`native`], [`part`]). Any other file is
 //!    identified by its name: if a file of that name was imported, one with the same content is skipped, and
-//!    one with another content is rejected.
-//! 4. **Copy** to a temporary name (`.part`, which is not a segment's), sync, rename, sync of the directory.
-//!    An error before the rename removes the temporary file. An interrupted run leaves it, and the next
-//!    import under that name replaces it.
+//!    one with another content is rejected ([`by_name`]).
+//! 4. **Copy** to a temporary name (`.part`, which is not a segment's), sync, rename, sync of the directory
+//!    ([`part_file`]).
 //!
 //! The files and their names are enough to recognise a file again, so this works after a rebuild too. Runs on
 //! the caller's thread, which holds `process.lock`.
 
+mod by_name;
 mod convert;
 mod native;
 mod part;
+mod part_file;
 
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::by_name::imported_name;
+use self::convert::ConvertError;
 pub(super) use self::convert::head;
-use self::convert::{ConvertError, convert};
 pub(super) use self::part::Part;
-use self::part::{further_label, in_common};
+use self::part::further_label;
 use super::Refused;
 use super::{ProcessConfig, ProcessError, other_names};
-use crate::aggregate::scan;
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
-use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, Tag, label_in_name};
-use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, Found, Place, SegmentFile, read_label};
-use crate::event::{Event, EventError, InputFormat, without_bom};
-use crate::store::{SegmentState, Writer};
-use crate::verify::contents::{self, compare_claims};
+use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
+use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, Found, Place, read_label};
+use crate::event::InputFormat;
+use crate::store::Writer;
 
 /// Longest file name on Linux file systems.
 const NAME_BYTES_MAX: usize = 255;
-const COPY_BLOCK: u64 = 1 << 20;
-/// A file is refused if none of this many lines at its beginning is an event.
-const LINES_TRIED: u64 = 1_000;
-/// The size of the beginning in which they are looked for.
-const TRIED_BYTES: u64 = 1 << 20;
 
-/// The result of importing one file.
 #[derive(Debug)]
 pub(super) enum ImportOutcome {
     /// The segment with its events, which is to be applied.
@@ -222,52 +216,6 @@ impl<'i> Importer<'i> {
         }
     }
 
-    /// Converts the content to JSON Lines in a `.part` file.
-    fn stage(
-        &self,
-        content: &mut Content,
-        format: &InputFormat,
-        on_read: &mut dyn FnMut(u64, u64),
-    ) -> Result<(), ConvertError> {
-        let part = self.part_of(content);
-        let file = self.create_part(&part).map_err(ConvertError::Write)?;
-        content.staged = Some(part);
-        let size = content.size;
-        convert(&*content.file, format, &*file, &mut |at| on_read(at, size))?;
-        content.size = file.size().map_err(ConvertError::Write)?;
-        content.file = file;
-        Ok(())
-    }
-
-    /// The temporary path of the content.
-    fn part_of(&self, content: &Content) -> PathBuf {
-        with_suffix(&self.config.data_dir.join(&content.name), ".part")
-    }
-
-    /// Creates the temporary file, replacing one from an interrupted run.
-    fn create_part(&self, part: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        match self.disk.remove(part) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => self.disk.create_new(part),
-        }
-    }
-
-    /// Removes the result of the conversion, unless it was renamed into place.
-    fn discard(&self, content: &Content) {
-        if let Some(part) = &content.staged {
-            self.remove_part(part);
-        }
-    }
-
-    fn remove_part(&self, part: &Path) {
-        match self.disk.remove(part) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!("cannot remove {}: {error}", part.display());
-            }
-            _ => {}
-        }
-    }
-
     /// Determines which lines are new, and copies them in.
     fn compare(
         &mut self,
@@ -296,111 +244,6 @@ impl<'i> Importer<'i> {
         }
         Ok(brought)
     }
-
-    /// A file without a label, which is identified by its name.
-    fn by_name(&self, writer: &Writer, content: &Content) -> Result<ImportOutcome, ProcessError> {
-        let io = || ProcessError::io("read", &content.path);
-        let id = SegmentId::Imported(content.name.clone());
-        let row = writer.segment(&id)?;
-        if let Some(row) = row
-            .as_ref()
-            .filter(|row| row.state == SegmentState::Applied)
-        {
-            let segment = SegmentFile {
-                id: id.clone(),
-                tag: None,
-                path: content.path.clone(),
-                file: Arc::clone(&content.file),
-            };
-            return Ok(if contents::is_what_was_applied(&segment, row)? {
-                ImportOutcome::Known(content.name.clone())
-            } else {
-                let path = content.staged.is_none().then_some(&*content.path);
-                let reason = contents::other_content(&*content.file, path, row).map_err(io())?;
-                ImportOutcome::Refused(reason)
-            });
-        }
-        let found = self.catalog.sealed.get(&id).map_or(&[][..], Vec::as_slice);
-        if let Some(found) = compare_claims(self.disk, found, row.as_ref()).usable {
-            let kept = self
-                .disk
-                .open_read(&found.path)
-                .map_err(ProcessError::io("open", &found.path))?;
-            let same = kept.size().map_err(io())? == content.size
-                && in_common(&*content.file, 0, &*kept).map_err(io())? == content.size;
-            return Ok(if same {
-                ImportOutcome::New(found.clone())
-            } else {
-                ImportOutcome::Refused(format!(
-                    "{} has the name that this file would get, has another content, and is not applied yet; nothing was stored. Rename this file only if none of its events is in that one",
-                    found.path.display()
-                ))
-            });
-        }
-        if row.is_none()
-            && let Some(error) = without_events(&*content.file, content.size).map_err(io())?
-        {
-            return Ok(ImportOutcome::Refused(format!(
-                "none of its first {LINES_TRIED} lines is a valid event (line 1: {error}); nothing was stored. Correct the file, then name it again; or move it to {} to import it with its invalid lines",
-                self.config.data_dir.join(&content.name).display()
-            )));
-        }
-        self.copy_in(content, (0, content.size), id, None)
-    }
-
-    /// Copies the range `start..to` of the content into the data directory, under its name there.
-    fn copy_in(
-        &self,
-        content: &Content,
-        (start, to): (u64, u64),
-        id: SegmentId,
-        tag: Option<Tag>,
-    ) -> Result<ImportOutcome, ProcessError> {
-        let data_dir = &self.config.data_dir;
-        let path = data_dir.join(&content.name);
-        let staged = content.staged.as_ref();
-        let whole = (start, to) == (0, content.size);
-        let part = if let Some(staged) = staged.filter(|_| whole) {
-            staged.clone()
-        } else {
-            let part = self.part_of(content);
-            let file = self
-                .create_part(&part)
-                .map_err(ProcessError::io("write", &part))?;
-            let from = (&*content.file, &*content.path);
-            let copied = copy(from, (start, to), (&*file, &part));
-            if let Err(error) = copied {
-                self.remove_part(&part);
-                return Err(error);
-            }
-            part
-        };
-        let put = || -> io::Result<bool> {
-            if content.source.size()? != content.stat.size {
-                return Ok(false);
-            }
-            self.disk.open(&part)?.sync_data()?;
-            self.disk.rename_new(&part, &path)?;
-            self.disk.sync_dir(data_dir)?;
-            Ok(true)
-        };
-        let done = put();
-        if !matches!(done, Ok(true)) {
-            self.remove_part(&part);
-        }
-        Ok(if done.map_err(ProcessError::io("put in place", &path))? {
-            ImportOutcome::New(Found {
-                id,
-                tag,
-                place: Place::Incoming,
-                path,
-            })
-        } else {
-            ImportOutcome::Refused(
-                "its length changed while it was read; nothing was stored. Name it again when no program writes to it".to_owned(),
-            )
-        })
-    }
 }
 
 impl Content {
@@ -417,49 +260,6 @@ impl Content {
             ..self.clone()
         }
     }
-}
-
-/// Copies the range `start..end` to the beginning of another file. Each file comes with its path, for errors.
-fn copy(
-    from: (&dyn DiskFile, &Path),
-    (start, end): (u64, u64),
-    to: (&dyn DiskFile, &Path),
-) -> Result<(), ProcessError> {
-    let mut block = Vec::new();
-    let mut at = start;
-    while at < end {
-        let next = end.min(at + COPY_BLOCK);
-        scan::read_range(from.0, at, next, &mut block).map_err(ProcessError::io("read", from.1))?;
-        to.0.write_all_at(&block, at - start)
-            .map_err(ProcessError::io("write", to.1))?;
-        at = next;
-    }
-    Ok(())
-}
-
-/// The error of the first line, if the content begins with at least [`LINES_TRIED`] lines of which none is
-/// an event.
-fn without_events(file: &dyn DiskFile, size: u64) -> io::Result<Option<EventError>> {
-    let mut head = Vec::new();
-    scan::read_range(file, 0, size.min(TRIED_BYTES), &mut head)?;
-    let mut first = None;
-    let mut tried = 0;
-    let complete = memchr::memrchr(b'\n', &head).unwrap_or(0);
-    for line in without_bom(&head[..complete]).split(|byte| *byte == b'\n') {
-        let line = line.trim_ascii();
-        if line.is_empty() {
-            continue;
-        }
-        let Err(error) = Event::parse(line) else {
-            return Ok(None);
-        };
-        first.get_or_insert(error);
-        tried += 1;
-        if tried == LINES_TRIED {
-            return Ok(first);
-        }
-    }
-    Ok(None)
 }
 
 /// What to do with events that are not in a regular file.
@@ -485,41 +285,5 @@ fn not_opened(path: &Path, error: &io::Error) -> String {
             format!("it is a {what}, not a regular file, so nothing was read from it. {TO_A_FILE}")
         }
         _ => error.to_string(),
-    }
-}
-
-/// The name in the data directory for a file that is not a native segment.
-fn imported_name(name: &str) -> String {
-    // A file that has the name of a native segment but no label is not one, and gets another name.
-    if label_in_name(name).is_none() && SegmentId::of_file(name, 0).is_some() {
-        return name.to_owned();
-    }
-    let ending = if Path::new(name)
-        .extension()
-        .is_some_and(|ending| ending == "jsonl")
-    {
-        ""
-    } else {
-        ".jsonl"
-    };
-    format!("events_{name}{ending}")
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn imported_names_are_never_native() {
-        for (name, here) in [
-            ("foo.jsonl", "events_foo.jsonl"),
-            ("foo.json", "events_foo.json.jsonl"),
-            ("events.jsonl", "events_events.jsonl"),
-            ("events_1700000000000.jsonl", "events_1700000000000.jsonl"),
-            (
-                "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl",
-                "events_events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl",
-            ),
-        ] {
-            assert_eq!(super::imported_name(name), here);
-        }
     }
 }
