@@ -3,16 +3,22 @@
 //! Several rows in key order are written by one statement, which rarely needs a new search of the tree for
 //! the next row.
 
+mod statements;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
+use self::statements::{
+    Prepared, ROWS, bind_totals, insert_blocks, insert_ids, load, many_rows, prepared,
+    upsert_totals,
+};
 use super::apply::id_blocks::{Change, Work};
 use super::apply::ids::{IdLookup, IdRow};
 use super::apply::totals::SAFE;
 use super::apply::{AddedCounts, Range, Rows};
-use super::id_blocks::{self, Block, BlockKey, INSERT_ID_BLOCK, SELECT_ID_BLOCK};
+use super::id_blocks::{Block, BlockKey, INSERT_ID_BLOCK, SELECT_ID_BLOCK};
 use super::overall::{self, Added, NewUsers, Overall};
 use super::write_back::WriteBack;
 use super::{IdEvent, Rejected, SegmentState};
@@ -31,12 +37,6 @@ const UPDATE_ID_BLOCK: &str = include_str!("../../sql/query/update_id_block.sql"
 const SELECT_REVENUE: &str = include_str!("../../sql/query/select_revenue.sql");
 const UPSERT_USER_TOTAL: &str = include_str!("../../sql/query/upsert_user_total.sql");
 const SET_USER_TOTAL: &str = include_str!("../../sql/query/set_user_total.sql");
-
-/// The number of rows per statement.
-const ROWS: usize = 64;
-
-/// A statement, prepared on first use.
-type Prepared<'t> = Option<CachedStatement<'t>>;
 
 /// The rows of one transaction.
 pub(super) struct SqliteRows<'t> {
@@ -382,105 +382,4 @@ pub(super) fn insert_segment(
         .chain(rest.iter().copied())
         .collect();
     connection.prepare_cached(INSERT_SEGMENT)?.execute(&*all)
-}
-
-/// The statement in `slot`, which is prepared on first use.
-fn prepared<'s, 't, S: AsRef<str>>(
-    slot: &'s mut Prepared<'t>,
-    connection: &'t Connection,
-    sql: impl FnOnce() -> S,
-) -> rusqlite::Result<&'s mut CachedStatement<'t>> {
-    match slot {
-        Some(statement) => Ok(statement),
-        none => Ok(none.insert(connection.prepare_cached(sql().as_ref())?)),
-    }
-}
-
-/// Inserts the ids of the events and returns how many were new.
-fn insert_ids(
-    insert: &mut CachedStatement<'_>,
-    events: &[IdEvent<'_>],
-    place: i64,
-    now_s: i64,
-) -> rusqlite::Result<usize> {
-    insert.raw_bind_parameter(1, place)?;
-    insert.raw_bind_parameter(2, now_s)?;
-    for (row, event) in events.iter().enumerate() {
-        let first = 3 + row * 3;
-        insert.raw_bind_parameter(first, event.id)?;
-        insert.raw_bind_parameter(first + 1, event.payload())?;
-        insert.raw_bind_parameter(first + 2, event.offset)?;
-    }
-    insert.raw_execute()
-}
-
-/// Reads a block, if it is there and its bytes are not `known`.
-fn load(
-    select: &mut CachedStatement<'_>,
-    key: &BlockKey<'_>,
-    known: Option<&[u8]>,
-    block: &mut Block,
-) -> rusqlite::Result<bool> {
-    let mut rows = select.query(params![key.prefix, key.width, key.block])?;
-    match rows.next()? {
-        None => Ok(false),
-        Some(row) if Some(id_blocks::bytes(row)?) == known => Ok(false),
-        Some(row) => id_blocks::read(row, block).map(|()| true),
-    }
-}
-
-/// How many of the blocks were not there before.
-fn insert_blocks(
-    insert: &mut CachedStatement<'_>,
-    works: &[Work<'_>],
-    now_s: i64,
-) -> rusqlite::Result<usize> {
-    insert.raw_bind_parameter(1, now_s)?;
-    for (row, work) in works.iter().enumerate() {
-        let first = 2 + row * 4;
-        insert.raw_bind_parameter(first, work.key.prefix)?;
-        insert.raw_bind_parameter(first + 1, work.key.width)?;
-        insert.raw_bind_parameter(first + 2, work.key.block)?;
-        insert.raw_bind_parameter(first + 3, &*work.bytes)?;
-    }
-    insert.raw_execute()
-}
-
-/// Binds parameters 1 to 3 of [`UPSERT_USER_TOTAL`], which are common to all rows.
-fn bind_totals(
-    mut upsert: CachedStatement<'_>,
-    now_ms: i64,
-) -> rusqlite::Result<CachedStatement<'_>> {
-    upsert.raw_bind_parameter(1, now_ms)?;
-    upsert.raw_bind_parameter(2, -SAFE)?;
-    upsert.raw_bind_parameter(3, SAFE)?;
-    Ok(upsert)
-}
-
-/// Returns how many totals were changed.
-fn upsert_totals(
-    upsert: &mut CachedStatement<'_>,
-    users: &[(&str, i64, i64)],
-) -> rusqlite::Result<usize> {
-    for (row, &(user, net, events)) in users.iter().enumerate() {
-        let first = 4 + row * 3;
-        upsert.raw_bind_parameter(first, user)?;
-        upsert.raw_bind_parameter(first + 1, net)?;
-        upsert.raw_bind_parameter(first + 2, events)?;
-    }
-    upsert.raw_execute()
-}
-
-/// Extends a statement with one row of parameters to [`ROWS`] rows. The first `shared` parameters are
-/// common to all rows; then each row has `own` parameters, followed by `last`, which are shared ones.
-fn many_rows(statement: &str, shared: usize, own: usize, last: &str) -> String {
-    let rows = |count: usize| {
-        let row = |row: usize| {
-            let first = shared + row * own + 1;
-            let own: Vec<String> = (first..first + own).map(|at| format!("?{at}")).collect();
-            format!("({}, {last})", own.join(", "))
-        };
-        (0..count).map(row).collect::<Vec<_>>().join(", ")
-    };
-    statement.replace(&rows(1), &rows(ROWS))
 }
