@@ -15,7 +15,7 @@
 //! 1. The scanning threads sort the sums in memory and write them to temporary files, the runs ([`spill`]).
 //!    The tables are then empty, and the scan continues.
 //! 2. At the end of the range, the sums that are left in memory are sorted.
-//! 3. A thread merges the runs and the memory ([`sorted`]), so that each user comes once and in key order,
+//! 3. A thread merges the runs and the memory ([`merge`]), so that each user comes once and in key order,
 //!    while the store writes ([`user_sums`]).
 //!
 //! Events with an id and rejected lines are not spilled. They end a range when the memory is full and they
@@ -27,11 +27,17 @@
 pub(crate) mod delta;
 pub(crate) mod lines;
 pub(crate) mod memory_budget;
+mod merge;
 pub(crate) mod pool;
+mod run;
 pub(crate) mod scan;
 pub(crate) mod sharded_totals;
 mod sorted;
 pub(crate) mod spill;
+mod table;
+mod threads;
+mod user;
+mod user_block;
 pub(crate) mod user_sums;
 
 pub use self::delta::{IdEvent, IdEvents, Rejected, Sums, UserLine};

@@ -5,22 +5,20 @@
 //! faster. If the sums in memory and the estimate for the chunks in progress exceed the budget, the
 //! threads sort the sums and write them to temporary files; without a directory for these, or if the
 //! events with ids are what fills the memory, no further chunk is sent, and the range ends with the
-//! last one. If a thread fails to read or panics, the scan of the range fails; the pool stays usable.
+//! last one. If a thread fails to read, the scan of the range fails; the pool stays usable.
 //!
 //! The sums of several ranges, also of several files, can be added up: see [`Fold`].
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
-
-use crossbeam_channel::{Receiver, Sender};
 
 use super::memory_budget::{GROWTH, MemoryBudget};
+use super::run::Run;
 use super::scan::{Chunk, ChunkScanner, PartialAggregate};
 use super::sharded_totals::{ShardBuffer, ShardedTotals};
 use super::sorted::SortedTotals;
-use super::spill::{Run, Runs, SpillDir, SpillError};
+use super::spill::{Runs, SpillDir, SpillError};
+use super::threads::Threads;
 use super::user_sums::UserSums;
 use crate::data_dir::disk::DiskFile;
 
@@ -91,11 +89,9 @@ impl Fold {
     }
 }
 
-/// The threads; they end when this is dropped.
+/// The threads with what they scan into; they end when this is dropped.
 pub(crate) struct Pool {
-    /// `None` only in `drop`.
-    jobs: Option<Sender<Job>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Threads,
     /// For small ranges, on the calling thread.
     scanner: ChunkScanner,
     /// Empty buffers for the next range.
@@ -109,25 +105,11 @@ pub(crate) struct Pool {
     chunk_bytes: Option<u64>,
 }
 
-/// Work for a thread, with its scanner.
-type Job = Box<dyn FnOnce(&mut ChunkScanner) + Send>;
-
 impl Pool {
     /// Starts the threads, at least one, with the memory budget for a range.
     pub(crate) fn start(budget: &MemoryBudget) -> io::Result<Self> {
-        let threads = budget.threads.max(1);
-        let (jobs, received) = crossbeam_channel::bounded::<Job>(threads);
-        let threads = (0..threads)
-            .map(|number| {
-                let received = received.clone();
-                Builder::new()
-                    .name(format!("process-scan-{number}"))
-                    .spawn(move || work(&received))
-            })
-            .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
-            jobs: Some(jobs),
-            threads,
+            threads: Threads::start(budget.threads.max(1))?,
             scanner: ChunkScanner::new(),
             buffers: Vec::new(),
             batch_events: budget.batch_events,
@@ -215,13 +197,7 @@ impl Pool {
         to: u64,
         bytes_max: u64,
     ) -> io::Result<PartialAggregate> {
-        let whole = Chunk {
-            file: Arc::clone(file),
-            range_start: from,
-            range_end: to,
-            start: from,
-            end: to,
-        };
+        let whole = Chunk::whole(file, from, to);
         let chunk_bytes = self.chunk_bytes_for(to - from).min(bytes_max.max(1));
         let is_one = to - from <= chunk_bytes;
         let ahead = if is_one { 1 } else { self.ahead() };
@@ -251,7 +227,7 @@ impl Pool {
                 } else {
                     let users = Arc::clone(&fold.users);
                     let scan = move |scanner: &mut ChunkScanner| scanner.scan(&chunk, &users);
-                    self.submit(handed_out, &sender, scan)?;
+                    self.threads.submit(handed_out, &sender, scan)?;
                 }
                 handed_out += 1;
             } else if in_progress > 0 {
@@ -302,7 +278,7 @@ impl Pool {
             let (sender, flushed) = crossbeam_channel::unbounded();
             for (part, mut buffer) in buffers.drain(..).enumerate() {
                 let users = Arc::clone(users);
-                self.submit(part, &sender, move |_| {
+                self.threads.submit(part, &sender, move |_| {
                     buffer.flush(&users, part, parts);
                     Ok(buffer)
                 })?;
@@ -328,7 +304,8 @@ impl Pool {
         let memory = if parts == 1 {
             vec![users.take_sorted(0, 1).without_empty()]
         } else {
-            self.in_parallel(parts, move |part| users.take_sorted(part, parts))?
+            self.threads
+                .in_parallel(parts, move |part| users.take_sorted(part, parts))?
         };
         Ok(UserSums::new(memory, fold.runs.into_all(), fold.events))
     }
@@ -341,7 +318,9 @@ impl Pool {
         };
         let parts = self.sorting_threads(users.len());
         let (from, to) = (Arc::clone(users), dir.clone());
-        let written = self.in_parallel(parts, move |part| spill_part(&from, part, parts, &to))?;
+        let written = self
+            .threads
+            .in_parallel(parts, move |part| spill_part(&from, part, parts, &to))?;
         let mut failed = None;
         for run in written {
             match run.and_then(|run| runs.push(run, dir)) {
@@ -367,50 +346,6 @@ impl Pool {
         } else {
             self.threads.len().min(SORTING_MAX)
         }
-    }
-
-    /// Gives a job to the threads, which send its result under `index`.
-    fn submit<T: Send + 'static>(
-        &self,
-        index: usize,
-        results: &Sender<(usize, io::Result<T>)>,
-        work: impl FnOnce(&mut ChunkScanner) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<()> {
-        let results = results.clone();
-        let job: Job = Box::new(move |scanner| {
-            let done = catch_unwind(AssertUnwindSafe(|| work(scanner))).unwrap_or_else(|_| {
-                *scanner = ChunkScanner::new();
-                Err(io::Error::other(
-                    "a scanning thread panicked; please report this",
-                ))
-            });
-            // The receiver is closed if another job of the range has failed.
-            let _failed = results.send((index, done));
-        });
-        let sent = self
-            .jobs
-            .as_ref()
-            .is_some_and(|jobs| jobs.send(job).is_ok());
-        if sent {
-            Ok(())
-        } else {
-            Err(io::Error::other("the scanning threads have ended"))
-        }
-    }
-
-    /// Runs `work` for each of `parts` parts on the threads, and waits for all of them.
-    fn in_parallel<T: Send + 'static>(
-        &self,
-        parts: usize,
-        work: impl Fn(usize) -> T + Clone + Send + 'static,
-    ) -> io::Result<Vec<T>> {
-        let (sender, received) = crossbeam_channel::unbounded();
-        for part in 0..parts {
-            let work = work.clone();
-            self.submit(part, &sender, move |_| Ok(work(part)))?;
-        }
-        drop(sender);
-        received.iter().map(|(_, done)| done).collect()
     }
 }
 
@@ -447,16 +382,6 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.jobs = None;
-        for thread in self.threads.drain(..) {
-            // `work` reports a panic as an error of its chunk.
-            drop(thread.join());
-        }
-    }
-}
-
 /// The partial aggregates received so far. They are joined in order; those after a gap wait in `early`.
 #[derive(Default)]
 struct PartialAggregates {
@@ -480,12 +405,5 @@ impl PartialAggregates {
 
     fn join(self) -> PartialAggregate {
         self.joined
-    }
-}
-
-fn work(jobs: &Receiver<Job>) {
-    let mut scanner = ChunkScanner::new();
-    for job in jobs {
-        job(&mut scanner);
     }
 }

@@ -14,7 +14,7 @@ use memchr::{memchr, memchr_iter, memrchr};
 use super::REJECTED_LINES_MAX;
 use super::delta::{IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, signed};
 use super::sharded_totals::{ShardBuffer, ShardedTotals};
-use crate::data_dir::disk::DiskFile;
+use crate::data_dir::disk::{self, DiskFile};
 use crate::data_dir::segment::Label;
 use crate::event::{Event, Kind, LINE_BYTES_MAX, Plain, without_bom};
 
@@ -37,6 +37,19 @@ pub(crate) struct Chunk {
     pub(crate) start: u64,
     /// See `start`.
     pub(crate) end: u64,
+}
+
+impl Chunk {
+    /// The range `[from, to)` as one chunk.
+    pub(super) fn whole(file: &Arc<dyn DiskFile>, from: u64, to: u64) -> Self {
+        Self {
+            file: Arc::clone(file),
+            range_start: from,
+            range_end: to,
+            start: from,
+            end: to,
+        }
+    }
 }
 
 /// The aggregate of a chunk's lines, except for the sums per user.
@@ -178,7 +191,7 @@ fn fill(
     if buffer.len() < length {
         buffer.resize(length, 0);
     }
-    read_exactly(file, from, &mut buffer[keep..length])
+    disk::read_exactly(file, from, &mut buffer[keep..length])
 }
 
 /// The destination of the lines of a chunk.
@@ -309,22 +322,7 @@ pub(crate) fn read_range(
     buffer: &mut Vec<u8>,
 ) -> io::Result<()> {
     buffer.resize(usize::try_from(to - from).map_err(io::Error::other)?, 0);
-    read_exactly(file, from, buffer)
-}
-
-pub(super) fn read_exactly(file: &dyn DiskFile, from: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], from + filled as u64)? {
-            0 => {
-                let end = from + filled as u64;
-                let message = format!("the file ends at byte {end}, before the end of the range");
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-            }
-            count => filled += count,
-        }
-    }
-    Ok(())
+    disk::read_exactly(file, from, buffer)
 }
 
 /// The first [`REJECTED_LINE_BYTES_MAX`] bytes of the line at `offset`.

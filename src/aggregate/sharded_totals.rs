@@ -13,16 +13,16 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::delta::Sums;
-use super::sorted::{Prefix, SortedTotals};
+use super::sorted::SortedTotals;
+use super::table::{BufferedEvent, Table};
+use super::user::{Key, SEEDS, Seeds};
 use crate::event::Kind;
 
 const SHARD_BITS: u32 = 8;
 const SHARDS: usize = 1 << SHARD_BITS;
-/// The longest user id that is stored in the same cache line as its sums.
-const INLINE_BYTES: usize = 23;
 /// The approximate memory of a user with a long id, assuming an id of 256 bytes.
 const LONG_BYTES: usize = 256 + 2 * size_of::<(Box<str>, Sums)>();
 /// The number of events of a shard that are added in one batch. In a large batch, a user's cache line and the
@@ -30,229 +30,10 @@ const LONG_BYTES: usize = 256 + 2 * size_of::<(Box<str>, Sums)>();
 pub(super) const BATCH_MAX: usize = 1024;
 /// The size of a batch where memory is short.
 pub(super) const BATCH_MIN: usize = 128;
-/// The number of events whose users are prefetched together.
-const FETCHED: usize = 16;
-/// The minimum number of slots of a table.
-const SLOTS_MIN: usize = 8;
-
-/// A user id of up to [`INLINE_BYTES`] bytes, padded with zeros; the last byte is its length.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Key([u8; INLINE_BYTES + 1]);
-
-impl Key {
-    #[inline]
-    fn new(user_id: &[u8]) -> Option<Self> {
-        let length = user_id.len();
-        if length > INLINE_BYTES {
-            return None;
-        }
-        let mut key = [0; INLINE_BYTES + 1];
-        key[..length].copy_from_slice(user_id);
-        #[expect(clippy::cast_possible_truncation, reason = "at most 23")]
-        {
-            key[INLINE_BYTES] = length as u8;
-        }
-        Some(Self(key))
-    }
-
-    fn user_id(&self) -> &str {
-        let text = &self.0[..usize::from(self.0[INLINE_BYTES])];
-        // It was copied from text.
-        std::str::from_utf8(text).unwrap_or_default()
-    }
-
-    /// The order of the ids, which it decides alone: no id contains a zero byte.
-    #[inline]
-    fn prefix(&self) -> Prefix {
-        let mut bytes = self.0;
-        bytes[INLINE_BYTES] = 0;
-        Prefix::new(bytes)
-    }
-
-    #[inline]
-    fn hash(&self, seeds: &Seeds) -> u64 {
-        let word = |at: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&self.0[at..at + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        let first = fold(word(0) ^ seeds[0], word(8) ^ seeds[1]);
-        fold(first ^ seeds[2], word(16) ^ seeds[3])
-    }
-}
-
-type Seeds = [u64; 4];
-
-/// Random seeds, so that a client that chooses user ids cannot choose their hashes. They stay the same
-/// for the whole process, so that a small set of users always uses the same few batches of a
-/// [`ShardBuffer`].
-static SEEDS: LazyLock<Seeds> = LazyLock::new(|| {
-    let state = std::hash::RandomState::new();
-    std::array::from_fn(|index| state.hash_one(index))
-});
-
-/// The two halves of the 128-bit product, combined by XOR, as in wyhash and rapidhash.
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the halves of 128 bits")]
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    (product as u64) ^ ((product >> 64) as u64)
-}
-
-/// A user with an id of up to [`INLINE_BYTES`] bytes.
-#[derive(Clone, Default)]
-#[repr(align(64))]
-pub(super) struct User {
-    pub(super) sums: Sums,
-    /// The user id; its length is 0 in an empty slot.
-    key: Key,
-}
-
-impl User {
-    fn is_empty(&self) -> bool {
-        self.key.0[INLINE_BYTES] == 0
-    }
-
-    pub(super) fn user_id(&self) -> &str {
-        self.key.user_id()
-    }
-
-    #[inline]
-    pub(super) fn prefix(&self) -> Prefix {
-        self.key.prefix()
-    }
-}
-
-/// A hash table with linear probing. A lookup usually costs one cache miss, at an address that depends
-/// only on the hash.
-#[derive(Default)]
-struct Table {
-    /// The number of slots is 0 or a power of two; at least a quarter is empty.
-    slots: Vec<User>,
-    users: usize,
-}
-
-impl Table {
-    /// The slot of a user, or the empty slot in which to insert it.
-    #[inline]
-    fn slot(&self, hash: u64, key: &Key) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut slot = home(hash, mask);
-        while self.slots[slot].key != *key && !self.slots[slot].is_empty() {
-            slot = (slot + 1) & mask;
-        }
-        slot
-    }
-
-    /// Adds events. If the table grows, the remaining prefetched lines of the round are of no use.
-    fn add(&mut self, events: &[BufferedEvent], seeds: &Seeds) {
-        if self.slots.is_empty() {
-            self.slots = vec![User::default(); SLOTS_MIN];
-        }
-        for events in events.chunks(FETCHED) {
-            let mut hashes = [0; FETCHED];
-            let mut fetched = 0;
-            let mask = self.slots.len() - 1;
-            for (hash, event) in hashes.iter_mut().zip(events) {
-                *hash = event.key.hash(seeds);
-                fetched |= self.slots[home(*hash, mask)].key.0[INLINE_BYTES];
-            }
-            // Keeps the compiler from removing the loads.
-            std::hint::black_box(fetched);
-            for (&hash, event) in hashes.iter().zip(events) {
-                self.add_one(hash, event, seeds);
-            }
-        }
-    }
-
-    #[inline]
-    fn add_one(&mut self, hash: u64, event: &BufferedEvent, seeds: &Seeds) {
-        let slot = self.slot(hash, &event.key);
-        let user = &mut self.slots[slot];
-        user.sums.add_signed(event.amount);
-        if user.is_empty() {
-            user.key = event.key;
-            self.users += 1;
-            if self.users > self.slots.len() / 4 * 3 {
-                self.grow(seeds);
-            }
-        }
-    }
-
-    #[cold]
-    fn grow(&mut self, seeds: &Seeds) {
-        let slots = vec![User::default(); self.slots.len() * 2];
-        for user in std::mem::replace(&mut self.slots, slots) {
-            if !user.is_empty() {
-                let slot = self.slot(user.key.hash(seeds), &user.key);
-                self.slots[slot] = user;
-            }
-        }
-    }
-
-    /// The number of slots that a table has which grew to this number of users.
-    fn slots_for(users: usize) -> usize {
-        if users == 0 {
-            return 0;
-        }
-        (users * 4 / 3 + 1).next_power_of_two().max(SLOTS_MIN)
-    }
-
-    /// The users in ascending order, sorted where they lie.
-    fn into_sorted(self) -> Vec<User> {
-        let mut users = self.slots;
-        users.retain(|user| !user.is_empty());
-        users.sort_unstable_by_key(User::prefix);
-        users
-    }
-
-    /// An empty table in the memory of `users`, which came from [`Table::into_sorted`].
-    fn emptied(mut users: Vec<User>) -> Self {
-        let slots = users.capacity();
-        users.clear();
-        if slots.is_power_of_two() {
-            users.resize(slots, User::default());
-        }
-        Self {
-            slots: users,
-            users: 0,
-        }
-    }
-
-    /// A table with these users.
-    fn of(users: Vec<User>, seeds: &Seeds) -> Self {
-        let mut table = Self {
-            slots: vec![User::default(); Self::slots_for(users.len())],
-            users: users.len(),
-        };
-        for user in users {
-            let slot = table.slot(user.key.hash(seeds), &user.key);
-            table.slots[slot] = user;
-        }
-        table
-    }
-}
-
-/// The first slot to probe for a hash.
-#[inline]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "only the low bits are used"
-)]
-fn home(hash: u64, mask: usize) -> usize {
-    hash as usize & mask
-}
-
 #[derive(Default)]
 struct Shard {
     short: Table,
     long: HashMap<Box<str>, Sums>,
-}
-
-/// An event in a [`ShardBuffer`]; the amount is negative if it is subtracted.
-struct BufferedEvent {
-    key: Key,
-    amount: i64,
 }
 
 /// The sums of a range.
@@ -303,8 +84,7 @@ impl ShardedTotals {
             .iter()
             .map(|shard| {
                 let Shard { short, long } = &*lock(shard);
-                let slots = short.slots.len().max(Table::slots_for(short.users + more));
-                slots * size_of::<User>() + long.len() * LONG_BYTES
+                short.memory_bytes_with(more) + long.len() * LONG_BYTES
             })
             .sum()
     }
@@ -315,7 +95,7 @@ impl ShardedTotals {
             .iter()
             .map(|shard| {
                 let shard = lock(shard);
-                shard.short.users * size_of::<User>() * 4 / 3 + shard.long.len() * LONG_BYTES
+                shard.short.used_bytes() + shard.long.len() * LONG_BYTES
             })
             .sum()
     }
@@ -326,7 +106,7 @@ impl ShardedTotals {
             .iter()
             .map(|shard| {
                 let shard = lock(shard);
-                shard.short.users + shard.long.len()
+                shard.short.len() + shard.long.len()
             })
             .sum()
     }
@@ -461,11 +241,6 @@ impl ShardBuffer {
 mod tests {
     use super::*;
     use crate::aggregate::user_sums::UserSums;
-
-    #[test]
-    fn an_entry_fills_one_cache_line() {
-        assert_eq!(size_of::<User>(), 64);
-    }
 
     #[test]
     fn a_table_keeps_all_users_when_it_grows() {

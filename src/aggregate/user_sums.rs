@@ -12,9 +12,10 @@ use crossbeam_channel::Receiver;
 
 #[cfg(any(test, feature = "testing"))]
 use super::delta::Sums;
-pub(crate) use super::sorted::UserBlock;
-use super::sorted::{SortedTotals, Source, merge};
-use super::spill::Run;
+use super::merge::{Source, merge};
+use super::run::Run;
+use super::sorted::SortedTotals;
+pub(crate) use super::user_block::UserBlock;
 
 /// Up to this many users are merged by the caller at once, which is faster than a thread.
 const INLINE_USERS: usize = 8192;
@@ -113,7 +114,7 @@ impl UserSums {
 impl Parts {
     /// Fails unless the users have all events: a run that was lost or read twice would be a wrong total.
     fn merge(&self, mut each: impl FnMut(UserBlock) -> io::Result<bool>) -> io::Result<()> {
-        let runs = self.runs.iter().map(Run::read);
+        let runs = self.runs.iter().map(Source::run);
         let memory = self.memory.iter().flat_map(SortedTotals::sources);
         let sources: Vec<Source<'_>> = memory.map(Ok).chain(runs).collect::<io::Result<_>>()?;
         let mut events = 0;
