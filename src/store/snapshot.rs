@@ -11,12 +11,13 @@
 
 mod differences;
 mod id_block_counts;
+mod ids;
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
 pub use self::differences::UserSum;
@@ -26,8 +27,11 @@ use self::id_block_counts::BlockCounter;
 pub(super) use self::id_block_counts::BlockRow;
 pub use self::id_block_counts::IdBlockCounts;
 use self::id_block_counts::count_blocks;
+pub use self::ids::IdStatus;
+#[cfg(feature = "postgres")]
+pub(super) use self::ids::status_in;
 use super::family::Reading;
-use super::id_blocks::{self, Block, Grouped, NumberStatus, SELECT_ID_BLOCK, Span};
+use super::id_blocks::{self, Block};
 use super::open::{self, Contents};
 use super::overall::{self, Overall};
 #[cfg(feature = "postgres")]
@@ -39,7 +43,6 @@ use crate::data_dir::segment::SegmentId;
 const SCRATCH: &str = include_str!("../../sql/verify/scratch.sql");
 const INSERT_DATABASE_TOTAL: &str = include_str!("../../sql/verify/insert_database_total.sql");
 const SELECT_USER_TOTALS: &str = include_str!("../../sql/query/select_user_totals.sql");
-const SELECT_EVENT_ID: &str = include_str!("../../sql/query/select_event_id.sql");
 const SELECT_IDS_OF_PRUNED: &str = include_str!("../../sql/query/select_ids_of_pruned.sql");
 const SELECT_ID_PLACES: &str = include_str!("../../sql/query/select_id_places.sql");
 const SELECT_ID_BLOCKS: &str = include_str!("../../sql/query/select_id_blocks.sql");
@@ -50,19 +53,6 @@ const SELECT_OVERFLOWS: &str = include_str!("../../sql/query/select_overflows.sq
 const SCRATCH_CACHE_KIB: i64 = 64 << 10;
 /// How many users with two totals are named at most.
 const TWICE_MAX: usize = 100;
-/// The status of an event with an id, according to the tables of ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IdStatus {
-    /// The event was counted.
-    Counted,
-    /// Another event with the same id and payload was counted.
-    Duplicate,
-    /// An event with the same id and another payload was counted.
-    Contradicted,
-    /// The id is not in the tables: it expired, or the event was not counted.
-    Unknown,
-}
-
 /// Where a snapshot is read.
 enum Source {
     Sqlite(Reading),
@@ -265,50 +255,8 @@ impl Snapshot {
             #[cfg(feature = "postgres")]
             Source::Postgres(source) => return source.statuses(key, events, each),
         };
-        // Each table is read in the order of its key.
-        let grouped = Grouped::of(events);
-        let mut read = || -> rusqlite::Result<()> {
-            let reading = database.unchecked_transaction()?;
-            let mut select = reading.prepare_cached(SELECT_EVENT_ID)?;
-            for event in grouped
-                .rows
-                .iter()
-                .filter_map(|row| events.get(row.index()))
-            {
-                let row = select.query_row([event.id], |row| {
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?))
-                });
-                let status = match row.optional()? {
-                    None => IdStatus::Unknown,
-                    Some((payload, ..)) if payload != event.payload() => IdStatus::Contradicted,
-                    Some((_, segment, offset)) if (segment, offset) == (key, event.offset) => {
-                        IdStatus::Counted
-                    }
-                    Some(_) => IdStatus::Duplicate,
-                };
-                each(&event, status);
-            }
-            let mut select = reading.prepare_cached(SELECT_ID_BLOCK)?;
-            let mut block = Block::default();
-            for spans in grouped.blocks() {
-                let of = &spans[0].key;
-                let mut rows = select.query(params![of.prefix, of.width, of.block])?;
-                block.clear();
-                if let Some(row) = rows.next()?
-                    && block.decode(id_blocks::bytes(row)?).is_err()
-                {
-                    block.clear(); // Reported as a fault.
-                }
-                for index in spans.iter().flat_map(Span::indexes) {
-                    if let Some(event) = events.get(index) {
-                        let number = grouped.numbers[index];
-                        each(&event, status_in(&block, number, key, &event));
-                    }
-                }
-            }
-            Ok(())
-        };
-        read().map_err(StoreError::sqlite(&self.path, "look ids up"))
+        ids::statuses(database, key, events, each)
+            .map_err(StoreError::sqlite(&self.path, "look ids up"))
     }
 
     /// How many ids both tables hold for each segment, by its key, counting lines that were applied when
@@ -409,18 +357,6 @@ fn each_row(
         each(row)?;
     }
     Ok(())
-}
-
-/// The status of an event according to its block.
-pub(super) fn status_in(block: &Block, number: u8, key: i64, event: &IdEvent<'_>) -> IdStatus {
-    match block.status(number, event.payload_hash()) {
-        NumberStatus::New => IdStatus::Unknown,
-        NumberStatus::Conflict => IdStatus::Contradicted,
-        NumberStatus::Duplicate => match block.run_of(number) {
-            Some(run) if run.is_at(key, event.offset) => IdStatus::Counted,
-            _ => IdStatus::Duplicate,
-        },
-    }
 }
 
 /// A database without a name: SQLite deletes it when it is closed.
