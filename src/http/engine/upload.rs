@@ -8,7 +8,7 @@ use super::memory::Reservation;
 use super::request::Request;
 use super::{Lane, Refusal, Reply, Shared};
 
-/// Maximum bytes of a small body: it reserves no memory, and [`Lane::Io`] handles it on the I/O thread.
+/// Maximum bytes of a small body, which reserves no memory.
 pub(super) const SMALL_BYTES_MAX: usize = 16 << 10;
 /// How long a large body waits for memory before a slow upload, or else this one, is refused.
 pub(super) const MEMORY_WAIT: Duration = Duration::from_secs(2);
