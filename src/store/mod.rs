@@ -39,9 +39,11 @@
 
 mod alone;
 mod apply;
+mod carry;
 mod checks;
 mod copy;
 mod database;
+mod expiry;
 mod family;
 mod id_blocks;
 mod import_contents;
@@ -76,6 +78,7 @@ pub use self::apply::{
 pub use self::checks::{is_consistent, read_checks};
 pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
+pub use self::expiry::IdsWalk;
 pub use self::import_contents::ImportContent;
 pub use self::ledger::Ledger;
 pub use self::listing::{Listing, Order, Page};
@@ -89,7 +92,7 @@ pub use self::reading::{NodeProgress, Readers, UserTotal};
 pub use self::recovery::read_segments;
 pub use self::recovery::{discard_wal, read_directory, read_for_recovery, read_kept};
 pub use self::rejected::{RejectedFilter, RejectedLine};
-pub use self::retention::{IdsWalk, Stamps};
+pub use self::retention::Stamps;
 pub use self::segment_row::{
     AppliedSegments, AppliedSum, Counts, Pruned, SegmentRow, SegmentState,
 };
