@@ -1,11 +1,13 @@
 //! Which bytes of a file are read when it is verified.
 
 use std::fs;
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
 use super::*;
-use crate::data_dir::disk::{FileLayer, RealDisk};
+use crate::data_dir::disk::{Disk as _, DiskFile, FileLayer, RealDisk};
 use crate::data_dir::segment::{ACTIVE_FILE, sealed_file_name_with};
 use crate::data_dir::testing::{label, write_active};
 
