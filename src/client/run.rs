@@ -6,7 +6,6 @@
 //! many lines from the beginning are acknowledged.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, select};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,6 +18,7 @@ use super::format::Format;
 use super::ids::{IdMaker, run_name};
 use super::input::Source;
 use super::lines::{Batch, Batches, Checksum, Place};
+use super::pace::{Pace, lines_max};
 use super::post::{About, Poster};
 use super::reading::identity;
 use super::rejects::{Keep, Rejects};
@@ -33,11 +33,6 @@ use crate::shutdown::Shutdown;
 
 /// An input is not sent further after this many refused lines at its beginning.
 const REFUSED_AT_FIRST_MAX: u64 = 1_000;
-/// Number of requests per second with `--rate`, for an even rate.
-const PACED_REQUESTS_PER_SECOND: u64 = 10;
-/// A send that is behind its rate by more than this does not catch up.
-const PACE_LAG_MAX: Duration = Duration::from_millis(100);
-
 /// One run over one input, new or continued.
 pub(super) struct Run<'a> {
     config: &'a SendConfig,
@@ -369,46 +364,6 @@ fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError>
         since: None,
         last: None,
     })
-}
-
-/// Maximum lines of a batch. With `--rate`, batches are small enough for an even rate.
-fn lines_max(config: &SendConfig) -> u32 {
-    let paced = config
-        .rate
-        .map_or(u64::MAX, |rate| rate.get() / PACED_REQUESTS_PER_SECOND);
-    let paced = u32::try_from(paced).unwrap_or(u32::MAX);
-    config.batch.get().min(paced.max(1))
-}
-
-/// Enforces a rate: a batch waits until the time of all events before it has passed.
-struct Pace {
-    events_per_second: u64,
-    next: Instant,
-}
-
-impl Pace {
-    fn new(events_per_second: u64) -> Self {
-        Self {
-            events_per_second,
-            next: Instant::now(),
-        }
-    }
-
-    /// Waits until the batch is due; true: a stop was requested meanwhile.
-    fn wait(&mut self, events: u64, stop: &Shutdown) -> bool {
-        let now = Instant::now();
-        // A pause that was too long is made up for; the time of a slow server is not.
-        let earliest = now.checked_sub(PACE_LAG_MAX).unwrap_or(now);
-        self.next = self.next.max(earliest);
-        let stopped = stop.wait(self.next.saturating_duration_since(now));
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a pause needs no exact nanosecond"
-        )]
-        let cost = events as f64 / self.events_per_second as f64;
-        self.next += Duration::from_secs_f64(cost);
-        stopped
-    }
 }
 
 /// A progress bar over the bytes of a file, or a spinner if the length is unknown.
