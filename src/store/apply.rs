@@ -19,6 +19,7 @@
 //! applies each range by itself.
 
 pub(super) mod id_blocks;
+mod id_lookup;
 pub(super) mod ids;
 mod overflow;
 mod rows;

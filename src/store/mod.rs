@@ -43,6 +43,7 @@ mod carry;
 mod checks;
 mod copy;
 mod database;
+mod database_status;
 mod expiry;
 mod family;
 mod id_blocks;
@@ -81,13 +82,13 @@ pub use self::database::Database;
 pub use self::expiry::IdsWalk;
 pub use self::import_contents::ImportContent;
 pub use self::ledger::Ledger;
-pub use self::listing::{Listing, Order, Page};
+pub use self::listing::{Listing, Order, Page, UserTotal};
 #[cfg(feature = "postgres")]
 pub use self::members::ReportRow;
 pub use self::members::{Cluster, Member, NodeState};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
-pub use self::reading::{NodeProgress, Readers, UserTotal};
+pub use self::reading::{NodeProgress, Readers};
 #[cfg(any(test, feature = "testing"))]
 pub use self::recovery::read_segments;
 pub use self::recovery::{discard_wal, read_directory, read_for_recovery, read_kept};

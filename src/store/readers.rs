@@ -12,9 +12,9 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use scheduled_thread_pool::ScheduledThreadPool;
 
+use super::database_status::DatabaseStatus;
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
-use super::reading::DatabaseStatus;
 use super::rejected;
 use super::{
     Ledger, Overall, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, UserTotal,

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::database_status::DatabaseStatus;
 #[cfg(feature = "postgres")]
 use super::postgres::PostgresReaders;
 use super::readers::SqliteReaders;
@@ -16,19 +17,6 @@ use super::{
 };
 use crate::data_dir::segment::{Position, SegmentId};
 use crate::event::Micros;
-
-/// One user's total.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserTotal {
-    /// The user.
-    pub user_id: String,
-    /// The added minus the subtracted amounts.
-    pub revenue: Micros,
-    /// The number of counted events.
-    pub events: u64,
-    /// When the total last changed, in milliseconds since 1970 UTC.
-    pub updated_at_ms: i64,
-}
 
 /// How far a position of a node is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,21 +35,6 @@ pub enum NodeProgress {
     PastEnd,
     /// The database does not have the node.
     Unknown,
-}
-
-/// See [`Readers::status`].
-#[derive(Debug, Default)]
-pub(crate) struct DatabaseStatus {
-    /// The number of lines in each state.
-    pub(crate) ledger: Ledger,
-    /// The sums over all users; in PostgreSQL, of the node.
-    pub(crate) overall: Overall,
-    /// The fully applied segments.
-    pub(crate) applied: AppliedSegments,
-    /// The rows of the other segments.
-    pub(crate) unfinished: Vec<SegmentRow>,
-    /// The sum of the pruned segments.
-    pub(crate) pruned: Pruned,
 }
 
 /// The pool of reading connections; cheap to clone.

@@ -43,6 +43,7 @@ mod io;
 mod limits;
 mod mailbox;
 mod memory;
+mod produce;
 mod reply;
 mod request;
 mod stream;
