@@ -1,7 +1,7 @@
 //! Sorted sums per user in memory.
 
 use super::delta::Sums;
-use super::merge::Source;
+use super::merge::SortedSource;
 use super::user::User;
 
 /// Sums per user in memory: sorted lists, in which each user occurs once.
@@ -33,8 +33,8 @@ impl SortedTotals {
     }
 
     /// The sources of a merge of them.
-    pub(super) fn sources(&self) -> impl Iterator<Item = Source<'_>> {
-        let short = self.short.iter().map(|users| Source::short(users));
-        short.chain([Source::long(&self.long)])
+    pub(super) fn sources(&self) -> impl Iterator<Item = SortedSource<'_>> {
+        let short = self.short.iter().map(|users| SortedSource::short(users));
+        short.chain([SortedSource::long(&self.long)])
     }
 }

@@ -16,14 +16,14 @@ use super::deliver::{Deliverer, Halt};
 use super::error::SendError;
 use super::format::Format;
 use super::ids::{IdMaker, run_name};
-use super::input::Source;
+use super::input::InputSource;
 use super::lines::{Batch, Batches, Checksum, Place};
 use super::pace::{Pace, lines_max};
 use super::post::{About, Poster};
 use super::reading::identity;
 use super::rejects::{Keep, Rejects};
 use super::state::{Record, StateFile};
-use super::summary::{SendOutcome, Summary};
+use super::summary::{SendOutcome, SendSummary};
 use super::tally::{Ended, Tally};
 use super::{input_error, kind_of};
 use crate::cli::config::{Input, SendConfig};
@@ -49,7 +49,7 @@ impl<'a> Run<'a> {
     /// Prepares a run. Nothing is sent yet.
     pub(super) fn new(
         config: &'a SendConfig,
-        source: Source,
+        source: InputSource,
         stop: &'a Shutdown,
         state: Option<StateFile>,
         about: About,
@@ -100,7 +100,7 @@ impl<'a> Run<'a> {
     }
 
     /// Reads the input, sends it with threads, and joins them.
-    pub(super) fn go(mut self, summary: &mut Summary) -> Result<Finished, SendError> {
+    pub(super) fn go(mut self, summary: &mut SendSummary) -> Result<Finished, SendError> {
         let connections = self.config.connections.get() as usize;
         let (batches, queue) = bounded::<Batch>(connections);
         let (config, stop, tally, ids) = (self.config, self.stop, &self.tally, &self.ids);
@@ -248,8 +248,8 @@ fn conclude(
     ended: Ended,
     handed: Option<u64>,
     began_at: &Record,
-    source: &Source,
-    summary: &mut Summary,
+    source: &InputSource,
+    summary: &mut SendSummary,
 ) -> Result<Finished, SendError> {
     let Ended {
         counts,
@@ -303,7 +303,7 @@ fn conclude(
 /// Whether the state of a complete run is kept, so that the file is not sent again. It is not needed
 /// if ids of the events or of `--source` prevent double counting, with `--no-ids`, for stdin, which
 /// cannot be read again, or if nothing was accepted.
-fn stays(record: &Record, source: &Source) -> bool {
+fn stays(record: &Record, source: &InputSource) -> bool {
     record.ids == "run" && record.accepted > 0 && source.open_file().is_some()
 }
 
@@ -319,7 +319,7 @@ pub(crate) fn without_credentials(to: &str) -> String {
 }
 
 /// The record of a plain file, with the checksum over the acknowledged bytes only.
-fn covered_to_its_end(mut record: Record, source: &Source) -> Result<Record, SendError> {
+fn covered_to_its_end(mut record: Record, source: &InputSource) -> Result<Record, SendError> {
     if let Some((file, false)) = source.open_file() {
         let mut cover = Cover::default();
         cover
@@ -330,7 +330,7 @@ fn covered_to_its_end(mut record: Record, source: &Source) -> Result<Record, Sen
     Ok(record)
 }
 
-fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError> {
+fn new_record(config: &SendConfig, source: &InputSource) -> Result<Record, SendError> {
     let (device, inode) = match source.open_file() {
         Some((file, _)) => file
             .metadata()
@@ -367,7 +367,7 @@ fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError>
 }
 
 /// A progress bar over the bytes of a file, or a spinner if the length is unknown.
-fn progress(source: &Source, done_bytes: u64) -> ProgressBar {
+fn progress(source: &InputSource, done_bytes: u64) -> ProgressBar {
     let length = match source.open_file() {
         Some((file, _)) if !source.grows() => file.metadata().map(|metadata| metadata.len()).ok(),
         _ => None,

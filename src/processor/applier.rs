@@ -26,7 +26,7 @@ use self::replay::{FileSource, REPLAY_RANGE_MIN, is_replay_too_large};
 use self::same_content::Imports;
 pub(super) use self::together::{Opened, Small, is_out_of_descriptors, open_together};
 use super::clock::Clock;
-use super::{ProcessConfig, ProcessError};
+use super::{ProcessError, ProcessorConfig};
 use crate::aggregate::UserSums;
 use crate::aggregate::pool::{Pool, RangeAggregate};
 use crate::aggregate::scan::PartialAggregate;
@@ -86,7 +86,7 @@ impl<'p> Applier<'p> {
     }
 
     /// Opens the database, or creates it.
-    pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
+    pub(super) fn open(config: &ProcessorConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
         let mut writer = open_writer(config, Opening::Follow)?;
         writer.keep_ids(config.dedup_window)?;
         Self::new(config, pool, writer)
@@ -94,14 +94,18 @@ impl<'p> Applier<'p> {
 
     /// For a batch run, with a writer that is open already.
     pub(super) fn of(
-        config: &ProcessConfig,
+        config: &ProcessorConfig,
         pool: &'p mut Pool,
         writer: Writer,
     ) -> Result<Self, StoreError> {
         Self::new(config, pool, writer)
     }
 
-    fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Result<Self, StoreError> {
+    fn new(
+        config: &ProcessorConfig,
+        pool: &'p mut Pool,
+        writer: Writer,
+    ) -> Result<Self, StoreError> {
         writer.check_rows()?;
         writer.cache(config.memory_budget().cache_bytes)?;
         config.clock.check(writer.clock()?);
@@ -324,7 +328,10 @@ fn delta<'a>(users: &'a UserSums, partial: &'a PartialAggregate) -> Delta<'a> {
 }
 
 /// Opens the database as the only writer of the data directory.
-pub(super) fn open_writer(config: &ProcessConfig, opening: Opening) -> Result<Writer, StoreError> {
+pub(super) fn open_writer(
+    config: &ProcessorConfig,
+    opening: Opening,
+) -> Result<Writer, StoreError> {
     Writer::of(
         &config.database,
         &config.data_dir,

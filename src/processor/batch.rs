@@ -5,7 +5,7 @@
 //! server runs. A named file is first imported into the data directory (see [`import`](super::import)), so
 //! that the data directory has every file from which the totals are derived.
 //!
-//! A file that cannot be applied is listed in the [`Summary`], and the others are still applied. An error of
+//! A file that cannot be applied is listed in the [`BatchSummary`], and the others are still applied. An error of
 //! the database ends the run; what was committed stays applied.
 
 mod pending;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::applier::{Applier, Commit, Confirmed, Watch, open_writer};
 use super::archive::Archived;
 use super::sealed_files::{Run, Start, apply_some};
-use super::{ProcessConfig, ProcessError, Refused, describe, unfinished};
+use super::{ProcessError, ProcessorConfig, Refused, describe, unfinished};
 use crate::data_dir::DataDirError;
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk::Disk;
@@ -31,7 +31,7 @@ const LOCKED_MAX: Duration = Duration::from_mins(1);
 
 /// The result of a run.
 #[derive(Clone, Debug, Default)]
-pub struct Summary {
+pub struct BatchSummary {
     /// Names of the files that were fully applied in this run.
     pub applied: Vec<String>,
     /// Names of the files that had been applied before.
@@ -77,11 +77,11 @@ pub struct RunProgress<'a> {
 /// Applies every sealed file in the data directory, or only `files` if there are any. `on_progress` is called
 /// after each commit.
 pub fn run_once(
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     disk: &Arc<dyn Disk>,
     files: &[PathBuf],
     on_progress: &mut dyn FnMut(RunProgress<'_>),
-) -> Result<Summary, ProcessError> {
+) -> Result<BatchSummary, ProcessError> {
     let config = &when_unlocked(|| config.established(&**disk))?;
     if config.database.file() == Some(&*config.data_dir.join(DATABASE_FILE)) {
         unfinished::remove(&config.data_dir)?;
@@ -101,18 +101,18 @@ pub fn run_once(
 
 /// The same with a writer that is open, and with the UUID of the data directory. Returns the writer.
 pub(super) fn run_with(
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     disk: &Arc<dyn Disk>,
     files: &[PathBuf],
     writer: Writer,
     on_progress: &mut dyn FnMut(RunProgress<'_>),
-) -> Result<(Writer, Summary), ProcessError> {
+) -> Result<(Writer, BatchSummary), ProcessError> {
     let mut pool = config.pool(disk)?;
     let mut applier = Applier::of(config, &mut pool, writer)?;
     let mut batch = Batch {
         config,
         disk: &**disk,
-        summary: Summary::default(),
+        summary: BatchSummary::default(),
         on_progress,
         bytes_total: 0,
         locked_since: None,
@@ -158,9 +158,9 @@ fn when_unlocked<T>(
 }
 
 struct Batch<'r> {
-    config: &'r ProcessConfig,
+    config: &'r ProcessorConfig,
     disk: &'r dyn Disk,
-    summary: Summary,
+    summary: BatchSummary,
     on_progress: &'r mut dyn FnMut(RunProgress<'_>),
     bytes_total: u64,
     /// Since when the database has been locked; `None` if it is not.

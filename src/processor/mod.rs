@@ -83,7 +83,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-pub use self::batch::{RunProgress, Step, Summary, run_once};
+pub use self::batch::{BatchSummary, RunProgress, Step, run_once};
 use self::clock::Clock;
 pub use self::rebuild::rebuild;
 pub use self::seal::{open_journal, seal};
@@ -101,7 +101,7 @@ use crate::verify::{self, VerifyError};
 
 /// The configuration of the processor.
 #[derive(Clone, Debug)]
-pub struct ProcessConfig {
+pub struct ProcessorConfig {
     /// The data directory.
     pub data_dir: PathBuf,
     /// Maximum delay between acknowledgement and totals; at least 10 ms. Shorter under load.
@@ -118,13 +118,13 @@ pub struct ProcessConfig {
     pub dedup_window: Option<Duration>,
     /// The database; by default the file `revenue.db` in the data directory.
     pub database: Database,
-    /// The UUID of the data directory; nil until [`ProcessConfig::established`] or [`Processor::start`].
+    /// The UUID of the data directory; nil until [`ProcessorConfig::established`] or [`Processor::start`].
     pub directory: Uuid,
     /// The source of time for ages and records.
     pub(crate) clock: Arc<Clock>,
 }
 
-impl ProcessConfig {
+impl ProcessorConfig {
     /// Flushes every second with one thread per core and 384 MiB; prunes and expires nothing.
     pub fn new(data_dir: &Path) -> Self {
         Self {
@@ -300,7 +300,7 @@ impl Processor {
     /// Starts to apply; the caller holds `process.lock`. The database is opened in the background, and
     /// opened again after an error; meanwhile readiness reports the error under the topic `database`.
     pub fn start(
-        mut config: ProcessConfig,
+        mut config: ProcessorConfig,
         disk: Arc<dyn Disk>,
         journal: Journal,
         progress: Arc<Progress>,
@@ -343,7 +343,7 @@ impl Processor {
     /// Starts the threads of a server that does not apply (`--no-process`): they publish the ledger and the
     /// lag while another process applies. Changes nothing on disk.
     pub fn observe(
-        mut config: ProcessConfig,
+        mut config: ProcessorConfig,
         disk: Arc<dyn Disk>,
         journal: Journal,
         readers: Readers,
@@ -380,7 +380,7 @@ impl Processor {
 const CLOCK_INTERVAL: Duration = Duration::from_millis(200);
 
 fn start_clock(
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     journal: &Journal,
     progress: &Arc<Progress>,
 ) -> Result<JoinHandle<()>, ProcessError> {

@@ -26,7 +26,7 @@ use self::sums_check::SumsCheck;
 use super::applier::{Applier, Commit, Confirmed, Corrupt, Watch, Work};
 use super::other_names::OtherNames;
 use super::retention::{self, Retention};
-use super::{ProcessConfig, ProcessError, describe, sealed_files, unfinished};
+use super::{ProcessError, ProcessorConfig, describe, sealed_files, unfinished};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::disk::{self, Disk};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
@@ -66,7 +66,7 @@ const ROTATE_MAX: Duration = Duration::from_secs(10);
 
 /// The state of the thread, which is kept when the startup scan is repeated.
 struct Worker {
-    config: ProcessConfig,
+    config: ProcessorConfig,
     disk: Arc<dyn Disk>,
     journal: Journal,
     status: PublishedStatus,
@@ -83,7 +83,7 @@ struct Worker {
 /// The body of the thread. After [`Progress::stop`] it applies the rest and closes the database. Returns why
 /// not everything was applied; `None` if everything was.
 pub(super) fn run(
-    config: ProcessConfig,
+    config: ProcessorConfig,
     disk: Arc<dyn Disk>,
     journal: Journal,
     progress: &Arc<Progress>,

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::named::read_to_string;
-use super::open::{Access, open_directory, open_file};
+use super::open::{OpenMode, open_directory, open_file};
 use super::real::create_new;
 use super::{Disk as _, RealDisk};
 
@@ -171,7 +171,7 @@ impl Lock {
 
 fn open_or_create(path: &Path) -> io::Result<File> {
     loop {
-        match open_file(path, Access::ReadWrite) {
+        match open_file(path, OpenMode::ReadWrite) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => return opened,
         }

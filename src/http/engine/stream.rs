@@ -1,6 +1,6 @@
 //! A body that is produced while it is sent, so that its length is not bounded by memory.
 //!
-//! A handler answers with the head, the first piece and a [`Source`] of the others. The I/O thread writes a
+//! A handler answers with the head, the first piece and a [`PieceSource`] of the others. The I/O thread writes a
 //! piece, and only when the client has read it, a thread that may block produces the next one. A slow client
 //! therefore costs one piece of memory and no thread. To a client of HTTP/1.1 the body is sent in chunks. If
 //! a piece cannot be produced, the connection is closed before the last chunk, which the client reports as
@@ -20,10 +20,10 @@ pub enum Piece {
 }
 
 /// Produces the pieces of a body after the first one, until [`Piece::Last`] or [`Piece::Failed`].
-pub type Source = Box<dyn FnMut(&MayBlock) -> Piece + Send>;
+pub type PieceSource = Box<dyn FnMut(&MayBlock) -> Piece + Send>;
 
 /// The source of the rest of a body.
-pub(super) struct Rest(pub(super) Source);
+pub(super) struct Rest(pub(super) PieceSource);
 
 impl std::fmt::Debug for Rest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

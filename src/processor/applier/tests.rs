@@ -50,7 +50,7 @@ impl Watch for Ignores {
 fn verify_after_sealing(changed: &str) -> Result<(u64, u64), String> {
     let dir = tempfile::tempdir().expect("a directory");
     write_active(dir.path(), 1, FIRST);
-    let config = ProcessConfig::new(dir.path());
+    let config = ProcessorConfig::new(dir.path());
     let config = config.established(&RealDisk).expect("a directory.json");
     let mut pool = Pool::start(&config.memory_budget()).expect("threads");
     let mut applier = Applier::open(&config, &mut pool).expect("a database");

@@ -7,7 +7,7 @@ use super::super::IdEvent;
 use super::id_blocks::{Counted, IdBlocks};
 pub(in crate::store) use super::id_lookup::{IdLookup, IdRow};
 use super::overflow::{OverflowReplay, count_line, refuse};
-use super::{Failure, Range, Rows, Tally};
+use super::{Failure, Range, RangeTally, Rows};
 use crate::aggregate::delta::signed;
 use crate::store::id_blocks::{Grouped, SequentialId};
 
@@ -17,7 +17,7 @@ pub(super) fn count<'a, R: Rows>(
     range: &Range<'a>,
     key: i64,
     replay: &mut OverflowReplay,
-    tally: &mut Tally<'a>,
+    tally: &mut RangeTally<'a>,
 ) -> Result<(), Failure<R::Error>> {
     let place = rows.place(key);
     if replay.users.is_empty() {
@@ -55,7 +55,7 @@ fn count_together<'a, R: Rows>(
     rows: &mut R,
     range: &Range<'a>,
     place: i64,
-    tally: &mut Tally<'a>,
+    tally: &mut RangeTally<'a>,
 ) -> Result<(), R::Error> {
     let events = range.delta.with_id;
     if events.is_empty() {
@@ -81,7 +81,7 @@ fn count_together<'a, R: Rows>(
 
 /// Counts an event whose user cannot overflow.
 #[inline]
-fn record<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
+fn record<'a>(tally: &mut RangeTally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
     let amount = signed(event.kind, event.amount_micros);
     if matches!(seen, IdLookup::New) {
         tally.id_events += 1;
@@ -95,7 +95,7 @@ fn record<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
 /// Counts an event during an overflow replay, in file order.
 fn decide<'a>(
     replay: &mut OverflowReplay,
-    tally: &mut Tally<'a>,
+    tally: &mut RangeTally<'a>,
     event: &IdEvent<'a>,
     seen: &IdLookup,
 ) -> Counted {
@@ -123,7 +123,7 @@ fn decide<'a>(
 }
 
 #[cold]
-fn not_counted(tally: &mut Tally<'_>, event: &IdEvent<'_>, seen: &IdLookup) {
+fn not_counted(tally: &mut RangeTally<'_>, event: &IdEvent<'_>, seen: &IdLookup) {
     let IdLookup::Conflict { segment, offsets } = seen else {
         tally.duplicates += 1;
         return;
