@@ -68,7 +68,6 @@ pub struct Progress {
     demanded: Condvar,
     /// Signalled when `run_clock` has a new deadline to observe, and at shutdown.
     clock: Condvar,
-    /// Durations of flushes.
     flushes: Histogram,
 }
 
@@ -172,7 +171,7 @@ impl Progress {
         self.clock.notify_all();
     }
 
-    /// [`Progress::when_applied`], blocking.
+    /// Like [`Progress::when_applied`], but blocks until the outcome is known.
     #[cfg(any(test, feature = "testing"))]
     pub fn wait_applied(&self, position: Position, deadline: Instant) -> WaitOutcome {
         let (sender, receiver) = crossbeam_channel::bounded(1);

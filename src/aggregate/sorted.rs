@@ -13,7 +13,6 @@ pub(crate) struct SortedTotals {
 }
 
 impl SortedTotals {
-    /// Without empty lists.
     pub(super) fn without_empty(mut self) -> Self {
         self.short.retain(|users| !users.is_empty());
         self
@@ -24,7 +23,7 @@ impl SortedTotals {
         self.short.iter().map(Vec::len).sum::<usize>() + self.long.len()
     }
 
-    /// Bytes of memory.
+    /// The memory of the lists and of long ids, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         let short: usize = self.short.iter().map(Vec::capacity).sum();
         let long = |user: &(Box<str>, Sums)| user.0.len() + size_of::<(Box<str>, Sums)>();

@@ -34,7 +34,6 @@ pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 pub(super) enum Halt {
     /// A stop was requested. Lines without an answer do not count as acknowledged.
     Stopped,
-    /// The run failed.
     Failed(SendError),
 }
 

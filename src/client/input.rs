@@ -29,7 +29,6 @@ use crate::shutdown::Shutdown;
 /// What was received from stdin is sent after it was silent for this long.
 const LINGER: Duration = Duration::from_millis(50);
 
-/// An open input.
 pub(super) struct InputSource {
     path: PathBuf,
     kind: Kind,

@@ -80,7 +80,6 @@ pub(super) enum Checksum {
     Apart,
 }
 
-/// Splits one input.
 pub(super) struct Batches {
     source: InputSource,
     lines_max: usize,
@@ -151,7 +150,6 @@ impl Batches {
         }
     }
 
-    /// The input.
     pub(super) fn source(&self) -> &InputSource {
         &self.source
     }

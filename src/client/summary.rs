@@ -52,7 +52,7 @@ pub enum SendOutcome {
     Stopped,
     /// Stopped while following, which has no other end.
     Followed,
-    /// Failed.
+    /// The run ended early; acknowledged lines stay acknowledged.
     Failed(SendError),
 }
 

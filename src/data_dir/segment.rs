@@ -81,7 +81,7 @@ impl FromStr for Tag {
 pub struct Label {
     /// The segment's number, from 1 to 2^32 - 1.
     pub number: u64,
-    /// The segment's tag.
+    /// Distinguishes it from others of that number.
     pub tag: Tag,
 }
 
@@ -131,7 +131,7 @@ impl Label {
 /// that keeps its name has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
-    /// Length in bytes.
+    /// The number of acknowledged bytes.
     pub bytes: u64,
     /// CRC-32 of those bytes.
     pub checksum: u32,

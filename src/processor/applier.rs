@@ -61,7 +61,6 @@ pub(super) trait Watch {
 /// The work of a round.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Work {
-    /// Bytes applied.
     pub(super) bytes: u64,
     /// Duration of the commits.
     pub(super) committing: Duration,

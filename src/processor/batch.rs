@@ -64,7 +64,7 @@ pub enum Step {
 /// The progress of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct RunProgress<'a> {
-    /// The present step.
+    /// Whether a file is imported or applied.
     pub step: Step,
     /// The file being converted or the segment being applied.
     pub segment: &'a str,

@@ -102,7 +102,7 @@ use crate::verify::{self, VerifyError};
 /// The configuration of the processor.
 #[derive(Clone, Debug)]
 pub struct ProcessorConfig {
-    /// The data directory.
+    /// The data directory whose files are applied.
     pub data_dir: PathBuf,
     /// Maximum delay between acknowledgement and totals; at least 10 ms. Shorter under load.
     pub flush_interval: Duration,
@@ -210,7 +210,7 @@ pub enum ProcessError {
         archive.display()
     )]
     NotArchived {
-        /// The applied file.
+        /// Path of the file of which a part was applied.
         path: PathBuf,
         /// The target directory in the archive.
         archive: PathBuf,
@@ -228,7 +228,7 @@ pub enum ProcessError {
     /// Another file has replaced the database file or one of the files beside it.
     #[error("database {}: {what} while the server had it open; the applied positions are read again from the present file, and the rest is applied", path.display())]
     Replaced {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The change, such as `revenue.db-wal was removed`.
         what: String,
@@ -238,25 +238,25 @@ pub enum ProcessError {
         "database {database}: another program changed it, or it lost the last commits in a failover; the applied positions are read from it again"
     )]
     ChangedByOthers {
-        /// The database.
+        /// The database that another program wrote to.
         database: Database,
     },
     /// Another program wrote to the database file without SQLite's locks, such as `cp`.
     #[error("database {}: another program overwrote the file in place while the server had it open; it is read again, and the events in the files that it lacks are applied", path.display())]
     Overwritten {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
     },
     /// The length of the file changed while it was read.
     #[error("{} changed while it was read; it is applied once it is complete", path.display())]
     Changed {
-        /// The changed file.
+        /// Path of the file that is being applied.
         path: PathBuf,
     },
     /// The new database could not be built or put in place. The old one is unchanged.
     #[error("cannot rebuild the database: {0}")]
     NotRebuilt(String),
-    /// Shutdown was requested.
+    /// A shutdown was requested while the database was locked.
     #[error("stopped before everything was applied; the rest is applied at the next start")]
     Stopped,
 }

@@ -95,7 +95,6 @@ struct Observed {
     failed: BTreeMap<String, String>,
 }
 
-/// A round failed.
 #[derive(Debug, thiserror::Error)]
 enum ObserveError {
     #[error(transparent)]

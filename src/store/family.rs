@@ -201,7 +201,6 @@ impl Family {
     }
 }
 
-/// One open connection.
 pub(super) struct Token {
     family: Arc<Family>,
     generation: u64,

@@ -18,10 +18,10 @@ const PAGE_BY_REVENUE: &str = include_str!("../../sql/query/page_users_by_revenu
 const PAGE_BY_REVENUE_DESCENDING: &str =
     include_str!("../../sql/query/page_users_by_revenue_descending.sql");
 
-/// One user's total.
+/// The total of one user, over all segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserTotal {
-    /// The user.
+    /// The id, 1 to 256 bytes.
     pub user_id: String,
     /// The added minus the subtracted amounts.
     pub revenue: Micros,
@@ -34,11 +34,11 @@ pub struct UserTotal {
 /// The order of a listing of users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Smallest revenue first.
+    /// By revenue, the smallest first.
     Revenue,
-    /// Largest revenue first.
+    /// By revenue, the largest first.
     RevenueDescending,
-    /// By user id.
+    /// By user id, byte by byte.
     UserId,
 }
 

@@ -108,7 +108,7 @@ impl SqliteReaders {
         }
     }
 
-    /// One user's total.
+    /// See [`Readers::user`](crate::store::Readers::user).
     pub fn user(&self, user_id: &str) -> Result<Option<UserTotal>, StoreError> {
         let user = self.read("read a user's total", |connection| {
             user(connection, user_id)

@@ -42,7 +42,7 @@ pub enum NodeProgress {
 pub enum Readers {
     /// Of an SQLite file. If there is no file, reads return empty results and no error.
     Sqlite(SqliteReaders),
-    /// Of PostgreSQL.
+    /// Of PostgreSQL. If it is unreachable, reads return an error.
     #[cfg(feature = "postgres")]
     Postgres(PostgresReaders),
 }
@@ -93,7 +93,7 @@ impl Readers {
         either!(self, readers => readers.check())
     }
 
-    /// One user's total.
+    /// The total of a user; `None` without a counted event.
     pub fn user(&self, user_id: &str) -> Result<Option<UserTotal>, StoreError> {
         either!(self, readers => readers.user(user_id))
     }

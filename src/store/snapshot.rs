@@ -74,7 +74,6 @@ impl SnapshotSource {
 /// A database as of one moment, and the sums of the files that were recounted. In PostgreSQL, the rows of one
 /// node.
 pub struct Snapshot {
-    /// For error messages.
     path: PathBuf,
     database: SnapshotSource,
     /// The copy of the totals, and the corrections of the files' sums.

@@ -45,9 +45,9 @@ pub enum Finding {
 /// The result of a recount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Files recounted.
+    /// Number of files that were recounted.
     pub files: u64,
-    /// Bytes recounted.
+    /// Number of bytes that were recounted.
     pub bytes: u64,
     /// The lines in these bytes, by outcome.
     pub counts: Counts,

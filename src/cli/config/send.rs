@@ -96,9 +96,9 @@ pub enum Ids {
 /// Format of the summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// Text.
+    /// Lines for people.
     Text,
-    /// One JSON object.
+    /// One JSON object, for programs.
     Json,
     /// Text, printed only if something went wrong.
     Quiet,

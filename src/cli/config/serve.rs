@@ -85,7 +85,7 @@ pub struct ServeConfig {
 /// The configuration and the source of each setting; shown as TOML that `--config` accepts.
 #[derive(Clone, Debug)]
 pub struct Effective {
-    /// The effective configuration.
+    /// What the server uses: flags, environment, file and defaults.
     pub config: ServeConfig,
     text: String,
 }
@@ -150,7 +150,7 @@ impl ServeConfig {
         }
     }
 
-    /// The database.
+    /// The database of `--database`, or the SQLite file in the data directory.
     pub fn database(&self) -> Database {
         self.database_url
             .clone()

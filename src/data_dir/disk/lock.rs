@@ -104,7 +104,7 @@ pub enum LockError {
     /// Another process holds it.
     #[error("{} is held by {holder}: only one of its kind may run in a data directory; stop that one or choose another --data-dir", path.display())]
     Held {
-        /// The lock file.
+        /// Path of the lock file.
         path: PathBuf,
         /// The content of the lock file: `process 123, started 2026-...`.
         holder: String,
@@ -112,9 +112,9 @@ pub enum LockError {
     /// The file could not be opened or locked.
     #[error("cannot lock {}", path.display())]
     Io {
-        /// The lock file.
+        /// Path of the lock file.
         path: PathBuf,
-        /// The system's error.
+        /// As the system call returned it.
         source: io::Error,
     },
 }

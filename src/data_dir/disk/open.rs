@@ -25,7 +25,6 @@ use super::{Identity, kind};
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
-    /// For reading.
     Read,
     /// For reading and writing.
     ReadWrite,

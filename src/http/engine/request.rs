@@ -40,7 +40,7 @@ impl Request {
         }
     }
 
-    /// The request method.
+    /// The method; [`Method::Other`] for one that no route has.
     pub fn method(&self) -> Method {
         self.head.method
     }

@@ -31,7 +31,6 @@ impl FileLayer for LowestRead {
     }
 }
 
-/// Ignores everything.
 struct Ignores;
 
 impl Watch for Ignores {

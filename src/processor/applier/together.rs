@@ -170,7 +170,6 @@ impl Applier<'_> {
 
 /// The result of opening one of several sealed files.
 pub(in crate::processor) enum Opened {
-    /// Open and durable.
     Small(SegmentFile),
     /// Too large to be applied with others.
     Large,

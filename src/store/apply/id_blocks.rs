@@ -41,7 +41,6 @@ pub(in crate::store) enum Change {
     Nothing,
     /// A run was closed.
     Closed,
-    /// Some were counted.
     Counted,
 }
 

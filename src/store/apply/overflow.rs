@@ -16,7 +16,6 @@ pub(super) struct OverflowReplay {
 }
 
 impl OverflowReplay {
-    /// Without users.
     pub(super) fn none() -> Self {
         Self {
             users: BTreeMap::new(),

@@ -36,7 +36,7 @@ pub(super) fn refuse_one_file_for_two(
 #[derive(Debug)]
 struct Place {
     path: Option<PathBuf>,
-    /// Device and inode.
+    /// Device and inode; `None` if it does not exist yet.
     identity: Option<(u64, u64)>,
 }
 

@@ -63,7 +63,7 @@ impl Connection {
         Break(Next::Wait)
     }
 
-    /// Sends a piece.
+    /// Sends a piece, and requests the next one once it is written.
     pub(in crate::http::engine) fn produced(
         &mut self,
         turn: &mut Turn<'_>,
