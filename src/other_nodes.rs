@@ -64,7 +64,7 @@ pub struct OtherNodes {
 }
 
 impl OtherNodes {
-    /// Starts the thread.
+    /// Starts the thread `other-nodes`; dropping the result ends it.
     pub fn start(readers: Readers) -> io::Result<Self> {
         let waits = Arc::new(NodeWaits::default());
         let shared = Arc::clone(&waits);

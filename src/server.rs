@@ -26,7 +26,7 @@ use crate::health::Health;
 use crate::http;
 use crate::journal::{Committer, JournalConfig};
 use crate::other_nodes::OtherNodes;
-use crate::processor::{self, ProcessConfig, Processor};
+use crate::processor::{self, Processor, ProcessorConfig};
 use crate::progress::Progress;
 use crate::shutdown::Shutdown;
 use crate::store::{self, DATABASE_FILE, Readers};
@@ -362,8 +362,8 @@ fn http_config(config: &ServeConfig) -> http::HttpConfig {
     }
 }
 
-fn process_config(config: &ServeConfig) -> ProcessConfig {
-    let mut process = ProcessConfig::new(&config.data_dir);
+fn process_config(config: &ServeConfig) -> ProcessorConfig {
+    let mut process = ProcessorConfig::new(&config.data_dir);
     process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
     process.flush_interval = config.flush_interval.unwrap_or(process.flush_interval);
     process.database = config.database();

@@ -20,7 +20,7 @@ use tallyline::data_dir::read_label;
 use tallyline::data_dir::segment::sealed_file_name;
 use tallyline::health::Health;
 use tallyline::journal::{Journal, JournalConfig, KnownSegment, KnownSegments};
-use tallyline::processor::{ProcessConfig, run_once};
+use tallyline::processor::{ProcessorConfig, run_once};
 use tallyline::store::{SegmentRow, SegmentState, read_segments};
 use tallyline::verify::{Finding, Target, verify};
 
@@ -310,7 +310,7 @@ fn apply(dir: &Path, reports: &mut Vec<String>) -> anyhow::Result<()> {
     }
     committer.stop();
     drop(journal);
-    let mut config = ProcessConfig::new(dir);
+    let mut config = ProcessorConfig::new(dir);
     config.threads = 1;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let summary = run_once(&config, &disk, &[], &mut |_| {})?;

@@ -13,7 +13,7 @@ use std::sync::{Arc, mpsc};
 use tallyline::data_dir::disk::{Disk, RealDisk};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
-use tallyline::processor::{ProcessConfig, run_once};
+use tallyline::processor::{ProcessorConfig, run_once};
 use tallyline::store::read_segments;
 use tallyline::verify::{Target, verify};
 
@@ -138,7 +138,7 @@ impl Way {
     }
 
     fn apply(&self, dir: &Path) {
-        let mut config = ProcessConfig::new(dir);
+        let mut config = ProcessorConfig::new(dir);
         config.threads = self.threads;
         config.memory_bytes = self.memory_bytes;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
@@ -224,7 +224,7 @@ fn imported_files_give_the_same_totals() {
             };
             std::fs::write(dir.path().join(format!("events_{number:03}.jsonl")), text).unwrap();
         }
-        let config = ProcessConfig::new(dir.path());
+        let config = ProcessorConfig::new(dir.path());
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let summary = run_once(&config, &disk, &[], &mut |_| {}).unwrap();
         outcomes.push((

@@ -20,7 +20,7 @@ use tallyline::data_dir::disk::Disk;
 use tallyline::data_dir::segment::{Position, label_in_name, seal_in_name};
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Committer, Journal, JournalConfig, KnownSegment, KnownSegments};
-use tallyline::processor::{ProcessConfig, Processor, rebuild, run_once};
+use tallyline::processor::{Processor, ProcessorConfig, rebuild, run_once};
 use tallyline::progress::{Processing, Progress, WaitOutcome};
 use tallyline::store::{SegmentState, read_kept, read_segments};
 
@@ -144,8 +144,8 @@ impl World {
         }
     }
 
-    fn processing(&self) -> ProcessConfig {
-        let mut processing = ProcessConfig::new(self.dir.path());
+    fn processing(&self) -> ProcessorConfig {
+        let mut processing = ProcessorConfig::new(self.dir.path());
         processing.flush_interval = Duration::from_millis(10);
         processing.threads = 1;
         if self.little_memory {

@@ -15,7 +15,7 @@ use tallyline::data_dir::disk::{Disk, DiskLayer};
 use tallyline::health::Health;
 use tallyline::http::{Access, App, HttpConfig, Limits, Server};
 use tallyline::journal::{Batch, Committer, Journal, JournalConfig};
-use tallyline::processor::{ProcessConfig, Processor, open_journal, run_once};
+use tallyline::processor::{Processor, ProcessorConfig, open_journal, run_once};
 use tallyline::progress::{Processing, Progress};
 use tallyline::store::{DATABASE_FILE, Database, Readers};
 
@@ -54,8 +54,8 @@ impl DiskLayer for Metered {
     }
 }
 
-fn processing(dir: &Path) -> ProcessConfig {
-    let mut processing = ProcessConfig::new(dir);
+fn processing(dir: &Path) -> ProcessorConfig {
+    let mut processing = ProcessorConfig::new(dir);
     processing.flush_interval = Duration::from_millis(10);
     processing.threads = 1;
     processing

@@ -52,7 +52,7 @@ impl Wide {
 }
 
 impl Sums {
-    /// Adds one event.
+    /// Adds one event to the sums of its kind.
     #[inline]
     pub fn add_event(&mut self, kind: Kind, amount_micros: u64) {
         match kind {
@@ -146,7 +146,7 @@ pub struct IdEvent<'a> {
     pub offset: u64,
     /// The id of the event.
     pub id: &'a str,
-    /// The user.
+    /// The id of the user, 1 to 256 bytes.
     pub user_id: &'a str,
     /// Whether the amount is added or subtracted.
     pub kind: Kind,
@@ -300,7 +300,7 @@ impl Rejected {
 pub struct UserLine {
     /// Bytes from the start of the segment to the start of the line.
     pub offset: u64,
-    /// The user.
+    /// The id of the user, 1 to 256 bytes.
     pub user_id: String,
     /// Whether the amount is added or subtracted.
     pub kind: Kind,

@@ -13,7 +13,7 @@ use super::user::{Prefix, User};
 use super::user_block::UserBlock;
 
 /// A sorted list of a merge, at its next user.
-pub(super) struct Source<'s> {
+pub(super) struct SortedSource<'s> {
     /// Of the next user; [`Prefix::END`] at the end.
     prefix: Prefix,
     list: List<'s>,
@@ -25,7 +25,7 @@ enum List<'s> {
     Run(RunReader<'s>),
 }
 
-impl<'s> Source<'s> {
+impl<'s> SortedSource<'s> {
     pub(super) fn short(users: &'s [User]) -> Self {
         let prefix = users.first().map_or(Prefix::END, User::prefix);
         let list = List::Short(users);
@@ -96,7 +96,7 @@ impl<'s> Source<'s> {
 }
 
 struct Tournament<'s> {
-    sources: Vec<Source<'s>>,
+    sources: Vec<SortedSource<'s>>,
     /// The loser of the match at each inner node; node 1 is the final, and the children of `n` are `2n` and
     /// `2n + 1`. The sources are the leaves.
     losers: Vec<usize>,
@@ -104,7 +104,7 @@ struct Tournament<'s> {
 }
 
 impl<'s> Tournament<'s> {
-    fn new(sources: Vec<Source<'s>>) -> Self {
+    fn new(sources: Vec<SortedSource<'s>>) -> Self {
         let leaves = sources.len().next_power_of_two();
         let mut tournament = Self {
             sources,
@@ -138,7 +138,7 @@ impl<'s> Tournament<'s> {
     }
 
     /// The source with the first of all users.
-    fn winner(&self) -> Option<&Source<'s>> {
+    fn winner(&self) -> Option<&SortedSource<'s>> {
         self.sources.get(self.winner)
     }
 
@@ -164,10 +164,10 @@ impl<'s> Tournament<'s> {
 /// Merges sorted sources: calls `each` with blocks of users in ascending order, each user once, until it
 /// returns false.
 pub(super) fn merge(
-    sources: Vec<Source<'_>>,
+    sources: Vec<SortedSource<'_>>,
     mut each: impl FnMut(UserBlock) -> io::Result<bool>,
 ) -> io::Result<()> {
-    let present = |source: &Source<'_>| source.prefix != Prefix::END;
+    let present = |source: &SortedSource<'_>| source.prefix != Prefix::END;
     let mut tournament = Tournament::new(sources.into_iter().filter(present).collect());
     let mut block = UserBlock::default();
     let mut last = Prefix::END;

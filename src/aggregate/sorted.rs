@@ -1,7 +1,7 @@
 //! Sorted sums per user in memory.
 
 use super::delta::Sums;
-use super::merge::Source;
+use super::merge::SortedSource;
 use super::user::User;
 
 /// Sums per user in memory: sorted lists, in which each user occurs once.
@@ -13,7 +13,6 @@ pub(crate) struct SortedTotals {
 }
 
 impl SortedTotals {
-    /// Without empty lists.
     pub(super) fn without_empty(mut self) -> Self {
         self.short.retain(|users| !users.is_empty());
         self
@@ -24,7 +23,7 @@ impl SortedTotals {
         self.short.iter().map(Vec::len).sum::<usize>() + self.long.len()
     }
 
-    /// Bytes of memory.
+    /// The memory of the lists and of long ids, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         let short: usize = self.short.iter().map(Vec::capacity).sum();
         let long = |user: &(Box<str>, Sums)| user.0.len() + size_of::<(Box<str>, Sums)>();
@@ -33,8 +32,8 @@ impl SortedTotals {
     }
 
     /// The sources of a merge of them.
-    pub(super) fn sources(&self) -> impl Iterator<Item = Source<'_>> {
-        let short = self.short.iter().map(|users| Source::short(users));
-        short.chain([Source::long(&self.long)])
+    pub(super) fn sources(&self) -> impl Iterator<Item = SortedSource<'_>> {
+        let short = self.short.iter().map(|users| SortedSource::short(users));
+        short.chain([SortedSource::long(&self.long)])
     }
 }

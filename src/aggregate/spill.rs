@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::merge::{Source, merge};
+use super::merge::{SortedSource, merge};
 use super::run::Run;
 use crate::data_dir::disk::{Disk, DiskFile};
 
@@ -85,7 +85,10 @@ impl SpillDir {
     }
 
     /// Merges sorted sources into one run. If that fails, nothing of it is left.
-    pub(super) fn write(&self, sources: io::Result<Vec<Source<'_>>>) -> Result<Run, SpillError> {
+    pub(super) fn write(
+        &self,
+        sources: io::Result<Vec<SortedSource<'_>>>,
+    ) -> Result<Run, SpillError> {
         let sources = sources.map_err(|source| SpillError {
             path: self.dir.clone(),
             source,
@@ -158,7 +161,7 @@ impl Runs {
             let runs = &mut self.levels[level];
             runs.push(run);
             if runs.len() >= FAN_IN {
-                let sources = runs.iter().map(Source::run).collect();
+                let sources = runs.iter().map(SortedSource::run).collect();
                 next = Some(dir.write(sources)?);
                 runs.clear();
             }

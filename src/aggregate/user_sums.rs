@@ -12,7 +12,7 @@ use crossbeam_channel::Receiver;
 
 #[cfg(any(test, feature = "testing"))]
 use super::delta::Sums;
-use super::merge::{Source, merge};
+use super::merge::{SortedSource, merge};
 use super::run::Run;
 use super::sorted::SortedTotals;
 pub(crate) use super::user_block::UserBlock;
@@ -114,9 +114,10 @@ impl UserSums {
 impl Parts {
     /// Fails unless the users have all events: a run that was lost or read twice would be a wrong total.
     fn merge(&self, mut each: impl FnMut(UserBlock) -> io::Result<bool>) -> io::Result<()> {
-        let runs = self.runs.iter().map(Source::run);
+        let runs = self.runs.iter().map(SortedSource::run);
         let memory = self.memory.iter().flat_map(SortedTotals::sources);
-        let sources: Vec<Source<'_>> = memory.map(Ok).chain(runs).collect::<io::Result<_>>()?;
+        let sources: Vec<SortedSource<'_>> =
+            memory.map(Ok).chain(runs).collect::<io::Result<_>>()?;
         let mut events = 0;
         let mut is_complete = true;
         merge(sources, |block| {

@@ -19,24 +19,20 @@
 //! # Failure
 //! `DIR.part` is removed and the error is returned; `DIR` never exists incomplete.
 
+mod part;
+
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 
+use self::part::{Part, refuse_place};
 use super::manifest::{Entry, Manifest};
-use super::{
-    BLOCK, UNFINISHED_FILE, checksum, exists, manifest, parent, refuse_backup, refuse_unfinished,
-    sync_parent,
-};
-use crate::cli::config::UsageError;
-use crate::data_dir::disk::{
-    DirLock, Disk, DiskFile, Identity, Lock, RealDisk, Unusable, last_line_end,
-};
+use super::{BLOCK, checksum, manifest, parent, refuse_backup, refuse_unfinished};
+use crate::data_dir::disk::{DirLock, Disk, DiskFile, Identity, RealDisk, Unusable, last_line_end};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, sealed_file_name};
 use crate::data_dir::{
     Catalog, DIRECTORY_FILE, Directory, Place, QUARANTINE_DIR, directory_tag, read_label,
@@ -90,109 +86,6 @@ pub(crate) fn create(
     let manifest = copy.manifest;
     part.finish(to, &manifest)?;
     Ok(manifest)
-}
-
-/// Fails if `to` exists or lies in the data directory.
-fn refuse_place(data_dir: &Path, to: &Path) -> anyhow::Result<()> {
-    if fs::symlink_metadata(to).is_ok() {
-        let reason = format!(
-            "cannot create {}: it exists already; name a new directory",
-            to.display()
-        );
-        return Err(UsageError::new(reason).into());
-    }
-    if to.file_name().is_none() {
-        let reason = format!("cannot create {}: not a directory name", to.display());
-        return Err(UsageError::new(reason).into());
-    }
-    let home = data_dir
-        .canonicalize()
-        .with_context(|| format!("cannot find {}", data_dir.display()))?;
-    let place = parent(to)
-        .canonicalize()
-        .with_context(|| format!("cannot find the parent directory of {}", to.display()))?;
-    if place.starts_with(&home) {
-        let reason = format!(
-            "cannot create {}: it lies in the data directory {}; name a directory outside it",
-            to.display(),
-            data_dir.display()
-        );
-        return Err(UsageError::new(reason).into());
-    }
-    Ok(())
-}
-
-/// `DIR.part`. Dropping it removes it, unless it was finished.
-struct Part {
-    path: PathBuf,
-    finished: bool,
-    /// Held until the end, so that another backup does not remove the directory as left over.
-    _lock: Lock,
-}
-
-impl Part {
-    fn begin(to: &Path) -> anyhow::Result<Self> {
-        let mut name = OsString::from(to.file_name().unwrap_or_default());
-        name.push(".part");
-        let path = to.with_file_name(name);
-        remove_left_over(&path)?;
-        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        let lock = Lock::take(&path.join(UNFINISHED_FILE))?;
-        Ok(Self {
-            path,
-            finished: false,
-            _lock: lock,
-        })
-    }
-
-    /// Renames it. Its files are durable before.
-    fn finish(mut self, to: &Path, manifest: &Manifest) -> anyhow::Result<()> {
-        manifest
-            .write(&self.path)
-            .with_context(|| format!("cannot write the manifest of {}", to.display()))?;
-        RealDisk.rename_new(&self.path, to).with_context(|| {
-            format!("cannot rename {} to {}", self.path.display(), to.display())
-        })?;
-        self.finished = true;
-        sync_parent(to)?;
-        let marker = to.join(UNFINISHED_FILE);
-        RealDisk
-            .remove(&marker)
-            .and_then(|()| RealDisk.sync_dir(to))
-            .with_context(|| format!("cannot remove {}", marker.display()))
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if self.finished {
-            return;
-        }
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!("cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-/// Removes what a killed backup left behind.
-fn remove_left_over(path: &Path) -> anyhow::Result<()> {
-    if fs::symlink_metadata(path).is_err() {
-        return Ok(());
-    }
-    // It was killed before it wrote anything. This removes an empty directory only.
-    if fs::remove_dir(path).is_ok() {
-        return Ok(());
-    }
-    let marker = path.join(UNFINISHED_FILE);
-    if !exists(&marker)? {
-        bail!(
-            "cannot use {}: it exists and is not an incomplete backup; move it away",
-            path.display()
-        );
-    }
-    let _ended = Lock::take(&marker)?;
-    tracing::info!("removing {}, an incomplete backup", path.display());
-    fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
 struct Copy<'c> {

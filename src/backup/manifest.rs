@@ -47,7 +47,6 @@ pub(crate) struct Entry {
     /// For a native segment: its tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tag: Option<String>,
-    /// Length in bytes.
     pub(crate) bytes: u64,
     /// CRC-32 of the content, as 8 hex digits.
     pub(crate) crc32: String,

@@ -103,14 +103,14 @@ pub struct LoggingArgs {
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// Text.
+    /// Lines for people.
     #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// The subcommands.
+/// One variant a subcommand, with its flags.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start a server, send a sample to it and show the totals

@@ -18,7 +18,6 @@ enum At {
     After,
 }
 
-/// What [`Cutter::next`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
     /// An element from `start` to `end`, without white space around it.
@@ -176,7 +175,6 @@ impl Cutter {
         }
     }
 
-    /// Ends the input.
     pub(super) fn finish(&mut self) -> Rest {
         let under_way = matches!(self.at, At::Element | At::Line);
         let unclosed = self.in_array();

@@ -14,15 +14,15 @@ use serde::de::IgnoredAny;
 
 use super::await_applied::own_key;
 use super::error::SendError;
+use super::group::{Ready, code_and_detail, joined, named, refusal, refused_here, without};
 use super::ids::{IdMaker, Shape, random};
-use super::lines::{Batch, Fault};
-use super::post::{Answer, LineError, Poster, Stored};
+use super::lines::Batch;
+use super::post::{Answer, Poster, Stored};
 use super::rejects::Refusal;
 use super::state::Acknowledged;
 use super::tally::{Done, Tally};
 use crate::cli::Span;
 use crate::cli::config::SendConfig;
-use crate::event::Event;
 use crate::shutdown::Shutdown;
 
 /// The first and the longest pause before a request is sent again.
@@ -34,7 +34,6 @@ pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 pub(super) enum Halt {
     /// A stop was requested. Lines without an answer do not count as acknowledged.
     Stopped,
-    /// The run failed.
     Failed(SendError),
 }
 
@@ -45,18 +44,6 @@ pub(super) struct Deliverer<'a> {
     pub(super) tally: &'a Tally,
     pub(super) stop: &'a Shutdown,
     pub(super) poster: Poster,
-}
-
-/// A line that is ready to be sent.
-struct Ready<'a> {
-    number: u64,
-    /// The line as in the input.
-    text: &'a [u8],
-    /// Range of the line, with its id, in the buffer of all bodies.
-    body: std::ops::Range<usize>,
-    /// Order in a body: 0 objects, 1 lines that cannot be mistaken, 2 lines with `{`, 3 with `[`.
-    rank: u8,
-    counts_once: bool,
 }
 
 /// Results for the lines of a batch.
@@ -274,24 +261,6 @@ pub(super) fn gave_up(reason: &str, retry_for: Option<Duration>) -> String {
     format!("{reason}; gave up after {}", Span(retry_for))
 }
 
-fn code_and_detail(fault: Fault) -> (&'static str, String) {
-    match fault {
-        Fault::TooLong(length) => {
-            let max = crate::event::LINE_BYTES_MAX;
-            let detail = format!("the line has {length} bytes; the maximum is {max}");
-            ("line_too_long", detail)
-        }
-        Fault::NoElement => (
-            "not_json",
-            "missing element before or after a comma of the array".to_owned(),
-        ),
-        Fault::Unclosed => (
-            "not_json",
-            "the array has no closing bracket; the file may be truncated".to_owned(),
-        ),
-    }
-}
-
 /// A random time from half of `pause` to all of it, so that senders do not retry at the same time.
 fn shortened(pause: Duration) -> Duration {
     let half = pause / 2;
@@ -316,18 +285,6 @@ fn is_json(body: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(body).is_ok()
 }
 
-fn joined(group: &[&Ready<'_>], bodies: &[u8]) -> Vec<u8> {
-    let bytes = group.iter().map(|line| line.body.len() + 1).sum();
-    let mut body = Vec::with_capacity(bytes);
-    for (index, line) in group.iter().enumerate() {
-        if index > 0 {
-            body.push(b'\n');
-        }
-        body.extend_from_slice(&bodies[line.body.clone()]);
-    }
-    body
-}
-
 fn halve<'l, 'a>(
     group: &[&'l Ready<'a>],
     code: &str,
@@ -343,66 +300,4 @@ fn halve<'l, 'a>(
     let (first, second) = group.split_at(group.len() / 2);
     groups.push(second.to_vec());
     groups.push(first.to_vec());
-}
-
-/// The lines of a group that are not among the refusals.
-fn without<'l, 'a>(group: &[&'l Ready<'a>], refusals: &[Refusal]) -> Vec<&'l Ready<'a>> {
-    let is_refused = |line: &Ready<'_>| refusals.iter().any(|it| it.line == line.number);
-    let others = group.iter().copied();
-    others.filter(|line| !is_refused(line)).collect()
-}
-
-/// The refusals of an answer, by line of the input. An answer may name only some of its `refused`
-/// lines. The others are found by parsing the events as the server does.
-fn named(group: &[&Ready<'_>], errors: &[LineError], refused: u64) -> Vec<Refusal> {
-    let mut refusals: Vec<Refusal> = Vec::new();
-    for error in errors {
-        let index = usize::try_from(error.line).unwrap_or(0).wrapping_sub(1);
-        let Some(line) = group.get(index) else {
-            continue;
-        };
-        if refusals
-            .last()
-            .is_some_and(|refusal| refusal.line == line.number)
-        {
-            continue; // a line is reported once, with its first reason
-        }
-        refusals.push(Refusal {
-            line: line.number,
-            code: error.code.clone(),
-            pointer: error.pointer.clone(),
-            detail: error.detail.clone(),
-            text: String::from_utf8_lossy(line.text).into_owned(),
-        });
-    }
-    if (refusals.len() as u64) < refused {
-        let known: std::collections::HashSet<u64> =
-            refusals.iter().map(|refusal| refusal.line).collect();
-        let unnamed = group
-            .iter()
-            .filter(|line| !known.contains(&line.number) && Event::parse(line.text).is_err());
-        refusals.extend(unnamed.map(|line| refused_here(line)));
-    }
-    refusals
-}
-
-/// A refusal with the error found by parsing the line here.
-fn refused_here(line: &Ready<'_>) -> Refusal {
-    match Event::parse(line.text) {
-        Err(error) => Refusal {
-            pointer: error.pointer.into_owned(),
-            ..refusal(line.number, line.text, error.code, error.detail)
-        },
-        Ok(_) => refusal(line.number, line.text, "refused", "not an event".to_owned()),
-    }
-}
-
-fn refusal(number: u64, text: &[u8], code: &str, detail: String) -> Refusal {
-    Refusal {
-        line: number,
-        code: code.to_owned(),
-        pointer: String::new(),
-        detail,
-        text: String::from_utf8_lossy(text).into_owned(),
-    }
 }

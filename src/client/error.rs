@@ -24,7 +24,7 @@ pub enum SendError {
     Input {
         /// Path of the input, or `-`.
         path: PathBuf,
-        /// The system's error.
+        /// As the system call returned it.
         source: io::Error,
     },
     /// The input is a symbolic link whose target does not exist.
@@ -64,7 +64,7 @@ pub enum SendError {
         path: PathBuf,
         /// Detected format, such as `CSV`.
         looks_like: &'static str,
-        /// Advice.
+        /// What to do instead, for the message.
         cure: String,
     },
     /// None of the first lines of the input is an event. Nothing was stored, and the rest was not sent.
@@ -105,7 +105,7 @@ pub enum SendError {
     State {
         /// Path of the state file.
         path: PathBuf,
-        /// The system's error.
+        /// As the system call returned it.
         source: io::Error,
     },
     /// The state file is not a valid state of `send`.
@@ -113,7 +113,7 @@ pub enum SendError {
     StateUnreadable {
         /// Path of the state file.
         path: PathBuf,
-        /// What is invalid.
+        /// What is invalid, for the message.
         reason: String,
     },
     /// The state file is not a regular file.
@@ -157,7 +157,7 @@ pub enum SendError {
     Rejects {
         /// Path of the file.
         path: PathBuf,
-        /// The system's error.
+        /// As the system call returned it.
         source: io::Error,
     },
     /// The server cannot be reached, or does not answer as expected.

@@ -81,7 +81,6 @@ impl FakeServer {
         }
     }
 
-    /// The base URL.
     pub(super) fn url(&self) -> String {
         format!("http://{}", self.server.server_addr())
     }

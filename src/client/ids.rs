@@ -83,7 +83,6 @@ pub(super) fn random() -> u64 {
 /// What kind of text a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// One JSON object.
     Object {
         /// Whether it has the key `id`, with any value.
         id: bool,

@@ -29,8 +29,7 @@ use crate::shutdown::Shutdown;
 /// What was received from stdin is sent after it was silent for this long.
 const LINGER: Duration = Duration::from_millis(50);
 
-/// An open input.
-pub(super) struct Source {
+pub(super) struct InputSource {
     path: PathBuf,
     kind: Kind,
     format: Option<Format>,
@@ -56,7 +55,7 @@ enum Kind {
     Stdin(Receiver<io::Result<Vec<u8>>>),
 }
 
-impl Source {
+impl InputSource {
     /// Opens an input that is read to its end: a regular file, a FIFO or a terminal.
     pub(super) fn file(path: &Path, stop: &Shutdown) -> Result<Self, SendError> {
         let kind = std::fs::metadata(path).map_err(|source| no_metadata(path, source))?;

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::array::{Cut, Cutter};
 use super::error::SendError;
 use super::format::{BYTE_ORDER_MARK, Format};
-use super::input::Source;
+use super::input::InputSource;
 use super::reading::Filled;
 use crate::event::LINE_BYTES_MAX;
 
@@ -80,9 +80,8 @@ pub(super) enum Checksum {
     Apart,
 }
 
-/// Splits one input.
 pub(super) struct Batches {
-    source: Source,
+    source: InputSource,
     lines_max: usize,
     /// Bytes that were read and not yet removed.
     rest: Vec<u8>,
@@ -101,7 +100,12 @@ pub(super) struct Batches {
 
 impl Batches {
     /// Begins at `start`, to which `source` has been advanced.
-    pub(super) fn new(source: Source, lines_max: u32, start: Place, checksum: Checksum) -> Self {
+    pub(super) fn new(
+        source: InputSource,
+        lines_max: u32,
+        start: Place,
+        checksum: Checksum,
+    ) -> Self {
         Self {
             source,
             lines_max: lines_max as usize,
@@ -146,8 +150,7 @@ impl Batches {
         }
     }
 
-    /// The input.
-    pub(super) fn source(&self) -> &Source {
+    pub(super) fn source(&self) -> &InputSource {
         &self.source
     }
 
@@ -320,7 +323,7 @@ mod tests {
 
     fn batches(text: &[u8], lines_max: u32) -> Vec<Batch> {
         let source =
-            Source::stream(Cursor::new(text.to_vec()), &Shutdown::default()).expect("thread");
+            InputSource::stream(Cursor::new(text.to_vec()), &Shutdown::default()).expect("thread");
         let mut batches = Batches::new(source, lines_max, Place::default(), Checksum::Kept);
         std::iter::from_fn(|| batches.next().expect("reads")).collect()
     }

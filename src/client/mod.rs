@@ -36,10 +36,12 @@ mod deliver;
 mod error;
 mod follow;
 mod format;
+mod group;
 mod ids;
 mod input;
 mod lines;
 mod once;
+mod pace;
 mod post;
 mod reading;
 mod ready;
@@ -63,12 +65,12 @@ use self::await_applied::Applied;
 use self::cover::Cover;
 pub use self::error::{SendError, SentBefore};
 pub use self::ready::{NotReady, wait_until_ready};
-pub use self::summary::{SendOutcome, Summary};
+pub use self::summary::{SendOutcome, SendSummary};
 pub use self::tally::Counts;
 pub use self::totals::{User, totals};
 use crate::shutdown::Shutdown;
 
-use self::input::Source;
+use self::input::InputSource;
 use self::once::send_once;
 use self::post::{About, Answer, Poster};
 use self::rejects::Keep;
@@ -79,9 +81,9 @@ use self::state::{Record, StateFile};
 use crate::cli::config::{Ids, Input, Repeat, SendConfig};
 
 /// Sends the input to its end, to a failure (which also requests `stop`), or until `stop`.
-pub fn send(config: &SendConfig, stop: &Shutdown) -> Summary {
+pub fn send(config: &SendConfig, stop: &Shutdown) -> SendSummary {
     let began = Instant::now();
-    let mut summary = Summary {
+    let mut summary = SendSummary {
         counts: Counts::default(),
         refused_earlier: 0,
         lines_earlier: 0,
@@ -97,9 +99,9 @@ pub fn send(config: &SendConfig, stop: &Shutdown) -> Summary {
     };
     let verdict = match &config.input {
         Input::Follow(path) => follow(config, path, stop, &mut summary),
-        Input::File(path) => Source::file(path, stop)
+        Input::File(path) => InputSource::file(path, stop)
             .and_then(|source| send_once(config, source, stop, &mut summary)),
-        Input::Stdin => Source::stream(std::io::stdin(), stop)
+        Input::Stdin => InputSource::stream(std::io::stdin(), stop)
             .and_then(|source| send_once(config, source, stop, &mut summary)),
     };
     summary.verdict = verdict.unwrap_or_else(SendOutcome::Failed);
@@ -112,14 +114,14 @@ fn follow(
     config: &SendConfig,
     path: &Path,
     stop: &Shutdown,
-    summary: &mut Summary,
+    summary: &mut SendSummary,
 ) -> Result<SendOutcome, SendError> {
     let mut keep = Keep::Nothing;
     loop {
         let Some((about, state, begun)) = begin(config, stop)? else {
             return Ok(SendOutcome::Followed);
         };
-        let Some(mut source) = Source::growing(path, stop)? else {
+        let Some(mut source) = InputSource::growing(path, stop)? else {
             return Ok(SendOutcome::Followed);
         };
         let mut resumed = None;
@@ -145,7 +147,7 @@ fn follow(
                         record.lines
                     );
                 }
-                source = match Source::growing(path, stop)? {
+                source = match InputSource::growing(path, stop)? {
                     Some(source) => source,
                     None => return Ok(SendOutcome::Followed),
                 };
@@ -252,7 +254,7 @@ fn shown_ids(kind: &str, name: &str) -> String {
 /// Advances `source` to where the run ended; `None` if it is not the same input.
 fn resume(
     config: &SendConfig,
-    source: &mut Source,
+    source: &mut InputSource,
     record: &Record,
 ) -> Result<Option<Cover>, SendError> {
     let mut cover = Cover::default();
@@ -280,7 +282,11 @@ fn resume(
 }
 
 /// Fails if the input is a segment of the server's data directory, unless it is to be sent again.
-fn refuse_own(config: &SendConfig, source: &mut Source, about: &About) -> Result<(), SendError> {
+fn refuse_own(
+    config: &SendConfig,
+    source: &mut InputSource,
+    about: &About,
+) -> Result<(), SendError> {
     match config.repeat {
         Repeat::Again => Ok(()),
         Repeat::Refuse => source.refuse_segments_of(about.directory),

@@ -3,12 +3,12 @@
 use super::await_applied::await_applied;
 use super::cover::Cover;
 use super::error::{SendError, SentBefore};
-use super::input::Source;
+use super::input::InputSource;
 use super::rejects::Keep;
 use super::rotation::{self, Search};
 use super::run::{Finished, Run};
 use super::state::Record;
-use super::summary::{SendOutcome, Summary};
+use super::summary::{SendOutcome, SendSummary};
 use super::{begin, refuse_own, resume};
 use crate::cli::config::{Ids, Repeat, SendConfig};
 use crate::cli::output::counted;
@@ -21,9 +21,9 @@ type Begun = (Record, Cover);
 /// lines that were added to the former one are sent first.
 pub(super) fn send_once(
     config: &SendConfig,
-    mut source: Source,
+    mut source: InputSource,
     stop: &Shutdown,
-    summary: &mut Summary,
+    summary: &mut SendSummary,
 ) -> Result<SendOutcome, SendError> {
     let Some((mut about, mut state, begun)) = begin(config, stop)? else {
         return Ok(SendOutcome::Stopped);
@@ -74,7 +74,7 @@ fn finish(
     config: &SendConfig,
     run: Run<'_>,
     stop: &Shutdown,
-    summary: &mut Summary,
+    summary: &mut SendSummary,
 ) -> Result<SendOutcome, SendError> {
     let Finished {
         verdict,
@@ -94,9 +94,9 @@ fn finish(
 /// Continues a complete run with the lines that were added to its file since. Fails if there are none.
 fn added_lines(
     config: &SendConfig,
-    source: &mut Source,
+    source: &mut InputSource,
     record: Record,
-    summary: &mut Summary,
+    summary: &mut SendSummary,
 ) -> Result<Begun, SendError> {
     if source.has_more()? {
         source.rewind()?;
@@ -136,11 +136,11 @@ fn reopened(mut record: Record) -> Record {
 /// former one's.
 fn rest_of_rotated(
     config: &SendConfig,
-    source: &Source,
+    source: &InputSource,
     record: Record,
     stop: &Shutdown,
-    summary: &mut Summary,
-) -> Result<Option<(Source, Begun)>, SendError> {
+    summary: &mut SendSummary,
+) -> Result<Option<(InputSource, Begun)>, SendError> {
     let search = Search::new(config, source.path(), &record, stop);
     let rotates = source.open_file().is_some() && !matches!(config.ids, Ids::Source(_));
     let Some((mut former, cover)) = rotates.then(|| search.by_name()).flatten() else {
@@ -167,9 +167,9 @@ fn rest_of_rotated(
 /// The error of an input that does not begin with what its run has sent, because lines may count again.
 fn changed(
     config: &SendConfig,
-    source: &Source,
+    source: &InputSource,
     record: &Record,
-    summary: &mut Summary,
+    summary: &mut SendSummary,
 ) -> SendError {
     let state = config.state.clone().unwrap_or_default();
     if !record.complete {

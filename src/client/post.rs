@@ -43,19 +43,14 @@ pub(super) enum Answer {
         errors: Vec<LineError>,
         /// Number of invalid lines that it does not name.
         more_errors: u64,
-        /// The server's reason.
         reason: String,
     },
     /// Nothing was stored, because the body is too large.
-    TooLarge {
-        /// The server's reason.
-        reason: String,
-    },
+    TooLarge { reason: String },
     /// A temporary failure: the request can be sent again.
     Retry {
-        /// What happened.
         reason: String,
-        /// The server's `Retry-After`.
+        /// `Retry-After` of the answer; `None` if it has none.
         after: Option<Duration>,
         /// Whether events may have been stored nevertheless.
         outcome: Stored,
@@ -70,7 +65,6 @@ pub(super) enum Answer {
 /// What a server stored of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stored {
-    /// Nothing was stored.
     Nothing,
     /// All, some or none of the events were stored.
     Unknown,
@@ -84,9 +78,7 @@ pub(super) struct LineError {
     pub(super) line: u64,
     /// JSON pointer to the field.
     pub(super) pointer: String,
-    /// Machine-readable code.
     pub(super) code: String,
-    /// Message.
     pub(super) detail: String,
 }
 

@@ -19,7 +19,6 @@ pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// Result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filled {
-    /// More bytes.
     Some,
     /// No bytes at present. The caller sends what it has, then reads again.
     Idle,

@@ -21,7 +21,7 @@ pub enum NotReady {
     /// An answer that `/readyz` of tallyline does not give.
     #[error("/readyz answered {0}; is it a tallyline server?")]
     Foreign(http::StatusCode),
-    /// No answer.
+    /// No connection, or no answer in time.
     #[error("no answer")]
     NoAnswer(#[source] Box<ureq::Error>),
 }

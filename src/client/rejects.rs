@@ -18,11 +18,9 @@ const LOGGED_CHARS: usize = 200;
 pub(super) struct Refusal {
     /// Number of the line in the input, from 1.
     pub(super) line: u64,
-    /// Machine-readable code.
     pub(super) code: String,
     /// JSON pointer to the invalid field; empty for the line as a whole.
     pub(super) pointer: String,
-    /// Message.
     pub(super) detail: String,
     /// The line as in the input.
     pub(super) text: String,

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use super::cover::Cover;
 use super::error::SendError;
-use super::input::Source;
+use super::input::InputSource;
 use super::reading::{Filled, identity};
 use super::resume;
 use super::state::Record;
@@ -22,7 +22,7 @@ use crate::cli::config::SendConfig;
 use crate::shutdown::Shutdown;
 
 /// The former content of an input, at the end of what was acknowledged of it.
-type Rotated = (Source, Cover);
+type Rotated = (InputSource, Cover);
 
 /// The file at the path of an input, and the run that was sent from the former one.
 pub(super) struct Search<'a> {
@@ -99,7 +99,7 @@ impl<'a> Search<'a> {
             if !may_be(name, identity(metadata) == run, metadata) {
                 return None;
             }
-            let mut source = Source::file(path, self.stop).ok()?;
+            let mut source = InputSource::file(path, self.stop).ok()?;
             let cover = resume_rotated(self.config, &mut source, self.record)?;
             self.warn_of_later(metadata);
             Some((source, cover))
@@ -108,7 +108,7 @@ impl<'a> Search<'a> {
 
     /// The first line of a file of the directory, inflated.
     fn first_line(&self, name: &OsStr) -> Option<Vec<u8>> {
-        let mut source = Source::file(&self.dir().join(name), self.stop).ok()?;
+        let mut source = InputSource::file(&self.dir().join(name), self.stop).ok()?;
         let mut text = Vec::new();
         loop {
             let filled = source.fill(&mut text).ok()?;
@@ -141,7 +141,7 @@ impl<'a> Search<'a> {
 /// Advances a rotated file to where the run ended; `None` if it has other content.
 pub(super) fn resume_rotated(
     config: &SendConfig,
-    source: &mut Source,
+    source: &mut InputSource,
     record: &Record,
 ) -> Option<Cover> {
     source.rewind().ok()?;

@@ -6,7 +6,6 @@
 //! many lines from the beginning are acknowledged.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, select};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,13 +16,14 @@ use super::deliver::{Deliverer, Halt};
 use super::error::SendError;
 use super::format::Format;
 use super::ids::{IdMaker, run_name};
-use super::input::Source;
+use super::input::InputSource;
 use super::lines::{Batch, Batches, Checksum, Place};
+use super::pace::{Pace, lines_max};
 use super::post::{About, Poster};
 use super::reading::identity;
 use super::rejects::{Keep, Rejects};
 use super::state::{Record, StateFile};
-use super::summary::{SendOutcome, Summary};
+use super::summary::{SendOutcome, SendSummary};
 use super::tally::{Ended, Tally};
 use super::{input_error, kind_of};
 use crate::cli::config::{Input, SendConfig};
@@ -33,11 +33,6 @@ use crate::shutdown::Shutdown;
 
 /// An input is not sent further after this many refused lines at its beginning.
 const REFUSED_AT_FIRST_MAX: u64 = 1_000;
-/// Number of requests per second with `--rate`, for an even rate.
-const PACED_REQUESTS_PER_SECOND: u64 = 10;
-/// A send that is behind its rate by more than this does not catch up.
-const PACE_LAG_MAX: Duration = Duration::from_millis(100);
-
 /// One run over one input, new or continued.
 pub(super) struct Run<'a> {
     config: &'a SendConfig,
@@ -54,7 +49,7 @@ impl<'a> Run<'a> {
     /// Prepares a run. Nothing is sent yet.
     pub(super) fn new(
         config: &'a SendConfig,
-        source: Source,
+        source: InputSource,
         stop: &'a Shutdown,
         state: Option<StateFile>,
         about: About,
@@ -105,7 +100,7 @@ impl<'a> Run<'a> {
     }
 
     /// Reads the input, sends it with threads, and joins them.
-    pub(super) fn go(mut self, summary: &mut Summary) -> Result<Finished, SendError> {
+    pub(super) fn go(mut self, summary: &mut SendSummary) -> Result<Finished, SendError> {
         let connections = self.config.connections.get() as usize;
         let (batches, queue) = bounded::<Batch>(connections);
         let (config, stop, tally, ids) = (self.config, self.stop, &self.tally, &self.ids);
@@ -253,8 +248,8 @@ fn conclude(
     ended: Ended,
     handed: Option<u64>,
     began_at: &Record,
-    source: &Source,
-    summary: &mut Summary,
+    source: &InputSource,
+    summary: &mut SendSummary,
 ) -> Result<Finished, SendError> {
     let Ended {
         counts,
@@ -308,7 +303,7 @@ fn conclude(
 /// Whether the state of a complete run is kept, so that the file is not sent again. It is not needed
 /// if ids of the events or of `--source` prevent double counting, with `--no-ids`, for stdin, which
 /// cannot be read again, or if nothing was accepted.
-fn stays(record: &Record, source: &Source) -> bool {
+fn stays(record: &Record, source: &InputSource) -> bool {
     record.ids == "run" && record.accepted > 0 && source.open_file().is_some()
 }
 
@@ -324,7 +319,7 @@ pub(crate) fn without_credentials(to: &str) -> String {
 }
 
 /// The record of a plain file, with the checksum over the acknowledged bytes only.
-fn covered_to_its_end(mut record: Record, source: &Source) -> Result<Record, SendError> {
+fn covered_to_its_end(mut record: Record, source: &InputSource) -> Result<Record, SendError> {
     if let Some((file, false)) = source.open_file() {
         let mut cover = Cover::default();
         cover
@@ -335,7 +330,7 @@ fn covered_to_its_end(mut record: Record, source: &Source) -> Result<Record, Sen
     Ok(record)
 }
 
-fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError> {
+fn new_record(config: &SendConfig, source: &InputSource) -> Result<Record, SendError> {
     let (device, inode) = match source.open_file() {
         Some((file, _)) => file
             .metadata()
@@ -371,48 +366,8 @@ fn new_record(config: &SendConfig, source: &Source) -> Result<Record, SendError>
     })
 }
 
-/// Maximum lines of a batch. With `--rate`, batches are small enough for an even rate.
-fn lines_max(config: &SendConfig) -> u32 {
-    let paced = config
-        .rate
-        .map_or(u64::MAX, |rate| rate.get() / PACED_REQUESTS_PER_SECOND);
-    let paced = u32::try_from(paced).unwrap_or(u32::MAX);
-    config.batch.get().min(paced.max(1))
-}
-
-/// Enforces a rate: a batch waits until the time of all events before it has passed.
-struct Pace {
-    events_per_second: u64,
-    next: Instant,
-}
-
-impl Pace {
-    fn new(events_per_second: u64) -> Self {
-        Self {
-            events_per_second,
-            next: Instant::now(),
-        }
-    }
-
-    /// Waits until the batch is due; true: a stop was requested meanwhile.
-    fn wait(&mut self, events: u64, stop: &Shutdown) -> bool {
-        let now = Instant::now();
-        // A pause that was too long is made up for; the time of a slow server is not.
-        let earliest = now.checked_sub(PACE_LAG_MAX).unwrap_or(now);
-        self.next = self.next.max(earliest);
-        let stopped = stop.wait(self.next.saturating_duration_since(now));
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a pause needs no exact nanosecond"
-        )]
-        let cost = events as f64 / self.events_per_second as f64;
-        self.next += Duration::from_secs_f64(cost);
-        stopped
-    }
-}
-
 /// A progress bar over the bytes of a file, or a spinner if the length is unknown.
-fn progress(source: &Source, done_bytes: u64) -> ProgressBar {
+fn progress(source: &InputSource, done_bytes: u64) -> ProgressBar {
     let length = match source.open_file() {
         Some((file, _)) if !source.grows() => file.metadata().map(|metadata| metadata.len()).ok(),
         _ => None,

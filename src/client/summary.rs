@@ -16,7 +16,7 @@ use crate::cli::output::counted;
 
 /// The summary of a send.
 #[derive(Debug)]
-pub struct Summary {
+pub struct SendSummary {
     /// Counts of this process.
     pub counts: Counts,
     /// Number of lines refused in earlier attempts of the run.
@@ -52,11 +52,11 @@ pub enum SendOutcome {
     Stopped,
     /// Stopped while following, which has no other end.
     Followed,
-    /// Failed.
+    /// The run ended early; acknowledged lines stay acknowledged.
     Failed(SendError),
 }
 
-impl Summary {
+impl SendSummary {
     /// The exit code of the command.
     pub fn exit(&self) -> Exit {
         match self.verdict {
@@ -232,7 +232,7 @@ fn with_causes(error: &SendError) -> String {
     text
 }
 
-impl fmt::Display for Summary {
+impl fmt::Display for SendSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Counts {
             accepted,

@@ -107,7 +107,6 @@ pub(super) struct Ended {
 }
 
 impl Tally {
-    /// Continues from `record`.
     pub(super) fn new(
         record: Record,
         state: Option<StateFile>,

@@ -51,7 +51,7 @@ impl Bench {
         }
     }
 
-    fn send(&self, server: &FakeServer, flags: &[&str]) -> Summary {
+    fn send(&self, server: &FakeServer, flags: &[&str]) -> SendSummary {
         send(&self.config(server, flags), &Shutdown::default())
     }
 }
@@ -71,14 +71,14 @@ fn numbered(numbers: impl Iterator<Item = u64>) -> String {
     })
 }
 
-fn failure(summary: &Summary) -> String {
+fn failure(summary: &SendSummary) -> String {
     match &summary.verdict {
         SendOutcome::Failed(error) => error.to_string(),
         other => panic!("{other:?}"),
     }
 }
 
-fn last_line(summary: &Summary) -> String {
+fn last_line(summary: &SendSummary) -> String {
     summary
         .to_string()
         .lines()
@@ -309,7 +309,7 @@ fn refusals_of_an_earlier_attempt_are_counted() {
 }
 
 /// Sends, requests a stop at request `at`, and returns the summary.
-fn stopped_at(bench: &Bench, flags: &[&str], at: usize) -> (Summary, FakeServer) {
+fn stopped_at(bench: &Bench, flags: &[&str], at: usize) -> (SendSummary, FakeServer) {
     let stop = Shutdown::default();
     let asked = stop.clone();
     let server = FakeServer::with(move |number, _| {
@@ -423,7 +423,8 @@ fn stdin_continues_where_its_state_ends_if_it_is_the_same() {
     let stream = |text: &str, server: &FakeServer, stop: &Shutdown| {
         let mut config = bench.config(server, &["--batch", "10", "--connections", "1"]);
         config.state = Some(bench.path("state"));
-        let source = Source::stream(std::io::Cursor::new(text.to_owned()), stop).expect("thread");
+        let source =
+            InputSource::stream(std::io::Cursor::new(text.to_owned()), stop).expect("thread");
         let mut summary = bench.send(&FakeServer::new(), &[]);
         summary.counts = Counts::default();
         summary.verdict =
@@ -648,7 +649,7 @@ fn other_formats_are_refused_before_anything_is_sent() {
         let stdin = fs::File::open(path).expect("open");
         let stop = Shutdown::default();
         let mut summary = bench.send(&server, &["--wait", "0s"]);
-        let source = Source::stream(stdin, &stop).expect("thread");
+        let source = InputSource::stream(stdin, &stop).expect("thread");
         let mut config = bench.config(&server, &[]);
         config.state = None;
         let failed = send_once(&config, source, &stop, &mut summary).expect_err("no events");

@@ -18,7 +18,7 @@ struct Users {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct User {
-    /// The user's id.
+    /// The id, 1 to 256 bytes.
     pub user_id: String,
     /// The revenue as the server's JSON number, which a float could not represent exactly.
     pub revenue: Box<RawValue>,

@@ -12,7 +12,7 @@ use crate::cli::exit::Exit;
 use crate::cli::output::{bar, counted, print};
 use crate::shutdown::Shutdown;
 
-/// Runs `tallyline backup`.
+/// Copies the data directory and prints what the backup has.
 pub fn run_backup(config: &BackupConfig) -> anyhow::Result<Exit> {
     let stop = Shutdown::on_signals_and_hangup().context("cannot catch signals")?;
     let bar = bar();
@@ -45,7 +45,7 @@ pub fn run_backup(config: &BackupConfig) -> anyhow::Result<Exit> {
     }
 }
 
-/// Runs `tallyline restore`.
+/// Restores a backup and prints what was added.
 pub fn run_restore(config: &RestoreConfig) -> anyhow::Result<Exit> {
     let bar = bar();
     let mut on_progress = |bytes, bytes_total| {

@@ -21,7 +21,6 @@ use crate::data_dir::disk::Lock;
 use crate::server::Server;
 use crate::shutdown::Shutdown;
 
-/// The committed sample.
 const SAMPLE: &str = include_str!("../../data/sample.jsonl");
 /// File that marks a directory as a demo's, which may be emptied.
 const MARKER: &str = ".tallyline-demo";

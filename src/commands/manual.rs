@@ -10,7 +10,7 @@ use crate::cli::args::Cli;
 use crate::cli::exit::Exit;
 use crate::cli::output::print;
 
-/// Runs `tallyline completions`.
+/// Prints the completions for a shell.
 pub fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "tallyline", &mut script);

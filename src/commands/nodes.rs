@@ -16,7 +16,7 @@ use crate::http::NodeJson;
 use crate::store::Member;
 use crate::store::postgres::{Node, Target, ensure_tables, members, remove};
 
-/// Runs the command.
+/// Lists the nodes, or removes one after a confirmation.
 pub fn run(args: &NodesArgs) -> anyhow::Result<Exit> {
     let Some(url) = &args.database else {
         return Err(UsageError::new(

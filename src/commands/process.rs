@@ -18,7 +18,7 @@ use crate::cli::output::{bar, counted, print};
 use crate::data_dir::disk::{Disk, Lock, LockError, RealDisk};
 use crate::data_dir::segment::ACTIVE_FILE;
 use crate::data_dir::{Directory, PROCESS_LOCK, SERVE_LOCK, numbers};
-use crate::processor::{self, RunProgress, Step, Summary};
+use crate::processor::{self, BatchSummary, RunProgress, Step};
 use crate::store::Database;
 
 /// Applies the files and prints a summary.
@@ -32,7 +32,7 @@ pub fn run(config: &ProcessConfig) -> anyhow::Result<Exit> {
     let database = (config.database_url.clone()).unwrap_or_else(|| Database::in_dir(dir));
     // A rebuild holds the lock to its end, so that no server opens the database.
     let serve_lock = seal_active(config, &database, &disk)?;
-    let mut process = processor::ProcessConfig::new(dir);
+    let mut process = processor::ProcessorConfig::new(dir);
     process.database.clone_from(&database);
     process.memory_bytes = usize::try_from(config.memory_bytes).unwrap_or(usize::MAX);
     let bar = bar();
@@ -99,7 +99,7 @@ fn seal_active(
 }
 
 /// Logs each file that was not or may not have been counted.
-fn log_problems(summary: &Summary) {
+fn log_problems(summary: &BatchSummary) {
     for refused in &summary.refused {
         tracing::error!("refused {}: {}", refused.path.display(), refused.reason);
     }
@@ -111,7 +111,7 @@ fn log_problems(summary: &Summary) {
     }
 }
 
-fn exit_of(summary: &Summary) -> Exit {
+fn exit_of(summary: &BatchSummary) -> Exit {
     if !(summary.refused.is_empty() && summary.missing.is_empty()) {
         Exit::Failed
     } else if summary.counts.rejected > 0
@@ -123,7 +123,7 @@ fn exit_of(summary: &Summary) -> Exit {
     }
 }
 
-fn describe(summary: &Summary, dir: &Path) -> String {
+fn describe(summary: &BatchSummary, dir: &Path) -> String {
     let mut text = String::new();
     let counts = &summary.counts;
     let mut line = |sentence: String| {

@@ -24,13 +24,13 @@ pub const QUARANTINE_DIR: &str = "quarantine";
 pub enum Place {
     /// In the data directory itself: sealed, not yet archived.
     Incoming,
-    /// Below `applied/`.
+    /// Below `applied/`: fully applied, and moved there.
     Applied,
     /// In `quarantine/`: set aside, never applied.
     Quarantine,
 }
 
-/// One sealed file.
+/// A sealed file, as it was listed; it may have moved since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The identity of the segment.

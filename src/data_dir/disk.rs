@@ -56,7 +56,7 @@ pub trait DiskFile: Send + Sync + 'static {
     fn unlock(&self);
 }
 
-/// An open directory.
+/// An open directory, so that a sync needs no free file descriptor.
 pub trait DiskDir: Send + Sync + 'static {
     /// fsync: entries that were created, renamed or removed survive power loss.
     fn sync(&self) -> io::Result<()>;
@@ -103,7 +103,7 @@ pub trait Disk: Send + Sync + 'static {
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Renames a file within a directory and replaces `to` if it exists.
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a file.
+    /// Removes a file. The removal is durable only after a sync of its directory.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Opens a directory, for [`DiskDir::sync`]. Fails if the process has no file descriptor left.
     fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn DiskDir>>;

@@ -54,7 +54,7 @@ pub struct DataDirError {
     pub action: &'static str,
     /// The file or directory.
     pub path: PathBuf,
-    /// The system's error.
+    /// As the system call returned it.
     pub source: io::Error,
 }
 

@@ -15,7 +15,7 @@ use super::segment::Position;
 pub struct NodePosition {
     /// `None`: of the server that is asked.
     pub node: Option<Uuid>,
-    /// The position.
+    /// A position in the segments of that node.
     pub position: Position,
 }
 

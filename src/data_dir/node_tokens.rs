@@ -31,12 +31,12 @@ use super::{APPLIED_DIR, DataDirError, NODE_FILE};
 /// continue. The file has about 200 bytes for each, and is written again for each.
 const TOKENS_MAX: usize = 1_000;
 
-/// One token.
+/// The token of one epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeToken {
     /// The epoch that the token stands for.
     pub epoch: i64,
-    /// Random.
+    /// Drawn at random for this epoch.
     pub token: Uuid,
     /// `cluster.id` of the database.
     pub database: Uuid,

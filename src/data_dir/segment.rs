@@ -12,14 +12,18 @@
 //! A [`Position`] is a segment number and a byte offset. Acknowledgements, exactly-once application,
 //! resumption after a crash, lag, and read-your-writes are all expressed in positions.
 
+mod names;
 mod numbers;
+mod position;
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
 
+pub use self::names::{
+    label_in_name, seal_in_name, sealed_at, sealed_file_name, sealed_file_name_with,
+};
 pub use self::numbers::Numbers;
-use crate::timestamp;
+pub use self::position::Position;
 
 /// The name of the active segment's file, to which the server appends.
 pub const ACTIVE_FILE: &str = "events.jsonl";
@@ -77,7 +81,7 @@ impl FromStr for Tag {
 pub struct Label {
     /// The segment's number, from 1 to 2^32 - 1.
     pub number: u64,
-    /// The segment's tag.
+    /// Distinguishes it from others of that number.
     pub tag: Tag,
 }
 
@@ -127,7 +131,7 @@ impl Label {
 /// that keeps its name has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
-    /// Length in bytes.
+    /// The number of acknowledged bytes.
     pub bytes: u64,
     /// CRC-32 of those bytes.
     pub checksum: u32,
@@ -136,42 +140,6 @@ pub struct Seal {
 impl fmt::Display for Seal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{:08x}", self.bytes, self.checksum)
-    }
-}
-
-/// A position in the native segments: the byte `offset` of segment `segment`. Written `42-1834`.
-///
-/// Positions are ordered by segment, then by offset, which is the order of acknowledgement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position {
-    /// The segment's number, from 1.
-    pub segment: u64,
-    /// Bytes from the start of the segment, up to a line end.
-    pub offset: u64,
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.segment, self.offset)
-    }
-}
-
-/// A position that is not `number-offset`.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a position is SEGMENT-OFFSET, two whole numbers such as 42-1834")]
-pub struct PositionError;
-
-impl FromStr for Position {
-    type Err = PositionError;
-
-    fn from_str(text: &str) -> Result<Self, PositionError> {
-        let (segment, offset) = text.split_once('-').ok_or(PositionError)?;
-        let segment = digits(segment).ok_or(PositionError)?;
-        let offset = digits(offset).ok_or(PositionError)?;
-        if segment == 0 {
-            return Err(PositionError);
-        }
-        Ok(Self { segment, offset })
     }
 }
 
@@ -227,81 +195,10 @@ impl fmt::Display for SegmentId {
     }
 }
 
-const TIME_SHAPE: &[u8] = b"dddd-dd-ddTdd-dd-dd.dddZ";
-
-/// The time in the name of a sealed native segment, `2026-11-22T06:41:00.123Z`; `None` for other names.
-pub fn sealed_at(file_name: &str) -> Option<String> {
-    label_in_name(file_name)?;
-    let rest = file_name.strip_prefix("events-")?;
-    let (date, time) = rest.get(..TIME_SHAPE.len())?.split_once('T')?;
-    Some(format!("{date}T{}", time.replace('-', ":")))
-}
-
-/// The number and tag in `events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9ae0daaf.jsonl`,
-/// for any data directory; `None` if it is not the name of a native segment.
-pub fn label_in_name(file_name: &str) -> Option<Label> {
-    name_parts(file_name).map(|(label, _)| label)
-}
-
-/// The length and checksum in the same name. `None` also for a native segment whose name has neither,
-/// because recovery sealed it.
-pub fn seal_in_name(file_name: &str) -> Option<Seal> {
-    name_parts(file_name)?.1
-}
-
-fn name_parts(file_name: &str) -> Option<(Label, Option<Seal>)> {
-    let rest = file_name.strip_suffix(".jsonl")?.strip_prefix("events-")?;
-    let (time, rest) = rest.split_at_checked(TIME_SHAPE.len())?;
-    let shaped = time
-        .bytes()
-        .zip(TIME_SHAPE)
-        .all(|(byte, shape)| match shape {
-            b'd' => byte.is_ascii_digit(),
-            fixed => byte == *fixed,
-        });
-    let mut parts = rest.strip_prefix('-')?.split('-');
-    let (number, tag) = (parts.next()?, parts.next()?);
-    let seal = match (parts.next(), parts.next(), parts.next()) {
-        (None, None, None) => None,
-        (Some(bytes), Some(checksum), None) => {
-            let seal = Seal {
-                bytes: digits(bytes)?,
-                checksum: u32::from_str_radix(checksum, 16).ok()?,
-            };
-            (seal.to_string() == format!("{bytes}-{checksum}")).then_some(())?;
-            Some(seal)
-        }
-        _ => return None,
-    };
-    if !shaped || number.len() < 6 {
-        return None;
-    }
-    // Each number has one spelling, so that no two names differ only in padding.
-    let number = digits(number)
-        .filter(|n| (1..=SEGMENT_NUMBER_MAX).contains(n) && format!("{n:06}") == number)?;
-    let tag = tag.parse().ok()?;
-    Some((Label { number, tag }, seal))
-}
-
-/// The name of a sealed native segment whose acknowledged length is unknown: `events-<UTC time>-<number>-<tag>.jsonl`.
-pub fn sealed_file_name(label: Label, sealed_at: SystemTime) -> String {
-    let time = timestamp::rfc3339_millis(sealed_at).replace(':', "-");
-    let Label { number, tag } = label;
-    format!("events-{time}-{number:06}-{tag}.jsonl")
-}
-
-/// The name of a sealed native segment with its length and checksum: `events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl`.
-pub fn sealed_file_name_with(label: Label, seal: Seal, sealed_at: SystemTime) -> String {
-    let name = sealed_file_name(label, sealed_at);
-    let stem = name.strip_suffix(".jsonl").unwrap_or(&name);
-    format!("{stem}-{seal}.jsonl")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::{Duration, UNIX_EPOCH};
 
     const HERE: DirectoryTag = 0x5e3f_a1c2;
 
@@ -314,74 +211,13 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_name_is_read_back_as_its_number_and_tag() {
-        let at = UNIX_EPOCH + Duration::from_millis(1_795_329_660_123);
-        let name = sealed_file_name(label(42), at);
-        assert_eq!(
-            name,
-            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4.jsonl"
-        );
-        let time = sealed_at(&name);
-        assert_eq!(time.as_deref(), Some("2026-11-22T06:41:00.123Z"));
-        assert_eq!(sealed_at("events_1700000000000.jsonl"), None);
-        assert_eq!(sealed_at(ACTIVE_FILE), None);
-        let native = (SegmentId::Native(42), Some(label(42).tag));
-        assert_eq!(SegmentId::of_file(&name, HERE), Some(native));
-        let imported = (SegmentId::Imported(name.clone()), None);
-        assert_eq!(SegmentId::of_file(&name, HERE + 1), Some(imported));
-        assert_eq!(seal_in_name(&name), None);
-        let big = sealed_file_name(label(12_345_678), at);
-        assert_eq!(label_in_name(&big), Some(label(12_345_678)));
-        let seal = Seal {
-            bytes: 1834,
-            checksum: 0x0ae0_daaf,
-        };
-        let name = sealed_file_name_with(label(42), seal, at);
-        assert_eq!(
-            name,
-            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-0ae0daaf.jsonl"
-        );
-        assert_eq!(seal_in_name(&name), Some(seal));
-        assert_eq!(sealed_at(&name), time);
-        let native = (SegmentId::Native(42), Some(label(42).tag));
-        assert_eq!(SegmentId::of_file(&name, HERE), Some(native));
-    }
-
-    #[test]
-    fn names_that_are_nearly_native_are_imported() {
-        for name in [
-            "events_1700000000000.jsonl",
-            "events-2026.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000042.jsonl",
-            "events-2026-11-22T06-41-00.123Z-42-5e3fa1c29b77d0e4.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000000-5e3fa1c29b77d0e4.jsonl",
-            "events-2026-11-22T06-41-00.123Z-0000042-5e3fa1c29b77d0e4.jsonl",
-            "events-2026-11-22T06-41-00.123Z-4294967296-5e3fa1c29b77d0e4.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000042-5E3FA1C29B77D0E4.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-01834-9ae0daaf.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9ae0daa.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9AE0DAAF.jsonl",
-            "events-2026-11-22T06-41-00.123Z-000042-5e3fa1c29b77d0e4-1834-9ae0daaf-1.jsonl",
-            "events-2026-11-22T06-41-00Z-000042-5e3fa1c29b77d0e4.jsonl",
-        ] {
-            assert_eq!(
-                SegmentId::of_file(name, HERE),
-                Some((SegmentId::Imported(name.to_owned()), None)),
-                "{name}"
-            );
-        }
-        for name in [
-            "events.jsonl",
-            "events-.jsonl",
-            "events_.jsonl",
-            "other.jsonl",
-            "events_1.json",
-            "sample.jsonl",
-        ] {
-            assert_eq!(SegmentId::of_file(name, HERE), None, "{name}");
-        }
+    fn a_line_without_96_blanks_has_no_label() {
+        let mut line = label(7).encode().to_vec();
+        assert_eq!(Label::of_line(&line[1..]), None, "one is missing");
+        line[50] = b'\r';
+        assert_eq!(Label::of_line(&line), None, "another blank");
+        assert_eq!(Label::of_line(&[b' '; Label::BYTES]), None, "number 0");
+        assert_eq!(Label::of_line(b"{}"), None);
     }
 
     proptest! {
@@ -395,48 +231,5 @@ mod tests {
             prop_assert_eq!(Label::of_line(&labelled), Some(label));
             prop_assert_eq!(label.tag.to_string().parse(), Ok(label.tag));
         }
-    }
-
-    #[test]
-    fn a_line_without_96_blanks_has_no_label() {
-        let mut line = label(7).encode().to_vec();
-        assert_eq!(Label::of_line(&line[1..]), None, "one is missing");
-        line[50] = b'\r';
-        assert_eq!(Label::of_line(&line), None, "another blank");
-        assert_eq!(Label::of_line(&[b' '; Label::BYTES]), None, "number 0");
-        assert_eq!(Label::of_line(b"{}"), None);
-    }
-
-    #[test]
-    fn positions_are_digits_dash_digits() {
-        let position = Position {
-            segment: 42,
-            offset: 1834,
-        };
-        assert_eq!(position.to_string(), "42-1834");
-        assert_eq!("42-1834".parse(), Ok(position));
-        for bad in [
-            "",
-            "42",
-            "-1",
-            "42-",
-            "+42-1",
-            "42-+1",
-            "0-5",
-            "42-1834-",
-            "99999999999999999999-1",
-            " 42-1",
-        ] {
-            assert_eq!(bad.parse::<Position>(), Err(PositionError), "{bad}");
-        }
-        assert!(
-            Position {
-                segment: 2,
-                offset: 0
-            } > Position {
-                segment: 1,
-                offset: 99
-            }
-        );
     }
 }

@@ -20,9 +20,9 @@ pub(crate) const HEAD_BYTES: usize = 64 << 10;
 pub(crate) enum InputFormat {
     /// JSON Lines, or an unknown format.
     Lines,
-    /// Compressed with gzip.
+    /// Compressed with gzip; the format of the content is not known yet.
     Gzip,
-    /// JSON arrays.
+    /// One or several JSON arrays of objects.
     Array,
     /// A sequence of JSON objects, each over several lines.
     Objects,

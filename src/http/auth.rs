@@ -27,7 +27,7 @@ pub enum AuthError {
     /// The file cannot be read.
     #[error("cannot read the token file {}", path.display())]
     Read {
-        /// The token file.
+        /// Path of the token file.
         path: PathBuf,
         /// The error of the system call.
         source: std::io::Error,
@@ -38,7 +38,7 @@ pub enum AuthError {
         path.display()
     )]
     Malformed {
-        /// The token file.
+        /// Path of the token file.
         path: PathBuf,
         /// The line number, from 1.
         line: usize,
@@ -46,7 +46,7 @@ pub enum AuthError {
     /// The file has no line with a token.
     #[error("cannot use the token file {}: it contains no token; write one token on each line", path.display())]
     Empty {
-        /// The token file.
+        /// Path of the token file.
         path: PathBuf,
     },
 }

@@ -55,7 +55,7 @@ impl History {
         samples.push_back(sample);
     }
 
-    /// All samples.
+    /// All samples, oldest first.
     pub(super) fn columns(&self) -> Columns {
         let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut columns = Columns::default();

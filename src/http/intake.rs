@@ -24,13 +24,13 @@ pub const ERRORS_MAX: usize = 100;
 /// What to do with a body that has invalid lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalid {
-    /// Store nothing.
+    /// Store nothing, and name the invalid lines.
     Refuse,
     /// Store the valid lines.
     Skip,
 }
 
-/// An invalid line.
+/// An invalid line of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LineError {
     /// The line number from 1, blank lines included; in an array the index from 1.

@@ -27,7 +27,7 @@ pub struct Segments {
     pub active: u64,
     /// Sealed and not fully applied.
     pub sealed: u64,
-    /// Fully applied.
+    /// Every byte of them is applied.
     pub applied: u64,
     /// Changed after a part of them was applied; the rest is not applied.
     pub corrupt: u64,
@@ -59,9 +59,9 @@ pub struct Snapshot {
     pub unready_reasons: u64,
     /// Events read from requests.
     pub received: u64,
-    /// Events acknowledged.
+    /// Events stored and acknowledged.
     pub accepted: u64,
-    /// Events refused.
+    /// Events not stored: invalid, or answered with 503 or 507.
     pub refused: u64,
     /// The lines of all segments ever written, by state.
     pub ledger: Ledger,

@@ -69,9 +69,9 @@ pub struct HttpConfig {
 
 /// The parts of the program that the server uses.
 pub struct App {
-    /// Stores the events.
+    /// Stores the events of requests.
     pub journal: Journal,
-    /// Reads the database.
+    /// Reads totals and segments from the database.
     pub readers: Readers,
     /// Reports the applied positions.
     pub progress: Arc<Progress>,

@@ -39,14 +39,12 @@ struct Content {
     /// `unknown` if the events may have been stored or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<&'static str>,
-    /// Further members.
     #[serde(flatten)]
     more: serde_json::Map<String, serde_json::Value>,
     #[serde(skip)]
     headers: Vec<(&'static str, Cow<'static, str>)>,
 }
 
-/// An invalid line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Fault {
     line: u64,
@@ -231,7 +229,6 @@ impl Problem {
         (detail, self.0.errors.first())
     }
 
-    /// The HTTP status.
     pub(super) fn status(&self) -> u16 {
         self.0.status
     }

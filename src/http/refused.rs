@@ -19,18 +19,15 @@ const ENTRIES_MAX: usize = 20;
 /// Maximum length of a text in an entry, in characters: an error may quote a part of the request.
 const TEXT_CHARS_MAX: usize = 300;
 
-/// Refused requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Entry {
     /// When the newest of them was refused.
     at: String,
     /// The status of the response.
     status: u16,
-    /// Why, for people.
     detail: String,
     /// The first invalid line of the newest of them.
     error: Option<Fault>,
-    /// How many requests.
     requests: u64,
     /// How many events of them were not stored.
     events: u64,

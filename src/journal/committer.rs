@@ -4,10 +4,10 @@
 //! waits for the processor or for a client. If a write fails, it undoes the group or poisons the
 //! journal. The numbers of the steps in comments are those of the parent module.
 
+mod failure;
 mod free_space;
 mod rotate;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::Waker;
@@ -18,6 +18,7 @@ use crc32fast::Hasher;
 use crossbeam_channel::RecvTimeoutError;
 use memchr::memchr_iter;
 
+use self::failure::is_full;
 use self::free_space::FreeSpace;
 use super::queue::{Command, Commands, QueuedBatch, Wakers};
 use super::recover::Active;
@@ -378,53 +379,6 @@ impl Writer {
         Ok(())
     }
 
-    /// Truncates the file to the durable end after a failed write or sync.
-    fn undo(&mut self, file: &dyn DiskFile, error: &io::Error) -> AppendError {
-        if let Err(cut) = file
-            .set_len(self.durable_end)
-            .and_then(|()| file.sync_data())
-        {
-            return self.poison(&format!(
-                "could not be written ({error}), nor truncated to its durable end ({cut})"
-            ));
-        }
-        let reason = format!(
-            "cannot write {}: {error}; nothing of the write was kept",
-            self.path.display()
-        );
-        if is_full(error) {
-            self.free_space.checked_at = None;
-            if error.kind() == io::ErrorKind::FileTooLarge && self.durable_end > 0 {
-                // The limit applies to one file; rotation starts a new one.
-                self.retry_at.get_or_insert_with(Instant::now);
-            }
-            self.health.set(DISK, &reason);
-            return AppendError::DiskFull(reason);
-        }
-        self.health.set(JOURNAL, &reason);
-        AppendError::Failed(reason)
-    }
-
-    /// Poisons the journal: nothing is acknowledged until a restart. Returns the error for appends
-    /// whose bytes may have been written.
-    fn poison(&mut self, what: &str) -> AppendError {
-        let reason = format!(
-            "{} {what}; no events are accepted until the server is restarted, which recovers all durable events",
-            self.path.display()
-        );
-        self.health.set(JOURNAL, &reason);
-        self.state = State::Poisoned(reason.clone());
-        AppendError::Unknown(reason)
-    }
-
-    /// Poisons the journal before anything of the group was written: the outcome is known.
-    fn poison_before(&mut self, what: &str) -> AppendError {
-        match self.poison(what) {
-            AppendError::Unknown(reason) => AppendError::Failed(reason),
-            error => error,
-        }
-    }
-
     /// The periodic check: the path, the lock, the free space, and whether a failed disk works again.
     fn check(&mut self) {
         self.checked_at = Instant::now();
@@ -448,11 +402,4 @@ impl Writer {
         // A failure is reported in readiness; the next append checks again.
         let _in_readiness = self.measure_space();
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
 }

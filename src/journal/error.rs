@@ -38,7 +38,7 @@ pub enum JournalError {
     /// Another process holds the lock on the active file.
     #[error("cannot lock {}: another server appends to it; only one may run in a data directory", path.display())]
     Locked {
-        /// The active file.
+        /// Path of the active file.
         path: PathBuf,
     },
     /// The committer thread could not be started.

@@ -5,7 +5,7 @@ use crate::data_dir::segment::{Numbers, Tag};
 /// The database row of a native segment, as far as recovery needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct KnownSegment {
-    /// The segment's number.
+    /// The number of the segment, from 1.
     pub number: u64,
     /// The segment's tag; `None` if unknown.
     pub tag: Option<Tag>,

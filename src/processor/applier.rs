@@ -4,15 +4,15 @@
 //! after a commit. After any error it is discarded and read from the database again.
 
 mod confirm;
+mod files;
 mod folded;
+mod replay;
 mod same_content;
 #[cfg(test)]
 mod tests;
 mod together;
 
-use std::collections::{HashMap, HashSet};
-use std::io;
-use std::path::Path;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,19 +20,20 @@ use crc32fast::Hasher;
 
 use self::confirm::Follow;
 pub(super) use self::confirm::{Confirmed, Corrupt};
+pub(super) use self::files::open_sealed;
 pub(super) use self::folded::{Committed, Folded, Member, can_fold};
+use self::replay::{FileSource, REPLAY_RANGE_MIN, is_replay_too_large};
 use self::same_content::Imports;
 pub(super) use self::together::{Opened, Small, is_out_of_descriptors, open_together};
 use super::clock::Clock;
-use super::{ProcessConfig, ProcessError};
+use super::{ProcessError, ProcessorConfig};
+use crate::aggregate::UserSums;
 use crate::aggregate::pool::{Pool, RangeAggregate};
 use crate::aggregate::scan::PartialAggregate;
-use crate::aggregate::{UserLine, UserSums, lines, scan};
 use crate::data_dir::SegmentFile;
-use crate::data_dir::disk::{self, Disk, DiskFile};
-use crate::data_dir::segment::{DirectoryTag, Seal, SegmentId, Tag};
-use crate::event::Event;
-use crate::store::{Applied, Delta, Opening, Outcome, Range, RangeEnd, Source, StoreError, Writer};
+use crate::data_dir::disk;
+use crate::data_dir::segment::{DirectoryTag, Seal, SegmentId};
+use crate::store::{Applied, Delta, Opening, Outcome, Range, RangeEnd, StoreError, Writer};
 use crate::verify::seal;
 
 /// While the active segment is applied, its pages are released from the page cache after this many bytes.
@@ -60,7 +61,6 @@ pub(super) trait Watch {
 /// The work of a round.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Work {
-    /// Bytes applied.
     pub(super) bytes: u64,
     /// Duration of the commits.
     pub(super) committing: Duration,
@@ -85,7 +85,7 @@ impl<'p> Applier<'p> {
     }
 
     /// Opens the database, or creates it.
-    pub(super) fn open(config: &ProcessConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
+    pub(super) fn open(config: &ProcessorConfig, pool: &'p mut Pool) -> Result<Self, StoreError> {
         let mut writer = open_writer(config, Opening::Follow)?;
         writer.keep_ids(config.dedup_window)?;
         Self::new(config, pool, writer)
@@ -93,14 +93,18 @@ impl<'p> Applier<'p> {
 
     /// For a batch run, with a writer that is open already.
     pub(super) fn of(
-        config: &ProcessConfig,
+        config: &ProcessorConfig,
         pool: &'p mut Pool,
         writer: Writer,
     ) -> Result<Self, StoreError> {
         Self::new(config, pool, writer)
     }
 
-    fn new(config: &ProcessConfig, pool: &'p mut Pool, writer: Writer) -> Result<Self, StoreError> {
+    fn new(
+        config: &ProcessorConfig,
+        pool: &'p mut Pool,
+        writer: Writer,
+    ) -> Result<Self, StoreError> {
         writer.check_rows()?;
         writer.cache(config.memory_budget().cache_bytes)?;
         config.clock.check(writer.clock()?);
@@ -323,108 +327,14 @@ fn delta<'a>(users: &'a UserSums, partial: &'a PartialAggregate) -> Delta<'a> {
 }
 
 /// Opens the database as the only writer of the data directory.
-pub(super) fn open_writer(config: &ProcessConfig, opening: Opening) -> Result<Writer, StoreError> {
+pub(super) fn open_writer(
+    config: &ProcessorConfig,
+    opening: Opening,
+) -> Result<Writer, StoreError> {
     Writer::of(
         &config.database,
         &config.data_dir,
         config.directory,
         opening,
     )
-}
-
-/// Reads lines of the range again, for the overflow replay of the store.
-struct FileSource<'a> {
-    file: &'a dyn DiskFile,
-    from: u64,
-    to: u64,
-    /// The most memory for the lines of a replay, in bytes, but at least [`REPLAY_MEMORY_MIN`].
-    memory_bytes_max: usize,
-}
-
-/// If the lines of a replay need too much memory, the range is scanned again in parts. They are not smaller
-/// than this, whose lines always fit into [`REPLAY_MEMORY_MIN`].
-const REPLAY_RANGE_MIN: u64 = 512 << 10;
-const REPLAY_MEMORY_MIN: usize = 4 << 20;
-
-/// The lines of an overflow replay do not fit into the memory; the range must be divided.
-#[derive(Debug, thiserror::Error)]
-#[error("the lines of an overflow replay need more than {0} bytes of memory")]
-struct ReplayTooLarge(usize);
-
-fn is_replay_too_large(error: &ProcessError) -> bool {
-    match error {
-        ProcessError::Store(StoreError::Source(error)) => error
-            .get_ref()
-            .is_some_and(|cause| cause.downcast_ref::<ReplayTooLarge>().is_some()),
-        _ => false,
-    }
-}
-
-impl Source for FileSource<'_> {
-    fn lines_of(&mut self, users: &HashSet<String>) -> io::Result<Vec<UserLine>> {
-        let mut found = Vec::new();
-        let mut bytes = 0;
-        let bytes_max = self.memory_bytes_max.max(REPLAY_MEMORY_MIN);
-        lines::each(self.file, self.from, self.to, |offset, line| {
-            if bytes > bytes_max {
-                return;
-            }
-            if let Ok(event) = Event::parse(line)
-                && event.id.is_none()
-                && users.contains(&*event.user_id)
-            {
-                bytes += size_of::<UserLine>() + event.user_id.len();
-                found.push(UserLine {
-                    offset,
-                    user_id: event.user_id.into_owned(),
-                    kind: event.kind,
-                    amount_micros: event.amount_micros,
-                });
-            }
-        })?;
-        if bytes > bytes_max {
-            return Err(io::Error::other(ReplayTooLarge(bytes_max)));
-        }
-        Ok(found)
-    }
-
-    fn line_at(&mut self, offset: u64) -> io::Result<Vec<u8>> {
-        scan::line_start(self.file, offset)
-    }
-}
-
-/// Opens a sealed file and syncs it, so that only durable bytes are applied.
-pub(super) fn open_sealed(
-    disk: &dyn Disk,
-    id: &SegmentId,
-    tag: Option<Tag>,
-    path: &Path,
-) -> Result<SegmentFile, ProcessError> {
-    let segment = open(disk, id, tag, path)?;
-    sync(&segment)?;
-    Ok(segment)
-}
-
-fn open(
-    disk: &dyn Disk,
-    id: &SegmentId,
-    tag: Option<Tag>,
-    path: &Path,
-) -> Result<SegmentFile, ProcessError> {
-    let file = disk
-        .open_read(path)
-        .map_err(ProcessError::io("open", path))?;
-    Ok(SegmentFile {
-        id: id.clone(),
-        tag,
-        path: path.to_owned(),
-        file,
-    })
-}
-
-fn sync(segment: &SegmentFile) -> Result<(), ProcessError> {
-    segment
-        .file
-        .sync_data()
-        .map_err(ProcessError::io("sync", &segment.path))
 }

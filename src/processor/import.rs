@@ -31,7 +31,7 @@ pub(super) use self::convert::head;
 pub(super) use self::part::Part;
 use self::part::further_label;
 use super::Refused;
-use super::{ProcessConfig, ProcessError, other_names};
+use super::{ProcessError, ProcessorConfig, other_names};
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
 use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
 use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, Found, Place, read_label};
@@ -55,7 +55,7 @@ pub(super) enum ImportOutcome {
 
 /// Imports files into one data directory.
 pub(super) struct Importer<'i> {
-    config: &'i ProcessConfig,
+    config: &'i ProcessorConfig,
     disk: &'i dyn Disk,
     /// The data directory as an absolute path without symbolic links.
     home: PathBuf,
@@ -89,7 +89,10 @@ struct Content {
 }
 
 impl<'i> Importer<'i> {
-    pub(super) fn new(config: &'i ProcessConfig, disk: &'i dyn Disk) -> Result<Self, ProcessError> {
+    pub(super) fn new(
+        config: &'i ProcessorConfig,
+        disk: &'i dyn Disk,
+    ) -> Result<Self, ProcessError> {
         let data_dir = &config.data_dir;
         let home = data_dir
             .canonicalize()

@@ -83,7 +83,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-pub use self::batch::{RunProgress, Step, Summary, run_once};
+pub use self::batch::{BatchSummary, RunProgress, Step, run_once};
 use self::clock::Clock;
 pub use self::rebuild::rebuild;
 pub use self::seal::{open_journal, seal};
@@ -101,8 +101,8 @@ use crate::verify::{self, VerifyError};
 
 /// The configuration of the processor.
 #[derive(Clone, Debug)]
-pub struct ProcessConfig {
-    /// The data directory.
+pub struct ProcessorConfig {
+    /// The data directory whose files are applied.
     pub data_dir: PathBuf,
     /// Maximum delay between acknowledgement and totals; at least 10 ms. Shorter under load.
     pub flush_interval: Duration,
@@ -118,13 +118,13 @@ pub struct ProcessConfig {
     pub dedup_window: Option<Duration>,
     /// The database; by default the file `revenue.db` in the data directory.
     pub database: Database,
-    /// The UUID of the data directory; nil until [`ProcessConfig::established`] or [`Processor::start`].
+    /// The UUID of the data directory; nil until [`ProcessorConfig::established`] or [`Processor::start`].
     pub directory: Uuid,
     /// The source of time for ages and records.
     pub(crate) clock: Arc<Clock>,
 }
 
-impl ProcessConfig {
+impl ProcessorConfig {
     /// Flushes every second with one thread per core and 384 MiB; prunes and expires nothing.
     pub fn new(data_dir: &Path) -> Self {
         Self {
@@ -210,7 +210,7 @@ pub enum ProcessError {
         archive.display()
     )]
     NotArchived {
-        /// The applied file.
+        /// Path of the file of which a part was applied.
         path: PathBuf,
         /// The target directory in the archive.
         archive: PathBuf,
@@ -228,7 +228,7 @@ pub enum ProcessError {
     /// Another file has replaced the database file or one of the files beside it.
     #[error("database {}: {what} while the server had it open; the applied positions are read again from the present file, and the rest is applied", path.display())]
     Replaced {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The change, such as `revenue.db-wal was removed`.
         what: String,
@@ -238,25 +238,25 @@ pub enum ProcessError {
         "database {database}: another program changed it, or it lost the last commits in a failover; the applied positions are read from it again"
     )]
     ChangedByOthers {
-        /// The database.
+        /// The database that another program wrote to.
         database: Database,
     },
     /// Another program wrote to the database file without SQLite's locks, such as `cp`.
     #[error("database {}: another program overwrote the file in place while the server had it open; it is read again, and the events in the files that it lacks are applied", path.display())]
     Overwritten {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
     },
     /// The length of the file changed while it was read.
     #[error("{} changed while it was read; it is applied once it is complete", path.display())]
     Changed {
-        /// The changed file.
+        /// Path of the file that is being applied.
         path: PathBuf,
     },
     /// The new database could not be built or put in place. The old one is unchanged.
     #[error("cannot rebuild the database: {0}")]
     NotRebuilt(String),
-    /// Shutdown was requested.
+    /// A shutdown was requested while the database was locked.
     #[error("stopped before everything was applied; the rest is applied at the next start")]
     Stopped,
 }
@@ -300,7 +300,7 @@ impl Processor {
     /// Starts to apply; the caller holds `process.lock`. The database is opened in the background, and
     /// opened again after an error; meanwhile readiness reports the error under the topic `database`.
     pub fn start(
-        mut config: ProcessConfig,
+        mut config: ProcessorConfig,
         disk: Arc<dyn Disk>,
         journal: Journal,
         progress: Arc<Progress>,
@@ -343,7 +343,7 @@ impl Processor {
     /// Starts the threads of a server that does not apply (`--no-process`): they publish the ledger and the
     /// lag while another process applies. Changes nothing on disk.
     pub fn observe(
-        mut config: ProcessConfig,
+        mut config: ProcessorConfig,
         disk: Arc<dyn Disk>,
         journal: Journal,
         readers: Readers,
@@ -380,7 +380,7 @@ impl Processor {
 const CLOCK_INTERVAL: Duration = Duration::from_millis(200);
 
 fn start_clock(
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     journal: &Journal,
     progress: &Arc<Progress>,
 ) -> Result<JoinHandle<()>, ProcessError> {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use self::files::KnownFiles;
 use super::worker::{MISSING, describe_missing, topic};
-use super::{ProcessConfig, accounting, describe};
+use super::{ProcessorConfig, accounting, describe};
 use crate::data_dir::disk::Disk;
 use crate::data_dir::numbers::{MISSING_MAX, gaps};
 use crate::data_dir::segment::{Position, SegmentId};
@@ -43,7 +43,7 @@ const EVERY_MAX: Duration = Duration::from_mins(1);
 
 /// The body of the thread: runs until the progress is stopped.
 pub(super) fn run(
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     disk: Arc<dyn Disk>,
     journal: &Journal,
     readers: &Readers,
@@ -95,7 +95,6 @@ struct Observed {
     failed: BTreeMap<String, String>,
 }
 
-/// A round failed.
 #[derive(Debug, thiserror::Error)]
 enum ObserveError {
     #[error(transparent)]
@@ -107,7 +106,7 @@ enum ObserveError {
 /// Publishes the present state. A problem with one file does not fail the round. `None` if the active segment
 /// was sealed meanwhile: its lines would be counted both in the tail and in the listed file.
 fn round(
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     journal: &Journal,
     readers: &Readers,
     progress: &Progress,

@@ -25,7 +25,8 @@ use std::sync::Arc;
 use super::applier::open_writer;
 use super::batch::run_with;
 use super::{
-    ProcessConfig, ProcessError, RunProgress, Summary, describe, retention, run_once, unfinished,
+    BatchSummary, ProcessError, ProcessorConfig, RunProgress, describe, retention, run_once,
+    unfinished,
 };
 use crate::data_dir::disk::{self, DirLock, Disk};
 use crate::data_dir::{Catalog, Claims, QUARANTINE_DIR};
@@ -40,7 +41,7 @@ use crate::verify::recount::recount;
 #[derive(Clone, Debug, Default)]
 pub struct Rebuilt {
     /// Events applied to the new database.
-    pub summary: Summary,
+    pub summary: BatchSummary,
     /// How the new database differs from the old one, and what was carried over: sentences for the operator.
     pub notes: Vec<String>,
 }
@@ -48,7 +49,7 @@ pub struct Rebuilt {
 /// Builds a new database and puts it in place. `on_progress` is called after each commit. If it fails, the
 /// old database is unchanged.
 pub fn rebuild(
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     disk: &Arc<dyn Disk>,
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Rebuilt, ProcessError> {
@@ -95,7 +96,7 @@ pub fn rebuild(
 
 /// Deletes the rows of this node in PostgreSQL and applies its files again, in one transaction.
 fn rebuild_node(
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     disk: &Arc<dyn Disk>,
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<Rebuilt, ProcessError> {
@@ -195,7 +196,7 @@ fn changes(catalog: &Catalog, rows: &[SegmentRow]) -> Vec<String> {
 
 /// Creates the new database with the sums of the pruned segments, if they can be determined.
 fn carry(
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     disk: &dyn Disk,
     pruned: &Pruned,
     old: &Path,
@@ -227,7 +228,7 @@ fn carry(
 /// those be determined. Returns how it does not match.
 fn mismatch(
     snapshot: &Snapshot,
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     disk: &dyn Disk,
 ) -> Result<Option<String>, ProcessError> {
     let mut mismatch = None;

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 
 use self::prune::{Finished, PruneOutcome, prune};
 pub(super) use self::prune::{finish, finish_at_start, was_pruned};
-use super::{ProcessConfig, ProcessError, describe};
+use super::{ProcessError, ProcessorConfig, describe};
 use crate::data_dir::Catalog;
 use crate::data_dir::disk::{self, DirLock, Disk};
 use crate::health::Health;
@@ -61,7 +61,7 @@ pub(super) const RETENTION: &str = "retention";
 
 /// The state of pruning and expiry.
 pub(super) struct Retention {
-    config: ProcessConfig,
+    config: ProcessorConfig,
     /// Nothing is pruned before this.
     not_before: Instant,
     /// Highest number pruned since the last return from [`Retention::round`].
@@ -87,7 +87,7 @@ enum Pruning {
 }
 
 impl Retention {
-    pub(super) fn new(config: &ProcessConfig) -> Self {
+    pub(super) fn new(config: &ProcessorConfig) -> Self {
         let now = Instant::now();
         Self {
             config: config.clone(),

@@ -31,7 +31,6 @@ pub(super) enum Start {
 
 /// The server or the batch run for which files are applied.
 pub(super) trait Run {
-    /// Receives the commits.
     fn watch(&mut self) -> &mut dyn Watch;
     /// The most bytes of several large files that are committed together.
     fn together_bytes_max(&self) -> u64;

@@ -87,8 +87,8 @@ fn archived(dir: &TempDir) -> Vec<String> {
         .collect()
 }
 
-fn run(dir: &TempDir, files: &[PathBuf]) -> Summary {
-    let config = ProcessConfig::new(dir.path());
+fn run(dir: &TempDir, files: &[PathBuf]) -> BatchSummary {
+    let config = ProcessorConfig::new(dir.path());
     run_once(&config, &disk(), files, &mut |_| {}).expect("it runs")
 }
 
@@ -140,7 +140,7 @@ impl Running {
             Journal::open(disk(), dir.path(), config, &known, Arc::clone(&health))
                 .expect("the journal opens");
         let progress = Arc::new(Progress::new(Processing::Here));
-        let mut config = ProcessConfig::new(dir.path());
+        let mut config = ProcessorConfig::new(dir.path());
         config.flush_interval = Duration::from_millis(10);
         let processor = Processor::start(
             config,
@@ -480,7 +480,7 @@ fn the_memory_budget_limits_ranges_and_does_not_change_totals() {
         .expect("writing to a String");
     }
     write(&dir, "events_big.jsonl", &text);
-    let mut config = ProcessConfig::new(dir.path());
+    let mut config = ProcessorConfig::new(dir.path());
     config.memory_bytes = 1;
     config.threads = 1;
     let mut commits = 0;
@@ -675,7 +675,7 @@ fn a_file_that_grows_before_its_last_line_is_applied_is_not_complete() {
     let begun = format!("{}{}", line("u", 1).repeat(many), line("u", 2).trim_end());
     let complete = format!("{begun}\n{}", line("u", 4));
     fs::write(&path, &begun).expect("written");
-    let config = ProcessConfig::new(dir.path());
+    let config = ProcessorConfig::new(dir.path());
     let summary = run_once(&config, &disk(), &[], &mut |_| {
         // After the complete lines were applied, before the incomplete last one.
         fs::write(&path, &complete).expect("written");
@@ -696,7 +696,7 @@ fn a_file_that_grows_before_it_is_archived_is_not_moved() {
     let path = dir.path().join("events_x.jsonl");
     fs::write(&path, line("u", 1)).expect("written");
     let grown = line("u", 1).repeat(2);
-    let config = ProcessConfig::new(dir.path());
+    let config = ProcessorConfig::new(dir.path());
     for _ in 0..2 {
         let summary = run_once(&config, &disk(), &[], &mut |_| {
             fs::write(&path, &grown).expect("written");

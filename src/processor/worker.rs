@@ -7,6 +7,7 @@
 //! ([`Worker::start_over`]). The scan is repeated after any error and when another program has changed or
 //! replaced the database. An error of one file is reported in readiness and does not end a round.
 
+mod checks;
 mod segments;
 mod skipped_files;
 mod startup_scan;
@@ -25,7 +26,7 @@ use self::sums_check::SumsCheck;
 use super::applier::{Applier, Commit, Confirmed, Corrupt, Watch, Work};
 use super::other_names::OtherNames;
 use super::retention::{self, Retention};
-use super::{ProcessConfig, ProcessError, describe, sealed_files, unfinished};
+use super::{ProcessError, ProcessorConfig, describe, sealed_files, unfinished};
 use crate::aggregate::pool::Pool;
 use crate::data_dir::disk::{self, Disk};
 use crate::data_dir::segment::{ACTIVE_FILE, Label, Position, SegmentId, Tag};
@@ -33,9 +34,7 @@ use crate::data_dir::{Catalog, Claims, Found, Place, SegmentFile};
 use crate::health::Health;
 use crate::journal::{Journal, Tail};
 use crate::progress::{DeadSegment, Progress, Settled};
-use crate::store::{
-    NodeReport, RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent,
-};
+use crate::store::{RangeEnd, SegmentRow, SegmentState, StoreError, discard_wal, is_consistent};
 use crate::verify::contents::{accounts_for, compare_claims, describe_rivals};
 use crate::verify::sums;
 
@@ -67,7 +66,7 @@ const ROTATE_MAX: Duration = Duration::from_secs(10);
 
 /// The state of the thread, which is kept when the startup scan is repeated.
 struct Worker {
-    config: ProcessConfig,
+    config: ProcessorConfig,
     disk: Arc<dyn Disk>,
     journal: Journal,
     status: PublishedStatus,
@@ -84,7 +83,7 @@ struct Worker {
 /// The body of the thread. After [`Progress::stop`] it applies the rest and closes the database. Returns why
 /// not everything was applied; `None` if everything was.
 pub(super) fn run(
-    config: ProcessConfig,
+    config: ProcessorConfig,
     disk: Arc<dyn Disk>,
     journal: Journal,
     progress: &Arc<Progress>,
@@ -227,69 +226,6 @@ impl Worker {
                 self.check_database(applier)?;
             }
         }
-    }
-
-    /// Fails if a file of the database was replaced, or if another program wrote to it. The startup scan then
-    /// reads the rows again and checks the sums.
-    fn check_database(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
-        // Only a file can be replaced or overwritten.
-        let file = || {
-            self.config
-                .database
-                .file()
-                .map(Path::to_owned)
-                .unwrap_or_default()
-        };
-        if let Some(what) = applier.writer.replaced() {
-            self.sums_check.request();
-            return Err(ProcessError::Replaced { path: file(), what });
-        }
-        match applier.writer.is_changed_by_others() {
-            Ok(false) => match applier.writer.is_overwritten() {
-                Ok(true) => {
-                    self.sums_check.request();
-                    Err(ProcessError::Overwritten { path: file() })
-                }
-                Err(error) if !error.is_locked() => Err(error.into()),
-                _ => self.report(applier),
-            },
-            Ok(true) => {
-                self.sums_check.request();
-                Err(ProcessError::ChangedByOthers {
-                    database: self.config.database.clone(),
-                })
-            }
-            // The next check finds out.
-            Err(error) if error.is_locked() => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Stores what `tallyline nodes` shows about this node.
-    fn report(&self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
-        let progress = &self.status.progress;
-        let (ledger, _) = progress.ledger(|| self.journal.tail().lines);
-        let lag = Duration::from_secs_f64(progress.lag_seconds());
-        let report = NodeReport {
-            pending_lines: ledger.pending,
-            lag_ms: u64::try_from(lag.as_millis()).unwrap_or(u64::MAX),
-            reasons: self.status.health.reasons().join("\n"),
-        };
-        Ok(applier.writer.report(&report)?)
-    }
-
-    /// Checks the clock, and stores the time if that is due.
-    fn check_clock(&self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
-        let clock = &self.config.clock;
-        let Some(at_ms) = clock.check(None) else {
-            return Ok(());
-        };
-        match applier.writer.set_clock(at_ms) {
-            Ok(()) => clock.stored(at_ms),
-            Err(error) if error.is_locked() => {} // The next round tries again.
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
     }
 
     /// Applies everything that is durable now, then prunes and expires.

@@ -19,6 +19,7 @@
 //! applies each range by itself.
 
 pub(super) mod id_blocks;
+mod id_lookup;
 pub(super) mod ids;
 mod overflow;
 mod rows;
@@ -186,7 +187,7 @@ pub(super) fn attempt<R: Rows>(
     let Some(row) = rows.claim(range)? else {
         return Ok(Attempt::Raced);
     };
-    let mut tally = Tally::default();
+    let mut tally = RangeTally::default();
     let mut replay = OverflowReplay::start(rows, suspects, source)?;
     ids::count(rows, range, row.key, &mut replay, &mut tally)?;
     let new_suspects = totals::add(rows, range.delta.users, &replay, &mut tally)?;
@@ -204,7 +205,7 @@ fn add_range<R: Rows>(
     rows: &mut R,
     range: &Range<'_>,
     row: &SegmentRow,
-    tally: Tally<'_>,
+    tally: RangeTally<'_>,
     added: &overall::Added,
     source: &mut dyn Source,
 ) -> Result<Counts, Failure<R::Error>> {
@@ -237,12 +238,12 @@ pub(super) fn attempt_folded<R: Rows>(
 ) -> Result<FoldAttempt, Failure<R::Error>> {
     let mut replay = OverflowReplay::none();
     let mut tallies = Vec::with_capacity(ranges.len());
-    let mut all = Tally::default();
+    let mut all = RangeTally::default();
     for (at, (range, _)) in ranges.iter().enumerate() {
         let Some(row) = rows.claim(range)? else {
             return Ok(FoldAttempt::Raced(at));
         };
-        let mut tally = Tally::default();
+        let mut tally = RangeTally::default();
         ids::count(rows, range, row.key, &mut replay, &mut tally)?;
         let uncounted = std::mem::take(&mut tally.uncounted);
         let mut added = overall::Added {
@@ -292,7 +293,7 @@ fn check_sums<'a>(
 
 /// The result of the steps so far.
 #[derive(Default)]
-struct Tally<'a> {
+struct RangeTally<'a> {
     /// User and signed micros of the events with an id that do not count. Step 5 subtracts them from the
     /// sums. Those of users in the overflow replay are not included.
     uncounted: Vec<(&'a str, i64)>,

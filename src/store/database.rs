@@ -16,7 +16,7 @@ use super::{DATABASE_FILE, StoreError, read_checks, read_directory, read_for_rec
 pub enum Database {
     /// An SQLite file, by default `revenue.db` in the data directory.
     Sqlite(PathBuf),
-    /// A PostgreSQL database.
+    /// A PostgreSQL database, which several nodes may share.
     #[cfg(feature = "postgres")]
     Postgres(Target),
 }

@@ -6,7 +6,7 @@
 //! `-wal` with the index of the old one. Therefore all connections are *retired* together: no new
 //! connection is opened until the last old one is closed, and old connections do not checkpoint when
 //! they close, because their data may not belong to the files at the path. When the last one is closed,
-//! [`clear_away`] removes or renames the files that do not belong together.
+//! [`files::clear_away`] removes or renames the files that do not belong together.
 //!
 //! If a program writes into the database file itself (`cat old.db > revenue.db`, `cp`, `rsync
 //! --inplace`), SQLite does not detect it and continues with its cache and with the `-wal` of the old
@@ -18,28 +18,20 @@
 //!
 //! The state is shared by all threads, under one mutex for each database.
 
-use std::cell::Cell;
-use std::ops::Deref;
+mod files;
+mod reading;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
-use rusqlite::config::DbConfig;
-
+use self::files::{Files, SHM, WAL, change, clear_away, files_at};
+pub(super) use self::reading::{Reading, no_checkpoint};
 use super::StoreError;
-use crate::data_dir::disk::{Disk, Guard, Identity, RealDisk, with_suffix};
+use crate::data_dir::disk::Guard;
 
 /// How long opening waits for retired connections to be closed.
 const RETIRED_MAX: Duration = Duration::from_secs(5);
-/// The suffixes of the files of a database.
-const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
-const DATABASE: usize = 0;
-const WAL: usize = 1;
-const SHM: usize = 2;
-
-type Files = [Option<Identity>; SUFFIXES.len()];
-
 /// A pool of connections. Its idle connections are closed when connections are retired.
 pub(super) trait Pool: Send + Sync {
     /// Closes the idle connections.
@@ -209,7 +201,6 @@ impl Family {
     }
 }
 
-/// One open connection.
 pub(super) struct Token {
     family: Arc<Family>,
     generation: u64,
@@ -281,142 +272,6 @@ impl Drop for Token {
     }
 }
 
-/// A reading connection and its token.
-pub(super) struct Reading {
-    connection: Connection,
-    token: Token,
-    noted: Cell<bool>,
-}
-
-impl Reading {
-    pub(super) fn new(connection: Connection, token: Token) -> Self {
-        Self {
-            connection,
-            token,
-            noted: Cell::new(false),
-        }
-    }
-
-    /// Notes which files are open. Call it after the connection has read.
-    pub(super) fn note(&self) {
-        if !self.noted.replace(true) {
-            self.token.note();
-        }
-    }
-}
-
-impl Deref for Reading {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        &self.connection
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        if self.token.is_retired() {
-            no_checkpoint(&self.connection);
-        }
-    }
-}
-
-/// Disables the checkpoint on close: closing the connection then neither changes the database file nor
-/// removes the `-wal`.
-pub(super) fn no_checkpoint(connection: &Connection) {
-    if let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
-        tracing::warn!(%error, "a connection to the replaced database may checkpoint as it closes");
-    }
-}
-
-/// Cleans up after files of the database were removed or replaced, when this process has none of them
-/// open and before the next connection opens them. `ours` are the files that this process had open.
-///
-/// - The database file is another one or missing, and the old `-wal` still exists: SQLite would replay
-///   it into the new file. It is removed together with its `-shm`. A new `-wal` belongs to the new file
-///   and is kept.
-/// - The database file is the same, but the `-wal` is another one: this process did not write it, and
-///   it may be based on another state. It is renamed and never used. If the `-wal` is missing or was
-///   renamed, the `-shm`, which describes the old one, is removed.
-/// - The database file and the `-wal` are the same, and the `-shm` is missing or another one: the two
-///   files contain all commits, and SQLite creates the `-shm` again. Nothing is removed.
-fn clear_away(path: &Path, ours: Files) {
-    let now = files_at(path);
-    let at = |file: usize| with_suffix(path, SUFFIXES[file]);
-    let same = |file: usize| now[file].is_some() && now[file] == ours[file];
-    let other_wal = ours[WAL].is_some() && !same(WAL);
-    if same(DATABASE) {
-        if other_wal {
-            if now[WAL].is_some() {
-                set_aside(&at(WAL));
-            }
-            remove(&at(SHM));
-        }
-    } else if same(WAL) {
-        remove(&at(WAL));
-        if same(SHM) {
-            remove(&at(SHM));
-        }
-    }
-}
-
-fn remove(path: &Path) {
-    match RealDisk.remove(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot remove a file that belongs to the replaced database");
-        }
-    }
-}
-
-/// Renames a file, so that SQLite does not use it. It is not deleted, because this program did not
-/// write it.
-fn set_aside(path: &Path) {
-    for number in 1.. {
-        let aside = with_suffix(path, &format!(".aside-{number}"));
-        match RealDisk.rename_new(path, &aside) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot rename a file of the database that another program created");
-                return;
-            }
-            Ok(()) => {
-                tracing::warn!(
-                    "{} was not written by this server and was renamed to {}; it can be deleted",
-                    path.display(),
-                    aside.display()
-                );
-                return;
-            }
-        }
-    }
-}
-
-fn files_at(path: &Path) -> Files {
-    SUFFIXES.map(|suffix| RealDisk.identity(&with_suffix(path, suffix)).ok().flatten())
-}
-
-fn change(path: &Path, ours: &Files) -> Option<String> {
-    let now = files_at(path);
-    (0..SUFFIXES.len())
-        .find(|&file| ours[file].is_some() && now[file] != ours[file])
-        .map(|file| {
-            let name = with_suffix(path, SUFFIXES[file]);
-            let name = name
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let what = if now[file].is_none() {
-                "removed"
-            } else {
-                "replaced"
-            };
-            format!("{name} was {what}")
-        })
-}
-
 /// The path without links in its directory, so that a database has one family under every path.
 fn resolved(path: &Path) -> PathBuf {
     let dir = match path.parent() {
@@ -436,6 +291,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data_dir::disk::with_suffix;
     use crate::store::{DATABASE_FILE, Existing, Writer};
 
     #[test]

@@ -88,7 +88,6 @@ pub(super) struct BlockKey<'a> {
 /// A sequential id, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SequentialId<'a> {
-    /// Of its block.
     pub(super) key: BlockKey<'a>,
     /// The number modulo 128.
     pub(super) number: u8,

@@ -7,7 +7,7 @@
 pub struct Ledger {
     /// All lines in the files, including pruned ones.
     pub lines: u64,
-    /// Counted events.
+    /// Lines whose event is in the totals.
     pub applied: u64,
     /// Events with an id that was counted before.
     pub duplicates: u64,

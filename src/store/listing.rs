@@ -10,21 +10,35 @@ use rusqlite::types::Value;
 use rusqlite::{Row, params};
 
 use super::readers::SqliteReaders;
-use super::{Readers, StoreError, UserTotal};
+use super::{Readers, StoreError};
+use crate::event::Micros;
 
 const PAGE_BY_ID: &str = include_str!("../../sql/query/page_users_by_id.sql");
 const PAGE_BY_REVENUE: &str = include_str!("../../sql/query/page_users_by_revenue.sql");
 const PAGE_BY_REVENUE_DESCENDING: &str =
     include_str!("../../sql/query/page_users_by_revenue_descending.sql");
 
+/// The total of one user, over all segments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserTotal {
+    /// The id, 1 to 256 bytes.
+    pub user_id: String,
+    /// The added minus the subtracted amounts.
+    pub revenue: Micros,
+    /// The number of counted events.
+    pub events: u64,
+    /// When the total last changed, in milliseconds since 1970 UTC.
+    pub updated_at_ms: i64,
+}
+
 /// The order of a listing of users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Smallest revenue first.
+    /// By revenue, the smallest first.
     Revenue,
-    /// Largest revenue first.
+    /// By revenue, the largest first.
     RevenueDescending,
-    /// By user id.
+    /// By user id, byte by byte.
     UserId,
 }
 

@@ -15,7 +15,7 @@ const REPORTS_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(test, derive(Default))]
 pub struct Member {
-    /// `node.node`.
+    /// The key of its row, `node.node`.
     pub number: i32,
     /// The UUID of its data directory.
     pub id: Uuid,
@@ -46,7 +46,7 @@ pub struct Member {
 pub struct ReportRow {
     /// The version of the program.
     pub version: String,
-    /// The report.
+    /// What the node reported last.
     pub report: NodeReport,
     /// How long ago, in milliseconds, by the clock of the database.
     pub age_ms: u64,
@@ -55,7 +55,7 @@ pub struct ReportRow {
 /// The state of a node, from its last report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeState {
-    /// It is ready.
+    /// It reported lately, without a reason against its readiness.
     Ready,
     /// It gave reasons why it is not ready.
     NotReady,
@@ -63,12 +63,12 @@ pub enum NodeState {
     NotReporting,
     /// It has never reported: only `tallyline process` has run on its directory.
     NeverReported,
-    /// It was removed.
+    /// It was removed; its events stay in the totals.
     Removed,
 }
 
 impl NodeState {
-    /// All states.
+    /// All states, in the order in which they are shown.
     pub const ALL: [Self; 5] = [
         Self::Ready,
         Self::NotReady,
@@ -90,7 +90,7 @@ impl NodeState {
 }
 
 impl Member {
-    /// See [`NodeState`].
+    /// The state that follows from the last report and its age.
     pub fn state(&self) -> NodeState {
         match &self.report {
             _ if self.is_removed => NodeState::Removed,

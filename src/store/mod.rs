@@ -39,9 +39,12 @@
 
 mod alone;
 mod apply;
+mod carry;
 mod checks;
 mod copy;
 mod database;
+mod database_status;
+mod expiry;
 mod family;
 mod id_blocks;
 mod import_contents;
@@ -76,20 +79,21 @@ pub use self::apply::{
 pub use self::checks::{is_consistent, read_checks};
 pub use self::copy::{Copied, copy_database};
 pub use self::database::Database;
+pub use self::expiry::IdsWalk;
 pub use self::import_contents::ImportContent;
 pub use self::ledger::Ledger;
-pub use self::listing::{Listing, Order, Page};
+pub use self::listing::{Listing, Order, Page, UserTotal};
 #[cfg(feature = "postgres")]
 pub use self::members::ReportRow;
 pub use self::members::{Cluster, Member, NodeState};
 pub use self::open::{DATABASE_FILE, Existing};
 pub use self::overall::Overall;
-pub use self::reading::{NodeProgress, Readers, UserTotal};
+pub use self::reading::{NodeProgress, Readers};
 #[cfg(any(test, feature = "testing"))]
 pub use self::recovery::read_segments;
 pub use self::recovery::{discard_wal, read_directory, read_for_recovery, read_kept};
 pub use self::rejected::{RejectedFilter, RejectedLine};
-pub use self::retention::{IdsWalk, Stamps};
+pub use self::retention::Stamps;
 pub use self::segment_row::{
     AppliedSegments, AppliedSum, Counts, Pruned, SegmentRow, SegmentState,
 };
@@ -106,13 +110,13 @@ pub enum StoreError {
     /// Another program holds the lock.
     #[error("database {}: locked by another program (such as sqlite3 with an open transaction); end that transaction. A server then continues without a restart; run a command again", path.display())]
     Locked {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
     },
     /// A later version of this program wrote the database.
     #[error("database {}: version {found} is newer than this program, which supports version {known}; use the newer program", path.display())]
     Newer {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The `user_version` of the file.
         found: i64,
@@ -122,7 +126,7 @@ pub enum StoreError {
     /// The database belongs to another data directory.
     #[error("database {}: it belongs to the data directory {found}, but this one is {expected}, so its rows describe other files; move it away and run `tallyline process`, which creates a database from the files here, or restore the other directory (`tallyline restore`)", path.display())]
     OtherDirectory {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The UUID of the directory that it belongs to.
         found: uuid::Uuid,
@@ -132,7 +136,7 @@ pub enum StoreError {
     /// An earlier version of this program wrote the database; its tables are different.
     #[error("database {}: version {found} was written by an earlier version of tallyline; this one supports version {known} only. Move it away and run `tallyline process`, which creates a new database from all kept files (if segments were pruned, first rebuild with the version that pruned them)", path.display())]
     Older {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The `user_version` of the file.
         found: i64,
@@ -142,27 +146,27 @@ pub enum StoreError {
     /// The file is an SQLite database of another program.
     #[error("{}: this SQLite file is not a tallyline database: its application_id is {application} and its user_version {found} (expected: {ours} and {known}); move it away or choose another --data-dir. If another program changed the two values, set them back with sqlite3's PRAGMA", path.display())]
     NotOurs {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The `application_id` of the file.
         application: i64,
         /// The `user_version` of the file.
         found: i64,
-        /// The expected `application_id`.
+        /// The `application_id` that this program writes.
         ours: i64,
-        /// The expected `user_version`.
+        /// The `user_version` that this program writes.
         known: i64,
     },
     /// Connections to files that were removed or replaced are still in use.
     #[error("database {}: one of its files was removed or replaced, and a request still reads the old one; it is opened again when that request ends", path.display())]
     Retired {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
     },
     /// Another program added triggers to the tables.
     #[error("database {}: {triggers} would change the written rows; no events are applied until it is dropped: sqlite3 {} '{cure}'", path.display(), path.display())]
     Triggers {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The triggers, such as `trigger t on user_total`, separated by commas.
         triggers: String,
@@ -172,7 +176,7 @@ pub enum StoreError {
     /// Another program deleted rows of fully applied segments.
     #[error("database {}: {recorded} segments were fully applied, but it has rows of {found} only: another program deleted them, and a file without a row would be counted again; no events are applied. Stop the server and run `tallyline process --rebuild`, which makes the rows from the files", path.display())]
     MissingRows {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The stored number of fully applied segments.
         recorded: u64,
@@ -190,7 +194,7 @@ pub enum StoreError {
     /// No reading connection became available in time.
     #[error("database {}: all reading connections are busy or cannot be opened", path.display())]
     Pool {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The error of the pool.
         source: r2d2::Error,
@@ -206,7 +210,7 @@ pub enum StoreError {
     /// SQLite reported an error.
     #[error("database {}: cannot {doing}: {error}{}", path.display(), advice(error))]
     Sqlite {
-        /// The database file.
+        /// Path of the SQLite file.
         path: PathBuf,
         /// The operation that failed, as a verb phrase.
         doing: &'static str,
@@ -240,7 +244,7 @@ pub enum StoreError {
         database: String,
         /// The operation that failed, as a verb phrase.
         doing: &'static str,
-        /// The reason.
+        /// What is wrong, for the message.
         cause: String,
     },
     /// The server, the database or the rights of the user are not sufficient. A retry does not help until they are
@@ -269,7 +273,7 @@ pub enum StoreError {
     /// The operation is not available with this database.
     #[error("database {database}: cannot {doing}: {reason}")]
     Unsupported {
-        /// The database.
+        /// The database, without a password.
         database: String,
         /// The operation, as a verb phrase.
         doing: &'static str,

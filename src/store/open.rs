@@ -136,9 +136,7 @@ pub(super) fn reader_flags() -> OpenFlags {
 /// The content of a database that is not rejected.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Contents {
-    /// No tables.
     Empty,
-    /// The current schema.
     Ours,
 }
 

@@ -57,7 +57,6 @@ impl Overall {
 /// What a transaction adds to the sums.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Added {
-    /// Counted events.
     pub(super) events: u64,
     /// Their signed micros.
     pub(super) micros: i128,
@@ -84,7 +83,6 @@ pub(super) fn low_64_bits(micros: i128) -> i64 {
     low
 }
 
-/// The stored sums.
 pub(super) fn read(connection: &Connection) -> rusqlite::Result<Overall> {
     connection
         .prepare_cached(SELECT_OVERALL)?

@@ -12,9 +12,9 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use scheduled_thread_pool::ScheduledThreadPool;
 
+use super::database_status::DatabaseStatus;
 use super::family::{self, Family, Reading};
 use super::open::{self, Contents};
-use super::reading::DatabaseStatus;
 use super::rejected;
 use super::{
     Ledger, Overall, RejectedFilter, RejectedLine, SegmentRow, SegmentState, StoreError, UserTotal,
@@ -108,7 +108,7 @@ impl SqliteReaders {
         }
     }
 
-    /// One user's total.
+    /// See [`Readers::user`](crate::store::Readers::user).
     pub fn user(&self, user_id: &str) -> Result<Option<UserTotal>, StoreError> {
         let user = self.read("read a user's total", |connection| {
             user(connection, user_id)

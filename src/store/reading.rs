@@ -7,6 +7,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::database_status::DatabaseStatus;
 #[cfg(feature = "postgres")]
 use super::postgres::PostgresReaders;
 use super::readers::SqliteReaders;
@@ -16,19 +17,6 @@ use super::{
 };
 use crate::data_dir::segment::{Position, SegmentId};
 use crate::event::Micros;
-
-/// One user's total.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserTotal {
-    /// The user.
-    pub user_id: String,
-    /// The added minus the subtracted amounts.
-    pub revenue: Micros,
-    /// The number of counted events.
-    pub events: u64,
-    /// When the total last changed, in milliseconds since 1970 UTC.
-    pub updated_at_ms: i64,
-}
 
 /// How far a position of a node is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,27 +37,12 @@ pub enum NodeProgress {
     Unknown,
 }
 
-/// See [`Readers::status`].
-#[derive(Debug, Default)]
-pub(crate) struct DatabaseStatus {
-    /// The number of lines in each state.
-    pub(crate) ledger: Ledger,
-    /// The sums over all users; in PostgreSQL, of the node.
-    pub(crate) overall: Overall,
-    /// The fully applied segments.
-    pub(crate) applied: AppliedSegments,
-    /// The rows of the other segments.
-    pub(crate) unfinished: Vec<SegmentRow>,
-    /// The sum of the pruned segments.
-    pub(crate) pruned: Pruned,
-}
-
 /// The pool of reading connections; cheap to clone.
 #[derive(Clone)]
 pub enum Readers {
     /// Of an SQLite file. If there is no file, reads return empty results and no error.
     Sqlite(SqliteReaders),
-    /// Of PostgreSQL.
+    /// Of PostgreSQL. If it is unreachable, reads return an error.
     #[cfg(feature = "postgres")]
     Postgres(PostgresReaders),
 }
@@ -120,7 +93,7 @@ impl Readers {
         either!(self, readers => readers.check())
     }
 
-    /// One user's total.
+    /// The total of a user; `None` without a counted event.
     pub fn user(&self, user_id: &str) -> Result<Option<UserTotal>, StoreError> {
         either!(self, readers => readers.user(user_id))
     }

@@ -50,7 +50,7 @@ impl SegmentState {
 pub struct Counts {
     /// All lines except empty ones: the sum of the other three.
     pub lines: u64,
-    /// Counted events.
+    /// Lines whose event is in the totals.
     pub events: u64,
     /// Events with an id that was counted before.
     pub duplicates: u64,

@@ -54,13 +54,13 @@ const SCRATCH_CACHE_KIB: i64 = 64 << 10;
 /// How many users with two totals are named at most.
 const TWICE_MAX: usize = 100;
 /// Where a snapshot is read.
-enum Source {
+enum SnapshotSource {
     Sqlite(Reading),
     #[cfg(feature = "postgres")]
     Postgres(PostgresSnapshot),
 }
 
-impl Source {
+impl SnapshotSource {
     /// The connection to an SQLite file; `None` for PostgreSQL.
     fn sqlite(&self) -> Option<&Connection> {
         match self {
@@ -74,9 +74,8 @@ impl Source {
 /// A database as of one moment, and the sums of the files that were recounted. In PostgreSQL, the rows of one
 /// node.
 pub struct Snapshot {
-    /// For error messages.
     path: PathBuf,
-    database: Source,
+    database: SnapshotSource,
     /// The copy of the totals, and the corrections of the files' sums.
     scratch: Connection,
     /// The sums of the files, with every event; see [`Self::correct`].
@@ -116,7 +115,7 @@ impl Snapshot {
                     return Ok(None);
                 };
                 let path = PathBuf::from(target.to_string());
-                let mut snapshot = Self::empty(path, Source::Postgres(source))?;
+                let mut snapshot = Self::empty(path, SnapshotSource::Postgres(source))?;
                 snapshot.copy_node()?;
                 Ok(Some(snapshot))
             }
@@ -131,14 +130,14 @@ impl Snapshot {
         if open::inspect(&database, path)? == Contents::Empty {
             return Ok(None);
         }
-        let mut snapshot = Self::empty(path.to_owned(), Source::Sqlite(database))?;
+        let mut snapshot = Self::empty(path.to_owned(), SnapshotSource::Sqlite(database))?;
         snapshot
             .copy()
             .map_err(StoreError::sqlite(path, "copy its totals"))?;
         Ok(Some(snapshot))
     }
 
-    fn empty(path: PathBuf, database: Source) -> Result<Self, StoreError> {
+    fn empty(path: PathBuf, database: SnapshotSource) -> Result<Self, StoreError> {
         let scratch = open_scratch().map_err(StoreError::sqlite(
             &path,
             "open a temporary database to compare it with",
@@ -161,7 +160,7 @@ impl Snapshot {
 
     #[cfg(feature = "postgres")]
     fn copy_node(&mut self) -> Result<(), StoreError> {
-        let Source::Postgres(source) = &self.database else {
+        let SnapshotSource::Postgres(source) = &self.database else {
             return Ok(());
         };
         self.rows = source.rows()?;
@@ -230,9 +229,9 @@ impl Snapshot {
     /// Only the first [`REJECTED_LINES_MAX`](crate::aggregate::REJECTED_LINES_MAX) are known.
     pub fn overflows(&self, id: &SegmentId, end: u64) -> Result<HashSet<u64>, StoreError> {
         let database = match &self.database {
-            Source::Sqlite(database) => database,
+            SnapshotSource::Sqlite(database) => database,
             #[cfg(feature = "postgres")]
-            Source::Postgres(source) => return source.overflows(id, end),
+            SnapshotSource::Postgres(source) => return source.overflows(id, end),
         };
         let read = || -> rusqlite::Result<HashSet<u64>> {
             database
@@ -251,9 +250,9 @@ impl Snapshot {
         each: &mut dyn FnMut(&IdEvent<'e>, IdStatus),
     ) -> Result<(), StoreError> {
         let database = match &self.database {
-            Source::Sqlite(database) => database,
+            SnapshotSource::Sqlite(database) => database,
             #[cfg(feature = "postgres")]
-            Source::Postgres(source) => return source.statuses(key, events, each),
+            SnapshotSource::Postgres(source) => return source.statuses(key, events, each),
         };
         ids::statuses(database, key, events, each)
             .map_err(StoreError::sqlite(&self.path, "look ids up"))
@@ -279,7 +278,7 @@ impl Snapshot {
             *found.entry(of).or_default() += 1;
         };
         match &self.database {
-            Source::Sqlite(database) => {
+            SnapshotSource::Sqlite(database) => {
                 let read = each_row(database, SELECT_ID_PLACES, &mut |row| {
                     count(row.get(0)?, row.get(1)?);
                     Ok(())
@@ -287,7 +286,7 @@ impl Snapshot {
                 read.map_err(StoreError::sqlite(&self.path, "count its ids"))?;
             }
             #[cfg(feature = "postgres")]
-            Source::Postgres(source) => source.each_id_place(&mut count)?,
+            SnapshotSource::Postgres(source) => source.each_id_place(&mut count)?,
         }
         for (key, count) in &self.blocks.by_segment {
             let of = applied.contains_key(key).then_some(*key);
@@ -324,9 +323,9 @@ impl Snapshot {
         each: &mut dyn FnMut(&Row<'_>) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<()> {
         match &self.database {
-            Source::Sqlite(database) => each_row(database, SELECT_IDS_OF_PRUNED, each),
+            SnapshotSource::Sqlite(database) => each_row(database, SELECT_IDS_OF_PRUNED, each),
             #[cfg(feature = "postgres")]
-            Source::Postgres(_) => Ok(()),
+            SnapshotSource::Postgres(_) => Ok(()),
         }
     }
 

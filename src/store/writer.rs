@@ -44,10 +44,8 @@ struct FileState {
     wal: (i64, i64),
 }
 
-/// SQLite's journal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum JournalMode {
-    /// The WAL.
     Wal,
     /// The rollback journal, until the first commit into a new file: pages are then written once, not
     /// first into the WAL and again into the file.
@@ -59,7 +57,7 @@ enum JournalMode {
 /// A segment's state, apart from its progress.
 #[derive(Clone, Debug)]
 pub struct Mark<'a> {
-    /// The segment.
+    /// The segment whose row changes.
     pub segment: &'a SegmentId,
     /// Its tag; `None` for an imported file.
     pub tag: Option<Tag>,
@@ -67,7 +65,7 @@ pub struct Mark<'a> {
     pub file_name: &'a str,
     /// Applied bytes as last read; if they have changed, nothing is stored.
     pub applied_bytes: u64,
-    /// The new state.
+    /// The state after the change.
     pub state: SegmentState,
     /// The reason, for a corrupt or missing segment.
     pub reason: Option<&'a str>,

@@ -25,9 +25,9 @@ use crate::store::{Database, StoreError};
 /// The data directory to verify, and the resources to use.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The data directory.
+    /// The data directory whose files are recounted.
     pub data_dir: PathBuf,
-    /// The database.
+    /// The database that they are compared with.
     pub database: Database,
     /// The UUID of the data directory; nil until [`Target::identified`].
     pub directory: Uuid,

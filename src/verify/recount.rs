@@ -12,10 +12,10 @@
 //! A difference is a [`Finding`], not an error; the recount continues. An error means that the comparison
 //! could not be made.
 
+mod file_sums;
 mod files;
 mod locate;
 mod same_content;
-mod tally;
 mod totals;
 
 use std::collections::HashMap;
@@ -45,9 +45,9 @@ pub enum Finding {
 /// The result of a recount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Files recounted.
+    /// Number of files that were recounted.
     pub files: u64,
-    /// Bytes recounted.
+    /// Number of bytes that were recounted.
     pub bytes: u64,
     /// The lines in these bytes, by outcome.
     pub counts: Counts,
@@ -246,13 +246,13 @@ impl Recount<'_> {
                 }
             }
         }
-        let tally = self.tally(row, &file)?;
-        self.ids_found.insert(row.key, tally.id_events);
+        let sums = self.add_up(row, &file)?;
+        self.ids_found.insert(row.key, sums.id_events);
         self.report.files += 1;
         self.report.bytes += row.applied_bytes;
-        self.report.counts.add(&tally.counts);
-        self.report.net = self.report.net.wrapping_add(tally.net);
-        self.compare(row, &file, &tally);
+        self.report.counts.add(&sums.counts);
+        self.report.net = self.report.net.wrapping_add(sums.net);
+        self.compare(row, &file, &sums);
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use tallyline::data_dir::disk::{Disk, RealDisk};
 use tallyline::event::Event;
 use tallyline::health::Health;
 use tallyline::journal::{Batch, Journal, JournalConfig, KnownSegments};
-use tallyline::processor::{self, ProcessConfig};
+use tallyline::processor::{self, ProcessorConfig};
 use tallyline::server::Server;
 use tallyline::shutdown::Shutdown;
 
@@ -154,7 +154,7 @@ fn apply(table: &mut Table) {
         let dir = tempfile::tempdir_in(target_dir()).unwrap();
         std::fs::write(dir.path().join("events_1.jsonl"), &text).unwrap();
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let config = ProcessConfig::new(dir.path());
+        let config = ProcessorConfig::new(dir.path());
         let summary = processor::run_once(&config, &disk, &[], &mut |_| {}).unwrap();
         assert_eq!(summary.counts.events, LINES);
     });

@@ -12,7 +12,7 @@ use crate::data_dir::disk::{self, Disk as _, RealDisk};
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Marker {
     pub(super) backup: String,
-    /// RFC 3339.
+    /// When the first attempt began, RFC 3339.
     pub(super) started: String,
 }
 
@@ -28,7 +28,7 @@ impl Marker {
         serde_json::from_slice(&text).ok()
     }
 
-    /// Writes it durably.
+    /// Writes it; it is durable when this returns.
     pub(super) fn write(&self, data_dir: &Path) -> anyhow::Result<()> {
         let path = data_dir.join(RESTORE_FILE);
         let text = serde_json::to_vec(self)?;
@@ -37,7 +37,7 @@ impl Marker {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Removes it durably.
+    /// Removes it; the directory is synced when this returns.
     pub(super) fn remove(data_dir: &Path) -> anyhow::Result<()> {
         let path = data_dir.join(RESTORE_FILE);
         RealDisk

@@ -1,7 +1,7 @@
 use super::*;
 use crate::backup::{create, refuse_unfinished};
 use crate::cli::config::ServeConfig;
-use crate::processor::{ProcessConfig, run_once};
+use crate::processor::{ProcessorConfig, run_once};
 use crate::server::Server;
 use crate::shutdown::Shutdown;
 use crate::store::read_checks;
@@ -92,7 +92,7 @@ fn a_restore_stopped_after_any_step_is_finished_by_the_next() {
                 steps(&at("backup"), &data, STEPS.len());
                 refuse_unfinished(&data).expect("finished");
                 let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-                let config = ProcessConfig::new(&data);
+                let config = ProcessorConfig::new(&data);
                 processor::seal(&data, &Database::in_dir(&data), &disk).expect("sealed");
                 let summary = run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
                 assert!(summary.refused.is_empty(), "{case}: {summary:?}");

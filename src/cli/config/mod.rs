@@ -128,7 +128,7 @@ pub struct ProcessConfig {
 /// How much a command prints to stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbosity {
-    /// A summary.
+    /// A summary, also if nothing is wrong.
     Normal,
     /// `--quiet`: nothing on success.
     Quiet,
@@ -150,7 +150,7 @@ pub enum DatabaseMode {
 }
 
 impl ProcessConfig {
-    /// Checks the flags.
+    /// The configuration of these flags. An error names the flag that is wrong.
     pub fn new(args: ProcessArgs, quiet: bool) -> Result<Self, UsageError> {
         if args.rebuild && !args.files.is_empty() {
             return Err(UsageError::new(
@@ -185,7 +185,7 @@ pub struct VerifyConfig {
 }
 
 impl VerifyConfig {
-    /// Checks the flags.
+    /// The configuration of these flags. An error names the flag that is wrong.
     pub fn new(args: VerifyArgs, quiet: bool) -> Result<Self, UsageError> {
         Ok(Self {
             data_dir: directory(args.totals.data_dir)?,
@@ -211,14 +211,14 @@ pub struct BackupConfig {
 /// Whether a finished backup is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckBackup {
-    /// No check.
+    /// The files are copied without a check.
     No,
     /// Recounts the backup, as `verify` does.
     Recount,
 }
 
 impl BackupConfig {
-    /// Checks the flags.
+    /// The configuration of these flags. An error names the flag that is wrong.
     pub fn new(args: BackupArgs, quiet: bool) -> Result<Self, UsageError> {
         let data_dir = directory(args.data_dir)?;
         if let Some(why) = keeps_totals_elsewhere(&data_dir, args.database.url)? {
@@ -243,7 +243,7 @@ impl BackupConfig {
 /// Configuration of `tallyline restore`.
 #[derive(Clone, Debug)]
 pub struct RestoreConfig {
-    /// Backup directory.
+    /// The directory of the backup.
     pub dir: PathBuf,
     /// Data directory to restore into. Default `data`.
     pub data_dir: PathBuf,
@@ -252,7 +252,7 @@ pub struct RestoreConfig {
 }
 
 impl RestoreConfig {
-    /// Checks the flags.
+    /// The configuration of these flags. An error names the flag that is wrong.
     pub fn new(args: RestoreArgs, quiet: bool) -> Result<Self, UsageError> {
         let data_dir = directory(args.data_dir)?;
         if let Some(why) = keeps_totals_elsewhere(&data_dir, args.database.url)? {
@@ -287,7 +287,7 @@ pub struct QueryConfig {
 /// Output format of `query`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryFormat {
-    /// Aligned columns.
+    /// Aligned columns, for people.
     Table,
     /// JSON; amounts keep all their digits.
     Json,
@@ -306,7 +306,7 @@ impl QueryFormat {
 }
 
 impl QueryConfig {
-    /// Checks the flags.
+    /// The configuration of these flags. An error names the flag that is wrong.
     pub fn new(args: QueryArgs) -> Result<Self, UsageError> {
         Ok(Self {
             data_dir: directory(args.totals.data_dir)?,
@@ -336,7 +336,7 @@ pub struct RejectedConfig {
 }
 
 impl RejectedConfig {
-    /// Checks the flags.
+    /// The configuration of these flags. An error names the flag that is wrong.
     pub fn new(args: RejectedArgs) -> Result<Self, UsageError> {
         Ok(Self {
             data_dir: directory(args.totals.data_dir)?,

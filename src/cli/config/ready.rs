@@ -18,7 +18,7 @@ pub struct ReadyConfig {
 }
 
 impl ReadyConfig {
-    /// Checks the flags.
+    /// The configuration of these flags. An error names the flag that is wrong.
     pub fn new(args: &ReadyArgs, quiet: bool) -> Result<Self, UsageError> {
         Ok(Self {
             to: base_url(&args.to)?,

@@ -1,15 +1,15 @@
 //! Configuration of `tallyline send`.
 
+mod places;
+
 use std::ffi::OsString;
-use std::fs::{File, Metadata};
 use std::num::{NonZeroU32, NonZeroU64};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Uri;
 
+use self::places::refuse_one_file_for_two;
 use super::UsageError;
 use crate::cli::args::SendArgs;
 
@@ -96,9 +96,9 @@ pub enum Ids {
 /// Format of the summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// Text.
+    /// Lines for people.
     Text,
-    /// One JSON object.
+    /// One JSON object, for programs.
     Json,
     /// Text, printed only if something went wrong.
     Quiet,
@@ -195,30 +195,6 @@ impl SendConfig {
     }
 }
 
-/// Fails if a file that is written is also read or written as something else.
-fn refuse_one_file_for_two(
-    input: &Input,
-    token_file: Option<&Path>,
-    rejects: Option<&Path>,
-    state: Option<&Path>,
-) -> Result<(), UsageError> {
-    let read = [
-        ("the file to send", Place::of_input(input)),
-        ("the --token-file", token_file.map(Place::of_path)),
-    ];
-    let rejects = rejects.map(Place::of_path);
-    let state = state.map(Place::of_path);
-    for (flag, place) in [("--rejects", &rejects), ("--state", &state)] {
-        for (name, other) in &read {
-            differ(flag, place.as_ref(), name, other.as_ref())?;
-        }
-    }
-    differ("--rejects", rejects.as_ref(), "the --state", state.as_ref())?;
-    let stdout = Place::of_descriptor(std::io::stdout());
-    let (name, input) = &read[0];
-    differ("stdout", stdout.as_ref(), name, input.as_ref())
-}
-
 /// The default state file: `FILE.tallyline-state`.
 fn state_beside(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
@@ -233,68 +209,6 @@ fn default_state(input: &Input) -> Option<PathBuf> {
     let read_once = std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
     let of_a_process = path.starts_with("/dev") || path.starts_with("/proc");
     (!read_once && !of_a_process).then(|| state_beside(path))
-}
-
-/// Identity of a regular file: its path, which may not exist yet, and its inode.
-#[derive(Debug)]
-struct Place {
-    path: Option<PathBuf>,
-    /// Device and inode.
-    identity: Option<(u64, u64)>,
-}
-
-impl Place {
-    fn of_path(path: &Path) -> Self {
-        let metadata = std::fs::metadata(path).ok();
-        Self {
-            path: Some(path.canonicalize().unwrap_or_else(|_| path.to_owned())),
-            identity: metadata.and_then(|metadata| regular(&metadata)),
-        }
-    }
-
-    fn of_descriptor(descriptor: impl AsFd) -> Option<Self> {
-        let file = File::from(descriptor.as_fd().try_clone_to_owned().ok()?);
-        let identity = regular(&file.metadata().ok()?)?;
-        Some(Self {
-            path: None,
-            identity: Some(identity),
-        })
-    }
-
-    fn of_input(input: &Input) -> Option<Self> {
-        match input.path() {
-            Some(path) => Some(Self::of_path(path)),
-            None => Self::of_descriptor(std::io::stdin()),
-        }
-    }
-
-    fn is(&self, other: &Self) -> bool {
-        self.path.is_some() && self.path == other.path
-            || self.identity.is_some() && self.identity == other.identity
-    }
-}
-
-fn regular(metadata: &Metadata) -> Option<(u64, u64)> {
-    metadata.is_file().then(|| (metadata.dev(), metadata.ino()))
-}
-
-/// Fails if the file `written` is the file `other`, which is read.
-fn differ(
-    flag: &str,
-    written: Option<&Place>,
-    name: &str,
-    other: Option<&Place>,
-) -> Result<(), UsageError> {
-    if let (Some(written), Some(other)) = (written, other)
-        && written.is(other)
-    {
-        let path = written.path.as_deref().or(other.path.as_deref());
-        let path = path.map_or(String::new(), |path| format!(" {}", path.display()));
-        return Err(UsageError::new(format!(
-            "{flag}{path} is {name}; name another file"
-        )));
-    }
-    Ok(())
 }
 
 fn at_most(name: &str, value: NonZeroU32, max: u32) -> Result<NonZeroU32, UsageError> {

@@ -34,7 +34,7 @@ impl From<Written> for String {
 pub(in crate::client) struct Acknowledged(BTreeMap<Option<Uuid>, Position>);
 
 impl Acknowledged {
-    /// Adds a position.
+    /// Keeps the later one of each node.
     pub(in crate::client) fn add(&mut self, NodePosition { node, position }: NodePosition) {
         let last = self.0.entry(node).or_insert(position);
         *last = position.max(*last);
@@ -71,7 +71,6 @@ impl From<Acknowledged> for String {
     }
 }
 
-/// One run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(in crate::client) struct Record {

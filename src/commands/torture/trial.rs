@@ -13,7 +13,6 @@ use super::figures::Figures;
 pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 
 pub(super) struct Trial {
-    /// This program.
     pub(super) exe: PathBuf,
     /// The directory of the run.
     pub(super) dir: PathBuf,

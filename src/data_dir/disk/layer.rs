@@ -71,7 +71,7 @@ macro_rules! file_calls {
 
 /// A [`Disk`] that wraps another one. `sync_dir` calls `open_dir` of the wrapper.
 pub trait DiskLayer: Send + Sync + 'static {
-    /// The wrapped disk.
+    /// The disk that handles what the layer does not.
     fn below(&self) -> &dyn Disk;
 
     disk_calls!(passed_on!());
@@ -83,7 +83,7 @@ impl<L: DiskLayer> Disk for L {
 
 /// A [`DiskFile`] that wraps another one. `size` calls `stat` of the wrapper.
 pub trait FileLayer: Send + Sync + 'static {
-    /// The wrapped file.
+    /// The file that handles what the layer does not.
     fn below(&self) -> &dyn DiskFile;
 
     file_calls!(passed_on!());

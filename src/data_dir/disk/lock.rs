@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::named::read_to_string;
-use super::open::{Access, open_directory, open_file};
+use super::open::{OpenMode, open_directory, open_file};
 use super::real::create_new;
 use super::{Disk as _, RealDisk};
 
@@ -104,7 +104,7 @@ pub enum LockError {
     /// Another process holds it.
     #[error("{} is held by {holder}: only one of its kind may run in a data directory; stop that one or choose another --data-dir", path.display())]
     Held {
-        /// The lock file.
+        /// Path of the lock file.
         path: PathBuf,
         /// The content of the lock file: `process 123, started 2026-...`.
         holder: String,
@@ -112,9 +112,9 @@ pub enum LockError {
     /// The file could not be opened or locked.
     #[error("cannot lock {}", path.display())]
     Io {
-        /// The lock file.
+        /// Path of the lock file.
         path: PathBuf,
-        /// The system's error.
+        /// As the system call returned it.
         source: io::Error,
     },
 }
@@ -171,7 +171,7 @@ impl Lock {
 
 fn open_or_create(path: &Path) -> io::Result<File> {
     loop {
-        match open_file(path, Access::ReadWrite) {
+        match open_file(path, OpenMode::ReadWrite) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => return opened,
         }

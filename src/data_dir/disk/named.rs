@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, OFlags};
 
-use super::open::{Access, named, open_named_with};
+use super::open::{OpenMode, named, open_named_with};
 
 /// The maximum size of a file named on the command line or in the settings, in bytes.
 const NAMED_BYTES_MAX: u64 = 1 << 20;
@@ -31,7 +31,7 @@ fn read_within(path: &Path, timeout: Duration) -> io::Result<Vec<u8>> {
     } else {
         OFlags::empty()
     };
-    let file = open_named_with(path, &named, &stat, Access::Read, more)?;
+    let file = open_named_with(path, &named, &stat, OpenMode::Read, more)?;
     let deadline = Instant::now() + timeout;
     let mut limited = file.take(NAMED_BYTES_MAX + 1);
     let mut bytes = Vec::new();

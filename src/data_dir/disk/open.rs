@@ -24,8 +24,7 @@ use super::{Identity, kind};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// For reading.
+pub enum OpenMode {
     Read,
     /// For reading and writing.
     ReadWrite,
@@ -73,7 +72,7 @@ impl From<Unusable> for io::Error {
 }
 
 /// Opens an existing regular file. Rejects the files of an open database.
-pub fn open_file(path: &Path, access: Access) -> io::Result<File> {
+pub fn open_file(path: &Path, access: OpenMode) -> io::Result<File> {
     let named = named(path)?;
     let stat = rustix::fs::fstat(&named)?;
     match FileType::from_raw_mode(stat.st_mode) {
@@ -144,7 +143,7 @@ fn is_lossy_name(path: &Path) -> Option<bool> {
 }
 
 /// Opens the file behind `named`, unless it belongs to an open database.
-fn open_named(path: &Path, named: &OwnedFd, stat: &Stat, access: Access) -> io::Result<File> {
+fn open_named(path: &Path, named: &OwnedFd, stat: &Stat, access: OpenMode) -> io::Result<File> {
     open_named_with(path, named, stat, access, OFlags::empty())
 }
 
@@ -153,7 +152,7 @@ pub(super) fn open_named_with(
     path: &Path,
     named: &OwnedFd,
     stat: &Stat,
-    access: Access,
+    access: OpenMode,
     more: OFlags,
 ) -> io::Result<File> {
     if let Some(database) = database_of(identity(stat)) {
@@ -163,8 +162,8 @@ pub(super) fn open_named_with(
         | OFlags::NOCTTY
         | more
         | match access {
-            Access::Read => OFlags::RDONLY,
-            Access::ReadWrite => OFlags::RDWR,
+            OpenMode::Read => OFlags::RDONLY,
+            OpenMode::ReadWrite => OFlags::RDWR,
         };
     let through = format!("/proc/self/fd/{}", named.as_raw_fd());
     match system_open(Path::new(&through), flags) {
@@ -308,7 +307,7 @@ mod tests {
     use crate::data_dir::disk::read;
 
     fn reason(path: &Path) -> String {
-        let error = open_file(path, Access::Read).expect_err("it is not opened");
+        let error = open_file(path, OpenMode::Read).expect_err("it is not opened");
         assert!(Unusable::is_reason_of(&error), "{error}");
         error.to_string()
     }
@@ -318,9 +317,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("file"), "x").expect("written");
-        assert!(open_file(&at("file"), Access::ReadWrite).is_ok());
+        assert!(open_file(&at("file"), OpenMode::ReadWrite).is_ok());
         symlink(at("file"), at("link")).expect("a link");
-        assert!(open_file(&at("link"), Access::Read).is_ok());
+        assert!(open_file(&at("link"), OpenMode::Read).is_ok());
 
         let made = std::process::Command::new("mkfifo")
             .arg(at("fifo"))
@@ -340,7 +339,7 @@ mod tests {
         assert!(reason(&at("events_\u{FFFD}.jsonl")).contains("UTF-8"));
         symlink(at("loop"), at("loop")).expect("a link");
         assert!(reason(&at("loop")).contains("leads back"));
-        let error = open_file(&at("none"), Access::Read).expect_err("nothing");
+        let error = open_file(&at("none"), OpenMode::Read).expect_err("nothing");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
@@ -361,10 +360,13 @@ mod tests {
             assert!(read(&at(name)).is_err(), "{name}");
         }
         guard.forget();
-        assert!(open_file(&at("moved"), Access::Read).is_ok());
-        assert!(open_file(&at("hard"), Access::Read).is_err(), "by its path");
+        assert!(open_file(&at("moved"), OpenMode::Read).is_ok());
+        assert!(
+            open_file(&at("hard"), OpenMode::Read).is_err(),
+            "by its path"
+        );
         drop(guard);
-        assert!(open_file(&at("revenue.db"), Access::Read).is_ok());
+        assert!(open_file(&at("revenue.db"), OpenMode::Read).is_ok());
     }
 
     #[test]
@@ -378,14 +380,14 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    drop(open_file(&at("other"), Access::Read).expect("no database"));
+                    drop(open_file(&at("other"), OpenMode::Read).expect("no database"));
                 }
             });
             let rejected = (0..5000).filter(|_| {
                 let guard = Guard::new(&at("closed.db"));
                 guard.note();
                 drop(guard);
-                open_file(&at("closed.db"), Access::Read).is_err()
+                open_file(&at("closed.db"), OpenMode::Read).is_err()
             });
             let rejected = rejected.count();
             done.store(true, std::sync::atomic::Ordering::Relaxed);

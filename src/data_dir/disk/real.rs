@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Advice, fadvise};
 
-use super::open::{Access, open_directory, open_file};
+use super::open::{OpenMode, open_directory, open_file};
 use super::{Disk, DiskDir, DiskFile, FileStat, Identity, kind, walk};
 
 /// The file system of the machine.
@@ -22,11 +22,11 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(open_file(path, Access::ReadWrite)?))
+        Ok(Arc::new(open_file(path, OpenMode::ReadWrite)?))
     }
 
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(open_file(path, Access::Read)?))
+        Ok(Arc::new(open_file(path, OpenMode::Read)?))
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {

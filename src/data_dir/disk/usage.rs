@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::open::{Access, open_file};
+use super::open::{OpenMode, open_file};
 use super::walk::walk;
 use super::{Disk, DiskFile, RealDisk};
 
@@ -208,7 +208,7 @@ impl super::DiskLayer for MeteredDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = open_file(path, Access::ReadWrite)?;
+        let file = open_file(path, OpenMode::ReadWrite)?;
         let end = file.metadata()?.len();
         Ok(self.metered(file, end))
     }

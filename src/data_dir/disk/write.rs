@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::open::{Access, open_file};
+use super::open::{OpenMode, open_file};
 use super::real::create_new;
 use super::{Disk, DiskFile, RealDisk};
 
@@ -64,7 +64,7 @@ pub fn put_held(path: &Path, bytes: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
 
 /// Whether a process holds an exclusive flock on the file. Fails if the file does not exist.
 pub fn is_held(path: &Path) -> io::Result<bool> {
-    let file = open_file(path, Access::Read)?;
+    let file = open_file(path, OpenMode::Read)?;
     match File::try_lock_shared(&file) {
         Ok(()) => Ok(false),
         Err(std::fs::TryLockError::WouldBlock) => Ok(true),
@@ -82,7 +82,7 @@ fn part_path(path: &Path) -> PathBuf {
 /// Syncs `from`, renames it over `to`, and syncs the directory. A reader sees the old file or the new
 /// one, also after a power failure. Used for the database, which is always on the real disk.
 pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
-    open_file(from, Access::Read)?.sync_all()?;
+    open_file(from, OpenMode::Read)?.sync_all()?;
     std::fs::rename(from, to)?;
     RealDisk.sync_dir(to.parent().unwrap_or(Path::new(".")))
 }

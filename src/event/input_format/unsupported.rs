@@ -16,7 +16,6 @@ pub(crate) struct Unsupported {
 enum Cure {
     /// A shell command that writes the events to stdout as JSON Lines.
     Command(Cow<'static, str>),
-    /// Any other advice.
     Advice(&'static str),
 }
 

@@ -11,7 +11,6 @@ use crate::event::{EventError, ID_BYTES_MAX, JsonString};
 
 /// The identity of a CloudEvent.
 pub(super) struct Id {
-    /// Its attribute `id`.
     attribute: String,
     /// `source`, a space and `id`, which together identify it.
     both: String,

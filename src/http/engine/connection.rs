@@ -44,7 +44,6 @@ const LINGER_BYTES_MAX: u64 = 8 << 20;
 /// Maximum capacity of the input buffer that an idle connection keeps, in bytes.
 pub(super) const IDLE_BUFFER_BYTES_MAX: usize = 1 << 10;
 
-/// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
@@ -87,7 +86,6 @@ enum Arriving {
 enum State {
     /// Between requests, or receiving a head.
     Head,
-    /// Receiving a body.
     Upload(Box<Upload>),
     /// The request was passed to the handler, which has not answered yet.
     Handling,
@@ -158,7 +156,7 @@ impl Connection {
         }
     }
 
-    /// Writes `out`.
+    /// Writes `out` until it is empty or the socket is full.
     fn write(&mut self, turn: &Turn<'_>) -> Step {
         if self.out.is_empty() {
             return Continue(());

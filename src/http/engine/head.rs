@@ -19,7 +19,7 @@ const FIELDS_MAX: usize = 128;
 /// The first byte of a TLS connection.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// A request method.
+/// The request methods that a route may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// GET
@@ -30,7 +30,7 @@ pub enum Method {
     Post,
     /// OPTIONS
     Options,
-    /// Any other method.
+    /// Any other method; no route has it.
     Other,
 }
 

@@ -28,7 +28,6 @@ pub(super) enum Message {
     Piece(Key, Piece, Rest),
     /// Memory for large bodies was released while an upload waited for it.
     MemoryReleased,
-    /// Begin the shutdown.
     Shutdown,
 }
 

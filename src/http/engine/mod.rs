@@ -43,6 +43,7 @@ mod io;
 mod limits;
 mod mailbox;
 mod memory;
+mod produce;
 mod reply;
 mod request;
 mod stream;
@@ -75,7 +76,7 @@ pub enum EngineError {
     /// Binding or listening failed.
     #[error("cannot listen on {address}{}", advice_on_bind(source))]
     Bind {
-        /// The configured address.
+        /// As it was configured; the port may be 0.
         address: SocketAddr,
         /// The error of the system call.
         source: std::io::Error,
@@ -124,7 +125,7 @@ pub struct MayBlock(PhantomData<*const ()>);
 pub struct Blocking<T>(T);
 
 impl<T> Blocking<T> {
-    /// Wraps a value.
+    /// Makes a value that only a thread that may block can use.
     pub fn new(value: T) -> Self {
         Self(value)
     }
@@ -230,7 +231,7 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Figures {
     /// Requests received and not yet answered.
     pub in_flight: usize,
-    /// Open connections.
+    /// Open connections, idle ones included.
     pub connections: usize,
     /// Maximum number of open connections.
     pub connections_max: usize,
@@ -253,7 +254,7 @@ const WORKER_QUEUE_MAX: usize = 1024;
 /// How long a shutdown waits for the I/O thread after the drain time, and then for all other threads.
 const ENDS_TIME: Duration = Duration::from_millis(750);
 
-/// A running engine.
+/// A running engine. [`Engine::stop`] ends its threads.
 #[derive(Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
@@ -335,7 +336,6 @@ impl Engine {
         self.local_addr
     }
 
-    /// The current counters.
     #[cfg(test)]
     fn figures(&self) -> Figures {
         self.shared.figures()

@@ -14,7 +14,7 @@ const JSON: &str = "application/json";
 /// A reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The HTTP status.
+    /// The HTTP status, such as 202.
     pub status: u16,
     /// The media type of the body; not sent if the body is empty.
     pub content_type: &'static str,
@@ -43,7 +43,7 @@ impl Reply {
         }
     }
 
-    /// A JSON reply.
+    /// A reply with `Content-Type: application/json`.
     pub fn json(status: u16, body: String) -> Self {
         Self::new(status, JSON, body.into_bytes())
     }

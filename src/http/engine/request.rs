@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::head::{Head, Method};
 use super::mailbox::{Key, Message};
 use super::memory::Reservation;
-use super::stream::{Rest, Source};
+use super::stream::{PieceSource, Rest};
 use super::workers::Workers;
 use super::{Figures, MayBlock, Refusal, Reply, Shared};
 
@@ -40,7 +40,7 @@ impl Request {
         }
     }
 
-    /// The request method.
+    /// The method; [`Method::Other`] for one that no route has.
     pub fn method(&self) -> Method {
         self.head.method
     }
@@ -87,7 +87,7 @@ impl Request {
 
     /// Sends the head and the first piece of the body to the I/O thread; `source` produces the rest. Never
     /// blocks.
-    pub fn answer_with_stream(mut self, reply: Reply, source: Source) {
+    pub fn answer_with_stream(mut self, reply: Reply, source: PieceSource) {
         if let Some(shared) = self.shared.take() {
             let message = Message::Stream(self.key, reply, Rest(source));
             shared.mailbox.post(message);

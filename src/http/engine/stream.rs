@@ -1,15 +1,12 @@
 //! A body that is produced while it is sent, so that its length is not bounded by memory.
 //!
-//! A handler answers with the head, the first piece and a [`Source`] of the others. The I/O thread writes a
+//! A handler answers with the head, the first piece and a [`PieceSource`] of the others. The I/O thread writes a
 //! piece, and only when the client has read it, a thread that may block produces the next one. A slow client
 //! therefore costs one piece of memory and no thread. To a client of HTTP/1.1 the body is sent in chunks. If
 //! a piece cannot be produced, the connection is closed before the last chunk, which the client reports as
 //! an incomplete response.
 
-use std::sync::Arc;
-
-use super::mailbox::{Key, Message};
-use super::{MayBlock, Shared};
+use super::MayBlock;
 
 /// A piece of a body after the first one.
 #[derive(Debug)]
@@ -23,10 +20,10 @@ pub enum Piece {
 }
 
 /// Produces the pieces of a body after the first one, until [`Piece::Last`] or [`Piece::Failed`].
-pub type Source = Box<dyn FnMut(&MayBlock) -> Piece + Send>;
+pub type PieceSource = Box<dyn FnMut(&MayBlock) -> Piece + Send>;
 
 /// The source of the rest of a body.
-pub(super) struct Rest(pub(super) Source);
+pub(super) struct Rest(pub(super) PieceSource);
 
 impl std::fmt::Debug for Rest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -57,40 +54,5 @@ impl Coding {
         if is_last {
             out.extend_from_slice(b"0\r\n\r\n");
         }
-    }
-}
-
-/// The production of one piece. If it is dropped unfinished, because the queue is full or the source panics,
-/// the piece has failed.
-struct Production {
-    key: Key,
-    shared: Arc<Shared>,
-    piece: Piece,
-    rest: Rest,
-}
-
-/// Produces the next piece on a thread that may block and posts it to the mailbox.
-pub(super) fn produce(rest: Rest, key: Key, shared: &Arc<Shared>) {
-    let mut production = Production {
-        key,
-        shared: Arc::clone(shared),
-        piece: Piece::Failed,
-        rest,
-    };
-    shared.blocking.submit(Box::new(move || production.run()));
-}
-
-impl Production {
-    fn run(&mut self) {
-        self.piece = (self.rest.0)(&MayBlock::on_this_thread());
-    }
-}
-
-impl Drop for Production {
-    fn drop(&mut self) {
-        let piece = std::mem::replace(&mut self.piece, Piece::Failed);
-        let rest = std::mem::replace(&mut self.rest, Rest(Box::new(|_| Piece::Failed)));
-        let message = Message::Piece(self.key, piece, rest);
-        self.shared.mailbox.post(message);
     }
 }

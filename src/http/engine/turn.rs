@@ -30,7 +30,6 @@ pub(super) enum Next {
     Wait,
     /// Give it another turn after the other connections: it has used up its budget.
     Again,
-    /// Close it.
     Close,
     /// Refuse an upload: this one has waited for memory longer than `MEMORY_WAIT`.
     WaitedForMemory,

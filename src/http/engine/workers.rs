@@ -15,7 +15,6 @@ use crossbeam_channel::{Receiver, Sender};
 /// Work for one of the threads.
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread pool.
 pub(super) struct Workers {
     /// `None` after [`Self::stop`].
     jobs: Mutex<Option<Sender<Job>>>,

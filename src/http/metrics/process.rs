@@ -9,12 +9,12 @@ pub struct Process {
     pub resident_bytes: Option<u64>,
     /// Number of open file descriptors.
     pub open_fds: Option<u64>,
-    /// Number of threads.
+    /// Threads, those of libraries included.
     pub threads: Option<u64>,
 }
 
 impl Process {
-    /// Reads `/proc/self`.
+    /// Reads `/proc/self`. What cannot be read is `None`.
     pub fn read() -> Self {
         let status = crate::data_dir::disk::read_to_string(Path::new("/proc/self/status"))
             .unwrap_or_default();

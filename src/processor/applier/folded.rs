@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
 
-use super::{Applier, Commit, FileSource, Watch, delta};
+use super::replay::FileSource;
+use super::{Applier, Commit, Watch, delta};
 use crate::aggregate::UserSums;
 use crate::aggregate::pool::Fold;
 use crate::aggregate::scan::PartialAggregate;

@@ -1,11 +1,13 @@
 //! Which bytes of a file are read when it is verified.
 
 use std::fs;
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
 use super::*;
-use crate::data_dir::disk::{FileLayer, RealDisk};
+use crate::data_dir::disk::{Disk as _, DiskFile, FileLayer, RealDisk};
 use crate::data_dir::segment::{ACTIVE_FILE, sealed_file_name_with};
 use crate::data_dir::testing::{label, write_active};
 
@@ -29,7 +31,6 @@ impl FileLayer for LowestRead {
     }
 }
 
-/// Ignores everything.
 struct Ignores;
 
 impl Watch for Ignores {
@@ -48,7 +49,7 @@ impl Watch for Ignores {
 fn verify_after_sealing(changed: &str) -> Result<(u64, u64), String> {
     let dir = tempfile::tempdir().expect("a directory");
     write_active(dir.path(), 1, FIRST);
-    let config = ProcessConfig::new(dir.path());
+    let config = ProcessorConfig::new(dir.path());
     let config = config.established(&RealDisk).expect("a directory.json");
     let mut pool = Pool::start(&config.memory_budget()).expect("threads");
     let mut applier = Applier::open(&config, &mut pool).expect("a database");

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
 
-use super::{Applier, Commit, FileSource, Watch, open, sync};
+use super::files::{open, sync};
+use super::replay::FileSource;
+use super::{Applier, Commit, Watch};
 use crate::aggregate::pool::RangeAggregate;
 use crate::data_dir::disk::Disk;
 use crate::data_dir::segment::{Seal, SegmentId, Tag};
@@ -168,7 +170,6 @@ impl Applier<'_> {
 
 /// The result of opening one of several sealed files.
 pub(in crate::processor) enum Opened {
-    /// Open and durable.
     Small(SegmentFile),
     /// Too large to be applied with others.
     Large,

@@ -22,7 +22,6 @@ const PREFIX: &str = "events_segment-";
 /// The length and checksum of the beginning of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::processor) struct Prefix {
-    /// Length in bytes.
     pub(super) length: u64,
     /// CRC-32 of these bytes.
     pub(super) checksum: u32,

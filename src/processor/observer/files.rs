@@ -13,7 +13,7 @@ use crate::data_dir::disk::{Disk, Identity};
 use crate::data_dir::segment::{Numbers, SegmentId};
 use crate::data_dir::{Catalog, Found};
 use crate::journal::Tail;
-use crate::processor::ProcessConfig;
+use crate::processor::ProcessorConfig;
 use crate::store::SegmentRow;
 use crate::verify::contents::{compare_claims, describe_rivals};
 use crate::verify::seal;
@@ -78,7 +78,7 @@ impl KnownFiles {
     /// no longer: then the database was replaced, and files in the archive may be pending.
     pub(super) fn list(
         &mut self,
-        config: &ProcessConfig,
+        config: &ProcessorConfig,
         applied: &Numbers,
     ) -> io::Result<Listing> {
         let (disk, data_dir) = (&*self.disk, &config.data_dir);

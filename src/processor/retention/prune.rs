@@ -6,7 +6,7 @@ use crate::aggregate::lines;
 use crate::data_dir::disk::{DirLock, Disk};
 use crate::data_dir::segment::SegmentId;
 use crate::data_dir::{Catalog, Place, SegmentFile};
-use crate::processor::{ProcessConfig, ProcessError};
+use crate::processor::{ProcessError, ProcessorConfig};
 use crate::store::{SegmentRow, Writer};
 use crate::verify::contents;
 
@@ -126,7 +126,7 @@ pub(in crate::processor) fn finish(
 /// the directory. A file that cannot be removed does no harm, because it is not applied.
 pub(in crate::processor) fn finish_at_start(
     disk: &dyn Disk,
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
     catalog: &mut Catalog,
     writer: &Writer,
 ) -> Result<(), ProcessError> {

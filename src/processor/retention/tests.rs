@@ -49,14 +49,14 @@ fn kept(dir: &Path) -> usize {
 }
 
 /// A directory with [`SEGMENTS`] applied segments, of which every one may be pruned at once.
-fn applied_segments() -> (tempfile::TempDir, ProcessConfig, Arc<dyn Disk>) {
+fn applied_segments() -> (tempfile::TempDir, ProcessorConfig, Arc<dyn Disk>) {
     let dir = tempfile::tempdir().expect("a directory");
     for number in 1..=SEGMENTS {
         let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
         write_sealed(dir.path(), number, &format!("{line}\n"));
     }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let mut config = ProcessConfig::new(dir.path());
+    let mut config = ProcessorConfig::new(dir.path());
     config.retention = Some(Duration::ZERO);
     let config = config.established(&RealDisk).expect("it is read");
     run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
@@ -143,7 +143,7 @@ fn a_wrong_clock_does_not_prune_or_expire_new_events() {
         }
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let fake = Fake::at(applied_at);
-        let mut config = ProcessConfig::new(dir.path());
+        let mut config = ProcessorConfig::new(dir.path());
         config.clock = Arc::new(Clock::of(Box::new(fake.clone())));
         (config.retention, config.dedup_window) = (Some(year), Some(year));
         let config = config.established(&RealDisk).expect("it is read");
@@ -224,7 +224,7 @@ fn no_segment_after_a_pending_one_is_pruned() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join(DATABASE_FILE);
     let mut writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
-    let mut config = ProcessConfig::new(dir.path());
+    let mut config = ProcessorConfig::new(dir.path());
     config.retention = Some(Duration::ZERO);
     let retention = Retention::new(&config);
     assert!(
@@ -247,7 +247,7 @@ fn no_segment_after_a_pending_one_is_pruned() {
             .map(|due| due.1)
     };
     assert_eq!((due(2), due(3)), (None, Some(2)));
-    let mut later = ProcessConfig::new(dir.path());
+    let mut later = ProcessorConfig::new(dir.path());
     later.retention = Some(Duration::from_hours(1));
     let later = Retention::new(&later);
     assert!(
@@ -289,7 +289,7 @@ fn a_deduplication_window_of_a_fraction_of_a_second_is_rounded_up() {
     write_sealed(dir.path(), 1, &format!("{line}\n"));
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let fake = Fake::at(NOW - NOW % SECOND + 900);
-    let mut config = ProcessConfig::new(dir.path());
+    let mut config = ProcessorConfig::new(dir.path());
     config.clock = Arc::new(Clock::of(Box::new(fake.clone())));
     config.dedup_window = Some(Duration::from_millis(1500));
     let config = config.established(&RealDisk).expect("it is read");

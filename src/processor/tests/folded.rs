@@ -9,8 +9,8 @@ use crate::store::Counts;
 /// So little memory that files from 4 KiB on are large, and sums are written to temporary files.
 const LITTLE: usize = 1;
 
-fn config(dir: &TempDir, memory_bytes: usize) -> ProcessConfig {
-    let mut config = ProcessConfig::new(dir.path());
+fn config(dir: &TempDir, memory_bytes: usize) -> ProcessorConfig {
+    let mut config = ProcessorConfig::new(dir.path());
     config.memory_bytes = memory_bytes;
     config.threads = 2;
     config

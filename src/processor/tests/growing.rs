@@ -49,7 +49,7 @@ fn an_imported_file_is_applied_once_its_size_stays_the_same() {
         Arc::clone(&health),
     )
     .expect("the journal opens");
-    let mut config = ProcessConfig::new(dir.path());
+    let mut config = ProcessorConfig::new(dir.path());
     config.flush_interval = Duration::from_millis(10);
     let progress = Arc::new(Progress::new(Processing::Here));
     let processor = Processor::start(config, disk, journal.clone(), progress, Arc::clone(&health));

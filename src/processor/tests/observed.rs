@@ -108,7 +108,7 @@ impl Observing {
             listings: AtomicU64::new(0),
             sealed_bytes_read: Arc::default(),
         });
-        let mut config = ProcessConfig::new(dir.path());
+        let mut config = ProcessorConfig::new(dir.path());
         config.flush_interval = flush_interval;
         let progress = Arc::new(Progress::new(Processing::Elsewhere));
         let readers = Readers::of(&config.database, 1);

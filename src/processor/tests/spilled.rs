@@ -80,9 +80,9 @@ fn apply_with(
     disk: &Arc<dyn Disk>,
     dir: &TempDir,
     text: &str,
-) -> (Result, Summary, usize) {
+) -> (Result, BatchSummary, usize) {
     write(dir, "events_a.jsonl", text);
-    let mut config = ProcessConfig::new(dir.path());
+    let mut config = ProcessorConfig::new(dir.path());
     config.memory_bytes = memory_bytes;
     config.threads = 2;
     let mut commits = 0;
@@ -336,7 +336,7 @@ fn after_a_crash_at_any_call_on_a_temporary_file_each_line_counts_once() {
                 .into_iter()
                 .filter(|name| is_spill(Path::new(name))),
         );
-        let mut config = ProcessConfig::new(&path);
+        let mut config = ProcessorConfig::new(&path);
         config.memory_bytes = 1;
         run_once(&config, &super::disk(), &[], &mut |_| {}).expect("it recovers");
         let again = tempfile::tempdir().expect("a directory");
@@ -377,7 +377,7 @@ fn a_run_that_cannot_be_read_applies_nothing_and_names_the_file() {
     for damage in [false, true] {
         let dir = tempfile::tempdir().expect("a directory");
         write(&dir, "events_a.jsonl", &text);
-        let mut config = ProcessConfig::new(dir.path());
+        let mut config = ProcessorConfig::new(dir.path());
         config.memory_bytes = 1;
         let (data, reads) = (dir.path().to_owned(), AtomicUsize::new(0));
         let disk = watched(move |call| {

@@ -10,8 +10,8 @@ use std::time::SystemTime;
 
 use super::status::Sealed;
 use super::{
-    ACTIVE_FILE, Applier, Catalog, DeadSegment, Disk, Label, MISSING, Place, ProcessConfig,
-    ProcessError, SEGMENT, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail, Worker,
+    ACTIVE_FILE, Applier, Catalog, DeadSegment, Disk, Label, MISSING, Place, ProcessError,
+    ProcessorConfig, SEGMENT, SegmentId, SegmentRow, SegmentState, Settled, Tag, Tail, Worker,
     accounts_for, compare_claims, describe, retention, topic,
 };
 use crate::aggregate::lines;
@@ -271,7 +271,7 @@ pub(super) fn count_lines(
 /// Describes the missing segments and what to do; `None` if there are none.
 pub(in crate::processor) fn describe_missing(
     missing: &BTreeSet<u64>,
-    config: &ProcessConfig,
+    config: &ProcessorConfig,
 ) -> Option<String> {
     let first = missing.first()?;
     let segments = if missing.len() == 1 {

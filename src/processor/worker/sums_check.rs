@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use super::{ProcessConfig, SUMS, describe};
+use super::{ProcessorConfig, SUMS, describe};
 use crate::health::Health;
 use crate::verify::sums;
 
@@ -28,7 +28,7 @@ impl SumsCheck {
     }
 
     /// Starts the thread if a check is due. It sets or clears the readiness topic [`SUMS`].
-    pub(super) fn start_if_due(&mut self, config: &ProcessConfig, health: Arc<Health>) {
+    pub(super) fn start_if_due(&mut self, config: &ProcessorConfig, health: Arc<Health>) {
         if !std::mem::take(&mut self.is_due) {
             return;
         }

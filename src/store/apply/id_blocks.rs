@@ -5,7 +5,7 @@
 //! one statement. Only if some existed already are these read, changed and updated.
 
 use super::Rows;
-use super::ids::IdLookup;
+use super::id_lookup::IdLookup;
 use crate::aggregate::{IdEvent, IdEvents};
 use crate::store::id_blocks::{Block, BlockKey, Grouped, NumberStatus, SequentialId, Span};
 
@@ -41,7 +41,6 @@ pub(in crate::store) enum Change {
     Nothing,
     /// A run was closed.
     Closed,
-    /// Some were counted.
     Counted,
 }
 
@@ -136,7 +135,7 @@ impl IdBlocks {
         rows: &mut R,
         id: &SequentialId<'_>,
         event: &IdEvent<'_>,
-        decide: impl FnOnce(&IdLookup) -> Counts,
+        decide: impl FnOnce(&IdLookup) -> Counted,
     ) -> Result<(), R::Error> {
         let mut work = Work {
             key: id.key,
@@ -150,12 +149,12 @@ impl IdBlocks {
         let hash = event.payload_hash();
         let counts = decide(&seen(block.status(id.number, hash), block, id.number));
         let change = match counts {
-            Counts::Yes => {
+            Counted::Yes => {
                 block.count(id.number, hash, self.place, event.offset);
                 Change::Counted
             }
-            Counts::No if block.pass(self.place) => Change::Closed,
-            Counts::No => Change::Nothing,
+            Counted::No if block.pass(self.place) => Change::Closed,
+            Counted::No => Change::Nothing,
         };
         if change == Change::Nothing {
             return Ok(());
@@ -171,7 +170,7 @@ impl IdBlocks {
 
 /// Whether an event is counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counts {
+pub(super) enum Counted {
     Yes,
     No,
 }

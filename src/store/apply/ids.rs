@@ -3,61 +3,13 @@
 //! The sums per user include all events with an id, because most of them count. The others are
 //! collected here and subtracted from the sums in step 5.
 
-use std::ops::RangeInclusive;
-
 use super::super::IdEvent;
-use super::id_blocks::{Counts, IdBlocks};
+use super::id_blocks::{Counted, IdBlocks};
+pub(in crate::store) use super::id_lookup::{IdLookup, IdRow};
 use super::overflow::{OverflowReplay, count_line, refuse};
-use super::{Failure, Range, Rows, Tally};
+use super::{Failure, Range, RangeTally, Rows};
 use crate::aggregate::delta::signed;
 use crate::store::id_blocks::{Grouped, SequentialId};
-
-/// A row of an id.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::store) struct IdRow {
-    pub(in crate::store) payload: i64,
-    /// The [`Rows::place`] of the segment of the counted event.
-    pub(in crate::store) place: i64,
-    /// Where the line of that event starts.
-    pub(in crate::store) offset: u64,
-}
-
-/// The result of looking up an event's id.
-pub(in crate::store) enum IdLookup {
-    /// No other event with the id was counted.
-    New,
-    /// An event with the id and the same payload was counted.
-    Duplicate,
-    /// An event with the id and another payload was counted.
-    Conflict {
-        /// The [`Rows::place`] of its segment.
-        segment: i64,
-        /// Where its line starts: one offset, or the offsets of the run that contains it.
-        offsets: RangeInclusive<u64>,
-    },
-}
-
-impl IdLookup {
-    /// The status of an event of the segment at `place`, if `row` is the row of its id. A row of the event
-    /// itself counts as new: it was inserted by this transaction.
-    #[inline]
-    pub(in crate::store) fn of(row: Option<&IdRow>, place: i64, event: &IdEvent<'_>) -> Self {
-        let Some(row) = row else {
-            return Self::New;
-        };
-        if row.payload != event.payload() {
-            return Self::Conflict {
-                segment: row.place,
-                offsets: row.offset..=row.offset,
-            };
-        }
-        if (row.place, row.offset) == (place, event.offset) {
-            Self::New
-        } else {
-            Self::Duplicate
-        }
-    }
-}
 
 /// Counts the events with an id and, during an overflow replay, the lines of its users.
 pub(super) fn count<'a, R: Rows>(
@@ -65,7 +17,7 @@ pub(super) fn count<'a, R: Rows>(
     range: &Range<'a>,
     key: i64,
     replay: &mut OverflowReplay,
-    tally: &mut Tally<'a>,
+    tally: &mut RangeTally<'a>,
 ) -> Result<(), Failure<R::Error>> {
     let place = rows.place(key);
     if replay.users.is_empty() {
@@ -85,9 +37,9 @@ pub(super) fn count<'a, R: Rows>(
             let seen = rows.look_up_id(place, &event)?;
             // An event that overflows its total is rejected, and its id is not stored.
             match (decide(replay, tally, &event, &seen), seen) {
-                (Counts::Yes, _) => rows.insert_id(place, &event)?,
-                (Counts::No, IdLookup::New) => rows.reject_id(place, &event)?,
-                (Counts::No, _) => {}
+                (Counted::Yes, _) => rows.insert_id(place, &event)?,
+                (Counted::No, IdLookup::New) => rows.reject_id(place, &event)?,
+                (Counted::No, _) => {}
             }
         }
     }
@@ -103,7 +55,7 @@ fn count_together<'a, R: Rows>(
     rows: &mut R,
     range: &Range<'a>,
     place: i64,
-    tally: &mut Tally<'a>,
+    tally: &mut RangeTally<'a>,
 ) -> Result<(), R::Error> {
     let events = range.delta.with_id;
     if events.is_empty() {
@@ -129,7 +81,7 @@ fn count_together<'a, R: Rows>(
 
 /// Counts an event whose user cannot overflow.
 #[inline]
-fn record<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
+fn record<'a>(tally: &mut RangeTally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
     let amount = signed(event.kind, event.amount_micros);
     if matches!(seen, IdLookup::New) {
         tally.id_events += 1;
@@ -143,35 +95,35 @@ fn record<'a>(tally: &mut Tally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
 /// Counts an event during an overflow replay, in file order.
 fn decide<'a>(
     replay: &mut OverflowReplay,
-    tally: &mut Tally<'a>,
+    tally: &mut RangeTally<'a>,
     event: &IdEvent<'a>,
     seen: &IdLookup,
-) -> Counts {
+) -> Counted {
     if !replay.users.contains_key(event.user_id) {
         record(tally, event, seen);
         return if matches!(seen, IdLookup::New) {
-            Counts::Yes
+            Counted::Yes
         } else {
-            Counts::No
+            Counted::No
         };
     }
     if !matches!(seen, IdLookup::New) {
         not_counted(tally, event, seen);
-        return Counts::No;
+        return Counted::No;
     }
     let amount = signed(event.kind, event.amount_micros);
     if replay.take(event.user_id, amount) == Some(false) {
         refuse(tally, event.offset, event.user_id);
-        return Counts::No;
+        return Counted::No;
     }
     tally.added.event(amount);
     tally.id_events += 1;
     tally.id_net = tally.id_net.wrapping_add(amount);
-    Counts::Yes
+    Counted::Yes
 }
 
 #[cold]
-fn not_counted(tally: &mut Tally<'_>, event: &IdEvent<'_>, seen: &IdLookup) {
+fn not_counted(tally: &mut RangeTally<'_>, event: &IdEvent<'_>, seen: &IdLookup) {
     let IdLookup::Conflict { segment, offsets } = seen else {
         tally.duplicates += 1;
         return;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::super::UserLine;
-use super::{Failure, Rows, Source, Tally};
+use super::{Failure, RangeTally, Rows, Source};
 use crate::aggregate::delta::signed;
 
 /// Users whose totals might overflow, and their lines.
@@ -16,7 +16,6 @@ pub(super) struct OverflowReplay {
 }
 
 impl OverflowReplay {
-    /// Without users.
     pub(super) fn none() -> Self {
         Self {
             users: BTreeMap::new(),
@@ -56,7 +55,7 @@ impl OverflowReplay {
 }
 
 /// Counts or rejects an event without an id of a user in the replay.
-pub(super) fn count_line(replay: &mut OverflowReplay, tally: &mut Tally<'_>, line: &UserLine) {
+pub(super) fn count_line(replay: &mut OverflowReplay, tally: &mut RangeTally<'_>, line: &UserLine) {
     let amount = signed(line.kind, line.amount_micros);
     if replay.take(&line.user_id, amount) == Some(false) {
         refuse(tally, line.offset, &line.user_id);
@@ -65,7 +64,7 @@ pub(super) fn count_line(replay: &mut OverflowReplay, tally: &mut Tally<'_>, lin
     }
 }
 
-pub(super) fn refuse(tally: &mut Tally<'_>, offset: u64, user_id: &str) {
+pub(super) fn refuse(tally: &mut RangeTally<'_>, offset: u64, user_id: &str) {
     tally.refused.push(offset, "overflow", || {
         format!(
             "/value: the total of {user_id:?} would be outside of -9223372036854.775808 to 9223372036854.775807"

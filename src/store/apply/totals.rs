@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::super::{Sums, UserSums};
 use super::overflow::OverflowReplay;
-use super::{Failure, Rows, Tally};
+use super::{Failure, RangeTally, Rows};
 
 /// A total of at most this absolute value cannot overflow by sums below [`SMALL`].
 pub(in crate::store) const SAFE: i64 = 1 << 62;
@@ -15,7 +15,7 @@ pub(super) fn add<R: Rows>(
     rows: &mut R,
     users: &UserSums,
     replay: &OverflowReplay,
-    tally: &mut Tally<'_>,
+    tally: &mut RangeTally<'_>,
 ) -> Result<HashSet<String>, Failure<R::Error>> {
     let mut totals = Totals::new(rows);
     let mut uncounted = std::mem::take(&mut tally.uncounted);

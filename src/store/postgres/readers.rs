@@ -22,8 +22,8 @@ use super::writer::segment_rows;
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
 use crate::event::Micros;
+use crate::store::database_status::DatabaseStatus;
 use crate::store::listing::{Cursor, end_of};
-use crate::store::reading::DatabaseStatus;
 use crate::store::{
     AppliedSegments, Cluster, Ledger, Order, Overall, RejectedFilter, RejectedLine, SegmentRow,
     SegmentState, StoreError, UserTotal,

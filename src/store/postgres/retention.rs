@@ -13,8 +13,9 @@ use super::convert::{self, Malformed, to_i64};
 use super::rows::{RowsError, statement};
 use super::{Node, PostgresWriter};
 use crate::store::apply::End;
+use crate::store::expiry::{After, IdsWalk, OwnedKey};
 use crate::store::id_blocks::Block;
-use crate::store::retention::{After, IdsWalk, OwnedKey, Stamps};
+use crate::store::retention::Stamps;
 use crate::store::{Pruned, SegmentRow, StoreError};
 
 /// Which ids expire.

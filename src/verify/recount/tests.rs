@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::*;
 use crate::data_dir::disk::RealDisk;
 use crate::data_dir::testing::{tag_of, write_active, write_sealed};
-use crate::processor::{ProcessConfig, run_once};
+use crate::processor::{ProcessorConfig, run_once};
 use crate::store::{DATABASE_FILE, Database, Existing, IdsWalk, Writer};
 
 fn apply(dir: &TempDir) {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let mut config = ProcessConfig::new(dir.path());
+    let mut config = ProcessorConfig::new(dir.path());
     config.memory_bytes = 4096; // several ranges per file
     run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
 }

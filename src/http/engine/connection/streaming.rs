@@ -3,7 +3,8 @@
 
 use std::ops::ControlFlow::{Break, Continue};
 
-use super::super::stream::{self, Coding, Piece, Rest};
+use super::super::produce::produce;
+use super::super::stream::{Coding, Piece, Rest};
 use super::super::turn::{Next, Turn};
 use super::{Connection, Reply, State, Step};
 
@@ -57,12 +58,12 @@ impl Connection {
             return Continue(());
         };
         if let Some(rest) = streaming.rest.take() {
-            stream::produce(rest, self.key, turn.shared);
+            produce(rest, self.key, turn.shared);
         }
         Break(Next::Wait)
     }
 
-    /// Sends a piece.
+    /// Sends a piece, and requests the next one once it is written.
     pub(in crate::http::engine) fn produced(
         &mut self,
         turn: &mut Turn<'_>,

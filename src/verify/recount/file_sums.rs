@@ -16,7 +16,7 @@ const STEP_BYTES: u64 = 128 << 20;
 
 /// The sums over the applied bytes of one file.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct FileSums {
     pub(super) counts: Counts,
     pub(super) net: i64,
     /// Events counted here by the row of their id.
@@ -29,7 +29,7 @@ pub(super) struct Tally {
     pub(super) unknown_net: i64,
 }
 
-impl Tally {
+impl FileSums {
     /// Whether everything matches the row except events whose ids have expired; which of those were counted
     /// cannot be determined. Only for a row with expired ids.
     fn agrees_but_for_expired(&self, row: &SegmentRow) -> bool {
@@ -47,14 +47,14 @@ impl Tally {
 
 impl Recount<'_> {
     /// Counts the applied bytes, and adds their sums per user to those of the other files.
-    pub(super) fn tally(
+    pub(super) fn add_up(
         &mut self,
         row: &SegmentRow,
         file: &SegmentFile,
-    ) -> Result<Tally, VerifyError> {
+    ) -> Result<FileSums, VerifyError> {
         let end = row.applied_bytes;
         let overflows = self.snapshot.overflows(&row.id, end)?;
-        let mut tally = Tally::default();
+        let mut sums = FileSums::default();
         let mut at = 0;
         while at < end {
             let partial = self
@@ -62,16 +62,16 @@ impl Recount<'_> {
                 .scan_into(&mut self.users, &file.file, at, end, STEP_BYTES)
                 .map_err(VerifyError::io("read", &file.path))?;
             self.users.begin_range();
-            self.add(row, &partial, &overflows, &mut tally)?;
+            self.add(row, &partial, &overflows, &mut sums)?;
             at += partial.bytes();
             (self.on_progress)(self.report.bytes + at, self.bytes_total);
         }
         if !overflows.is_empty() {
-            self.subtract_overflows(file, end, &overflows, &mut tally)?;
+            self.subtract_overflows(file, end, &overflows, &mut sums)?;
         }
-        let counts = &mut tally.counts;
+        let counts = &mut sums.counts;
         counts.rejected = counts.lines - counts.events - counts.duplicates;
-        Ok(tally)
+        Ok(sums)
     }
 
     fn add(
@@ -79,11 +79,11 @@ impl Recount<'_> {
         row: &SegmentRow,
         partial: &PartialAggregate,
         overflows: &HashSet<u64>,
-        tally: &mut Tally,
+        sums: &mut FileSums,
     ) -> Result<(), VerifyError> {
-        tally.counts.lines += partial.lines;
-        tally.counts.events += partial.lines - partial.rejected_count;
-        tally.net = tally.net.wrapping_add(partial.net_check);
+        sums.counts.lines += partial.lines;
+        sums.counts.events += partial.lines - partial.rejected_count;
+        sums.net = sums.net.wrapping_add(partial.net_check);
         // The sums have the events with an id as if all of them counted.
         let mut uncounted = HashMap::<&str, UserSum>::new();
         let mut uncounted_events = 0;
@@ -94,27 +94,27 @@ impl Recount<'_> {
                     // The id may have been counted later, somewhere else.
                     _ if overflows.contains(&event.offset) => {}
                     IdStatus::Contradicted => {}
-                    IdStatus::Duplicate => tally.counts.duplicates += 1,
+                    IdStatus::Duplicate => sums.counts.duplicates += 1,
                     IdStatus::Unknown => {
-                        tally.unknown += 1;
+                        sums.unknown += 1;
                         if row.ids_expired > 0 {
-                            tally.unknown_net = tally.unknown_net.wrapping_add(net);
+                            sums.unknown_net = sums.unknown_net.wrapping_add(net);
                             return;
                         }
                     }
                     IdStatus::Counted => {
-                        tally.id_events += 1;
-                        tally.id_net = tally.id_net.wrapping_add(net);
+                        sums.id_events += 1;
+                        sums.id_net = sums.id_net.wrapping_add(net);
                         return;
                     }
                 }
                 uncounted_events += 1;
-                tally.net = tally.net.wrapping_sub(net);
+                sums.net = sums.net.wrapping_sub(net);
                 let sum = uncounted.entry(event.user_id).or_default();
                 sum.micros = sum.micros.wrapping_sub(net);
                 sum.events -= 1;
             })?;
-        tally.counts.events -= uncounted_events;
+        sums.counts.events -= uncounted_events;
         Ok(self.snapshot.correct(uncounted.into_iter())?)
     }
 
@@ -125,7 +125,7 @@ impl Recount<'_> {
         file: &SegmentFile,
         end: u64,
         overflows: &HashSet<u64>,
-        tally: &mut Tally,
+        sums: &mut FileSums,
     ) -> Result<(), VerifyError> {
         let mut subtracted = Vec::new();
         lines::each(&*file.file, 0, end, |offset, line| {
@@ -139,44 +139,44 @@ impl Recount<'_> {
         })
         .map_err(VerifyError::io("read", &file.path))?;
         for (_, sum) in &subtracted {
-            tally.counts.events -= 1;
-            tally.net = tally.net.wrapping_add(sum.micros);
+            sums.counts.events -= 1;
+            sums.net = sums.net.wrapping_add(sum.micros);
         }
         let sums = subtracted.iter().map(|(user, sum)| (&**user, *sum));
         Ok(self.snapshot.correct(sums)?)
     }
 
-    pub(super) fn compare(&mut self, row: &SegmentRow, file: &SegmentFile, tally: &Tally) {
-        if tally.counts == row.counts && tally.net == row.net_check {
+    pub(super) fn compare(&mut self, row: &SegmentRow, file: &SegmentFile, sums: &FileSums) {
+        if sums.counts == row.counts && sums.net == row.net_check {
             return;
         }
         let path = file.path.display();
-        if row.ids_expired > 0 && tally.agrees_but_for_expired(row) {
+        if row.ids_expired > 0 && sums.agrees_but_for_expired(row) {
             self.exact = false;
             return self.add_finding(&Finding::Note(format!(
                 "segment {} ({path}): {} ids of it have expired (--dedup-window), and {} events have an id that is not kept, so which of these were counted cannot be determined; everything else matches",
-                row.id, row.ids_expired, tally.unknown
+                row.id, row.ids_expired, sums.unknown
             )));
         }
         if row.counts.rejected > REJECTED_LINES_MAX
-            && tally.counts.lines == row.counts.lines
-            && tally.counts.duplicates == row.counts.duplicates
-            && tally.counts.events > row.counts.events
+            && sums.counts.lines == row.counts.lines
+            && sums.counts.duplicates == row.counts.duplicates
+            && sums.counts.events > row.counts.events
         {
             self.exact = false;
             return self.add_finding(&Finding::Note(format!(
                 "segment {} ({path}): only the first {REJECTED_LINES_MAX} of its {} rejected lines are kept, so whether {} events overflowed a total cannot be determined",
                 row.id,
                 row.counts.rejected,
-                tally.counts.events - row.counts.events
+                sums.counts.events - row.counts.events
             )));
         }
         self.add_finding(&Finding::Mismatch(format!(
             "segment {} ({path}): the file has {}, the database {}{}",
             row.id,
-            describe(&tally.counts, tally.net),
+            describe(&sums.counts, sums.net),
             describe(&row.counts, row.net_check),
-            match tally.unknown {
+            match sums.unknown {
                 0 => String::new(),
                 unknown => format!("; {unknown} events have an id that is not in the database"),
             }
