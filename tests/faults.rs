@@ -394,8 +394,13 @@ fn a_clock_set_after_the_start_prunes_and_expires_nothing() {
         fs::rename(next, &clock).unwrap();
     };
     let mut acked = BTreeSet::new();
-    // The last start has a clock that is years ahead.
-    for (start, then) in [("-20000d", "+0"), ("-20000d", "+0"), ("+1000d", "+1000d")] {
+    // The third clock is right at first; the last one is years ahead from the start.
+    for (start, then) in [
+        ("-20000d", "+0"),
+        ("-20000d", "+0"),
+        ("+0", "+1000d"),
+        ("+1000d", "+1000d"),
+    ] {
         set_clock(start);
         let server = Server::by(&data, flags.as_flattened(), |args| by_clock(&clock, args));
         let mut send = |id: &str| {

@@ -211,6 +211,35 @@ fn without_a_processor_nothing_is_reported_as_applied() {
 }
 
 #[test]
+fn without_a_processor_more_counted_lines_than_there_are_make_it_unready() {
+    // Fails if the difference is taken for 0 pending lines, so that the ledger balances by arithmetic.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
+    let position = server.accept(event("u", 1));
+    let look = format!("/userEvents/u?after={position}&wait=50s");
+    server.get(&look).expect(200); // so that the database has a row of the segment
+    server.kill();
+    let db = rusqlite::Connection::open(scratch.data().join("revenue.db")).unwrap();
+    let more = "UPDATE segment SET lines = lines + 1, duplicates = duplicates + 1";
+    assert_eq!(db.execute(more, []).unwrap(), 1);
+    drop(db);
+    let server = Server::with(&scratch.data(), &["--no-process"]);
+    until(PATIENCE, "readiness reports it", || {
+        let reasons = server.get("/readyz").text();
+        reasons
+            .contains("1 more lines were counted than")
+            .then_some(())
+    });
+    let status = server.status();
+    assert_eq!(status["unaccounted"], -1, "{status}");
+    let metrics = server.get("/metrics").expect(200).text();
+    assert!(
+        metrics.contains("\ntallyline_unaccounted_lines -1\n"),
+        "{metrics}"
+    );
+}
+
+#[test]
 fn pending_lines_of_an_imported_file_have_an_age() {
     // Fails if the lag is 0 while lines of a file are pending that this server did not receive.
     let lag = |server: &Server| {

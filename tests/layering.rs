@@ -172,7 +172,8 @@ fn depth(path: &str) -> usize {
 }
 
 /// Modules of this crate that the tokens of a file at this depth name: after `crate::`,
-/// `tallyline::` or as many `super::` as lead to the root, also in braces.
+/// `tallyline::` or as many `super::` as lead to the root, also in braces. A root that gets another
+/// name is `crate as`.
 fn named_modules(tokens: &[String], depth: usize) -> BTreeSet<String> {
     let mut named = BTreeSet::new();
     let mut supers = 0;
@@ -187,6 +188,9 @@ fn named_modules(tokens: &[String], depth: usize) -> BTreeSet<String> {
             "super" => supers == depth,
             _ => false,
         };
+        if is_root && tokens.get(at + 1).is_some_and(|next| next == "as") {
+            named.insert(format!("{word} as"));
+        }
         if !is_root || !is_path(&tokens[at + 1..]) {
             continue;
         }
@@ -398,6 +402,9 @@ fn dependencies_point_one_way() {
     let modules: BTreeSet<&str> = sources.iter().map(|s| module(&s.path)).collect();
     for source in &sources {
         let mut named = named_modules(&source.tokens, depth(&source.path));
+        // After `use crate as all` or `use crate::*` a module can be named without being found.
+        let hides = |name: &&String| matches!(name.as_str(), "*" | "self") || name.ends_with(" as");
+        assert_eq!(named.iter().find(hides), None, "in {}", source.path);
         // Items of the crate root are not a module.
         named.retain(|name| modules.contains(name.as_str()) && name != module(&source.path));
         found
@@ -557,6 +564,8 @@ fn the_search_matches_whole_words() {
     let text = "use super::super::{a::x, b}; super::c::x()";
     assert_eq!(named(text, 2), ["a", "b"]);
     assert_eq!(named(text, 1), ["c", "super"]);
+    let text = "use crate as all; use super::super as up; use tallyline::*; a as crate_";
+    assert_eq!(named(text, 2), ["*", "crate as", "super as"]);
     assert_eq!(
         ["server.rs", "http/mod.rs", "http/engine/mod.rs"].map(depth),
         [1, 1, 2]

@@ -124,7 +124,9 @@ fn a_file_size_limit_is_507_and_the_server_continues() {
     let scratch = Scratch::new();
     let data = scratch.data();
     // In units of 512 bytes; the database fits, a body of a MiB does not.
-    let server = Server::by(&data, &[], |args| by_shell("ulimit -f 1500;", "", args));
+    let server = Server::by(&data, &["--rotate-interval", "1h"], |args| {
+        by_shell("ulimit -f 1500;", "", args)
+    });
     let half = event("u", 1).replace('}', &format!(",\"pad\":\"{}\"}}", "x".repeat(500_000)));
     server
         .post("/liveEvent", format!("{half}\n{half}\n"))
@@ -149,7 +151,10 @@ fn every_loopback_address_can_be_used() {
     // Fails if configuration and HTTP server have different definitions of loopback, or if a
     // request to the address that is listened on gets 403.
     let scratch = Scratch::new();
-    let mut addresses = vec!["127.0.0.2".to_owned(), "localhost".to_owned()];
+    // `127.1` is no IP address in a `Host`, but a name that resolves to one.
+    let mut addresses = ["127.0.0.2", "localhost", "127.1"]
+        .map(str::to_owned)
+        .to_vec();
     if TcpListener::bind("[::ffff:127.0.0.1]:0").is_ok() {
         addresses.push("[::ffff:127.0.0.1]".to_owned());
     }
@@ -158,7 +163,7 @@ fn every_loopback_address_can_be_used() {
         let listen = format!("{address}:0");
         let server = Server::with(&data, &["--listen", &listen]);
         let at: IpAddr = match address.as_str() {
-            "localhost" | "[::ffff:127.0.0.1]" => [127, 0, 0, 1].into(),
+            "localhost" | "127.1" | "[::ffff:127.0.0.1]" => [127, 0, 0, 1].into(),
             other => other.parse().unwrap(),
         };
         let ask = |host: &str| {

@@ -353,8 +353,8 @@ fn other_formats_are_reported_before_anything_is_sent() {
 
 #[test]
 fn a_fifo_is_read_and_other_special_files_are_reported() {
-    // Fails if `send` waits for a FIFO for ever, or does not report a socket, a directory or a
-    // link.
+    // Fails if `send` waits for a FIFO or reads a device for ever, or does not report a socket, a
+    // directory or a link.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
     let at = |name: &str| scratch.path().join(name);
@@ -385,6 +385,13 @@ fn a_fifo_is_read_and_other_special_files_are_reported() {
         let ran = send(&server, &secret, &[]).expect(1);
         assert!(ran.stderr.contains("Permission denied"), "{ran}");
     }
+    send(&server, Path::new("/dev/null"), &[]).expect(0);
+    let ran = send(&server, Path::new("/dev/zero"), &[]).expect(1);
+    assert!(
+        ran.stderr
+            .contains("/dev/zero further: line 1 has not ended"),
+        "{ran}"
+    );
     let fifo = at("fifo");
     rustix::fs::mknodat(
         rustix::fs::CWD,

@@ -243,3 +243,26 @@ fn a_batch_run_reads_no_finished_segment() {
     };
     assert_equal(&calls(FEW), &calls(MANY));
 }
+
+#[test]
+fn a_line_that_no_request_brought_is_unaccounted() {
+    // Fails if accepted events are not compared with the lines of the journal. Only here a line reaches
+    // the journal beside the HTTP server.
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(dir.path(), &SimDisk::with_dir(dir.path()), Role::Processor);
+    until(PATIENCE, "ready", || {
+        (running.get("/readyz") == "{\"ready\":true}").then_some(())
+    });
+    running.write_segment();
+    let ready = running.get("/readyz");
+    let reason = "0 events were accepted and 1 lines appended in this run: 1 are unaccounted for";
+    assert!(ready.contains(reason), "{ready}");
+    let status = running.get("/status");
+    assert!(status.contains("\"unaccounted\":-1,"), "{status}");
+    let metrics = running.get("/metrics");
+    assert!(
+        metrics.contains("\ntallyline_unaccounted_lines -1\n"),
+        "{metrics}"
+    );
+    running.stop();
+}

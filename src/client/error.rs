@@ -75,6 +75,16 @@ pub enum SendError {
         /// Number of lines that were refused, such as `1,000 lines`.
         lines: String,
     },
+    /// A line of the input does not end. The rest was not read.
+    #[error("cannot read {} further: line {line} has not ended after {bytes} bytes, and the longest event has {}; name a file of one event a line", path.display(), crate::event::LINE_BYTES_MAX)]
+    EndlessLine {
+        /// Path of the input, or `-`.
+        path: PathBuf,
+        /// Number of the line.
+        line: u64,
+        /// Bytes of it that were read.
+        bytes: u64,
+    },
     /// The input was sent in full to the same data directory before.
     #[error("{0}")]
     SentBefore(Box<SentBefore>),

@@ -3,7 +3,8 @@
 //! Owned by the thread that reads. Each element of a JSON array is a line, and its number is its
 //! position in the array. Empty lines are counted, so that the numbers match the file, but not sent.
 //! Memory is bounded: a batch ends at its maximum of lines or at [`BATCH_BYTES`], and of a line longer
-//! than the longest event only the beginning is kept.
+//! than the longest event only the beginning is kept. Time is, too: an input without line ends, such as
+//! `/dev/zero`, is an error after [`ENDLESS_BYTES`].
 
 use std::ops::Range;
 
@@ -16,6 +17,8 @@ use crate::event::LINE_BYTES_MAX;
 
 /// A batch ends when it exceeds this size, well below the server's default limit for a body.
 const BATCH_BYTES: usize = 1 << 20;
+/// A line that has not ended after this many bytes ends the reading. Shorter ones are refused one by one.
+const ENDLESS_BYTES: u64 = 256 << 20;
 /// Number of bytes kept of a line that is too long.
 const TOO_LONG_KEPT_BYTES: usize = 1 << 10;
 
@@ -138,6 +141,13 @@ impl Batches {
                 }
             }
             self.make_room();
+            if self.dropped > ENDLESS_BYTES {
+                return Err(SendError::EndlessLine {
+                    path: self.source.path().to_owned(),
+                    line: self.at.lines + 1,
+                    bytes: self.dropped,
+                });
+            }
             match self.source.fill(&mut self.rest)? {
                 Filled::Some => {}
                 Filled::Idle if self.at.lines == from => {}
@@ -374,6 +384,23 @@ mod tests {
             batches.last().expect("some").end.crc32,
             crc32fast::hash(&text)
         );
+    }
+
+    #[test]
+    fn a_line_without_an_end_ends_the_reading() {
+        // Fails if an input without line ends, such as a device, is read for ever.
+        let text = std::io::Read::chain(&b"a\n"[..], std::io::repeat(b'x'));
+        let source = Source::stream(text, &Shutdown::default()).expect("thread");
+        let mut batches = Batches::new(source, 1, Place::default(), Checksum::Kept);
+        let first = batches.next().expect("reads").expect("a line");
+        assert_eq!(shown(&[first]), [(1, "a".to_owned())]);
+        match batches.next() {
+            Err(SendError::EndlessLine { line, bytes, .. }) => {
+                assert_eq!(line, 2);
+                assert!(bytes > ENDLESS_BYTES, "{bytes}");
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

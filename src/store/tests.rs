@@ -8,6 +8,8 @@ mod rejected;
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -806,4 +808,49 @@ fn a_listing_by_prefix_searches_the_key() {
             "{plan:?}"
         );
     }
+}
+
+#[test]
+fn a_start_and_a_scrape_read_no_row_of_an_applied_segment() {
+    // Fails if one of the queries reads each segment that was ever applied: after years there are very many.
+    let steps = |segments: u64| {
+        let (dir, mut writer) = open();
+        let line = Lines(vec![Lines::event("a", Kind::Add, 1, None)]);
+        for number in 1..=segments {
+            let segment = SegmentId::Native(number);
+            line.apply_as(&mut writer, &segment, 0, 1, RangeEnd::Complete);
+        }
+        line.apply_as(
+            &mut writer,
+            &SegmentId::Native(segments + 1),
+            0,
+            1,
+            RangeEnd::Active,
+        );
+        let readers = readers::SqliteReaders::new(&dir.path().join(DATABASE_FILE), 1);
+        let count = Arc::new(AtomicU64::new(0));
+        let read = readers.read("count the steps", |connection| {
+            let steps = Arc::clone(&count);
+            let handler = move || {
+                steps.fetch_add(1, Ordering::Relaxed);
+                false
+            };
+            connection.progress_handler(1, Some(handler))?;
+            segments::missing_rows(connection)?;
+            segments::numbers(connection)?;
+            segments::oldest_applied(connection)?;
+            segments::highest_sealed(connection)
+        });
+        assert_eq!(read.expect("it reads"), Some(segments));
+        // On the same connection, the only one of the pool.
+        let status = readers.status().expect("it reads");
+        assert_eq!(status.unfinished.len(), 1);
+        assert_eq!(status.ledger.applied, segments + 1);
+        readers.segment_counts().expect("it reads");
+        assert_eq!(readers.newest_segments(20).expect("it reads").len(), 20);
+        count.load(Ordering::Relaxed)
+    };
+    let few = steps(40);
+    assert!(few > 100, "{few}");
+    assert_eq!(few, steps(400));
 }

@@ -580,3 +580,18 @@ fn a_database_of_the_version_before_is_refused_by_name() {
         Err(StoreError::Older { found: 3, .. })
     ));
 }
+
+#[test]
+fn the_key_of_an_imported_file_is_never_used_twice() {
+    // Fails if the next file gets the key of a row that is gone: the ids of the former file, which stay, would
+    // belong to lines of the next one.
+    let (dir, mut writer) = open();
+    let lines = Lines(vec![Lines::event("a", Kind::Add, 100, Some("x"))]);
+    assert_eq!(counts(&lines.apply(&mut writer, "first", 0, 1)), (1, 0, 0));
+    let other = Connection::open(dir.path().join(DATABASE_FILE)).expect("it opens");
+    let deleted = other.execute("DELETE FROM segment", []);
+    assert_eq!(deleted.expect("a row"), 1);
+    assert_eq!(counts(&lines.apply(&mut writer, "next", 0, 1)), (0, 1, 0));
+    assert_eq!(dump(&dir, "SELECT key, name FROM segment"), ["-2|next"]);
+    assert_eq!(dump(&dir, "SELECT segment FROM event_id"), ["-1"]);
+}
