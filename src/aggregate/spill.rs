@@ -65,18 +65,15 @@ impl SpillDir {
 
     /// Creates the file of a run. Returns its path: that of the directory if it has no name.
     fn create(&self) -> Result<(PathBuf, Arc<dyn DiskFile>), SpillError> {
-        let (path, created) = match &self.disk {
-            Some(disk) => {
-                let number = self.next.fetch_add(1, Ordering::Relaxed);
-                let path = self.dir.join(format!("totals-{number}{EXTENSION}"));
-                let created = disk.create_new(&path);
-                (path, created)
-            }
-            None => {
-                let created = tempfile::tempfile_in(&self.dir);
-                let created = created.map(|file| Arc::new(file) as Arc<dyn DiskFile>);
-                (self.dir.clone(), created)
-            }
+        let (path, created) = if let Some(disk) = &self.disk {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let path = self.dir.join(format!("totals-{number}{EXTENSION}"));
+            let created = disk.create_new(&path);
+            (path, created)
+        } else {
+            let created = tempfile::tempfile_in(&self.dir);
+            let created = created.map(|file| Arc::new(file) as Arc<dyn DiskFile>);
+            (self.dir.clone(), created)
         };
         match created {
             Ok(file) => Ok((path, file)),

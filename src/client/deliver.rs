@@ -118,7 +118,7 @@ impl Deliverer<'_> {
                 continue;
             }
             let answer = self.request(&group, &body)?;
-            self.record(answer, group, &mut groups, outcomes)?;
+            self.record(answer, &group, &mut groups, outcomes)?;
         }
         Ok(())
     }
@@ -128,7 +128,7 @@ impl Deliverer<'_> {
     fn record<'r, 'l>(
         &self,
         answer: Answer,
-        group: Vec<&'r Ready<'l>>,
+        group: &[&'r Ready<'l>],
         groups: &mut Vec<Vec<&'r Ready<'l>>>,
         outcomes: &mut Outcomes,
     ) -> Result<(), Halt> {
@@ -139,7 +139,7 @@ impl Deliverer<'_> {
                 errors,
                 position,
             } => {
-                let refusals = named(&group, &errors, refused);
+                let refusals = named(group, &errors, refused);
                 if accepted + refused != group.len() as u64 || refusals.len() as u64 != refused {
                     return Err(self.incompatible(group.len(), accepted, refused, refusals.len()));
                 }
@@ -155,25 +155,25 @@ impl Deliverer<'_> {
                 ..
             } if errors.len() as u64 + more_errors == group.len() as u64 => {
                 // All lines are refused: those that the answer does not name are not sent again.
-                let named = named(&group, &errors, 0);
-                let unnamed = without(&group, &named);
+                let named = named(group, &errors, 0);
+                let unnamed = without(group, &named);
                 outcomes
                     .refusals
                     .extend(unnamed.into_iter().map(refused_here));
                 outcomes.refusals.extend(named);
             }
             Answer::Refused { errors, reason, .. } => {
-                let refusals = named(&group, &errors, 0);
+                let refusals = named(group, &errors, 0);
                 if refusals.is_empty() {
-                    halve(&group, "refused", &reason, groups, outcomes);
+                    halve(group, "refused", &reason, groups, outcomes);
                     return Ok(());
                 }
                 // Nothing was stored: the other lines of the group are sent again.
-                groups.push(without(&group, &refusals));
+                groups.push(without(group, &refusals));
                 outcomes.refusals.extend(refusals);
             }
             Answer::TooLarge { reason } => {
-                halve(&group, "too_large", &reason, groups, outcomes);
+                halve(group, "too_large", &reason, groups, outcomes);
             }
             Answer::Failed { reason } | Answer::Retry { reason, .. } => {
                 return Err(self.failed(reason));

@@ -390,7 +390,7 @@ mod tests {
     fn a_line_without_an_end_ends_the_reading() {
         // Fails if an input without line ends, such as a device, is read for ever.
         let text = std::io::Read::chain(&b"a\n"[..], std::io::repeat(b'x'));
-        let source = Source::stream(text, &Shutdown::default()).expect("thread");
+        let source = InputSource::stream(text, &Shutdown::default()).expect("thread");
         let mut batches = Batches::new(source, 1, Place::default(), Checksum::Kept);
         let first = batches.next().expect("reads").expect("a line");
         assert_eq!(shown(&[first]), [(1, "a".to_owned())]);

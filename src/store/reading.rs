@@ -12,11 +12,10 @@ use super::database_status::DatabaseStatus;
 use super::postgres::PostgresReaders;
 use super::readers::SqliteReaders;
 use super::{
-    AppliedSegments, Cluster, Database, Ledger, Overall, Pruned, RejectedFilter, RejectedLine,
-    SegmentRow, SegmentState, StoreError,
+    Cluster, Database, Ledger, Overall, RejectedFilter, RejectedLine, SegmentRow, SegmentState,
+    StoreError, UserTotal,
 };
 use crate::data_dir::segment::{Position, SegmentId};
-use crate::event::Micros;
 
 /// How far a position of a node is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
