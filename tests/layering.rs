@@ -459,10 +459,13 @@ fn threads_have_names_and_do_not_poll_and_queues_are_bounded() {
     // has no bound, a thread has no name, or a worker exits the process by itself.
     assert_at_home(&[
         // It kills at random times by design.
-        ("thread::sleep", &["commands/torture.rs"]),
+        ("thread::sleep", &["commands/torture"]),
         ("thread::spawn", &[]),
         // Bounded in bytes and by the shards in progress, which a channel cannot count.
-        ("unbounded", &["journal", "aggregate/pool.rs"]),
+        (
+            "unbounded",
+            &["journal", "aggregate/pool.rs", "aggregate/threads.rs"],
+        ),
         ("process::exit", &[]),
         // PGPASSWORD and its kin mean the same as with psql.
         ("env::var", &["cli/logging", "store/postgres"]),
