@@ -273,8 +273,10 @@ impl Worker {
             return Ok(()); // The next round reports it.
         }
         let waiting = status.sealed.iter().filter(|(_, sealed)| !sealed.applied);
+        // A number below the highest pruned one is not reported as missing any more.
         let end = waiting
             .filter_map(|(id, _)| id.number())
+            .chain(self.missing.first().copied())
             .min()
             .unwrap_or(status.active);
         let pruned = self
