@@ -6,6 +6,7 @@
 //! another one.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -287,11 +288,20 @@ fn a_database_overwritten_and_then_deleted_is_made_again() {
 
 #[test]
 fn a_database_that_was_only_touched_keeps_its_wal() {
-    // Fails if a new modification time alone makes the server discard the commits in the -wal.
+    // Fails if a new modification time alone makes the server discard the commits in the -wal, also
+    // where their ids are in blocks.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
-    applied(&server, event("u", 1).repeat(3));
+    applied(
+        &server,
+        ["run-000001", "run-000002", "other"]
+            .map(|id| {
+                format!(r#"{{"userId":"u","name":"add_revenue","value":1,"id":"{id}"}}"#) + "\n"
+            })
+            .concat(),
+    );
+    let wal_before = fs::metadata(wal(&data)).unwrap().ino();
     let size = fs::metadata(wal(&data)).unwrap().len();
     let file = fs::OpenOptions::new()
         .append(true)
@@ -300,7 +310,9 @@ fn a_database_that_was_only_touched_keeps_its_wal() {
     file.set_modified(std::time::SystemTime::now()).unwrap();
     until_logged(&server, "overwrote the file in place");
     until_ready(&server);
-    assert!(fs::metadata(wal(&data)).unwrap().len() >= size);
+    let now = fs::metadata(wal(&data)).unwrap();
+    assert!(now.len() >= size);
+    assert_eq!(now.ino(), wal_before, "it is not another one");
     applied(&server, event("u", 1));
     assert_eq!(read_and_close(&data), 4);
     server.stop().expect(0);
