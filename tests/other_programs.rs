@@ -6,7 +6,7 @@
 //! another one.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -175,6 +175,45 @@ fn a_wal_removed_or_replaced_is_detected_and_nothing_is_lost() {
                 .iter()
                 .any(|name| name.starts_with("revenue.db-wal.aside"));
             assert_eq!(aside, replaced, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_wal_overwritten_in_place_is_detected_and_nothing_is_lost() {
+    // Fails if the server appends to a -wal that another program has emptied: the next checkpoint
+    // copies the hole over the database, and the pruned events are in no file.
+    for emptied in [true, false] {
+        for retention in ["1h", "1ms"] {
+            let scratch = Scratch::new();
+            let data = scratch.data();
+            let flags = ["--flush-interval", "10ms", "--retention", retention];
+            let server = Server::with(&data, &flags);
+            for _ in 0..4 {
+                applied(&server, event("u", 1));
+            }
+            let wal = fs::OpenOptions::new().write(true).open(wal(&data)).unwrap();
+            if emptied {
+                wal.set_len(0).unwrap();
+            } else {
+                let length = usize::try_from(wal.metadata().unwrap().len()).unwrap();
+                wal.write_all_at(&vec![0; length], 0).unwrap();
+            }
+            for _ in 0..4 {
+                server.accept(event("u", 1));
+                server.flush();
+            }
+            until_logged(&server, "overwrote the file in place, or its -wal");
+            until_events(&server, "u", 8);
+            until_ready(&server);
+            let case = format!("{emptied} {retention}");
+            server.kill();
+            assert_eq!(read_and_close(&data), 8, "{case}");
+            let server = Server::start(&data);
+            until_ready(&server);
+            assert_eq!(events_of(&server, "u"), 8, "{case}");
+            server.stop().expect(0);
+            run(&["verify", "--data-dir", arg(&data)]).expect(0);
         }
     }
 }
