@@ -174,9 +174,11 @@ fn a_backup_is_a_plain_directory_and_does_not_change_its_source() {
     let (data, to) = (scratch.data(), scratch.path().join("backup"));
     add(&data, 3);
     add_and_kill(&data, 2);
+    fs::write(data.join("quarantine/kept"), "x").unwrap();
     let before = contents(&data);
     backup(&data, &to).expect(0);
     assert_eq!(contents(&data), before);
+    assert!(to.join("quarantine/kept").exists());
     let names = names_in(&to);
     assert!(!names.iter().any(|name| name == ACTIVE), "{names:?}");
     let sealed = names.iter().filter(|name| label_in_name(name).is_some());

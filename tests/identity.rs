@@ -419,6 +419,10 @@ fn a_number_that_a_file_already_has_is_not_assigned() {
         }
         let server = Server::start(&data);
         if running {
+            // After the startup scan, which reserves the numbers of the files that it finds.
+            server
+                .post("/liveEvent?ack=applied", event("v", 1))
+                .expect(200);
             fs::copy(&file, &put).unwrap();
         }
         until(PATIENCE, "it is applied", || {
@@ -671,6 +675,54 @@ fn a_copy_of_a_segment_under_another_name_is_not_counted_again() {
     );
     assert_eq!(revenue(&data), 5);
     verify(&data).expect(0);
+}
+
+#[test]
+fn a_segment_under_the_number_of_another_is_reported() {
+    // Fails if the events of a segment count twice because a copy has another number in its name, or if
+    // readiness, `process`, a rebuild or `verify` does not name that file.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    serve(&data, 3).stop().expect(0);
+    let (_, file) = sealed(&data).pop().unwrap();
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let copy = data.join(name.replace("-000001-", "-000007-"));
+    fs::copy(&file, &copy).unwrap();
+    let copy = copy.to_str().unwrap();
+    let server = Server::start(&data);
+    until(PATIENCE, "/readyz reports it", || {
+        reasons(&server).contains(copy).then_some(())
+    });
+    server.stop().expect(0);
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains(copy), "{ran}");
+    let ran = run(&["process", "--rebuild", "--data-dir", data.to_str().unwrap()]).expect(1);
+    assert!(ran.stderr.contains(copy), "{ran}");
+    let ran = verify(&data).expect(1);
+    let reported = |line: &str| line.starts_with("MISMATCH") && line.contains(copy);
+    assert!(ran.stdout.lines().any(reported), "{ran}");
+    assert_eq!(revenue(&data), 3);
+}
+
+#[test]
+fn verify_reports_an_active_file_of_another_copy() {
+    // Fails if `verify` takes events.jsonl for the segment that was applied, because of its number.
+    let scratch = Scratch::new();
+    let (data, clone) = (scratch.data(), scratch.path().join("clone"));
+    Server::start(&data).stop().expect(0);
+    copy_tree(&data, &clone);
+    for dir in [&data, &clone] {
+        let server = Server::start(dir);
+        server
+            .post("/liveEvent?ack=applied", event("u", 1))
+            .expect(200);
+        server.kill();
+    }
+    verify(&data).expect(0);
+    fs::copy(clone.join(ACTIVE), data.join(ACTIVE)).unwrap();
+    let ran = verify(&data).expect(1);
+    let reported = "events.jsonl is not the segment of that number that was applied";
+    assert!(ran.stdout.contains(reported), "{ran}");
 }
 
 #[test]

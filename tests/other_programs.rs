@@ -6,6 +6,7 @@
 //! another one.
 
 use std::fs;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -179,6 +180,45 @@ fn a_wal_removed_or_replaced_is_detected_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_wal_overwritten_in_place_is_detected_and_nothing_is_lost() {
+    // Fails if the server appends to a -wal that another program has emptied: the next checkpoint
+    // copies the hole over the database, and the pruned events are in no file.
+    for emptied in [true, false] {
+        for retention in ["1h", "1ms"] {
+            let scratch = Scratch::new();
+            let data = scratch.data();
+            let flags = ["--flush-interval", "10ms", "--retention", retention];
+            let server = Server::with(&data, &flags);
+            for _ in 0..4 {
+                applied(&server, event("u", 1));
+            }
+            let wal = fs::OpenOptions::new().write(true).open(wal(&data)).unwrap();
+            if emptied {
+                wal.set_len(0).unwrap();
+            } else {
+                let length = usize::try_from(wal.metadata().unwrap().len()).unwrap();
+                wal.write_all_at(&vec![0; length], 0).unwrap();
+            }
+            for _ in 0..4 {
+                server.accept(event("u", 1));
+                server.flush();
+            }
+            until_logged(&server, "overwrote the file in place, or its -wal");
+            until_events(&server, "u", 8);
+            until_ready(&server);
+            let case = format!("{emptied} {retention}");
+            server.kill();
+            assert_eq!(read_and_close(&data), 8, "{case}");
+            let server = Server::start(&data);
+            until_ready(&server);
+            assert_eq!(events_of(&server, "u"), 8, "{case}");
+            server.stop().expect(0);
+            run(&["verify", "--data-dir", arg(&data)]).expect(0);
+        }
+    }
+}
+
+#[test]
 fn removing_the_shm_loses_no_commit_of_the_wal() {
     // Fails if the -wal, which alone has the last commits, is removed or set aside with the -shm.
     let scratch = Scratch::new();
@@ -287,11 +327,20 @@ fn a_database_overwritten_and_then_deleted_is_made_again() {
 
 #[test]
 fn a_database_that_was_only_touched_keeps_its_wal() {
-    // Fails if a new modification time alone makes the server discard the commits in the -wal.
+    // Fails if a new modification time alone makes the server discard the commits in the -wal, also
+    // where their ids are in blocks.
     let scratch = Scratch::new();
     let data = scratch.data();
     let server = Server::start(&data);
-    applied(&server, event("u", 1).repeat(3));
+    applied(
+        &server,
+        ["run-000001", "run-000002", "other"]
+            .map(|id| {
+                format!(r#"{{"userId":"u","name":"add_revenue","value":1,"id":"{id}"}}"#) + "\n"
+            })
+            .concat(),
+    );
+    let wal_before = fs::metadata(wal(&data)).unwrap().ino();
     let size = fs::metadata(wal(&data)).unwrap().len();
     let file = fs::OpenOptions::new()
         .append(true)
@@ -300,7 +349,9 @@ fn a_database_that_was_only_touched_keeps_its_wal() {
     file.set_modified(std::time::SystemTime::now()).unwrap();
     until_logged(&server, "overwrote the file in place");
     until_ready(&server);
-    assert!(fs::metadata(wal(&data)).unwrap().len() >= size);
+    let now = fs::metadata(wal(&data)).unwrap();
+    assert!(now.len() >= size);
+    assert_eq!(now.ino(), wal_before, "it is not another one");
     applied(&server, event("u", 1));
     assert_eq!(read_and_close(&data), 4);
     server.stop().expect(0);

@@ -352,6 +352,41 @@ fn retention_prunes_and_keeps_every_total() {
 }
 
 #[test]
+fn retention_does_not_hide_a_missing_segment() {
+    // Fails if segments above a missing one are pruned: a number below the highest pruned one is not
+    // missing, so the lost events are not reported any more.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::with(&data, &["--no-process"]);
+    for _ in 0..5 {
+        server.accept(event("u", 1));
+        server.post("/flush", "");
+    }
+    server.stop().expect(0);
+    let segments = names_in(&data);
+    let lost = segments.iter().find(|name| name.contains("-000002-"));
+    fs::remove_file(data.join(lost.unwrap())).unwrap();
+    let flags = ["--retention", "1ms", "--flush-interval", "10ms"];
+    for _ in 0..2 {
+        let server = Server::with(&data, &flags);
+        server.flush();
+        until(PATIENCE, "segment 1 is pruned", || {
+            (files_below(&data.join("applied")).len() == 3).then_some(())
+        });
+        // Several rounds.
+        for _ in 0..3 {
+            let ready = server.get("/readyz").problem(503);
+            assert!(ready.to_string().contains("segment 2"), "{ready}");
+            server.flush();
+        }
+        assert_eq!(files_below(&data.join("applied")).len(), 3);
+        server.stop().expect(0);
+        let ran = run(&["verify", "--data-dir", arg(&data)]).expect(1);
+        assert!(ran.stdout.contains("segments 2"), "{ran}");
+    }
+}
+
+#[test]
 fn nothing_is_pruned_during_verify() {
     // Fails if files are deleted while `verify` reads them.
     let scratch = Scratch::new();

@@ -152,8 +152,12 @@ impl Restore {
         let directory = Directory::read(&RealDisk, backup)
             .with_context(|| format!("cannot read {}", backup.join(DIRECTORY_FILE).display()))?
             .with_context(|| format!("{} is missing", backup.join(DIRECTORY_FILE).display()))?;
+        let marker = Marker::read(data_dir);
+        if let Some(marker) = &marker {
+            marker.refuse_other(manifest.directory, data_dir)?;
+        }
         let plan = target::plan(backup, &manifest, data_dir)?;
-        let started = Marker::read(data_dir).map_or_else(
+        let started = marker.map_or_else(
             || timestamp::rfc3339_millis(SystemTime::now()),
             |marker| marker.started,
         );
@@ -176,6 +180,7 @@ impl Restore {
                 .to_string_lossy()
                 .into_owned(),
             started: self.started.clone(),
+            directory: Some(self.manifest.directory),
         };
         marker.write(&self.data_dir)
     }

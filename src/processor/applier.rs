@@ -13,6 +13,7 @@ mod tests;
 mod together;
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,8 @@ pub(super) struct Work {
 
 pub(super) struct Applier<'p> {
     pub(super) writer: Writer,
+    /// The database file; empty if the database is not a file.
+    database: PathBuf,
     /// The work since this was last reset.
     pub(super) work: Work,
     pool: &'p mut Pool,
@@ -110,6 +113,11 @@ impl<'p> Applier<'p> {
         config.clock.check(writer.clock()?);
         Ok(Self {
             writer,
+            database: config
+                .database
+                .file()
+                .map(Path::to_owned)
+                .unwrap_or_default(),
             work: Work::default(),
             pool,
             clock: Arc::clone(&config.clock),
@@ -262,6 +270,18 @@ impl<'p> Applier<'p> {
         }
     }
 
+    /// Fails if another program wrote to the database file or its `-wal` in place. A commit after that could
+    /// be lost, or a checkpoint could write what is not in the `-wal` any more.
+    pub(super) fn check_in_place(&mut self) -> Result<(), ProcessError> {
+        match self.writer.is_overwritten() {
+            Ok(true) => Err(ProcessError::Overwritten {
+                path: self.database.clone(),
+            }),
+            Err(error) if !error.is_locked() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes, and repeats it while another program has the database locked and `watch` waits.
     fn until_unlocked<T>(
         &mut self,
@@ -269,6 +289,7 @@ impl<'p> Applier<'p> {
         mut write: impl FnMut(&mut Writer) -> Result<T, StoreError>,
     ) -> Result<T, ProcessError> {
         loop {
+            self.check_in_place()?;
             match write(&mut self.writer) {
                 Ok(done) => {
                     // Before the commit is reported: any later write to the file is not by this writer.

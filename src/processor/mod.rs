@@ -241,8 +241,8 @@ pub enum ProcessError {
         /// The database that another program wrote to.
         database: Database,
     },
-    /// Another program wrote to the database file without SQLite's locks, such as `cp`.
-    #[error("database {}: another program overwrote the file in place while the server had it open; it is read again, and the events in the files that it lacks are applied", path.display())]
+    /// Another program wrote to the database file or its `-wal` without SQLite's locks, such as `cp`.
+    #[error("database {}: another program overwrote the file in place, or its -wal, while it was open; it has to be read again, and the events in the files that it lacks are applied then", path.display())]
     Overwritten {
         /// Path of the SQLite file.
         path: PathBuf,

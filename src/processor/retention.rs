@@ -20,7 +20,8 @@
 //! exist or not; if it does, it is removed in the same way.
 //!
 //! # Which segments
-//! Segments are pruned in the order of their numbers, up to the first that is pending. The newest segment is
+//! Segments are pruned in the order of their numbers, up to the first that is pending or missing: the pruned
+//! numbers are a range from 1 on, and a missing segment in it would not be reported any more. The newest segment is
 //! kept, because the next number is derived from it. Imported segments are kept, because their rows prevent
 //! the same file from being counted again. The age of a segment counts from when it was fully applied.
 //!

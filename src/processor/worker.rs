@@ -116,7 +116,10 @@ pub(super) fn run(
             break Some(describe_unapplied(&error, health));
         }
         match error {
-            ProcessError::Overwritten { .. } => continue,
+            ProcessError::Overwritten { .. } => {
+                worker.sums_check.request();
+                continue;
+            }
             // Not an error yet: the startup scan checks the sums.
             ProcessError::ChangedByOthers { .. } => {
                 tracing::warn!("{}", describe(&error));
@@ -268,19 +271,24 @@ impl Worker {
         {
             return Ok(());
         }
-        let (status, writer) = (&mut self.status, &mut applier.writer);
-        if writer.replaced().is_some() {
+        if applier.writer.replaced().is_some() {
             return Ok(()); // The next round reports it.
         }
+        applier.check_in_place()?;
+        let (status, writer) = (&mut self.status, &mut applier.writer);
         let waiting = status.sealed.iter().filter(|(_, sealed)| !sealed.applied);
+        // A number below the highest pruned one is not reported as missing any more.
         let end = waiting
             .filter_map(|(id, _)| id.number())
+            .chain(self.missing.first().copied())
             .min()
             .unwrap_or(status.active);
         let pruned = self
             .retention
             .round(writer, &*self.disk, end, &status.health)?;
         status.pruned = pruned.unwrap_or(status.pruned);
+        // If this fails, the next check of the database finds out.
+        let _unknown = writer.note_written();
         Ok(())
     }
 

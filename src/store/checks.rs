@@ -1,19 +1,21 @@
 //! Sums that must agree in a database that no other program changed.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use rusqlite::{Connection, Row};
+use rusqlite::Connection;
 
 use super::open;
 use super::overall::{self, Overall};
 use super::recovery::open_without_checkpoint;
 use super::segments::{applied_sum, pruned, read_applied_sum};
+use super::snapshot::{count_blocks, each_row};
 use super::{AppliedSum, StoreError};
 
 const SELECT_SEGMENT_CHECKS: &str = include_str!("../../sql/query/select_segment_checks.sql");
 const ADD_UP_APPLIED: &str = include_str!("../../sql/query/add_up_applied.sql");
-const COUNT_SEGMENTS_WITH_OTHER_IDS: &str =
-    include_str!("../../sql/query/count_segments_with_other_ids.sql");
+const COUNT_EVENT_IDS: &str = include_str!("../../sql/query/count_event_ids.sql");
+const SELECT_ID_COUNTS: &str = include_str!("../../sql/query/select_id_counts.sql");
 
 /// Sums that must agree, read in one snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,22 +61,30 @@ pub fn is_consistent(path: &Path) -> Result<bool, StoreError> {
         return Ok(false);
     };
     let read = || -> rusqlite::Result<bool> {
-        let one = |sql, ok: &dyn Fn(&Row<'_>) -> rusqlite::Result<bool>| {
-            connection.query_row(sql, [], |row| ok(row))
-        };
-        let sound = one("PRAGMA integrity_check(1)", &|row| {
-            Ok(row.get::<_, String>(0)? == "ok")
-        })?;
-        if !sound {
-            return Ok(false);
-        }
-        let sums = checks(&connection)?;
-        let ids = one(COUNT_SEGMENTS_WITH_OTHER_IDS, &|row| {
-            Ok(row.get::<_, i64>(0)? == 0)
-        })?;
-        Ok(ids && sums.agree())
+        let fault: String =
+            connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+        Ok(fault == "ok" && checks(&connection)?.agree() && ids_agree(&connection)?)
     };
     read().map_err(StoreError::sqlite(path, "check it"))
+}
+
+/// Whether both tables of ids hold as many ids of each segment as its row says.
+fn ids_agree(connection: &Connection) -> rusqlite::Result<bool> {
+    let (mut applied, mut expected) = (HashMap::new(), HashMap::new());
+    each_row(connection, SELECT_ID_COUNTS, &mut |row| {
+        let key: i64 = row.get(0)?;
+        applied.insert(key, row.get(1)?);
+        expected.insert(key, row.get::<_, u64>(2)?);
+        Ok(())
+    })?;
+    let blocks = count_blocks(connection, &applied)?;
+    let mut found = blocks.by_segment;
+    each_row(connection, COUNT_EVENT_IDS, &mut |row| {
+        *found.entry(row.get(0)?).or_default() += row.get::<_, u64>(1)?;
+        Ok(())
+    })?;
+    let agree = |(key, ids): (&i64, &u64)| found.get(key).copied().unwrap_or_default() == *ids;
+    Ok(blocks.fault_count == 0 && expected.iter().all(agree))
 }
 
 fn checks(connection: &Connection) -> rusqlite::Result<Checks> {

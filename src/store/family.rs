@@ -10,8 +10,10 @@
 //!
 //! If a program writes into the database file itself (`cat old.db > revenue.db`, `cp`, `rsync
 //! --inplace`), SQLite does not detect it and continues with its cache and with the `-wal` of the old
-//! content. [`Writer::is_overwritten`](super::Writer::is_overwritten) detects that the file's time or
-//! size changed without a checkpoint. The database is then examined through new connections
+//! content. If one writes into the `-wal` or truncates it (`: > revenue.db-wal`), SQLite appends behind
+//! the hole, and a checkpoint copies it over the database.
+//! [`Writer::is_overwritten`](super::Writer::is_overwritten) detects that a file's time or size changed
+//! without a commit or a checkpoint. The database is then examined through new connections
 //! ([`is_consistent`](super::is_consistent)); if it is mixed from two copies, the `-wal` is discarded.
 //! Two cases are not detected here: a write between a commit of the server and the check after it, and
 //! a write that restores size and time. The sums and `verify` detect these.
@@ -293,6 +295,21 @@ mod tests {
     use super::*;
     use crate::data_dir::disk::with_suffix;
     use crate::store::{DATABASE_FILE, Existing, Writer};
+
+    #[test]
+    fn the_wal_of_a_replaced_database_is_removed() {
+        // Fails if SQLite would replay it into the other file.
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(DATABASE_FILE);
+        let mut writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
+        writer.set_clock(1).expect("written");
+        let other = with_suffix(&path, ".other");
+        std::fs::copy(&path, &other).expect("copied");
+        std::fs::rename(&other, &path).expect("renamed");
+        writer.abandon();
+        assert!(path.exists());
+        assert!(!with_suffix(&path, "-wal").exists());
+    }
 
     #[test]
     fn no_connection_is_opened_beside_a_retired_one() {

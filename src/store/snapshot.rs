@@ -26,7 +26,7 @@ use self::id_block_counts::BlockCounter;
 #[cfg(feature = "postgres")]
 pub(super) use self::id_block_counts::BlockRow;
 pub use self::id_block_counts::IdBlockCounts;
-use self::id_block_counts::count_blocks;
+pub(super) use self::id_block_counts::count_blocks;
 pub use self::ids::IdStatus;
 #[cfg(feature = "postgres")]
 pub(super) use self::ids::status_in;
@@ -345,7 +345,7 @@ impl Snapshot {
     }
 }
 
-fn each_row(
+pub(super) fn each_row(
     connection: &Connection,
     sql: &str,
     each: &mut dyn FnMut(&Row<'_>) -> rusqlite::Result<()>,

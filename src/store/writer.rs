@@ -36,10 +36,11 @@ pub struct SqliteWriter {
     journal: JournalMode,
 }
 
-/// What a write to the database file changes.
+/// What a write to the database file or to the `-wal` changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct FileState {
-    file: Option<Written>,
+    /// The database file and its `-wal`.
+    files: [Option<Written>; 2],
     /// Frames in the WAL, and how many of them are in the file. A checkpoint changes it.
     wal: (i64, i64),
 }
@@ -169,34 +170,43 @@ impl SqliteWriter {
         Ok(std::mem::replace(&mut self.data_version, version) != version)
     }
 
-    /// Records the state of the database file after this writer's last write.
+    /// Records the state of the database file and its `-wal` after this writer's last write.
     pub fn note_written(&mut self) -> Result<(), StoreError> {
         self.left = Some(self.file_state()?);
         Ok(())
     }
 
-    /// Whether the database file was written to since [`SqliteWriter::note_written`], and not by a checkpoint:
-    /// in place, by a program other than SQLite. A `touch` has the same effect. A file that was removed or
-    /// replaced is not overwritten: [`SqliteWriter::replaced`] reports it.
+    /// Whether the database file or its `-wal` was written to since [`SqliteWriter::note_written`], and not by a
+    /// checkpoint or a commit: in place, by a program other than SQLite. A `touch` has the same effect. A file
+    /// that was removed or replaced is not overwritten: [`SqliteWriter::replaced`] reports it.
     pub fn is_overwritten(&mut self) -> Result<bool, StoreError> {
         let now = self.file_state()?;
         let Some(left) = self.left.replace(now) else {
             return Ok(false);
         };
-        let changed = left.file != now.file && left.wal == now.wal;
+        let changed = left.files != now.files && left.wal == now.wal;
         // The state was read by path. The file may have been removed or replaced since the caller compared
         // the files, so they are compared again after the state was read.
-        Ok(changed && self.replaced().is_none())
+        let is_overwritten = changed && self.replaced().is_none();
+        if is_overwritten {
+            // The -wal may have lost what the index says is in it.
+            family::no_checkpoint(&self.connection);
+        }
+        Ok(is_overwritten)
     }
 
     fn file_state(&self) -> Result<FileState, StoreError> {
-        let file = disk::written(&self.path);
+        // Reads the index of the WAL again: another program may have committed.
+        let doing = StoreError::sqlite(&self.path, "examine its WAL");
+        data_version(&self.connection).map_err(&doing)?;
+        let files =
+            ["", "-wal"].map(|suffix| disk::written(&disk::with_suffix(&self.path, suffix)));
         let noop = |row: &rusqlite::Row<'_>| Ok((row.get(1)?, row.get(2)?));
         let wal = self
             .connection
             .query_row("PRAGMA wal_checkpoint(NOOP)", [], noop)
-            .map_err(StoreError::sqlite(&self.path, "examine its WAL"))?;
-        Ok(FileState { file, wal })
+            .map_err(doing)?;
+        Ok(FileState { files, wal })
     }
 
     /// Closes a database of which a file was replaced or removed. No checkpoint is made, because the

@@ -143,6 +143,15 @@ pub(crate) fn other_content(
 /// What to do with a file that is not the segment in its name.
 pub(crate) const OTHER_SEGMENT_CURE: &str = "To count its events, move it out of the data directory and run `tallyline process FILE` with it, which imports the events that are not counted yet; otherwise move it to quarantine/";
 
+/// Describes why a file with the name of a native segment is not applied: its first line has another label or
+/// none.
+pub(crate) fn describe_other_label(id: &SegmentId, path: &Path) -> String {
+    format!(
+        "segment {id}: the first line of {} is not the label of this segment, so it was renamed, edited or emptied and is not applied. {OTHER_SEGMENT_CURE}",
+        path.display()
+    )
+}
+
 /// Describes why a file with the name of an imported one is not applied: its first line has the label of a
 /// segment of this data directory.
 pub(crate) fn describe_other_name(path: &Path, label: Label) -> String {

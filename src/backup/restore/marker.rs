@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::backup::RESTORE_FILE;
 use crate::data_dir::disk::{self, Disk as _, RealDisk};
@@ -14,6 +15,8 @@ pub(super) struct Marker {
     pub(super) backup: String,
     /// When the first attempt began, RFC 3339.
     pub(super) started: String,
+    /// The UUID of the data directory in the backup; `None` if an older version wrote the file.
+    pub(super) directory: Option<Uuid>,
 }
 
 /// The backup named in `restore.json`; `None` if it cannot be read.
@@ -26,6 +29,19 @@ impl Marker {
     pub(super) fn read(data_dir: &Path) -> Option<Self> {
         let text = disk::read(&data_dir.join(RESTORE_FILE)).ok()?;
         serde_json::from_slice(&text).ok()
+    }
+
+    /// Fails if it is that of a backup of another data directory than `directory`: the files that its restore
+    /// added would be counted too, as imported ones.
+    pub(super) fn refuse_other(&self, directory: Uuid, data_dir: &Path) -> anyhow::Result<()> {
+        if self.directory.is_some_and(|begun| begun != directory) {
+            bail!(
+                "cannot restore to {}: the restore of {}, a backup of another data directory, is incomplete there, and some of its events are in the files already; complete that restore first, or restore to a new directory",
+                data_dir.display(),
+                self.backup
+            );
+        }
+        Ok(())
     }
 
     /// Writes it; it is durable when this returns.

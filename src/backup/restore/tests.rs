@@ -54,6 +54,34 @@ fn steps(backup: &Path, data: &Path, count: usize) {
 }
 
 #[test]
+fn an_interrupted_restore_is_not_mixed_with_another_backup() {
+    // Fails if files of the first backup, which were added before the interruption, are counted as
+    // imported files after the restore of the second one.
+    let scratch = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| scratch.path().join(name);
+    let backup_of = |name: &str| at(&format!("backup of {name}"));
+    for name in ["first", "second", "target"] {
+        serve(&at(name), 2, None);
+        let (from, to) = (at(name), backup_of(name));
+        create::create(&from, &to, &Shutdown::default(), &mut |_, _| {}).expect("a backup");
+    }
+    let data = at("target");
+    let prepare = |name: &str| {
+        let manifest = Manifest::read(&backup_of(name)).expect("a backup");
+        Restore::prepare(&backup_of(name), manifest, &data, &mut |_, _| {}).map(drop)
+    };
+    prepare("second").expect("not refused before");
+    steps(&backup_of("first"), &data, STEPS.len() - 1);
+    let error = prepare("second").expect_err("refused").to_string();
+    assert!(
+        error.contains(&*backup_of("first").to_string_lossy()),
+        "{error}"
+    );
+    steps(&backup_of("first"), &data, STEPS.len());
+    prepare("second").expect("not refused after");
+}
+
+#[test]
 fn a_restore_stopped_after_any_step_is_finished_by_the_next() {
     // Fails if a step cannot be repeated, is not covered by restore.json, or leaves files that the
     // second run takes for others.

@@ -13,7 +13,7 @@ use crate::event::{InputFormat, Unsupported};
 use crate::processor::ProcessError;
 use crate::processor::import::{self, Part};
 use crate::store::{Mark, SegmentRow, SegmentState, StoreError};
-use crate::verify::contents::{OTHER_SEGMENT_CURE, describe_other_name};
+use crate::verify::contents::{OTHER_SEGMENT_CURE, describe_other_label, describe_other_name};
 use crate::verify::seal;
 
 /// The applied prefix of a segment, which was verified in a file.
@@ -137,10 +137,7 @@ impl Applier<'_> {
         if label == Some(Label { number, tag }) {
             return Ok(None);
         }
-        Ok(Some(format!(
-            "segment {}: the first line of {path} is not the label of this segment, so it was renamed, edited or emptied and is not applied. {cure}",
-            segment.id
-        )))
+        Ok(Some(describe_other_label(&segment.id, &segment.path)))
     }
 
     /// Whether this process has read and applied every byte of this file.

@@ -88,37 +88,49 @@ proptest! {
     }
 }
 
-/// The real disk, on which one file cannot be read from some byte on.
-struct Unreadable(&'static str);
+/// The real disk, on which something happens while one file is scanned, some bytes after its start.
+struct OnScan {
+    name: &'static str,
+    then: Then,
+}
 
-struct UnreadableFile(Arc<dyn DiskFile>);
+type Then = fn(&Path) -> io::Result<()>;
 
-impl DiskLayer for Unreadable {
+struct OnScanFile {
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+    then: Then,
+}
+
+impl DiskLayer for OnScan {
     fn below(&self) -> &dyn Disk {
         &RealDisk
     }
 
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let file = RealDisk.open_read(path)?;
-        Ok(if path.ends_with(self.0) {
-            Arc::new(UnreadableFile(file))
-        } else {
-            file
-        })
+        if !path.ends_with(self.name) {
+            return Ok(file);
+        }
+        Ok(Arc::new(OnScanFile {
+            file,
+            path: path.to_owned(),
+            then: self.then,
+        }))
     }
 }
 
-impl FileLayer for UnreadableFile {
+impl FileLayer for OnScanFile {
     fn below(&self) -> &dyn DiskFile {
-        &*self.0
+        &*self.file
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         // Only the scan of a chunk, which reads less than the search for the last line end.
         if (9000..20_000).contains(&offset) && buf.len() <= 4097 {
-            return Err(io::Error::other("a damaged sector"));
+            (self.then)(&self.path)?;
         }
-        self.0.read_at(buf, offset)
+        self.file.read_at(buf, offset)
     }
 }
 
@@ -130,7 +142,10 @@ fn a_file_that_cannot_be_read_does_not_change_the_sums_of_the_others() {
     for (number, text) in files.iter().enumerate() {
         write(&dir, &format!("events_{number}.jsonl"), text);
     }
-    let disk: Arc<dyn Disk> = Arc::new(Unreadable("events_2.jsonl"));
+    let disk: Arc<dyn Disk> = Arc::new(OnScan {
+        name: "events_2.jsonl",
+        then: |_| Err(io::Error::other("a damaged sector")),
+    });
     let summary = run_once(&config(&dir, LITTLE), &disk, &[], &mut |_| {}).expect("it runs");
     let refused: Vec<_> = summary
         .refused
@@ -146,6 +161,37 @@ fn a_file_that_cannot_be_read_does_not_change_the_sums_of_the_others() {
     assert_eq!(archived(&dir).len(), 4);
     run(&dir, &[]);
     assert_eq!(Result::of(&dir).totals, expected(&files.concat()));
+}
+
+#[test]
+fn a_file_that_grows_while_it_is_added_up_is_applied_when_it_is_complete() {
+    // Fails if the file is recorded as fully applied, although lines were added that are not in the sums.
+    let dir = tempfile::tempdir().expect("a directory");
+    for number in 0..5 {
+        write(
+            &dir,
+            &format!("events_{number}.jsonl"),
+            &many_users(1000 + number),
+        );
+    }
+    let grown = dir.path().join("events_2.jsonl");
+    let disk: Arc<dyn Disk> = Arc::new(OnScan {
+        name: "events_2.jsonl",
+        then: |path| {
+            let mut file = fs::OpenOptions::new().append(true).open(path)?;
+            io::Write::write_all(&mut file, many_users(1).as_bytes())
+        },
+    });
+    let summary = run_once(&config(&dir, LITTLE), &disk, &[], &mut |_| {}).expect("it runs");
+    assert_eq!(summary.refused.len(), 1, "{:?}", summary.refused);
+    assert_eq!(archived(&dir).len(), 4);
+    let text = fs::read_to_string(grown).expect("it is there");
+    run(&dir, &[]);
+    assert_eq!(archived(&dir).len(), 5);
+    let others: String = [0, 1, 3, 4]
+        .map(|number| many_users(1000 + number))
+        .concat();
+    assert_eq!(Result::of(&dir).totals, expected(&(text + &others)));
 }
 
 #[test]

@@ -12,27 +12,18 @@ impl Worker {
     /// Fails if a file of the database was replaced, or if another program wrote to it. The startup scan then
     /// reads the rows again and checks the sums.
     pub(super) fn check_database(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
-        // Only a file can be replaced or overwritten.
-        let file = || {
-            self.config
-                .database
-                .file()
-                .map(Path::to_owned)
-                .unwrap_or_default()
-        };
         if let Some(what) = applier.writer.replaced() {
             self.sums_check.request();
-            return Err(ProcessError::Replaced { path: file(), what });
+            // Only a file can be replaced.
+            let path = self.config.database.file().map(Path::to_owned);
+            let path = path.unwrap_or_default();
+            return Err(ProcessError::Replaced { path, what });
         }
         match applier.writer.is_changed_by_others() {
-            Ok(false) => match applier.writer.is_overwritten() {
-                Ok(true) => {
-                    self.sums_check.request();
-                    Err(ProcessError::Overwritten { path: file() })
-                }
-                Err(error) if !error.is_locked() => Err(error.into()),
-                _ => self.report(applier),
-            },
+            Ok(false) => {
+                applier.check_in_place()?;
+                self.report(applier)
+            }
             Ok(true) => {
                 self.sums_check.request();
                 Err(ProcessError::ChangedByOthers {

@@ -82,7 +82,7 @@ impl<'a> BlockCounter<'a> {
 }
 
 /// Counts all blocks of ids; `applied` has the applied bytes of each segment by its key.
-pub(super) fn count_blocks(
+pub(in crate::store) fn count_blocks(
     connection: &Connection,
     applied: &HashMap<i64, u64>,
 ) -> rusqlite::Result<IdBlockCounts> {

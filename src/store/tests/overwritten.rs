@@ -13,8 +13,18 @@ fn only_a_write_in_place_is_an_overwritten_file() {
     // Fails if a file that was removed or replaced after the files were compared, and before the file
     // was examined, is taken for one that was written in place: its -wal would be treated as the one of
     // the file at the path.
-    let changes: [(&str, Change, bool); 4] = [
+    let changes: [(&str, Change, bool); 5] = [
         ("nothing", |_| {}, false),
+        (
+            "its -wal is emptied",
+            |path| {
+                let wal = std::fs::OpenOptions::new()
+                    .write(true)
+                    .open(with_suffix(path, "-wal"));
+                wal.and_then(|wal| wal.set_len(0)).expect("emptied");
+            },
+            true,
+        ),
         (
             "written",
             |path| {
@@ -52,6 +62,25 @@ fn only_a_write_in_place_is_an_overwritten_file() {
         assert_eq!(found, overwritten, "{name}");
         let other_file = name == "removed" || name == "replaced";
         assert_eq!(writer.replaced().is_some(), other_file, "{name}");
+        writer.abandon();
+    }
+}
+
+#[test]
+fn a_checkpoint_is_incomplete_while_the_wal_is_not_at_its_path() {
+    // Fails if a file is pruned whose commit is only in a -wal that another program removed: that ends
+    // with the process.
+    for replaced in [false, true] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(DATABASE_FILE);
+        let mut writer = Writer::open(&path, Existing::OrCreate).expect("it opens");
+        writer.set_clock(1).expect("written");
+        let wal = with_suffix(&path, "-wal");
+        std::fs::remove_file(&wal).expect("removed");
+        if replaced {
+            std::fs::write(&wal, "").expect("written");
+        }
+        assert!(!writer.checkpoint().expect("examined"), "{replaced}");
         writer.abandon();
     }
 }

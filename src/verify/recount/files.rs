@@ -8,10 +8,12 @@ use crc32fast::Hasher;
 
 use super::{Finding, Recount, in_quarantine};
 use crate::data_dir::disk::DiskFile;
-use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
+use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, label_in_name};
 use crate::data_dir::{Place, numbers, read_label};
 use crate::store::SegmentRow;
-use crate::verify::contents::{compare_claims, describe_other_name, describe_rivals};
+use crate::verify::contents::{
+    compare_claims, describe_other_label, describe_other_name, describe_rivals,
+};
 use crate::verify::seal;
 
 impl Recount<'_> {
@@ -126,13 +128,15 @@ impl Recount<'_> {
         self.pending.1 += size;
     }
 
-    /// Describes why a file with the name of an imported one is not applied; `None` if nothing is wrong with
-    /// its label, or if it cannot be read.
+    /// Describes why a file is not applied whose name and label contradict each other; `None` if they do not,
+    /// or if the file cannot be read.
     fn other_name(&self, file: &dyn DiskFile, id: &SegmentId, path: &Path) -> Option<String> {
+        let label = read_label(file).ok()?;
         let SegmentId::Imported(name) = id else {
-            return None;
+            let named = label_in_name(path.file_name()?.to_str()?)?;
+            return (label != Some(named)).then(|| describe_other_label(id, path));
         };
-        let label = read_label(file).ok().flatten()?;
+        let label = label?;
         let ours = label.tag.directory == self.config.tag();
         // A part of a segment that was imported has the label in its name.
         let is_part = name.contains(&format!("-{:06}-{}_", label.number, label.tag));
