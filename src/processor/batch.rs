@@ -88,7 +88,8 @@ pub fn run_once(
     }
     let was_unclean = sums::was_left_open(&config.database);
     let writer = when_unlocked(|| Ok(open_writer(config, Opening::Load)?))?;
-    let (writer, mut summary) = run_with(config, disk, files, writer, on_progress)?;
+    let (mut writer, mut summary) = run_with(config, disk, files, writer, on_progress)?;
+    config.clock.check_and_store(&mut writer)?;
     writer.close()?;
     if was_unclean && let Some(reason) = sums::difference(&config.database, config.directory)? {
         summary.refused.push(Refused {

@@ -5,8 +5,8 @@
 //! or a faulty time server can set any time. If such a clock were trusted, segments that were applied seconds
 //! ago would be pruned and their ids expired, and an event that is sent again would be counted again.
 //!
-//! Therefore the time is stored in the database every 10 minutes, and while the process runs the clock is
-//! compared with `CLOCK_BOOTTIME`, which cannot be set and includes time in suspend. The clock is doubted
+//! Therefore the time is stored in the database, at the start and every 10 minutes, and while the process runs
+//! the clock is compared with `CLOCK_BOOTTIME`, which cannot be set and includes time in suspend. The clock is doubted
 //! - at the first check, if it is before the stored time, more than a year after it, or before
 //!   [`SET_FROM_MS`], which means that it was never set;
 //! - at a later check, if it has jumped by more than a minute against `CLOCK_BOOTTIME`.
@@ -23,7 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::store::Stamps;
+use crate::store::{Stamps, StoreError, Writer};
 use crate::timestamp::{self, MS_MAX};
 
 /// 2024-01-01. The program is newer than this, so a clock that is earlier has not been set.
@@ -91,7 +91,7 @@ struct State {
     trusted: Option<Moment>,
     /// The counter when the doubted time was first seen; `None` while the clock is trusted.
     doubted_since_ms: Option<i64>,
-    /// The time that is stored in the database.
+    /// The time that this process has stored in the database; `None` if none yet.
     stored_ms: Option<i64>,
 }
 
@@ -135,8 +135,22 @@ impl Clock {
     }
 
     /// Records that the time `at_ms` was stored in the database.
-    pub(super) fn stored(&self, at_ms: i64) {
+    fn stored(&self, at_ms: i64) {
         self.lock().stored_ms = Some(at_ms);
+    }
+
+    /// Checks the clock again, and stores the time if that is due. Without a stored time, the next start would
+    /// compare the clock with the newest records, whose dates may come from a clock that was doubted.
+    pub(super) fn check_and_store(&self, writer: &mut Writer) -> Result<(), StoreError> {
+        let Some(at_ms) = self.check(None) else {
+            return Ok(());
+        };
+        match writer.set_clock(at_ms) {
+            Ok(()) => self.stored(at_ms),
+            Err(error) if error.is_locked() => {} // The next check tries again.
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Whether ages can be measured with it.
@@ -174,7 +188,6 @@ impl Clock {
 impl State {
     /// Judges the first check. Returns why the clock is doubted; `None` if it is trusted.
     fn first(&mut self, now: Moment, stored_ms: Option<i64>) -> Option<String> {
-        self.stored_ms = stored_ms;
         let (wall, shown) = (now.wall_ms, text(now.wall_ms));
         let reason = match stored_ms {
             Some(stored) if wall < stored.saturating_sub(TOLERANCE_MS) => {
@@ -377,10 +390,10 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_time_is_stored_every_ten_minutes() {
+    fn the_time_is_stored_at_the_start_and_every_ten_minutes() {
         let fake = Fake::at(NOW);
         let clock = Clock::of(Box::new(fake.clone()));
-        assert_eq!(clock.check(None), Some(NOW));
+        assert_eq!(clock.check(Some(NOW - MINUTE)), Some(NOW));
         assert_eq!(clock.check(None), Some(NOW), "until it is stored");
         clock.stored(NOW);
         assert_eq!(clock.check(None), None);

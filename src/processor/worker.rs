@@ -234,7 +234,8 @@ impl Worker {
     /// Applies everything that is durable now, then prunes and expires.
     fn round(&mut self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
         self.check_database(applier)?;
-        self.check_clock(applier)?;
+        let clock = &self.config.clock;
+        clock.check_and_store(&mut applier.writer)?;
         // Read before the listing, which then has every segment below this one.
         let tail = self.journal.tail();
         self.status.active = tail.number;

@@ -181,6 +181,29 @@ fn a_wrong_clock_does_not_prune_or_expire_new_events() {
 }
 
 #[test]
+fn the_dates_of_a_doubted_clock_do_not_make_it_plausible_at_the_next_start() {
+    // Fails if a start has only the newest records to compare the clock with: the second run, whose clock is
+    // two years ahead, dates them by that clock.
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let is_trusted = |number: u64, at_ms: i64| {
+        let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
+        write_sealed(dir.path(), number, &format!("{line}\n"));
+        let mut config = ProcessConfig::new(dir.path());
+        config.clock = Arc::new(Clock::of(Box::new(Fake::at(at_ms))));
+        let config = config.established(&RealDisk).expect("it is read");
+        let summary = run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
+        assert_eq!(summary.counts.events, 1);
+        config.clock.is_trusted()
+    };
+    assert!(is_trusted(1, NOW));
+    let wrong = NOW + 2 * 366 * 24 * HOUR;
+    assert!(!is_trusted(2, wrong));
+    assert!(!is_trusted(3, wrong), "at the next start");
+    assert!(is_trusted(4, NOW + MINUTE));
+}
+
+#[test]
 fn no_file_is_removed_before_the_commit_is_in_the_database_file() {
     for removed in [true, false] {
         let (dir, config, _) = applied_segments();

@@ -1,4 +1,4 @@
-//! What a round checks and stores before it applies: the files of the database, the clock, the report.
+//! What a round checks and stores before it applies: the files of the database, and the report.
 
 use std::path::Path;
 use std::time::Duration;
@@ -47,19 +47,5 @@ impl Worker {
             reasons: self.status.health.reasons().join("\n"),
         };
         Ok(applier.writer.report(&report)?)
-    }
-
-    /// Checks the clock, and stores the time if that is due.
-    pub(super) fn check_clock(&self, applier: &mut Applier<'_>) -> Result<(), ProcessError> {
-        let clock = &self.config.clock;
-        let Some(at_ms) = clock.check(None) else {
-            return Ok(());
-        };
-        match applier.writer.set_clock(at_ms) {
-            Ok(()) => clock.stored(at_ms),
-            Err(error) if error.is_locked() => {} // The next round tries again.
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
     }
 }
