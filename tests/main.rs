@@ -22,11 +22,13 @@ mod bad_input; // every kind of invalid body, and the error that it gets
 mod bounded; // upper bounds of the resources that one client can use
 mod cli; // options, exit codes, errors before anything starts
 mod cluster; // what a node shows of all nodes in one PostgreSQL database (`--ignored`)
+mod copies; // copies of a data directory, and of files, at several nodes (`--ignored`)
 mod crash; // kill -9 during ingestion and applying, ten times
 mod database_errors; // a PostgreSQL database that cannot be used (`--ignored`)
 mod database_locks; // the locks on the database, after each operation of the server
 mod descriptors; // few file descriptors, and more clients than connections
 mod end_to_end; // the main task on real input: totals equal an independent recount
+mod folded; // large files that wait, in one transaction of PostgreSQL (`--ignored`)
 mod formats; // CSV, UTF-16, wrapped arrays and other formats: one error with the way out
 mod hostile; // clients that stall, send bursts, announce wrong lengths, or never read
 mod http; // the HTTP contract, case by case

@@ -1,3 +1,4 @@
+-- Before RETURNING and segment_columns.sql.
 -- Compare-and-set: applied_bytes changes from $3 to $4, or nothing changes. Waits for another transaction
 -- that has changed the row.
 UPDATE tallyline.segment
@@ -5,5 +6,3 @@ SET applied_bytes = $4, checksum = $5, file_name = $6, state = $7, applied_at_ms
     completed_at_ms = CASE WHEN $7 = 'applied' THEN $8 END, reason = NULL
 WHERE node = $1 AND name = $2 AND applied_bytes = $3 AND tag IS NOT DISTINCT FROM $9
   AND state IN ('active', 'sealed', 'missing')
-RETURNING key, name, file_name, state, applied_bytes, checksum, lines, events, duplicates, rejected, net_check,
-          id_events, id_net_check, ids_expired, corrupt_bytes, corrupt_lines, reason, completed_at_ms, tag

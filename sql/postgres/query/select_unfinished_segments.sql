@@ -1,5 +1,4 @@
-SELECT key, name, file_name, state, applied_bytes, checksum, lines, events, duplicates, rejected, net_check,
-       id_events, id_net_check, ids_expired, corrupt_bytes, corrupt_lines, reason, completed_at_ms, tag
+-- After segment_columns.sql.
 FROM tallyline.segment
 WHERE node = $1 AND state <> 'applied'
 ORDER BY key

@@ -28,14 +28,15 @@
 //! - `connect`: URL, passwords, TLS, and the meaning of errors.
 //! - `schema`: creates the tables and checks their version.
 //! - `node`: the identity of a node, its epoch and token.
-//! - `writer`, `ranges`, `rows`, `retention`, `rebuild`: the writing connection and its row operations.
+//! - `writer`, `ranges`, `rows`, `segments`, `ids`, `retention`, `rebuild`: the writing connection and its row operations.
 //! - `readers`, `positions`, `recovery`, `snapshot`: reads of any thread, of the progress of nodes, at the start, and
 //!   for `verify`.
 //! - `members`, `user_count`: the nodes, and the number of users of all nodes.
-//! - `convert`: rows as values of the store.
+//! - `statement`, `convert`: the statements in `sql/postgres/query/`; rows as values of the store.
 
 mod connect;
 mod convert;
+mod ids;
 mod members;
 mod node;
 mod password;
@@ -47,7 +48,9 @@ mod recovery;
 mod retention;
 mod rows;
 mod schema;
+mod segments;
 mod snapshot;
+mod statement;
 mod tls;
 mod url;
 mod user_count;

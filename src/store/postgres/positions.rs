@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::PostgresReaders;
 use super::convert::{self, Malformed, to_i64};
-use super::rows::statement;
+use super::statement::statement;
 use crate::data_dir::segment::Position;
 use crate::store::{NodeProgress, SegmentState, StoreError};
 

@@ -12,7 +12,10 @@ use ::postgres::types::Type;
 
 use super::Node;
 use super::PostgresWriter;
-use super::rows::{self, BlockColumns, PostgresRows, RowsError, statement};
+use super::ids::{self, BlockColumns};
+use super::rows::PostgresRows;
+use super::segments;
+use super::statement::{RowsError, statement};
 use crate::store::apply::End;
 use crate::store::apply::ids::IdRow;
 use crate::store::apply::{self, Attempt, FoldAttempt, Rows as _};
@@ -156,7 +159,7 @@ fn claim(transaction: &mut Client, node: i32, ranges: &[Range<'_>]) -> Result<Cl
     let by_name: BTreeMap<String, usize> = names.zip(0..).collect();
     let mut claimed = BTreeMap::new();
     for at in by_name.into_values() {
-        match rows::claim_segment(transaction, node, &ranges[at])? {
+        match segments::claim_segment(transaction, node, &ranges[at])? {
             Some(row) => claimed.insert(at, row),
             None => return Ok(Claimed::Raced(at)),
         };
@@ -217,7 +220,7 @@ impl<'e> Reserved<'e> {
         for keys in keys.chunks(PostgresRows::TOGETHER) {
             let columns = BlockColumns::of(keys.iter().copied());
             let no_numbers: Vec<&[u8]> = vec![&[]; keys.len()];
-            rows::insert_blocks(transaction, now_s, &columns, &no_numbers)?;
+            ids::insert_blocks(transaction, now_s, &columns, &no_numbers)?;
         }
         Ok(reserved)
     }
@@ -231,7 +234,7 @@ impl<'e> Reserved<'e> {
         now_s: i64,
     ) -> Result<(), RowsError> {
         let with_segments = events.iter().map(|(event, key)| (event, *key));
-        let inserted = rows::insert_ids(transaction, node, now_s, with_segments)?;
+        let inserted = ids::insert_ids(transaction, node, now_s, with_segments)?;
         if inserted == events.len() {
             self.ids.extend(
                 events
@@ -244,7 +247,7 @@ impl<'e> Reserved<'e> {
         // Another statement: the one above does not see a row of another node for which it waited.
         let rows =
             transaction.query_typed(statement!("select_event_ids"), &[(&ids, Type::TEXT_ARRAY)])?;
-        let found = rows::id_rows(&rows)?;
+        let found = ids::id_rows(&rows)?;
         for id in ids {
             // Neither inserted nor found: another node expired it in between.
             let row = found.get(id).ok_or(RowsError::Gone("ids"))?;

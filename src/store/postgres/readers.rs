@@ -16,9 +16,9 @@ use uuid::Uuid;
 
 use super::convert::{self, Malformed, get, get_i128, get_u64, to_i64};
 use super::members::{SELECT_MEMBERS, member};
-use super::rows::{Param, statement};
+use super::segments::segment_rows;
+use super::statement::{Param, of_segments, statement};
 use super::user_count::UserCount;
-use super::writer::segment_rows;
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
 use crate::event::Micros;
@@ -245,7 +245,7 @@ impl PostgresReaders {
                 .read_only(true)
                 .start()?;
             let mut own = |sql| snapshot.query_typed(sql, &[(&node, Type::INT4)]);
-            let unfinished = segment_rows(&own(statement!("select_unfinished_segments"))?)?;
+            let unfinished = segment_rows(&own(of_segments!("select_unfinished_segments"))?)?;
             let mut native = convert::numbers(&own(statement!("select_numbers"))?)?;
             for number in unfinished.iter().filter_map(|row| row.id.number()) {
                 native.remove(number);
@@ -271,14 +271,14 @@ impl PostgresReaders {
 
     /// See [`Readers::newest_segments`](crate::store::Readers::newest_segments).
     pub fn newest_segments(&self, limit: u32) -> Result<Vec<SegmentRow>, StoreError> {
-        let sql = statement!("list_newest_segments");
+        let sql = of_segments!("list_newest_segments");
         let limit = i64::from(limit);
         self.read_own("list segments", sql, &[(&limit, Type::INT8)], segment_rows)
     }
 
     /// See [`Readers::segment`](crate::store::Readers::segment).
     pub fn segment(&self, id: &SegmentId) -> Result<Option<SegmentRow>, StoreError> {
-        let (sql, name) = (statement!("select_segment"), id.to_string());
+        let (sql, name) = (of_segments!("select_segment"), id.to_string());
         self.read_own("read a segment", sql, &[(&name, Type::TEXT)], |rows| {
             rows.first().map(convert::segment_row).transpose()
         })
@@ -286,7 +286,7 @@ impl PostgresReaders {
 
     /// See [`Readers::unfinished_segments`](crate::store::Readers::unfinished_segments).
     pub fn unfinished_segments(&self) -> Result<Vec<SegmentRow>, StoreError> {
-        let sql = statement!("select_unfinished_segments");
+        let sql = of_segments!("select_unfinished_segments");
         self.read_own("list unfinished segments", sql, &[], segment_rows)
     }
 

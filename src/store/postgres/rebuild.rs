@@ -16,7 +16,9 @@ use ::postgres::error::SqlState;
 use ::postgres::types::Type;
 
 use super::convert::{self, to_i64};
-use super::rows::{self, Param, RowsError, statement};
+use super::rows;
+use super::segments::segment_rows;
+use super::statement::{Param, RowsError, of_segments, statement};
 use super::writer::Nesting;
 use super::{Node, PostgresWriter};
 use crate::store::apply::End;
@@ -92,8 +94,8 @@ impl PostgresWriter {
     /// Commits the transaction. `before` are the rows before it. Returns how many ids were released because
     /// their events are no longer in the files; other nodes are then marked for a recount.
     pub fn commit_rebuild(&mut self, before: &[SegmentRow]) -> Result<u64, StoreError> {
-        let sql = statement!("select_segments");
-        let rows = self.read(sql, &[], super::writer::segment_rows)?;
+        let sql = of_segments!("select_segments");
+        let rows = self.read(sql, &[], segment_rows)?;
         let after: HashMap<_, _> = rows.iter().map(|row| (&row.id, row.id_events)).collect();
         let released = before.iter().map(|row| {
             let held = row.id_events.saturating_sub(row.ids_expired);
@@ -139,7 +141,7 @@ fn lock_tables(client: &mut Client) -> Result<(), RowsError> {
 
 /// Removes the runs of the node's segments from the blocks, except those of pruned segments.
 fn free_blocks(client: &mut Client, node: i32) -> Result<(), RowsError> {
-    let rows = client.query_typed(statement!("select_segments"), &[(&node, Type::INT4)])?;
+    let rows = client.query_typed(of_segments!("select_segments"), &[(&node, Type::INT4)])?;
     let mut kept = HashSet::new();
     for row in &rows {
         kept.insert(Node::place(node, convert::segment_row(row)?.key));

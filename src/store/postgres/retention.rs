@@ -10,7 +10,7 @@ use ::postgres::Client;
 use ::postgres::types::Type;
 
 use super::convert::{self, Malformed, to_i64};
-use super::rows::{RowsError, statement};
+use super::statement::{RowsError, statement};
 use super::{Node, PostgresWriter};
 use crate::store::apply::End;
 use crate::store::expiry::{After, IdsWalk, OwnedKey};

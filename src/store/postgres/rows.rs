@@ -1,66 +1,29 @@
 //! The row operations of an attempt on PostgreSQL, by statements for sets of rows.
 //!
 //! The rows of a statement are arrays, which `unnest` turns into a table. They are sorted by key, so that two
-//! nodes that have the same keys wait for each other in one direction only. No statement is prepared: a
-//! connection pooler may give each transaction another connection.
+//! nodes that have the same keys wait for each other in one direction only.
 
 use std::collections::{HashMap, HashSet};
 
-use ::postgres::types::{ToSql, Type};
+use ::postgres::types::Type;
 use ::postgres::{Client, Row};
 
 use super::Node;
-use super::convert::{self, Malformed, to_i64};
+use super::convert::{self, to_i64};
+use super::ids::{self, BlockColumns};
 use super::ranges::{Reserved, row_of};
-use crate::data_dir::segment::{SegmentId, Tag};
+use super::segments;
+use super::statement::{Param, RowsError, statement};
 use crate::store::apply::id_blocks::{Change, Work};
-use crate::store::apply::ids::{IdLookup, IdRow};
+use crate::store::apply::ids::IdLookup;
 use crate::store::apply::totals::SAFE;
-use crate::store::apply::{AddedCounts, Failure, Range, Rows};
+use crate::store::apply::{AddedCounts, Range, Rows};
 use crate::store::id_blocks::{Block, BlockKey};
 use crate::store::overall::{Added, Overall};
 use crate::store::{IdEvent, Rejected, SegmentRow, SegmentState};
 
-/// A statement of `sql/postgres/query/`.
-macro_rules! statement {
-    ($name:literal) => {
-        include_str!(concat!("../../../sql/postgres/query/", $name, ".sql"))
-    };
-}
-pub(super) use statement;
-
 /// Rejected lines that are written together: at most 1 KiB each.
 const REJECTED_TOGETHER: usize = 512;
-
-/// A parameter with its type.
-pub(super) type Param<'p> = (&'p (dyn ToSql + Sync), Type);
-
-/// Why a row operation failed.
-pub(super) enum RowsError {
-    Postgres(::postgres::Error),
-    /// A row has a value that this program does not write.
-    Malformed(Malformed),
-    /// A row that was in the way of an insertion is gone: another node expired it. The transaction is repeated.
-    Gone(&'static str),
-}
-
-impl From<::postgres::Error> for RowsError {
-    fn from(error: ::postgres::Error) -> Self {
-        Self::Postgres(error)
-    }
-}
-
-impl From<Malformed> for RowsError {
-    fn from(error: Malformed) -> Self {
-        Self::Malformed(error)
-    }
-}
-
-impl From<::postgres::Error> for Failure<RowsError> {
-    fn from(error: ::postgres::Error) -> Self {
-        Self::Rows(error.into())
-    }
-}
 
 /// The rows of one transaction of a node.
 pub(super) struct PostgresRows<'r, 'e> {
@@ -83,34 +46,6 @@ struct RejectedColumns {
     codes: Vec<String>,
     reasons: Vec<Vec<u8>>,
     lines: Vec<Vec<u8>>,
-}
-
-/// The columns of blocks.
-#[derive(Default)]
-pub(super) struct BlockColumns<'w> {
-    prefixes: Vec<&'w str>,
-    widths: Vec<i16>,
-    blocks: Vec<i64>,
-}
-
-impl<'w> BlockColumns<'w> {
-    pub(super) fn of(keys: impl Iterator<Item = BlockKey<'w>>) -> Self {
-        let mut columns = Self::default();
-        for key in keys {
-            columns.prefixes.push(key.prefix);
-            columns.widths.push(i16::from(key.width));
-            columns.blocks.push(key.block);
-        }
-        columns
-    }
-
-    pub(super) fn params(&self) -> [Param<'_>; 3] {
-        [
-            (&self.prefixes, Type::TEXT_ARRAY),
-            (&self.widths, Type::INT2_ARRAY),
-            (&self.blocks, Type::INT8_ARRAY),
-        ]
-    }
 }
 
 impl<'r, 'e> PostgresRows<'r, 'e> {
@@ -153,7 +88,7 @@ impl<'r, 'e> PostgresRows<'r, 'e> {
         let now_s = self.now_s();
         let columns = BlockColumns::of(works.iter().map(|work| work.key));
         let numbers: Vec<&[u8]> = works.iter().map(|work| &*work.bytes).collect();
-        let rows = insert_blocks(self.transaction, now_s, &columns, &numbers)?;
+        let rows = ids::insert_blocks(self.transaction, now_s, &columns, &numbers)?;
         if rows.len() == works.len() {
             return Ok(vec![true; works.len()]);
         }
@@ -174,11 +109,11 @@ impl<'r, 'e> PostgresRows<'r, 'e> {
         Ok(works.iter().map(is_inserted).collect())
     }
 
-    /// See [`insert_ids`]. All events are of the segment.
+    /// See [`ids::insert_ids`]. All events are of the segment.
     fn insert_id_rows(&mut self, place: i64, events: &[IdEvent<'_>]) -> Result<usize, RowsError> {
         let (node, segment) = Node::of_place(place);
         let events = events.iter().map(|event| (event, segment));
-        insert_ids(self.transaction, node, self.now_s(), events)
+        ids::insert_ids(self.transaction, node, self.now_s(), events)
     }
 
     fn update_blocks(&mut self, changed: &[(&Work<'_>, Change)]) -> Result<(), RowsError> {
@@ -232,58 +167,6 @@ impl<'r, 'e> PostgresRows<'r, 'e> {
     }
 }
 
-/// Inserts the ids that are in no row, and returns how many these are. The events are sorted by id; each has the
-/// key of its segment.
-pub(super) fn insert_ids<'a>(
-    transaction: &mut Client,
-    node: i32,
-    now_s: i64,
-    events: impl Iterator<Item = (&'a IdEvent<'a>, i64)>,
-) -> Result<usize, RowsError> {
-    let (mut ids, mut payloads) = (Vec::new(), Vec::new());
-    let (mut segments, mut offsets) = (Vec::new(), Vec::new());
-    for (event, segment) in events {
-        ids.push(event.id);
-        payloads.push(event.payload());
-        segments.push(segment);
-        offsets.push(to_i64(event.offset));
-    }
-    let inserted = transaction.execute_typed(
-        statement!("insert_event_ids"),
-        &[
-            (&node, Type::INT4),
-            (&now_s, Type::INT8),
-            (&ids, Type::TEXT_ARRAY),
-            (&payloads, Type::INT8_ARRAY),
-            (&segments, Type::INT8_ARRAY),
-            (&offsets, Type::INT8_ARRAY),
-        ],
-    )?;
-    Ok(usize::try_from(inserted).unwrap_or(usize::MAX))
-}
-
-/// Inserts the blocks that are not in the table, with these numbers, and locks the others. Returns the keys of
-/// those that were inserted.
-pub(super) fn insert_blocks(
-    transaction: &mut Client,
-    now_s: i64,
-    columns: &BlockColumns<'_>,
-    numbers: &[&[u8]],
-) -> Result<Vec<Row>, RowsError> {
-    let [prefixes, widths, blocks] = columns.params();
-    let rows = transaction.query_typed(
-        statement!("insert_id_blocks"),
-        &[
-            (&now_s, Type::INT8),
-            prefixes,
-            widths,
-            blocks,
-            (&numbers, Type::BYTEA_ARRAY),
-        ],
-    )?;
-    Ok(rows)
-}
-
 impl Rows for PostgresRows<'_, '_> {
     type Error = RowsError;
     const TOGETHER: usize = 4096;
@@ -319,7 +202,7 @@ impl Rows for PostgresRows<'_, '_> {
             return Ok(());
         }
         let rows = self.query(statement!("select_event_ids"), &[(&ids, Type::TEXT_ARRAY)])?;
-        let found = id_rows(&rows)?;
+        let found = ids::id_rows(&rows)?;
         for event in events {
             // Neither inserted nor found: another node expired it in between.
             let row = found.get(event.id).ok_or(RowsError::Gone("ids"))?;
@@ -397,7 +280,7 @@ impl Rows for PostgresRows<'_, '_> {
             let (Some(work), Some(change)) = (present.get_mut(at), found.get_mut(at)) else {
                 continue;
             };
-            decode(&mut work.block, row.try_get(1)?)?;
+            ids::decode(&mut work.block, row.try_get(1)?)?;
             *change = merge(work);
         }
         let changed: Vec<(&Work<'_>, Change)> = present
@@ -415,7 +298,7 @@ impl Rows for PostgresRows<'_, '_> {
         let Some(row) = rows.first() else {
             return Ok(false);
         };
-        decode(block, row.try_get(1)?)?;
+        ids::decode(block, row.try_get(1)?)?;
         Ok(true)
     }
 
@@ -568,110 +451,10 @@ impl Rows for PostgresRows<'_, '_> {
             return Err(RowsError::Gone("the segment"));
         }
         if state == SegmentState::Applied {
-            add_to_applied_sum(self.transaction, node, added.key)?;
+            segments::add_to_applied_sum(self.transaction, node, added.key)?;
         }
         Ok(())
     }
-}
-
-/// Step 3: see [`Rows::claim`].
-pub(super) fn claim_segment(
-    transaction: &mut Client,
-    node: i32,
-    range: &Range<'_>,
-) -> Result<Option<SegmentRow>, RowsError> {
-    let name = range.segment.to_string();
-    let (from, to) = (to_i64(range.from), to_i64(range.to));
-    let checksum = i64::from(range.checksum);
-    let state = range.end.state().name();
-    let tag = range.tag.map(|tag| tag.to_string());
-    let rows = transaction.query_typed(
-        statement!("claim_segment"),
-        &[
-            (&node, Type::INT4),
-            (&name, Type::TEXT),
-            (&from, Type::INT8),
-            (&to, Type::INT8),
-            (&checksum, Type::INT8),
-            (&range.file_name, Type::TEXT),
-            (&state, Type::TEXT),
-            (&range.now_ms, Type::INT8),
-            (&tag, Type::TEXT),
-        ],
-    )?;
-    if let Some(row) = rows.first() {
-        return Ok(Some(convert::segment_row(row)?));
-    }
-    if range.from > 0 {
-        return Ok(None);
-    }
-    let first = First {
-        segment: range.segment,
-        tag: range.tag,
-        file_name: range.file_name,
-        state: range.end.state(),
-        applied_bytes: range.to,
-        checksum: range.checksum,
-        now_ms: range.now_ms,
-    };
-    insert_segment(transaction, node, &first)
-}
-
-/// The first row of a segment.
-pub(super) struct First<'a> {
-    pub(super) segment: &'a SegmentId,
-    pub(super) tag: Option<Tag>,
-    pub(super) file_name: &'a str,
-    pub(super) state: SegmentState,
-    pub(super) applied_bytes: u64,
-    pub(super) checksum: u32,
-    pub(super) now_ms: i64,
-}
-
-/// Inserts the row of a segment; `None` if it exists already. The key of an imported file is never reused,
-/// because ids may outlive the row of their segment.
-pub(super) fn insert_segment(
-    transaction: &mut Client,
-    node: i32,
-    first: &First<'_>,
-) -> Result<Option<SegmentRow>, RowsError> {
-    let key: i64 = match first.segment.number() {
-        Some(number) => to_i64(number),
-        None => transaction
-            .query_typed_one(statement!("next_import_key"), &[(&node, Type::INT4)])?
-            .try_get(0)?,
-    };
-    let name = first.segment.to_string();
-    let tag = first.tag.map(|tag| tag.to_string());
-    let row = transaction.query_typed_opt(
-        statement!("insert_segment"),
-        &[
-            (&node, Type::INT4),
-            (&key, Type::INT8),
-            (&name, Type::TEXT),
-            (&tag, Type::TEXT),
-            (&first.file_name, Type::TEXT),
-            (&first.state.name(), Type::TEXT),
-            (&to_i64(first.applied_bytes), Type::INT8),
-            (&i64::from(first.checksum), Type::INT8),
-            (&first.now_ms, Type::INT8),
-        ],
-    )?;
-    Ok(row.map(|row| convert::segment_row(&row)).transpose()?)
-}
-
-/// Adds a segment that became fully applied in this transaction to the sum of the applied ones.
-pub(super) fn add_to_applied_sum(
-    transaction: &mut Client,
-    node: i32,
-    key: i64,
-) -> Result<(), ::postgres::Error> {
-    transaction
-        .execute_typed(
-            statement!("add_applied_segment"),
-            &[(&node, Type::INT4), (&key, Type::INT8)],
-        )
-        .map(|_| ())
 }
 
 /// Adds to the sums over all users of the node, and returns their row.
@@ -692,26 +475,4 @@ pub(super) fn add_overall(
             (&now_ms, Type::INT8),
         ],
     )
-}
-
-/// Reads a block that may have been inserted in advance, without a number.
-fn decode(block: &mut Block, bytes: &[u8]) -> Result<(), Malformed> {
-    if bytes.is_empty() {
-        block.clear();
-        return Ok(());
-    }
-    Ok(block.decode(bytes)?)
-}
-
-pub(super) fn id_rows(rows: &[Row]) -> Result<HashMap<&str, IdRow>, RowsError> {
-    let mut found = HashMap::with_capacity(rows.len());
-    for row in rows {
-        let id_row = IdRow {
-            payload: row.try_get(1)?,
-            place: Node::place(row.try_get(2)?, row.try_get(3)?),
-            offset: convert::get_u64(row, 4)?,
-        };
-        found.insert(row.try_get(0)?, id_row);
-    }
-    Ok(found)
 }

@@ -11,8 +11,8 @@ use ::postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::convert::{self, Malformed, get, get_u64, to_i64};
-use super::rows::{Param, statement};
-use super::writer::segment_rows;
+use super::segments::segment_rows;
+use super::statement::{Param, of_segments, statement};
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
 use crate::event::Micros;
@@ -59,7 +59,7 @@ impl PostgresSnapshot {
     pub(in crate::store) fn rows(&self) -> Result<Vec<SegmentRow>, StoreError> {
         self.read(
             "read its segments",
-            statement!("select_segments"),
+            of_segments!("select_segments"),
             &[],
             segment_rows,
         )

@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use super::connect::SET_LIMITS;
 use super::convert::{self, Malformed, to_i64};
-use super::rows::{self, First, Param, RowsError, statement};
+use super::segments::{self, First, segment_rows};
+use super::statement::{Param, RowsError, of_segments, statement};
 use super::{Node, Target, schema};
 use crate::data_dir::segment::{Numbers, SegmentId};
 use crate::store::apply::{End, Failure};
@@ -107,7 +108,7 @@ impl PostgresWriter {
     pub fn mark(&mut self, mark: &Mark<'_>) -> Result<bool, StoreError> {
         let node = self.node.number;
         self.write("store the state of a segment", |transaction| {
-            let mut row = segment(transaction, node, mark.segment)?;
+            let mut row = segments::one(transaction, node, mark.segment)?;
             if row.is_none() {
                 let first = First {
                     segment: mark.segment,
@@ -118,7 +119,7 @@ impl PostgresWriter {
                     checksum: 0,
                     now_ms: mark.now_ms,
                 };
-                row = rows::insert_segment(transaction, node, &first)?;
+                row = segments::insert_segment(transaction, node, &first)?;
             }
             let Some(row) = row else {
                 return Ok(End::RollBack(false));
@@ -138,7 +139,7 @@ impl PostgresWriter {
                 ],
             )?;
             if changed == 1 && mark.state == SegmentState::Applied {
-                rows::add_to_applied_sum(transaction, node, row.key)?;
+                segments::add_to_applied_sum(transaction, node, row.key)?;
             }
             Ok(End::Commit(changed == 1))
         })
@@ -148,7 +149,7 @@ impl PostgresWriter {
     pub fn segment(&self, id: &SegmentId) -> Result<Option<SegmentRow>, StoreError> {
         let name = id.to_string();
         self.read(
-            statement!("select_segment"),
+            of_segments!("select_segment"),
             &[(&name, Type::TEXT)],
             |rows| rows.first().map(convert::segment_row).transpose(),
         )
@@ -156,7 +157,11 @@ impl PostgresWriter {
 
     /// See [`Writer::applied`](crate::store::Writer::applied).
     pub fn applied(&self) -> Result<(AppliedSegments, Vec<SegmentRow>), StoreError> {
-        let unfinished = self.read(statement!("select_unfinished_segments"), &[], segment_rows)?;
+        let unfinished = self.read(
+            of_segments!("select_unfinished_segments"),
+            &[],
+            segment_rows,
+        )?;
         // Only this process changes the rows of the node.
         let mut native = self.numbers()?;
         for number in unfinished.iter().filter_map(|row| row.id.number()) {
@@ -227,7 +232,7 @@ impl PostgresWriter {
 
     /// See [`Writer::oldest_applied`](crate::store::Writer::oldest_applied).
     pub fn oldest_applied(&self) -> Result<Option<SegmentRow>, StoreError> {
-        let sql = statement!("select_oldest_applied_segment");
+        let sql = of_segments!("select_oldest_applied_segment");
         self.read(sql, &[], |rows| {
             rows.first().map(convert::segment_row).transpose()
         })
@@ -374,22 +379,4 @@ impl Nesting {
             Self::Savepoint => "ROLLBACK TO SAVEPOINT step; RELEASE SAVEPOINT step",
         }
     }
-}
-
-/// The rows of segments of a statement.
-pub(super) fn segment_rows(rows: &[Row]) -> Result<Vec<SegmentRow>, Malformed> {
-    rows.iter().map(convert::segment_row).collect()
-}
-
-pub(super) fn segment(
-    transaction: &mut Client,
-    node: i32,
-    id: &SegmentId,
-) -> Result<Option<SegmentRow>, RowsError> {
-    let name = id.to_string();
-    let row = transaction.query_typed_opt(
-        statement!("select_segment"),
-        &[(&node, Type::INT4), (&name, Type::TEXT)],
-    )?;
-    Ok(row.map(|row| convert::segment_row(&row)).transpose()?)
 }
