@@ -79,12 +79,11 @@ pub(crate) fn number(data: &Path, query: &str) -> i64 {
 /// Changes rows. Fails if there are none to change.
 #[track_caller]
 pub(crate) fn change(data: &Path, statement: &str) {
-    let changed = match url(data) {
-        Some(url) => connect(&url).execute(statement, &[]).unwrap(),
-        None => {
-            let db = Connection::open(data.join("revenue.db")).unwrap();
-            db.execute(statement, []).unwrap() as u64
-        }
+    let changed = if let Some(url) = url(data) {
+        connect(&url).execute(statement, &[]).unwrap()
+    } else {
+        let db = Connection::open(data.join("revenue.db")).unwrap();
+        db.execute(statement, []).unwrap() as u64
     };
     assert!(changed > 0, "{statement} changes nothing");
 }

@@ -189,7 +189,7 @@ fn the_dates_of_a_doubted_clock_do_not_make_it_plausible_at_the_next_start() {
     let is_trusted = |number: u64, at_ms: i64| {
         let line = r#"{"userId":"u","name":"add_revenue","value":1}"#;
         write_sealed(dir.path(), number, &format!("{line}\n"));
-        let mut config = ProcessConfig::new(dir.path());
+        let mut config = ProcessorConfig::new(dir.path());
         config.clock = Arc::new(Clock::of(Box::new(Fake::at(at_ms))));
         let config = config.established(&RealDisk).expect("it is read");
         let summary = run_once(&config, &disk, &[], &mut |_| {}).expect("it runs");
