@@ -2,6 +2,7 @@
 
 mod bytes;
 
+#[cfg(feature = "postgres")]
 pub(in crate::store) use self::bytes::BlockError;
 use super::NUMBERS;
 
