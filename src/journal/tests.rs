@@ -621,19 +621,20 @@ fn the_thread_that_handles_the_results_of_a_group_is_woken_once_after_them() {
     // Fails if each append of a group wakes it: it would handle the results one by one.
     struct Woken {
         answered: AtomicUsize,
-        when_woken: Mutex<Vec<usize>>,
+        when_woken: mpsc::Sender<usize>,
     }
     impl Wake for Woken {
         fn wake(self: Arc<Self>) {
             let answered = self.answered.load(Ordering::SeqCst);
-            self.when_woken.lock().expect("unpoisoned").push(answered);
+            self.when_woken.send(answered).expect("the test listens");
         }
     }
     let dir = tempfile::tempdir().expect("a directory");
     let open = open(dir.path(), &[]);
+    let (when_woken, wakes) = mpsc::channel();
     let woken = Arc::new(Woken {
         answered: AtomicUsize::new(0),
-        when_woken: Mutex::default(),
+        when_woken,
     });
     // Block the committer in a callback, so that later appends form one group.
     let (entered, inside) = mpsc::channel();
@@ -657,8 +658,8 @@ fn the_thread_that_handles_the_results_of_a_group_is_woken_once_after_them() {
         open.journal.append(batch(), Box::new(counts));
     }
     drop(release);
+    assert_eq!(wakes.recv().expect("woken"), 5);
     // Handled after the group.
     append(&open.journal, "another\n").expect("appended");
-    let when_woken = woken.when_woken.lock().expect("unpoisoned");
-    assert_eq!(*when_woken, [5]);
+    assert!(wakes.try_recv().is_err(), "woken again");
 }
