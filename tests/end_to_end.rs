@@ -4,9 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::thread;
 
-use rusqlite::Connection;
-
 use super::harness::recount::{event_files, open_database};
+use super::harness::suite::Locked;
 use super::harness::{
     PATIENCE, Process, Scratch, Server, arg, database, event, generated, names_in, recount,
     recount_files, run, tallyline, until,
@@ -253,8 +252,7 @@ fn concurrent_waiting_requests_share_one_flush() {
     server.flush();
     let before = flushes();
     // All of them queue while another connection holds the lock.
-    let other = Connection::open(scratch.data().join("revenue.db")).unwrap();
-    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let lock = Locked::database(&scratch.data());
     thread::scope(|scope| {
         for _ in 0..WAITING {
             scope.spawn(|| {
@@ -265,7 +263,7 @@ fn concurrent_waiting_requests_share_one_flush() {
         until(PATIENCE, "all events are durable", || {
             (server.counter("lines") == 1 + WAITING).then_some(())
         });
-        other.execute_batch("ROLLBACK").unwrap();
+        drop(lock);
     });
     // One commit that was in progress, one for all the others, and possibly one for the file
     // before: that it is fully applied is committed with the next range.

@@ -271,7 +271,6 @@ fn pending_lines_of_an_imported_file_have_an_age() {
     until(PATIENCE, "a growing lag", || {
         (lag(&server) > first).then_some(())
     });
-    db.execute_batch("ROLLBACK").unwrap();
     drop(db);
     over(&server);
 

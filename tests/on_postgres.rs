@@ -36,39 +36,15 @@ const MODULES: &[&str] = &[
 /// Tests in these modules that are about the SQLite file.
 const ABOUT_THE_FILE: &[&str] = &[
     "end_to_end::the_user_revenue_view_agrees_with_the_exact_totals", // its view and pragmas
-    "metamorphic::imported_files_give_the_same_totals",               // calls the library with it
-    "http::pending_lines_of_an_imported_file_have_an_age",            // locks it
-    "listings::waiting_requests_are_answered_during_a_shutdown",      // locks it
-    "process::a_deleted_database_is_made_again_from_the_files",
+    "http::pending_lines_of_an_imported_file_have_an_age", // PostgreSQL reports a lock after a minute
+    "metamorphic::imported_files_give_the_same_totals",    // calls the library with it
     "provable::a_backup_copied_beside_an_old_wal_is_detected_and_rebuilt",
     "provable::a_backup_put_in_place_of_an_open_database_is_caught_up",
-    "provable::a_database_deleted_after_pruning_is_reported",
-    "provable::a_locked_database_delays_pruning_and_does_not_block_verify", // locks it
-    "provable::a_rebuild_is_rejected_beside_a_server_a_reader_and_a_verify",
-    "provable::a_rebuild_killed_at_any_moment_leaves_the_old_database_or_the_new_one",
+    "provable::a_rebuild_is_rejected_beside_a_reader",
     "provable::a_rebuild_repairs_a_database_with_a_foreign_wal",
     "provable::process_reports_a_database_mixed_from_two_copies",
     "provable::verify_after_a_crash_agrees_and_leaves_one_file",
-    "provable::verify_agrees_beside_a_busy_server", // leaves one file
     "send::a_server_without_a_processor_is_reported", // `query` reports that there is none
-    "send::a_stuck_database_is_reported_and_not_an_error", // locks it
-];
-
-/// Tests whose subject exists on PostgreSQL, but which read, change or delete `revenue.db`.
-const WITH_ITS_ROWS: &[&str] = &[
-    "process::a_byte_order_mark_at_the_start_is_ignored",
-    "process::a_native_segment_is_recognised_wherever_it_is_named_from",
-    "process::arrays_are_converted_and_recognised_again",
-    "process::lines_that_are_no_events_are_recorded_with_offset_and_reason",
-    "process::memory_is_bounded_whatever_there_is_to_apply", // takes longer than the test waits
-    "process::one_file_named_twice_by_whatever_names_counts_once",
-    "process::thousands_of_named_files_are_applied_and_named_again_nothing_is",
-    "process::what_cannot_be_converted_is_refused_and_its_name_stays_usable",
-    "process::what_is_not_json_lines_is_refused_where_it_was_dropped",
-    "provable::a_file_left_by_an_interrupted_prune_is_removed_and_not_counted",
-    "provable::a_rebuild_corrects_changed_totals",
-    "provable::retention_prunes_and_keeps_every_total",
-    "provable::verify_names_each_difference",
 ];
 
 #[test]
@@ -81,10 +57,12 @@ fn the_tests_of_the_server_pass_on_postgres() {
         .args(MODULES)
         .args(["--test-threads", "2"])
         .env(suite::PORT, server.port.to_string());
-    for name in ABOUT_THE_FILE.iter().chain(WITH_ITS_ROWS) {
+    for name in ABOUT_THE_FILE {
         command.args(["--skip", name]);
     }
-    Process::start(&mut command).finish().expect(0);
+    Process::start(&mut command)
+        .finish_within(PATIENCE * 30)
+        .expect(0);
 }
 
 /// A random number generator that needs no crate.

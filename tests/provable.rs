@@ -8,6 +8,7 @@ use std::thread;
 
 use rusqlite::Connection;
 
+use super::harness::suite::{Locked, change, delete_database, number, url};
 use super::harness::{
     PATIENCE, Process, Ran, Scratch, Server, arg, database, event, files_below, names_in, recount,
     run, tallyline, until,
@@ -26,17 +27,17 @@ fn rebuild(data: &Path) -> Ran {
     run(&["process", "--rebuild", "--data-dir", arg(data)])
 }
 
-/// Asserts that there is one file of SQLite's and no temporary file.
+/// Asserts that there is one file of SQLite's, or none if the database is PostgreSQL, and no temporary file.
 #[track_caller]
 fn assert_one_database_file(data: &Path) {
-    let names = names_in(data);
-    let left: Vec<_> = names.iter().filter(|name| name.contains(".db")).collect();
-    assert_eq!(left, ["revenue.db"]);
-}
-
-fn change(data: &Path, sql: &str) {
-    let db = Connection::open(data.join("revenue.db")).unwrap();
-    assert!(db.execute(sql, []).unwrap() > 0, "{sql} changes nothing");
+    let mut left = names_in(data);
+    left.retain(|name| name.contains(".db"));
+    let expected: &[&str] = if url(data).is_some() {
+        &[]
+    } else {
+        &["revenue.db"]
+    };
+    assert_eq!(left, expected);
 }
 
 fn with_id(user: &str, value: u64, id: &str) -> String {
@@ -51,9 +52,7 @@ fn archive(data: &Path) -> Vec<PathBuf> {
 
 /// A column of the `pruned` row.
 fn pruned(data: &Path, column: &str) -> u64 {
-    let db = super::harness::recount::open_database(data);
-    let sql = format!("SELECT {column} FROM pruned");
-    let number: i64 = db.query_row(&sql, [], |row| row.get(0)).unwrap();
+    let number = number(data, &format!("SELECT {column} FROM pruned"));
     u64::try_from(number).unwrap()
 }
 
@@ -188,9 +187,11 @@ fn a_rebuild_corrects_changed_totals() {
         "UPDATE user_total SET revenue_micros = 5, events = 9",
     );
     verify(&data).expect(1);
-    // Left by a rebuild that was killed.
-    scratch.file("data/revenue.db.rebuild", "half a database");
-    scratch.file("data/revenue.db.rebuild-wal", "and its WAL");
+    if url(&data).is_none() {
+        // Left by a rebuild that was killed.
+        scratch.file("data/revenue.db.rebuild", "half a database");
+        scratch.file("data/revenue.db.rebuild-wal", "and its WAL");
+    }
     rebuild(&data).expect(0);
     assert_eq!(database(&data), before);
     assert_one_database_file(&data);
@@ -199,9 +200,22 @@ fn a_rebuild_corrects_changed_totals() {
     let file = scratch.file("more.jsonl", event("u", 1));
     run(&["process", "--rebuild", "--data-dir", arg(&data), arg(&file)]).expect(2);
     // Without a database, a rebuild creates one.
-    fs::remove_file(data.join("revenue.db")).unwrap();
+    delete_database(&data);
     rebuild(&data).expect(0);
     assert_eq!(database(&data), before);
+}
+
+/// Whether a rebuild has a part of the new database.
+fn rebuild_has_begun(data: &Path) -> bool {
+    match url(data) {
+        Some(_) => {
+            let locks =
+                "SELECT count(*) FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
+                         WHERE c.relname = 'segment' AND l.mode = 'ExclusiveLock' AND l.granted";
+            number(data, locks) > 0
+        }
+        None => data.join("revenue.db.rebuild").exists(),
+    }
 }
 
 #[test]
@@ -225,7 +239,7 @@ fn a_rebuild_killed_at_any_moment_leaves_the_old_database_or_the_new_one() {
         let mut process = Process::start(&mut tallyline(&args));
         let mut seen = 0;
         let ended = until(PATIENCE, "the rebuild has begun", || {
-            seen += u32::from(data.join("revenue.db.rebuild").exists());
+            seen += u32::from(rebuild_has_begun(&data));
             let ended = process.exited().is_some();
             (ended || seen > looks).then_some(ended)
         });
@@ -243,9 +257,9 @@ fn a_rebuild_killed_at_any_moment_leaves_the_old_database_or_the_new_one() {
 }
 
 #[test]
-fn a_rebuild_is_rejected_beside_a_server_a_reader_and_a_verify() {
-    // Fails if the database is replaced while another program uses it, or if the error does not
-    // name that program.
+fn a_rebuild_is_rejected_beside_a_server_and_a_verify() {
+    // Fails if the database is replaced while another process of the directory uses it, or if the error does not
+    // name that process.
     let scratch = Scratch::new();
     let data = scratch.data();
     for flags in [&[][..], &["--no-process"]] {
@@ -263,6 +277,19 @@ fn a_rebuild_is_rejected_beside_a_server_a_reader_and_a_verify() {
     let ran = rebuild(&data).expect(1);
     assert!(ran.stderr.contains("verify"), "{ran}");
     drop(held);
+    rebuild(&data).expect(0);
+    assert_eq!(database(&data), before);
+    assert_one_database_file(&data);
+}
+
+#[test]
+fn a_rebuild_is_rejected_beside_a_reader() {
+    // Fails if the file of the database is replaced while another program reads it, or if the error does not name
+    // the file.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 1);
+    let before = database(&data);
     let reader = Connection::open(data.join("revenue.db")).unwrap();
     reader
         .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
@@ -646,7 +673,7 @@ fn a_database_deleted_after_pruning_is_reported() {
     until(PATIENCE, "pruned", || {
         (archive(&data).len() == 1).then_some(())
     });
-    fs::remove_file(data.join("revenue.db")).unwrap();
+    delete_database(&data);
     let reasons = until(PATIENCE, "/readyz reports them", || {
         let ready = server.get("/readyz");
         let text = ready.text();
@@ -672,16 +699,12 @@ fn a_locked_database_delays_pruning_and_does_not_block_verify() {
     server.accept(event("u", 1));
     server.flush();
     server.stop().expect(0);
-    let db = Connection::open(data.join("revenue.db")).unwrap();
-    db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
-        .unwrap();
-    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let lock = Locked::database(&data);
     let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
     verify(&data).expect(0);
     server.accept(event("u", 1));
     assert_eq!(archive(&data).len(), 5);
-    db.execute_batch("ROLLBACK").unwrap();
-    drop(db);
+    drop(lock);
     until(PATIENCE, "pruned", || {
         (archive(&data).len() <= 1).then_some(())
     });

@@ -44,7 +44,6 @@ fn a_locked_database_does_not_stop_ingestion() {
     }
     server.post("/flush?wait=100ms", "").problem(503);
     assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 1);
-    db.execute_batch("ROLLBACK").unwrap();
     drop(db);
     server.flush();
     assert_eq!(server.get("/userEvents/u").expect(200).json()["events"], 51);
@@ -311,7 +310,6 @@ fn a_shutdown_that_cannot_apply_everything_exits_with_1() {
     assert!(stopped.stderr.contains(error), "{stopped}");
     assert!(stopped.stderr.contains("locked"), "{stopped}");
     assert!(stopped.stderr.contains("the next start"), "{stopped}");
-    db.execute_batch("ROLLBACK").unwrap();
     drop(db);
     run(&["process", "--data-dir", arg(&data)]).expect(0);
     assert_eq!(database(&data), recount(&data).users);

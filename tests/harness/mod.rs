@@ -226,8 +226,14 @@ impl Process {
 
     /// Waits until it exits by itself.
     #[track_caller]
-    pub(crate) fn finish(mut self) -> Ran {
-        let status = until(PATIENCE * 5, "the command ends by itself", || self.exited());
+    pub(crate) fn finish(self) -> Ran {
+        self.finish_within(PATIENCE * 5)
+    }
+
+    /// [`Process::finish`] of a command that takes longer.
+    #[track_caller]
+    pub(crate) fn finish_within(mut self, patience: Duration) -> Ran {
+        let status = until(patience, "the command ends by itself", || self.exited());
         Ran {
             code: status.code(),
             stdout: self.stdout(),

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use super::http::{Conn, Reply, Request};
+use super::suite::Locked;
 use super::{PATIENCE, Process, Ran, arg, event, tallyline, until};
 
 /// A server on a port chosen by the system. Killed on drop; its log is printed if the test failed.
@@ -64,15 +64,13 @@ impl Server {
     }
 
     /// A server that has counted an event of user u. It can count no more until the returned
-    /// connection, which holds the write lock of the database, rolls back.
+    /// lock is dropped.
     #[track_caller]
-    pub(crate) fn with_database_locked(data: &Path) -> (Self, Connection) {
+    pub(crate) fn with_database_locked(data: &Path) -> (Self, Locked) {
         let server = Self::with(data, &["--flush-interval", "10ms"]);
         server.accept(event("u", 1));
         server.flush();
-        let db = Connection::open(data.join("revenue.db")).unwrap();
-        db.execute_batch("BEGIN IMMEDIATE").unwrap();
-        (server, db)
+        (server, Locked::database(data))
     }
 
     /// `http://127.0.0.1:PORT`
