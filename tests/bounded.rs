@@ -12,6 +12,7 @@ use serde_json::{Value, from_str};
 use socket2::{Domain, Socket, Type};
 
 use super::harness::http::{Conn, Request};
+use super::harness::suite::Locked;
 use super::harness::{
     PATIENCE, Process, Scratch, Server, arg, database, event, recount, tallyline, until,
 };
@@ -97,10 +98,14 @@ fn pipelined_requests_are_handled_one_at_a_time() {
     // pipelined request is lost.
     let scratch = Scratch::new();
     let server = Server::start(&scratch.data());
+    server.accept(event("u", 1));
+    server.flush();
     let mut conn = server.connect();
-    // The first request waits for a position that does not exist yet; the others wait for the
-    // first.
-    let waits = Request::new("GET", "/userEvents/u?after=1-1&wait=60s").bytes();
+    // The first request waits for a position that is not applied, because the database is locked; the others wait
+    // for the first.
+    let lock = Locked::database(&scratch.data());
+    let position = server.accept(event("u", 1));
+    let waits = Request::new("GET", &format!("/userEvents/u?after={position}&wait=60s")).bytes();
     let health = Request::new("GET", "/healthz").bytes();
     conn.send([waits, health.repeat(400)].concat()).unwrap();
     let in_flight = || metric(&server, "tallyline_http_requests_in_flight");
@@ -108,11 +113,11 @@ fn pipelined_requests_are_handled_one_at_a_time() {
     until(PATIENCE, "the first waits", || {
         (in_flight() == 2).then_some(())
     });
-    server.accept(event("u", 1));
+    drop(lock);
     for _ in 0..401 {
         assert_eq!(conn.reply().unwrap().status, 200);
     }
-    assert_bounded(&server, 1);
+    assert_bounded(&server, 2);
 }
 
 #[test]

@@ -300,9 +300,6 @@ fn a_get_can_wait_for_a_position() {
         assert_eq!(server.get(&path).expect(200).json()["events"], count);
         server.post("/flush", "").expect(200); // the same across a rotation
     }
-    let late = server.get("/userEvents/u?after=999-0&wait=10ms");
-    assert!(late.header("Retry-After").is_some());
-    late.problem(503);
     for malformed in ["", "7", "0-1", "1-x", "%2B1-1", "1-1-1"] {
         server
             .get(&format!("/userEvents/u?after={malformed}"))
@@ -316,6 +313,63 @@ fn a_get_can_wait_for_a_position() {
     let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
     let path = format!("/userEvents/u?after={position}&wait=50s");
     assert_eq!(server.get(&path).expect(200).json()["events"], 6);
+}
+
+#[test]
+fn a_position_that_is_not_applied_in_time_is_503() {
+    // Fails if a wait that ends without the events looks like one that has them, or does not say that the client may
+    // try again.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--no-process"]);
+    let position = server.accept(event("u", 1));
+    let late = server.get(&format!("/userEvents/u?after={position}&wait=10ms"));
+    assert!(late.header("Retry-After").is_some());
+    late.problem(503);
+}
+
+#[test]
+fn a_position_past_the_end_is_an_error() {
+    // Fails if a position that no response contained is waited for, or answered as if its events were applied: past
+    // the end of the active segment, of a sealed one, and of all segments.
+    let scratch = Scratch::new();
+    let server = Server::with(&scratch.data(), &["--flush-interval", "1h"]);
+    let of = |position: &str| {
+        let (position, node) = match position.split_once('@') {
+            Some((position, node)) => (position, format!("@{node}")),
+            None => (position, String::new()),
+        };
+        let (segment, offset) = position.split_once('-').unwrap();
+        let [segment, offset] = [segment, offset].map(|digits| digits.parse::<u64>().unwrap());
+        (segment, offset, node)
+    };
+    let refused = |segment: u64, offset: u64, node: &str| {
+        for target in ["userEvents/u", "rejected"] {
+            let path = format!("/{target}?after={segment}-{offset}{node}&wait=60s");
+            let problem = server.get(&path).problem(400);
+            assert!(
+                problem.to_string().contains("past the end"),
+                "{path}: {problem}"
+            );
+        }
+    };
+    let position = server.accept(event("u", 1));
+    let (segment, end, node) = of(&position);
+    refused(segment, end + 1, &node);
+    refused(segment + 1, 0, &node);
+    refused(segment + 998, 1, &node);
+    server.flush();
+    let next = server.accept(event("u", 1));
+    assert!(of(&next).0 > segment, "the first segment is sealed");
+    server.flush();
+    refused(segment, end + 1, &node);
+    refused(segment, 1 << 40, &node);
+    for target in ["userEvents/u", "rejected"] {
+        for position in [&position, &next] {
+            server
+                .get(&format!("/{target}?after={position}&wait=60s"))
+                .expect(200);
+        }
+    }
 }
 
 #[test]

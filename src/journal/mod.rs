@@ -178,6 +178,16 @@ pub struct Tail {
     pub file: Arc<dyn DiskFile>,
 }
 
+impl Tail {
+    /// The position of the durable end.
+    pub fn end(&self) -> Position {
+        Position {
+            segment: self.number,
+            offset: self.durable_end,
+        }
+    }
+}
+
 /// The handle to the committer thread; cheap to clone.
 #[derive(Clone)]
 pub struct Journal {

@@ -91,7 +91,7 @@ use crate::aggregate::memory_budget::MemoryBudget;
 use crate::aggregate::pool::Pool;
 use crate::aggregate::spill::{self, SpillDir};
 use crate::data_dir::disk::Disk;
-use crate::data_dir::segment::{DirectoryTag, Position};
+use crate::data_dir::segment::DirectoryTag;
 use crate::data_dir::{DataDirError, Directory, directory_tag};
 use crate::health::Health;
 use crate::journal::Journal;
@@ -389,13 +389,7 @@ fn start_clock(
     Builder::new()
         .name("process-clock".to_owned())
         .spawn(move || {
-            progress.run_clock(every, &|| {
-                let tail = journal.tail();
-                Position {
-                    segment: tail.number,
-                    offset: tail.durable_end,
-                }
-            });
+            progress.run_clock(every, &|| journal.tail().end());
         })
         .map_err(ProcessError::Thread)
 }

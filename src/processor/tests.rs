@@ -17,6 +17,7 @@ use super::*;
 use crate::aggregate::pool::{Pool, RangeAggregate};
 use crate::aggregate::scan::PartialAggregate;
 use crate::data_dir::disk::{DiskFile, RealDisk};
+use crate::data_dir::segment::Position;
 use crate::data_dir::testing::write_sealed;
 use crate::event::{Event, Kind};
 use crate::journal::{Batch, Committer, JournalConfig, KnownSegment, KnownSegments};

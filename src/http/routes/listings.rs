@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::params::Params;
-use super::users::{WAIT_DEFAULT, WAIT_MAX, not_applied, unreadable};
+use super::positions::check_end;
+use super::users::{WAIT_DEFAULT, WAIT_MAX, unreadable};
 use super::{Files, Inner};
 use crate::data_dir::APPLIED_DIR;
+use crate::data_dir::node_position::NodePosition;
 use crate::data_dir::segment::{ACTIVE_FILE, Position, SegmentId, sealed_at};
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
 use crate::journal::Tail;
-use crate::progress::WaitOutcome;
 use crate::store::{RejectedFilter, SegmentRow, SegmentState};
 use crate::timestamp;
 
@@ -52,15 +53,11 @@ pub(super) fn rejected(inner: &Arc<Inner>, request: Request, query: &str) {
     };
     let deadline = Instant::now() + query.wait;
     let waiting = Arc::clone(inner);
-    let done = move |waited| match waited {
-        WaitOutcome::Applied => list(request, query),
-        other => waiting.answer(
-            request,
-            Route::Rejected,
-            not_applied(&waiting, other).reply(),
-        ),
+    let done = move |waited: Result<(), Problem>| match waited {
+        Ok(()) => list(request, query),
+        Err(problem) => waiting.answer(request, Route::Rejected, problem.reply()),
     };
-    inner.progress.when_applied(after, deadline, Box::new(done));
+    inner.when_own_applied(after, deadline, done);
 }
 
 /// The query parameters of `/rejected`.
@@ -102,6 +99,13 @@ fn list_rejected(
     may_block: &MayBlock,
 ) -> Result<Reply, Problem> {
     let readers = inner.readers.get(may_block);
+    let after = query.after.map(|position| NodePosition {
+        node: None,
+        position,
+    });
+    if let Some(after) = after.and_then(|after| inner.in_sealed_segment(after)) {
+        check_end(readers, after)?;
+    }
     let lines = readers.newest_rejected(query.limit, &query.filter);
     let lines = lines.map_err(|error| unreadable(&error))?;
     let lines: Vec<Value> = lines

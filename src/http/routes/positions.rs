@@ -9,13 +9,13 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::Inner;
-use super::users::not_applied;
+use super::users::{not_applied, unreadable};
 use crate::data_dir::node_position::NodePosition;
-use crate::data_dir::segment::Position;
+use crate::data_dir::segment::{Position, SegmentId};
 use crate::http::problem::Problem;
 use crate::other_nodes::NodeWait;
 use crate::progress::WaitOutcome;
-use crate::store::NodeProgress;
+use crate::store::{NodeProgress, Readers, SegmentState};
 
 impl Inner {
     /// Whether several nodes may share the database.
@@ -57,17 +57,42 @@ impl Inner {
                 others.when_applied(node, position.position, deadline, Box::new(done));
             }
             (Some(node), None) if node != self.directory => done(Err(self.not_of_here(node))),
-            _ => {
-                let done = move |waited| {
-                    done(match waited {
-                        WaitOutcome::Applied => Ok(()),
-                        other => Err(not_applied(&inner, other)),
-                    });
-                };
-                let progress = &self.progress;
-                progress.when_applied(position.position, deadline, Box::new(done));
-            }
+            _ => self.when_own_applied(position.position, deadline, done),
         }
+    }
+
+    /// [`Inner::when_applied`] for a position of this server. One past the durable end was in no response of this
+    /// server. Where a sealed segment ends, only the database knows: see [`check_end`].
+    pub(super) fn when_own_applied(
+        self: &Arc<Self>,
+        position: Position,
+        deadline: Instant,
+        done: impl FnOnce(Result<(), Problem>) + Send + 'static,
+    ) {
+        let end = self.journal.tail().end();
+        if position > end {
+            let end = self.shown(end);
+            let detail = format!(
+                "after: the position is past the end of the events that this server has stored, {end}"
+            );
+            return done(Err(Problem::new(400, detail)));
+        }
+        let inner = Arc::clone(self);
+        let done = move |waited| {
+            done(match waited {
+                WaitOutcome::Applied => Ok(()),
+                other => Err(not_applied(&inner, other)),
+            });
+        };
+        let progress = &self.progress;
+        progress.when_applied(position, deadline, Box::new(done));
+    }
+
+    /// A position that was waited for, if it is one for [`check_end`]: of this server, in a sealed segment.
+    pub(super) fn in_sealed_segment(&self, position: NodePosition) -> Option<Position> {
+        let is_own = position.node.is_none_or(|node| node == self.directory);
+        let position = position.position;
+        (is_own && position.segment < self.journal.tail().number).then_some(position)
     }
 
     fn not_of_here(&self, node: Uuid) -> Problem {
@@ -76,6 +101,24 @@ impl Inner {
             self.directory
         );
         Problem::new(400, detail)
+    }
+}
+
+/// Fails if an applied position of this server is past the end of its segment. The end of a segment that was pruned
+/// is not known any more.
+pub(super) fn check_end(readers: &Readers, position: Position) -> Result<(), Problem> {
+    let segment = SegmentId::Native(position.segment);
+    let row = readers.segment(&segment);
+    let row = row.map_err(|error| unreadable(&error))?;
+    match row {
+        Some(row) if row.state == SegmentState::Applied && position.offset > row.applied_bytes => {
+            let end = row.applied_bytes;
+            let detail = format!(
+                "after: the position is past the end of its segment, which has {end} bytes"
+            );
+            Err(Problem::new(400, detail))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,7 +9,6 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Inner, service};
-use crate::data_dir::segment::Position;
 use crate::http::counters::Route;
 use crate::http::engine::{Reply, Request};
 use crate::http::history::Sample;
@@ -71,10 +70,7 @@ fn current(inner: &Inner) -> Status<'_> {
         run,
     } = accounts;
     let tail = inner.journal.tail();
-    let end = Position {
-        segment: tail.number,
-        offset: tail.durable_end,
-    };
+    let end = tail.end();
     let refused = inner.counters.refusals().filter(|(_, count)| *count > 0);
     let reasons = service::reasons(inner);
     Status {

@@ -32,12 +32,15 @@ pub(super) fn one(inner: &Arc<Inner>, request: Request, raw_id: &str, query: &st
         Err(problem) => return inner.answer(request, Route::User, problem.reply()),
     };
     let Some(after) = after else {
-        return lookups::look_up(inner, request, id);
+        return lookups::look_up(inner, request, id, None);
     };
     let done = {
         let inner = Arc::clone(inner);
         move |waited: Result<(), Problem>| match waited {
-            Ok(()) => lookups::look_up(&inner, request, id),
+            Ok(()) => {
+                let after = inner.in_sealed_segment(after);
+                lookups::look_up(&inner, request, id, after);
+            }
             Err(problem) => inner.answer(request, Route::User, problem.reply()),
         }
     };

@@ -148,10 +148,7 @@ impl PublishedStatus {
     /// `tail` is the tail at the start of the round, which is applied. The difference is reported if it was
     /// the same in the previous round.
     pub(super) fn account(&mut self, tail: &Tail) {
-        let end = Position {
-            segment: tail.number,
-            offset: tail.durable_end,
-        };
+        let end = tail.end();
         let pending = self.sealed.values().any(|sealed| !sealed.applied);
         let active = self.applied.get(&tail.number).copied().unwrap_or(0);
         // If a segment was sealed during the round, its lines are settled but not in `tail`.

@@ -9,9 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use super::super::Inner;
+use super::super::positions::check_end;
 use super::{push_user, unknown, unreadable};
+use crate::data_dir::segment::Position;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Refusal, Reply, Request};
+use crate::http::problem::Problem;
 use crate::store::UserTotal;
 
 /// Maximum number of lookups in one job. More of them would delay the first reply and save little.
@@ -34,6 +37,8 @@ struct Queue<T> {
 struct Lookup {
     request: Request,
     id: String,
+    /// The applied position of the request, unless its segment is known to have it.
+    after: Option<Position>,
 }
 
 /// A submitted job. If it is dropped before it begins, because the queue of the engine is full, the waiting
@@ -79,9 +84,9 @@ impl<T> Queue<T> {
 }
 
 /// Answers the request with the total of the user.
-pub(super) fn look_up(inner: &Arc<Inner>, request: Request, id: String) {
-    let lookup = Lookup { request, id };
-    let Some(Lookup { request, id }) = inner.lookups.lock().add(lookup) else {
+pub(super) fn look_up(inner: &Arc<Inner>, request: Request, id: String, after: Option<Position>) {
+    let lookup = Lookup { request, id, after };
+    let Some(Lookup { request, id, after }) = inner.lookups.lock().add(lookup) else {
         return;
     };
     let job = Job {
@@ -89,7 +94,7 @@ pub(super) fn look_up(inner: &Arc<Inner>, request: Request, id: String) {
         has_begun: false,
     };
     request.on_blocking_thread(move |request, may_block| {
-        job.run(Lookup { request, id }, may_block);
+        job.run(Lookup { request, id, after }, may_block);
     });
 }
 
@@ -126,11 +131,16 @@ impl Drop for Job {
 /// The replies to the lookups, in their order.
 fn read(inner: &Inner, lookups: &[Lookup], may_block: &MayBlock) -> Vec<Reply> {
     let ids: Vec<_> = lookups.iter().map(|lookup| lookup.id.as_str()).collect();
-    match inner.readers.get(may_block).users_by_id(&ids) {
+    let readers = inner.readers.get(may_block);
+    match readers.users_by_id(&ids) {
         Ok(totals) => {
-            let totals = totals.iter();
+            let totals = totals.iter().zip(lookups);
             totals
-                .map(|total| reply_to(inner, total.as_ref()))
+                .map(|(total, lookup)| match lookup.after {
+                    Some(after) => check_end(readers, after)
+                        .map_or_else(Problem::reply, |()| reply_to(inner, total.as_ref())),
+                    None => reply_to(inner, total.as_ref()),
+                })
                 .collect()
         }
         Err(error) => lookups.iter().map(|_| unreadable(&error).reply()).collect(),
