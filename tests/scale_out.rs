@@ -14,7 +14,9 @@ use crate::harness::cutting_proxy::CuttingProxy;
 use crate::harness::http::Request;
 use crate::harness::postgres::{Bouncer, Postgres};
 use crate::harness::recount::{event_files, recount_bytes};
-use crate::harness::{PATIENCE, Scratch, Server, Totals, arg, event, names_in, run, until};
+use crate::harness::{
+    PATIENCE, Process, Scratch, Server, Totals, arg, event, names_in, run, tallyline, until,
+};
 
 /// Catching up includes waits between attempts, and a debug build on a loaded machine.
 const LONG: Duration = Duration::from_mins(4);
@@ -578,4 +580,35 @@ fn torture_with_two_servers_in_one_database_finds_nothing() {
     // The totals of other nodes would be changed.
     let again = run(&args).expect(1);
     assert!(again.stderr.contains("empty database"), "{again}");
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn torture_waits_for_the_database_before_it_compares() {
+    // Fails if an outage of the database that outlasts the rounds is reported as lost events, or ends the run.
+    let mut server = Postgres::start();
+    let url = server.database("tally");
+    let mut torture = Process::start(&mut tallyline(&[
+        "torture",
+        "--rounds",
+        "3",
+        "--seed",
+        "3",
+        "--database",
+        &url,
+    ]));
+    until(LONG, "both nodes are registered", || {
+        assert!(torture.exited().is_none(), "{}", torture.stderr());
+        let nodes = "SELECT to_regclass('tallyline.node') IS NOT NULL";
+        let count = "SELECT count(*) = 2 FROM tallyline.node";
+        (server.value::<bool>("tally", nodes) && server.value::<bool>("tally", count)).then_some(())
+    });
+    server.kill();
+    until(LONG, "it waits for the database", || {
+        assert!(torture.exited().is_none(), "{}", torture.stderr());
+        torture.stderr().contains("waiting until").then_some(())
+    });
+    server.start_again();
+    let table = torture.finish().expect(0).stdout;
+    assert!(table.contains("counted once"), "{table}");
 }

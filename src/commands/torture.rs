@@ -220,6 +220,9 @@ impl Torture {
         self.senders.finish(&ports, &mut self.trial)?;
         self.reader.finish()?;
         self.servers.stop(&self.trial)?;
+        if self.trial.database.is_some() {
+            self.servers.apply_rest(&self.trial)?;
+        }
         let mut faults = self.compare()?;
         for at in 0..self.servers.len() {
             let verify = self
