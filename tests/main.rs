@@ -22,6 +22,7 @@ mod bad_input; // every kind of invalid body, and the error that it gets
 mod bounded; // upper bounds of the resources that one client can use
 mod cli; // options, exit codes, errors before anything starts
 mod cluster; // what a node shows of all nodes in one PostgreSQL database (`--ignored`)
+mod copies; // copies of a data directory, and of files, at several nodes (`--ignored`)
 mod crash; // kill -9 during ingestion and applying, ten times
 mod database_errors; // a PostgreSQL database that cannot be used (`--ignored`)
 mod database_locks; // the locks on the database, after each operation of the server

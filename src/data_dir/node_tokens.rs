@@ -12,7 +12,7 @@
 //! The file is replaced by rename, and the directory is synced, before the database changes. It is written under
 //! `process.lock`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -181,6 +181,26 @@ pub(crate) fn tags_of_segments(disk: &dyn Disk, data_dir: &Path) -> Result<Vec<T
     }
     tags.extend(any_active_label(disk, data_dir)?.map(|label| label.tag));
     Ok(tags)
+}
+
+/// Name and path of the files in the archive that have no label: imported ones.
+pub(crate) fn archived_imports(
+    disk: &dyn Disk,
+    data_dir: &Path,
+) -> Result<BTreeMap<String, PathBuf>, DataDirError> {
+    let archive = data_dir.join(APPLIED_DIR);
+    let list = |dir: &Path| disk.list(dir).map_err(DataDirError::io("list", dir));
+    let mut files = BTreeMap::new();
+    for (month, is_dir) in list(&archive)? {
+        let dir = archive.join(month);
+        let entries = if is_dir { list(&dir)? } else { Vec::new() };
+        for (name, is_dir) in entries {
+            if !is_dir && label_in_name(&name).is_none() {
+                files.insert(name.clone(), dir.join(name));
+            }
+        }
+    }
+    Ok(files)
 }
 
 #[cfg(test)]

@@ -157,7 +157,11 @@ impl PostgresWriter {
 
     /// See [`Writer::applied`](crate::store::Writer::applied).
     pub fn applied(&self) -> Result<(AppliedSegments, Vec<SegmentRow>), StoreError> {
-        let unfinished = self.read(of_segments!("select_unfinished_segments"), &[], segment_rows)?;
+        let unfinished = self.read(
+            of_segments!("select_unfinished_segments"),
+            &[],
+            segment_rows,
+        )?;
         // Only this process changes the rows of the node.
         let mut native = self.numbers()?;
         for number in unfinished.iter().filter_map(|row| row.id.number()) {
