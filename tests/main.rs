@@ -28,6 +28,7 @@ mod database_errors; // a PostgreSQL database that cannot be used (`--ignored`)
 mod database_locks; // the locks on the database, after each operation of the server
 mod descriptors; // few file descriptors, and more clients than connections
 mod end_to_end; // the main task on real input: totals equal an independent recount
+mod folded; // large files that wait, in one transaction of PostgreSQL (`--ignored`)
 mod formats; // CSV, UTF-16, wrapped arrays and other formats: one error with the way out
 mod hostile; // clients that stall, send bursts, announce wrong lengths, or never read
 mod http; // the HTTP contract, case by case
