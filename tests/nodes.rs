@@ -596,6 +596,62 @@ fn a_copied_directory_is_refused_and_an_older_database_is_not() {
 
 #[test]
 #[ignore = "needs PostgreSQL"]
+fn an_older_database_is_reported_with_its_cause() {
+    // S4. Fails if a node continues with a database that has lost commits, or with another server, and says nothing; if
+    // what was lost does not count again; or if a restart looks like one of these.
+    let server = Postgres::start();
+    let other = Postgres::start();
+    let url = server.database("tally");
+    let scratch = Scratch::new();
+    let data = scratch.path().join("a");
+    let apply = |url: &str, file: Option<&Path>| {
+        let mut args = vec!["process", "--data-dir", arg(&data), "--database", url];
+        args.extend(file.map(arg));
+        run(&args).expect(0).stderr
+    };
+    let files = ["1", "2"].map(|name| scratch.file(&format!("{name}.jsonl"), event(name, 1)));
+    let [early, late] = [0, 1].map(|at| {
+        let told = apply(&url, Some(&files[at]));
+        assert!(!told.contains("the database is"), "{told}");
+        server.dump("tally")
+    });
+    let totals = |url: &str| {
+        let totals = crate::harness::suite::totals(url);
+        assert_eq!(totals.len(), 2, "{url}");
+        assert!(
+            totals.values().all(|&total| total == (1_000_000, 1)),
+            "{totals:?}"
+        );
+    };
+    totals(&url);
+    for (at, database, dump, reason) in [
+        (
+            &other,
+            "moved",
+            &late,
+            "the database is on another PostgreSQL server than before",
+        ),
+        (
+            &other,
+            "lost",
+            &early,
+            "a standby without the last commits took over, or a backup was restored",
+        ),
+        (&server, "restored", &early, "it was restored from a backup"),
+    ] {
+        let url = at.restore(database, dump);
+        let told = apply(&url, None);
+        assert!(told.contains(reason), "{database}: {told}");
+        let is_older = told.contains("the database is older than this node's last commit");
+        assert_eq!(is_older, database != "moved", "{told}");
+        totals(&url);
+        let again = apply(&url, None);
+        assert!(!again.contains("the database is"), "{database}: {again}");
+    }
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
 fn a_copied_directory_with_another_uuid_is_refused() {
     // Fails if the segments of a node can be counted again by a copy under another UUID.
     let server = Postgres::start();

@@ -155,12 +155,23 @@ fn a_wait_survives_an_outage_of_the_database() {
     let position = nodes.slow.accept(event("user", 1));
     let target = format!("/userEvents/user?after={position}");
     nodes.postgres.kill();
-    nodes.other.get(&format!("{target}&wait=100ms")).expect(503);
-    nodes.postgres.start_again();
-    until(PATIENCE, "the position is applied", || {
-        (nodes.slow.post("/flush?wait=5s", "").status == 200).then_some(())
+    let Nodes {
+        postgres,
+        slow,
+        other,
+        ..
+    } = &mut nodes;
+    let shown = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| other.get(&format!("{target}&wait=60s")));
+        // It is answered at its deadline, and others are not.
+        other.get(&format!("{target}&wait=300ms")).expect(503);
+        assert!(!waiting.is_finished());
+        postgres.start_again();
+        until(PATIENCE, "the position is applied", || {
+            (slow.post("/flush?wait=5s", "").status == 200).then_some(())
+        });
+        waiting.join().unwrap().expect(200)
     });
-    let shown = nodes.other.get(&format!("{target}&wait=60s")).expect(200);
     assert_eq!(shown.json()["events"], 1);
 }
 
@@ -180,7 +191,10 @@ fn a_sender_waits_for_the_node_that_took_its_events() {
         name != "in.jsonl" && name.to_string_lossy().contains("in.jsonl")
     });
     let state = std::fs::read_to_string(state.unwrap().path()).unwrap();
-    assert!(state.contains(&id_of(&nodes.slow)), "{state}");
+    assert!(
+        state.contains(&format!("@{}", id_of(&nodes.slow))),
+        "{state}"
+    );
     let events = "SELECT sum(events)::bigint FROM tallyline.user_total WHERE user_id = 'user'";
     assert_eq!(nodes.postgres.value::<i64>("tally", events), 3);
 }

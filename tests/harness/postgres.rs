@@ -206,6 +206,28 @@ impl Postgres {
         self.url(name)
     }
 
+    /// A database as the SQL of `pg_dump`.
+    pub(crate) fn dump(&self, database: &str) -> String {
+        let url = self.url(database);
+        let ran = Process::start(as_server("pg_dump").arg(url)).finish();
+        assert_eq!(ran.code, Some(0), "{ran}");
+        ran.stdout
+    }
+
+    /// Creates a database with the content of a dump, and returns its URL.
+    pub(crate) fn restore(&self, database: &str, dump: &str) -> String {
+        let url = self.database(database);
+        let file = self.dir.path().join(format!("{database}.sql"));
+        fs::write(&file, dump).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        succeed(
+            as_server("psql")
+                .args(["--quiet", "--no-psqlrc", "--set", "ON_ERROR_STOP=1"])
+                .args(["--file", arg(&file), &url]),
+        );
+        url
+    }
+
     /// Adds a setting, which applies from the next start on.
     pub(crate) fn set(&mut self, setting: &str) {
         self.settings.push(setting.to_owned());
