@@ -12,16 +12,19 @@
 //! although reads still return them (as on Linux). Every call is a step. The power can be turned off
 //! before any step, so that a test can go through all boundaries.
 
+mod inode;
+mod seeds;
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tallyline::data_dir::disk::{Disk, DiskDir, DiskFile, FileStat, Identity, write_new};
+use tallyline::data_dir::disk::{Disk, DiskDir, DiskFile, FileStat, Identity};
 
-const SECTOR: usize = 512;
+use self::inode::{Inode, Left};
+pub(crate) use self::seeds::{Choices, for_seeds};
 
 /// The kinds of calls that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,26 +39,6 @@ pub(crate) enum Call {
     SyncData,
     SetLen,
     Look,
-}
-
-/// A change of a file that a power cut may undo.
-#[derive(Clone)]
-enum FileChange {
-    Write(Range<usize>),
-    Length,
-}
-
-#[derive(Clone, Default)]
-struct Inode {
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    /// Changes since the last sync, each with the content after it.
-    unsynced: Vec<(FileChange, Vec<u8>)>,
-    /// Bytes that a failed sync lost: reads return them, but they only become durable if written
-    /// again.
-    rotten: Vec<Range<usize>>,
-    /// Whether that sync was one of all files: the next one of this file reports it.
-    unreported: bool,
 }
 
 /// The target of a name.
@@ -111,9 +94,6 @@ struct SimFile {
     inode: usize,
 }
 
-/// A small generator of random choices (SplitMix64): the same seed gives the same crash.
-pub(crate) struct Choices(fastrand::Rng);
-
 /// Which unsynced changes a power cut leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
@@ -125,35 +105,6 @@ pub(crate) enum Cut {
     Names,
     /// Some of each.
     Some(u64),
-}
-
-/// Which part of the unsynced changes is left.
-enum Left {
-    None,
-    All,
-    Some(Choices),
-}
-
-impl Left {
-    /// How many of `count` consecutive changes are left.
-    fn of(&mut self, count: usize) -> usize {
-        match self {
-            Self::None => 0,
-            Self::All => count,
-            Self::Some(choices) => choices.below(count + 1),
-        }
-    }
-}
-
-impl Choices {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(fastrand::Rng::with_seed(seed))
-    }
-
-    /// A number below `bound`, which must not be 0.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        self.0.usize(..bound)
-    }
 }
 
 /// Distinguishes a power cut from one failed call, which has an errno.
@@ -229,87 +180,6 @@ fn apply(names: &mut Names, change: &NameChange) {
     if let Some((path, node)) = &change.added {
         names.insert(path.clone(), *node);
     }
-}
-
-impl Inode {
-    fn write(&mut self, bytes: &[u8], offset: usize) {
-        let range = offset..offset + bytes.len();
-        if self.live.len() < range.end {
-            self.live.resize(range.end, 0);
-        }
-        self.live[range.clone()].copy_from_slice(bytes);
-        self.rotten = without(&self.rotten, &range);
-        self.unsynced
-            .push((FileChange::Write(range), self.live.clone()));
-    }
-
-    fn set_len(&mut self, len: usize) {
-        self.live.resize(len, 0);
-        self.rotten = without(&self.rotten, &(len..usize::MAX));
-        self.unsynced.push((FileChange::Length, self.live.clone()));
-    }
-
-    fn sync(&mut self) {
-        let mut durable = self.live.clone();
-        for byte in self.rotten.iter().flat_map(Clone::clone) {
-            durable[byte] = self.durable.get(byte).copied().unwrap_or(0);
-        }
-        self.durable = durable;
-        self.unsynced.clear();
-    }
-
-    /// The effect of a failed sync: pages are marked clean that were never written to the disk.
-    fn fail_sync(&mut self) {
-        for (change, _) in self.unsynced.drain(..) {
-            if let FileChange::Write(range) = change {
-                let end = range.end.min(self.live.len());
-                if range.start < end {
-                    self.rotten.push(range.start..end);
-                }
-            }
-        }
-    }
-
-    /// The content after a power cut.
-    fn after_cut(&self, left: &mut Left) -> Vec<u8> {
-        let mut lengths = vec![self.durable.len()];
-        lengths.extend(self.unsynced.iter().map(|(_, after)| after.len()));
-        let len = lengths[left.of(self.unsynced.len())];
-        let mut found = vec![0; len];
-        for start in (0..len).step_by(SECTOR) {
-            let sector = start..(start + SECTOR).min(len);
-            let mut versions = vec![&self.durable];
-            versions.extend(
-                self.unsynced
-                    .iter()
-                    .filter_map(|(change, after)| match change {
-                        FileChange::Write(range) => {
-                            (range.start < sector.end && sector.start < range.end).then_some(after)
-                        }
-                        FileChange::Length => None,
-                    }),
-            );
-            let version = versions[left.of(versions.len() - 1)];
-            for byte in sector {
-                found[byte] = version.get(byte).copied().unwrap_or(0);
-            }
-        }
-        found
-    }
-}
-
-/// `ranges` without `hole`.
-fn without(ranges: &[Range<usize>], hole: &Range<usize>) -> Vec<Range<usize>> {
-    ranges
-        .iter()
-        .flat_map(|range| {
-            [
-                range.start..range.end.min(hole.start),
-                range.start.max(hole.end)..range.end,
-            ]
-        })
-        .filter(|range| !range.is_empty())
-        .collect()
 }
 
 impl SimDisk {
@@ -776,208 +646,5 @@ impl DiskFile for SimFile {
             size: state.inodes[self.inode].live.len() as u64,
             links: state.names.values().filter(|node| **node == here).count() as u64,
         })
-    }
-}
-
-/// Runs `case` for each seed below `default` and returns the number of seeds; a failure names its
-/// seed. `TALLYLINE_TEST_SEEDS=FROM..TO` selects other seeds: for a longer run, or to repeat a
-/// failed one.
-pub(crate) fn for_seeds(default: u64, case: fn(u64)) -> u64 {
-    let (from, to) = std::env::var("TALLYLINE_TEST_SEEDS").map_or((0, default), |seeds| {
-        let (from, to) = seeds.split_once("..").expect("FROM..TO");
-        (from.parse().unwrap(), to.parse().unwrap())
-    });
-    // More threads than processors, because cases wait at times.
-    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2);
-    let next = AtomicU64::new(from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to {
-                        break;
-                    }
-                    if std::panic::catch_unwind(|| case(seed)).is_err() {
-                        next.store(to, Ordering::Relaxed);
-                        panic!("seed {seed}");
-                    }
-                }
-            });
-        }
-    });
-    to - from
-}
-
-// Tests of the disk itself: a model test is only as good as its simulated disk.
-
-const DIR: &str = "data";
-const EIO: i32 = 5;
-
-fn new_disk() -> SimDisk {
-    SimDisk::with_dir(Path::new(DIR))
-}
-
-fn at(name: &str) -> PathBuf {
-    Path::new(DIR).join(name)
-}
-
-/// The results of `found` over many power cuts.
-fn over_cuts<T: Ord>(disk: impl Fn() -> SimDisk, found: impl Fn(&SimDisk) -> T) -> BTreeSet<T> {
-    (0..300)
-        .map(|seed| found(&disk().power_cut(seed)))
-        .collect()
-}
-
-#[test]
-fn synced_data_is_kept_and_unsynced_data_is_arbitrary() {
-    // Fails if the simulated disk loses less than a real one can (no test on it would prove
-    // anything), or more.
-    let disk = || {
-        let disk = new_disk();
-        let file = disk.create_new(&at("a")).unwrap();
-        file.write_all_at(&[b'1'; 600], 0).unwrap();
-        file.sync_data().unwrap();
-        disk.sync_dir(Path::new(DIR)).unwrap();
-        file.write_all_at(&[b'2'; 900], 600).unwrap();
-        disk
-    };
-    let found = over_cuts(disk, |disk| {
-        disk.content(&at("a")).expect("its name was synced")
-    });
-    assert!(found.iter().all(|bytes| bytes[..600] == [b'1'; 600]));
-    let kinds: BTreeSet<_> = found
-        .iter()
-        .map(|bytes| {
-            (
-                bytes.len(),
-                bytes.get(600).copied(),
-                bytes.get(1200).copied(),
-            )
-        })
-        .collect();
-    let [kept, lost] = [Some(b'2'), Some(0)];
-    let expected = [
-        (600, None, None),
-        (1500, lost, lost),
-        (1500, lost, kept),
-        (1500, kept, lost),
-        (1500, kept, kept),
-    ];
-    assert_eq!(kinds, BTreeSet::from(expected));
-}
-
-#[test]
-fn name_changes_survive_as_a_prefix_and_renames_are_atomic() {
-    // Fails if a later creation can survive while an earlier one does not, or a renamed file can be
-    // in no directory.
-    let disk = || {
-        let disk = new_disk();
-        disk.create_dir(&at("applied")).unwrap();
-        disk.create_new(&at("a")).unwrap();
-        disk.sync_dir(Path::new(DIR)).unwrap();
-        disk.create_new(&at("b")).unwrap();
-        disk.rename_new(&at("a"), &at("applied/a")).unwrap();
-        disk.create_new(&at("c")).unwrap();
-        disk
-    };
-    let names = |disk: &SimDisk| {
-        let files = disk.files();
-        ["a", "applied/a", "b", "c"].map(|name| files.contains(&at(name)))
-    };
-    let expected = [
-        [true, false, false, false],
-        [true, false, true, false],
-        [false, true, true, false],
-        [false, true, true, true],
-    ];
-    assert_eq!(over_cuts(disk, names), BTreeSet::from(expected));
-    let synced = || {
-        let disk = disk();
-        disk.sync_dir(&at("applied")).unwrap();
-        disk
-    };
-    assert_eq!(
-        over_cuts(synced, names),
-        BTreeSet::from([expected[2], expected[3]])
-    );
-}
-
-#[test]
-fn a_failed_sync_loses_its_bytes_permanently() {
-    // Fails if a second sync makes the bytes durable. The simulated disk must reproduce that it
-    // does not.
-    let disk = new_disk();
-    let file = disk.create_new(&at("a")).unwrap();
-    disk.sync_dir(Path::new(DIR)).unwrap();
-    disk.fail(Call::SyncData, 0, EIO);
-    file.write_all_at(b"lost", 0).unwrap();
-    assert!(file.sync_data().is_err());
-    file.sync_data().unwrap();
-    assert_eq!(disk.content(&at("a")).unwrap(), b"lost", "still shown");
-    file.write_all_at(b"kept", 4).unwrap();
-    file.sync_data().unwrap();
-    let found = disk.power_cut(1).content(&at("a")).unwrap();
-    assert_eq!(found, b"\0\0\0\0kept");
-    // Truncated and written again, the range is durable.
-    let disk = new_disk();
-    let file = disk.create_new(&at("a")).unwrap();
-    disk.sync_dir(Path::new(DIR)).unwrap();
-    disk.fail(Call::SyncData, 0, EIO);
-    file.write_all_at(b"lost", 0).unwrap();
-    assert!(file.sync_data().is_err());
-    file.set_len(0).unwrap();
-    file.write_all_at(b"kept", 0).unwrap();
-    file.sync_data().unwrap();
-    assert_eq!(disk.power_cut(1).content(&at("a")).unwrap(), b"kept");
-}
-
-#[test]
-fn a_full_disk_writes_a_part_and_a_kill_keeps_the_page_cache() {
-    // Fails if ENOSPC leaves no half-written bytes, or if a kill has the effect of a power cut.
-    let disk = new_disk();
-    disk.set_capacity(Some(6));
-    let file = disk.create_new(&at("a")).unwrap();
-    file.write_all_at(b"1234", 0).unwrap();
-    assert_eq!(disk.free_bytes(Path::new(DIR)).unwrap(), 2);
-    let full = file.write_all_at(b"5678", 4).unwrap_err();
-    assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-    let next = disk.kill();
-    assert_eq!(next.content(&at("a")).unwrap(), b"123456");
-    assert!(file.size().is_err() && disk.list(Path::new(DIR)).is_err());
-    assert!(over_cuts(|| next.kill(), SimDisk::files).contains(&Vec::new()));
-}
-
-#[test]
-fn write_new_is_atomic_at_any_power_cut() {
-    // Fails if `write_new` leaves out a sync: before the rename, or of the directory after it.
-    let content = vec![b'x'; 2000];
-    let put = |disk: &SimDisk| {
-        write_new(disk, &at("note"), |file| {
-            file.write_all_at(&content[..700], 0)?;
-            file.write_all_at(&content[700..], 700)
-        })
-    };
-    let whole = new_disk();
-    put(&whole).unwrap();
-    let steps = whole.steps();
-    assert_eq!(steps, 8, "{:?}", whole.log());
-    for off in 0..=steps {
-        for seed in 0..200 {
-            let disk = new_disk();
-            disk.power_off_at(off);
-            let done = put(&disk).is_ok();
-            assert_eq!(done, off == steps);
-            let found = disk.power_cut(seed);
-            match found.content(&at("note")) {
-                Some(bytes) => assert!(bytes == content, "step {off}, seed {seed}"),
-                None => assert!(!done, "acknowledged, but lost: seed {seed}"),
-            }
-            // The same after the crash.
-            if found.content(&at("note")).is_none() {
-                put(&found).unwrap();
-            }
-            assert_eq!(found.power_cut(seed).content(&at("note")).unwrap(), content);
-        }
     }
 }

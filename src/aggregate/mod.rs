@@ -28,6 +28,7 @@ pub(crate) mod delta;
 pub(crate) mod lines;
 pub(crate) mod memory_budget;
 mod merge;
+mod partials;
 pub(crate) mod pool;
 mod run;
 pub(crate) mod scan;

@@ -13,6 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::memory_budget::{GROWTH, MemoryBudget};
+use super::partials::PartialAggregates;
 use super::run::Run;
 use super::scan::{Chunk, ChunkScanner, PartialAggregate};
 use super::sharded_totals::{ShardBuffer, ShardedTotals};
@@ -379,31 +380,5 @@ impl Pool {
                 .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
                 .min(quarter.max(CHUNK_BYTES_LEAST)),
         )
-    }
-}
-
-/// The partial aggregates received so far. They are joined in order; those after a gap wait in `early`.
-#[derive(Default)]
-struct PartialAggregates {
-    joined: PartialAggregate,
-    next: usize,
-    early: std::collections::BTreeMap<usize, PartialAggregate>,
-    received: usize,
-    memory_bytes: usize,
-}
-
-impl PartialAggregates {
-    fn insert(&mut self, index: usize, partial: PartialAggregate) {
-        self.received += 1;
-        self.memory_bytes += partial.memory_bytes();
-        self.early.insert(index, partial);
-        while let Some(partial) = self.early.remove(&self.next) {
-            self.joined.append(partial);
-            self.next += 1;
-        }
-    }
-
-    fn join(self) -> PartialAggregate {
-        self.joined
     }
 }

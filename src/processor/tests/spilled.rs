@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::scans::{any_line, model};
 use super::*;
 use crate::aggregate::Sums;
 use crate::aggregate::spill::SpillDir;
