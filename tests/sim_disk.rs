@@ -26,6 +26,8 @@ use tallyline::data_dir::disk::{Disk, DiskDir, DiskFile, FileStat, Identity};
 use self::inode::{Inode, Left};
 pub(crate) use self::seeds::{Choices, for_seeds};
 
+const EIO: i32 = 5;
+
 /// The kinds of calls that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {

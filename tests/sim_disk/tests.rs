@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tallyline::data_dir::disk::{Disk, DiskFile, write_new};
+use tallyline::data_dir::disk::{Disk, write_new};
 
-use super::{Call, SimDisk};
+use super::{Call, EIO, SimDisk};
 
 const DIR: &str = "data";
-const EIO: i32 = 5;
 
 fn new_disk() -> SimDisk {
     SimDisk::with_dir(Path::new(DIR))

@@ -1,5 +1,6 @@
 //! Arrays, and formats that are refused.
 
+use super::resume::stopped_at;
 use super::*;
 
 #[test]

@@ -38,7 +38,7 @@ fn refusals_of_an_earlier_attempt_are_counted() {
 }
 
 /// Sends, requests a stop at request `at`, and returns the summary.
-fn stopped_at(bench: &Bench, flags: &[&str], at: usize) -> (SendSummary, FakeServer) {
+pub(super) fn stopped_at(bench: &Bench, flags: &[&str], at: usize) -> (SendSummary, FakeServer) {
     let stop = Shutdown::default();
     let asked = stop.clone();
     let server = FakeServer::with(move |number, _| {

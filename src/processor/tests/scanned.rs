@@ -1,5 +1,6 @@
 //! Bounds of a scan whose lines are spread over several chunks.
 
+use super::scans::pool;
 use super::*;
 use crate::aggregate::REJECTED_LINES_MAX;
 use crate::aggregate::scan::STORED_LINE_BYTES_MAX;

@@ -40,7 +40,7 @@ pub(super) fn any_line() -> impl Strategy<Value = String> {
     ]
 }
 
-fn pool(threads: usize) -> Pool {
+pub(super) fn pool(threads: usize) -> Pool {
     let unbounded = MemoryBudget {
         threads,
         batch_events: 512,
