@@ -94,13 +94,13 @@
 //!
 //! | | |
 //! |---|---|
-//! | a line is validated | by [`event::Event::parse`], twice: in `http::intake` before it is stored (an invalid one is *refused*), and in `aggregate::scan` when it is applied (an invalid one, of an imported or edited file, is *rejected*) |
-//! | it becomes durable | append 3 in `journal::committer`; only then is the request acknowledged |
-//! | it is counted | `store::apply`: totals, ids, rejected lines and the segment's applied bytes, in one transaction |
-//! | who may write to `store` | the thread that owns a `store::Writer`: `process`, or `main` in a batch run. Only `processor` opens one |
-//! | add an output format | of `query`: `commands::query`; of `GET /userEvents`: `http::routes::users`, as `users::csv` does |
+//! | a line is validated | by the rules of [`event`]: [`Event::parse`](event::Event::parse), or `Event::plain` for lines in the usual form, which is faster. In `http::intake` before it is stored (an invalid one is *refused*), and again in `aggregate::scan` when it is applied (an invalid one, of an imported or edited file, is *rejected*) |
+//! | it becomes durable | append 3 in `journal::committer`, and 4 for the first lines of a segment; only then is the request acknowledged |
+//! | it is counted | `store::apply`: totals, ids, rejected lines and the segment's applied bytes, in one transaction, which `store::writer::applying` (SQLite) and `store::postgres::writer` begin and commit |
+//! | who may write to `store` | the thread that owns a `store::Writer`: `process`, or `main` in a batch run. Only `processor` opens one, under `process.lock`. Without a writer, `commands::nodes` changes the rows of nodes in PostgreSQL, and `backup` copies a database to a new file |
+//! | add an output format | of `query` and `rejected`: the flag in `cli::args`, `QueryFormat` in `cli::config`, `commands::query::format`; of `GET /userEvents`: `http::routes::users`, as `users::csv` does |
 //! | add an input format | of requests: `http::intake`; of `process FILE`: `processor::import::convert`; of `send`: `client::format`; all of them recognise it in `event::input_format` |
-//! | add a metric | count it in `http::counters`, or take it from the part that knows it, and name it in `http::metrics` |
+//! | add a metric | count it in `http::counters`, or take it from the part that knows it in `http::routes::scrape` (a figure of the processor passes through `progress`); add it to `http::metrics` and its `render` |
 //! | add a flag | `cli::args` (its name and help), `cli::config` (its default and bounds) |
 //! | add a command | `cli::args`, `cli::config`, a file in `commands`, `main.rs` |
 //!
@@ -135,7 +135,7 @@
 //!
 //! | crash after | found at the next start | outcome |
 //! |---|---|---|
-//! | append 2 (written) | lines that were not acknowledged, perhaps a torn one | complete lines are kept and count, since a client may have been about to receive its response; a torn one is moved to `quarantine/` ([`journal`]) |
+//! | append 2 (written) | lines that were not acknowledged, perhaps a torn one | complete lines are kept and count, because they cannot be told from synced ones, whose client may have received its response; a torn one is moved to `quarantine/` ([`journal`]) |
 //! | append 3 to 5 (synced) | lines that were or were about to be acknowledged | they count |
 //! | rotate 1 or 2 (renamed) | a sealed file or `events.jsonl`; no next segment | the next one is created ([`journal`]) |
 //! | rotate 3 to 5 | both | the server continues |
@@ -143,7 +143,8 @@
 //! | apply 7 (committed) | the new offset | the processor continues there |
 //! | archive, any step | the file in one of two directories | it is moved if it is not in the archive yet ([`processor`]) |
 //! | prune 1 or 2 (committed) | a file without a row | it is removed if its length and checksum are those that were pruned ([`processor`]) |
-//! | prune 3 or 4 (removed) | no file | nothing is left to do |
+//! | prune 3 (removed) | no file, or the file again | as after prune 1 or 2 |
+//! | prune 4 (synced) | no file | nothing is left to do |
 //! | the database was deleted | no rows | all kept files are applied again; readiness reports what was pruned ([`processor`]) |
 //! | an older database was restored | rows behind the files | the rest is applied |
 //! | rebuild, before its rename | `revenue.db.rebuild` beside the old database | it is removed ([`processor`]) |
@@ -185,18 +186,22 @@
 //!
 //! | term | meaning |
 //! |---|---|
-//! | segment | a file of events: the *active* one that grows, or a *sealed* one that does not; *native* if this directory's server wrote it, else *imported* |
-//! | label, tag | what identifies a native segment: its number, and a random tag that differs between copies of a directory |
+//! | segment | a file of events: the *active* one that grows, or a *sealed* one that does not; *native* if a server wrote it, so that it has a label, else *imported* |
+//! | label, tag | what identifies a native segment: its number, and a tag of eight digits for its directory's UUID and eight random ones, so that segments which copies of a directory create differ |
 //! | position | segment number and byte offset, such as `42-1800`; `42-1800@UUID` if several nodes share the database |
 //! | batch | the events of one request; the committer writes several batches as one *group* |
 //! | range | bytes of a segment that are applied in one transaction |
 //! | delta | the sums of a range per user |
+//! | folded | the sums of several segments that wait, added up and committed in one transaction |
 //! | settled | applied, duplicate, rejected or corrupt: a line that is no longer pending |
 //! | refused, rejected | an invalid event that was not stored; a stored line that is not counted |
 //! | corrupt | a segment that has changed since it was applied or sealed |
 //! | missing | a segment whose file is gone and that was not fully applied |
 //! | rival | a file that has the name of a segment and is another one |
 //! | archive | `applied/`, where fully applied files are moved |
+//! | poisoned | of the journal: a failure left unknown what is in the file, so nothing is acknowledged until a restart |
+//! | fenced | of a node: another process has acquired it, so this one applies nothing |
+//! | token | of a segment: the random half of its tag; of a node: drawn at each start, see `node`; of a client: its password |
 //! | quarantine | where bytes are kept that are not applied |
 //! | prune, expire | delete old segments; delete old ids |
 //! | node | a data directory whose events are counted in a PostgreSQL database, beside those of other nodes |

@@ -2,7 +2,7 @@
 //!
 //! Each start of a node draws a token, appends it here, and only then stores it in the database in place of the
 //! one before. If the token in the database is in this file, the last process that acted as this node used this
-//! data directory. If it is not, the directory is a copy of another that is or was in use, or was restored from a
+//! data directory, or the one that it was copied from. If it is not, the directory is a copy of another that is or was in use, or was restored from a
 //! backup.
 //!
 //! ```json

@@ -30,9 +30,9 @@
 //!    write `started` to `directory.json`, durably.
 //! 5. Advance the durable end and its checksum, publish them, answer each append with its position.
 //!
-//! If writing (2) or syncing (3) fails, the file is truncated to the durable end and synced, and every
-//! append of the group fails with "nothing was appended". If the truncation or step 4 fails, the journal is
-//! **poisoned**: it acknowledges nothing until a restart, and the appends of the group fail with
+//! If writing (2), syncing (3) or replacing `directory.json` (4) fails, the file is truncated to the durable end
+//! and synced, and every append of the group fails with "nothing was appended". If the truncation or the rest of
+//! step 4 fails, the journal is **poisoned**: it acknowledges nothing until a restart, and the appends of the group fail with
 //! "outcome unknown". If the check in step 2 fails, the journal is poisoned as well, but nothing of the
 //! group was appended.
 //!

@@ -5,7 +5,7 @@
 //!    that the writer opened. Each file of the segment outside the quarantine has the length and checksum of
 //!    its row; otherwise the segment is kept and reported in readiness.
 //! 1. One transaction adds the segment's sums and the length and checksum of its file to the `pruned` row,
-//!    deletes the segment's row, and subtracts it from `applied_sum`.
+//!    deletes the segment's row and its rejected lines, and subtracts it from `applied_sum`.
 //! 2. A checkpoint (FULL) writes the whole WAL to the database file and syncs it. Before and after it, the
 //!    database file, its `-wal` and its `-shm` must still be at their paths: if the `-wal` was removed, the
 //!    commit of step 1 would be lost when the process ends, and the segment's file must not be removed. It is
@@ -18,6 +18,9 @@
 //! removes it if it has the length and checksum in the `pruned` row, after a checkpoint as in step 2. A file
 //! with a pruned number and another content is kept and reported. After a crash following step 3, the file may
 //! exist or not; if it does, it is removed in the same way.
+//!
+//! In PostgreSQL the commit of step 1 is durable at once, so that there is no step 2 and no file of a database.
+//! A segment is then kept for at least `--failover-window`, for a standby that lost the last commits.
 //!
 //! # Which segments
 //! Segments are pruned in the order of their numbers, up to the first that is pending or missing: the pruned

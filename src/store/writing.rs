@@ -1,4 +1,4 @@
-//! The writer of either database: every change of the store is one of its methods.
+//! The writer of either database: every change of totals, ids and segments is one of its methods.
 //!
 //! Only `processor` opens one, and the thread that opened it owns it. SQLite allows one writer at a time;
 //! in PostgreSQL there is one for each node.

@@ -8,7 +8,7 @@
 //! | row of the node | meaning | result |
 //! |---|---|---|
 //! | none | a new node, or the database lost it | registered |
-//! | a token of `node.json` | the last process used this directory, or its commit had an unknown outcome | acquired |
+//! | a token of `node.json` | the last process used this directory, or the one that it was copied from, or its commit had an unknown outcome | acquired; if the original still runs, its next transaction finds another token and fails |
 //! | such a token with an earlier epoch | the database is older: restored, or a standby that lost commits | acquired, with a warning; the files are applied again from the offsets in the database |
 //! | another token | another copy of this directory is or was in use, or this one was restored from a backup | refused; `tallyline nodes adopt` decides |
 //! | removed | an operator removed the node | refused |
