@@ -48,7 +48,7 @@ pub(super) fn start(
     health: Arc<Health>,
 ) -> Result<JoinHandle<Option<String>>, JournalError> {
     let now = Instant::now();
-    let writer = Writer {
+    let writer = ActiveWriter {
         first_line_at: (active.durable_end > 0).then_some(now),
         acknowledged: Position {
             segment: active.directory.number,
@@ -93,7 +93,7 @@ impl Drop for PanicWatch {
     }
 }
 
-struct Writer {
+struct ActiveWriter {
     disk: Arc<dyn Disk>,
     data_dir: PathBuf,
     /// The identity of the data directory at start; `None` if it could not be determined.
@@ -130,7 +130,7 @@ enum State {
 }
 
 /// Unlocks the file explicitly: readers may keep it open, and the lock with it, after the writer ends.
-impl Drop for Writer {
+impl Drop for ActiveWriter {
     fn drop(&mut self) {
         if let State::Open(file) = &self.state {
             file.unlock();
@@ -138,7 +138,7 @@ impl Drop for Writer {
     }
 }
 
-impl Writer {
+impl ActiveWriter {
     /// Runs until the shutdown; returns why the active segment is not sealed then.
     fn run(mut self, commands: &Commands) -> Option<String> {
         loop {

@@ -47,7 +47,7 @@
 //! 5. Publish the new segment.
 //!
 //! If 1 fails, the journal keeps appending to the file and tries again later. If 2 or 4 fails, the
-//! journal is poisoned. If 3 fails, appends are rejected and creation is retried. The directory is
+//! journal is poisoned. If 3 fails, appends are refused and creation is retried. The directory is
 //! opened for 2 before 1, and for 4 before 3, so that a lack of file descriptors makes 1 or 3 fail.
 //! The next number is the lowest one above the current that no file has.
 //!

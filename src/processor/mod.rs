@@ -65,10 +65,10 @@ mod batch;
 mod clock;
 mod import;
 mod observer;
+mod open_journal;
 mod other_names;
 mod rebuild;
 mod retention;
-mod seal;
 mod sealed_files;
 #[cfg(test)]
 mod tests;
@@ -85,8 +85,8 @@ use uuid::Uuid;
 
 pub use self::batch::{BatchSummary, RunProgress, Step, run_once};
 use self::clock::Clock;
+pub use self::open_journal::{open_journal, seal};
 pub use self::rebuild::rebuild;
-pub use self::seal::{open_journal, seal};
 use crate::aggregate::memory_budget::MemoryBudget;
 use crate::aggregate::pool::Pool;
 use crate::aggregate::spill::{self, SpillDir};

@@ -213,9 +213,9 @@ fn add_range<R: Rows>(
         lines: range.delta.lines,
         events: added.events,
         duplicates: tally.duplicates,
-        rejected: range.delta.rejected_count + tally.refused.lines,
+        rejected: range.delta.rejected_count + tally.rejected.lines,
     };
-    keep_rejected(rows, range, tally.refused.first, source)?;
+    keep_rejected(rows, range, tally.rejected.first, source)?;
     let added = AddedCounts {
         key: row.key,
         counts,
@@ -302,19 +302,19 @@ struct RangeTally<'a> {
     duplicates: u64,
     id_events: u64,
     id_net: i64,
-    refused: Refused,
+    rejected: RejectedEvents,
 }
 
 /// Valid events that are rejected because of an id conflict or an overflow.
 #[derive(Default)]
-struct Refused {
+struct RejectedEvents {
     /// The number of all such lines.
     lines: u64,
     /// Code and reason by offset, of the first [`REJECTED_LINES_MAX`] lines.
     first: BTreeMap<u64, (&'static str, String)>,
 }
 
-impl Refused {
+impl RejectedEvents {
     fn push(&mut self, offset: u64, code: &'static str, reason: impl FnOnce() -> String) {
         self.lines += 1;
         let full = self.first.len() as u64 >= REJECTED_LINES_MAX;
@@ -331,20 +331,20 @@ impl Refused {
 fn keep_rejected<R: Rows>(
     rows: &mut R,
     range: &Range<'_>,
-    refused: BTreeMap<u64, (&'static str, String)>,
+    rejected: BTreeMap<u64, (&'static str, String)>,
     source: &mut dyn Source,
 ) -> Result<(), Failure<R::Error>> {
-    if refused.is_empty() && range.delta.rejected.is_empty() {
+    if rejected.is_empty() && range.delta.rejected.is_empty() {
         return Ok(());
     }
     let segment = range.segment.to_string();
     let kept = rows.rejected_lines(&segment)?;
     let room = usize::try_from(REJECTED_LINES_MAX.saturating_sub(kept)).unwrap_or_default();
-    let mut refused = refused.into_iter().peekable();
+    let mut rejected = rejected.into_iter().peekable();
     let mut invalid = range.delta.rejected.iter().peekable();
     for _ in 0..room {
         let next = invalid.peek().map_or(u64::MAX, |rejected| rejected.offset);
-        if let Some((offset, (code, reason))) = refused.next_if(|&(offset, _)| offset < next) {
+        if let Some((offset, (code, reason))) = rejected.next_if(|&(offset, _)| offset < next) {
             let line = source.line_at(offset).map_err(Failure::Source)?;
             rows.insert_rejected(&segment, &Rejected::new(offset, code, reason, &line))?;
         } else if let Some(rejected) = invalid.next() {

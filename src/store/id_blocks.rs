@@ -24,7 +24,7 @@
 //!   duplicate. Neither is counted, so a total is never wrong.
 //! - **Runs**: (first number, count, segment, first offset, last offset). The numbers of a run rise by
 //!   exactly 1, were counted in one segment, and no other line of the block lies between them. Any
-//!   other line of the block (a duplicate, a conflict, a line that was refused for an overflow, a jump)
+//!   other line of the block (a duplicate, a conflict, a line that was rejected for an overflow, a jump)
 //!   closes the run; lines of other blocks do not. So number n was counted at the line of that id
 //!   inside its run's segment and offsets, **and only there**: `verify` and rebuild depend on this
 //!   inverse. A run may go on in the next range of its segment, for nothing of the segment is applied

@@ -3,11 +3,11 @@
 use std::io;
 use std::time::Instant;
 
-use super::{DISK, JOURNAL, State, Writer};
+use super::{ActiveWriter, DISK, JOURNAL, State};
 use crate::data_dir::disk::DiskFile;
 use crate::journal::AppendError;
 
-impl Writer {
+impl ActiveWriter {
     /// Truncates the file to the durable end after a failed write or sync.
     pub(super) fn undo(&mut self, file: &dyn DiskFile, error: &io::Error) -> AppendError {
         if let Err(cut) = file

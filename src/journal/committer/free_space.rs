@@ -8,7 +8,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::super::AppendError;
-use super::{DISK, Writer};
+use super::{ActiveWriter, DISK};
 
 /// The maximum age of the free space figure.
 const SPACE_CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ pub(super) struct FreeSpace {
     pub(super) checked_at: Option<Instant>,
 }
 
-impl Writer {
+impl ActiveWriter {
     /// Subtracts `bytes` from the available space, or fails if there is too little.
     pub(super) fn reserve_space(&mut self, bytes: u64) -> Result<(), AppendError> {
         let age_max = if self.free_space.bytes < bytes {

@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use super::super::{AppendError, Tail};
-use super::{JOURNAL, RETRY_AFTER, ROTATION, State, Writer, is_full};
+use super::{ActiveWriter, JOURNAL, RETRY_AFTER, ROTATION, State, is_full};
 use crate::data_dir::first_free;
 use crate::data_dir::segment::{Seal, sealed_file_name_with};
 
-impl Writer {
+impl ActiveWriter {
     /// When the active segment is to be sealed by age, or a failed rotation or creation is to be
     /// retried; `None`: not by time.
     pub(super) fn rotation_due(&self) -> Option<Instant> {

@@ -128,7 +128,7 @@ fn not_counted(tally: &mut RangeTally<'_>, event: &IdEvent<'_>, seen: &IdLookup)
         tally.duplicates += 1;
         return;
     };
-    tally.refused.push(event.offset, "id_conflict", || {
+    tally.rejected.push(event.offset, "id_conflict", || {
         let (first, last) = (offsets.start(), offsets.end());
         let place = if first == last {
             format!("offset {first}")

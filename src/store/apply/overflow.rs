@@ -65,7 +65,7 @@ pub(super) fn count_line(replay: &mut OverflowReplay, tally: &mut RangeTally<'_>
 }
 
 pub(super) fn refuse(tally: &mut RangeTally<'_>, offset: u64, user_id: &str) {
-    tally.refused.push(offset, "overflow", || {
+    tally.rejected.push(offset, "overflow", || {
         format!(
             "/value: the total of {user_id:?} would be outside of -9223372036854.775808 to 9223372036854.775807"
         )
