@@ -1,6 +1,6 @@
 //! `tallyline query`: shows totals from the database. The server need not run.
 //!
-//! It reads through [`Readers`] and changes nothing; closing the last connection removes the `-wal`
+//! It reads through [`Readers`](crate::store::Readers) and changes nothing; closing the last connection removes the `-wal`
 //! file.
 
 mod format;
