@@ -135,7 +135,7 @@
 //!
 //! | crash after | found at the next start | outcome |
 //! |---|---|---|
-//! | append 2 (written) | lines that were not acknowledged, perhaps a torn one | complete lines are kept and count, because they cannot be told from synced ones, whose client may have received its response; a torn one is moved to `quarantine/` ([`journal`]) |
+//! | append 2 (written) | lines that were not acknowledged, perhaps a torn one | complete lines are kept and count, because they look like synced ones, whose client may have received its response; a torn one is moved to `quarantine/` ([`journal`]) |
 //! | append 3 to 5 (synced) | lines that were or were about to be acknowledged | they count |
 //! | rotate 1 or 2 (renamed) | a sealed file or `events.jsonl`; no next segment | the next one is created ([`journal`]) |
 //! | rotate 3 to 5 | both | the server continues |

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::harness::http::{Conn, Request};
 use super::harness::recount::shown;
+use super::harness::suite::change;
 use super::harness::{
     PATIENCE, Scratch, Server, arg, event, files_below, lines_in, names_in, run, until,
     without_node,
@@ -219,10 +220,8 @@ fn without_a_processor_more_counted_lines_than_there_are_make_it_unready() {
     let look = format!("/userEvents/u?after={position}&wait=50s");
     server.get(&look).expect(200); // so that the database has a row of the segment
     server.kill();
-    let db = rusqlite::Connection::open(scratch.data().join("revenue.db")).unwrap();
     let more = "UPDATE segment SET lines = lines + 1, duplicates = duplicates + 1";
-    assert_eq!(db.execute(more, []).unwrap(), 1);
-    drop(db);
+    change(&scratch.data(), more);
     let server = Server::with(&scratch.data(), &["--no-process"]);
     until(PATIENCE, "readiness reports it", || {
         let reasons = server.get("/readyz").text();
