@@ -11,8 +11,8 @@ use rustix::process::Signal;
 use tallyline::data_dir::segment::label_in_name;
 
 use super::harness::{
-    PATIENCE, Process, Ran, Scratch, Server, arg, database, event, files_below, names_in, run,
-    tallyline, until,
+    PATIENCE, Process, Ran, Scratch, Server, arg, copy_tree, database, event, files_below,
+    names_in, run, tallyline, until,
 };
 
 const ACTIVE: &str = "events.jsonl";
@@ -60,14 +60,6 @@ fn add_and_kill(data: &Path, events: u32) {
         .post("/liveEvent?ack=applied", event("u", 1))
         .expect(200);
     server.kill();
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    for path in files_below(from) {
-        let target = to.join(path.strip_prefix(from).unwrap());
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(&path, &target).unwrap();
-    }
 }
 
 /// Every file except the lock files, with its content.

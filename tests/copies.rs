@@ -3,40 +3,9 @@
 //! none.
 
 use std::fs;
-use std::path::Path;
 
-use super::harness::postgres::Postgres;
-use super::harness::{Ran, Scratch, arg, event, run, suite};
-
-#[track_caller]
-fn process(data: &Path, url: &str, files: &[&Path]) -> Ran {
-    let mut args = vec!["process", "--data-dir", arg(data), "--database", url];
-    args.extend(files.iter().map(|file| arg(file)));
-    run(&args)
-}
-
-#[track_caller]
-fn verify(data: &Path, url: &str) {
-    run(&["verify", "--data-dir", arg(data), "--database", url]).expect(0);
-}
-
-/// An event with an id.
-fn with_id(id: &str) -> String {
-    format!("{{\"id\":\"{id}\",\"userId\":\"user\",\"name\":\"add_revenue\",\"value\":1}}\n")
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
+use super::harness::postgres::{Postgres, process, verify};
+use super::harness::{Scratch, copy_tree, event, event_with_id, suite};
 
 #[test]
 #[ignore = "needs PostgreSQL"]
@@ -48,7 +17,7 @@ fn a_copy_with_imported_files_only_is_not_counted() {
     let scratch = Scratch::new();
     let (original, copy) = (scratch.path().join("original"), scratch.path().join("copy"));
     let file = scratch.file("a.jsonl", event("user", 1).repeat(3));
-    let ids = scratch.file("ids.jsonl", with_id("x"));
+    let ids = scratch.file("ids.jsonl", event_with_id("x"));
     process(&original, &url, &[&file, &ids]).expect(0);
     let counted = suite::totals(&url);
     assert_eq!(counted["user"], (4_000_000, 4));
@@ -98,7 +67,10 @@ fn a_file_at_two_nodes_counts_twice_without_ids_and_the_log_says_so() {
     let scratch = Scratch::new();
     let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
     let file = scratch.file("march.jsonl", event("user", 1).repeat(3));
-    let ids = scratch.file("ids.jsonl", with_id("x") + &with_id("run-000001"));
+    let ids = scratch.file(
+        "ids.jsonl",
+        event_with_id("x") + &event_with_id("run-000001"),
+    );
     let first = process(&a, &url, &[&file, &ids]).expect(0);
     assert!(!first.stderr.contains("same length"), "{first}");
     let second = process(&b, &url, &[&file, &ids]).expect(0);

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use postgres::{Client, NoTls};
 
-use super::harness::postgres::Postgres;
+use super::harness::postgres::{Postgres, process, verify};
 use super::harness::recount::{event_files, recount_bytes};
 use super::harness::{
-    PATIENCE, Process, Ran, Scratch, Server, arg, recount_files, run, suite, tallyline, until,
+    PATIENCE, Process, Scratch, Server, arg, recount_files, suite, tallyline, until,
 };
 
 /// Large files. Smaller ones are held in memory and committed together in another way.
@@ -60,16 +60,6 @@ fn place(data: &Path, files: std::ops::Range<u64>) -> Vec<PathBuf> {
     files.map(place).collect()
 }
 
-#[track_caller]
-fn process(data: &Path, url: &str) -> Ran {
-    run(&["process", "--data-dir", arg(data), "--database", url])
-}
-
-#[track_caller]
-fn verify(data: &Path, url: &str) {
-    run(&["verify", "--data-dir", arg(data), "--database", url]).expect(0);
-}
-
 /// Everything that files change, but for dates and the keys of segments.
 fn rows(url: &str) -> Vec<String> {
     let mut client = Client::connect(url, NoTls).unwrap();
@@ -112,11 +102,11 @@ fn files_that_wait_have_the_rows_of_files_applied_alone() {
     let (alone_url, url) = (server.database("alone"), server.database("together"));
     for file in 0..FILES {
         place(&alone, file..file + 1);
-        process(&alone, &alone_url).expect(3);
+        process(&alone, &alone_url, &[]).expect(3);
     }
     let files = place(&together, 0..FILES);
     let expected = recount_files(&files);
-    process(&together, &url).expect(3);
+    process(&together, &url, &[]).expect(3);
     assert_eq!(
         transactions(&server, "alone"),
         i64::try_from(FILES).unwrap()
@@ -154,7 +144,7 @@ fn files_whose_common_transaction_is_killed_are_not_applied() {
     let scratch = Scratch::new();
     let (data, other) = (scratch.data(), scratch.path().join("other"));
     for dir in [&data, &other] {
-        process(dir, &url).expect(0); // they are the nodes 1 and 2
+        process(dir, &url, &[]).expect(0); // they are the nodes 1 and 2
     }
     let mut files = 0..0;
     for blocker in [
@@ -190,7 +180,7 @@ fn files_whose_common_transaction_is_killed_are_not_applied() {
         let after = server.value::<i64>("tally", "SELECT count(*) FROM tallyline.segment");
         assert_eq!(after, before, "{blocker}");
         assert_eq!(server.value::<i64>("tally", ids), ids_before, "{blocker}");
-        process(&data, &url).expect(3);
+        process(&data, &url, &[]).expect(3);
         let at_once = "SELECT count(DISTINCT applied_at_ms) FROM tallyline.segment WHERE key <= -";
         let at_once = format!("{at_once}{}", files.start + 1);
         assert_eq!(server.value::<i64>("tally", &at_once), 1, "{blocker}");

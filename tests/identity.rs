@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tallyline::data_dir::segment::label_in_name;
 
 use super::harness::{
-    PATIENCE, Scratch, Server, database, event, files_below, names_in, run, until,
+    PATIENCE, Scratch, Server, copy_tree, database, event, files_below, names_in, run, until,
 };
 
 const ACTIVE: &str = "events.jsonl";
@@ -37,14 +37,6 @@ fn post(server: &Server, events: u32) {
 
 fn reasons(server: &Server) -> String {
     server.status()["reasons"].to_string()
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    for path in files_below(from) {
-        let target = to.join(path.strip_prefix(from).unwrap());
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(&path, &target).unwrap();
-    }
 }
 
 fn verify(data: &Path) -> super::harness::Ran {

@@ -26,27 +26,10 @@
 //! | S15: `verify` in one snapshot | `a_node_is_verified_while_all_nodes_count` | the snapshot is READ COMMITTED |
 //! | S15: sums of more than 64 bits | `a_sum_over_nodes_may_be_larger_than_the_total_of_any` | a sum is cut to 64 bits |
 
-use std::path::Path;
-
-use crate::harness::postgres::Postgres;
-use crate::harness::{PATIENCE, Process, Ran, Scratch, Server, arg, event, run, tallyline, until};
-
-fn with_id(id: &str) -> String {
-    format!("{{\"id\":\"{id}\",\"userId\":\"user\",\"name\":\"add_revenue\",\"value\":1}}\n")
-}
-
-/// `process` of files that are copied in.
-#[track_caller]
-fn process(data: &Path, url: &str, files: &[&Path]) -> Ran {
-    let mut args = vec!["process", "--data-dir", arg(data), "--database", url];
-    args.extend(files.iter().map(|file| arg(file)));
-    run(&args)
-}
-
-#[track_caller]
-fn verify(data: &Path, url: &str) {
-    run(&["verify", "--data-dir", arg(data), "--database", url]).expect(0);
-}
+use crate::harness::postgres::{Postgres, process, verify};
+use crate::harness::{
+    PATIENCE, Process, Scratch, Server, arg, event, event_with_id, run, tallyline, until,
+};
 
 /// Waits until so many transactions wait for a lock.
 #[track_caller]
@@ -201,7 +184,7 @@ fn an_id_that_expires_between_insertion_and_look_up_is_looked_up_again() {
     let url = server.database("tally");
     let scratch = Scratch::new();
     let (first, second) = (scratch.path().join("first"), scratch.path().join("second"));
-    let file = scratch.file("events_1.jsonl", with_id("x"));
+    let file = scratch.file("events_1.jsonl", event_with_id("x"));
     process(&first, &url, &[&file]).expect(0);
     let mut client = server.connect("tally");
     client
@@ -214,7 +197,7 @@ fn an_id_that_expires_between_insertion_and_look_up_is_looked_up_again() {
              CREATE TRIGGER expire AFTER INSERT ON tallyline.event_id FOR EACH STATEMENT EXECUTE FUNCTION expire()",
         )
         .unwrap();
-    let file = scratch.file("events_2.jsonl", with_id("x") + &with_id("y"));
+    let file = scratch.file("events_2.jsonl", event_with_id("x") + &event_with_id("y"));
     process(&second, &url, &[&file]).expect(0);
     assert!(server.value::<i64>("tally", "SELECT last_value FROM once") > 1);
     assert_eq!(events_of(&server, "user"), 2);
@@ -235,7 +218,11 @@ fn bytes_that_text_cannot_hold_do_not_stop_a_node() {
     lines.push(b'\n');
     lines.extend(b"\xff\xfe\n".iter());
     for id in ["é", "Z", "a", "_", "\u{10ffff}", "ﬃ"] {
-        lines.extend(with_id(id).replace("user\"", &format!("{id}\"")).bytes());
+        lines.extend(
+            event_with_id(id)
+                .replace("user\"", &format!("{id}\""))
+                .bytes(),
+        );
     }
     let file = scratch.file("events_1.jsonl", &lines);
     process(&scratch.data(), &url, &[&file]).expect(3);
@@ -256,7 +243,7 @@ fn expiry_locks_segments_before_blocks() {
     let node = |name: &str, id: &str| {
         let flags = ["--database", &url, "--dedup-window", "1s"];
         let node = Server::with(&scratch.path().join(name), &flags);
-        node.accept(with_id(id));
+        node.accept(event_with_id(id));
         node.flush();
         node
     };
@@ -299,7 +286,7 @@ fn the_longest_deduplication_window_of_all_nodes_holds() {
     let long = node("long", "forever");
     long.stop().expect(0);
     let short = node("short", "0s");
-    short.accept(with_id("x") + &with_id("run-000001"));
+    short.accept(event_with_id("x") + &event_with_id("run-000001"));
     short.flush();
     // Rounds of expiry pass: the clock is stored by each of them.
     let seen = "SELECT coalesce(max(seen_at_ms), 0) FROM tallyline.node_status";
@@ -366,7 +353,7 @@ fn a_node_is_verified_while_all_nodes_count() {
             for node in &nodes {
                 // Each id goes to both nodes.
                 let ids = [format!("run-{sent:09}"), format!("row-{sent}x")];
-                node.accept(ids.map(|id| with_id(&id)).concat());
+                node.accept(ids.map(|id| event_with_id(&id)).concat());
             }
             sent += 1;
         }

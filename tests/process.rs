@@ -11,8 +11,8 @@ use tallyline::data_dir::segment::label_in_name;
 
 use super::harness::suite::{delete_database, number};
 use super::harness::{
-    PATIENCE, Ran, Scratch, Server, Totals, arg, database, event, files_below, names_in, recount,
-    recount_files, run, until,
+    PATIENCE, Ran, Scratch, Server, Totals, arg, copy_tree, database, event, files_below, names_in,
+    recount, recount_files, run, until,
 };
 
 /// A file name of the original system.
@@ -398,14 +398,6 @@ fn native_files(data: &Path) -> Vec<PathBuf> {
         .collect();
     files.sort();
     files.into_iter().map(|(_, path)| path).collect()
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    for path in files_below(from) {
-        let target = to.join(path.strip_prefix(from).unwrap());
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(&path, &target).unwrap();
-    }
 }
 
 #[test]

@@ -15,7 +15,8 @@ use crate::harness::http::Request;
 use crate::harness::postgres::{Bouncer, Postgres};
 use crate::harness::recount::{event_files, recount_bytes};
 use crate::harness::{
-    PATIENCE, Process, Scratch, Server, Totals, arg, event, names_in, run, tallyline, until,
+    PATIENCE, Process, Scratch, Server, Totals, arg, copy_tree, event, names_in, run, tallyline,
+    until,
 };
 
 /// Catching up includes waits between attempts, and a debug build on a loaded machine.
@@ -408,19 +409,6 @@ fn a_cloned_data_directory_is_refused_in_words() {
     ])
     .expect(1);
     assert!(second.stderr.contains("serve.lock"), "{second}");
-}
-
-fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[test]

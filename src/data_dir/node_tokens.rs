@@ -2,8 +2,8 @@
 //!
 //! Each start of a node draws a token, appends it here, and only then stores it in the database in place of the
 //! one before. If the token in the database is in this file, the last process that acted as this node used this
-//! data directory, or the one that it was copied from. If it is not, the directory is a copy of another that is or was in use, or was restored from a
-//! backup.
+//! data directory, or the one that it was copied from. If it is not, the directory is a copy of another that is
+//! or was in use, or was restored from a backup.
 //!
 //! ```json
 //! {"tokens": [{"epoch": 3, "token": "0b6e...", "database": "5e3f...", "system": "7312...", "confirmed": true}]}

@@ -200,9 +200,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const HERE: DirectoryTag = 0x5e3f_a1c2;
+    pub(super) const HERE: DirectoryTag = 0x5e3f_a1c2;
 
-    fn label(number: u64) -> Label {
+    pub(super) fn label(number: u64) -> Label {
         let tag = Tag {
             directory: HERE,
             token: 0x9b77_d0e4,

@@ -323,6 +323,20 @@ pub(crate) fn event(user: &str, value: u64) -> String {
     format!("{{\"userId\":{user},\"name\":\"add_revenue\",\"value\":{value}}}\n")
 }
 
+/// An event of `user` of value 1 that counts once, however often it is sent.
+pub(crate) fn event_with_id(id: &str) -> String {
+    format!("{{\"id\":\"{id}\",\"userId\":\"user\",\"name\":\"add_revenue\",\"value\":1}}\n")
+}
+
+/// Copies the files of a directory tree.
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
+    for path in files_below(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&path, &target).unwrap();
+    }
+}
+
 /// Appends lines to the active file as the server would: if the last segment was sealed, to a new
 /// one, with the label in its first line.
 pub(crate) fn append_to_active(data: &Path, lines: &str) {

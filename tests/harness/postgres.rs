@@ -10,7 +10,21 @@ use std::time::Duration;
 use postgres::{Client, NoTls};
 use rustix::process::Signal;
 
-use super::{PATIENCE, Process, arg, until};
+use super::{PATIENCE, Process, Ran, arg, run, until};
+
+/// `tallyline process` with the totals in that database.
+#[track_caller]
+pub(crate) fn process(data: &Path, url: &str, files: &[&Path]) -> Ran {
+    let mut args = vec!["process", "--data-dir", arg(data), "--database", url];
+    args.extend(files.iter().map(|file| arg(file)));
+    run(&args)
+}
+
+/// `tallyline verify` agrees.
+#[track_caller]
+pub(crate) fn verify(data: &Path, url: &str) {
+    run(&["verify", "--data-dir", arg(data), "--database", url]).expect(0);
+}
 
 /// Where Debian's package has the programs.
 const BIN: &str = "/usr/lib/postgresql/15/bin";

@@ -80,17 +80,8 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
-    use crate::data_dir::segment::{ACTIVE_FILE, DirectoryTag, SegmentId, Tag};
-
-    const HERE: DirectoryTag = 0x5e3f_a1c2;
-
-    fn label(number: u64) -> Label {
-        let tag = Tag {
-            directory: HERE,
-            token: 0x9b77_d0e4,
-        };
-        Label { number, tag }
-    }
+    use crate::data_dir::segment::tests::{HERE, label};
+    use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
 
     #[test]
     fn a_sealed_name_is_read_back_as_its_number_and_tag() {
