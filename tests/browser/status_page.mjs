@@ -58,6 +58,12 @@ class Server {
     return server;
   }
 
+  // A server listens before it has a number in a shared database. Once it is ready it has one.
+  async ready() {
+    await until("the server is ready", async () => (await fetch(`${this.url}/readyz`)).ok);
+    return this;
+  }
+
   async stop(signal = "SIGTERM") {
     this.process.kill(signal);
     await this.ended;
@@ -574,9 +580,9 @@ check("labels, contrast, focus, phone width, in light and dark", async () => {
 check("with a shared database the totals are of all nodes, which are listed, and the rest is of this node", async () => {
   const postgres = await Postgres.start();
   const flags = ["--database", postgres.url, "--flush-interval", "100ms"];
-  const a = await Server.start("node-a", flags);
-  const b = await Server.start("node-b", flags);
-  const gone = await Server.start("node-c", flags);
+  const a = await (await Server.start("node-a", flags)).ready();
+  const b = await (await Server.start("node-b", flags)).ready();
+  const gone = await (await Server.start("node-c", flags)).ready();
   await gone.post([{ userId: "x", name: "add_revenue", value: 0.5 }]);
   await gone.stop();
   postgres.run("UPDATE tallyline.node SET name = 'edge-with-a-rather-long-host-name.example.com' WHERE node = 3");
@@ -648,7 +654,7 @@ async function screenshots() {
   await empty.stop();
   const postgres = await Postgres.start();
   const nodes = [];
-  for (const name of ["shot-a", "shot-b", "shot-c"]) nodes.push(await Server.start(name, ["--database", postgres.url]));
+  for (const name of ["shot-a", "shot-b", "shot-c"]) nodes.push(await (await Server.start(name, ["--database", postgres.url])).ready());
   const loads = nodes.map((node) => load(node, { batch: 20, every: 200 }));
   await until("nodes have events", async () => (await (await fetch(`${nodes[0].url}/nodes`)).json()).nodes.every((node) => node.applied > 200));
   await loads.pop()();
