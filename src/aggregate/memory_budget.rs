@@ -20,6 +20,10 @@ const THREAD_BYTES: usize = 3 << 20;
 /// The part of the memory for which the batches of one thread may be filled, as a divisor.
 const BATCHES: usize = 48;
 
+/// The size of a batch in a server, whose memory under a load of large requests is 22 MiB with it and 30 MiB
+/// with [`BATCH_MAX`], at the same rate.
+const SERVER_BATCH: usize = 512;
+
 /// The memory limits of the processor's parts.
 pub(crate) struct MemoryBudget {
     /// The number of scanning threads: as requested, but limited so that they use at most a quarter of
@@ -51,6 +55,14 @@ impl MemoryBudget {
             batch_events,
             cache_bytes,
             range_bytes: all.saturating_sub(rest),
+        }
+    }
+
+    /// The same with smaller batches, for a server.
+    pub(crate) fn for_server(self) -> Self {
+        Self {
+            batch_events: self.batch_events.min(SERVER_BATCH),
+            ..self
         }
     }
 }

@@ -172,12 +172,12 @@ impl ProcessorConfig {
 
     /// Starts the scanning threads. Removes the temporary files that a crash has left; the caller holds
     /// `process.lock`.
-    fn pool(&self, disk: &Arc<dyn Disk>) -> Result<Pool, ProcessError> {
+    fn pool(&self, budget: &MemoryBudget, disk: &Arc<dyn Disk>) -> Result<Pool, ProcessError> {
         let dir = &self.data_dir;
         if let Err(error) = spill::remove_leftovers(&**disk, dir) {
             tracing::warn!(%error, "cannot remove temporary files of an earlier run in {}", dir.display());
         }
-        let pool = Pool::start(&self.memory_budget()).map_err(ProcessError::Thread)?;
+        let pool = Pool::start(budget).map_err(ProcessError::Thread)?;
         Ok(pool.spilling_to(SpillDir::new(Arc::clone(disk), dir)))
     }
 }
@@ -307,7 +307,7 @@ impl Processor {
         health: Arc<Health>,
     ) -> Result<Self, ProcessError> {
         config.directory = journal.directory();
-        let pool = config.pool(&disk)?;
+        let pool = config.pool(&config.memory_budget().for_server(), &disk)?;
         let clock = start_clock(&config, &journal, &progress)?;
         let shared = Arc::clone(&progress);
         let worker = Builder::new()
