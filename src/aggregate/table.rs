@@ -41,10 +41,13 @@ impl Table {
         }
         for events in events.chunks(FETCHED) {
             let mut hashes = [0; FETCHED];
-            let mut fetched = 0;
-            let mask = self.slots.len() - 1;
             for (hash, event) in hashes.iter_mut().zip(events) {
                 *hash = event.key.hash(seeds);
+            }
+            // In a loop of its own, so that the processor reaches all of the loads before the first ends.
+            let mut fetched = 0;
+            let mask = self.slots.len() - 1;
+            for hash in &hashes[..events.len()] {
                 fetched |= self.slots[home(*hash, mask)].key.length();
             }
             // Keeps the compiler from removing the loads.

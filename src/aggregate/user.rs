@@ -20,12 +20,16 @@ impl Key {
         if length > INLINE_BYTES {
             return None;
         }
+        // Whole words: the loads of the hash would wait for the copy of a few bytes of any number.
+        let [low, middle, high] = match length {
+            0..8 => [start(user_id), 0, 0],
+            8..16 => [word(user_id, 0), rest(user_id, 8), 0],
+            _ => [word(user_id, 0), word(user_id, 8), rest(user_id, 16)],
+        };
         let mut key = [0; INLINE_BYTES + 1];
-        key[..length].copy_from_slice(user_id);
-        #[expect(clippy::cast_possible_truncation, reason = "at most 23")]
-        {
-            key[INLINE_BYTES] = length as u8;
-        }
+        key[..8].copy_from_slice(&low.to_le_bytes());
+        key[8..16].copy_from_slice(&middle.to_le_bytes());
+        key[16..].copy_from_slice(&(high | (length as u64) << 56).to_le_bytes());
         Some(Self(key))
     }
 
@@ -51,13 +55,41 @@ impl Key {
 
     #[inline]
     pub(super) fn hash(&self, seeds: &Seeds) -> u64 {
-        let word = |at: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&self.0[at..at + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        let first = fold(word(0) ^ seeds[0], word(8) ^ seeds[1]);
-        fold(first ^ seeds[2], word(16) ^ seeds[3])
+        let first = fold(word(&self.0, 0) ^ seeds[0], word(&self.0, 8) ^ seeds[1]);
+        fold(first ^ seeds[2], word(&self.0, 16) ^ seeds[3])
+    }
+}
+
+/// The 8 bytes at `at` as a number.
+#[inline]
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
+/// The bytes from `at` on, fewer than 8 of at least 8 in all, padded with zeros.
+#[inline]
+fn rest(bytes: &[u8], at: usize) -> u64 {
+    let last = word(bytes, bytes.len() - 8);
+    let before = 8 - (bytes.len() - at);
+    // In two steps, because all 8 bytes may be before `at`.
+    last >> (8 * before - 1) >> 1
+}
+
+/// Fewer than 8 bytes, padded with zeros.
+#[inline]
+fn start(bytes: &[u8]) -> u64 {
+    let length = bytes.len();
+    let at = |at: usize| u64::from(bytes[at]) << (8 * at);
+    match (bytes.first_chunk(), bytes.last_chunk()) {
+        (Some(first), Some(last)) => {
+            // They may overlap.
+            let last = u64::from(u32::from_le_bytes(*last));
+            u64::from(u32::from_le_bytes(*first)) | last << (8 * (length - 4))
+        }
+        _ if length == 0 => 0,
+        _ => at(0) | at(length / 2) | at(length - 1),
     }
 }
 
@@ -136,6 +168,20 @@ impl Prefix {
 
 #[cfg(test)]
 mod tests {
+    use super::{INLINE_BYTES, Key};
+
+    #[test]
+    fn a_key_is_the_id_padded_with_zeros_and_its_length() {
+        let text: Vec<u8> = (1..=24).collect();
+        for length in 0..=INLINE_BYTES {
+            let mut expected = [0; INLINE_BYTES + 1];
+            expected[..length].copy_from_slice(&text[..length]);
+            expected[INLINE_BYTES] = u8::try_from(length).unwrap();
+            assert!(Key::new(&text[..length]) == Some(Key(expected)), "{length}");
+        }
+        assert!(Key::new(&text).is_none());
+    }
+
     #[test]
     fn an_entry_fills_one_cache_line() {
         assert_eq!(size_of::<super::User>(), 64);
