@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::params::Params;
 use super::positions::check_end;
-use super::users::{WAIT_DEFAULT, WAIT_MAX, unreadable};
-use super::{Files, Inner};
+use super::users::{WAIT_DEFAULT, WAIT_MAX};
+use super::{Files, Inner, unreadable};
 use crate::data_dir::APPLIED_DIR;
 use crate::data_dir::node_position::NodePosition;
 use crate::data_dir::segment::{ACTIVE_FILE, Position, SegmentId, sealed_at};

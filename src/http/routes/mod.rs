@@ -38,7 +38,7 @@ use crate::health::Health;
 use crate::journal::Journal;
 use crate::other_nodes::NodeWaits;
 use crate::progress::Progress;
-use crate::store::Readers;
+use crate::store::{Readers, StoreError};
 
 /// The state that all routes share.
 pub(super) struct Inner {
@@ -333,6 +333,11 @@ fn unauthorized() -> Problem {
     .header("WWW-Authenticate", "Bearer")
 }
 
+/// The problem of a database that cannot be read. It is also logged.
+fn unreadable(error: &StoreError) -> Problem {
+    tracing::warn!(%error, "cannot read the database for a request");
+    Problem::new(503, format!("cannot read the database: {error}")).retry()
+}
 fn no_call(none: NoCall) -> Problem {
     match none {
         NoCall::Path => Problem::new(

@@ -9,8 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::params::Params;
-use super::users::unreadable;
-use super::{Inner, service};
+use super::{Inner, service, unreadable};
 use crate::event::Micros;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};

@@ -8,8 +8,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::Inner;
-use super::users::{not_applied, unreadable};
+use super::{Inner, unreadable};
 use crate::data_dir::node_position::NodePosition;
 use crate::data_dir::segment::{Position, SegmentId};
 use crate::http::problem::Problem;
@@ -154,4 +153,27 @@ fn of_other(inner: &Inner, node: Uuid, waited: NodeWait) -> Result<(), Problem> 
         NodeWait::Unavailable => not_applied(inner, WaitOutcome::Unavailable),
     };
     Err(problem)
+}
+
+/// The problem of a wait whose position was not applied.
+fn not_applied(inner: &Inner, waited: WaitOutcome) -> Problem {
+    let progress = &inner.progress;
+    match waited {
+        WaitOutcome::Gone => Problem::new(
+            410,
+            "the segment of the position is missing or corrupt; it will not be applied",
+        ),
+        WaitOutcome::Unavailable => Problem::new(
+            503,
+            "this server does not apply events (--no-process), too many requests wait, or the server is stopping",
+        )
+        .retry()
+        .member("processing", !progress.applies_elsewhere()),
+        WaitOutcome::Applied | WaitOutcome::TimedOut => Problem::new(
+            503,
+            "the position is not applied yet; try again, or with a longer wait",
+        )
+        .retry()
+        .member("applied", inner.shown(progress.applied()).to_string()),
+    }
 }

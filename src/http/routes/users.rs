@@ -10,14 +10,13 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Inner;
 use super::params::{self, Params};
+use super::{Inner, unreadable};
 use crate::data_dir::node_position::NodePosition;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Reply, Request};
 use crate::http::problem::Problem;
-use crate::progress::WaitOutcome;
-use crate::store::{Listing, Order, Page, StoreError, UserTotal};
+use crate::store::{Listing, Order, Page, UserTotal};
 use crate::timestamp;
 
 pub(super) const WAIT_DEFAULT: Duration = Duration::from_secs(5);
@@ -55,29 +54,6 @@ fn parse(raw_id: &str, query: &str) -> Result<(String, Option<NodePosition>, Dur
     let wait = params.wait(WAIT_DEFAULT, WAIT_MAX)?;
     let after = params.position("after")?;
     Ok((id, after, wait))
-}
-
-/// The problem of a wait whose position was not applied.
-pub(super) fn not_applied(inner: &Inner, waited: WaitOutcome) -> Problem {
-    let progress = &inner.progress;
-    match waited {
-        WaitOutcome::Gone => Problem::new(
-            410,
-            "the segment of the position is missing or corrupt; it will not be applied",
-        ),
-        WaitOutcome::Unavailable => Problem::new(
-            503,
-            "this server does not apply events (--no-process), too many requests wait, or the server is stopping",
-        )
-        .retry()
-        .member("processing", !progress.applies_elsewhere()),
-        WaitOutcome::Applied | WaitOutcome::TimedOut => Problem::new(
-            503,
-            "the position is not applied yet; try again, or with a longer wait",
-        )
-        .retry()
-        .member("applied", inner.shown(progress.applied()).to_string()),
-    }
 }
 
 /// The problem of a user without a total. Pending lines may contain events of the user.
@@ -161,12 +137,6 @@ fn page(inner: &Inner, query: &str, may_block: &MayBlock) -> Result<Reply, Probl
     }
     json.push('}');
     Ok(Reply::json(200, json).with("Vary", "Accept"))
-}
-
-/// The problem of a database that cannot be read. It is also logged.
-pub(super) fn unreadable(error: &StoreError) -> Problem {
-    tracing::warn!(%error, "cannot read the database for a request");
-    Problem::new(503, format!("cannot read the database: {error}")).retry()
 }
 
 fn push_user(json: &mut String, total: &UserTotal) {

@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use super::super::Inner;
 use super::super::positions::check_end;
-use super::{push_user, unknown, unreadable};
+use super::super::{Inner, unreadable};
+use super::{push_user, unknown};
 use crate::data_dir::segment::Position;
 use crate::http::counters::Route;
 use crate::http::engine::{MayBlock, Refusal, Reply, Request};
