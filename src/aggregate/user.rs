@@ -176,7 +176,7 @@ mod tests {
         for length in 0..=INLINE_BYTES {
             let mut expected = [0; INLINE_BYTES + 1];
             expected[..length].copy_from_slice(&text[..length]);
-            expected[INLINE_BYTES] = u8::try_from(length).unwrap();
+            expected[INLINE_BYTES] = u8::try_from(length).expect("short");
             assert!(Key::new(&text[..length]) == Some(Key(expected)), "{length}");
         }
         assert!(Key::new(&text).is_none());

@@ -113,3 +113,12 @@ pub(super) fn id_rows(rows: &[Row]) -> Result<HashMap<&str, IdRow>, RowsError> {
     }
     Ok(found)
 }
+
+/// The row of the id of a counted event.
+pub(super) fn row_of(event: &IdEvent<'_>, place: i64) -> IdRow {
+    IdRow {
+        payload: event.payload(),
+        place,
+        offset: event.offset,
+    }
+}

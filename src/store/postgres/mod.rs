@@ -28,7 +28,7 @@
 //! - `connect`: URL, passwords, TLS, and the meaning of errors.
 //! - `schema`: creates the tables and checks their version.
 //! - `node`: the identity of a node, its epoch and token.
-//! - `writer`, `ranges`, `rows`, `segments`, `ids`, `retention`, `rebuild`: the writing connection and its row operations.
+//! - `writer`, `ranges`, `rows`, `segments`, `ids`, `reserved_ids`, `retention`, `expiry`, `rebuild`: the writing connection and its row operations.
 //! - `readers`, `positions`, `recovery`, `snapshot`: reads of any thread, of the progress of nodes, at the start, and
 //!   for `verify`.
 //! - `members`, `user_count`: the nodes, and the number of users of all nodes.
@@ -36,6 +36,7 @@
 
 mod connect;
 mod convert;
+mod expiry;
 mod ids;
 mod members;
 mod node;
@@ -45,6 +46,7 @@ mod ranges;
 mod readers;
 mod rebuild;
 mod recovery;
+mod reserved_ids;
 mod retention;
 mod rows;
 mod schema;
@@ -55,6 +57,9 @@ mod tls;
 mod url;
 mod user_count;
 mod writer;
+
+/// Reads a variable of the environment.
+type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 pub use self::connect::Target;
 pub use self::members::{members, remove};

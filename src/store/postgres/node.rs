@@ -16,19 +16,17 @@
 //! A copy that was given another UUID has segments that another node applied: it is refused when it registers. So is
 //! one with imported files only, by those in its archive.
 
-use std::io;
+mod copies;
+
 use std::path::Path;
 
 use ::postgres::types::Type;
-use ::postgres::{Client, GenericClient, Row, Transaction};
+use ::postgres::{Client, GenericClient, Transaction};
 use uuid::Uuid;
 
 use super::{Target, schema};
-use crate::aggregate::lines;
-use crate::data_dir::DataDirError;
 use crate::data_dir::disk::{Disk, RealDisk};
-use crate::data_dir::node_tokens::{NodeToken, NodeTokens, archived_imports, tags_of_segments};
-use crate::data_dir::segment::Tag;
+use crate::data_dir::node_tokens::{NodeToken, NodeTokens};
 use crate::store::StoreError;
 
 const SELECT_NODE: &str = include_str!("../../../sql/postgres/select_node_for_update.sql");
@@ -37,17 +35,12 @@ const LOCK_CLUSTER: &str = include_str!("../../../sql/postgres/lock_cluster.sql"
 const INSERT_NODE: &str = include_str!("../../../sql/postgres/insert_node.sql");
 const UPDATE_NODE: &str = include_str!("../../../sql/postgres/update_node.sql");
 const INSERT_SUMS: &str = include_str!("../../../sql/postgres/insert_sums_of_node.sql");
-const SELECT_COPIED: &str = include_str!("../../../sql/postgres/select_copied_segment.sql");
-const SELECT_COPIED_IMPORTS: &str = include_str!("../../../sql/postgres/select_copied_imports.sql");
 const SELECT_SYSTEM: &str = include_str!("../../../sql/postgres/select_system_identifier.sql");
 
 /// Numbers of segments are below this; the number of the node is above them in a [`Node::place`].
 const SEGMENTS: i64 = 1 << 40;
 /// How often acquiring is tried after a race or a commit with an unknown outcome.
 const TRIES: usize = 5;
-/// Tags or names of files that are compared with the database in one statement.
-const TAGS: usize = 5_000;
-
 /// A node that this process has acquired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -202,7 +195,7 @@ fn attempt(
     if let Some(found) = &found {
         refuse(target, found, &tokens, takeover)?;
     } else {
-        refuse_copy(&mut transaction, target, disk, data_dir)?;
+        copies::refuse_copy(&mut transaction, target, disk, data_dir)?;
     }
     warn_if_older(target, found.as_ref(), &tokens, database, system.as_deref());
     let epoch = found.as_ref().map_or(0, |found| found.epoch);
@@ -283,75 +276,6 @@ fn refuse(
         ));
     }
     Ok(())
-}
-
-/// Rejects a data directory with segments that another node applied: a copy with another UUID.
-fn refuse_copy(
-    transaction: &mut Transaction<'_>,
-    target: &Target,
-    disk: &dyn Disk,
-    data_dir: &Path,
-) -> Result<(), StoreError> {
-    let tags: Vec<String> = tags_of_segments(disk, data_dir)
-        .map_err(StoreError::NodeTokens)?
-        .iter()
-        .map(Tag::to_string)
-        .collect();
-    for tags in tags.chunks(TAGS) {
-        let rows = transaction
-            .query_typed(SELECT_COPIED, &[(&tags, Type::TEXT_ARRAY)])
-            .map_err(target.failed("compare its segments with those of other nodes"))?;
-        if let Some(row) = rows.first() {
-            return Err(copied(target, data_dir, row));
-        }
-    }
-    refuse_copied_import(transaction, target, disk, data_dir)
-}
-
-/// Rejects an archive with an imported file that another node applied: same name, length and checksum. If all its
-/// events have an id, it does no harm.
-fn refuse_copied_import(
-    transaction: &mut Transaction<'_>,
-    target: &Target,
-    disk: &dyn Disk,
-    data_dir: &Path,
-) -> Result<(), StoreError> {
-    let files = archived_imports(disk, data_dir).map_err(StoreError::NodeTokens)?;
-    let names: Vec<&str> = files.keys().map(String::as_str).collect();
-    for names in names.chunks(TAGS) {
-        let rows = transaction
-            .query_typed(SELECT_COPIED_IMPORTS, &[(&names, Type::TEXT_ARRAY)])
-            .map_err(target.failed("compare its files with those of other nodes"))?;
-        for row in rows {
-            let (name, length, checksum): (&str, i64, i64) = (row.get(0), row.get(3), row.get(4));
-            let Some(path) = files.get(name) else {
-                continue;
-            };
-            let is_same = || -> io::Result<bool> {
-                let file = disk.open_read(path)?;
-                let size = file.size()?;
-                Ok(i64::try_from(size) == Ok(length)
-                    && i64::from(lines::checksum(&*file, size)?) == checksum)
-            };
-            let is_same = is_same().map_err(DataDirError::io("read", path));
-            if is_same.map_err(StoreError::NodeTokens)? {
-                return Err(copied(target, data_dir, &row));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The error of a copy. The row begins with the segment, and the name and the UUID of the node that applied it.
-fn copied(target: &Target, data_dir: &Path, row: &Row) -> StoreError {
-    let (segment, name, id): (String, String, Uuid) = (row.get(0), row.get(1), row.get(2));
-    fenced(
-        target,
-        format!(
-            "this data directory ({}) is a copy with another UUID: the node {id} on {name} has applied {segment}, whose events would be counted twice. Remove the files of that node from this directory; or, if that node is gone for good, put its UUID into directory.json here and run `tallyline nodes adopt`",
-            data_dir.display()
-        ),
-    )
 }
 
 /// Reports a database that does not have what this node committed to it before. Nothing is lost: progress is read
@@ -446,19 +370,4 @@ fn host_name() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_holds_the_node_and_the_key() {
-        for (number, key) in [
-            (1, 1),
-            (1, -1),
-            (7, i64::from(u32::MAX)),
-            (7, -(1 << 30)),
-            (1 << 22, 5),
-        ] {
-            assert_eq!(Node::of_place(Node::place(number, key)), (number, key));
-        }
-    }
-}
+mod tests;

@@ -4,7 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::url::{Environment, Url};
+use super::Environment;
+use super::url::Url;
 use crate::data_dir::disk;
 
 /// The password for a URL; `None` if there is none, which suffices where the server trusts the user.

@@ -2,26 +2,22 @@
 //!
 //! Two transactions cannot deadlock, because all of them lock rows in one order: the row of the node, segments by
 //! node and name, ids by id, blocks of ids by key. Everything after that belongs to one node. The statements of one
-//! range have this order. Two cases have not, and lock the ids of all ranges in advance ([`Reserved`]): several
+//! range have this order. Two cases have not, and lock the ids of all ranges in advance ([`ReservedIds`]): several
 //! ranges with ids, and an overflow replay, which goes line by line.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use ::postgres::Client;
-use ::postgres::types::Type;
 
-use super::Node;
 use super::PostgresWriter;
-use super::ids::{self, BlockColumns};
+use super::reserved_ids::ReservedIds;
 use super::rows::PostgresRows;
 use super::segments;
-use super::statement::{RowsError, statement};
+use super::statement::RowsError;
 use crate::store::apply::End;
-use crate::store::apply::ids::IdRow;
-use crate::store::apply::{self, Attempt, FoldAttempt, Rows as _};
-use crate::store::id_blocks::{BlockKey, Grouped};
+use crate::store::apply::{self, Attempt, FoldAttempt};
 use crate::store::{
-    IdEvent, Outcome, OutcomeOfAll, OutcomeOfFold, Range, SegmentRow, Source, StoreError, UserSums,
+    Outcome, OutcomeOfAll, OutcomeOfFold, Range, SegmentRow, Source, StoreError, UserSums,
 };
 
 /// The outcome of one transaction.
@@ -67,8 +63,8 @@ impl PostgresWriter {
                 let keys: Vec<i64> = claimed.iter().map(|row| row.key).collect();
                 last = keys.last().copied().zip(plain.last().map(|range| range.to));
                 let mut reserved = None;
-                if Reserved::is_needed(&plain, &suspects) {
-                    reserved = Some(Reserved::of(transaction, node, &plain, &keys)?);
+                if ReservedIds::is_needed(&plain, &suspects) {
+                    reserved = Some(ReservedIds::of(transaction, node, &plain, &keys)?);
                 }
                 let mut all = Vec::with_capacity(ranges.len());
                 for (at, ((range, source), row)) in ranges.iter_mut().zip(claimed).enumerate() {
@@ -124,8 +120,8 @@ impl PostgresWriter {
             let keys: Vec<i64> = claimed.iter().map(|row| row.key).collect();
             last = keys.last().copied().zip(plain.last().map(|range| range.to));
             let mut reserved = None;
-            if Reserved::is_needed(&plain, &[]) {
-                reserved = Some(Reserved::of(transaction, node, &plain, &keys)?);
+            if ReservedIds::is_needed(&plain, &[]) {
+                reserved = Some(ReservedIds::of(transaction, node, &plain, &keys)?);
             }
             let mut rows = PostgresRows::new(transaction, node, now_ms, claimed, reserved.as_mut());
             let all = match apply::attempt_folded(&mut rows, users, ranges)? {
@@ -165,125 +161,4 @@ fn claim(transaction: &mut Client, node: i32, ranges: &[Range<'_>]) -> Result<Cl
         };
     }
     Ok(Claimed::All(claimed.into_values().collect()))
-}
-
-/// The ids of all ranges of a transaction, inserted and locked in advance.
-///
-/// An id that is in no row yet is inserted for its first event, and deleted again if that event turns out to be
-/// rejected. A block that does not exist yet is inserted without a number; of these, the ones that stay so are
-/// deleted at the end.
-pub(super) struct Reserved<'e> {
-    /// The row of each id; `None` if it was deleted again.
-    ids: HashMap<&'e str, Option<IdRow>>,
-    blocks: BTreeSet<BlockKey<'e>>,
-}
-
-impl<'e> Reserved<'e> {
-    fn is_needed(ranges: &[Range<'_>], suspects: &[HashSet<String>]) -> bool {
-        let with_ids = ranges
-            .iter()
-            .filter(|range| !range.delta.with_id.is_empty())
-            .count();
-        with_ids > 1 || (with_ids == 1 && suspects.iter().any(|users| !users.is_empty()))
-    }
-
-    /// `keys` are those of the ranges' segments.
-    fn of(
-        transaction: &mut Client,
-        node: i32,
-        ranges: &[Range<'e>],
-        keys: &[i64],
-    ) -> Result<Self, RowsError> {
-        let mut events: Vec<(IdEvent<'e>, i64)> = Vec::new();
-        let mut blocks = BTreeSet::new();
-        for (range, &key) in ranges.iter().zip(keys) {
-            let with_id = range.delta.with_id;
-            let grouped = Grouped::of(with_id);
-            let rows = grouped.rows.iter();
-            events.extend(rows.filter_map(|row| Some((with_id.get(row.index())?, key))));
-            blocks.extend(grouped.blocks().map(|spans| spans[0].key));
-        }
-        // Stable: equal ids stay in the order of the ranges, and of their offsets.
-        events.sort_by(|(a, _), (b, _)| a.id.cmp(b.id));
-        events.dedup_by(|(next, _), (first, _)| next.id == first.id);
-        let now_s = ranges
-            .first()
-            .map_or(0, |range| range.now_ms.div_euclid(1000));
-        let mut reserved = Self {
-            ids: HashMap::with_capacity(events.len()),
-            blocks,
-        };
-        for events in events.chunks(PostgresRows::TOGETHER) {
-            reserved.insert_ids(transaction, node, events, now_s)?;
-        }
-        let keys: Vec<BlockKey<'e>> = reserved.blocks.iter().copied().collect();
-        for keys in keys.chunks(PostgresRows::TOGETHER) {
-            let columns = BlockColumns::of(keys.iter().copied());
-            let no_numbers: Vec<&[u8]> = vec![&[]; keys.len()];
-            ids::insert_blocks(transaction, now_s, &columns, &no_numbers)?;
-        }
-        Ok(reserved)
-    }
-
-    /// Inserts the ids that are in no row, and reads the rows of the others. They are sorted, and none is twice there.
-    fn insert_ids(
-        &mut self,
-        transaction: &mut Client,
-        node: i32,
-        events: &[(IdEvent<'e>, i64)],
-        now_s: i64,
-    ) -> Result<(), RowsError> {
-        let with_segments = events.iter().map(|(event, key)| (event, *key));
-        let inserted = ids::insert_ids(transaction, node, now_s, with_segments)?;
-        if inserted == events.len() {
-            self.ids.extend(
-                events
-                    .iter()
-                    .map(|(event, key)| (event.id, Some(row_of(event, Node::place(node, *key))))),
-            );
-            return Ok(());
-        }
-        let ids: Vec<&str> = events.iter().map(|(event, _)| event.id).collect();
-        // Another statement: the one above does not see a row of another node for which it waited.
-        let rows =
-            transaction.query_typed(statement!("select_event_ids"), &[(&ids, Type::TEXT_ARRAY)])?;
-        let found = ids::id_rows(&rows)?;
-        for id in ids {
-            // Neither inserted nor found: another node expired it in between.
-            let row = found.get(id).ok_or(RowsError::Gone("ids"))?;
-            self.ids.insert(id, Some(*row));
-        }
-        Ok(())
-    }
-
-    /// The row of an id of the ranges.
-    pub(super) fn row(&self, id: &str) -> Option<&IdRow> {
-        self.ids.get(id)?.as_ref()
-    }
-
-    /// Notes that the row of an event's id was deleted, or inserted again.
-    pub(super) fn set(&mut self, event: &IdEvent<'_>, row: Option<IdRow>) {
-        if let Some(known) = self.ids.get_mut(event.id) {
-            *known = row;
-        }
-    }
-
-    /// Deletes the blocks of which no number was counted: their events were rejected.
-    fn delete_empty_blocks(self, transaction: &mut Client) -> Result<(), RowsError> {
-        let keys: Vec<BlockKey<'_>> = self.blocks.into_iter().collect();
-        for keys in keys.chunks(PostgresRows::TOGETHER) {
-            let columns = BlockColumns::of(keys.iter().copied());
-            transaction.execute_typed(statement!("delete_empty_id_blocks"), &columns.params())?;
-        }
-        Ok(())
-    }
-}
-
-/// The row of the id of a counted event.
-pub(super) fn row_of(event: &IdEvent<'_>, place: i64) -> IdRow {
-    IdRow {
-        payload: event.payload(),
-        place,
-        offset: event.offset,
-    }
 }

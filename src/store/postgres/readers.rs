@@ -3,23 +3,21 @@
 //! A read is one statement, or several in a transaction. Totals are those of the cluster; segments, the ledger
 //! and rejected lines are those of the node. If the node is not in the database yet, it has none.
 
-use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+mod connections;
 
-use ::postgres::error::SqlState;
+use std::sync::{Arc, Mutex, OnceLock};
+
 use ::postgres::types::Type;
-use ::postgres::{Client, IsolationLevel, Row};
-use r2d2::ManageConnection;
-use scheduled_thread_pool::ScheduledThreadPool;
+use ::postgres::{IsolationLevel, Row};
 use uuid::Uuid;
 
+use self::connections::Pool;
 use super::convert::{self, Malformed, get, get_i128, get_u64, to_i64};
 use super::members::{SELECT_MEMBERS, member};
 use super::segments::segment_rows;
 use super::statement::{Param, of_segments, statement};
 use super::user_count::UserCount;
-use super::{Node, Target, schema};
+use super::{Target, schema};
 use crate::data_dir::segment::SegmentId;
 use crate::event::Micros;
 use crate::store::database_status::DatabaseStatus;
@@ -29,49 +27,8 @@ use crate::store::{
     SegmentState, StoreError, UserTotal,
 };
 
-/// How long a read waits for a free connection.
-const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many rejected lines are read together.
 const REJECTED_PAGE: i64 = 500;
-
-/// Opens the connections of the pool.
-struct Manager {
-    target: Target,
-}
-
-/// An error of a connection of the pool.
-#[derive(Debug)]
-struct Unopened(StoreError);
-
-impl fmt::Display for Unopened {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Unopened {}
-
-impl ManageConnection for Manager {
-    type Connection = Client;
-    type Error = Unopened;
-
-    fn connect(&self) -> Result<Client, Unopened> {
-        self.target.connect().map_err(Unopened)
-    }
-
-    fn is_valid(&self, client: &mut Client) -> Result<(), Unopened> {
-        client
-            .batch_execute("")
-            .map_err(self.target.failed("use a reading connection"))
-            .map_err(Unopened)
-    }
-
-    fn has_broken(&self, client: &mut Client) -> bool {
-        client.is_closed()
-    }
-}
-
-type Pool = r2d2::Pool<Manager>;
 
 /// The pool of reading connections; cheap to clone.
 #[derive(Clone)]
@@ -348,136 +305,6 @@ impl PostgresReaders {
                 }
             }
         })
-    }
-
-    /// Closes the idle connections. A later read opens new ones.
-    pub fn close(&self) {
-        let pool = self.lock().take();
-        drop(pool);
-    }
-
-    /// Runs a statement about this node, whose number is the first parameter; without rows if the node is not
-    /// in the database.
-    fn read_own<T: Default>(
-        &self,
-        doing: &'static str,
-        sql: &str,
-        params: &[Param<'_>],
-        convert: impl Fn(&[Row]) -> Result<T, Malformed>,
-    ) -> Result<T, StoreError> {
-        let Some(node) = self.node()? else {
-            return convert(&[]).map_err(|error| self.malformed(doing, &error));
-        };
-        self.read(doing, |client| {
-            let mut all: Vec<Param<'_>> = vec![(&node, Type::INT4)];
-            all.extend(params.iter().cloned());
-            Ok(convert(&client.query_typed(sql, &all)?)?)
-        })
-    }
-
-    fn node(&self) -> Result<Option<i32>, StoreError> {
-        if let Some(node) = self.shared.node.get() {
-            return Ok(Some(*node));
-        }
-        let Some(directory) = self.shared.directory.get() else {
-            return Ok(None);
-        };
-        let node = self.read("find this node", |client| {
-            Ok(Node::number_of(client, *directory)?)
-        })?;
-        Ok(node.map(|node| *self.shared.node.get_or_init(|| node)))
-    }
-
-    /// Runs `read` on a connection of the pool. It is repeated on another one if the connection was lost, for
-    /// it may have been idle.
-    ///
-    /// Before the first start of a node there are no tables, and the result is empty.
-    pub(super) fn read<T: Default>(
-        &self,
-        doing: &'static str,
-        mut read: impl FnMut(&mut Client) -> Result<T, ReadError>,
-    ) -> Result<T, StoreError> {
-        let pool = self.pool()?;
-        let mut again = true;
-        loop {
-            let mut client = pool.get().map_err(|error| self.unavailable(&error))?;
-            match read(&mut client) {
-                Ok(value) => return Ok(value),
-                Err(ReadError::Postgres(_)) if again && client.is_closed() => again = false,
-                Err(ReadError::Postgres(error))
-                    if error.code() == Some(&SqlState::UNDEFINED_TABLE) =>
-                {
-                    return Ok(T::default());
-                }
-                Err(error) => return Err(self.failed(doing, error)),
-            }
-        }
-    }
-
-    fn failed(&self, doing: &'static str, error: ReadError) -> StoreError {
-        match error {
-            ReadError::Postgres(error) => self.shared.target.failed(doing)(error),
-            ReadError::Malformed(error) => self.malformed(doing, &error),
-        }
-    }
-
-    fn malformed(&self, doing: &'static str, error: &Malformed) -> StoreError {
-        error.of(&self.shared.target, doing)
-    }
-
-    fn unavailable(&self, error: &r2d2::Error) -> StoreError {
-        StoreError::Postgres {
-            database: self.shared.target.to_string(),
-            doing: "get a reading connection",
-            cause: error.to_string(),
-            code: None,
-            cure: None,
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Pool>> {
-        self.shared
-            .pool
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pool(&self) -> Result<Pool, StoreError> {
-        let mut held = self.lock();
-        if let Some(pool) = &*held {
-            return Ok(pool.clone());
-        }
-        let manager = Manager {
-            target: self.shared.target.clone(),
-        };
-        let pool = r2d2::Pool::builder()
-            .max_size(self.shared.connections_max)
-            .min_idle(Some(0))
-            .test_on_check_out(false)
-            .thread_pool(Arc::new(ScheduledThreadPool::new(1)))
-            .connection_timeout(CHECKOUT_TIMEOUT)
-            .build(manager)
-            .map_err(|error| self.unavailable(&error))?;
-        *held = Some(pool.clone());
-        Ok(pool)
-    }
-}
-
-/// A read failed.
-pub(super) enum ReadError {
-    Postgres(::postgres::Error),
-    Malformed(Malformed),
-}
-
-impl From<::postgres::Error> for ReadError {
-    fn from(error: ::postgres::Error) -> Self {
-        Self::Postgres(error)
-    }
-}
-
-impl From<Malformed> for ReadError {
-    fn from(error: Malformed) -> Self {
-        Self::Malformed(error)
     }
 }
 

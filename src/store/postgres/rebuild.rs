@@ -18,16 +18,13 @@ use ::postgres::types::Type;
 use super::convert::{self, to_i64};
 use super::rows;
 use super::segments::segment_rows;
-use super::statement::{Param, RowsError, of_segments, statement};
+use super::statement::{Param, RowsError, TOGETHER, of_segments, statement};
 use super::writer::Nesting;
 use super::{Node, PostgresWriter};
 use crate::store::apply::End;
 use crate::store::id_blocks::Block;
 use crate::store::overall::Added;
 use crate::store::{SegmentRow, SegmentState, Snapshot, StoreError};
-
-/// How many blocks or totals are written together.
-const TOGETHER: usize = 4096;
 
 impl PostgresWriter {
     /// Begins the transaction, and deletes the rows of the node except those of pruned segments. `carried` has

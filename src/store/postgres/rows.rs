@@ -11,9 +11,9 @@ use ::postgres::{Client, Row};
 use super::Node;
 use super::convert::{self, to_i64};
 use super::ids::{self, BlockColumns};
-use super::ranges::{Reserved, row_of};
+use super::reserved_ids::ReservedIds;
 use super::segments;
-use super::statement::{Param, RowsError, statement};
+use super::statement::{Param, RowsError, TOGETHER, statement};
 use crate::store::apply::id_blocks::{Change, Work};
 use crate::store::apply::ids::IdLookup;
 use crate::store::apply::totals::SAFE;
@@ -33,7 +33,7 @@ pub(super) struct PostgresRows<'r, 'e> {
     /// The row of the range's segment, whose applied offset is changed already.
     claimed: std::vec::IntoIter<SegmentRow>,
     /// The ids of all ranges of the transaction, if they were locked in advance.
-    reserved: Option<&'r mut Reserved<'e>>,
+    reserved: Option<&'r mut ReservedIds<'e>>,
     /// Users whose first event at this node was written.
     new_users: u64,
     /// The segment and the rejected lines that are not written yet.
@@ -56,7 +56,7 @@ impl<'r, 'e> PostgresRows<'r, 'e> {
         node: i32,
         now_ms: i64,
         claimed: Vec<SegmentRow>,
-        reserved: Option<&'r mut Reserved<'e>>,
+        reserved: Option<&'r mut ReservedIds<'e>>,
     ) -> Self {
         Self {
             transaction,
@@ -169,7 +169,7 @@ impl<'r, 'e> PostgresRows<'r, 'e> {
 
 impl Rows for PostgresRows<'_, '_> {
     type Error = RowsError;
-    const TOGETHER: usize = 4096;
+    const TOGETHER: usize = TOGETHER;
 
     /// All ranges of the transaction are claimed before the first one is applied.
     fn claim(&mut self, _: &Range<'_>) -> Result<Option<SegmentRow>, RowsError> {
@@ -226,7 +226,7 @@ impl Rows for PostgresRows<'_, '_> {
             return Ok(());
         }
         // It was inserted for an event that was then rejected.
-        reserved.set(event, Some(row_of(event, place)));
+        reserved.set(event, Some(ids::row_of(event, place)));
         self.insert_id_rows(place, &[*event]).map(drop)
     }
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::convert::{self, Malformed, get, get_u64, to_i64};
 use super::segments::segment_rows;
-use super::statement::{Param, of_segments, statement};
+use super::statement::{Param, TOGETHER, of_segments, statement};
 use super::{Node, Target, schema};
 use crate::data_dir::segment::SegmentId;
 use crate::event::Micros;
@@ -21,9 +21,6 @@ use crate::store::snapshot::{BlockRow, status_in};
 use crate::store::{
     AppliedSum, IdEvent, IdEvents, IdStatus, Overall, Pruned, SegmentRow, StoreError,
 };
-
-/// How many ids or blocks are looked up together.
-const TOGETHER: usize = 4096;
 
 /// One transaction that reads the rows of a node.
 pub(in crate::store) struct PostgresSnapshot {

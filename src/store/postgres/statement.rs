@@ -37,6 +37,9 @@ macro_rules! returning_segment {
 }
 pub(super) use {of_segments, returning_segment, statement};
 
+/// The most rows of one statement.
+pub(super) const TOGETHER: usize = 4096;
+
 /// A parameter with its type.
 pub(super) type Param<'p> = (&'p (dyn ToSql + Sync), Type);
 
