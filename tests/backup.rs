@@ -11,8 +11,8 @@ use rustix::process::Signal;
 use tallyline::data_dir::segment::label_in_name;
 
 use super::harness::{
-    PATIENCE, Process, Ran, Scratch, Server, arg, copy_tree, database, event, files_below,
-    names_in, run, tallyline, until,
+    PATIENCE, Process, Ran, Scratch, Server, SetAtEnd, arg, copy_tree, database, event,
+    files_below, names_in, run, tallyline, until,
 };
 
 const ACTIVE: &str = "events.jsonl";
@@ -114,6 +114,7 @@ fn under_load(rounds: usize) {
     let server = Server::with(&data, &flags);
     let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
+        let _stop_at_end = SetAtEnd(&stop);
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -131,9 +132,6 @@ fn under_load(rounds: usize) {
             let before = acknowledged.load(Ordering::SeqCst);
             let ran = run(&["backup", arg(&to), "--data-dir", arg(&data), "--verify"]);
             let after = acknowledged.load(Ordering::SeqCst) + 2;
-            if ran.code != Some(0) {
-                stop.store(true, Ordering::Relaxed);
-            }
             ran.expect(0);
             let restored = scratch.path().join(format!("restored-{round}"));
             restore(&to, &restored).expect(0);
@@ -141,15 +139,11 @@ fn under_load(rounds: usize) {
             let counted = u64::try_from(revenue(&restored)).unwrap();
             let agrees = verify(&restored);
             let exact = (before..=after).contains(&counted) && agrees.code == Some(0);
-            if !exact {
-                stop.store(true, Ordering::Relaxed);
-            }
             assert!(exact, "{before} <= {counted} <= {after}: {agrees}");
             verify(&to).expect(0);
             fs::remove_dir_all(&to).unwrap();
             fs::remove_dir_all(&restored).unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
     });
     server.flush();
     server.stop().expect(0);

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::harness::postgres::Postgres;
 use super::harness::recount::event_files;
 use super::harness::suite;
-use super::harness::{PATIENCE, Process, Scratch, Server, arg, event, recount_files, run, until};
+use super::harness::{
+    PATIENCE, Process, Scratch, Server, SetAtEnd, arg, event, recount_files, run, until,
+};
 
 #[track_caller]
 fn node(scratch: &Scratch, name: &str, url: &str) -> Server {
@@ -223,6 +225,7 @@ fn files_a_dump_and_files_again_are_an_exact_backup_of_running_nodes() {
         }
     };
     let (before, dumped) = thread::scope(|scope| {
+        let _stop_at_end = SetAtEnd(&stop);
         for (at, node) in nodes.iter().enumerate() {
             let (stop, acknowledged) = (&stop, &acknowledged);
             scope.spawn(move || send_until(node, at, stop, acknowledged));
@@ -235,7 +238,6 @@ fn files_a_dump_and_files_again_are_an_exact_backup_of_running_nodes() {
         more(300);
         copy(&[]);
         copy(&["--ignore-existing"]);
-        stop.store(true, Ordering::Relaxed);
         (before, dumped)
     });
     for node in nodes {

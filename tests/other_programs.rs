@@ -15,7 +15,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::harness::{
-    PATIENCE, Process, Scratch, Server, arg, database, event, files_below, names_in, run,
+    PATIENCE, Process, Scratch, Server, SetAtEnd, arg, database, event, files_below, names_in, run,
     tallyline, until,
 };
 
@@ -112,6 +112,7 @@ fn an_outside_reader_that_opens_and_closes_the_database_changes_nothing() {
     let mut acknowledged = 0;
     Server::start(&data).stop().expect(0);
     thread::scope(|scope| {
+        let stop_reader = SetAtEnd(&stop);
         let reader = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 read_and_close(&data);
@@ -126,7 +127,7 @@ fn an_outside_reader_that_opens_and_closes_the_database_changes_nothing() {
             }
             server.kill();
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stop_reader);
         reader.join().unwrap();
     });
     let server = Server::start(&data);

@@ -10,8 +10,8 @@ use rusqlite::Connection;
 
 use super::harness::suite::{Locked, change, delete_database, number, url};
 use super::harness::{
-    PATIENCE, Process, Ran, Scratch, Server, arg, database, event, files_below, names_in, recount,
-    run, tallyline, until,
+    PATIENCE, Process, Ran, Scratch, Server, SetAtEnd, arg, database, event, files_below, names_in,
+    recount, run, tallyline, until,
 };
 
 /// Small segments, applied at once.
@@ -76,6 +76,7 @@ fn verify_agrees_beside_a_busy_server() {
     server.flush();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let stop_sender = SetAtEnd(&done);
         let sender = scope.spawn(|| {
             let mut number = 0;
             while !done.load(Ordering::Relaxed) {
@@ -89,7 +90,7 @@ fn verify_agrees_beside_a_busy_server() {
             }
         });
         let verdicts: Vec<Ran> = (0..4).map(|_| verify(&data)).collect();
-        done.store(true, Ordering::Relaxed);
+        drop(stop_sender);
         sender.join().unwrap();
         for verdict in verdicts {
             verdict.expect(0);

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,16 @@ pub(crate) use server::Server;
 /// The deadline of a condition, long enough for a loaded machine with two cores. A passing test
 /// does not wait this long.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Sets a flag when it is dropped, by a panic, too. The threads of a scope that run until then would otherwise
+/// run for ever when the test fails.
+pub(crate) struct SetAtEnd<'f>(pub(crate) &'f AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Polls `condition` until it returns `Some`. Only this function sleeps, and only between two
 /// polls.
