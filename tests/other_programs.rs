@@ -269,6 +269,37 @@ fn a_backup_restored_into_the_idle_database_is_caught_up() {
 }
 
 #[test]
+fn an_open_transaction_of_another_program_is_not_taken_for_an_overwritten_file() {
+    // Fails if what a transaction writes to the -wal before its commit is reported as written without SQLite.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let server = Server::start(&data);
+    applied(&server, event("u", 1).repeat(3));
+    let wal = data.join("revenue.db-wal");
+    let before = fs::metadata(&wal).unwrap().len();
+    let mut other = Connection::open(data.join("revenue.db")).unwrap();
+    other.execute_batch("PRAGMA cache_size = 10").unwrap();
+    let writing = other.transaction().unwrap();
+    writing
+        .execute_batch("CREATE TABLE notes AS SELECT randomblob(3000000) AS note")
+        .unwrap();
+    assert!(
+        fs::metadata(&wal).unwrap().len() > before,
+        "pages are in the -wal before the commit"
+    );
+    server.accept(event("u", 1));
+    server.post("/flush?wait=300ms", "").problem(503);
+    writing.commit().unwrap();
+    until_logged(&server, "another program changed it");
+    until_events(&server, "u", 4);
+    until_ready(&server);
+    let log = server.process.stderr();
+    assert!(!log.contains("overwrote"), "{log}");
+    server.stop().expect(0);
+    run(&["verify", "--data-dir", arg(&data)]).expect(0);
+}
+
+#[test]
 fn an_idle_server_detects_a_database_overwritten_in_place() {
     // Fails if only names and SQLite's own counters are checked: `cat`, `cp` and `rsync --inplace`
     // change neither.

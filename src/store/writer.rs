@@ -37,12 +37,24 @@ pub struct SqliteWriter {
 }
 
 /// What a write to the database file or to the `-wal` changes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+///
+/// The counts of the WAL are read twice: a commit between the two is then neither missed nor taken for a write
+/// without SQLite.
+#[derive(Clone, Copy)]
 struct FileState {
-    /// The database file and its `-wal`.
-    files: [Option<Written>; 2],
-    /// Frames in the WAL, and how many of them are in the file. A checkpoint changes it.
-    wal: (i64, i64),
+    before: WalCounts,
+    files: Files,
+    after: WalCounts,
+}
+
+/// The database file and its `-wal`.
+type Files = [Option<Written>; 2];
+
+/// Frames in the WAL, and how many of them are in the file. A commit or a checkpoint changes it.
+type WalCounts = (i64, i64);
+
+fn files(database: &Path) -> Files {
+    ["", "-wal"].map(|suffix| disk::written(&disk::with_suffix(database, suffix)))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -181,13 +193,26 @@ impl SqliteWriter {
     /// that was removed or replaced is not overwritten: [`SqliteWriter::replaced`] reports it.
     pub fn is_overwritten(&mut self) -> Result<bool, StoreError> {
         let now = self.file_state()?;
-        let Some(left) = self.left.replace(now) else {
+        let Some(left) = self.left else {
+            self.left = Some(now);
             return Ok(false);
         };
-        let changed = left.files != now.files && left.wal == now.wal;
+        let is_changed = |files, wal| left.files != files && left.before == wal;
+        if !is_changed(now.files, now.after) {
+            self.left = Some(now);
+            return Ok(false);
+        }
+        // A transaction of another program writes to the -wal before its commit changes the counts, and has the
+        // write lock meanwhile. If it has the lock now, the next check decides.
+        let changed = match self.files_between_writes() {
+            Err(error) if error.is_locked() => return Err(error),
+            Err(_) => true,
+            Ok(files) => is_changed(files, self.wal_counts()?),
+        };
         // The state was read by path. The file may have been removed or replaced since the caller compared
         // the files, so they are compared again after the state was read.
         let is_overwritten = changed && self.replaced().is_none();
+        self.left = Some(now);
         if is_overwritten {
             // The -wal may have lost what the index says is in it.
             family::no_checkpoint(&self.connection);
@@ -196,17 +221,34 @@ impl SqliteWriter {
     }
 
     fn file_state(&self) -> Result<FileState, StoreError> {
-        // Reads the index of the WAL again: another program may have committed.
-        let doing = StoreError::sqlite(&self.path, "examine its WAL");
-        data_version(&self.connection).map_err(&doing)?;
-        let files =
-            ["", "-wal"].map(|suffix| disk::written(&disk::with_suffix(&self.path, suffix)));
-        let noop = |row: &rusqlite::Row<'_>| Ok((row.get(1)?, row.get(2)?));
-        let wal = self
+        let before = self.wal_counts()?;
+        let files = files(&self.path);
+        let after = self.wal_counts()?;
+        Ok(FileState {
+            before,
+            files,
+            after,
+        })
+    }
+
+    /// The same while no transaction writes.
+    fn files_between_writes(&mut self) -> Result<Files, StoreError> {
+        let doing = StoreError::sqlite(&self.path, "examine its files");
+        let _writing = self
             .connection
-            .query_row("PRAGMA wal_checkpoint(NOOP)", [], noop)
+            .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(doing)?;
-        Ok(FileState { files, wal })
+        Ok(files(&self.path))
+    }
+
+    fn wal_counts(&self) -> Result<WalCounts, StoreError> {
+        let doing = StoreError::sqlite(&self.path, "examine its WAL");
+        // Reads the index of the WAL again: another program may have committed.
+        data_version(&self.connection).map_err(&doing)?;
+        let noop = |row: &rusqlite::Row<'_>| Ok((row.get(1)?, row.get(2)?));
+        self.connection
+            .query_row("PRAGMA wal_checkpoint(NOOP)", [], noop)
+            .map_err(doing)
     }
 
     /// Closes a database of which a file was replaced or removed. No checkpoint is made, because the

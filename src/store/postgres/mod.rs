@@ -58,9 +58,6 @@ mod url;
 mod user_count;
 mod writer;
 
-/// Reads a variable of the environment.
-type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
-
 pub use self::connect::Target;
 pub use self::members::{members, remove};
 pub use self::node::Node;
@@ -69,3 +66,6 @@ pub(in crate::store) use self::recovery::{read_checks, read_for_recovery};
 pub use self::schema::ensure as ensure_tables;
 pub(in crate::store) use self::snapshot::PostgresSnapshot;
 pub use self::writer::PostgresWriter;
+
+/// Reads a variable of the environment.
+type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;

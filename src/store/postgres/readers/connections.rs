@@ -18,6 +18,7 @@ use crate::store::postgres::{Node, Target};
 
 /// How long a read waits for a free connection.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Opens the connections of the pool.
 pub(super) struct Manager {
     target: Target,
