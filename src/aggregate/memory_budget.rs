@@ -4,7 +4,7 @@
 //! minimum; a limit below the sum of the minimums is exceeded.
 
 use super::scan::ChunkScanner;
-use super::sharded_totals::{BATCH_MAX, BATCH_MIN, ShardBuffer};
+use super::sharded_totals::ShardBuffer;
 
 /// Program, stacks, prepared statements, and the list of segments.
 const FIXED_BYTES: usize = 13 << 20;
@@ -17,20 +17,11 @@ const CACHE_BYTES_MIN: usize = 1 << 20;
 pub(crate) const GROWTH: usize = 6;
 /// What a scanning thread needs apart from its buffers: the allocator keeps some memory for each thread.
 const THREAD_BYTES: usize = 3 << 20;
-/// The part of the memory for which the batches of one thread may be filled, as a divisor.
-const BATCHES: usize = 48;
-
-/// The size of a batch in a server, whose memory under a load of large requests is 22 MiB with it and 30 MiB
-/// with [`BATCH_MAX`], at the same rate.
-const SERVER_BATCH: usize = 512;
-
 /// The memory limits of the processor's parts.
 pub(crate) struct MemoryBudget {
     /// The number of scanning threads: as requested, but limited so that they use at most a quarter of
     /// the memory.
     pub(crate) threads: usize,
-    /// The number of events in a batch of a [`ShardBuffer`].
-    pub(crate) batch_events: usize,
     /// SQLite's page cache, in bytes.
     pub(crate) cache_bytes: usize,
     /// A range before it is applied, in bytes.
@@ -40,10 +31,7 @@ pub(crate) struct MemoryBudget {
 impl MemoryBudget {
     /// Divides `all` bytes; `threads` is the requested number of scanning threads.
     pub(crate) fn of(all: usize, threads: usize) -> Self {
-        let batch_events = (all / BATCHES / ShardBuffer::memory_bytes(1)).next_power_of_two();
-        let batch_events = batch_events.clamp(BATCH_MIN, BATCH_MAX);
-        let thread_bytes =
-            THREAD_BYTES + ChunkScanner::MEMORY_BYTES + ShardBuffer::memory_bytes(batch_events);
+        let thread_bytes = THREAD_BYTES + ChunkScanner::MEMORY_BYTES + ShardBuffer::MEMORY_BYTES;
         let threads = threads.min(all / 4 / thread_bytes).max(1);
         let cache_bytes = (all / 8).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX);
         // One scanner more than threads: the calling thread scans small ranges itself. The allocator
@@ -52,17 +40,8 @@ impl MemoryBudget {
         let rest = FIXED_BYTES + (threads + 1) * thread_bytes + cache_bytes + free;
         Self {
             threads,
-            batch_events,
             cache_bytes,
             range_bytes: all.saturating_sub(rest),
-        }
-    }
-
-    /// The same with smaller batches, for a server.
-    pub(crate) fn for_server(self) -> Self {
-        Self {
-            batch_events: self.batch_events.min(SERVER_BATCH),
-            ..self
         }
     }
 }

@@ -97,7 +97,6 @@ pub(crate) struct Pool {
     scanner: ChunkScanner,
     /// Empty buffers for the next range.
     buffers: Vec<ShardBuffer>,
-    batch_events: usize,
     /// The memory budget of a range in bytes.
     range_bytes: usize,
     /// Where sums that exceed the budget are written; `None`: the range ends instead.
@@ -113,7 +112,6 @@ impl Pool {
             threads: Threads::start(budget.threads.max(1))?,
             scanner: ChunkScanner::new(),
             buffers: Vec::new(),
-            batch_events: budget.batch_events,
             range_bytes: budget.range_bytes,
             spill: None,
             chunk_bytes: None,
@@ -180,7 +178,7 @@ impl Pool {
     pub(crate) fn begin(&mut self) -> Fold {
         let buffers = std::mem::take(&mut self.buffers);
         Fold {
-            users: Arc::new(ShardedTotals::new(self.batch_events, buffers)),
+            users: Arc::new(ShardedTotals::new(buffers)),
             runs: Runs::default(),
             events: 0,
             bytes: 0,

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use crc32fast::Hasher;
-use memchr::{memchr, memchr_iter, memrchr};
+use memchr::{memchr, memrchr};
 
 use super::REJECTED_LINES_MAX;
 use super::delta::{IdEvents, REJECTED_LINE_BYTES_MAX, Rejected, signed};
@@ -203,31 +203,39 @@ struct Sink<'s> {
 
 impl Sink<'_> {
     /// Adds complete lines, each of which ends in `\n`.
-    fn lines(&mut self, bytes: &[u8], offset: u64) {
-        let mut start = 0;
-        for end in memchr_iter(b'\n', bytes) {
-            self.line(&bytes[start..end], offset + start as u64);
-            start = end + 1;
+    fn lines(&mut self, mut bytes: &[u8], offset: u64) {
+        let end = offset + bytes.len() as u64;
+        while !bytes.is_empty() {
+            let offset = end - bytes.len() as u64;
+            match Event::plain_first(bytes) {
+                Some((plain, after)) if self.plain(plain, offset) => bytes = after,
+                _ => {
+                    let newline = memchr(b'\n', bytes).unwrap_or(bytes.len());
+                    self.line(&bytes[..newline], offset);
+                    bytes = bytes.get(newline + 1..).unwrap_or_default();
+                }
+            }
         }
     }
 
+    /// Adds a plain event, if its strings are text.
     #[inline]
-    fn line(&mut self, line: &[u8], offset: u64) {
-        match Event::plain(line) {
-            Some(Plain {
+    fn plain(&mut self, plain: Plain<'_>, offset: u64) -> bool {
+        match plain {
+            Plain {
                 user_id,
                 kind,
                 amount_micros,
                 id: None,
-            }) => {
+            } => {
                 self.partial.count(kind, amount_micros);
                 self.shards.count(self.users, user_id, kind, amount_micros);
+                true
             }
-            Some(plain) => match plain.event() {
-                Some(event) => self.event(&event, offset),
-                None => self.any_line(line, offset),
-            },
-            None => self.any_line(line, offset),
+            _ => plain
+                .event()
+                .map(|event| self.event(&event, offset))
+                .is_some(),
         }
     }
 
@@ -245,7 +253,8 @@ impl Sink<'_> {
         }
     }
 
-    fn any_line(&mut self, line: &[u8], offset: u64) {
+    /// Adds any line, without its `\n`.
+    fn line(&mut self, line: &[u8], offset: u64) {
         let line = file_start(line, offset);
         match Event::parse(line) {
             Ok(event) => self.event(&event, offset),

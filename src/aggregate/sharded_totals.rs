@@ -1,10 +1,10 @@
 //! Sums per user, updated concurrently by several threads.
 //!
-//! The cost of summing is one cache miss per line. Users are therefore divided by hash into shards that
-//! each fit in a core's cache and need few address translations. Each thread collects events per shard in a
-//! [`ShardBuffer`] and adds them in batches, under the lock of the shard. A user's id and sums share one
-//! cache line of 64 bytes, and the cache lines of several events are prefetched together, so that the
-//! remaining misses overlap. Ids of more than 23 bytes are rare and are kept in a separate map.
+//! The cost of summing is one cache miss per line. Users are therefore divided by hash into shards. Each thread
+//! collects events per shard in a [`ShardBuffer`], which fits in a core's cache, and adds them in batches, under
+//! the lock of the shard. A user's id and sums share one cache line of 64 bytes, and the cache lines of several
+//! events are prefetched together, so that their misses overlap. Ids of more than 23 bytes are rare and are kept
+//! in a separate map.
 //!
 //! A buffer keeps its events from one chunk to the next, so that its batches are full. They reach the tables
 //! with [`ShardBuffer::flush`], before the sums are taken.
@@ -21,15 +21,15 @@ use super::table::{BufferedEvent, Table};
 use super::user::{Key, SEEDS, Seeds};
 use crate::event::Kind;
 
-const SHARD_BITS: u32 = 8;
+/// With more shards than this, the ends of their batches no longer stay in the first-level cache; with fewer,
+/// threads wait for each other.
+const SHARD_BITS: u32 = 5;
 const SHARDS: usize = 1 << SHARD_BITS;
 /// The approximate memory of a user with a long id, assuming an id of 256 bytes.
 const LONG_BYTES: usize = 256 + 2 * size_of::<(Box<str>, Sums)>();
-/// The number of events of a shard that are added in one batch. In a large batch, a user's cache line and the
-/// translation of its address are often used again before they are evicted.
-pub(super) const BATCH_MAX: usize = 1024;
-/// The size of a batch where memory is short.
-pub(super) const BATCH_MIN: usize = 128;
+/// The number of events of a shard that are added in one batch.
+const BATCH_EVENTS: usize = 512;
+
 #[derive(Default)]
 struct Shard {
     short: Table,
@@ -42,17 +42,15 @@ pub(crate) struct ShardedTotals {
     seeds: Seeds,
     /// The buffers that no thread uses at present.
     buffers: Mutex<Vec<ShardBuffer>>,
-    batch_events: usize,
 }
 
 impl ShardedTotals {
     /// Empty sums; `buffers` are the empty buffers of a former range.
-    pub(crate) fn new(batch_events: usize, buffers: Vec<ShardBuffer>) -> Self {
+    pub(crate) fn new(buffers: Vec<ShardBuffer>) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             seeds: *SEEDS,
             buffers: Mutex::new(buffers),
-            batch_events,
         }
     }
 
@@ -191,10 +189,8 @@ impl Default for ShardBuffer {
 }
 
 impl ShardBuffer {
-    /// The maximum memory of a buffer in bytes.
-    pub(super) const fn memory_bytes(batch_events: usize) -> usize {
-        SHARDS * batch_events * size_of::<BufferedEvent>()
-    }
+    /// The maximum memory of a buffer in bytes: half a mebibyte.
+    pub(super) const MEMORY_BYTES: usize = SHARDS * BATCH_EVENTS * size_of::<BufferedEvent>();
 
     /// Adds one event to the buffer. It may reach `users` only with [`ShardBuffer::flush`].
     #[inline]
@@ -217,7 +213,7 @@ impl ShardBuffer {
         let batch = &mut self.batches[shard];
         batch.push(BufferedEvent { key, amount });
         self.events += 1;
-        if batch.len() >= users.batch_events {
+        if batch.len() >= BATCH_EVENTS {
             self.events -= batch.len();
             users.add(shard, batch);
         }
@@ -244,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_table_keeps_all_users_when_it_grows() {
-        let users = ShardedTotals::new(BATCH_MIN, Vec::new());
+        let users = ShardedTotals::new(Vec::new());
         let mut buffer = ShardBuffer::default();
         let ids: Vec<String> = (0..40_000).map(|n| format!("user{n:05}")).collect();
         for _ in 0..3 {
@@ -267,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_part_that_is_put_back_is_the_same_and_one_that_is_reused_is_empty() {
-        let users = ShardedTotals::new(BATCH_MIN, Vec::new());
+        let users = ShardedTotals::new(Vec::new());
         let mut buffer = ShardBuffer::default();
         for number in 0..2000 {
             let long = "x".repeat(number % 50);
@@ -296,7 +292,7 @@ mod tests {
     fn few_users_use_few_batches_over_many_ranges() {
         let mut buffer = ShardBuffer::default();
         for _ in 0..100 {
-            let users = ShardedTotals::new(BATCH_MIN, Vec::new());
+            let users = ShardedTotals::new(Vec::new());
             buffer.count(&users, b"user1", Kind::Add, 1);
             buffer.flush(&users, 0, 1);
         }
@@ -306,7 +302,7 @@ mod tests {
 
     #[test]
     fn user_ids_of_every_length_are_distinct_and_sorted() {
-        let users = ShardedTotals::new(BATCH_MIN, Vec::new());
+        let users = ShardedTotals::new(Vec::new());
         let mut buffer = ShardBuffer::default();
         let ids: Vec<String> = (1..=256).map(|length| "x".repeat(length)).collect();
         for round in 1..=3u64 {

@@ -3,7 +3,7 @@
 use super::user::{Key, Seeds, User};
 
 /// The number of events whose users are prefetched together.
-const FETCHED: usize = 16;
+const FETCHED: usize = 32;
 /// The minimum number of slots of a table.
 const SLOTS_MIN: usize = 8;
 

@@ -44,11 +44,23 @@ impl<'a> Plain<'a> {
 /// Parses a plain line; `None` for any other line.
 #[inline]
 pub(super) fn parse(line: &[u8]) -> Option<Plain<'_>> {
-    if line.len() > LINE_BYTES_MAX {
-        return None;
-    }
+    let (plain, after) = object(line)?;
+    after.is_empty().then_some(plain)
+}
+
+/// Parses the first of several lines, and returns the text after its `\n`; `None` if it is not plain or has no
+/// `\n`. The line end need not be searched for.
+#[inline]
+pub(super) fn parse_first(lines: &[u8]) -> Option<(Plain<'_>, &[u8])> {
+    let (plain, after) = object(lines)?;
+    Some((plain, after.strip_prefix(b"\n")?))
+}
+
+/// Parses a plain object at the start of a text, and returns the text after it.
+#[inline]
+fn object(text: &[u8]) -> Option<(Plain<'_>, &[u8])> {
     let (mut user_id, mut kind, mut amount, mut id) = (None, None, None, None);
-    let mut rest = space(line.strip_prefix(b"{")?);
+    let mut rest = space(text.strip_prefix(b"{")?);
     loop {
         // A duplicate field is an error, which the full parser reports.
         if let Some(after) = key(rest, b"\"userId\"") {
@@ -79,11 +91,14 @@ pub(super) fn parse(line: &[u8]) -> Option<Plain<'_>> {
         rest = space(rest);
         match rest.split_first()? {
             (b',', after) => rest = space(after),
-            (b'}', []) => break,
+            (b'}', after) => {
+                rest = after;
+                break;
+            }
             _ => return None,
         }
     }
-    Some(Plain {
+    let plain = Plain {
         user_id: short(user_id?, USER_ID_BYTES_MAX)?,
         kind: kind?,
         amount_micros: amount?,
@@ -91,7 +106,8 @@ pub(super) fn parse(line: &[u8]) -> Option<Plain<'_>> {
             None => None,
             Some(id) => Some(short(id, ID_BYTES_MAX)?),
         },
-    })
+    };
+    (text.len() - rest.len() <= LINE_BYTES_MAX).then_some((plain, rest))
 }
 
 /// The text after a key, its colon and the surrounding spaces; `None` if another key follows.
@@ -149,12 +165,11 @@ fn is_plain(byte: u8) -> bool {
 fn not_plain(word: u64) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
-    let is = |byte: u8| {
-        let zero_where_equal = word ^ (ONES * u64::from(byte));
-        zero_where_equal.wrapping_sub(ONES) & !zero_where_equal
-    };
-    let below_space = word.wrapping_sub(ONES * 0x20) & !word;
-    (is(b'"') | is(b'\\') | is(0x7F) | below_space | word) & HIGH
+    // Each is right for bytes below 0x80; the others are flagged by `word`.
+    let is = |byte: u8| (word ^ (ONES * u64::from(byte))).wrapping_sub(ONES);
+    let below_space = word.wrapping_sub(ONES * 0x20);
+    let above_tilde = word.wrapping_add(ONES);
+    (is(b'"') | is(b'\\') | below_space | above_tilde | word) & HIGH
 }
 
 #[inline]
@@ -213,6 +228,7 @@ mod tests {
 
     /// Whether the line is plain. Both parsers must return the same event for a plain line.
     fn agree(line: &[u8]) -> bool {
+        first_is_the_line_up_to_the_newline(line);
         match parse(line).map(|plain| plain.event().expect("ASCII")) {
             None => false,
             Some(event) => {
@@ -225,6 +241,16 @@ mod tests {
                 true
             }
         }
+    }
+
+    /// Of several lines, the first one is parsed as if it stood alone.
+    fn first_is_the_line_up_to_the_newline(line: &[u8]) {
+        let lines = [line, b"\n{\"next\""].concat();
+        let newline = memchr::memchr(b'\n', &lines).expect("there is one");
+        let alone = parse(&lines[..newline]).map(|plain| (plain.event(), &lines[newline + 1..]));
+        let first = parse_first(&lines).map(|(plain, after)| (plain.event(), after));
+        assert_eq!(first, alone, "{}", String::from_utf8_lossy(&lines));
+        assert!(parse_first(&lines[..newline]).is_none(), "no line end");
     }
 
     #[test]

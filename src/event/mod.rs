@@ -129,6 +129,12 @@ impl<'a> Event<'a> {
         fast::parse(line)
     }
 
+    /// The same for the first of several lines, with the text after its `\n`.
+    #[inline]
+    pub(crate) fn plain_first(lines: &'a [u8]) -> Option<(Plain<'a>, &'a [u8])> {
+        fast::parse_first(lines)
+    }
+
     /// [`Event::parse`] without the fast path. This function defines the meaning of a line.
     pub fn parse_full(line: &'a [u8]) -> Result<Self, EventError> {
         // White space at the end is not counted: the first line of a file ends in a label.

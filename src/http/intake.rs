@@ -266,17 +266,27 @@ struct Clean {
 
 /// The longest prefix of the body whose lines are complete, valid and need no change.
 fn clean_prefix(body: &[u8]) -> Clean {
-    let mut clean = Clean { bytes: 0, lines: 0 };
-    // A carriage return can be removed only by copying the lines.
-    let until = memchr::memchr(b'\r', body).unwrap_or(body.len());
-    for end in memchr::memchr_iter(b'\n', &body[..until]) {
-        if check(&body[clean.bytes..end]).is_err() {
-            break;
-        }
-        clean.bytes = end + 1;
-        clean.lines += 1;
+    let mut lines = 0;
+    let mut rest = body;
+    while let Some(after) = after_clean_line(rest) {
+        rest = after;
+        lines += 1;
     }
-    clean
+    Clean {
+        bytes: body.len() - rest.len(),
+        lines,
+    }
+}
+
+/// The text after the first line, if that line is complete, valid and needs no change.
+fn after_clean_line(lines: &[u8]) -> Option<&[u8]> {
+    // The strings of a plain line are not needed as text.
+    if let Some((_, after)) = Event::plain_first(lines) {
+        return Some(after);
+    }
+    let (line, after) = lines.split_at_checked(memchr::memchr(b'\n', lines)? + 1)?;
+    // A carriage return can be removed only by copying the lines.
+    (memchr::memchr(b'\r', line).is_none() && Event::parse_full(line).is_ok()).then_some(after)
 }
 
 fn read_array(body: &[u8]) -> Result<Intake, IntakeError> {

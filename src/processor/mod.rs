@@ -307,7 +307,7 @@ impl Processor {
         health: Arc<Health>,
     ) -> Result<Self, ProcessError> {
         config.directory = journal.directory();
-        let pool = config.pool(&config.memory_budget().for_server(), &disk)?;
+        let pool = config.pool(&config.memory_budget(), &disk)?;
         let clock = start_clock(&config, &journal, &progress)?;
         let shared = Arc::clone(&progress);
         let worker = Builder::new()

@@ -43,7 +43,6 @@ pub(super) fn any_line() -> impl Strategy<Value = String> {
 pub(super) fn pool(threads: usize) -> Pool {
     let unbounded = MemoryBudget {
         threads,
-        batch_events: 512,
         cache_bytes: 0,
         range_bytes: usize::MAX,
     };

@@ -193,7 +193,7 @@ proptest! {
         let file = tempfile::tempfile().expect("a file");
         DiskFile::write_all_at(&file, &text, 0).expect("it is written");
         let file: Arc<dyn DiskFile> = Arc::new(file);
-        let budget = MemoryBudget { threads, batch_events: 512, cache_bytes: 0, range_bytes };
+        let budget = MemoryBudget { threads, cache_bytes: 0, range_bytes };
         let mut pool = Pool::start(&budget).expect("threads")
             .with_chunk_bytes(chunk_bytes)
             .spilling_to(SpillDir::new(disk(), dir.path()));
@@ -424,7 +424,6 @@ fn temporary_files_count_against_max_disk_until_they_are_removed() {
     let before = used();
     let budget = MemoryBudget {
         threads: 2,
-        batch_events: 512,
         cache_bytes: 0,
         range_bytes: 0,
     };
