@@ -34,10 +34,9 @@ impl MemoryBudget {
         let thread_bytes = THREAD_BYTES + ChunkScanner::MEMORY_BYTES + ShardBuffer::MEMORY_BYTES;
         let threads = threads.min(all / 4 / thread_bytes).max(1);
         let cache_bytes = (all / 8).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX);
-        // One scanner more than threads: the calling thread scans small ranges itself. The allocator
-        // returns freed memory to the system with a delay, hence the part for `free`.
+        // The allocator returns freed memory to the system with a delay.
         let free = all / 8;
-        let rest = FIXED_BYTES + (threads + 1) * thread_bytes + cache_bytes + free;
+        let rest = FIXED_BYTES + threads * thread_bytes + cache_bytes + free;
         Self {
             threads,
             cache_bytes,

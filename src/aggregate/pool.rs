@@ -1,8 +1,7 @@
 //! The pool of scanning threads.
 //!
-//! The calling thread sends the chunks of a range to the pool in order, a bounded number ahead, and
-//! joins the partial aggregates in the same order. It scans a small range itself, because that is
-//! faster. If the sums in memory and the estimate for the chunks in progress exceed the budget, the
+//! The calling thread sends the chunks of a range to the others in order, a bounded number ahead, scans one
+//! itself whenever they have enough, and joins the partial aggregates in the same order. If the sums in memory and the estimate for the chunks in progress exceed the budget, the
 //! threads sort the sums and write them to temporary files; without a directory for these, or if the
 //! events with ids are what fills the memory, no further chunk is sent, and the range ends with the
 //! last one. If a thread fails to read, the scan of the range fails; the pool stays usable.
@@ -92,8 +91,9 @@ impl Fold {
 
 /// The threads with what they scan into; they end when this is dropped.
 pub(crate) struct Pool {
-    threads: Threads,
-    /// For small ranges, on the calling thread.
+    /// The scanning threads but one, which is the calling thread.
+    others: Threads,
+    /// For the calling thread.
     scanner: ChunkScanner,
     /// Empty buffers for the next range.
     buffers: Vec<ShardBuffer>,
@@ -106,10 +106,10 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Starts the threads, at least one, with the memory budget for a range.
+    /// Starts the threads, with the memory budget for a range.
     pub(crate) fn start(budget: &MemoryBudget) -> io::Result<Self> {
         Ok(Self {
-            threads: Threads::start(budget.threads.max(1))?,
+            others: Threads::start(budget.threads.saturating_sub(1))?,
             scanner: ChunkScanner::new(),
             buffers: Vec::new(),
             range_bytes: budget.range_bytes,
@@ -142,9 +142,14 @@ impl Pool {
         self.range_bytes
     }
 
-    /// How many chunks are given to the threads before the first result is needed.
+    /// The number of scanning threads, with the calling one.
+    fn threads(&self) -> usize {
+        self.others.len() + 1
+    }
+
+    /// How many chunks the other threads have before the calling one scans a chunk.
     fn ahead(&self) -> usize {
-        self.threads.len() * 2
+        self.others.len() * 2
     }
 
     /// Aggregates `[from, to)`, or as much of it as the memory budget allows, but at least one chunk.
@@ -198,22 +203,29 @@ impl Pool {
     ) -> io::Result<PartialAggregate> {
         let whole = Chunk::whole(file, from, to);
         let chunk_bytes = self.chunk_bytes_for(to - from).min(bytes_max.max(1));
-        let is_one = to - from <= chunk_bytes;
-        let ahead = if is_one { 1 } else { self.ahead() };
-        let ahead_bytes = usize::try_from(chunk_bytes).map_err(io::Error::other)? * ahead;
+        let ahead = if to - from <= chunk_bytes {
+            0
+        } else {
+            self.ahead()
+        };
+        let unfinished_bytes =
+            usize::try_from(chunk_bytes).map_err(io::Error::other)? * (ahead + 1);
         let mut partials = PartialAggregates::default();
         let (sender, received) = crossbeam_channel::unbounded();
-        let mut handed_out = 0;
+        let mut begun = 0;
         let mut end = from;
         let mut is_full = false;
         loop {
+            for (index, partial) in received.try_iter() {
+                partials.insert(index, partial?);
+            }
             let partial_bytes = fold.partial_bytes + partials.memory_bytes;
-            let is_over = self.is_over(&fold.users, partial_bytes, ahead_bytes);
-            let in_progress = handed_out - partials.received;
-            is_full |= (end >= to && handed_out > 0)
+            let is_over = self.is_over(&fold.users, partial_bytes, unfinished_bytes);
+            let in_progress = begun - partials.received;
+            is_full |= (end >= to && begun > 0)
                 || end - from >= bytes_max
                 || fold.bytes + (end - from) >= fold.bytes_max();
-            if !is_full && !is_over && in_progress < ahead {
+            if !is_full && !is_over {
                 let start = end;
                 end = to.min(start.saturating_add(chunk_bytes));
                 let chunk = Chunk {
@@ -221,14 +233,14 @@ impl Pool {
                     end,
                     ..whole.clone()
                 };
-                if is_one {
-                    partials.insert(handed_out, self.scanner.scan(&chunk, &fold.users)?);
-                } else {
+                if in_progress < ahead {
                     let users = Arc::clone(&fold.users);
                     let scan = move |scanner: &mut ChunkScanner| scanner.scan(&chunk, &users);
-                    self.threads.submit(handed_out, &sender, scan)?;
+                    self.others.submit(begun, &sender, scan)?;
+                } else {
+                    partials.insert(begun, self.scanner.scan(&chunk, &fold.users)?);
                 }
-                handed_out += 1;
+                begun += 1;
             } else if in_progress > 0 {
                 let (index, partial) = received.recv().map_err(io::Error::other)?;
                 partials.insert(index, partial?);
@@ -244,14 +256,19 @@ impl Pool {
         Ok(partial)
     }
 
-    /// Whether the next chunks, of `ahead_bytes` in total, may exceed the memory budget.
-    fn is_over(&self, users: &ShardedTotals, partial_bytes: usize, ahead_bytes: usize) -> bool {
+    /// Whether chunks in progress, of `unfinished_bytes` in total, may exceed the memory budget.
+    fn is_over(
+        &self,
+        users: &ShardedTotals,
+        partial_bytes: usize,
+        unfinished_bytes: usize,
+    ) -> bool {
         let buffered = users.buffered_events();
         if partial_bytes == 0 && buffered == 0 && users.len() == 0 {
             return false;
         }
-        let needed = users.memory_bytes_with(buffered + ahead_bytes / LINE_BYTES_MIN);
-        let needed = needed.saturating_add(ahead_bytes.saturating_mul(GROWTH));
+        let needed = users.memory_bytes_with(buffered + unfinished_bytes / LINE_BYTES_MIN);
+        let needed = needed.saturating_add(unfinished_bytes.saturating_mul(GROWTH));
         needed.saturating_add(partial_bytes) > self.range_bytes
     }
 
@@ -267,27 +284,21 @@ impl Pool {
 
     /// Adds the events in buffers to the sums.
     fn flush(&self, users: &Arc<ShardedTotals>) -> io::Result<()> {
-        let mut buffers = users.take_buffers();
-        if users.len() < SORTED_BY_ONE {
+        let parts = users.idle_buffers();
+        let buffers = if users.len() < SORTED_BY_ONE || parts == 0 {
+            let mut buffers = users.take_buffers();
             for buffer in &mut buffers {
                 buffer.flush(users, 0, 1);
             }
+            buffers
         } else {
-            let parts = buffers.len();
-            let (sender, flushed) = crossbeam_channel::unbounded();
-            for (part, mut buffer) in buffers.drain(..).enumerate() {
-                let users = Arc::clone(users);
-                self.threads.submit(part, &sender, move |_| {
-                    buffer.flush(&users, part, parts);
-                    Ok(buffer)
-                })?;
-            }
-            drop(sender);
-            buffers = flushed
-                .iter()
-                .map(|(_, buffer)| buffer)
-                .collect::<io::Result<_>>()?;
-        }
+            let users = Arc::clone(users);
+            self.others.in_parallel(parts, move |part| {
+                let mut buffer = users.buffer();
+                buffer.flush(&users, part, parts);
+                buffer
+            })?
+        };
         for buffer in buffers {
             users.keep_buffer(buffer);
         }
@@ -303,7 +314,7 @@ impl Pool {
         let memory = if parts == 1 {
             vec![users.take_sorted(0, 1).without_empty()]
         } else {
-            self.threads
+            self.others
                 .in_parallel(parts, move |part| users.take_sorted(part, parts))?
         };
         Ok(UserSums::new(memory, fold.runs.into_all(), fold.events))
@@ -318,7 +329,7 @@ impl Pool {
         let parts = self.sorting_threads(users.len());
         let (from, to) = (Arc::clone(users), dir.clone());
         let written = self
-            .threads
+            .others
             .in_parallel(parts, move |part| spill_part(&from, part, parts, &to))?;
         let mut failed = None;
         for run in written {
@@ -343,7 +354,7 @@ impl Pool {
         if users < SORTED_BY_ONE {
             1
         } else {
-            self.threads.len().min(SORTING_MAX)
+            self.threads().min(SORTING_MAX)
         }
     }
 }
@@ -371,8 +382,8 @@ fn spill_part(
 impl Pool {
     /// The chunk size for a range of `length` bytes.
     fn chunk_bytes_for(&self, length: u64) -> u64 {
-        let share = length / (self.threads.len() as u64 * 4);
-        let quarter = (self.range_bytes / (4 * GROWTH * self.ahead())) as u64;
+        let share = length / (self.threads() as u64 * 4);
+        let quarter = (self.range_bytes / (4 * GROWTH * (self.ahead() + 1))) as u64;
         self.chunk_bytes.unwrap_or(
             share
                 .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)

@@ -69,6 +69,11 @@ impl ShardedTotals {
         std::mem::take(&mut *lock(&self.buffers))
     }
 
+    /// The number of buffers that no thread uses.
+    pub(super) fn idle_buffers(&self) -> usize {
+        lock(&self.buffers).len()
+    }
+
     /// The number of events in buffers that no thread uses.
     pub(super) fn buffered_events(&self) -> usize {
         lock(&self.buffers).iter().map(|buffer| buffer.events).sum()
