@@ -45,7 +45,7 @@ pub struct ProcessArgs {
     #[arg(long)]
     pub rebuild: bool,
     /// Maximum memory [default: an eighth of the memory of the machine or of the control group, 64MiB to
-    /// 512MiB]. Sums that do not fit are written to temporary files in the data directory
+    /// 1GiB]. Sums that do not fit are written to temporary files in the data directory
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MEMORY")]
     pub memory: Option<Size>,
 }

@@ -123,7 +123,7 @@ pub struct ServeArgs {
     #[arg(help_heading = "Processing")]
     pub dedup_window: Option<Span>,
     /// Maximum memory of the processor [default: an eighth of the memory of the machine or of the control
-    /// group, 64MiB to 512MiB]. Sums that do not fit are written to temporary files in the data directory
+    /// group, 64MiB to 1GiB]. Sums that do not fit are written to temporary files in the data directory
     #[arg(long, value_name = "SIZE", env = "TALLYLINE_MEMORY")]
     #[arg(help_heading = "Processing")]
     pub memory: Option<Size>,

@@ -74,7 +74,7 @@ pub struct ServeConfig {
     pub dedup_window: Option<Duration>,
     /// Maximum memory of the processor in bytes, 32 MiB to 1 TiB. Sums that do not fit are written to
     /// temporary files in the data directory. Default an eighth of the memory of the machine, or of the
-    /// limit of the control group, 64 to 512 MiB.
+    /// limit of the control group, 64 MiB to 1 GiB.
     pub memory_bytes: u64,
     /// The database of `--database`; `None`: the file `revenue.db` in the data directory.
     pub database_url: Option<Database>,
