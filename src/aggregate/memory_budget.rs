@@ -7,7 +7,7 @@ use super::scan::ChunkScanner;
 use super::sharded_totals::ShardBuffer;
 
 /// Program, stacks, prepared statements, and the list of segments.
-const FIXED_BYTES: usize = 13 << 20;
+const FIXED_BYTES: usize = 14 << 20;
 /// The page cache of the writing connection. The maximum holds the inner pages of a table with tens of
 /// millions of rows; the minimum holds one path through the tree.
 const CACHE_BYTES_MAX: usize = 32 << 20;
