@@ -1,10 +1,11 @@
 //! The pool of scanning threads.
 //!
 //! The calling thread sends the chunks of a range to the others in order, a bounded number ahead, scans one
-//! itself whenever they have enough, and joins the partial aggregates in the same order. If the sums in memory and the estimate for the chunks in progress exceed the budget, the
-//! threads sort the sums and write them to temporary files; without a directory for these, or if the
-//! events with ids are what fills the memory, no further chunk is sent, and the range ends with the
-//! last one. If a thread fails to read, the scan of the range fails; the pool stays usable.
+//! itself whenever they have enough, and joins the partial aggregates in the same order. If the sums in memory
+//! and the estimate for the chunks in progress exceed the budget, the threads sort the sums and write them to
+//! temporary files; without a directory for these, or if the events with ids are what fills the memory, no
+//! further chunk is begun, and the range ends with the last one. If a thread fails to read, the scan of the
+//! range fails; the pool stays usable.
 //!
 //! The sums of several ranges, also of several files, can be added up: see [`Fold`].
 
@@ -18,7 +19,7 @@ use super::scan::{Chunk, ChunkScanner, PartialAggregate};
 use super::sharded_totals::{ShardBuffer, ShardedTotals};
 use super::sorted::SortedTotals;
 use super::spill::{Runs, SpillDir, SpillError};
-use super::threads::Threads;
+use super::threads::{Threads, contained};
 use super::user_sums::UserSums;
 use crate::data_dir::disk::DiskFile;
 
@@ -238,7 +239,8 @@ impl Pool {
                     let scan = move |scanner: &mut ChunkScanner| scanner.scan(&chunk, &users);
                     self.others.submit(begun, &sender, scan)?;
                 } else {
-                    partials.insert(begun, self.scanner.scan(&chunk, &fold.users)?);
+                    let partial = contained(|| self.scanner.scan(&chunk, &fold.users));
+                    partials.insert(begun, partial?);
                 }
                 begun += 1;
             } else if in_progress > 0 {

@@ -3,7 +3,7 @@
 //! The calling thread works, too. If it only waited, the kernel would often start the others on one core and
 //! leave its own core idle for a tenth of a second.
 //!
-//! A job that panics is an error of that job; the threads stay usable. The queue is bounded, so handing over a
+//! A panic is an error of the job, on every thread; the threads stay usable. The queue is bounded, so handing over a
 //! job may block until a thread is free.
 
 use std::io;
@@ -55,12 +55,7 @@ impl Threads {
     ) -> io::Result<()> {
         let results = results.clone();
         let job: Job = Box::new(move |scanner| {
-            let done = catch_unwind(AssertUnwindSafe(|| work(scanner))).unwrap_or_else(|_| {
-                *scanner = ChunkScanner::new();
-                Err(io::Error::other(
-                    "a scanning thread panicked; please report this",
-                ))
-            });
+            let done = contained(|| work(scanner));
             // The receiver is closed if another job of the range has failed.
             let _failed = results.send((index, done));
         });
@@ -88,10 +83,19 @@ impl Threads {
             self.submit(part, &sender, move |_| Ok(work(part)))?;
         }
         drop(sender);
-        let first = work(0);
+        let first = contained(|| Ok(work(0)));
         let others = received.iter().map(|(_, done)| done);
-        std::iter::once(Ok(first)).chain(others).collect()
+        std::iter::once(first).chain(others).collect()
     }
+}
+
+/// Does a part of the work of a range; a panic is an error of that part.
+pub(super) fn contained<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(io::Error::other(
+            "a scanning thread panicked; please report this",
+        ))
+    })
 }
 
 impl Drop for Threads {

@@ -1,6 +1,7 @@
 //! Scans of any bytes, compared with a simple model.
 
 use super::*;
+use crate::data_dir::disk::FileStat;
 
 /// The expected sums of a scan, computed in the simplest way: per user (added, subtracted, events), then the
 /// numbers of lines and of rejected lines.
@@ -154,5 +155,58 @@ fn a_line_that_is_too_long_is_rejected_once_with_any_chunks() {
             aggregate.partial.checksum.clone().finalize(),
             crc32fast::hash(text.as_bytes())
         );
+    }
+}
+
+/// A file whose reads panic from the offset on.
+struct PanickingFile {
+    file: std::fs::File,
+    from: u64,
+}
+
+impl DiskFile for PanickingFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        assert!(offset < self.from, "as the test wants");
+        DiskFile::read_at(&self.file, buf, offset)
+    }
+    fn write_all_at(&self, _: &[u8], _: u64) -> std::io::Result<()> {
+        unreachable!("a scan only reads")
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        unreachable!("a scan only reads")
+    }
+    fn set_len(&self, _: u64) -> std::io::Result<()> {
+        unreachable!("a scan only reads")
+    }
+    fn stat(&self) -> std::io::Result<FileStat> {
+        self.file.stat()
+    }
+    fn release_cache(&self, _: u64) {}
+    fn try_lock(&self) -> std::io::Result<bool> {
+        unreachable!("a scan only reads")
+    }
+    fn unlock(&self) {}
+}
+
+#[test]
+fn a_panic_on_any_thread_is_an_error_of_the_range() {
+    // The calling thread scans, too.
+    let text = line("a", 1).repeat(1000);
+    let length = text.len() as u64;
+    let file = tempfile::tempfile().expect("a file");
+    DiskFile::write_all_at(&file, text.as_bytes(), 0).expect("it is written");
+    let panicking: Arc<dyn DiskFile> = Arc::new(PanickingFile {
+        file: file.try_clone().expect("a second handle"),
+        from: length / 2,
+    });
+    let file: Arc<dyn DiskFile> = Arc::new(file);
+    for threads in 1..4 {
+        let mut pool = pool(threads).with_chunk_bytes(100);
+        let Err(error) = pool.scan(&panicking, 0, length) else {
+            panic!("the scan must fail");
+        };
+        assert!(error.to_string().contains("panicked"), "{error}");
+        let whole = pool.scan(&file, 0, length).expect("the pool is usable");
+        assert_eq!(whole.partial.lines, 1000);
     }
 }
