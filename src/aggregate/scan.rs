@@ -218,7 +218,8 @@ impl Sink<'_> {
         }
     }
 
-    /// Adds a plain event, if its strings are text.
+    /// Adds a plain event. Returns false if its strings are not text, and adds nothing; printable ASCII always
+    /// is.
     #[inline]
     fn plain(&mut self, plain: Plain<'_>, offset: u64) -> bool {
         match plain {
@@ -253,10 +254,10 @@ impl Sink<'_> {
         }
     }
 
-    /// Adds any line, without its `\n`.
+    /// Adds one line, without its `\n`. It is seldom plain: [`Self::lines`] has tried.
     fn line(&mut self, line: &[u8], offset: u64) {
         let line = file_start(line, offset);
-        match Event::parse(line) {
+        match Event::parse_full(line) {
             Ok(event) => self.event(&event, offset),
             Err(_) if is_empty(line) => {}
             Err(error) => {
