@@ -6,7 +6,8 @@
 use super::scan::ChunkScanner;
 use super::sharded_totals::ShardBuffer;
 
-/// Program, stacks, prepared statements, and the list of segments.
+/// Program, stacks, prepared statements, the list of segments, and the client of PostgreSQL: a server of the tests
+/// with 32 MiB needs all of it.
 const FIXED_BYTES: usize = 14 << 20;
 /// The page cache of the writing connection. The maximum holds the inner pages of a table with tens of
 /// millions of rows; the minimum holds one path through the tree.
@@ -17,6 +18,7 @@ const CACHE_BYTES_MIN: usize = 1 << 20;
 pub(crate) const GROWTH: usize = 6;
 /// What a scanning thread needs apart from its buffers: the allocator keeps some memory for each thread.
 const THREAD_BYTES: usize = 3 << 20;
+
 /// The memory limits of the processor's parts.
 pub(crate) struct MemoryBudget {
     /// The number of scanning threads: as requested, but limited so that they use at most a quarter of

@@ -21,8 +21,8 @@ use super::table::{BufferedEvent, Table};
 use super::user::{Key, SEEDS, Seeds};
 use crate::event::Kind;
 
-/// With more shards than this, the ends of their batches no longer stay in the first-level cache; with fewer,
-/// threads wait for each other.
+/// With more shards, the stores into their batches miss the caches and hold up those that follow; with fewer, many
+/// threads would wait for each other. Measurements are in `tests/bench/README.md`.
 const SHARD_BITS: u32 = 5;
 const SHARDS: usize = 1 << SHARD_BITS;
 /// The approximate memory of a user with a long id, assuming an id of 256 bytes.

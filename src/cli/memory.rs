@@ -10,7 +10,7 @@ const MIB: u64 = 1 << 20;
 const SHARE: u64 = 8;
 /// Less costs a larger machine nothing, and makes more and smaller temporary files.
 const LEAST: u64 = 64 * MIB;
-/// Enough for six million users without temporary files, which cost a third of the time with many lines of each.
+/// Enough for six million users without temporary files, which take a quarter of the time with many lines of each.
 const MOST: u64 = 1024 * MIB;
 
 /// The default of `--memory` on this machine, in bytes.

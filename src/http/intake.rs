@@ -99,7 +99,8 @@ pub fn of_events(events: Vec<Result<Vec<u8>, EventError>>) -> Result<Intake, Int
     Ok(intake)
 }
 
-/// Checks whether a line is a valid event. All formats of bodies use this check.
+/// Checks whether a line is a valid event. All formats of bodies use this check, or for the first of several lines
+/// [`after_clean_line`], which accepts the same lines.
 fn check(line: &[u8]) -> Result<(), EventError> {
     // The strings of a plain line are not needed as text.
     if Event::plain(line).is_some() {
