@@ -11,29 +11,33 @@ use rustix::process::Signal;
 use super::harness::http::{Reply, Request};
 use super::harness::{PATIENCE, Scratch, Server, arg, event, run, until};
 
-/// SQLite's locks of the server on the database and its -shm, from /proc/locks: kind, access and
-/// bytes.
+/// SQLite's locks of the server on the database and its -shm: file, access and bytes.
+///
+/// From the descriptors of the server. `/proc/locks` lists the locks of every process, a page at a
+/// time: a lock that is held throughout can be missing when others change meanwhile.
 fn locks(server: &Server) -> Vec<String> {
-    use std::os::unix::fs::MetadataExt as _;
-    let inode = |name: &str| fs::metadata(server.data.join(name)).unwrap().ino();
-    let files = ["revenue.db", "revenue.db-shm"].map(|name| (name, inode(name)));
-    let pid = server.process.id().to_string();
-    let mut locks: Vec<String> = fs::read_to_string("/proc/locks")
-        .unwrap()
-        .lines()
-        .filter_map(|line| {
+    let files = ["revenue.db", "revenue.db-shm"].map(|name| (name, server.data.join(name)));
+    let process = format!("/proc/{}", server.process.id());
+    let mut locks = Vec::new();
+    for descriptor in fs::read_dir(format!("{process}/fd")).unwrap() {
+        let descriptor = descriptor.unwrap();
+        let number = descriptor.file_name().into_string().unwrap();
+        // A descriptor may be closed at any moment.
+        let Ok(path) = fs::read_link(descriptor.path()) else {
+            continue;
+        };
+        let Some((name, _)) = files.iter().find(|(_, file)| *file == path) else {
+            continue;
+        };
+        let info = fs::read_to_string(format!("{process}/fdinfo/{number}")).unwrap_or_default();
+        for line in info.lines() {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let [_, "POSIX", _, access, by, file, from, to] = fields[..] else {
-                return None;
-            };
-            let (name, _) = files
-                .iter()
-                .find(|(_, inode)| file.ends_with(&format!(":{inode}")))?;
-            (by == pid).then(|| format!("{name} {access} {from}-{to}"))
-        })
-        .collect();
+            if let ["lock:", _, "POSIX", _, access, _, _, from, to] = fields[..] {
+                locks.push(format!("{name} {access} {from}-{to}"));
+            }
+        }
+    }
     locks.sort();
-    locks.dedup();
     locks
 }
 
