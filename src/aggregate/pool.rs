@@ -184,7 +184,7 @@ impl Pool {
     pub(crate) fn begin(&mut self) -> Fold {
         let buffers = std::mem::take(&mut self.buffers);
         Fold {
-            users: Arc::new(ShardedTotals::new(buffers)),
+            users: Arc::new(ShardedTotals::new(self.threads(), buffers)),
             runs: Runs::default(),
             events: 0,
             bytes: 0,

@@ -1,10 +1,11 @@
 //! Sums per user, updated concurrently by several threads.
 //!
 //! The cost of summing is one cache miss per line. Users are therefore divided by hash into shards. Each thread
-//! collects events per shard in a [`ShardBuffer`], which fits in a core's cache, and adds them in batches, under
-//! the lock of the shard. A user's id and sums share one cache line of 64 bytes, and the cache lines of several
-//! events are prefetched together, so that their misses overlap. Ids of more than 23 bytes are rare and are kept
-//! in a separate map.
+//! collects events per shard in a [`ShardBuffer`] and adds them in batches, under the lock of the shard. A user's
+//! id and sums share one cache line of 64 bytes, and the cache lines of several events are prefetched together, so
+//! that their misses overlap. Batches for small tables fit in a core's cache; those for large tables are larger, so
+//! that the addresses of a page are translated once for several events. Ids of more than 23 bytes are rare and are
+//! kept in a separate map.
 //!
 //! A buffer keeps its events from one chunk to the next, so that its batches are full. They reach the tables
 //! with [`ShardBuffer::flush`], before the sums are taken.
@@ -18,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::delta::Sums;
 use super::sorted::SortedTotals;
 use super::table::{BufferedEvent, Table};
-use super::user::{Key, SEEDS, Seeds};
+use super::user::{Key, SEEDS, Seeds, User};
 use crate::event::Kind;
 
 /// With more shards, the stores into their batches miss the caches and hold up those that follow; with fewer, many
@@ -27,8 +28,11 @@ const SHARD_BITS: u32 = 5;
 const SHARDS: usize = 1 << SHARD_BITS;
 /// The approximate memory of a user with a long id, assuming an id of 256 bytes.
 const LONG_BYTES: usize = 256 + 2 * size_of::<(Box<str>, Sums)>();
-/// The number of events of a shard that are added in one batch.
+/// The number of events of a shard that are added in one batch, while its table is small.
 const BATCH_EVENTS: usize = 512;
+/// A batch for a large table has an event for so many slots, divided by the number of threads: several events for
+/// each page of the table. The batches of all threads then use an eighth of the memory of the tables.
+const SLOTS_PER_EVENT: usize = 4;
 
 #[derive(Default)]
 struct Shard {
@@ -39,16 +43,19 @@ struct Shard {
 /// The sums of a range.
 pub(crate) struct ShardedTotals {
     shards: Vec<Mutex<Shard>>,
+    /// The number of threads that add to them.
+    threads: usize,
     seeds: Seeds,
     /// The buffers that no thread uses at present.
     buffers: Mutex<Vec<ShardBuffer>>,
 }
 
 impl ShardedTotals {
-    /// Empty sums; `buffers` are the empty buffers of a former range.
-    pub(crate) fn new(buffers: Vec<ShardBuffer>) -> Self {
+    /// Empty sums for so many threads; `buffers` are the empty buffers of a former range.
+    pub(crate) fn new(threads: usize, buffers: Vec<ShardBuffer>) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            threads,
             seeds: *SEEDS,
             buffers: Mutex::new(buffers),
         }
@@ -79,15 +86,19 @@ impl ShardedTotals {
         lock(&self.buffers).iter().map(|buffer| buffer.events).sum()
     }
 
-    /// The maximum memory of the tables in bytes after `more` users with short ids are added. The hash
-    /// distributes them evenly. Sorting needs no more.
+    /// The maximum memory of the tables and of the batches for large tables, in bytes, after `more` users with
+    /// short ids are added. The hash distributes them evenly. Sorting needs no more.
     pub(super) fn memory_bytes_with(&self, more: usize) -> usize {
         let more = more.div_ceil(SHARDS);
         self.shards
             .iter()
             .map(|shard| {
                 let Shard { short, long } = &*lock(shard);
-                short.memory_bytes_with(more) + long.len() * LONG_BYTES
+                let slots = short.slots_with(more);
+                let batches = self.threads * (self.batch_events(slots) - BATCH_EVENTS);
+                slots * size_of::<User>()
+                    + batches * size_of::<BufferedEvent>()
+                    + long.len() * LONG_BYTES
             })
             .sum()
     }
@@ -147,9 +158,17 @@ impl ShardedTotals {
         }
     }
 
-    fn add(&self, shard: usize, events: &mut Vec<BufferedEvent>) {
-        lock(&self.shards[shard]).short.add(events, &self.seeds);
+    /// Adds events to a shard. Returns the number of slots of its table.
+    fn add(&self, shard: usize, events: &mut Vec<BufferedEvent>) -> usize {
+        let table = &mut lock(&self.shards[shard]).short;
+        table.add(events, &self.seeds);
         events.clear();
+        table.slots()
+    }
+
+    /// The number of events of a batch for a table with so many slots.
+    fn batch_events(&self, slots: usize) -> usize {
+        (slots / SLOTS_PER_EVENT / self.threads).max(BATCH_EVENTS)
     }
 
     fn add_long(&self, user_id: &[u8], kind: Kind, amount_micros: u64) {
@@ -179,22 +198,34 @@ fn long_shard(user_id: &str) -> usize {
 
 /// A thread's buffer in front of [`ShardedTotals`]: it collects events and adds them in batches.
 pub(crate) struct ShardBuffer {
-    batches: Vec<Vec<BufferedEvent>>,
+    batches: Vec<Batch>,
     /// The number of events in all batches.
     events: usize,
 }
 
+/// The events of a shard.
+struct Batch {
+    events: Vec<BufferedEvent>,
+    /// It is added when it has so many.
+    events_max: usize,
+}
+
 impl Default for ShardBuffer {
     fn default() -> Self {
+        let empty = || Batch {
+            events: Vec::new(),
+            events_max: BATCH_EVENTS,
+        };
         Self {
-            batches: (0..SHARDS).map(|_| Vec::new()).collect(),
+            batches: (0..SHARDS).map(|_| empty()).collect(),
             events: 0,
         }
     }
 }
 
 impl ShardBuffer {
-    /// The maximum memory of a buffer in bytes: half a mebibyte.
+    /// The maximum memory of a buffer in bytes, half a mebibyte, without what
+    /// [`ShardedTotals::memory_bytes_with`] counts.
     pub(super) const MEMORY_BYTES: usize = SHARDS * BATCH_EVENTS * size_of::<BufferedEvent>();
 
     /// Adds one event to the buffer. It may reach `users` only with [`ShardBuffer::flush`].
@@ -216,11 +247,13 @@ impl ShardBuffer {
         };
         let shard = usize::try_from(key.hash(&users.seeds) >> (64 - SHARD_BITS)).unwrap_or(0);
         let batch = &mut self.batches[shard];
-        batch.push(BufferedEvent { key, amount });
+        batch.events.push(BufferedEvent { key, amount });
         self.events += 1;
-        if batch.len() >= BATCH_EVENTS {
-            self.events -= batch.len();
-            users.add(shard, batch);
+        if batch.events.len() >= batch.events_max {
+            self.events -= batch.events.len();
+            let slots = users.add(shard, &mut batch.events);
+            batch.events_max = users.batch_events(slots);
+            batch.events.reserve_exact(batch.events_max);
         }
     }
 
@@ -230,9 +263,11 @@ impl ShardBuffer {
         let first = part * SHARDS / parts.max(1);
         for shard in (first..SHARDS).chain(0..first) {
             let batch = &mut self.batches[shard];
-            if !batch.is_empty() {
-                users.add(shard, batch);
+            if !batch.events.is_empty() {
+                users.add(shard, &mut batch.events);
             }
+            batch.events.shrink_to(BATCH_EVENTS);
+            batch.events_max = BATCH_EVENTS;
         }
         self.events = 0;
     }
@@ -245,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_table_keeps_all_users_when_it_grows() {
-        let users = ShardedTotals::new(Vec::new());
+        let users = ShardedTotals::new(1, Vec::new());
         let mut buffer = ShardBuffer::default();
         let ids: Vec<String> = (0..40_000).map(|n| format!("user{n:05}")).collect();
         for _ in 0..3 {
@@ -268,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_part_that_is_put_back_is_the_same_and_one_that_is_reused_is_empty() {
-        let users = ShardedTotals::new(Vec::new());
+        let users = ShardedTotals::new(1, Vec::new());
         let mut buffer = ShardBuffer::default();
         for number in 0..2000 {
             let long = "x".repeat(number % 50);
@@ -297,17 +332,48 @@ mod tests {
     fn few_users_use_few_batches_over_many_ranges() {
         let mut buffer = ShardBuffer::default();
         for _ in 0..100 {
-            let users = ShardedTotals::new(Vec::new());
+            let users = ShardedTotals::new(1, Vec::new());
             buffer.count(&users, b"user1", Kind::Add, 1);
             buffer.flush(&users, 0, 1);
         }
-        let used = buffer.batches.iter().filter(|batch| batch.capacity() > 0);
+        let used = buffer
+            .batches
+            .iter()
+            .filter(|batch| batch.events.capacity() > 0);
         assert_eq!(used.count(), 1);
     }
 
     #[test]
+    fn batches_grow_with_the_tables_within_the_estimate_and_shrink_again() {
+        let threads = 3;
+        let users = ShardedTotals::new(threads, Vec::new());
+        let mut buffer = ShardBuffer::default();
+        let bytes = |buffer: &ShardBuffer| {
+            let events: usize = buffer.batches.iter().map(|b| b.events.capacity()).sum();
+            events * size_of::<BufferedEvent>()
+        };
+        for round in 0..4 {
+            for user in 0..400_000 {
+                let user = format!("user{user}");
+                buffer.count(&users, user.as_bytes(), Kind::Add, 1);
+            }
+            let slots: usize = users.shards.iter().map(|s| lock(s).short.slots()).sum();
+            let batches = users.memory_bytes_with(0) - slots * size_of::<User>();
+            assert!(threads * bytes(&buffer) <= batches + threads * ShardBuffer::MEMORY_BYTES);
+            assert!(batches <= slots * size_of::<User>() / 8);
+            let is_larger = bytes(&buffer) > ShardBuffer::MEMORY_BYTES;
+            assert!(is_larger, "round {round}: {}", bytes(&buffer));
+        }
+        buffer.flush(&users, 0, 1);
+        assert!(bytes(&buffer) <= ShardBuffer::MEMORY_BYTES);
+        let sorted = all(&users);
+        assert_eq!(sorted.len(), 400_000);
+        assert!(sorted.iter().all(|(_, sums)| sums.added() == 4));
+    }
+
+    #[test]
     fn user_ids_of_every_length_are_distinct_and_sorted() {
-        let users = ShardedTotals::new(Vec::new());
+        let users = ShardedTotals::new(1, Vec::new());
         let mut buffer = ShardBuffer::default();
         let ids: Vec<String> = (1..=256).map(|length| "x".repeat(length)).collect();
         for round in 1..=3u64 {

@@ -96,10 +96,14 @@ impl Table {
         self.users
     }
 
-    /// The memory of the table in bytes after `more` users are added.
-    pub(super) fn memory_bytes_with(&self, more: usize) -> usize {
-        let slots = self.slots.len().max(Self::slots_for(self.users + more));
-        slots * size_of::<User>()
+    /// The number of slots.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The number of slots after `more` users are added.
+    pub(super) fn slots_with(&self, more: usize) -> usize {
+        self.slots.len().max(Self::slots_for(self.users + more))
     }
 
     /// The memory that the users alone need, in bytes.
