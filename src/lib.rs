@@ -158,7 +158,7 @@
 //! | `main` | start and stop of all others | a signal |
 //! | `committer` | the active file: its writes, syncs and rotations | the disk |
 //! | `process` | the only writing connection to the database, and how far each file is applied; scans chunks, too; `tallyline process` does the same on `main` | the disk, the database |
-//! | `process-scan-N` | one chunk of lines at a time, and its sums; sorts them and writes temporary files | the disk, its queue |
+//! | `process-scan-N` | while a large range is scanned: one chunk of lines at a time, and its sums; sorts them and writes temporary files | the disk |
 //! | `process-merge` | while many users are committed: the merge of their sums | the disk (reading), its queue |
 //! | `process-flush` | nothing: while a new database is loaded, starts writing its pages to the disk | the disk |
 //! | `process-check` | nothing: compares the database's sums after an unclean stop, for readiness | the database (reading) |

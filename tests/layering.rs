@@ -461,11 +461,8 @@ fn threads_have_names_and_do_not_poll_and_queues_are_bounded() {
         // It kills at random times by design.
         ("thread::sleep", &["commands/torture"]),
         ("thread::spawn", &[]),
-        // Bounded in bytes and by the shards in progress, which a channel cannot count.
-        (
-            "unbounded",
-            &["journal", "aggregate/pool.rs", "aggregate/threads.rs"],
-        ),
+        // Bounded in bytes, which a channel cannot count.
+        ("unbounded", &["journal"]),
         ("process::exit", &[]),
         // PGPASSWORD and its kin mean the same as with psql.
         ("env::var", &["cli/logging", "store/postgres"]),

@@ -10,13 +10,11 @@ pub(super) struct PartialAggregates {
     joined: PartialAggregate,
     next: usize,
     early: BTreeMap<usize, PartialAggregate>,
-    pub(super) received: usize,
     pub(super) memory_bytes: usize,
 }
 
 impl PartialAggregates {
     pub(super) fn insert(&mut self, index: usize, partial: PartialAggregate) {
-        self.received += 1;
         self.memory_bytes += partial.memory_bytes();
         self.early.insert(index, partial);
         while let Some(partial) = self.early.remove(&self.next) {

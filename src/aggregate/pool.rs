@@ -1,16 +1,15 @@
-//! The pool of scanning threads.
+//! Scans ranges on several threads.
 //!
-//! The calling thread sends the chunks of a range to the others in order, a bounded number ahead, scans one
-//! itself whenever they have enough, and joins the partial aggregates in the same order. If the sums in memory
-//! and the estimate for the chunks in progress exceed the budget, the threads sort the sums and write them to
-//! temporary files; without a directory for these, or if the events with ids are what fills the memory, no
-//! further chunk is begun, and the range ends with the last one. If a thread fails to read, the scan of the
-//! range fails; the pool stays usable.
+//! Each thread takes the next chunk of the range when it has scanned one, and the partial aggregates are joined in
+//! the order of the chunks. If the sums in memory and the estimate for the chunks in progress exceed the budget, no
+//! further chunk is begun; then the threads sort the sums and write them to temporary files, and the scan
+//! continues. Without a directory for these, or if the events with ids are what fills the memory, the range ends
+//! instead. If a thread fails to read, the scan of the range fails; the pool stays usable.
 //!
 //! The sums of several ranges, also of several files, can be added up: see [`Fold`].
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::memory_budget::{GROWTH, MemoryBudget};
 use super::partials::PartialAggregates;
@@ -19,7 +18,7 @@ use super::scan::{Chunk, ChunkScanner, PartialAggregate};
 use super::sharded_totals::{ShardBuffer, ShardedTotals};
 use super::sorted::SortedTotals;
 use super::spill::{Runs, SpillDir, SpillError};
-use super::threads::{Threads, contained};
+use super::threads::{contained, in_parallel};
 use super::user_sums::UserSums;
 use crate::data_dir::disk::DiskFile;
 
@@ -55,7 +54,7 @@ pub(crate) struct RangeAggregate {
 /// The sums per user of one or several ranges, while they are scanned. Every range adds to them; after an
 /// error they are incomplete.
 pub(crate) struct Fold {
-    users: Arc<ShardedTotals>,
+    users: ShardedTotals,
     runs: Runs,
     /// The number of events in the sums.
     events: u64,
@@ -90,12 +89,10 @@ impl Fold {
     }
 }
 
-/// The threads with what they scan into; they end when this is dropped.
+/// How ranges are scanned: the threads and their bounds.
 pub(crate) struct Pool {
-    /// The scanning threads but one, which is the calling thread.
-    others: Threads,
-    /// For the calling thread.
-    scanner: ChunkScanner,
+    /// The number of scanning threads, with the calling one.
+    threads: usize,
     /// Empty buffers for the next range.
     buffers: Vec<ShardBuffer>,
     /// The memory budget of a range in bytes.
@@ -107,16 +104,15 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Starts the threads, with the memory budget for a range.
-    pub(crate) fn start(budget: &MemoryBudget) -> io::Result<Self> {
-        Ok(Self {
-            others: Threads::start(budget.threads.saturating_sub(1))?,
-            scanner: ChunkScanner::new(),
+    /// A pool with so many threads and the memory budget for a range.
+    pub(crate) fn new(budget: &MemoryBudget) -> Self {
+        Self {
+            threads: budget.threads.max(1),
             buffers: Vec::new(),
             range_bytes: budget.range_bytes,
             spill: None,
             chunk_bytes: None,
-        })
+        }
     }
 
     /// Writes sums that exceed the memory budget to temporary files, instead of ending the range.
@@ -141,16 +137,6 @@ impl Pool {
     /// The most memory that a range may use, in bytes.
     pub(crate) fn range_bytes(&self) -> usize {
         self.range_bytes
-    }
-
-    /// The number of scanning threads, with the calling one.
-    fn threads(&self) -> usize {
-        self.others.len() + 1
-    }
-
-    /// How many chunks the other threads have before the calling one scans a chunk.
-    fn ahead(&self) -> usize {
-        self.others.len() * 2
     }
 
     /// Aggregates `[from, to)`, or as much of it as the memory budget allows, but at least one chunk.
@@ -184,7 +170,7 @@ impl Pool {
     pub(crate) fn begin(&mut self) -> Fold {
         let buffers = std::mem::take(&mut self.buffers);
         Fold {
-            users: Arc::new(ShardedTotals::new(self.threads(), buffers)),
+            users: ShardedTotals::new(self.threads, buffers),
             runs: Runs::default(),
             events: 0,
             bytes: 0,
@@ -202,76 +188,37 @@ impl Pool {
         to: u64,
         bytes_max: u64,
     ) -> io::Result<PartialAggregate> {
-        let whole = Chunk::whole(file, from, to);
         let chunk_bytes = self.chunk_bytes_for(to - from).min(bytes_max.max(1));
-        let ahead = if to - from <= chunk_bytes {
-            0
+        let threads = if to - from <= chunk_bytes {
+            1
         } else {
-            self.ahead()
+            self.threads
         };
-        let unfinished_bytes =
-            usize::try_from(chunk_bytes).map_err(io::Error::other)? * (ahead + 1);
-        let mut partials = PartialAggregates::default();
-        let (sender, received) = crossbeam_channel::unbounded();
-        let mut begun = 0;
-        let mut end = from;
-        let mut is_full = false;
+        let unfinished_bytes = usize::try_from(chunk_bytes).map_err(io::Error::other)? * threads;
+        let mut begun = Begun::at(from);
         loop {
-            for (index, partial) in received.try_iter() {
-                partials.insert(index, partial?);
-            }
-            let partial_bytes = fold.partial_bytes + partials.memory_bytes;
-            let is_over = self.is_over(&fold.users, partial_bytes, unfinished_bytes);
-            let in_progress = begun - partials.received;
-            is_full |= (end >= to && begun > 0)
-                || end - from >= bytes_max
-                || fold.bytes + (end - from) >= fold.bytes_max();
-            if !is_full && !is_over {
-                let start = end;
-                end = to.min(start.saturating_add(chunk_bytes));
-                let chunk = Chunk {
-                    start,
-                    end,
-                    ..whole.clone()
-                };
-                if in_progress < ahead {
-                    let users = Arc::clone(&fold.users);
-                    let scan = move |scanner: &mut ChunkScanner| scanner.scan(&chunk, &users);
-                    self.others.submit(begun, &sender, scan)?;
-                } else {
-                    let partial = contained(|| self.scanner.scan(&chunk, &fold.users));
-                    partials.insert(begun, partial?);
-                }
-                begun += 1;
-            } else if in_progress > 0 {
-                let (index, partial) = received.recv().map_err(io::Error::other)?;
-                partials.insert(index, partial?);
-            } else if is_full {
-                break;
-            } else {
-                // The memory is full, and all threads wait.
-                is_full = !self.make_room(fold, partial_bytes)?;
+            let range = Range {
+                pool: self,
+                fold,
+                whole: Chunk::whole(file, from, to),
+                chunk_bytes,
+                bytes_max,
+                unfinished_bytes,
+                begun: Mutex::new(begun),
+            };
+            in_parallel(threads, |_| range.scan())?;
+            begun = range
+                .begun
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner);
+            match begun.ended.take() {
+                Some(Ended::Memory { partial_bytes }) if self.make_room(fold, partial_bytes)? => {}
+                _ => break,
             }
         }
-        let partial = partials.join();
+        let partial = begun.partials.join();
         fold.add(&partial);
         Ok(partial)
-    }
-
-    /// Whether chunks in progress, of `unfinished_bytes` in total, may exceed the memory budget.
-    fn is_over(
-        &self,
-        users: &ShardedTotals,
-        partial_bytes: usize,
-        unfinished_bytes: usize,
-    ) -> bool {
-        let buffered = users.buffered_events();
-        if partial_bytes == 0 && buffered == 0 && users.len() == 0 {
-            return false;
-        }
-        let needed = users.memory_bytes_with(buffered + unfinished_bytes / LINE_BYTES_MIN);
-        let needed = needed.saturating_add(unfinished_bytes.saturating_mul(GROWTH));
-        needed.saturating_add(partial_bytes) > self.range_bytes
     }
 
     /// Writes the sums to runs if they are what fills the memory. Returns false if there is no more room. While
@@ -279,60 +226,33 @@ impl Pool {
     fn make_room(&self, fold: &mut Fold, partial_bytes: usize) -> io::Result<bool> {
         let users = &fold.users;
         if users.buffered_events() > 0 {
-            return self.flush(users).map(|()| true);
+            return flush(users).map(|()| true);
         }
         Ok(partial_bytes <= users.used_bytes() && self.spill(users, &mut fold.runs)?)
-    }
-
-    /// Adds the events in buffers to the sums.
-    fn flush(&self, users: &Arc<ShardedTotals>) -> io::Result<()> {
-        let parts = users.idle_buffers();
-        let buffers = if users.len() < SORTED_BY_ONE || parts == 0 {
-            let mut buffers = users.take_buffers();
-            for buffer in &mut buffers {
-                buffer.flush(users, 0, 1);
-            }
-            buffers
-        } else {
-            let users = Arc::clone(users);
-            self.others.in_parallel(parts, move |part| {
-                let mut buffer = users.buffer();
-                buffer.flush(&users, part, parts);
-                buffer
-            })?
-        };
-        for buffer in buffers {
-            users.keep_buffer(buffer);
-        }
-        Ok(())
     }
 
     /// Sorts what is left in memory.
     pub(crate) fn finish(&mut self, fold: Fold) -> io::Result<UserSums> {
         let users = fold.users;
-        self.flush(&users)?;
+        flush(&users)?;
         self.buffers = users.take_buffers();
         let parts = self.sorting_threads(users.len());
         let memory = if parts == 1 {
             vec![users.take_sorted(0, 1).without_empty()]
         } else {
-            self.others
-                .in_parallel(parts, move |part| users.take_sorted(part, parts))?
+            in_parallel(parts, |part| Ok(users.take_sorted(part, parts)))?
         };
         Ok(UserSums::new(memory, fold.runs.into_all(), fold.events))
     }
 
     /// Writes the sums to runs, and removes them from memory. Returns false if that is impossible; the sums
     /// are then in memory, or in a run.
-    fn spill(&self, users: &Arc<ShardedTotals>, runs: &mut Runs) -> io::Result<bool> {
+    fn spill(&self, users: &ShardedTotals, runs: &mut Runs) -> io::Result<bool> {
         let Some(dir) = &self.spill else {
             return Ok(false);
         };
         let parts = self.sorting_threads(users.len());
-        let (from, to) = (Arc::clone(users), dir.clone());
-        let written = self
-            .others
-            .in_parallel(parts, move |part| spill_part(&from, part, parts, &to))?;
+        let written = in_parallel(parts, |part| Ok(spill_part(users, part, parts, dir)))?;
         let mut failed = None;
         for run in written {
             match run.and_then(|run| runs.push(run, dir)) {
@@ -356,9 +276,151 @@ impl Pool {
         if users < SORTED_BY_ONE {
             1
         } else {
-            self.threads().min(SORTING_MAX)
+            self.threads.min(SORTING_MAX)
         }
     }
+
+    /// The chunk size for a range of `length` bytes.
+    fn chunk_bytes_for(&self, length: u64) -> u64 {
+        let share = length / (self.threads as u64 * 4);
+        let quarter = (self.range_bytes / (4 * GROWTH * self.threads)) as u64;
+        self.chunk_bytes.unwrap_or(
+            share
+                .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
+                .min(quarter.max(CHUNK_BYTES_LEAST)),
+        )
+    }
+}
+
+/// A range while the threads scan it.
+struct Range<'r> {
+    pool: &'r Pool,
+    fold: &'r Fold,
+    /// The range as one chunk.
+    whole: Chunk,
+    chunk_bytes: u64,
+    /// The most bytes to scan.
+    bytes_max: u64,
+    /// The most bytes of chunks in progress.
+    unfinished_bytes: usize,
+    begun: Mutex<Begun>,
+}
+
+/// How far a range is scanned.
+struct Begun {
+    /// The number of chunks that are scanned or in progress.
+    chunks: usize,
+    /// The end of the last of them.
+    end: u64,
+    partials: PartialAggregates,
+    /// Why no further chunk is begun.
+    ended: Option<Ended>,
+}
+
+/// Why no further chunk is begun.
+enum Ended {
+    /// The range or one of its bounds is reached, or a chunk has failed.
+    Range,
+    /// The next chunk may exceed the memory budget; so many bytes of it are those of partial aggregates.
+    Memory { partial_bytes: usize },
+}
+
+impl Begun {
+    fn at(from: u64) -> Self {
+        Self {
+            chunks: 0,
+            end: from,
+            partials: PartialAggregates::default(),
+            ended: None,
+        }
+    }
+}
+
+impl Range<'_> {
+    /// Scans one chunk after the other, until no further one is begun.
+    fn scan(&self) -> io::Result<()> {
+        let mut scanner = ChunkScanner::new();
+        while let Some((index, chunk)) = self.next() {
+            let partial = contained(|| scanner.scan(&chunk, &self.fold.users));
+            let mut begun = self.begun();
+            match partial {
+                Ok(partial) => begun.partials.insert(index, partial),
+                Err(error) => {
+                    begun.ended = Some(Ended::Range);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next chunk and its index.
+    fn next(&self) -> Option<(usize, Chunk)> {
+        let mut begun = self.begun();
+        if begun.ended.is_none() {
+            begun.ended = self.ended(&begun);
+        }
+        if begun.ended.is_some() {
+            return None;
+        }
+        let (index, start) = (begun.chunks, begun.end);
+        begun.chunks += 1;
+        begun.end = self.whole.end.min(start.saturating_add(self.chunk_bytes));
+        let chunk = Chunk {
+            start,
+            end: begun.end,
+            ..self.whole.clone()
+        };
+        Some((index, chunk))
+    }
+
+    fn ended(&self, begun: &Begun) -> Option<Ended> {
+        let length = begun.end - self.whole.start;
+        if (begun.end >= self.whole.end && begun.chunks > 0)
+            || length >= self.bytes_max
+            || self.fold.bytes + length >= self.fold.bytes_max()
+        {
+            return Some(Ended::Range);
+        }
+        let partial_bytes = self.fold.partial_bytes + begun.partials.memory_bytes;
+        self.is_over(partial_bytes)
+            .then_some(Ended::Memory { partial_bytes })
+    }
+
+    /// Whether the chunks in progress and a further one may exceed the memory budget.
+    fn is_over(&self, partial_bytes: usize) -> bool {
+        let users = &self.fold.users;
+        let buffered = users.buffered_events();
+        if partial_bytes == 0 && buffered == 0 && users.len() == 0 {
+            return false;
+        }
+        let needed = users.memory_bytes_with(buffered + self.unfinished_bytes / LINE_BYTES_MIN);
+        let needed = needed.saturating_add(self.unfinished_bytes.saturating_mul(GROWTH));
+        needed.saturating_add(partial_bytes) > self.pool.range_bytes
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Begun> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Adds the events in buffers to the sums.
+fn flush(users: &ShardedTotals) -> io::Result<()> {
+    let parts = users.idle_buffers();
+    let flushed = |part| {
+        let mut buffer = users.buffer();
+        buffer.flush(users, part, parts);
+        Ok(buffer)
+    };
+    let buffers = if parts < 2 || users.len() < SORTED_BY_ONE {
+        (0..parts).map(flushed).collect::<io::Result<_>>()?
+    } else {
+        in_parallel(parts, flushed)?
+    };
+    for buffer in buffers {
+        users.keep_buffer(buffer);
+    }
+    Ok(())
 }
 
 /// Writes one part of the sums to a run. If that fails, they are put back.
@@ -378,18 +440,5 @@ fn spill_part(
             users.put_back(part, parts, sorted);
             Err(error)
         }
-    }
-}
-
-impl Pool {
-    /// The chunk size for a range of `length` bytes.
-    fn chunk_bytes_for(&self, length: u64) -> u64 {
-        let share = length / (self.threads() as u64 * 4);
-        let quarter = (self.range_bytes / (4 * GROWTH * (self.ahead() + 1))) as u64;
-        self.chunk_bytes.unwrap_or(
-            share
-                .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
-                .min(quarter.max(CHUNK_BYTES_LEAST)),
-        )
     }
 }

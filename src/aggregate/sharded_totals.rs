@@ -14,7 +14,9 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::delta::Sums;
 use super::sorted::SortedTotals;
@@ -36,100 +38,144 @@ const SLOTS_PER_EVENT: usize = 4;
 
 #[derive(Default)]
 struct Shard {
+    users: Mutex<ShardUsers>,
+    /// The sizes of `users`, which are read without waiting for its lock.
+    slots: AtomicUsize,
+    short: AtomicUsize,
+    long: AtomicUsize,
+}
+
+#[derive(Default)]
+struct ShardUsers {
     short: Table,
     long: HashMap<Box<str>, Sums>,
 }
 
+impl Shard {
+    fn change<T>(&self, change: impl FnOnce(&mut ShardUsers) -> T) -> T {
+        self.change_locked(lock(&self.users), change)
+    }
+
+    /// Unless another thread changes it at present.
+    fn try_change<T>(&self, change: impl FnOnce(&mut ShardUsers) -> T) -> Option<T> {
+        let users = match self.users.try_lock() {
+            Ok(users) => users,
+            Err(TryLockError::Poisoned(users)) => users.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(self.change_locked(users, change))
+    }
+
+    fn change_locked<T>(
+        &self,
+        mut users: MutexGuard<'_, ShardUsers>,
+        change: impl FnOnce(&mut ShardUsers) -> T,
+    ) -> T {
+        let changed = change(&mut users);
+        self.slots.store(users.short.slots(), Relaxed);
+        self.short.store(users.short.len(), Relaxed);
+        self.long.store(users.long.len(), Relaxed);
+        changed
+    }
+}
+
 /// The sums of a range.
 pub(crate) struct ShardedTotals {
-    shards: Vec<Mutex<Shard>>,
+    shards: Vec<Shard>,
     /// The number of threads that add to them.
     threads: usize,
     seeds: Seeds,
+    buffers: Mutex<Buffers>,
+}
+
+struct Buffers {
     /// The buffers that no thread uses at present.
-    buffers: Mutex<Vec<ShardBuffer>>,
+    idle: Vec<ShardBuffer>,
+    /// The number of events that the others had when they were handed out.
+    events_handed_out: usize,
 }
 
 impl ShardedTotals {
     /// Empty sums for so many threads; `buffers` are the empty buffers of a former range.
     pub(crate) fn new(threads: usize, buffers: Vec<ShardBuffer>) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             threads,
             seeds: *SEEDS,
-            buffers: Mutex::new(buffers),
+            buffers: Mutex::new(Buffers {
+                idle: buffers,
+                events_handed_out: 0,
+            }),
         }
     }
 
     /// A buffer for the calling thread, which returns it to [`ShardedTotals::keep_buffer`].
     pub(super) fn buffer(&self) -> ShardBuffer {
-        lock(&self.buffers).pop().unwrap_or_default()
+        let mut buffers = lock(&self.buffers);
+        let mut buffer = buffers.idle.pop().unwrap_or_default();
+        buffer.events_before = buffer.events;
+        buffers.events_handed_out += buffer.events;
+        buffer
     }
 
     /// Keeps a buffer for the next chunk. It may have events.
     pub(super) fn keep_buffer(&self, buffer: ShardBuffer) {
-        lock(&self.buffers).push(buffer);
+        let mut buffers = lock(&self.buffers);
+        buffers.events_handed_out -= buffer.events_before;
+        buffers.idle.push(buffer);
     }
 
     /// Takes out all buffers that no thread uses.
     pub(super) fn take_buffers(&self) -> Vec<ShardBuffer> {
-        std::mem::take(&mut *lock(&self.buffers))
+        std::mem::take(&mut lock(&self.buffers).idle)
     }
 
     /// The number of buffers that no thread uses.
     pub(super) fn idle_buffers(&self) -> usize {
-        lock(&self.buffers).len()
+        lock(&self.buffers).idle.len()
     }
 
-    /// The number of events in buffers that no thread uses.
+    /// The number of events in all buffers, without those of the chunks in progress.
     pub(super) fn buffered_events(&self) -> usize {
-        lock(&self.buffers).iter().map(|buffer| buffer.events).sum()
+        let buffers = lock(&self.buffers);
+        let idle: usize = buffers.idle.iter().map(|buffer| buffer.events).sum();
+        idle + buffers.events_handed_out
     }
 
     /// The maximum memory of the tables and of the batches for large tables, in bytes, after `more` users with
     /// short ids are added. The hash distributes them evenly. Sorting needs no more.
     pub(super) fn memory_bytes_with(&self, more: usize) -> usize {
         let more = more.div_ceil(SHARDS);
-        self.shards
-            .iter()
-            .map(|shard| {
-                let Shard { short, long } = &*lock(shard);
-                let slots = short.slots_with(more);
-                let batches = self.threads * (self.batch_events(slots) - BATCH_EVENTS);
-                slots * size_of::<User>()
-                    + batches * size_of::<BufferedEvent>()
-                    + long.len() * LONG_BYTES
-            })
-            .sum()
+        let bytes = |shard: &Shard| {
+            let users = shard.short.load(Relaxed) + more;
+            let slots = shard.slots.load(Relaxed).max(Table::slots_for(users));
+            let batches = self.threads * (self.batch_events(slots) - BATCH_EVENTS);
+            slots * size_of::<User>()
+                + batches * size_of::<BufferedEvent>()
+                + shard.long.load(Relaxed) * LONG_BYTES
+        };
+        self.shards.iter().map(bytes).sum()
     }
 
     /// The memory that the users alone need, in bytes.
     pub(super) fn used_bytes(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|shard| {
-                let shard = lock(shard);
-                shard.short.used_bytes() + shard.long.len() * LONG_BYTES
-            })
-            .sum()
+        let bytes = |shard: &Shard| {
+            Table::used_bytes(shard.short.load(Relaxed)) + shard.long.load(Relaxed) * LONG_BYTES
+        };
+        self.shards.iter().map(bytes).sum()
     }
 
     /// The number of users.
     pub(crate) fn len(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|shard| {
-                let shard = lock(shard);
-                shard.short.len() + shard.long.len()
-            })
-            .sum()
+        let users = |shard: &Shard| shard.short.load(Relaxed) + shard.long.load(Relaxed);
+        self.shards.iter().map(users).sum()
     }
 
     /// Takes the users of one of `parts` equal parts out, and sorts them.
     pub(super) fn take_sorted(&self, part: usize, parts: usize) -> SortedTotals {
         let mut sorted = SortedTotals::default();
         for shard in self.shards.iter().skip(part).step_by(parts) {
-            let Shard { short, long } = std::mem::take(&mut *lock(shard));
+            let ShardUsers { short, long } = shard.change(std::mem::take);
             sorted.short.push(short.into_sorted());
             sorted.long.extend(long);
         }
@@ -141,7 +187,7 @@ impl ShardedTotals {
     pub(super) fn reuse(&self, part: usize, parts: usize, sorted: SortedTotals) {
         let shards = self.shards.iter().skip(part).step_by(parts);
         for (shard, users) in shards.zip(sorted.short) {
-            lock(shard).short = Table::emptied(users);
+            shard.change(|shard| shard.short = Table::emptied(users));
         }
     }
 
@@ -149,21 +195,28 @@ impl ShardedTotals {
     pub(super) fn put_back(&self, part: usize, parts: usize, sorted: SortedTotals) {
         let shards = self.shards.iter().skip(part).step_by(parts);
         for (shard, users) in shards.zip(sorted.short) {
-            lock(shard).short = Table::of(users, &self.seeds);
+            shard.change(|shard| shard.short = Table::of(users, &self.seeds));
         }
         for (user_id, sums) in sorted.long {
-            lock(&self.shards[long_shard(&user_id)])
-                .long
-                .insert(user_id, sums);
+            let shard = &self.shards[long_shard(&user_id)];
+            shard.change(|shard| shard.long.insert(user_id, sums));
         }
     }
 
-    /// Adds events to a shard. Returns the number of slots of its table.
-    fn add(&self, shard: usize, events: &mut Vec<BufferedEvent>) -> usize {
-        let table = &mut lock(&self.shards[shard]).short;
-        table.add(events, &self.seeds);
-        events.clear();
-        table.slots()
+    /// Adds a batch to its shard and empties it.
+    fn add(&self, shard: usize, batch: &mut Batch) {
+        self.shards[shard].change(|users| self.add_to(users, batch));
+    }
+
+    /// Does the same, unless another thread adds to the shard at present.
+    fn try_add(&self, shard: usize, batch: &mut Batch) {
+        self.shards[shard].try_change(|users| self.add_to(users, batch));
+    }
+
+    fn add_to(&self, users: &mut ShardUsers, batch: &mut Batch) {
+        users.short.add(&batch.events, &self.seeds);
+        batch.events.clear();
+        batch.events_max = self.batch_events(users.short.slots());
     }
 
     /// The number of events of a batch for a table with so many slots.
@@ -174,14 +227,15 @@ impl ShardedTotals {
     fn add_long(&self, user_id: &[u8], kind: Kind, amount_micros: u64) {
         // It comes from an event, so it is valid UTF-8.
         let user_id = std::str::from_utf8(user_id).unwrap_or_default();
-        let mut shard = lock(&self.shards[long_shard(user_id)]);
-        if let Some(sums) = shard.long.get_mut(user_id) {
-            sums.add_event(kind, amount_micros);
-        } else {
-            let mut sums = Sums::default();
-            sums.add_event(kind, amount_micros);
-            shard.long.insert(user_id.into(), sums);
-        }
+        self.shards[long_shard(user_id)].change(|shard| {
+            if let Some(sums) = shard.long.get_mut(user_id) {
+                sums.add_event(kind, amount_micros);
+            } else {
+                let mut sums = Sums::default();
+                sums.add_event(kind, amount_micros);
+                shard.long.insert(user_id.into(), sums);
+            }
+        });
     }
 }
 
@@ -201,12 +255,15 @@ pub(crate) struct ShardBuffer {
     batches: Vec<Batch>,
     /// The number of events in all batches.
     events: usize,
+    /// That number when the buffer was handed out.
+    events_before: usize,
 }
 
 /// The events of a shard.
 struct Batch {
     events: Vec<BufferedEvent>,
-    /// It is added when it has so many.
+    /// It is added when it has so many, or some before if no other thread adds to the shard then. A thread that
+    /// waits is often woken on the core of the one for which it waited, and stays there.
     events_max: usize,
 }
 
@@ -219,6 +276,7 @@ impl Default for ShardBuffer {
         Self {
             batches: (0..SHARDS).map(|_| empty()).collect(),
             events: 0,
+            events_before: 0,
         }
     }
 }
@@ -249,11 +307,17 @@ impl ShardBuffer {
         let batch = &mut self.batches[shard];
         batch.events.push(BufferedEvent { key, amount });
         self.events += 1;
-        if batch.events.len() >= batch.events_max {
-            self.events -= batch.events.len();
-            let slots = users.add(shard, &mut batch.events);
-            batch.events_max = users.batch_events(slots);
-            batch.events.reserve_exact(batch.events_max);
+        let events = batch.events.len();
+        if events >= batch.events_max / 4 * 3 {
+            if events < batch.events_max {
+                users.try_add(shard, batch);
+            } else {
+                users.add(shard, batch);
+            }
+            self.events -= events - batch.events.len();
+            batch
+                .events
+                .reserve_exact(batch.events_max - batch.events.len());
         }
     }
 
@@ -264,7 +328,7 @@ impl ShardBuffer {
         for shard in (first..SHARDS).chain(0..first) {
             let batch = &mut self.batches[shard];
             if !batch.events.is_empty() {
-                users.add(shard, &mut batch.events);
+                users.add(shard, batch);
             }
             batch.events.shrink_to(BATCH_EVENTS);
             batch.events_max = BATCH_EVENTS;
@@ -357,7 +421,7 @@ mod tests {
                 let user = format!("user{user}");
                 buffer.count(&users, user.as_bytes(), Kind::Add, 1);
             }
-            let slots: usize = users.shards.iter().map(|s| lock(s).short.slots()).sum();
+            let slots: usize = users.shards.iter().map(|s| s.slots.load(Relaxed)).sum();
             let batches = users.memory_bytes_with(0) - slots * size_of::<User>();
             assert!(threads * bytes(&buffer) <= batches + threads * ShardBuffer::MEMORY_BYTES);
             assert!(batches <= slots * size_of::<User>() / 8);

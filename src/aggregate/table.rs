@@ -84,7 +84,7 @@ impl Table {
     }
 
     /// The number of slots that a table has which grew to this number of users.
-    fn slots_for(users: usize) -> usize {
+    pub(super) fn slots_for(users: usize) -> usize {
         if users == 0 {
             return 0;
         }
@@ -101,14 +101,9 @@ impl Table {
         self.slots.len()
     }
 
-    /// The number of slots after `more` users are added.
-    pub(super) fn slots_with(&self, more: usize) -> usize {
-        self.slots.len().max(Self::slots_for(self.users + more))
-    }
-
-    /// The memory that the users alone need, in bytes.
-    pub(super) fn used_bytes(&self) -> usize {
-        self.users * size_of::<User>() * 4 / 3
+    /// The memory that so many users alone need, in bytes.
+    pub(super) fn used_bytes(users: usize) -> usize {
+        users * size_of::<User>() * 4 / 3
     }
 
     /// The users in ascending order, sorted where they lie.

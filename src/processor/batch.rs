@@ -108,7 +108,7 @@ pub(super) fn run_with(
     writer: Writer,
     on_progress: &mut dyn FnMut(RunProgress<'_>),
 ) -> Result<(Writer, BatchSummary), ProcessError> {
-    let mut pool = config.pool(&config.memory_budget(), disk)?;
+    let mut pool = config.pool(&config.memory_budget(), disk);
     let mut applier = Applier::of(config, &mut pool, writer)?;
     let mut batch = Batch {
         config,

@@ -170,15 +170,14 @@ impl ProcessorConfig {
         MemoryBudget::of(self.memory_bytes, self.threads)
     }
 
-    /// Starts the scanning threads. Removes the temporary files that a crash has left; the caller holds
+    /// Returns the pool of scanning threads. Removes the temporary files that a crash has left; the caller holds
     /// `process.lock`.
-    fn pool(&self, budget: &MemoryBudget, disk: &Arc<dyn Disk>) -> Result<Pool, ProcessError> {
+    fn pool(&self, budget: &MemoryBudget, disk: &Arc<dyn Disk>) -> Pool {
         let dir = &self.data_dir;
         if let Err(error) = spill::remove_leftovers(&**disk, dir) {
             tracing::warn!(%error, "cannot remove temporary files of an earlier run in {}", dir.display());
         }
-        let pool = Pool::start(budget).map_err(ProcessError::Thread)?;
-        Ok(pool.spilling_to(SpillDir::new(Arc::clone(disk), dir)))
+        Pool::new(budget).spilling_to(SpillDir::new(Arc::clone(disk), dir))
     }
 }
 
@@ -266,7 +265,6 @@ impl From<VerifyError> for ProcessError {
         match error {
             VerifyError::Store(error) => Self::Store(error),
             VerifyError::Io(error) => Self::Io(error),
-            VerifyError::Thread(error) => Self::Thread(error),
         }
     }
 }
@@ -307,7 +305,7 @@ impl Processor {
         health: Arc<Health>,
     ) -> Result<Self, ProcessError> {
         config.directory = journal.directory();
-        let pool = config.pool(&config.memory_budget(), &disk)?;
+        let pool = config.pool(&config.memory_budget(), &disk);
         let clock = start_clock(&config, &journal, &progress)?;
         let shared = Arc::clone(&progress);
         let worker = Builder::new()

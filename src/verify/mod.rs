@@ -79,9 +79,6 @@ pub enum VerifyError {
     /// A file or directory could not be read.
     #[error(transparent)]
     Io(#[from] DataDirError),
-    /// A thread could not be started.
-    #[error("cannot start a thread")]
-    Thread(#[source] std::io::Error),
 }
 
 impl VerifyError {

@@ -117,9 +117,7 @@ pub(crate) fn recount(
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<VerifyReport, VerifyError> {
     let dir = &config.data_dir;
-    let mut pool = Pool::start(&config.memory_budget())
-        .map_err(VerifyError::Thread)?
-        .spilling_to(SpillDir::unnamed());
+    let mut pool = Pool::new(&config.memory_budget()).spilling_to(SpillDir::unnamed());
     let mut recount = Recount {
         snapshot,
         config,

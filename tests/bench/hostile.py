@@ -386,15 +386,18 @@ ATTACKS = [
 ]
 
 
-def attack_until(attack, port, deadline, report):
-    """Runs in a process of its own; reports the number of waves and the errors."""
+def attack_until(attack, port, deadline, rate, report):
+    """Runs in a process of its own, with at most `rate` waves a second; reports the number of waves and the
+    errors."""
     waves, wrong, network = 0, None, 0
+    began = time.monotonic()
     while wrong is None and time.monotonic() < deadline:
         try:
             for _ in attack(port):
                 waves += 1
                 if time.monotonic() >= deadline:
                     break
+                time.sleep(max(0, min(began + waves / rate, deadline) - time.monotonic()))
         except AssertionError as error:
             wrong = str(error) or "an answer other than expected"
         except OSError:
@@ -498,14 +501,14 @@ def final(port, acknowledged):
     return wrong, ready
 
 
-def row(binary, attack, seconds):
+def row(binary, attack, seconds, rate):
     tight = attack is out_of_descriptors
     with tempfile.TemporaryDirectory(prefix="tallyline-hostile-") as directory:
         server, port = start(binary, directory, 64 if tight else None)
         try:
             began = time.monotonic()
             deadline = began + seconds
-            attacker = in_process(attack_until, attack, port, deadline)
+            attacker = in_process(attack_until, attack, port, deadline, rate)
             polite = in_process(polite_until, port, deadline, not tight)
             samples = []
             while time.monotonic() < deadline:
@@ -535,6 +538,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--seconds", type=float, default=240, help="of each row; default 240")
+    parser.add_argument("--waves-per-second", type=float, default=float("inf"),
+                        help="at most; to compare binaries under the same attack; default as many as are answered")
     parser.add_argument("--at-once", type=int, default=1, help="rows that run at the same time; default 1, for meaningful latencies")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these rows; default all")
     args = parser.parse_args()
@@ -543,7 +548,7 @@ def main():
           f"{'p50 ms':>7}{'p99 ms':>7}{'max ms':>8}{'readyz':>7}{'acked':>8}  counted once, balanced", flush=True)
     with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
         calm = True
-        rows = [pool.submit(row, args.binary, attack, args.seconds) for attack in attacks]
+        rows = [pool.submit(row, args.binary, attack, args.seconds, args.waves_per_second) for attack in attacks]
         for done in rows:
             text, good = done.result()
             calm &= good

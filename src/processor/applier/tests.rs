@@ -51,7 +51,7 @@ fn verify_after_sealing(changed: &str) -> Result<(u64, u64), String> {
     write_active(dir.path(), 1, FIRST);
     let config = ProcessorConfig::new(dir.path());
     let config = config.established(&RealDisk).expect("a directory.json");
-    let mut pool = Pool::start(&config.memory_budget()).expect("threads");
+    let mut pool = Pool::new(&config.memory_budget());
     let mut applier = Applier::open(&config, &mut pool).expect("a database");
     let lowest = Arc::new(AtomicU64::new(u64::MAX));
     let open = |path: &Path| SegmentFile {

@@ -47,7 +47,7 @@ pub(super) fn pool(threads: usize) -> Pool {
         cache_bytes: 0,
         range_bytes: usize::MAX,
     };
-    Pool::start(&unbounded).expect("threads")
+    Pool::new(&unbounded)
 }
 
 proptest! {

@@ -194,7 +194,7 @@ proptest! {
         DiskFile::write_all_at(&file, &text, 0).expect("it is written");
         let file: Arc<dyn DiskFile> = Arc::new(file);
         let budget = MemoryBudget { threads, cache_bytes: 0, range_bytes };
-        let mut pool = Pool::start(&budget).expect("threads")
+        let mut pool = Pool::new(&budget)
             .with_chunk_bytes(chunk_bytes)
             .spilling_to(SpillDir::new(disk(), dir.path()));
         let mut sums = BTreeMap::<String, Sums>::new();
@@ -427,8 +427,7 @@ fn temporary_files_count_against_max_disk_until_they_are_removed() {
         cache_bytes: 0,
         range_bytes: 0,
     };
-    let mut pool = Pool::start(&budget)
-        .expect("threads")
+    let mut pool = Pool::new(&budget)
         .with_chunk_bytes(4096)
         .spilling_to(SpillDir::new(Arc::clone(&disk), dir.path()));
     let file = disk.open_read(&path).expect("it opens");
