@@ -580,9 +580,14 @@ check("labels, contrast, focus, phone width, in light and dark", async () => {
 check("with a shared database the totals are of all nodes, which are listed, and the rest is of this node", async () => {
   const postgres = await Postgres.start();
   const flags = ["--database", postgres.url, "--flush-interval", "100ms"];
+  // Each has its number before the next one starts: the query divides by zero, or has no table, until then.
+  const registered = (count) => until(`${count} nodes`, () => { try { postgres.run(`SELECT 1 / (count(*) / ${count}) FROM tallyline.node`); return true; } catch { return false; } });
   const a = await (await Server.start("node-a", flags)).ready();
+  await registered(1);
   const b = await (await Server.start("node-b", flags)).ready();
+  await registered(2);
   const gone = await (await Server.start("node-c", flags)).ready();
+  await registered(3);
   await gone.post([{ userId: "x", name: "add_revenue", value: 0.5 }]);
   await gone.stop();
   postgres.run("UPDATE tallyline.node SET name = 'edge-with-a-rather-long-host-name.example.com' WHERE node = 3");
