@@ -195,28 +195,30 @@ impl Pool {
             self.threads
         };
         let unfinished_bytes = usize::try_from(chunk_bytes).map_err(io::Error::other)? * threads;
-        let mut begun = Begun::at(from);
+        let mut state = ScanState::at(from);
         loop {
-            let range = Range {
+            let scan = RangeScan {
                 pool: self,
                 fold,
                 whole: Chunk::whole(file, from, to),
                 chunk_bytes,
                 bytes_max,
                 unfinished_bytes,
-                begun: Mutex::new(begun),
+                state: Mutex::new(state),
             };
-            in_parallel(threads, |_| range.scan())?;
-            begun = range
-                .begun
+            in_parallel(threads, |_| scan.run())?;
+            state = scan
+                .state
                 .into_inner()
                 .unwrap_or_else(PoisonError::into_inner);
-            match begun.ended.take() {
-                Some(Ended::Memory { partial_bytes }) if self.make_room(fold, partial_bytes)? => {}
+            // Every chunk that was begun is scanned now.
+            let partial_bytes = fold.partial_bytes + state.partials.memory_bytes;
+            match state.ended.take() {
+                Some(Ended::Memory) if self.make_room(fold, partial_bytes)? => {}
                 _ => break,
             }
         }
-        let partial = begun.partials.join();
+        let partial = state.partials.join();
         fold.add(&partial);
         Ok(partial)
     }
@@ -293,7 +295,7 @@ impl Pool {
 }
 
 /// A range while the threads scan it.
-struct Range<'r> {
+struct RangeScan<'r> {
     pool: &'r Pool,
     fold: &'r Fold,
     /// The range as one chunk.
@@ -303,11 +305,11 @@ struct Range<'r> {
     bytes_max: u64,
     /// The most bytes of chunks in progress.
     unfinished_bytes: usize,
-    begun: Mutex<Begun>,
+    state: Mutex<ScanState>,
 }
 
 /// How far a range is scanned.
-struct Begun {
+struct ScanState {
     /// The number of chunks that are scanned or in progress.
     chunks: usize,
     /// The end of the last of them.
@@ -321,11 +323,11 @@ struct Begun {
 enum Ended {
     /// The range or one of its bounds is reached, or a chunk has failed.
     Range,
-    /// The next chunk may exceed the memory budget; so many bytes of it are those of partial aggregates.
-    Memory { partial_bytes: usize },
+    /// The next chunk may exceed the memory budget.
+    Memory,
 }
 
-impl Begun {
+impl ScanState {
     fn at(from: u64) -> Self {
         Self {
             chunks: 0,
@@ -336,17 +338,17 @@ impl Begun {
     }
 }
 
-impl Range<'_> {
-    /// Scans one chunk after the other, until no further one is begun.
-    fn scan(&self) -> io::Result<()> {
+impl RangeScan<'_> {
+    /// Scans one chunk after the other, until no further one is begun. Each thread calls this.
+    fn run(&self) -> io::Result<()> {
         let mut scanner = ChunkScanner::new();
         while let Some((index, chunk)) = self.next() {
             let partial = contained(|| scanner.scan(&chunk, &self.fold.users));
-            let mut begun = self.begun();
+            let mut state = self.state();
             match partial {
-                Ok(partial) => begun.partials.insert(index, partial),
+                Ok(partial) => state.partials.insert(index, partial),
                 Err(error) => {
-                    begun.ended = Some(Ended::Range);
+                    state.ended = Some(Ended::Range);
                     return Err(error);
                 }
             }
@@ -356,35 +358,35 @@ impl Range<'_> {
 
     /// The next chunk and its index.
     fn next(&self) -> Option<(usize, Chunk)> {
-        let mut begun = self.begun();
-        if begun.ended.is_none() {
-            begun.ended = self.ended(&begun);
+        let mut state = self.state();
+        if state.ended.is_none() {
+            state.ended = self.ended(&state);
         }
-        if begun.ended.is_some() {
+        if state.ended.is_some() {
             return None;
         }
-        let (index, start) = (begun.chunks, begun.end);
-        begun.chunks += 1;
-        begun.end = self.whole.end.min(start.saturating_add(self.chunk_bytes));
+        let (index, start) = (state.chunks, state.end);
+        state.chunks += 1;
+        state.end = self.whole.end.min(start.saturating_add(self.chunk_bytes));
         let chunk = Chunk {
             start,
-            end: begun.end,
+            end: state.end,
             ..self.whole.clone()
         };
         Some((index, chunk))
     }
 
-    fn ended(&self, begun: &Begun) -> Option<Ended> {
-        let length = begun.end - self.whole.start;
-        if (begun.end >= self.whole.end && begun.chunks > 0)
+    /// Why the next chunk must not be begun; `None` if it may.
+    fn ended(&self, state: &ScanState) -> Option<Ended> {
+        let length = state.end - self.whole.start;
+        if (state.end >= self.whole.end && state.chunks > 0)
             || length >= self.bytes_max
             || self.fold.bytes + length >= self.fold.bytes_max()
         {
             return Some(Ended::Range);
         }
-        let partial_bytes = self.fold.partial_bytes + begun.partials.memory_bytes;
-        self.is_over(partial_bytes)
-            .then_some(Ended::Memory { partial_bytes })
+        let partial_bytes = self.fold.partial_bytes + state.partials.memory_bytes;
+        self.is_over(partial_bytes).then_some(Ended::Memory)
     }
 
     /// Whether the chunks in progress and a further one may exceed the memory budget.
@@ -399,8 +401,8 @@ impl Range<'_> {
         needed.saturating_add(partial_bytes) > self.pool.range_bytes
     }
 
-    fn begun(&self) -> MutexGuard<'_, Begun> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, ScanState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

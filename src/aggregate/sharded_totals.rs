@@ -39,7 +39,8 @@ const SLOTS_PER_EVENT: usize = 4;
 #[derive(Default)]
 struct Shard {
     users: Mutex<ShardUsers>,
-    /// The sizes of `users`, which are read without waiting for its lock.
+    /// The slots of the table, and the users with short and with long ids. Stored with every change of `users`, and
+    /// read without waiting for its lock.
     slots: AtomicUsize,
     short: AtomicUsize,
     long: AtomicUsize,
@@ -56,14 +57,13 @@ impl Shard {
         self.change_locked(lock(&self.users), change)
     }
 
-    /// Unless another thread changes it at present.
-    fn try_change<T>(&self, change: impl FnOnce(&mut ShardUsers) -> T) -> Option<T> {
-        let users = match self.users.try_lock() {
-            Ok(users) => users,
-            Err(TryLockError::Poisoned(users)) => users.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        Some(self.change_locked(users, change))
+    /// Does nothing if another thread changes it at present.
+    fn try_change(&self, change: impl FnOnce(&mut ShardUsers)) {
+        match self.users.try_lock() {
+            Ok(users) => self.change_locked(users, change),
+            Err(TryLockError::Poisoned(users)) => self.change_locked(users.into_inner(), change),
+            Err(TryLockError::WouldBlock) => {}
+        }
     }
 
     fn change_locked<T>(
