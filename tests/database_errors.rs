@@ -143,9 +143,9 @@ fn a_wrong_password_or_certificate_is_reported_and_ends_no_server() {
     node.accept(event("u", 1));
     let ready = until(PATIENCE, "the server reports the password", || {
         let ready = node.get("/readyz");
-        (ready.status == 503).then(|| ready.text())
+        let text = ready.text();
+        (ready.status == 503 && text.contains("check the user and the password")).then_some(text)
     });
-    assert!(ready.contains("check the user and the password"), "{ready}");
     assert!(!ready.contains("secret"), "{ready}");
     // The password is changed at the server: what was accepted is applied without a restart.
     server.run("postgres", "ALTER ROLE tally PASSWORD 'secret'");
@@ -156,4 +156,17 @@ fn a_wrong_password_or_certificate_is_reported_and_ends_no_server() {
         (node.get("/userEvents/u").status == 200).then_some(())
     });
     node.stop().expect(0);
+}
+
+#[test]
+fn a_server_is_not_ready_before_it_has_opened_the_shared_database() {
+    // Fails if readiness is green until the first error: a load balancer would send requests to a server that has
+    // not registered yet.
+    let scratch = Scratch::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = format!("postgres://tally@127.0.0.1:{port}/tally?connect_timeout=60");
+    let node = Server::with(&scratch.data(), &["--database", &url]);
+    let ready = node.get("/readyz").expect(503).text();
+    assert!(ready.contains("being opened"), "{ready}");
 }

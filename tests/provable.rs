@@ -739,7 +739,8 @@ fn a_locked_database_delays_pruning_and_does_not_block_verify() {
     server.flush();
     server.stop().expect(0);
     let lock = Locked::database(&data);
-    let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
+    let flags = ["--retention", "0s", "--flush-interval", "10ms"];
+    let server = Server::by(&data, &flags, tallyline); // it cannot open a locked database
     verify(&data).expect(0);
     server.accept(event("u", 1));
     assert_eq!(archive(&data).len(), 5);

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::http::{Conn, Reply, Request};
-use super::suite::Locked;
+use super::suite::{self, Locked};
 use super::{PATIENCE, Process, Ran, arg, event, tallyline, until};
 
 /// A server on a port chosen by the system. Killed on drop; its log is printed if the test failed.
@@ -25,10 +25,18 @@ impl Server {
         Self::with(data, &[])
     }
 
-    /// Starts it with more flags.
+    /// Starts it with more flags, and waits until it has opened a database of the suite on PostgreSQL, as a
+    /// server with `revenue.db` has when its port responds.
     #[track_caller]
     pub(crate) fn with(data: &Path, flags: &[&str]) -> Self {
-        Self::by(data, flags, tallyline)
+        let server = Self::by(data, flags, tallyline);
+        if suite::is_used() && !flags.contains(&"--listen") {
+            until(PATIENCE, "the server opens the shared database", || {
+                let reasons = server.get("/readyz").text();
+                (!reasons.contains("is being opened")).then_some(())
+            });
+        }
+        server
     }
 
     /// Starts it with the command that `command` makes of the arguments (for example a shell that sets

@@ -20,6 +20,11 @@ fn server() -> Option<String> {
     Some(format!("postgres://postgres@127.0.0.1:{port}"))
 }
 
+/// Whether the tests use PostgreSQL.
+pub(crate) fn is_used() -> bool {
+    server().is_some()
+}
+
 /// The database of a data directory, which is created if it is missing.
 pub(crate) fn url(data: &Path) -> Option<String> {
     let server = server()?;
