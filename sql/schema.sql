@@ -9,7 +9,7 @@
 -- and `.schema` and Datasette show it.
 
 PRAGMA application_id = 0x74616C79; -- 'taly'
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;
 
 CREATE TABLE directory (
     -- One row: the data directory to which this database belongs.
@@ -28,13 +28,14 @@ CREATE TABLE user_total (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE overall (
-    -- One row: the sums over all rows of user_total, so that no reader has to add them up. Changed in
-    -- the same transaction as the rows.
+    -- One row: the sums over all rows of user_total, so that no reader has to add them up, and the number
+    -- of ids. Changed in the same transaction as the rows.
     one            INTEGER PRIMARY KEY CHECK (one = 1),                 -- there is only one row
     users          INTEGER NOT NULL DEFAULT 0 CHECK (users >= 0),       -- number of rows
     events         INTEGER NOT NULL DEFAULT 0 CHECK (events >= users),  -- sum of events
     revenue_micros TEXT    NOT NULL DEFAULT '0' CHECK (revenue_micros <> ''), -- sum of revenue_micros, exact; text, because it may exceed 64 bits
-    updated_at_ms  INTEGER                                              -- when an event was last applied; NULL if none yet
+    updated_at_ms  INTEGER,                                             -- when an event was last applied; NULL if none yet
+    ids            INTEGER NOT NULL DEFAULT 0 CHECK (ids >= 0)          -- number of ids in event_id and id_block; a database that is mixed from two copies has another number
 ) STRICT;
 INSERT INTO overall (one) VALUES (1);
 

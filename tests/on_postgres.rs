@@ -42,6 +42,7 @@ const ABOUT_THE_FILE: &[&str] = &[
     "provable::a_backup_put_in_place_of_an_open_database_is_caught_up",
     "provable::a_rebuild_is_rejected_beside_a_reader",
     "provable::a_rebuild_repairs_a_database_with_a_foreign_wal",
+    "provable::ids_of_pruned_segments_lost_by_a_mixed_database_are_reported",
     "provable::process_reports_a_database_mixed_from_two_copies",
     "provable::verify_after_a_crash_agrees_and_leaves_one_file",
     "send::a_server_without_a_processor_is_reported", // `query` reports that there is none

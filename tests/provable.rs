@@ -624,6 +624,59 @@ fn a_backup_copied_beside_an_old_wal_is_detected_and_rebuilt() {
 }
 
 #[test]
+fn ids_of_pruned_segments_lost_by_a_mixed_database_are_reported() {
+    // Fails if an event that is sent again counts again and nothing is reported: an old database beside the WAL of
+    // the present one, which has all pages of the sums and none of the ids.
+    for prefix in ["id-", "id-00000"] {
+        let scratch = Scratch::new();
+        let (data, backup) = (scratch.data(), scratch.path().join("backup.db"));
+        let run = |bodies: &[String], segments: u64| {
+            let flags = ["--flush-interval", "10ms", "--retention", "0s"];
+            let server = Server::with(&data, &flags);
+            for body in bodies {
+                server.accept(body);
+                server.flush();
+            }
+            until(PATIENCE, "all but the last segment are pruned", || {
+                (pruned(&data, "segments") + 1 >= segments).then_some(())
+            });
+            server
+        };
+        let ids = |from: u32| {
+            let ids = (from..from + 9).map(|n| with_id("u", 1, &format!("{prefix}{n}")));
+            ids.collect::<String>()
+        };
+        let other = event("u", 1);
+        run(&[ids(1), other.clone()], 2).stop().expect(0);
+        fs::copy(data.join("revenue.db"), &backup).unwrap();
+        run(&[ids(11), other.clone()], 4).stop().expect(0);
+        let db = Connection::open(data.join("revenue.db")).unwrap();
+        db.execute("ATTACH ?1 AS backup", [arg(&backup)]).unwrap();
+        for table in ["event_id", "id_block"] {
+            db.execute_batch(&format!(
+                "DELETE FROM {table}; INSERT INTO {table} SELECT * FROM backup.{table}"
+            ))
+            .unwrap();
+        }
+        db.close().unwrap();
+        File::create(data.join("revenue.db-wal")).unwrap(); // as after an unclean shutdown
+        let server = Server::start(&data);
+        until(PATIENCE, "/readyz reports the ids", || {
+            let ready = server.get("/readyz");
+            let text = ready.text();
+            (ready.status == 503 && text.contains("overall has 18 ids")).then_some(())
+        });
+        server.stop().expect(0);
+        let found = verify(&data).expect(1).stdout;
+        assert!(found.contains("event_id and id_block have 9"), "{found}");
+        let rebuilt = rebuild(&data).expect(0);
+        let said = format!("{}{}", rebuilt.stdout, rebuilt.stderr);
+        assert!(said.contains("9 ids instead of 18"), "{said}");
+        verify(&data).expect(0);
+    }
+}
+
+#[test]
 fn a_rebuild_repairs_a_database_with_a_foreign_wal() {
     // Fails if the recommended fix fails: the WAL does not belong to the database, so the two
     // cannot be merged.

@@ -31,8 +31,8 @@ use super::{
 use crate::data_dir::disk::{self, DirLock, Disk};
 use crate::data_dir::{Catalog, Claims, QUARANTINE_DIR};
 use crate::store::{
-    Database, Existing, Opening, Pruned, SegmentRow, SegmentState, Snapshot, Writer, is_in_use,
-    read_kept, sibling,
+    Database, Existing, IdCount, Opening, Pruned, SegmentRow, SegmentState, Snapshot, Writer,
+    is_in_use, read_kept, sibling,
 };
 use crate::verify::Finding;
 use crate::verify::recount::recount;
@@ -76,8 +76,9 @@ pub fn rebuild(
     }
     let mut notes = changes(&catalog, &rows);
     if pruned.segments > 0 {
-        carry(config, &**disk, &pruned, old, &new)?;
+        let ids = carry(config, &**disk, &pruned, old, &new)?;
         notes.push(describe_carried(&pruned));
+        notes.extend(describe_lost_ids(&ids));
     }
     notes.extend(describe_expired(&rows));
     let mut building = config.clone();
@@ -151,6 +152,16 @@ fn describe_carried(pruned: &Pruned) -> String {
     )
 }
 
+/// The ids of pruned segments are only in the old database.
+fn describe_lost_ids(ids: &IdCount) -> Option<String> {
+    let IdCount { stored, of_rows } = ids;
+    (!ids.agrees()).then(|| {
+        format!(
+            "the old database had {of_rows} ids instead of {stored}: an event with a lost id of a pruned segment that is sent again counts again"
+        )
+    })
+}
+
 fn describe_expired(rows: &[SegmentRow]) -> Option<String> {
     let ids: u64 = rows.iter().map(|row| row.ids_expired).sum();
     (ids > 0).then(|| {
@@ -201,7 +212,7 @@ fn carry(
     pruned: &Pruned,
     old: &Path,
     new: &Path,
-) -> Result<(), ProcessError> {
+) -> Result<IdCount, ProcessError> {
     let refused = |reason: String| {
         ProcessError::NotRebuilt(format!(
             "{} events of {} pruned segments are only in the old totals, and their share cannot be determined: {reason}. The old database is unchanged. Restore a backup of it or of the files; or move {} away and run `tallyline process`: the totals then lack those events, and readiness names their segments",
@@ -221,7 +232,8 @@ fn carry(
     let mut writer = Writer::open(new, Existing::OrCreate)?;
     writer.belong_to(config.directory)?;
     writer.carry(&snapshot, config.clock.now_ms())?;
-    Ok(writer.close()?)
+    writer.close()?;
+    Ok(snapshot.ids)
 }
 
 /// Checks that the old database matches the files except for the pruned segments; only then can the share of

@@ -222,7 +222,7 @@ fn add_range<R: Rows>(
         net_check: row
             .net_check
             .wrapping_add(overall::low_64_bits(added.micros)),
-        id_events: tally.id_events,
+        id_events: added.ids,
         id_net_check: row.id_net_check.wrapping_add(tally.id_net),
     };
     rows.add_counts(&added, range.end.state())?;
@@ -249,11 +249,13 @@ pub(super) fn attempt_folded<R: Rows>(
         let mut added = overall::Added {
             events: range.delta.lines - range.delta.rejected_count,
             micros: i128::from(range.delta.net_check),
+            ids: tally.added.ids,
         };
         for &(_, micros) in &uncounted {
             added.events -= 1;
             added.micros -= i128::from(micros);
         }
+        all.added.ids += added.ids;
         all.uncounted.extend(uncounted);
         tallies.push((row, tally, added));
     }
@@ -300,7 +302,6 @@ struct RangeTally<'a> {
     /// What the range adds to the sums over all users.
     added: overall::Added,
     duplicates: u64,
-    id_events: u64,
     id_net: i64,
     rejected: RejectedEvents,
 }

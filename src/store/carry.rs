@@ -38,8 +38,8 @@ impl SqliteWriter {
             }
         })?;
         inserted
-            .and_then(|_| carry_ids(&transaction, snapshot))
-            .and_then(|()| carry_blocks(&transaction, snapshot))
+            .and_then(|_| carry_ids(&transaction, snapshot, &mut carried.ids))
+            .and_then(|()| carry_blocks(&transaction, snapshot, &mut carried.ids))
             .and_then(|()| overall::add(&transaction, users, &carried, now_ms))
             .and_then(|_| set_pruned(&transaction, &snapshot.pruned, now_ms))
             .map_err(&doing)?;
@@ -47,7 +47,12 @@ impl SqliteWriter {
     }
 }
 
-fn carry_ids(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result<()> {
+/// Carries the rows of pruned segments, and adds their number to `carried`.
+fn carry_ids(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    carried: &mut u64,
+) -> rusqlite::Result<()> {
     let mut insert = connection.prepare_cached(INSERT_EVENT_ID)?;
     snapshot.ids_of_pruned(&mut |row| {
         let segment: i64 = row.get(0)?;
@@ -55,12 +60,18 @@ fn carry_ids(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result<(
         let id: String = row.get(2)?;
         let (payload, offset): (i64, i64) = (row.get(3)?, row.get(4)?);
         let row = params![segment, applied_at_s, id, payload, offset];
+        *carried += 1;
         insert.execute(row).map(|_| ())
     })
 }
 
-/// Carries the runs of pruned segments; those of kept segments are counted again from the files.
-fn carry_blocks(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result<()> {
+/// Carries the runs of pruned segments, and adds the number of their ids to `carried`; those of kept segments
+/// are counted again from the files.
+fn carry_blocks(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    carried: &mut u64,
+) -> rusqlite::Result<()> {
     let kept: HashSet<i64> = snapshot.rows.iter().map(|row| row.key).collect();
     let mut insert = connection.prepare_cached(INSERT_ID_BLOCK)?;
     let mut bytes = Vec::new();
@@ -69,6 +80,8 @@ fn carry_blocks(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Resul
         if block.is_empty() {
             return Ok(());
         }
+        let ids = block.runs().iter().map(|run| u64::from(run.count));
+        *carried += ids.sum::<u64>();
         bytes.clear();
         block.encode(&mut bytes);
         let (prefix, width, number) = key_of(row)?;

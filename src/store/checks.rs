@@ -6,7 +6,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::open;
-use super::overall::{self, Overall};
+use super::overall::{self, IdCount, Overall};
 use super::recovery::open_without_checkpoint;
 use super::segments::{applied_sum, pruned, read_applied_sum};
 use super::snapshot::{count_blocks, each_row};
@@ -32,6 +32,8 @@ pub struct Checks {
     pub applied_sum: AppliedSum,
     /// The same sum, computed from the rows.
     pub applied_rows: AppliedSum,
+    /// The number of ids. In PostgreSQL 0 and 0: its files are not copied one by one.
+    pub ids: IdCount,
 }
 
 impl Checks {
@@ -40,6 +42,7 @@ impl Checks {
         self.segments == self.totals
             && self.overall.has_sums_of(&self.overall_rows)
             && self.applied_sum == self.applied_rows
+            && self.ids.agrees()
     }
 }
 
@@ -102,6 +105,7 @@ fn checks(connection: &Connection) -> rusqlite::Result<Checks> {
     segments.0 += pruned.counts.events;
     segments.1 = segments.1.wrapping_add(pruned.net_check);
     let overall_rows = overall::of_rows(&snapshot)?;
+    let blocks = count_blocks(&snapshot, &HashMap::new())?;
     Ok(Checks {
         segments,
         totals: (overall_rows.events, overall_rows.net_check()),
@@ -109,5 +113,6 @@ fn checks(connection: &Connection) -> rusqlite::Result<Checks> {
         overall_rows,
         applied_sum: applied_sum(&snapshot)?,
         applied_rows: snapshot.query_row(ADD_UP_APPLIED, [], read_applied_sum)?,
+        ids: IdCount::read(&snapshot, blocks.ids())?,
     })
 }

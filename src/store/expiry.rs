@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, Row, TransactionBehavior, params};
 
 use super::id_blocks::{self, Block};
-use super::{SqliteWriter, Stamps, StoreError};
+use super::{SqliteWriter, Stamps, StoreError, overall};
 
 const RESTAMP_EVENT_ID: &str = include_str!("../../sql/query/restamp_event_id.sql");
 const SELECT_IDS_AFTER: &str = include_str!("../../sql/query/select_ids_after.sql");
@@ -90,6 +90,7 @@ impl SqliteWriter {
             Found::Blocks(examined) => restamp_blocks(&transaction, &examined.undated, stamps)
                 .and_then(|()| delete_blocks(&transaction, &examined.old)),
         }
+        .and_then(|expired| overall::take_off_ids(&transaction, expired).map(|()| expired))
         .map_err(&doing)?;
         transaction.commit().map_err(&doing)?;
         Ok(IdsWalk { after, expired })

@@ -87,7 +87,7 @@ pub use self::listing::{Listing, Order, Page, UserTotal};
 pub use self::members::ReportRow;
 pub use self::members::{Cluster, Member, NodeState};
 pub use self::open::{DATABASE_FILE, Existing};
-pub use self::overall::Overall;
+pub use self::overall::{IdCount, Overall};
 pub use self::reading::{NodeProgress, Readers};
 #[cfg(any(test, feature = "testing"))]
 pub use self::recovery::read_segments;

@@ -14,7 +14,7 @@ pub const DATABASE_FILE: &str = "revenue.db";
 const SCHEMA: &str = include_str!("../../sql/schema.sql");
 const SELECT_TRIGGERS: &str = include_str!("../../sql/query/select_triggers.sql");
 /// `user_version` of [`SCHEMA`].
-pub(super) const VERSION: i64 = 4;
+pub(super) const VERSION: i64 = 5;
 /// `application_id` of [`SCHEMA`].
 const APPLICATION_ID: i64 = 0x7461_6C79;
 /// The first SQLite without the WAL-reset bug (3.51.3).

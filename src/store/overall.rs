@@ -1,4 +1,4 @@
-//! The sums over all users: how many there are, their events and their revenue.
+//! The sums over all users: how many there are, their events and their revenue. And the number of ids.
 //!
 //! They are kept in the one row of the table `overall`, which changes in the same transaction as the
 //! totals, so that no reader has to add up all rows. `verify` compares them with the rows. The revenue is
@@ -19,6 +19,8 @@ use crate::event::Micros;
 
 const SELECT_OVERALL: &str = include_str!("../../sql/query/select_overall.sql");
 const SET_OVERALL: &str = include_str!("../../sql/query/set_overall.sql");
+const TAKE_IDS_OFF: &str = include_str!("../../sql/query/take_ids_off_overall.sql");
+const COUNT_ALL_IDS: &str = include_str!("../../sql/query/count_all_ids.sql");
 const SELECT_TOTAL_CHECKS: &str = include_str!("../../sql/query/select_total_checks.sql");
 const TAKE_UPDATES: &str = include_str!("../../sql/query/take_updates.sql");
 
@@ -60,6 +62,8 @@ pub(super) struct Added {
     pub(super) events: u64,
     /// Their signed micros.
     pub(super) micros: i128,
+    /// How many of them have an id.
+    pub(super) ids: u64,
 }
 
 impl Added {
@@ -117,8 +121,43 @@ pub(super) fn add(
         overall.events,
         overall.revenue.0.to_string(),
         overall.updated_at_ms,
+        added.ids,
     ])?;
     Ok(overall)
+}
+
+/// Takes expired ids off, inside the transaction that deletes them.
+pub(super) fn take_off_ids(transaction: &Connection, expired: u64) -> rusqlite::Result<()> {
+    let mut update = transaction.prepare_cached(TAKE_IDS_OFF)?;
+    update.execute([expired]).map(|_| ())
+}
+
+/// The number of ids in `event_id` and `id_block`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IdCount {
+    /// As it is stored.
+    pub stored: u64,
+    /// Computed from the rows.
+    pub of_rows: u64,
+}
+
+impl IdCount {
+    /// Reads the stored number and counts the rows of `event_id`; `id_block` has `in_blocks` ids in the same
+    /// transaction.
+    pub(super) fn read(connection: &Connection, in_blocks: u64) -> rusqlite::Result<Self> {
+        let (stored, of_rows) = connection.query_row(COUNT_ALL_IDS, [], |row| {
+            Ok((row.get(0)?, row.get::<_, u64>(1)?))
+        })?;
+        Ok(Self {
+            stored,
+            of_rows: of_rows + in_blocks,
+        })
+    }
+
+    /// Whether no id was lost or added by another program.
+    pub fn agrees(&self) -> bool {
+        self.stored == self.of_rows
+    }
 }
 
 /// The sums computed from the rows. Reads every row; without a time.

@@ -33,7 +33,7 @@ pub(super) use self::ids::status_in;
 use super::family::Reading;
 use super::id_blocks::{self, Block};
 use super::open::{self, Contents};
-use super::overall::{self, Overall};
+use super::overall::{self, IdCount, Overall};
 #[cfg(feature = "postgres")]
 use super::postgres::PostgresSnapshot;
 use super::segments;
@@ -94,6 +94,8 @@ pub struct Snapshot {
     pub overall: Overall,
     /// The counts of the blocks of sequential ids.
     pub blocks: IdBlockCounts,
+    /// The number of ids, stored and counted. In PostgreSQL 0 and 0.
+    pub ids: IdCount,
     /// Nodes with segments whose duplicates may have to be counted, because a rebuild of another node released
     /// ids; each described.
     pub recounts: Vec<String>,
@@ -154,6 +156,7 @@ impl Snapshot {
             totals: Overall::default(),
             overall: Overall::default(),
             blocks: IdBlockCounts::default(),
+            ids: IdCount::default(),
             recounts: Vec::new(),
         })
     }
@@ -222,6 +225,7 @@ impl Snapshot {
         }
         let applied = self.rows.iter().map(|row| (row.key, row.applied_bytes));
         self.blocks = count_blocks(&snapshot, &applied.collect())?;
+        self.ids = IdCount::read(&snapshot, self.blocks.ids())?;
         writing.commit()
     }
 

@@ -90,6 +90,10 @@ pub fn verify(
             "{difference}; run `tallyline process --rebuild`, which builds a new database from the files"
         )));
     }
+    if let Some(difference) = sums::id_difference(&snapshot.ids) {
+        report.differences += 1;
+        on_finding(&Finding::Mismatch(difference));
+    }
     for damage in snapshot.damages()? {
         report.differences += 1;
         on_finding(&Finding::Mismatch(format!(

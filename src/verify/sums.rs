@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use crate::store::{AppliedSum, Database, Overall, StoreError, sibling};
+use crate::store::{AppliedSum, Database, IdCount, Overall, StoreError, sibling};
 
 /// Whether the `-wal` file of an SQLite database exists: its last writer did not close it, or it is open now.
 /// Must be called before the database is opened.
@@ -36,7 +36,18 @@ pub(crate) fn difference(
     if let Some(difference) = overall_difference(&checks.overall, &checks.overall_rows) {
         return Ok(Some(format!("database {database}: {difference}. {cure}")));
     }
-    Ok(None)
+    Ok(id_difference(&checks.ids).map(|difference| format!("database {database}: {difference}")))
+}
+
+/// Describes the difference between the stored number of ids and that of their rows, and what to do. A rebuild
+/// makes the ids of the kept files again, and carries over what is there of the others.
+pub(crate) fn id_difference(ids: &IdCount) -> Option<String> {
+    let IdCount { stored, of_rows } = ids;
+    (!ids.agrees()).then(|| {
+        format!(
+            "it was mixed from two databases: overall has {stored} ids, but event_id and id_block have {of_rows}, so an event that is sent again may count again. Stop the server and run `tallyline process --rebuild`, which makes the ids of all kept files again; those of pruned segments are in a backup of the database only"
+        )
+    })
 }
 
 /// Describes the difference between the stored sums over all users and those of their rows.

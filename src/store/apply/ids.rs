@@ -84,7 +84,7 @@ fn count_together<'a, R: Rows>(
 fn record<'a>(tally: &mut RangeTally<'a>, event: &IdEvent<'a>, seen: &IdLookup) {
     let amount = signed(event.kind, event.amount_micros);
     if matches!(seen, IdLookup::New) {
-        tally.id_events += 1;
+        tally.added.ids += 1;
         tally.id_net = tally.id_net.wrapping_add(amount);
     } else {
         not_counted(tally, event, seen);
@@ -117,7 +117,7 @@ fn decide<'a>(
         return Counted::No;
     }
     tally.added.event(amount);
-    tally.id_events += 1;
+    tally.added.ids += 1;
     tally.id_net = tally.id_net.wrapping_add(amount);
     Counted::Yes
 }

@@ -4,9 +4,9 @@ use uuid::Uuid;
 
 use super::{PostgresReaders, PostgresSnapshot, Target};
 use crate::data_dir::segment::SegmentId;
-use crate::store::StoreError;
 use crate::store::checks::Checks;
 use crate::store::recovery::RecoveryRows;
+use crate::store::{IdCount, StoreError};
 
 /// See [`Database::read_for_recovery`](crate::store::Database::read_for_recovery).
 pub(in crate::store) fn read_for_recovery(
@@ -54,5 +54,6 @@ pub(in crate::store) fn read_checks(
         overall_rows,
         applied_sum: snapshot.applied_sum()?,
         applied_rows: snapshot.applied_rows()?,
+        ids: IdCount::default(),
     }))
 }

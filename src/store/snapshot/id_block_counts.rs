@@ -22,6 +22,13 @@ pub struct IdBlockCounts {
     pub fault_count: u64,
 }
 
+impl IdBlockCounts {
+    /// The number of ids in all blocks without a fault.
+    pub(in crate::store) fn ids(&self) -> u64 {
+        self.by_segment.values().sum()
+    }
+}
+
 /// A row of `id_block`.
 pub(in crate::store) struct BlockRow {
     pub(in crate::store) numbers: Vec<u8>,

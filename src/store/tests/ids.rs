@@ -556,13 +556,13 @@ fn a_line_between_two_numbers_keeps_their_runs_apart() {
 
 #[test]
 fn a_database_of_the_version_before_is_refused_by_name() {
-    // It has no sums over all users, and the version before has the ids in other tables.
+    // It does not store the number of ids.
     let (dir, writer) = open();
     writer.close().expect("it closes");
     let path = dir.path().join(DATABASE_FILE);
     let connection = Connection::open(&path).expect("it opens");
     connection
-        .pragma_update(None, "user_version", 3)
+        .pragma_update(None, "user_version", 4)
         .expect("a version");
     drop(connection);
     let error = Writer::open(&path, Existing::OrCreate)
@@ -570,14 +570,14 @@ fn a_database_of_the_version_before_is_refused_by_name() {
         .expect("refused");
     let words = error.to_string();
     assert!(
-        words.contains("version 3")
-            && words.contains("version 4 only")
+        words.contains("version 4")
+            && words.contains("version 5 only")
             && words.contains("tallyline process"),
         "{words}"
     );
     assert!(matches!(
         read_segments(&path),
-        Err(StoreError::Older { found: 3, .. })
+        Err(StoreError::Older { found: 4, .. })
     ));
 }
 
