@@ -38,6 +38,9 @@ pub struct Recovery {
     pub missing: Option<u64>,
     /// The number of an active segment that was shorter than its applied offset; it was sealed.
     pub corrupt: Option<u64>,
+    /// The number of a segment that was sealed as it is, and its bytes. A later segment was created, so this
+    /// file is a copy from before the segment was sealed: events that were appended afterwards may be missing.
+    pub early_copy: Option<(u64, u64)>,
     /// The new path of an `events.jsonl` without a label, which is imported.
     pub imported: Option<PathBuf>,
     /// Why `events.jsonl` was moved to `quarantine/`, and what the operator can do.
@@ -228,6 +231,9 @@ impl Recover<'_> {
         if passed || known || label.number <= self.known.pruned {
             // It must not grow: it is sealed as it is. The processor checks and reports its content.
             self.active_file.seal(label)?;
+            if passed && !known {
+                self.recovery.early_copy = Some((label.number, durable_end));
+            }
             if passed && !self.directory.started && !self.is_taken() {
                 self.retoken()?;
                 return self.create();

@@ -101,6 +101,11 @@ fn report(recovery: &Recovery) {
     if let Some(contradiction) = &recovery.contradiction {
         tracing::error!("{contradiction}");
     }
+    if let Some((number, bytes)) = recovery.early_copy {
+        tracing::warn!(
+            "events.jsonl is a copy of segment {number} from before it was sealed; its {bytes} bytes are applied. If the data directory was copied while a server ran, nothing is missing that was acknowledged before. Otherwise the end of the segment is missing: put its sealed file back and restart"
+        );
+    }
     if let Some(path) = &recovery.imported {
         tracing::warn!(
             "events.jsonl was written by another program; it is imported as {}",
