@@ -59,7 +59,7 @@ converts 'a tar archive' events.tar
 
 # The commands for curl in the answers of the server.
 answer() { curl -sS "$@" "$url/liveEvent" | jq -r .detail; }
-answer -d @events.jsonl | grep -q 'use `--data-binary @FILE`' || fail "curl -d: $(answer -d @events.jsonl)"
+answer -d @events.jsonl | grep 'use `--data-binary @FILE`' >/dev/null || fail "curl -d: $(answer -d @events.jsonl)"
 curl -fsS --data-binary @events.jsonl "$url/liveEvent" >/dev/null
 events=$((events + 2))
 command=$(answer --data-binary @wrapped.json | sed -n 's/.*with curl, `\(.*\)`.*/\1/p')
@@ -67,7 +67,7 @@ command=${command/FILE/wrapped.json}
 bash -e -c "${command/URL/-fsS $url/liveEvent}" >/dev/null || fail "$command"
 events=$((events + 2))
 gzip -k events.jsonl
-answer --data-binary @events.jsonl.gz | grep -q 'Content-Encoding: gzip' || fail "gzip"
+answer --data-binary @events.jsonl.gz | grep 'Content-Encoding: gzip' >/dev/null || fail "gzip"
 curl -fsS -H 'Content-Encoding: gzip' --data-binary @events.jsonl.gz "$url/liveEvent" >/dev/null
 events=$((events + 2))
 same 'the commands for curl' "$(total)" "[$events,$(jq -n "$events * 1.5")]"

@@ -51,8 +51,8 @@ check_tar() {
     at=$tmp/$(basename "$tarball" .tar.gz)
     same "files of the archive" "$(cd "$at" && find . -type f | sort | tr '\n' ' ')" \
         "./LICENSE ./completions/_tallyline ./completions/tallyline.bash ./completions/tallyline.fish ./tallyline ./tallyline.1 ./tallyline.service "
-    ldd "$at/tallyline" 2>&1 | grep -q 'statically linked' || fail "the binary is not static"
-    ! readelf --section-headers --wide "$at/tallyline" | grep -qE '\.(symtab|debug_)' || fail "the binary is not stripped"
+    ldd "$at/tallyline" 2>&1 | grep 'statically linked' >/dev/null || fail "the binary is not static"
+    ! readelf --section-headers --wide "$at/tallyline" | grep -E '\.(symtab|debug_)' >/dev/null || fail "the binary is not stripped"
     check_pages "$at/tallyline.1" "$at/completions/tallyline.bash"
     cmp "$at/tallyline.service" "$repo/data/deploy/tallyline.service"
     install -d -o 65534 -g 65534 "$root"
@@ -163,7 +163,7 @@ check_deb() {
 }
 
 check_wheel() {
-    python3 -m zipfile -l "$wheel" | grep -q 'licenses/LICENSE ' || fail "no licence in the wheel"
+    python3 -m zipfile -l "$wheel" | grep 'licenses/LICENSE ' >/dev/null || fail "no licence in the wheel"
     python3 -m venv "$tmp/venv"
     "$tmp/venv/bin/pip" install --quiet --disable-pip-version-check --no-index "$wheel"
     (cd "$tmp" && demo "wheel" "$tmp/venv/bin/tallyline")
