@@ -625,8 +625,8 @@ fn a_backup_copied_beside_an_old_wal_is_detected_and_rebuilt() {
 
 #[test]
 fn ids_of_pruned_segments_lost_by_a_mixed_database_are_reported() {
-    // Fails if an event that is sent again counts again and nothing is reported: an old database beside the WAL of
-    // the present one, which has all pages of the sums and none of the ids.
+    // Fails if an event that is sent again counts again and nothing is reported. The tables of ids become those of
+    // a backup, as if its file lay beside a WAL that has all pages of the sums and none of the ids.
     for prefix in ["id-", "id-00000"] {
         let scratch = Scratch::new();
         let (data, backup) = (scratch.data(), scratch.path().join("backup.db"));

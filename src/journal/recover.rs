@@ -231,7 +231,8 @@ impl Recover<'_> {
         if passed || known || label.number <= self.known.pruned {
             // It must not grow: it is sealed as it is. The processor checks and reports its content.
             self.active_file.seal(label)?;
-            if passed && !known {
+            // A pruned segment is not applied again, and a known one is checked against its row.
+            if passed && !known && label.number > self.known.pruned {
                 self.recovery.early_copy = Some((label.number, durable_end));
             }
             if passed && !self.directory.started && !self.is_taken() {

@@ -152,10 +152,11 @@ fn describe_carried(pruned: &Pruned) -> String {
     )
 }
 
-/// The ids of pruned segments are only in the old database.
+/// Ids that the old database has lost belong to pruned segments: those of kept segments match their rows, or
+/// nothing is carried over.
 fn describe_lost_ids(ids: &IdCount) -> Option<String> {
     let IdCount { stored, of_rows } = ids;
-    (!ids.agrees()).then(|| {
+    (of_rows < stored).then(|| {
         format!(
             "the old database had {of_rows} ids instead of {stored}: an event with a lost id of a pruned segment that is sent again counts again"
         )

@@ -45,7 +45,7 @@ pub(crate) fn id_difference(ids: &IdCount) -> Option<String> {
     let IdCount { stored, of_rows } = ids;
     (!ids.agrees()).then(|| {
         format!(
-            "it was mixed from two databases: overall has {stored} ids, but event_id and id_block have {of_rows}, so an event that is sent again may count again. Stop the server and run `tallyline process --rebuild`, which makes the ids of all kept files again; those of pruned segments are in a backup of the database only"
+            "overall has {stored} ids, but event_id and id_block have {of_rows}: the database was mixed from two, so events that are sent again may be counted wrongly. Stop the server and run `tallyline process --rebuild`, which makes the ids of all kept files again; those of pruned segments are in a backup of the database only"
         )
     })
 }

@@ -26,7 +26,7 @@ impl Server {
     }
 
     /// Starts it with more flags, and waits until it has opened a database of the suite on PostgreSQL, as a
-    /// server with `revenue.db` has when its port responds.
+    /// server with `revenue.db` has when its port responds. At another address it is not asked.
     #[track_caller]
     pub(crate) fn with(data: &Path, flags: &[&str]) -> Self {
         let server = Self::by(data, flags, tallyline);

@@ -109,6 +109,7 @@ pub(super) fn accounts(inner: &Inner) -> (Events, Accounts) {
 /// The reasons why the server is not ready; empty if it is.
 pub(super) fn reasons(inner: &Inner) -> Vec<String> {
     let mut reasons = inner.health.reasons();
+    // Before the first contact. If that fails, its reason says more.
     let is_shared = inner.other_nodes.is_some();
     if is_shared && reasons.is_empty() && !inner.progress.is_published() {
         reasons.push("the shared database is being opened".into());
