@@ -9,7 +9,7 @@
 -- and `.schema` and Datasette show it.
 
 PRAGMA application_id = 0x74616C79; -- 'taly'
-PRAGMA user_version = 5;
+PRAGMA user_version = 6;
 
 CREATE TABLE directory (
     -- One row: the data directory to which this database belongs.
@@ -68,11 +68,14 @@ CREATE TABLE segment (
     reason          TEXT,                                      -- why the segment is corrupt or missing
     created_at_ms   INTEGER NOT NULL,                          -- when this row was inserted
     applied_at_ms   INTEGER,                                   -- when bytes were last applied
-    completed_at_ms INTEGER CHECK ((completed_at_ms IS NOT NULL) = (state = 'applied')) -- when the last byte was applied
+    completed_at_ms INTEGER CHECK ((completed_at_ms IS NOT NULL) = (state = 'applied')), -- when the last byte was applied
+    label           TEXT                                       -- of an imported file that is a native segment or a part of one: its number and tag, such as 000042-5e3fa1c29b77d0e4; NULL for all others
 ) STRICT;
 
 -- Segments that are not fully applied, without reading all rows.
 CREATE INDEX segment_unfinished ON segment (key) WHERE state <> 'applied';
+-- The imported files that are the same segment.
+CREATE INDEX segment_label ON segment (label) WHERE label IS NOT NULL;
 
 CREATE TABLE rejected_line (
     -- Lines that were not counted: invalid, with the id of a different event, or overflowing a total.

@@ -15,40 +15,40 @@ use super::harness::{
 const ACTIVE: &str = "events.jsonl";
 
 /// Revenue of user `u` in whole units, read from the database.
-fn revenue(data: &Path) -> i128 {
+pub(super) fn revenue(data: &Path) -> i128 {
     database(data)
         .get("u")
         .map_or(0, |total| total.0 / 1_000_000)
 }
 
 /// Starts a server, posts `events` events of value 1 one by one, and waits until they are applied.
-fn serve(data: &Path, events: u32) -> Server {
+pub(super) fn serve(data: &Path, events: u32) -> Server {
     let server = Server::start(data);
     post(&server, events);
     server
 }
 
-fn post(server: &Server, events: u32) {
+pub(super) fn post(server: &Server, events: u32) {
     for _ in 0..events {
         server.accept(event("u", 1));
     }
     server.flush();
 }
 
-fn reasons(server: &Server) -> String {
+pub(super) fn reasons(server: &Server) -> String {
     server.status()["reasons"].to_string()
 }
 
-fn verify(data: &Path) -> super::harness::Ran {
+pub(super) fn verify(data: &Path) -> super::harness::Ran {
     run(&["verify", "--data-dir", data.to_str().unwrap()])
 }
 
-fn process(data: &Path) -> super::harness::Ran {
+pub(super) fn process(data: &Path) -> super::harness::Ran {
     run(&["process", "--data-dir", data.to_str().unwrap()])
 }
 
 /// The sealed native segments of a directory, in any of its subdirectories, by number.
-fn sealed(data: &Path) -> Vec<(u64, PathBuf)> {
+pub(super) fn sealed(data: &Path) -> Vec<(u64, PathBuf)> {
     let mut found: Vec<(u64, PathBuf)> = files_below(data)
         .into_iter()
         .filter_map(|path| {

@@ -45,6 +45,7 @@ mod provable; // verify, rebuild, retention, expiry of ids, a database mixed fro
 mod ready; // `tallyline ready`: a server that is ready, not ready, gone
 mod rotated; // a file that logrotate renames, copies or compresses between two sends
 mod same_content; // files without a label, copied or renamed after they were applied
+mod same_segment; // a segment of another data directory in several files
 mod scale_out; // several nodes in one PostgreSQL database (`--ignored`)
 mod sealed; // sealed files changed, moved or copied before they are applied
 mod send; // unusual inputs, files sent before, rejected lines, waiting for totals

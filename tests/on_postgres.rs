@@ -29,6 +29,7 @@ const MODULES: &[&str] = &[
     "metamorphic::",
     "process::",
     "provable::",
+    "same_segment::",
     "sealed::",
     "send::",
 ];

@@ -108,6 +108,7 @@ CREATE TABLE tallyline.segment (
     created_at_ms   bigint  NOT NULL,
     applied_at_ms   bigint,
     completed_at_ms bigint,
+    label           text    COLLATE "C",
     PRIMARY KEY (node, key),
     UNIQUE (node, name),
     CHECK (lines = events + duplicates + rejected),
@@ -137,11 +138,14 @@ COMMENT ON COLUMN tallyline.segment.reason          IS 'why the segment is corru
 COMMENT ON COLUMN tallyline.segment.created_at_ms   IS 'when this row was inserted';
 COMMENT ON COLUMN tallyline.segment.applied_at_ms   IS 'when bytes were last applied';
 COMMENT ON COLUMN tallyline.segment.completed_at_ms IS 'when the last byte was applied';
+COMMENT ON COLUMN tallyline.segment.label           IS 'of an imported file that is a native segment or a part of one: its number and tag, such as 000042-5e3fa1c29b77d0e4; NULL for all others';
 
 -- Segments that are not fully applied, without reading all rows.
 CREATE INDEX segment_unfinished ON tallyline.segment (node, key) WHERE state <> 'applied';
 -- A data directory that was copied and given another UUID has segments of another node.
 CREATE INDEX segment_tag ON tallyline.segment (tag);
+-- The imported files of a node that are the same segment.
+CREATE INDEX segment_label ON tallyline.segment (node, label) WHERE label IS NOT NULL;
 
 CREATE TABLE tallyline.rejected_line (
     node     integer NOT NULL,

@@ -14,6 +14,7 @@
 
 mod names;
 mod numbers;
+mod part;
 mod position;
 
 use std::fmt;
@@ -23,6 +24,7 @@ pub use self::names::{
     label_in_name, seal_in_name, sealed_at, sealed_file_name, sealed_file_name_with,
 };
 pub use self::numbers::Numbers;
+pub use self::part::{Part, Prefix};
 pub use self::position::Position;
 
 /// The name of the active segment's file, to which the server appends.
@@ -83,6 +85,33 @@ pub struct Label {
     pub number: u64,
     /// Distinguishes it from others of that number.
     pub tag: Tag,
+}
+
+/// Number and tag, as in file names and in the database: `000042-5e3fa1c29b77d0e4`.
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:06}-{}", self.number, self.tag)
+    }
+}
+
+/// A text that is not a label.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a label is a segment's number and its tag, such as 000042-5e3fa1c29b77d0e4")]
+pub struct LabelError;
+
+impl FromStr for Label {
+    type Err = LabelError;
+
+    /// Each label has one spelling, so that no two names differ only in padding.
+    fn from_str(text: &str) -> Result<Self, LabelError> {
+        let read = || {
+            let (number, tag) = text.split_once('-')?;
+            let number = digits(number).filter(|n| (1..=SEGMENT_NUMBER_MAX).contains(n))?;
+            let tag = tag.parse().ok()?;
+            Some(Self { number, tag }).filter(|label| label.to_string() == text)
+        };
+        read().ok_or(LabelError)
+    }
 }
 
 impl Label {

@@ -33,7 +33,7 @@ use crate::aggregate::pool::{Pool, RangeAggregate};
 use crate::aggregate::scan::PartialAggregate;
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk;
-use crate::data_dir::segment::{DirectoryTag, Seal, SegmentId};
+use crate::data_dir::segment::{DirectoryTag, Label, Seal, SegmentId};
 use crate::store::{Applied, Delta, Opening, Outcome, Range, RangeEnd, StoreError, Writer};
 use crate::verify::seal;
 
@@ -76,6 +76,9 @@ pub(super) struct Applier<'p> {
     pool: &'p mut Pool,
     clock: Arc<Clock>,
     follows: HashMap<SegmentId, Follow>,
+    /// The imported files in `follows` that are a native segment or a part of one. Nothing of them may be
+    /// committed yet.
+    labelled: HashMap<Label, Vec<SegmentId>>,
     /// The data directory's part of the tags in labels.
     directory: DirectoryTag,
     imports: Imports,
@@ -122,6 +125,7 @@ impl<'p> Applier<'p> {
             pool,
             clock: Arc::clone(&config.clock),
             follows: HashMap::new(),
+            labelled: HashMap::new(),
             directory: config.directory_tag(),
             imports: Imports::default(),
         })
@@ -171,6 +175,7 @@ impl<'p> Applier<'p> {
             };
             let from = follow.applied.total_len();
             let mut checksum = follow.applied.clone();
+            let label = follow.label;
             if from >= to && !(first && end == RangeEnd::Complete) {
                 return Ok(());
             }
@@ -187,7 +192,7 @@ impl<'p> Applier<'p> {
             };
             let scanned_at = Instant::now();
             let committed = self.commit(
-                segment,
+                (segment, label),
                 from,
                 &aggregate,
                 checksum.clone().finalize(),
@@ -215,9 +220,10 @@ impl<'p> Applier<'p> {
         }
     }
 
+    /// Commits a range of this segment.
     fn commit(
         &mut self,
-        segment: &SegmentFile,
+        (segment, label): (&SegmentFile, Option<Label>),
         from: u64,
         aggregate: &RangeAggregate,
         checksum: u32,
@@ -243,7 +249,7 @@ impl<'p> Applier<'p> {
         }
         let name = segment.name();
         let now_ms = self.clock.now_ms();
-        let range = aggregate.range((segment, &name), from, checksum, end, now_ms);
+        let range = aggregate.range((segment, label, &name), from, checksum, end, now_ms);
         let mut source = FileSource {
             file: &*segment.file,
             from,
@@ -316,7 +322,7 @@ impl RangeAggregate {
     /// The range of a segment from `from` on, as the store applies it.
     fn range<'a>(
         &'a self,
-        (segment, file_name): (&'a SegmentFile, &'a str),
+        (segment, label, file_name): (&'a SegmentFile, Option<Label>, &'a str),
         from: u64,
         checksum: u32,
         end: RangeEnd,
@@ -325,6 +331,7 @@ impl RangeAggregate {
         Range {
             segment: &segment.id,
             tag: segment.tag,
+            label,
             file_name,
             from,
             to: self.to,

@@ -28,7 +28,6 @@ use std::sync::Arc;
 use self::by_name::imported_name;
 use self::convert::ConvertError;
 pub(super) use self::convert::head;
-pub(super) use self::part::Part;
 use self::part::further_label;
 use super::Refused;
 use super::{ProcessError, ProcessorConfig, other_names};

@@ -34,7 +34,7 @@ use super::overall::{self, Overall};
 use super::{
     Counts, IdEvents, REJECTED_LINES_MAX, Rejected, SegmentRow, SegmentState, UserLine, UserSums,
 };
-use crate::data_dir::segment::{SegmentId, Tag};
+use crate::data_dir::segment::{Label, SegmentId, Tag};
 
 /// The aggregate of a range.
 #[derive(Clone, Copy)]
@@ -81,6 +81,8 @@ pub struct Range<'a> {
     pub segment: &'a SegmentId,
     /// The tag of a native segment; `None` for an imported file.
     pub tag: Option<Tag>,
+    /// The label of an imported file that is a native segment or a part of one; `None` for all others.
+    pub label: Option<Label>,
     /// The current name of the file.
     pub file_name: &'a str,
     /// The applied offset before the range, in bytes.

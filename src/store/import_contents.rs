@@ -1,10 +1,13 @@
-//! Length and checksum of the imported files, by which a copy of one under another name is noticed.
+//! Length, checksum and label of the imported files, by which a copy of one under another name is noticed.
 
 use rusqlite::Connection;
 
 use super::SegmentRow;
+use crate::data_dir::segment::{Label, Prefix};
 
 const SELECT: &str = include_str!("../../sql/query/select_import_contents.sql");
+
+const SELECT_IMPORTS_OF: &str = include_str!("../../sql/query/select_imports_of.sql");
 
 /// The length and the checksum of a fully applied imported file.
 pub type ImportContent = (u64, u32);
@@ -15,6 +18,23 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Vec<(String, Imp
     connection
         .prepare_cached(SELECT)?
         .query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?
+        .collect()
+}
+
+/// The name of each imported file with this label, and what is applied of it.
+pub(super) fn of_label(
+    connection: &Connection,
+    label: Label,
+) -> rusqlite::Result<Vec<(String, Prefix)>> {
+    connection
+        .prepare_cached(SELECT_IMPORTS_OF)?
+        .query_map([label.to_string()], |row| {
+            let prefix = Prefix {
+                length: row.get(1)?,
+                checksum: row.get(2)?,
+            };
+            Ok((row.get(0)?, prefix))
+        })?
         .collect()
 }
 

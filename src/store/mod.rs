@@ -134,7 +134,7 @@ pub enum StoreError {
         expected: uuid::Uuid,
     },
     /// An earlier version of this program wrote the database; its tables are different.
-    #[error("database {}: version {found} was written by an earlier version of tallyline; this one supports version {known} only. Move it away and run `tallyline process`, which creates a new database from all kept files (if segments were pruned, first rebuild with the version that pruned them)", path.display())]
+    #[error("database {}: version {found} was written by an earlier version of tallyline; this one supports version {known}. {cure}", path.display())]
     Older {
         /// Path of the SQLite file.
         path: PathBuf,
@@ -142,6 +142,8 @@ pub enum StoreError {
         found: i64,
         /// The `user_version` that this program supports.
         known: i64,
+        /// What to do.
+        cure: &'static str,
     },
     /// The file is an SQLite database of another program.
     #[error("{}: this SQLite file is not a tallyline database: its application_id is {application} and its user_version {found} (expected: {ours} and {known}); move it away or choose another --data-dir. If another program changed the two values, set them back with sqlite3's PRAGMA", path.display())]

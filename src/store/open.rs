@@ -1,20 +1,28 @@
 //! Opens the database: creates it or rejects it, and sets the pragmas of every connection.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use super::StoreError;
 use super::family::{Family, Reading, Token};
-use super::{StoreError, overall};
+use super::overall::{self, IdCount};
+use super::snapshot::count_blocks;
 
 /// The name of the database in the data directory.
 pub const DATABASE_FILE: &str = "revenue.db";
 
 const SCHEMA: &str = include_str!("../../sql/schema.sql");
+const V4_TO_V5: &str = include_str!("../../sql/upgrade/v4_to_v5.sql");
+const V5_TO_V6: &str = include_str!("../../sql/upgrade/v5_to_v6.sql");
+const SET_ID_COUNT: &str = include_str!("../../sql/query/set_id_count.sql");
 const SELECT_TRIGGERS: &str = include_str!("../../sql/query/select_triggers.sql");
 /// `user_version` of [`SCHEMA`].
-pub(super) const VERSION: i64 = 5;
+pub(super) const VERSION: i64 = 6;
+/// The oldest version that is upgraded.
+const OLDEST: i64 = 4;
 /// `application_id` of [`SCHEMA`].
 const APPLICATION_ID: i64 = 0x7461_6C79;
 /// The first SQLite without the WAL-reset bug (3.51.3).
@@ -44,8 +52,8 @@ pub enum Existing {
     Only,
 }
 
-/// Opens the writing connection and creates the tables if the database is empty; the last value of the
-/// result is true then. The WAL is turned on, except for an empty database with `load`, which no
+/// Opens the writing connection and creates or upgrades the tables; the last value of the
+/// result is whether it was empty. The WAL is turned on, except for an empty database with `load`, which no
 /// other connection reads until it is loaded.
 pub(super) fn open_writer(
     path: &Path,
@@ -133,11 +141,25 @@ pub(super) fn reader_flags() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
 
+impl StoreError {
+    /// An older database that has to be upgraded before it is read.
+    pub(super) fn not_upgraded(path: &Path, found: i64) -> Self {
+        Self::Older {
+            path: path.to_owned(),
+            found,
+            known: VERSION,
+            cure: "Start the server or run `tallyline process`, which upgrade it",
+        }
+    }
+}
+
 /// The content of a database that is not rejected.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Contents {
     Empty,
     Ours,
+    /// Of an earlier version, which a writer upgrades.
+    Upgradable(i64),
 }
 
 pub(super) fn inspect(connection: &Connection, path: &Path) -> Result<Contents, StoreError> {
@@ -153,10 +175,12 @@ pub(super) fn inspect(connection: &Connection, path: &Path) -> Result<Contents, 
     match (application, version) {
         (0, 0) if tables == 0 => Ok(Contents::Empty),
         (APPLICATION_ID, VERSION) => Ok(Contents::Ours),
+        (APPLICATION_ID, found @ OLDEST..VERSION) => Ok(Contents::Upgradable(found)),
         (APPLICATION_ID, found) if found < VERSION => Err(StoreError::Older {
             path: path.to_owned(),
             found,
             known: VERSION,
+            cure: "Move it away and run `tallyline process`, which creates a new database from all kept files (if segments were pruned, first rebuild with the version that pruned them)",
         }),
         (APPLICATION_ID, found) if found > VERSION => Err(StoreError::Newer {
             path: path.to_owned(),
@@ -173,7 +197,7 @@ pub(super) fn inspect(connection: &Connection, path: &Path) -> Result<Contents, 
     }
 }
 
-/// Creates the tables of an empty database, in one transaction.
+/// Creates the tables of an empty database, or upgrades those of an earlier version, in one transaction.
 fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     if inspect(connection, path)? == Contents::Ours {
         return Ok(());
@@ -182,11 +206,27 @@ fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let transaction = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(&doing)?;
-    // Another process may have created them meanwhile.
-    if inspect(&transaction, path)? == Contents::Empty {
-        transaction.execute_batch(SCHEMA).map_err(&doing)?;
+    // Another process may have created or upgraded them meanwhile.
+    match inspect(&transaction, path)? {
+        Contents::Ours => {}
+        Contents::Empty => transaction.execute_batch(SCHEMA).map_err(&doing)?,
+        Contents::Upgradable(from) => {
+            upgrade_from(&transaction, from)
+                .map_err(StoreError::sqlite(path, "upgrade its tables"))?;
+            tracing::info!(database = %path.display(), from, to = VERSION, "upgraded the database");
+        }
     }
     transaction.commit().map_err(&doing)
+}
+
+fn upgrade_from(transaction: &Connection, version: i64) -> rusqlite::Result<()> {
+    if version < 5 {
+        transaction.execute_batch(V4_TO_V5)?;
+        let blocks = count_blocks(transaction, &HashMap::new())?;
+        let ids = IdCount::read(transaction, blocks.ids())?.of_rows;
+        transaction.execute(SET_ID_COUNT, [ids])?;
+    }
+    transaction.execute_batch(V5_TO_V6)
 }
 
 /// Rejects triggers on the tables of the schema: they would run inside the writer's transactions and

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::data_dir::segment::{Numbers, SegmentId, Tag};
+use crate::data_dir::segment::{Numbers, Prefix, SegmentId, Tag};
 
 /// The state of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +103,16 @@ pub struct SegmentRow {
     pub reason: Option<String>,
     /// When the segment was fully applied, in milliseconds since 1970 UTC; `None` if it is not.
     pub completed_at_ms: Option<i64>,
+}
+
+impl SegmentRow {
+    /// The length and checksum of what is applied.
+    pub(crate) fn applied_prefix(&self) -> Prefix {
+        Prefix {
+            length: self.applied_bytes,
+            checksum: self.checksum,
+        }
+    }
 }
 
 /// The sum over all pruned segments.

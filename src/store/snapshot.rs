@@ -32,13 +32,14 @@ pub use self::ids::IdStatus;
 pub(super) use self::ids::status_in;
 use super::family::Reading;
 use super::id_blocks::{self, Block};
+use super::import_contents;
 use super::open::{self, Contents};
 use super::overall::{self, IdCount, Overall};
 #[cfg(feature = "postgres")]
 use super::postgres::PostgresSnapshot;
 use super::segments;
 use super::{AppliedSum, Database, IdEvent, IdEvents, Pruned, SegmentRow, StoreError, UserSums};
-use crate::data_dir::segment::SegmentId;
+use crate::data_dir::segment::{Label, Prefix, SegmentId};
 
 const SCRATCH: &str = include_str!("../../sql/verify/scratch.sql");
 const INSERT_DATABASE_TOTAL: &str = include_str!("../../sql/verify/insert_database_total.sql");
@@ -129,8 +130,10 @@ impl Snapshot {
         let Some(database) = open::open_reader(path)? else {
             return Ok(None);
         };
-        if open::inspect(&database, path)? == Contents::Empty {
-            return Ok(None);
+        match open::inspect(&database, path)? {
+            Contents::Empty => return Ok(None),
+            Contents::Ours => {}
+            Contents::Upgradable(found) => return Err(StoreError::not_upgraded(path, found)),
         }
         let mut snapshot = Self::empty(path.to_owned(), SnapshotSource::Sqlite(database))?;
         snapshot
@@ -227,6 +230,17 @@ impl Snapshot {
         self.blocks = count_blocks(&snapshot, &applied.collect())?;
         self.ids = IdCount::read(&snapshot, self.blocks.ids())?;
         writing.commit()
+    }
+
+    /// The imported files that are the native segment with this label or a part of it: the name, and what is
+    /// applied of the file.
+    pub fn imports_of(&self, label: Label) -> Result<Vec<(String, Prefix)>, StoreError> {
+        match &self.database {
+            SnapshotSource::Sqlite(database) => import_contents::of_label(database, label)
+                .map_err(StoreError::sqlite(&self.path, "read the imported files")),
+            #[cfg(feature = "postgres")]
+            SnapshotSource::Postgres(source) => source.imports_of(label),
+        }
     }
 
     /// Offsets before `end` of the segment's lines that were rejected because they overflow a total.

@@ -110,6 +110,7 @@ impl Rows for SqliteRows<'_> {
                     state,
                     range.now_ms,
                     range.tag.map(|tag| tag.to_string()),
+                    range.label.map(|label| label.to_string()),
                 ])?,
             None if range.from == 0 => insert_segment(
                 self.transaction,
@@ -120,7 +121,8 @@ impl Rows for SqliteRows<'_> {
                     state,
                     range.to,
                     range.checksum,
-                    range.now_ms
+                    range.now_ms,
+                    range.label.map(|label| label.to_string()),
                 ],
             )?,
             None => 0,

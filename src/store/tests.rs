@@ -5,6 +5,7 @@ mod ids;
 mod overall;
 mod overwritten;
 mod rejected;
+mod upgrade;
 
 use std::collections::HashSet;
 use std::io;
@@ -99,6 +100,7 @@ impl Lines {
         let users = UserSums::of(sums);
         let range = Range {
             tag: None,
+            label: None,
             segment,
             file_name: "s",
             from: from as u64,

@@ -19,7 +19,7 @@ use super::segments;
 use super::sqlite_rows::insert_segment;
 use super::{AppliedSegments, Ledger, Pruned, SegmentRow, SegmentState, StoreError};
 use crate::data_dir::disk::{self, Written};
-use crate::data_dir::segment::{Numbers, SegmentId, Tag};
+use crate::data_dir::segment::{Label, Numbers, Prefix, SegmentId, Tag};
 
 const SET_DIRECTORY: &str = include_str!("../../sql/query/set_directory.sql");
 const MARK_SEGMENT: &str = include_str!("../../sql/query/mark_segment.sql");
@@ -313,7 +313,8 @@ impl SqliteWriter {
                         SegmentState::Sealed.name(),
                         0,
                         0,
-                        mark.now_ms
+                        mark.now_ms,
+                        None::<String>,
                     ],
                 )?;
             }
@@ -363,6 +364,12 @@ impl SqliteWriter {
     /// The content of the fully applied imported files that have counted events without an id, by name.
     pub fn import_contents(&self) -> Result<Vec<(String, ImportContent)>, StoreError> {
         import_contents::read(&self.connection).map_err(self.reading())
+    }
+
+    /// The imported files that are the native segment with this label or a part of it: the name, and what is
+    /// applied of the file.
+    pub fn imports_of(&self, label: Label) -> Result<Vec<(String, Prefix)>, StoreError> {
+        import_contents::of_label(&self.connection, label).map_err(self.reading())
     }
 
     /// The numbers of native segments that have a row.

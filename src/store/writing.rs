@@ -17,7 +17,7 @@ use super::{
     OutcomeOfFold, Overall, Pruned, Range, SegmentRow, Snapshot, Source, SqliteWriter, Stamps,
     StoreError, UserSums,
 };
-use crate::data_dir::segment::{Numbers, SegmentId};
+use crate::data_dir::segment::{Label, Numbers, Prefix, SegmentId};
 
 /// The one writer of a database, or of a node's rows in it. One thread owns it.
 pub enum Writer {
@@ -241,6 +241,12 @@ impl Writer {
     /// The content of the fully applied imported files that have counted events without an id, by name.
     pub fn import_contents(&self) -> Result<Vec<(String, ImportContent)>, StoreError> {
         either!(self, writer => writer.import_contents())
+    }
+
+    /// The imported files that are the native segment with this label or a part of it: the name, and what is
+    /// applied of the file.
+    pub fn imports_of(&self, label: Label) -> Result<Vec<(String, Prefix)>, StoreError> {
+        either!(self, writer => writer.imports_of(label))
     }
 
     /// The numbers of native segments that have a row.

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::aggregate::lines;
 use crate::data_dir::disk::{Disk, DiskFile};
-use crate::data_dir::segment::{Label, SegmentId};
+use crate::data_dir::segment::{Label, Part, Prefix, SegmentId};
 use crate::data_dir::{self, Claims, DataDirError, Found, Place, SegmentFile};
 use crate::store::{SegmentRow, SegmentState};
 
@@ -159,6 +159,46 @@ pub(crate) fn describe_other_name(path: &Path, label: Label) -> String {
         "{}: according to its first line it is segment {} of this data directory under another name, so it is not applied. {OTHER_SEGMENT_CURE}",
         path.display(),
         label.number
+    )
+}
+
+/// Whether a file of `size` bytes begins with this prefix.
+pub(crate) fn begins_with(file: &dyn DiskFile, size: u64, prefix: Prefix) -> io::Result<bool> {
+    Ok(prefix.length <= size && lines::checksum(file, prefix.length)? == prefix.checksum)
+}
+
+/// Whether two imported files with the label of the same segment have lines in common: both begin with the
+/// segment, or one is a part of it that the other one has. `file` has `size` bytes and this name; what is
+/// applied of the other one is `other_applied`, if that is known.
+///
+/// Two copies of a data directory that both continued to be used have one segment with two ends. Parts with
+/// different ends may therefore have no line in common.
+pub(crate) fn have_common_lines(
+    (file, size, name): (&dyn DiskFile, u64, &str),
+    other: &str,
+    other_applied: Option<Prefix>,
+) -> io::Result<bool> {
+    let is_rest = |part: &Part| part.from.length > 0;
+    let part = Part::of_name(name).filter(is_rest);
+    let other_part = Part::of_name(other);
+    match (part, other_part.filter(is_rest)) {
+        (None, None) => Ok(true),
+        (None, Some(other)) => begins_with(file, size, other.to),
+        (Some(part), _) => {
+            let other_end = other_part.map(|other| other.to).or(other_applied);
+            Ok(other_end == Some(part.to))
+        }
+    }
+}
+
+/// Describes why an imported file is not applied that is a native segment: another imported file has lines of
+/// the same one.
+pub(crate) fn describe_same_segment(path: &Path, label: Label, other: &str) -> String {
+    format!(
+        "{}: it has lines of segment {} of the data directory {:08x}, and so does {other}, so it is not applied. {OTHER_SEGMENT_CURE}",
+        path.display(),
+        label.number,
+        label.tag.directory
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Label, SEGMENT_NUMBER_MAX, Seal, digits};
+use super::{Label, Seal, digits};
 use crate::timestamp;
 
 const TIME_SHAPE: &[u8] = b"dddd-dd-ddTdd-dd-dd.dddZ";
@@ -51,21 +51,14 @@ fn name_parts(file_name: &str) -> Option<(Label, Option<Seal>)> {
         }
         _ => return None,
     };
-    if !shaped || number.len() < 6 {
-        return None;
-    }
-    // Each number has one spelling, so that no two names differ only in padding.
-    let number = digits(number)
-        .filter(|n| (1..=SEGMENT_NUMBER_MAX).contains(n) && format!("{n:06}") == number)?;
-    let tag = tag.parse().ok()?;
-    Some((Label { number, tag }, seal))
+    let label = format!("{number}-{tag}").parse().ok()?;
+    shaped.then_some((label, seal))
 }
 
 /// The name of a sealed native segment whose acknowledged length is unknown: `events-<UTC time>-<number>-<tag>.jsonl`.
 pub fn sealed_file_name(label: Label, sealed_at: SystemTime) -> String {
     let time = timestamp::rfc3339_millis(sealed_at).replace(':', "-");
-    let Label { number, tag } = label;
-    format!("events-{time}-{number:06}-{tag}.jsonl")
+    format!("events-{time}-{label}.jsonl")
 }
 
 /// The name of a sealed native segment with its length and checksum: `events-<UTC time>-<number>-<tag>-<length>-<checksum>.jsonl`.

@@ -7,13 +7,16 @@ use crc32fast::Hasher;
 use super::Applier;
 use crate::aggregate::lines;
 use crate::data_dir::disk::{FileStat, Identity};
-use crate::data_dir::segment::{Label, SegmentId};
+use crate::data_dir::segment::{Label, Part, SegmentId};
 use crate::data_dir::{SegmentFile, read_label};
 use crate::event::{InputFormat, Unsupported};
 use crate::processor::ProcessError;
-use crate::processor::import::{self, Part};
+use crate::processor::import;
 use crate::store::{Mark, SegmentRow, SegmentState, StoreError};
-use crate::verify::contents::{OTHER_SEGMENT_CURE, describe_other_label, describe_other_name};
+use crate::verify::contents::{
+    OTHER_SEGMENT_CURE, describe_other_label, describe_other_name, describe_same_segment,
+    have_common_lines,
+};
 use crate::verify::seal;
 
 /// The applied prefix of a segment, which was verified in a file.
@@ -22,6 +25,8 @@ pub(super) struct Follow {
     pub(super) applied: Hasher,
     /// The file in which the prefix was verified.
     confirmed: Identity,
+    /// The label of an imported file that is a native segment or a part of one.
+    pub(super) label: Option<Label>,
     /// The path of the sealed file that was compared with the seal in its name; `None` if it has none.
     sealed: Option<PathBuf>,
 }
@@ -39,6 +44,14 @@ pub(in crate::processor) enum Confirmed {
     Corrupt(Corrupt),
     /// It was marked corrupt, and matches the applied prefix again.
     Restored(SegmentRow),
+}
+
+/// Which segment a file is.
+enum Identified {
+    /// The one in its name. An imported file may have a label: it is then a native segment or a part of one.
+    Segment(Option<Label>),
+    /// Another one, so it is not applied. The reason and what to do.
+    Rival(String),
 }
 
 /// A file that has changed since it was applied or sealed.
@@ -67,9 +80,10 @@ impl Applier<'_> {
             return Ok(Confirmed::At(applied_bytes));
         }
         let row = self.writer.segment(&segment.id)?;
-        if let Some(rival) = self.rival(segment, row.as_ref())? {
-            return Ok(Confirmed::Rival(rival));
-        }
+        let label = match self.identify(segment, stat.size, row.as_ref())? {
+            Identified::Segment(label) => label,
+            Identified::Rival(reason) => return Ok(Confirmed::Rival(reason)),
+        };
         let (applied_bytes, expected) = match &row {
             Some(row) if row.state == SegmentState::Applied => {
                 return Ok(Confirmed::Applied(row.clone()));
@@ -95,49 +109,85 @@ impl Applier<'_> {
         let follow = Follow {
             applied,
             confirmed: stat.identity,
+            label,
             sealed: sealed_path(segment),
         };
+        self.forget(&segment.id);
         self.follows.insert(segment.id.clone(), follow);
+        if let Some(label) = label {
+            let files = self.labelled.entry(label).or_default();
+            files.push(segment.id.clone());
+        }
         Ok(Confirmed::At(applied_bytes))
     }
 
-    /// Describes why a file is not the segment in its name, or not the one in the database, and what to do;
-    /// `None` if it is.
-    fn rival(
+    /// Whether a file of `size` bytes is the segment in its name, and the one in the database.
+    fn identify(
         &self,
         segment: &SegmentFile,
+        size: u64,
         row: Option<&SegmentRow>,
-    ) -> Result<Option<String>, ProcessError> {
+    ) -> Result<Identified, ProcessError> {
         let path = segment.path.display();
-        let cure = OTHER_SEGMENT_CURE;
         if let Some(row) = row
             && row.tag != segment.tag
         {
-            return Ok(Some(format!(
-                "segment {}: {path} is not the segment of that number that was applied ({}), so it is not applied. {cure}",
+            return Ok(Identified::Rival(format!(
+                "segment {}: {path} is not the segment of that number that was applied ({}), so it is not applied. {OTHER_SEGMENT_CURE}",
                 row.id, row.file_name
             )));
         }
         if row.is_some_and(|row| row.applied_bytes > 0) {
-            return Ok(None); // The checksum of the prefix identifies it.
+            return Ok(Identified::Segment(None)); // The checksum of the prefix identifies it.
         }
         let io = || ProcessError::io("read", &segment.path);
         let label = read_label(&*segment.file).map_err(io())?;
         let (Some(number), Some(tag)) = (segment.id.number(), segment.tag) else {
             let format = InputFormat::of(&import::head(&*segment.file).map_err(io())?);
             if let Some(refusal) = refusal(&format, &segment.path) {
-                return Ok(Some(format!("{path}: {refusal}")));
+                return Ok(Identified::Rival(format!("{path}: {refusal}")));
             }
-            let part = Part::of_name(&segment.name());
-            let ours = label.filter(|label| label.tag.directory == self.directory);
-            return Ok(ours
-                .filter(|ours| part.is_none_or(|part| part.label != *ours))
-                .map(|ours| describe_other_name(&segment.path, ours)));
+            return self.identify_import(segment, size, label);
         };
-        if label == Some(Label { number, tag }) {
-            return Ok(None);
+        Ok(if label == Some(Label { number, tag }) {
+            Identified::Segment(None)
+        } else {
+            Identified::Rival(describe_other_label(&segment.id, &segment.path))
+        })
+    }
+
+    /// The same for an imported file of which nothing is applied, with the label in its first line.
+    fn identify_import(
+        &self,
+        segment: &SegmentFile,
+        size: u64,
+        label: Option<Label>,
+    ) -> Result<Identified, ProcessError> {
+        let io = || ProcessError::io("read", &segment.path);
+        let name = segment.name();
+        let part = Part::of_name(&name);
+        if let Some(ours) = label
+            && ours.tag.directory == self.directory
+            && part.is_none_or(|part| part.label != ours)
+        {
+            let reason = describe_other_name(&segment.path, ours);
+            return Ok(Identified::Rival(reason));
         }
-        Ok(Some(describe_other_label(&segment.id, &segment.path)))
+        let Some(label) = part.map(|part| part.label).or(label) else {
+            return Ok(Identified::Segment(None));
+        };
+        let applied = self.writer.imports_of(label)?.into_iter();
+        let applied = applied.map(|(name, prefix)| (name, Some(prefix)));
+        let followed = self.labelled.get(&label).into_iter().flatten();
+        let followed = followed.map(|id| (id.to_string(), None));
+        for (other, prefix) in applied.chain(followed).filter(|(other, _)| *other != name) {
+            let file = (&*segment.file, size, &*name);
+            if have_common_lines(file, &other, prefix).map_err(io())? {
+                let reason = describe_same_segment(&segment.path, label, &other);
+                return Ok(Identified::Rival(reason));
+            }
+        }
+        Ok(Identified::Segment(Some(label)))
     }
 
     /// Whether this process has read and applied every byte of this file.
@@ -154,7 +204,15 @@ impl Applier<'_> {
 
     /// Discards the state of a segment.
     pub(in crate::processor) fn forget(&mut self, id: &SegmentId) {
-        self.follows.remove(id);
+        let forgotten = self.follows.remove(id);
+        if let Some(label) = forgotten.and_then(|follow| follow.label)
+            && let Some(files) = self.labelled.get_mut(&label)
+        {
+            files.retain(|file| file != id);
+            if files.is_empty() {
+                self.labelled.remove(&label);
+            }
+        }
     }
 
     /// Marks a file as corrupt in the database: no more of it is applied. Returns the number of lines that are

@@ -12,7 +12,7 @@ use crate::aggregate::pool::Fold;
 use crate::aggregate::scan::PartialAggregate;
 use crate::data_dir::SegmentFile;
 use crate::data_dir::disk;
-use crate::data_dir::segment::{Seal, SegmentId};
+use crate::data_dir::segment::{Label, Seal, SegmentId};
 use crate::processor::ProcessError;
 use crate::store::{Applied, OutcomeOfFold, Range, RangeEnd, Source};
 use crate::verify::seal;
@@ -35,6 +35,7 @@ pub(in crate::processor) struct Member {
     pub(in crate::processor) from: u64,
     /// The end of what was scanned.
     pub(in crate::processor) to: u64,
+    label: Option<Label>,
     partial: PartialAggregate,
     /// The CRC-32 of all bytes up to `to`.
     checksum: Hasher,
@@ -51,6 +52,7 @@ impl Member {
         Range {
             segment: &self.segment.id,
             tag: self.segment.tag,
+            label: self.label,
             file_name,
             from: self.from,
             to: self.to,
@@ -125,6 +127,7 @@ impl Applier<'_> {
             });
         };
         let mut checksum = follow.applied.clone();
+        let label = follow.label;
         let partial = self
             .pool
             .scan_into(&mut folded.fold, &segment.file, from, size, u64::MAX)
@@ -138,6 +141,7 @@ impl Applier<'_> {
             from,
             to,
             size,
+            label,
             partial,
             checksum,
             took: began.elapsed(),

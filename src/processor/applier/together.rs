@@ -10,7 +10,7 @@ use super::replay::FileSource;
 use super::{Applier, Commit, Watch};
 use crate::aggregate::pool::RangeAggregate;
 use crate::data_dir::disk::Disk;
-use crate::data_dir::segment::{Seal, SegmentId, Tag};
+use crate::data_dir::segment::{Label, Seal, SegmentId, Tag};
 use crate::data_dir::{DataDirError, SegmentFile};
 use crate::processor::ProcessError;
 use crate::store::{Applied, OutcomeOfAll, Range, RangeEnd, Source};
@@ -27,6 +27,7 @@ const SYNC_TOGETHER_MIN: usize = 8;
 /// A small segment that was scanned to its end and is committed together with others.
 pub(in crate::processor) struct Small {
     pub(in crate::processor) segment: SegmentFile,
+    label: Option<Label>,
     from: u64,
     aggregate: RangeAggregate,
     /// The CRC-32 of all bytes up to the end.
@@ -67,6 +68,7 @@ impl Applier<'_> {
             });
         };
         let mut checksum = follow.applied.clone();
+        let label = follow.label;
         let aggregate = self
             .pool
             .scan(&segment.file, from, size)
@@ -89,6 +91,7 @@ impl Applier<'_> {
         }
         Ok(Small {
             segment,
+            label,
             from,
             aggregate,
             checksum,
@@ -118,7 +121,7 @@ impl Applier<'_> {
         for ((small, name), source) in small.iter().zip(&names).zip(&mut sources) {
             let checksum = small.checksum.clone().finalize();
             let range = small.aggregate.range(
-                (&small.segment, name),
+                (&small.segment, small.label, name),
                 small.from,
                 checksum,
                 RangeEnd::Complete,

@@ -11,15 +11,17 @@ use std::time::SystemTime;
 
 use super::super::Refused;
 use super::super::{ProcessError, retention};
-use super::part::{Part, Prefix, in_common, longest_prefix};
+use super::part::{in_common, longest_prefix, prefix_of};
 use super::{Content, ImportOutcome, Importer};
 use crate::aggregate::scan::{file_start, read_range};
 use crate::data_dir::disk::{self, DiskFile};
-use crate::data_dir::segment::{ACTIVE_FILE, Label, SegmentId, label_in_name, sealed_file_name};
+use crate::data_dir::segment::{
+    ACTIVE_FILE, Label, Part, Prefix, SegmentId, label_in_name, sealed_file_name,
+};
 use crate::data_dir::{Found, Place};
 use crate::event::Event;
 use crate::store::{SegmentRow, SegmentState, Writer};
-use crate::verify::contents::compare_claims;
+use crate::verify::contents::{begins_with, compare_claims};
 
 /// What this data directory has of one of its own segments.
 enum Own {
@@ -80,8 +82,8 @@ impl Importer<'_> {
         }
         let part = Part {
             label,
-            from: Prefix::of(file, start).map_err(io())?,
-            to: Prefix::of(file, end).map_err(io())?,
+            from: prefix_of(file, start).map_err(io())?,
+            to: prefix_of(file, end).map_err(io())?,
         };
         if start > 0 {
             tracing::info!(
@@ -115,10 +117,7 @@ impl Importer<'_> {
         let kept = self.open_own(usable, label).map_err(io())?;
         let is_free = row.is_none() && self.is_free(label, sealed);
         let row = row.filter(|row| row.tag == Some(label.tag));
-        let applied = row.as_ref().map(|row| Prefix {
-            length: row.applied_bytes,
-            checksum: row.checksum,
-        });
+        let applied = row.as_ref().map(SegmentRow::applied_prefix);
         let is_applied = row
             .as_ref()
             .is_some_and(|row| row.state == SegmentState::Applied);
@@ -132,7 +131,9 @@ impl Importer<'_> {
                 )));
             }
             // The lines in its own file are or will be counted only if the applied prefix is unchanged.
-            if applied.is_none_or(|applied| applied.begins(&*kept, stat.size).unwrap_or(false)) {
+            if applied
+                .is_none_or(|applied| begins_with(&*kept, stat.size, applied).unwrap_or(false))
+            {
                 let bytes = in_common(file, 0, &*kept).map_err(io())?;
                 return Ok(Own::Known {
                     bytes,
@@ -142,7 +143,7 @@ impl Importer<'_> {
         }
         match (applied, row) {
             (Some(applied), Some(_))
-                if is_applied && applied.begins(file, content.size).map_err(io())? =>
+                if is_applied && begins_with(file, content.size, applied).map_err(io())? =>
             {
                 Ok(Own::Known {
                     bytes: applied.length,
@@ -220,25 +221,25 @@ impl Importer<'_> {
                 Some(_) => {}
                 None => {
                     let row = writer.segment(&SegmentId::Imported(name))?;
-                    prefixes.extend(row.map(|row| Prefix {
-                        length: row.applied_bytes,
-                        checksum: row.checksum,
-                    }));
+                    prefixes.extend(row.map(|row| row.applied_prefix()));
                 }
             }
         }
         let longest = longest_prefix(file, content.size, prefixes).map_err(io())?;
         known = known.max((longest, false));
+        let labelled = writer.imports_of(label)?;
         for (id, found) in &self.catalog.sealed {
             let SegmentId::Imported(name) = id else {
                 continue;
             };
-            let Some((_, from)) = Part::imported(name).filter(|part| part.0 == label) else {
-                continue;
+            let from = match Part::of_import(name) {
+                Some((of, from)) if of == label => from,
+                None if labelled.iter().any(|(of, _)| of == name) => Prefix::EMPTY,
+                _ => continue,
             };
             let kept = found.iter().find(|found| found.place != Place::Quarantine);
             if let Some(kept) = kept
-                && from.begins(file, content.size).map_err(io())?
+                && begins_with(file, content.size, from).map_err(io())?
             {
                 let kept = self
                     .disk

@@ -3,7 +3,7 @@
 use ::postgres::Row;
 
 use super::Target;
-use crate::data_dir::segment::{Numbers, SegmentId};
+use crate::data_dir::segment::{Numbers, Prefix, SegmentId};
 use crate::event::Micros;
 use crate::store::id_blocks::BlockError;
 use crate::store::{
@@ -114,6 +114,15 @@ fn counts(row: &Row, first: usize) -> Result<Counts, Malformed> {
 /// The name of an imported file, and its content.
 pub(super) fn import_content(row: &Row) -> Result<(String, ImportContent), Malformed> {
     Ok((get(row, 0)?, (get_u64(row, 1)?, get_checksum(row, 2)?)))
+}
+
+/// The name of an imported file, and what is applied of it.
+pub(super) fn import_of(row: &Row) -> Result<(String, Prefix), Malformed> {
+    let prefix = Prefix {
+        length: get_u64(row, 1)?,
+        checksum: get_checksum(row, 2)?,
+    };
+    Ok((get(row, 0)?, prefix))
 }
 
 fn get_checksum(row: &Row, column: usize) -> Result<u32, Malformed> {

@@ -1,4 +1,4 @@
-//! Checks the server, and creates the tables and checks their version.
+//! Checks the server, and creates the tables and checks or upgrades their version.
 //!
 //! Several nodes may start at once. An advisory lock lets one of them create the tables while the others wait.
 //! It is not relied upon, because a compatible engine may not have it: the statements fail if the tables exist,
@@ -13,31 +13,39 @@ use crate::store::StoreError;
 
 const SCHEMA: &str = include_str!("../../../sql/postgres/schema.sql");
 const SELECT_SERVER: &str = include_str!("../../../sql/postgres/select_server.sql");
+const V1_TO_V2: &str = include_str!("../../../sql/postgres/upgrade/v1_to_v2.sql");
+const SELECT_TABLES_EXIST: &str = include_str!("../../../sql/postgres/select_tables_exist.sql");
 const SELECT_VERSION: &str = include_str!("../../../sql/postgres/select_version.sql");
 const SELECT_MISSING_RIGHTS: &str = include_str!("../../../sql/postgres/select_missing_rights.sql");
 const INSERT_CLUSTER: &str = include_str!("../../../sql/postgres/insert_cluster.sql");
 const LOCK_SCHEMA: &str = include_str!("../../../sql/postgres/lock_schema.sql");
 
 /// The version of the tables, in `cluster.version`.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
+/// The version that is upgraded.
+const UPGRADED: i32 = 1;
 /// The first version of PostgreSQL that is accepted.
 const SERVER_VERSION_MIN: i32 = 120_000;
 /// How often the creation of the tables is tried while another node does the same.
 const TRIES: usize = 10;
 
-/// Creates the tables if the database has none. Fails if this server or its tables cannot be used.
+/// Creates the tables if the database has none, and upgrades those of an earlier version. Fails if this server or
+/// its tables cannot be used.
 pub fn ensure(client: &mut Client, target: &Target) -> Result<(), StoreError> {
     check_server(client, target)?;
     let mut last = None;
     for _ in 0..TRIES {
-        if is_there(client, target)? {
-            return check_rights(client, target);
-        }
-        match create(client, target) {
+        let (made, doing) = match version(client, target)? {
+            Some(VERSION) => return check_rights(client, target),
+            Some(UPGRADED) => (upgrade(client, target), "upgrade its tables"),
+            Some(found) => return Err(other_version(target, found)),
+            None => (create(client, target), "create its tables"),
+        };
+        match made {
             // Checked again, which reports another version, too.
             Ok(()) => {}
             Err(error) if is_race(&error) => last = Some(error),
-            Err(error) => return Err(target.failed("create its tables")(error)),
+            Err(error) => return Err(target.failed(doing)(error)),
         }
     }
     match last {
@@ -46,31 +54,53 @@ pub fn ensure(client: &mut Client, target: &Target) -> Result<(), StoreError> {
     }
 }
 
-/// Whether the tables exist, in the version of this program. Another version is an error.
+/// Whether the tables exist, in the version of this program or in one that it upgrades, whose rows it can read. Any
+/// other version is an error.
 pub fn is_there(client: &mut Client, target: &Target) -> Result<bool, StoreError> {
+    match version(client, target)? {
+        None => Ok(false),
+        Some(UPGRADED..=VERSION) => Ok(true),
+        Some(found) => Err(other_version(target, found)),
+    }
+}
+
+/// The same, but a version that is to be upgraded is an error, too.
+pub fn is_current(client: &mut Client, target: &Target) -> Result<bool, StoreError> {
+    match version(client, target)? {
+        None => Ok(false),
+        Some(VERSION) => Ok(true),
+        Some(found) => Err(other_version(target, found)),
+    }
+}
+
+/// The version of the tables; `None` if there are none.
+fn version(client: &mut Client, target: &Target) -> Result<Option<i32>, StoreError> {
     let failed = target.failed("read the version of its tables");
-    let exists = client
-        .query_typed(
-            include_str!("../../../sql/postgres/select_tables_exist.sql"),
-            &[],
-        )
-        .map_err(&failed)?;
+    let exists = client.query_typed(SELECT_TABLES_EXIST, &[]);
+    let exists = exists.map_err(&failed)?;
     if !exists.first().is_some_and(|row| row.get(0)) {
-        return Ok(false);
+        return Ok(None);
     }
     let version = client.query_typed(SELECT_VERSION, &[]).map_err(&failed)?;
-    match version.first().map(|row| row.get::<_, i32>(0)) {
-        Some(VERSION) => Ok(true),
-        Some(found) if found > VERSION => Err(target.unsupported(format!(
-            "its tables have version {found}, which is newer than this program, which supports version {VERSION}; use the newer program"
-        ))),
-        Some(found) => Err(target.unsupported(format!(
-            "its tables have version {found}, written by an earlier version of tallyline; this one supports version {VERSION} only"
-        ))),
-        None => Err(target.unsupported(
+    let version = version.first().ok_or_else(|| {
+        target.unsupported(
             "the table tallyline.cluster is empty; restore the database, or drop the schema tallyline, and the nodes apply all kept files again",
-        )),
-    }
+        )
+    })?;
+    Ok(Some(version.get(0)))
+}
+
+fn other_version(target: &Target, found: i32) -> StoreError {
+    let what = match found {
+        UPGRADED..VERSION => {
+            "was written by an earlier version of tallyline; start a server of this version or run `tallyline process` with it, which upgrade the tables"
+        }
+        VERSION.. => "is newer than this program; use the newer program",
+        _ => "was written by a version of tallyline that this one cannot upgrade",
+    };
+    target.unsupported(format!(
+        "its tables have version {found}, which {what} (this program supports version {VERSION})"
+    ))
 }
 
 /// Rejects a server without what is needed.
@@ -139,21 +169,12 @@ fn check_rights(client: &mut Client, target: &Target) -> Result<(), StoreError> 
 
 fn create(client: &mut Client, target: &Target) -> Result<(), ::postgres::Error> {
     let mut transaction = client.transaction()?;
-    // Without the lock, the statements below decide.
-    let mut attempt = transaction.transaction()?;
-    match attempt.batch_execute(LOCK_SCHEMA) {
-        Ok(()) => attempt.commit()?,
-        Err(error) if error.as_db_error().is_some() => attempt.rollback()?,
-        Err(error) => return Err(error),
-    }
+    lock(&mut transaction)?;
     let exists = |client: &mut ::postgres::Transaction<'_>, what: &str| {
         let rows = client.query_typed(what, &[])?;
         Ok::<_, ::postgres::Error>(rows.first().is_some_and(|row| row.get(0)))
     };
-    if exists(
-        &mut transaction,
-        include_str!("../../../sql/postgres/select_tables_exist.sql"),
-    )? {
+    if exists(&mut transaction, SELECT_TABLES_EXIST)? {
         return Ok(());
     }
     // An administrator may have created the schema, so that the user needs no further right.
@@ -171,6 +192,30 @@ fn create(client: &mut Client, target: &Target) -> Result<(), ::postgres::Error>
     transaction.commit()?;
     tracing::info!(database = %target, "created the tables");
     Ok(())
+}
+
+fn upgrade(client: &mut Client, target: &Target) -> Result<(), ::postgres::Error> {
+    let mut transaction = client.transaction()?;
+    lock(&mut transaction)?;
+    let version = transaction.query_typed(SELECT_VERSION, &[])?;
+    if version.first().map(|row| row.get::<_, i32>(0)) != Some(UPGRADED) {
+        return Ok(()); // Another node upgraded them meanwhile.
+    }
+    transaction.batch_execute(V1_TO_V2)?;
+    transaction.commit()?;
+    tracing::info!(database = %target, "upgraded the tables from version {UPGRADED} to {VERSION}");
+    Ok(())
+}
+
+/// Waits for another node that creates or upgrades the tables. Without the right to do so, the statements that
+/// follow decide.
+fn lock(transaction: &mut ::postgres::Transaction<'_>) -> Result<(), ::postgres::Error> {
+    let mut attempt = transaction.transaction()?;
+    match attempt.batch_execute(LOCK_SCHEMA) {
+        Ok(()) => attempt.commit(),
+        Err(error) if error.as_db_error().is_some() => attempt.rollback(),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether another node created the same objects at the same time.

@@ -5,7 +5,7 @@ use ::postgres::{Client, Row};
 
 use super::convert::{self, Malformed, to_i64};
 use super::statement::{RowsError, of_segments, returning_segment, statement};
-use crate::data_dir::segment::{SegmentId, Tag};
+use crate::data_dir::segment::{Label, SegmentId, Tag};
 use crate::store::apply::Range;
 use crate::store::{SegmentRow, SegmentState};
 
@@ -20,6 +20,7 @@ pub(super) fn claim_segment(
     let checksum = i64::from(range.checksum);
     let state = range.end.state().name();
     let tag = range.tag.map(|tag| tag.to_string());
+    let label = range.label.map(|label| label.to_string());
     let rows = transaction.query_typed(
         returning_segment!("claim_segment"),
         &[
@@ -32,6 +33,7 @@ pub(super) fn claim_segment(
             (&state, Type::TEXT),
             (&range.now_ms, Type::INT8),
             (&tag, Type::TEXT),
+            (&label, Type::TEXT),
         ],
     )?;
     if let Some(row) = rows.first() {
@@ -43,6 +45,7 @@ pub(super) fn claim_segment(
     let first = First {
         segment: range.segment,
         tag: range.tag,
+        label: range.label,
         file_name: range.file_name,
         state: range.end.state(),
         applied_bytes: range.to,
@@ -56,6 +59,7 @@ pub(super) fn claim_segment(
 pub(super) struct First<'a> {
     pub(super) segment: &'a SegmentId,
     pub(super) tag: Option<Tag>,
+    pub(super) label: Option<Label>,
     pub(super) file_name: &'a str,
     pub(super) state: SegmentState,
     pub(super) applied_bytes: u64,
@@ -78,6 +82,7 @@ pub(super) fn insert_segment(
     };
     let name = first.segment.to_string();
     let tag = first.tag.map(|tag| tag.to_string());
+    let label = first.label.map(|label| label.to_string());
     let row = transaction.query_typed_opt(
         returning_segment!("insert_segment"),
         &[
@@ -90,6 +95,7 @@ pub(super) fn insert_segment(
             (&to_i64(first.applied_bytes), Type::INT8),
             (&i64::from(first.checksum), Type::INT8),
             (&first.now_ms, Type::INT8),
+            (&label, Type::TEXT),
         ],
     )?;
     Ok(row.map(|row| convert::segment_row(&row)).transpose()?)

@@ -14,7 +14,7 @@ use super::convert::{self, Malformed, get, get_u64, to_i64};
 use super::segments::segment_rows;
 use super::statement::{Param, TOGETHER, of_segments, statement};
 use super::{Node, Target, schema};
-use crate::data_dir::segment::SegmentId;
+use crate::data_dir::segment::{Label, Prefix, SegmentId};
 use crate::event::Micros;
 use crate::store::id_blocks::{Block, Grouped, Span};
 use crate::store::snapshot::{BlockRow, status_in};
@@ -37,7 +37,7 @@ impl PostgresSnapshot {
     ) -> Result<Option<Self>, StoreError> {
         let failed = target.failed("begin to read it");
         let mut client = target.connect()?;
-        if !schema::is_there(&mut client, target)? {
+        if !schema::is_current(&mut client, target)? {
             return Ok(None);
         }
         client
@@ -197,6 +197,20 @@ impl PostgresSnapshot {
     pub(in crate::store) fn own(&self, place: i64) -> Option<i64> {
         let (node, key) = Node::of_place(place);
         (node == self.node).then_some(key)
+    }
+
+    /// See [`Snapshot::imports_of`](crate::store::Snapshot::imports_of).
+    pub(in crate::store) fn imports_of(
+        &self,
+        label: Label,
+    ) -> Result<Vec<(String, Prefix)>, StoreError> {
+        let (sql, label) = (statement!("select_imports_of"), label.to_string());
+        self.read(
+            "read the imported files",
+            sql,
+            &[(&label, Type::TEXT)],
+            |rows| rows.iter().map(convert::import_of).collect(),
+        )
     }
 
     pub(in crate::store) fn overflows(

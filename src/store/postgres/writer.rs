@@ -18,7 +18,7 @@ use super::convert::{self, Malformed, to_i64};
 use super::segments::{self, First, segment_rows};
 use super::statement::{Param, RowsError, of_segments, statement};
 use super::{Node, Target, schema};
-use crate::data_dir::segment::{Numbers, SegmentId};
+use crate::data_dir::segment::{Label, Numbers, Prefix, SegmentId};
 use crate::store::apply::{End, Failure};
 use crate::store::{
     AppliedSegments, ImportContent, Ledger, Mark, NodeReport, Overall, Pruned, SegmentRow,
@@ -113,6 +113,7 @@ impl PostgresWriter {
                 let first = First {
                     segment: mark.segment,
                     tag: mark.tag,
+                    label: None,
                     file_name: mark.file_name,
                     state: SegmentState::Sealed,
                     applied_bytes: 0,
@@ -183,6 +184,16 @@ impl PostgresWriter {
         self.read(statement!("select_import_contents"), &[], |rows| {
             rows.iter().map(convert::import_content).collect()
         })
+    }
+
+    /// See [`Writer::imports_of`](crate::store::Writer::imports_of).
+    pub fn imports_of(&self, label: Label) -> Result<Vec<(String, Prefix)>, StoreError> {
+        let label = label.to_string();
+        self.read(
+            statement!("select_imports_of"),
+            &[(&label, Type::TEXT)],
+            |rows| rows.iter().map(convert::import_of).collect(),
+        )
     }
 
     /// See [`Writer::numbers`](crate::store::Writer::numbers).

@@ -555,33 +555,6 @@ fn a_line_between_two_numbers_keeps_their_runs_apart() {
 }
 
 #[test]
-fn a_database_of_the_version_before_is_refused_by_name() {
-    // It does not store the number of ids.
-    let (dir, writer) = open();
-    writer.close().expect("it closes");
-    let path = dir.path().join(DATABASE_FILE);
-    let connection = Connection::open(&path).expect("it opens");
-    connection
-        .pragma_update(None, "user_version", 4)
-        .expect("a version");
-    drop(connection);
-    let error = Writer::open(&path, Existing::OrCreate)
-        .err()
-        .expect("refused");
-    let words = error.to_string();
-    assert!(
-        words.contains("version 4")
-            && words.contains("version 5 only")
-            && words.contains("tallyline process"),
-        "{words}"
-    );
-    assert!(matches!(
-        read_segments(&path),
-        Err(StoreError::Older { found: 4, .. })
-    ));
-}
-
-#[test]
 fn the_key_of_an_imported_file_is_never_used_twice() {
     // Fails if the next file gets the key of a row that is gone: the ids of the former file, which stay, would
     // belong to lines of the next one.

@@ -1,0 +1,158 @@
+//! A segment of another data directory that is in this one under several names: shorter and longer copies, and
+//! the two ends that it has after its directory was copied and both went on.
+//!
+//! Its label tells that the files are one segment. The first is applied; the others are refused, and
+//! `tallyline process FILE` imports what they have more.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::harness::{PATIENCE, Scratch, Server, arg, copy_tree, event, run, until};
+use super::identity::{post, process, reasons, revenue, sealed, serve, verify};
+
+/// A directory whose one segment has 17 events, and a copy of its active file with the first 10.
+fn other_directory(scratch: &Scratch) -> (PathBuf, PathBuf) {
+    let a = scratch.path().join("a");
+    let server = Server::start(&a);
+    for _ in 0..10 {
+        server.accept(event("u", 1));
+    }
+    let first = scratch.path().join("first.jsonl");
+    fs::copy(a.join("events.jsonl"), &first).unwrap();
+    post(&server, 7);
+    server.stop().expect(0);
+    (first, sealed(&a).pop().unwrap().1)
+}
+
+/// Copies a file into a directory under its own name, or another one.
+fn drop_in(file: &Path, data: &Path, name: Option<&str>) -> PathBuf {
+    fs::create_dir_all(data).unwrap();
+    let to = data.join(name.unwrap_or(file.file_name().unwrap().to_str().unwrap()));
+    fs::copy(file, &to).unwrap();
+    to
+}
+
+/// Moves the file out, and imports it from there.
+#[track_caller]
+fn import_again(scratch: &Scratch, data: &Path, file: &Path) {
+    let away = scratch.path().join(file.file_name().unwrap());
+    fs::rename(file, &away).unwrap();
+    run(&["process", "--data-dir", arg(data), arg(&away)]).expect(0);
+}
+
+const REFUSED: &str = "has lines of segment 1 of the data directory";
+
+#[test]
+fn a_longer_copy_of_an_imported_segment_is_refused_and_its_rest_can_be_imported() {
+    // Fails if the common lines count twice (27 instead of 17), if readiness or verify do not say why the second
+    // file is not applied, or if the advice does not lead to the right total.
+    let scratch = Scratch::new();
+    let (first, whole) = other_directory(&scratch);
+    let data = scratch.data();
+    let server = Server::with(&data, &["--flush-interval", "10ms"]);
+    drop_in(&first, &data, Some("events_a.jsonl"));
+    until(PATIENCE, "it is archived", || {
+        (!data.join("events_a.jsonl").exists()).then_some(())
+    });
+    let refused = drop_in(&whole, &data, None);
+    until(PATIENCE, "it is reported", || {
+        reasons(&server).contains(REFUSED).then_some(())
+    });
+    assert!(reasons(&server).contains("so does events_a.jsonl"));
+    server.stop().expect(0);
+    assert_eq!(revenue(&data), 10);
+    let ran = verify(&data).expect(1);
+    assert!(ran.stdout.contains(REFUSED), "{ran}");
+    import_again(&scratch, &data, &refused);
+    assert_eq!(revenue(&data), 17);
+    verify(&data).expect(0);
+    // The labels are found again.
+    run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
+    assert_eq!(revenue(&data), 17);
+    drop_in(&whole, &data, None);
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains(REFUSED), "{ran}");
+    assert_eq!(revenue(&data), 17);
+}
+
+#[test]
+fn a_shorter_copy_of_an_imported_segment_is_refused_even_without_the_file_of_that() {
+    // Fails if the label of an imported file is looked for in its file only, or if it is compared by its
+    // checksum only, which a shorter copy does not have.
+    let scratch = Scratch::new();
+    let (first, whole) = other_directory(&scratch);
+    let data = scratch.data();
+    drop_in(&whole, &data, Some("events_whole.jsonl"));
+    process(&data).expect(0);
+    assert_eq!(revenue(&data), 17);
+    fs::remove_dir_all(data.join("applied")).unwrap();
+    drop_in(&first, &data, Some("events_a.jsonl"));
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains("so does events_whole.jsonl"), "{ran}");
+    assert_eq!(revenue(&data), 17);
+}
+
+#[test]
+fn two_copies_of_a_segment_dropped_together_count_once() {
+    // Fails if a file is compared only with files that were committed before.
+    let scratch = Scratch::new();
+    let (first, whole) = other_directory(&scratch);
+    let data = scratch.data();
+    drop_in(&whole, &data, None);
+    drop_in(&first, &data, Some("events_a.jsonl"));
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains(REFUSED), "{ran}");
+    assert_eq!(revenue(&data), 17);
+    let server = Server::start(&data);
+    until(PATIENCE, "it is reported", || {
+        reasons(&server).contains(REFUSED).then_some(())
+    });
+    server.stop().expect(0);
+    assert_eq!(revenue(&data), 17);
+    // All its lines are known.
+    let away = scratch.path().join("a.jsonl");
+    fs::rename(data.join("events_a.jsonl"), &away).unwrap();
+    run(&["process", "--data-dir", arg(&data), arg(&away)]).expect(0);
+    assert_eq!(revenue(&data), 17);
+    verify(&data).expect(0);
+}
+
+#[test]
+fn a_segment_with_two_ends_counts_its_beginning_once() {
+    // Fails if the segments of two copies of a directory, which have different names, both count from their
+    // start.
+    let scratch = Scratch::new();
+    let a = scratch.path().join("a");
+    let server = Server::start(&a);
+    for _ in 0..10 {
+        server.accept(event("u", 1));
+    }
+    server.kill();
+    let clone = scratch.path().join("clone");
+    copy_tree(&a, &clone);
+    serve(&a, 4).stop().expect(0);
+    let server = Server::start(&clone);
+    server.accept(event("u", 100));
+    server.stop().expect(0);
+    let data = scratch.data();
+    for of in [&a, &clone] {
+        drop_in(&sealed(of).first().unwrap().1, &data, None);
+    }
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains(REFUSED), "{ran}");
+    assert!([14, 110].contains(&revenue(&data)), "{}", revenue(&data));
+    let left = sealed(&data)
+        .into_iter()
+        .map(|(_, path)| path)
+        .find(|path| path.parent() == Some(&data));
+    let left = left.unwrap();
+    let away = scratch.path().join("fork.jsonl");
+    fs::rename(&left, &away).unwrap();
+    // The own events of both are counted; which of the common ones were received twice is not known.
+    let ran = run(&["process", "--data-dir", arg(&data), arg(&away)]).expect(3);
+    assert!(ran.stderr.contains("received its own events"), "{ran}");
+    assert_eq!(revenue(&data), 114);
+    run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
+    assert_eq!(revenue(&data), 114, "both parts are applied by a rebuild");
+    verify(&data).expect(0);
+}
