@@ -149,7 +149,7 @@
 //! | an older database was restored | rows behind the files | the rest is applied |
 //! | rebuild, before its rename | `revenue.db.rebuild` beside the old database | it is removed ([`processor`]) |
 //! | import, before its rename | a `.part` file, which is not a segment | importing the file again replaces it ([`processor`]) |
-//! | restore, any step | `restore.json`; other commands refuse to use the directory | the next restore repeats its steps ([`backup`]) |
+//! | restore, any step | `restore.json`, and `restoring` in `directory.json`; other commands refuse to use the directory | the next restore repeats its steps ([`backup`]) |
 //!
 //! # Threads
 //!

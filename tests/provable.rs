@@ -782,6 +782,26 @@ fn a_database_deleted_after_pruning_is_reported() {
 }
 
 #[test]
+fn a_database_deleted_with_directory_json_after_pruning_is_logged() {
+    // Fails if nothing says that the events of pruned segments are not counted any more. The segments have another
+    // UUID now, and the totals agree with the files that are left.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    segments(&scratch, 4);
+    let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
+    until(PATIENCE, "pruned", || {
+        (archive(&data).len() == 1).then_some(())
+    });
+    server.stop().expect(0);
+    delete_database(&data);
+    fs::remove_file(data.join("directory.json")).unwrap();
+    let ran = Server::start(&data).stop().expect(0);
+    assert!(ran.stderr.contains("Segments 1 to 3 are not here"), "{ran}");
+    let ran = Server::start(&data).stop().expect(0);
+    assert!(!ran.stderr.contains("are not here"), "only once: {ran}");
+}
+
+#[test]
 fn a_locked_database_delays_pruning_and_does_not_block_verify() {
     // Fails if a transaction of another program stops retention for good or blocks `verify`.
     let scratch = Scratch::new();

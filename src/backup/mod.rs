@@ -12,8 +12,8 @@
 //!
 //! # Restore
 //! See [`restore`]. Either the totals are exact afterwards, or nothing is changed and the error says
-//! why. While a restore is incomplete, `restore.json` is in the directory, and other commands refuse to
-//! use it.
+//! why. While a restore is incomplete, `restore.json` and `directory.json` in the directory say so, and other
+//! commands refuse to use it.
 
 mod create;
 mod manifest;
@@ -29,6 +29,7 @@ pub(crate) use self::create::create;
 pub use self::manifest::check;
 pub(crate) use self::restore::restore;
 use crate::data_dir::disk::{Disk as _, DiskFile, RealDisk};
+use crate::data_dir::{DIRECTORY_FILE, Directory};
 
 /// Name of the list of files in a backup.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -41,11 +42,15 @@ const BLOCK: usize = 1 << 20;
 
 /// Fails if a restore of the data directory is incomplete.
 pub fn refuse_unfinished(data_dir: &Path) -> anyhow::Result<()> {
-    if !exists(&data_dir.join(RESTORE_FILE))? {
+    let sign = if exists(&data_dir.join(RESTORE_FILE))? {
+        format!("{RESTORE_FILE} exists")
+    } else if Directory::of(&RealDisk, data_dir)?.is_some_and(|directory| directory.restoring) {
+        format!("{DIRECTORY_FILE} says so; {RESTORE_FILE} was removed")
+    } else {
         return Ok(());
-    }
+    };
     bail!(
-        "cannot use {}: its restore is incomplete ({RESTORE_FILE} exists); to complete it, run `tallyline restore {} --data-dir {}`",
+        "cannot use {}: its restore is incomplete ({sign}); to complete it, run `tallyline restore {} --data-dir {}`",
         data_dir.display(),
         restore::backup_named_in(data_dir)
             .as_deref()

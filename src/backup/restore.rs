@@ -5,7 +5,8 @@
 //! is changed. Then these steps follow, each of which can be repeated:
 //!
 //! 1. `restore.json` is written. Other commands refuse to use the directory until it is removed.
-//! 2. A target without `directory.json` gets the backup's.
+//! 2. A target without `directory.json` gets the backup's. The file says from now on that a restore is incomplete,
+//!    so that it is known even if `restore.json` is removed.
 //! 3. Files whose content is the beginning of a longer file in the backup are moved to `quarantine/`.
 //!    Step 5 adds the backup's file in their place.
 //! 4. The active file is sealed, under the label of the directory in which it was written. In a
@@ -13,7 +14,7 @@
 //! 5. Missing files are added; no file is replaced.
 //! 6. The old database is moved to `quarantine/` with its `-wal`, and the backup's is copied.
 //! 7. `directory.json` is written: the backup's UUID, and the number after the highest.
-//! 8. `restore.json` is removed.
+//! 8. `restore.json` is removed, and `directory.json` says that the restore is complete.
 //!
 //! Then the database has counted a subset of the events in the files, as after a crash, and the next
 //! start applies the others. A target with events that only its old database has counted is an error.
@@ -186,11 +187,22 @@ impl Restore {
     }
 
     fn adopt(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
-        if self.plan.directory.is_none() {
-            let directory = self.directory.next(self.directory.number);
-            directory.write(&RealDisk, &self.data_dir)?;
-        }
-        Ok(())
+        let backups = || self.directory.next(self.directory.number);
+        let directory = self.plan.directory.unwrap_or_else(backups);
+        self.write_directory(directory, true)
+    }
+
+    /// The present content of the target's `directory.json`; `None` if there is none.
+    fn here(&self) -> Option<Directory> {
+        Directory::read(&RealDisk, &self.data_dir).ok().flatten()
+    }
+
+    fn write_directory(&self, directory: Directory, restoring: bool) -> anyhow::Result<()> {
+        let directory = Directory {
+            restoring,
+            ..directory
+        };
+        Ok(directory.write(&RealDisk, &self.data_dir)?)
     }
 
     fn set_aside(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
@@ -293,9 +305,8 @@ impl Restore {
         let tag = directory_tag(self.directory.id);
         let catalog = Catalog::scan(&RealDisk, &self.data_dir, tag)
             .with_context(|| format!("cannot list {}", self.data_dir.display()))?;
-        let here = Directory::read(&RealDisk, &self.data_dir)
-            .ok()
-            .flatten()
+        let here = self
+            .here()
             .filter(|here| here.id == self.directory.id)
             .map_or(0, |here| here.number + u64::from(here.started));
         let number = self
@@ -303,12 +314,15 @@ impl Restore {
             .number
             .max(catalog.highest_number() + 1)
             .max(here);
-        let next = self.directory.next(number);
-        Ok(next.write(&RealDisk, &self.data_dir)?)
+        self.write_directory(self.directory.next(number), true)
     }
 
     fn unmark(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
-        Marker::remove(&self.data_dir)
+        Marker::remove(&self.data_dir)?;
+        match self.here() {
+            Some(complete) => self.write_directory(complete, false),
+            None => bail!("{DIRECTORY_FILE} disappeared"),
+        }
     }
 
     /// The time at which the restore began, for file names.

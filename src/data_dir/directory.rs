@@ -9,9 +9,10 @@
 //! ```
 //!
 //! `started` says whether segment 43 may hold acknowledged events. If it is true and `events.jsonl` is
-//! empty or missing, these events are missing. The file is written by recovery and by the committer,
+//! empty or missing, these events are missing. `"restoring": true` is there while a restore is incomplete. The file is written by recovery and by the committer,
 //! under `serve.lock`. If it does not exist, it may also be created under `process.lock`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -21,8 +22,9 @@ use uuid::Uuid;
 use super::DataDirError;
 use super::catalog::{Catalog, Place};
 use crate::data_dir::disk::{self, Disk};
+use crate::data_dir::numbers::{MISSING_MAX, gaps, ranges};
 use crate::data_dir::segment::{
-    ACTIVE_FILE, DirectoryTag, Label, Numbers, SEGMENT_NUMBER_MAX, Tag,
+    ACTIVE_FILE, DirectoryTag, Label, Numbers, SEGMENT_NUMBER_MAX, SegmentId, Tag, label_in_name,
 };
 
 /// The file's name in the data directory.
@@ -39,6 +41,8 @@ pub struct Directory {
     pub token: u32,
     /// Whether the active segment may hold acknowledged events.
     pub started: bool,
+    /// Whether a restore is incomplete, so that files or totals are missing.
+    pub restoring: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,6 +51,8 @@ struct Wire {
     segment: u64,
     token: String,
     started: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    restoring: bool,
 }
 
 impl Directory {
@@ -57,6 +63,7 @@ impl Directory {
             number: 1,
             token: random_token(),
             started: false,
+            restoring: false,
         }
     }
 
@@ -120,6 +127,7 @@ impl Directory {
             number: wire.segment,
             token,
             started: wire.started,
+            restoring: wire.restoring,
         }))
     }
 
@@ -147,6 +155,9 @@ impl Directory {
         let catalog = Catalog::scan(disk, data_dir, directory.tag())
             .map_err(DataDirError::io("list", data_dir))?;
         directory.number = 1 + catalog.highest_number().max(known_number);
+        if known_id.is_none() {
+            warn_of_missing_segments(&catalog, data_dir);
+        }
         // If a server and `process` start at the same time, both must use the same identity.
         match disk::write_new(disk, &path, |file| file.write_all_at(&directory.text(), 0)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -179,6 +190,7 @@ impl Directory {
             segment: self.number,
             token: format!("{:08x}", self.token),
             started: self.started,
+            restoring: self.restoring,
         };
         // Strings, numbers and a flag: this cannot fail.
         let mut text = serde_json::to_vec(&wire).unwrap_or_default();
@@ -190,6 +202,34 @@ impl Directory {
 impl Default for Directory {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Warns of numbers that the segments of other data directories lack. If `directory.json` and the database were both
+/// removed, these are the segments of this directory, and those that retention pruned are not counted any more.
+fn warn_of_missing_segments(catalog: &Catalog, data_dir: &Path) {
+    let mut of_directories = BTreeMap::<DirectoryTag, BTreeSet<u64>>::new();
+    for id in catalog.sealed.keys() {
+        if let SegmentId::Imported(name) = id
+            && let Some(label) = label_in_name(name)
+        {
+            let numbers = of_directories.entry(label.tag.directory).or_default();
+            numbers.insert(label.number);
+        }
+    }
+    for (tag, found) in of_directories {
+        let last = found.last().copied().unwrap_or_default();
+        let missing: BTreeSet<u64> = gaps(1, last, found.iter().map(|&number| number..=number))
+            .take(MISSING_MAX)
+            .collect();
+        if !missing.is_empty() {
+            tracing::warn!(
+                "{} is missing, so it is created, and segments {} of the data directory {tag:08x} are imported files. Segments {} are not here: if they were pruned, their events are in the totals of the old database only; in that case restore {DIRECTORY_FILE} and the database from a backup",
+                data_dir.join(DIRECTORY_FILE).display(),
+                ranges(&found),
+                ranges(&missing)
+            );
+        }
     }
 }
 
@@ -265,9 +305,7 @@ pub(crate) fn given_out(disk: &dyn Disk, data_dir: &Path) -> Result<u64, DataDir
 
 /// Whether a sealed file outside the quarantine has this number and tag.
 pub(crate) fn is_sealed(catalog: &Catalog, label: Label) -> bool {
-    let found = catalog
-        .sealed
-        .get(&crate::data_dir::segment::SegmentId::Native(label.number));
+    let found = catalog.sealed.get(&SegmentId::Native(label.number));
     found
         .into_iter()
         .flatten()
