@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::harness::{PATIENCE, Scratch, Server, arg, copy_tree, event, run, until};
+use super::harness::{PATIENCE, Scratch, Server, arg, copy_tree, event, files_below, run, until};
 use super::identity::{post, process, reasons, revenue, sealed, serve, verify};
 
 /// A directory whose one segment has 17 events, and a copy of its active file with the first 10.
@@ -155,4 +155,28 @@ fn a_segment_with_two_ends_counts_its_beginning_once() {
     run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
     assert_eq!(revenue(&data), 114, "both parts are applied by a rebuild");
     verify(&data).expect(0);
+}
+
+#[test]
+fn an_active_file_of_another_directory_is_named_and_can_be_imported() {
+    // Fails if the reason says that it has no label, or if its lines do not count after the advice was followed.
+    let scratch = Scratch::new();
+    let (first, _) = other_directory(&scratch);
+    let data = scratch.data();
+    let server = Server::start(&data);
+    server
+        .post("/liveEvent?ack=applied", event("u", 100))
+        .expect(200);
+    server.kill();
+    fs::copy(&first, data.join("events.jsonl")).unwrap();
+    let server = Server::start(&data);
+    let reported = reasons(&server);
+    assert!(
+        reported.contains("it is segment 1 of the data directory"),
+        "{reported}"
+    );
+    server.stop().expect(0);
+    let aside = files_below(&data.join("quarantine")).pop().unwrap();
+    run(&["process", "--data-dir", arg(&data), arg(&aside)]).expect(0);
+    assert_eq!(revenue(&data), 110);
 }

@@ -160,7 +160,8 @@ impl Recover<'_> {
             self.retoken()?;
             return Ok((0, file));
         }
-        match label.filter(|label| label.tag.directory == self.directory.tag()) {
+        let ours = label.filter(|label| label.tag.directory == self.directory.tag());
+        match ours {
             Some(label) if is_sealed(&self.catalog, label) => {
                 drop(file);
                 self.set_aside(&format!(
@@ -174,9 +175,13 @@ impl Recover<'_> {
                 drop(file);
                 let number = self.directory.number;
                 let applied = self.known.row(number);
-                self.set_aside(&match applied.map_or(0, |row| row.applied_bytes) {
-                    0 => format!("it has no label, but segment {number} is active"),
-                    bytes => format!(
+                self.set_aside(&match (label, applied.map_or(0, |row| row.applied_bytes)) {
+                    (Some(other), _) => format!(
+                        "it is segment {} of the data directory {:08x}, but segment {number} of this one is active",
+                        other.number, other.tag.directory
+                    ),
+                    (None, 0) => format!("it has no label, but segment {number} is active"),
+                    (None, bytes) => format!(
                         "it has no label, but segment {number} is active, of which {bytes} bytes are applied; if the file begins with the same lines, remove them before you process it, otherwise they are counted twice"
                     ),
                 })?;
