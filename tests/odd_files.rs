@@ -9,7 +9,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
-use super::harness::{PATIENCE, Scratch, Server, arg, database, event, run, until};
+use super::harness::{
+    PATIENCE, Process, Scratch, Server, arg, database, event, run, tallyline, until,
+};
 
 /// Creates one of each kind in a directory; returns how each is reported.
 fn odd_things(dir: &Path) -> Vec<&'static str> {
@@ -151,7 +153,6 @@ fn endless_config_and_token_files_are_rejected() {
     // Fails if start-up reads a file of unlimited size that an option names, or waits for the
     // writer of a FIFO for ever.
     let scratch = Scratch::new();
-    let data = scratch.data();
     let fifo = scratch.path().join("fifo");
     assert!(
         Command::new("mkfifo")
@@ -162,22 +163,33 @@ fn endless_config_and_token_files_are_rejected() {
     );
     let large = scratch.file("large", "# a comment\n".repeat(100_000));
     let events = scratch.file("events.jsonl", event("u", 1));
-    let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir", arg(&data)];
-    let send = ["send", arg(&events)];
-    for (command, flag, code) in [
-        (&serve[..], "--token-file", 1),
-        (&serve, "--config", 2),
-        (&send, "--token-file", 2),
+    let mut started = Vec::new();
+    for (serves, flag, code) in [
+        (true, "--token-file", 1),
+        (true, "--config", 2),
+        (false, "--token-file", 2),
     ] {
         for (path, text) in [
             (large.as_path(), "it has more than 1048576 bytes"),
             (Path::new("/dev/zero"), "it has more than 1048576 bytes"),
             (&fifo, "timed out waiting for its end"),
         ] {
-            let ran = run(&[command, &[flag, arg(path)]].concat()).expect(code);
-            assert!(ran.stderr.contains(text), "{flag} {path:?}: {}", ran.stderr);
-            assert!(ran.stderr.contains(arg(path)), "{flag}: {}", ran.stderr);
+            let data = scratch.path().join(started.len().to_string());
+            let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir", arg(&data)];
+            let command = if serves {
+                &serve[..]
+            } else {
+                &["send", arg(&events)]
+            };
+            let mut command = tallyline(&[command, &[flag, arg(path)]].concat());
+            started.push((Process::start(&mut command), flag, path, code, text));
         }
+    }
+    // Together, because those that read the FIFO wait for ten seconds or more.
+    for (process, flag, path, code, text) in started {
+        let ran = process.finish().expect(code);
+        assert!(ran.stderr.contains(text), "{flag} {path:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(arg(path)), "{flag}: {}", ran.stderr);
     }
 }
 

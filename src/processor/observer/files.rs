@@ -19,7 +19,7 @@ use crate::verify::contents::{compare_claims, describe_rivals};
 use crate::verify::seal;
 
 /// Least time between two listings of the archive.
-const ARCHIVE_INTERVAL_MIN: Duration = Duration::from_mins(1);
+const ARCHIVE_INTERVAL_MIN: Duration = Duration::from_secs(10);
 /// The pause after a listing of the archive is at least this many times its duration.
 const ARCHIVE_PAUSE_FACTOR: u32 = 50;
 
