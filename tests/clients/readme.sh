@@ -92,7 +92,7 @@ bench() {
     local command
     command=$(sed -E "s# target/release/tallyline# $bin#; s/--minutes [0-9]+/--minutes 0.1/
         s/--seconds [0-9]+/--seconds 3 --only burst/; /ingest/s/\$/ --seconds 1 --rounds 1/
-        s/--segments [0-9]+/--segments 1000 --users 2000/; s# DIR # $tmp/years #g" <<<"$1")
+        s/--segments [0-9]+/--segments 1000 --users 2000/; s# DIR # $tmp/years #g; /years/s/\$/ --rounds 1/" <<<"$1")
     (cd "$repo" && unset TALLYLINE_LISTEN TALLYLINE_PORT_FILE TALLYLINE_TO && bash -c "$command") &>>"$tmp/run.log" ||
         fail "$command"
 }
