@@ -7,7 +7,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::harness::{PATIENCE, Scratch, Server, arg, copy_tree, event, files_below, run, until};
+use super::harness::{
+    PATIENCE, Scratch, Server, arg, copy_tree, event, files_below, names_in, run, until,
+};
 use super::identity::{post, process, reasons, revenue, sealed, serve, verify};
 
 /// A directory whose one segment has 17 events, and a copy of its active file with the first 10.
@@ -134,27 +136,32 @@ fn a_segment_with_two_ends_counts_its_beginning_once() {
     let server = Server::start(&clone);
     server.accept(event("u", 100));
     server.stop().expect(0);
-    let data = scratch.data();
-    for of in [&a, &clone] {
-        drop_in(&sealed(of).first().unwrap().1, &data, None);
+    // In a rebuild, the part that is imported below comes after files with their own names and before the others.
+    for names in [
+        [None, None],
+        [Some("events_x1.jsonl"), Some("events_x2.jsonl")],
+    ] {
+        let data = scratch
+            .path()
+            .join(if names[0].is_none() { "own" } else { "other" });
+        for (of, name) in [&a, &clone].into_iter().zip(names) {
+            drop_in(&sealed(of).first().unwrap().1, &data, name);
+        }
+        let ran = process(&data).expect(1);
+        assert!(ran.stderr.contains(REFUSED), "{ran}");
+        assert!([14, 110].contains(&revenue(&data)), "{}", revenue(&data));
+        let is_left = |name: &String| name.starts_with("events") && name != "events.jsonl";
+        let left = names_in(&data).into_iter().find(is_left).unwrap();
+        let away = scratch.path().join("fork.jsonl");
+        fs::rename(data.join(&left), &away).unwrap();
+        // The own events of both are counted; which of the common ones were received twice is not known.
+        let ran = run(&["process", "--data-dir", arg(&data), arg(&away)]).expect(3);
+        assert!(ran.stderr.contains("received its own events"), "{ran}");
+        assert_eq!(revenue(&data), 114);
+        run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
+        assert_eq!(revenue(&data), 114, "both parts are applied by a rebuild");
+        verify(&data).expect(0);
     }
-    let ran = process(&data).expect(1);
-    assert!(ran.stderr.contains(REFUSED), "{ran}");
-    assert!([14, 110].contains(&revenue(&data)), "{}", revenue(&data));
-    let left = sealed(&data)
-        .into_iter()
-        .map(|(_, path)| path)
-        .find(|path| path.parent() == Some(&data));
-    let left = left.unwrap();
-    let away = scratch.path().join("fork.jsonl");
-    fs::rename(&left, &away).unwrap();
-    // The own events of both are counted; which of the common ones were received twice is not known.
-    let ran = run(&["process", "--data-dir", arg(&data), arg(&away)]).expect(3);
-    assert!(ran.stderr.contains("received its own events"), "{ran}");
-    assert_eq!(revenue(&data), 114);
-    run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
-    assert_eq!(revenue(&data), 114, "both parts are applied by a rebuild");
-    verify(&data).expect(0);
 }
 
 #[test]
