@@ -174,6 +174,35 @@ fn a_copy_of_the_running_directory_in_any_order_is_exact_or_rejected() {
 }
 
 #[test]
+fn an_older_active_file_of_a_pruned_segment_is_reported_and_not_counted_again() {
+    // Fails if it counts again, or if the log says that it may lack events: whether it does cannot be known.
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let flags = ["--retention", "0s", "--flush-interval", "10ms"];
+    let server = Server::with(&data, &flags);
+    for _ in 0..2 {
+        server.accept(event("u", 1));
+    }
+    fs::copy(data.join(ACTIVE), scratch.path().join("older")).unwrap();
+    server.accept(event("u", 1));
+    server.flush();
+    post(&server, 2);
+    let is_first = |(number, _): &(u64, PathBuf)| *number == 1;
+    until(PATIENCE, "segment 1 is pruned", || {
+        (!sealed(&data).iter().any(is_first)).then_some(())
+    });
+    server.stop().expect(0);
+    fs::copy(scratch.path().join("older"), data.join(ACTIVE)).unwrap();
+    let server = Server::with(&data, &flags);
+    until(PATIENCE, "it is reported", || {
+        reasons(&server).contains("pruned").then_some(())
+    });
+    let log = server.stop().expect(0).stderr;
+    assert!(!log.contains("from before it was sealed"), "{log}");
+    assert_eq!(revenue(&data), 5);
+}
+
+#[test]
 fn restored_older_files_are_reported_and_count_nothing_twice() {
     // Fails if the rows of segments whose files are missing are used for new segments.
     let scratch = Scratch::new();

@@ -187,3 +187,150 @@ fn an_active_file_of_another_directory_is_named_and_can_be_imported() {
     run(&["process", "--data-dir", arg(&data), arg(&aside)]).expect(0);
     assert_eq!(revenue(&data), 110);
 }
+
+/// Both parts of the segment of `a` that another directory has imported, the first one first.
+fn parts(scratch: &Scratch, first: &Path, whole: &Path) -> Vec<PathBuf> {
+    let other = scratch.path().join("importer");
+    fs::create_dir_all(&other).unwrap();
+    for file in [first, whole] {
+        run(&["process", "--data-dir", arg(&other), arg(file)]).expect(0);
+    }
+    let mut parts = files_below(&other.join("applied"));
+    parts.sort();
+    assert_eq!(parts.len(), 2);
+    parts
+}
+
+#[test]
+fn parts_of_an_own_segment_do_not_count_beside_it() {
+    // Fails if parts of our segment, which another directory has imported, count when they come back; or if the
+    // segment counts when its parts do already.
+    let scratch = Scratch::new();
+    let (first, whole) = other_directory(&scratch);
+    let a = scratch.path().join("a");
+    let identity = fs::read(a.join("directory.json")).unwrap();
+    for part in parts(&scratch, &first, &whole) {
+        drop_in(&part, &a, None);
+    }
+    let ran = process(&a).expect(1);
+    assert_eq!(ran.stderr.matches(REFUSED).count(), 2, "{ran}");
+    assert_eq!(revenue(&a), 17);
+    run(&["process", "--rebuild", "--data-dir", arg(&a)]).expect(1);
+    assert_eq!(revenue(&a), 17, "they are in one transaction");
+    let data = scratch.data();
+    for part in parts(&scratch, &first, &whole) {
+        drop_in(&part, &data, None);
+    }
+    fs::write(data.join("directory.json"), identity).unwrap();
+    let ran = process(&data).expect(1);
+    assert!(ran.stdout.contains("missing: segments 1"), "{ran}");
+    assert_eq!(revenue(&data), 17);
+    drop_in(&whole, &data, None);
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains(REFUSED), "{ran}");
+    assert_eq!(revenue(&data), 17);
+}
+
+#[test]
+fn the_beginning_of_a_segment_is_imported_beside_its_rest() {
+    // Fails if all lines before a part that is counted are taken for counted.
+    let scratch = Scratch::new();
+    let (first, whole) = other_directory(&scratch);
+    let rest = parts(&scratch, &first, &whole).pop().unwrap();
+    let data = scratch.data();
+    drop_in(&rest, &data, None);
+    process(&data).expect(0);
+    assert_eq!(revenue(&data), 7);
+    run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    assert_eq!(revenue(&data), 17);
+    let ran = run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    assert!(ran.stdout.contains("skipped"), "{ran}");
+    assert_eq!(revenue(&data), 17);
+}
+
+#[test]
+fn lines_of_a_file_that_is_not_applied_are_imported() {
+    // Fails if the lines of a copy that was broken off, and that is never applied, are taken for counted.
+    let scratch = Scratch::new();
+    let (_, whole) = other_directory(&scratch);
+    let data = scratch.data();
+    let broken = drop_in(&whole, &data, None);
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&broken)
+        .and_then(|file| file.set_len(600))
+        .unwrap();
+    run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    assert_eq!(revenue(&data), 17);
+}
+
+#[test]
+fn a_last_line_without_its_end_is_not_imported_again() {
+    // Fails if the line before the last line end is taken for the last one that is counted.
+    let scratch = Scratch::new();
+    let (first, whole) = other_directory(&scratch);
+    let data = scratch.data();
+    let cut = drop_in(&first, &data, Some("events_a.jsonl"));
+    let text = fs::read(&cut).unwrap();
+    fs::write(&cut, text.strip_suffix(b"\n").unwrap()).unwrap();
+    process(&data).expect(0);
+    assert_eq!(revenue(&data), 10);
+    run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    assert_eq!(revenue(&data), 17);
+}
+
+#[test]
+fn several_segments_in_one_file_are_refused() {
+    // Fails if a file with the lines of two segments is applied: each of them alone would count again.
+    let scratch = Scratch::new();
+    let (_, whole) = other_directory(&scratch);
+    let other = scratch.path().join("other");
+    serve(&other, 3).stop().expect(0);
+    let further = sealed(&other).pop().unwrap().1;
+    let data = scratch.data();
+    fs::create_dir_all(&data).unwrap();
+    let both = [fs::read(&whole).unwrap(), fs::read(&further).unwrap()].concat();
+    fs::write(data.join("events_all.jsonl"), both).unwrap();
+    let ran = process(&data).expect(1);
+    assert!(ran.stderr.contains("several segments in one file"), "{ran}");
+    assert_eq!(revenue(&data), 0);
+}
+
+#[test]
+fn a_part_that_was_truncated_or_edited_is_not_applied() {
+    // Fails if the length and the checksum in its name are not compared: the original would be skipped afterwards.
+    let scratch = Scratch::new();
+    let (first, whole) = other_directory(&scratch);
+    let part = parts(&scratch, &first, &whole).remove(0);
+    let data = scratch.data();
+    let dropped = drop_in(&part, &data, None);
+    let text = fs::read_to_string(&dropped).unwrap();
+    let edited = text.replace("\"value\":1", "\"value\":9");
+    assert_ne!(edited, text);
+    for (bad, reason) in [
+        (edited.as_str(), "it was changed"),
+        (&text[..500], "has only 500"),
+    ] {
+        fs::write(&dropped, bad).unwrap();
+        let ran = process(&data).expect(1);
+        assert!(ran.stderr.contains(reason), "{ran}");
+        assert_eq!(revenue(&data), 0);
+    }
+    fs::create_dir_all(data.join("quarantine")).unwrap();
+    let aside = data.join("quarantine").join(dropped.file_name().unwrap());
+    fs::rename(&dropped, aside).unwrap();
+    run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    assert_eq!(revenue(&data), 17);
+}
+
+#[test]
+fn an_own_segment_with_a_changed_beginning_is_not_imported() {
+    // Fails if a byte order mark makes all lines of an applied segment count again.
+    let scratch = Scratch::new();
+    let (_, whole) = other_directory(&scratch);
+    let marked = [b"\xef\xbb\xbf", &fs::read(&whole).unwrap()[..]].concat();
+    let file = scratch.file("marked.jsonl", marked);
+    let a = scratch.path().join("a");
+    run(&["process", "--data-dir", arg(&a), arg(&file)]).expect(1);
+    assert_eq!(revenue(&a), 17);
+}

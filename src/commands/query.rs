@@ -13,12 +13,14 @@ use anyhow::bail;
 use self::format::{Shown, csv, json, json_overall, table, table_overall};
 use self::totals::Totals;
 pub(super) use self::totals::open_database;
+use crate::backup;
 use crate::cli::config::{QueryConfig, QueryFormat};
 use crate::cli::exit::Exit;
 use crate::store::{Listing, Order};
 
 /// Prints the totals. A user without applied events is reported on stderr, with exit code 1.
 pub fn run(config: &QueryConfig) -> anyhow::Result<Exit> {
+    backup::refuse_unfinished(&config.data_dir)?;
     let totals = &open_database(&config.data_dir, config.database_url.as_ref())?;
     let exit = if config.users.is_empty() {
         overall_totals(totals, config)

@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 use super::query::open_database;
+use crate::backup;
 use crate::cli::config::{QueryFormat, RejectedConfig};
 use crate::cli::exit::Exit;
 use crate::cli::output::{counted, print};
@@ -17,6 +18,7 @@ use crate::store::{RejectedFilter, RejectedLine};
 
 /// Prints the newest rejected lines.
 pub fn run(config: &RejectedConfig) -> anyhow::Result<Exit> {
+    backup::refuse_unfinished(&config.data_dir)?;
     let readers = open_database(&config.data_dir, config.database_url.as_ref())?.readers;
     let filter = RejectedFilter {
         since: config.since.map(|since| own(config, since)).transpose()?,

@@ -12,6 +12,7 @@ mod same_content;
 mod tests;
 mod together;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,6 +83,8 @@ pub(super) struct Applier<'p> {
     /// The data directory's part of the tags in labels.
     directory: DirectoryTag,
     imports: Imports,
+    /// Whether a part of a segment of this data directory was imported; `None` if that was not looked up.
+    own_parts: Cell<Option<bool>>,
 }
 
 impl<'p> Applier<'p> {
@@ -128,6 +131,7 @@ impl<'p> Applier<'p> {
             labelled: HashMap::new(),
             directory: config.directory_tag(),
             imports: Imports::default(),
+            own_parts: Cell::new(None),
         })
     }
 

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use self::by_name::imported_name;
 use self::convert::ConvertError;
 pub(super) use self::convert::head;
-use self::part::further_label;
+pub(super) use self::part::{further_label, in_common};
 use super::Refused;
 use super::{ProcessError, ProcessorConfig, other_names};
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};

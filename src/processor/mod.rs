@@ -246,6 +246,16 @@ pub enum ProcessError {
         /// Path of the SQLite file.
         path: PathBuf,
     },
+    /// A part of a segment is shorter than its name says. It may still be copied.
+    #[error("{} has only {size} of the {expected} bytes that its name says, and is applied once it is complete; if it was truncated, move it to quarantine/ and run `tallyline process FILE` with the original file", path.display())]
+    Incomplete {
+        /// Path of the file.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+        /// The size that it should have.
+        expected: u64,
+    },
     /// The length of the file changed while it was read.
     #[error("{} changed while it was read; it is applied once it is complete", path.display())]
     Changed {

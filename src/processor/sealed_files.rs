@@ -13,11 +13,13 @@ use std::path::{Path, PathBuf};
 use self::folding::Folding;
 use super::applier::{Applier, Opened, Small, Watch, can_fold, open_together};
 use super::archive::{self, Archived, Leaving};
+use super::import::in_common;
 use super::{ProcessError, retention};
-use crate::data_dir::disk::{Disk, Identity};
-use crate::data_dir::segment::{DirectoryTag, SegmentId};
+use crate::data_dir::disk::{Disk, Identity, last_line_end};
+use crate::data_dir::segment::{DirectoryTag, Label, Part, SegmentId};
 use crate::data_dir::{Catalog, Found, Place, SegmentFile};
 use crate::store::SegmentRow;
+use crate::verify::contents::{begins_with, describe_same_segment};
 
 /// What is done with an open file.
 pub(super) enum Start {
@@ -205,7 +207,58 @@ impl Step<'_, '_> {
             self.run.refused(self.applier, segment, reason)?;
             return Ok(Start::Skip);
         }
+        if matches!(start, Start::At { from: 0, .. })
+            && let Some(reason) = self.in_own_segment(segment)?
+        {
+            self.run.refused(self.applier, segment, reason)?;
+            return Ok(Start::Skip);
+        }
         Ok(start)
+    }
+
+    /// Describes why an imported part of a segment of this data directory is not applied: the segment's own file has
+    /// its first line. `None` if it does not, or if the file is not such a part.
+    fn in_own_segment(&mut self, segment: &SegmentFile) -> Result<Option<String>, ProcessError> {
+        let tag = self.applier.directory();
+        let Some(part) = Part::of_name(&segment.name()) else {
+            return Ok(None);
+        };
+        let Label { number, tag: own } = part.label;
+        let id = SegmentId::Native(number);
+        if own.directory != tag {
+            return Ok(None);
+        }
+        self.finish_if_it_has(&id)?;
+        let row = self.applier.writer.segment(&id)?;
+        let Some(row) = row.filter(|row| row.tag == Some(own) && row.applied_bytes > 0) else {
+            return Ok(None);
+        };
+        let reason = describe_same_segment(&segment.path, part.label, &row.file_name);
+        if part.from.length == 0 || part.to == row.applied_prefix() {
+            return Ok(Some(reason));
+        }
+        let catalog = Catalog::scan(self.disk, self.data_dir, tag)
+            .map_err(ProcessError::io("list", self.data_dir))?;
+        let found = catalog.sealed.get(&id).into_iter().flatten();
+        let mut kept =
+            found.filter(|found| found.place != Place::Quarantine && found.tag == Some(own));
+        let path = kept.next().map_or_else(
+            || self.data_dir.join(&row.file_name),
+            |found| found.path.clone(),
+        );
+        let io = || ProcessError::io("read", &path);
+        let kept = match self.disk.open_read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(io())?,
+        };
+        let size = kept.size().map_err(io())?;
+        if !begins_with(&*kept, size, part.from).map_err(io())? {
+            return Ok(None);
+        }
+        let common = in_common(&*kept, part.from.length, &*segment.file).map_err(io())?;
+        let end = part.from.length + common;
+        let lines_end = last_line_end(&*kept, end).map_err(io())?;
+        Ok((lines_end > part.from.length).then_some(reason))
     }
 
     /// The path under which an imported file is applied, if that is another one.

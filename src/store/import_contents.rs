@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::SegmentRow;
-use crate::data_dir::segment::{Label, Prefix};
+use crate::data_dir::segment::{Label, Part, Prefix};
 
 const SELECT: &str = include_str!("../../sql/query/select_import_contents.sql");
 
@@ -41,7 +41,9 @@ pub(super) fn of_label(
 impl SegmentRow {
     /// The content of an imported file that has counted events without an id; `None` of any other segment.
     pub(crate) fn import_content(&self) -> Option<ImportContent> {
-        let counts = self.id.number().is_none() && self.counts.events > self.id_events;
+        // A part with other bytes of its segment may have the same lines.
+        let is_file = self.id.number().is_none() && Part::of_name(&self.id.to_string()).is_none();
+        let counts = is_file && self.counts.events > self.id_events;
         counts.then_some((self.applied_bytes, self.checksum))
     }
 }

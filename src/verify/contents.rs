@@ -120,8 +120,12 @@ pub(crate) fn other_content(
 ) -> io::Result<String> {
     let (name, applied) = (&row.file_name, row.applied_bytes);
     let has_grown = file.size()? > applied && lines::checksum(file, applied)? == row.checksum;
+    let is_labelled = data_dir::read_label(file)?.is_some();
     let advice = "put only the events that were not applied into a file with another name, and run `tallyline process` with that file";
     Ok(match path {
+        Some(_) if has_grown && is_labelled => format!(
+            "{name} was applied when it had {applied} bytes, and has grown since; the bytes after them are not applied. To count them, move the file out of the data directory and run `tallyline process FILE` with it, which imports the rest"
+        ),
         Some(path) if has_grown => {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             let rest = format!("{stem}-from-{applied}.jsonl");

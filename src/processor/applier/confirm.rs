@@ -11,7 +11,7 @@ use crate::data_dir::segment::{Label, Part, SegmentId};
 use crate::data_dir::{SegmentFile, read_label};
 use crate::event::{InputFormat, Unsupported};
 use crate::processor::ProcessError;
-use crate::processor::import;
+use crate::processor::import::{self, further_label};
 use crate::store::{Mark, SegmentRow, SegmentState, StoreError};
 use crate::verify::contents::{
     OTHER_SEGMENT_CURE, describe_other_label, describe_other_name, describe_same_segment,
@@ -149,11 +149,37 @@ impl Applier<'_> {
             }
             return self.identify_import(segment, size, label);
         };
-        Ok(if label == Some(Label { number, tag }) {
-            Identified::Segment(None)
-        } else {
-            Identified::Rival(describe_other_label(&segment.id, &segment.path))
-        })
+        let own = Label { number, tag };
+        if label != Some(own) {
+            let reason = describe_other_label(&segment.id, &segment.path);
+            return Ok(Identified::Rival(reason));
+        }
+        if self.has_own_parts()? {
+            let name = segment.name();
+            for (other, applied) in self.writer.imports_of(own)? {
+                let file = (&*segment.file, size, &*name);
+                if have_common_lines(file, &other, Some(applied)).map_err(io())? {
+                    let reason = describe_same_segment(&segment.path, own, &other);
+                    return Ok(Identified::Rival(reason));
+                }
+            }
+        }
+        Ok(Identified::Segment(None))
+    }
+
+    /// Whether a part of a segment of this data directory was imported. Looked up once, so that native segments need
+    /// no further query.
+    fn has_own_parts(&self) -> Result<bool, StoreError> {
+        if let Some(known) = self.own_parts.get() {
+            return Ok(known);
+        }
+        let names = self.writer.applied_imports()?;
+        let is_own = |name: &String| {
+            Part::of_name(name).is_some_and(|part| part.label.tag.directory == self.directory)
+        };
+        let found = names.iter().any(is_own);
+        self.own_parts.set(Some(found));
+        Ok(found)
     }
 
     /// The same for an imported file of which nothing is applied, with the label in its first line.
@@ -173,9 +199,24 @@ impl Applier<'_> {
             let reason = describe_other_name(&segment.path, ours);
             return Ok(Identified::Rival(reason));
         }
+        if let Some(part) = part
+            && let Some(reason) = not_the_part(segment, size, part)?
+        {
+            return Ok(Identified::Rival(reason));
+        }
         let Some(label) = part.map(|part| part.label).or(label) else {
             return Ok(Identified::Segment(None));
         };
+        if let Some((at, further)) = further_label(&*segment.file, size).map_err(io())? {
+            return Ok(Identified::Rival(format!(
+                "{}: the line that ends at byte {at} is the first of segment {}, so these are several segments in one file, and it is not applied. Move it out of the data directory and put the original files of the segments there",
+                segment.path.display(),
+                further.number
+            )));
+        }
+        if label.tag.directory == self.directory {
+            self.own_parts.set(Some(true));
+        }
         let applied = self.writer.imports_of(label)?.into_iter();
         let applied = applied.map(|(name, prefix)| (name, Some(prefix)));
         let followed = self.labelled.get(&label).into_iter().flatten();
@@ -295,6 +336,35 @@ impl Follow {
         self.sealed = sealed;
         Ok(Some(applied_bytes))
     }
+}
+
+/// Describes why a file of `size` bytes is not the part in its name; `None` if it is. A shorter one may still be
+/// copied.
+fn not_the_part(
+    segment: &SegmentFile,
+    size: u64,
+    part: Part,
+) -> Result<Option<String>, ProcessError> {
+    let expected = part.to.length.saturating_sub(part.from.length);
+    if size < expected {
+        return Err(ProcessError::Incomplete {
+            path: segment.path.clone(),
+            size,
+            expected,
+        });
+    }
+    let checksum = lines::checksum(&*segment.file, size);
+    let checksum = checksum.map_err(ProcessError::io("read", &segment.path))?;
+    let mut all = Hasher::new_with_initial_len(part.from.checksum, part.from.length);
+    all.combine(&Hasher::new_with_initial_len(checksum, size));
+    let is_whole = size == expected && all.finalize() == part.to.checksum;
+    Ok((!is_whole).then(|| {
+        format!(
+            "{}: it is not the part of segment {} in its name, because it was changed, so it is not applied. Move it to quarantine/ and run `tallyline process FILE` with the original file, or restore this one from a backup",
+            segment.path.display(),
+            part.label.number
+        )
+    }))
 }
 
 /// The path of the file if its name has a seal.

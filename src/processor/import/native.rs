@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crc32fast::Hasher;
+
 use super::super::Refused;
 use super::super::{ProcessError, retention};
 use super::part::{in_common, longest_prefix, prefix_of};
@@ -54,8 +56,7 @@ impl Importer<'_> {
                 content.path.display()
             );
         }
-        let (mut known, mut diverged) = (0, false);
-        let mut own = None;
+        let (mut known, mut own) = (0, None);
         if label.tag.directory == self.config.directory_tag() {
             match self.own(writer, content, label)? {
                 Own::Decided(brought) => return Ok(brought),
@@ -65,15 +66,16 @@ impl Importer<'_> {
                     return self.copy_in(&named, (0, end), id, Some(label.tag));
                 }
                 // Its further bytes were appended after the copy was made.
-                Own::Known { bytes, found } => (known, diverged, own) = (bytes, true, found),
+                Own::Known { bytes, found } => (known, own) = (bytes, found),
                 Own::Unknown => {}
             }
         }
-        let before = self.imported_before(writer, content, label)?;
-        if before.0 > known {
-            (known, diverged) = before;
+        if let Some(found) = self.pending(writer, content, label)? {
+            return Ok(ImportOutcome::New(found));
         }
-        let start = disk::last_line_end(file, known).map_err(io())?;
+        let before = self.imported_before(writer, content, label, known)?;
+        let start = end_of_known(file, before.known, content.size).map_err(io())?;
+        let end = before.next.map_or(end, |next| end.min(next));
         if start >= end {
             return Ok(own.map_or_else(
                 || ImportOutcome::Known(content.file_name()),
@@ -92,10 +94,22 @@ impl Importer<'_> {
                 label.number
             );
         }
-        if diverged && start > 0 && !has_id(file, start).map_err(io())? {
+        if let Some(next) = before.next {
+            tracing::warn!(
+                "{}: the lines from byte {next} on are counted already, so only those before are imported; name the file once more to import further ones",
+                content.path.display()
+            );
+        }
+        if before.diverged && start > 0 && !has_id(file, start).map_err(io())? {
             self.forks.push(fork(content, label, start));
         }
         let id = SegmentId::Imported(part.to_string());
+        let found = self.catalog.sealed.get(&id).into_iter().flatten();
+        let mut copied = found.filter(|found| found.place != Place::Quarantine);
+        if let Some(found) = copied.next() {
+            // An import was interrupted after the copy.
+            return Ok(ImportOutcome::New(found.clone()));
+        }
         self.copy_in(&content.named(part.to_string()), (start, end), id, None)
     }
 
@@ -201,58 +215,164 @@ impl Importer<'_> {
         )
     }
 
-    /// The number of bytes of the file that were imported before, under any file name, and whether the
-    /// imported file continues differently after them.
+    /// Which lines of the file were imported before, under any file name. Only what is applied counts: a file that
+    /// only lies there may never be. `known` bytes of its beginning are counted in the segment's own file.
     fn imported_before(
         &self,
         writer: &Writer,
         content: &Content,
         label: Label,
+        known: u64,
+    ) -> Result<Before, ProcessError> {
+        let io = || ProcessError::io("read", &content.path);
+        let (file, size) = (&*content.file, content.size);
+        let mut before = Before {
+            known,
+            diverged: known > 0,
+            next: None,
+        };
+        let whole = unlabelled_prefixes(writer)?;
+        let longest = longest_prefix(file, size, whole).map_err(io())?;
+        before.extend(longest, false);
+        let mut imports: Vec<(Prefix, String, Prefix)> = Vec::new();
+        for (name, applied) in writer.imports_of(label)? {
+            let from = Part::of_name(&name).map_or(Prefix::EMPTY, |part| part.from);
+            imports.push((from, name, applied));
+        }
+        imports.sort_by_key(|(from, ..)| from.length);
+        for (from, name, applied) in imports {
+            if !begins_with(file, size, from).map_err(io())? {
+                continue;
+            }
+            let (common, diverged) = self.common(content, from, &name, applied)?;
+            if common == 0 {
+                continue;
+            }
+            if from.length > before.known {
+                before.next = Some(from.length);
+                break;
+            }
+            before.extend(from.length + common, diverged);
+        }
+        Ok(before)
+    }
+
+    /// How many bytes after the prefix `from` the file has in common with an imported file of which `applied` is
+    /// applied, and whether both continue differently after them.
+    fn common(
+        &self,
+        content: &Content,
+        from: Prefix,
+        name: &str,
+        applied: Prefix,
     ) -> Result<(u64, bool), ProcessError> {
         let io = || ProcessError::io("read", &content.path);
-        let file = &*content.file;
-        let mut known = (0, false);
-        // Fully applied imports, by the length and checksum in their rows; their files may be missing. Since
-        // no two segments start with the same label, an equal prefix is the same segment.
-        let mut prefixes = Vec::new();
-        for name in writer.applied_imports()? {
-            match Part::of_name(&name) {
-                Some(part) if part.label == label => prefixes.push(part.to),
-                Some(_) => {}
-                None => {
-                    let row = writer.segment(&SegmentId::Imported(name))?;
-                    prefixes.extend(row.map(|row| row.applied_prefix()));
-                }
+        let (file, size) = (&*content.file, content.size);
+        let to = from.length + applied.length;
+        if to <= size {
+            let mut all = Hasher::new_with_initial_len(from.checksum, from.length);
+            all.combine(&Hasher::new_with_initial_len(
+                applied.checksum,
+                applied.length,
+            ));
+            let prefix = Prefix {
+                length: to,
+                checksum: all.finalize(),
+            };
+            if begins_with(file, size, prefix).map_err(io())? {
+                return Ok((applied.length, false));
             }
         }
-        let longest = longest_prefix(file, content.size, prefixes).map_err(io())?;
-        known = known.max((longest, false));
-        let labelled = writer.imports_of(label)?;
+        let id = SegmentId::Imported(name.to_owned());
+        let found = self.catalog.sealed.get(&id).into_iter().flatten();
+        let mut kept = found.filter(|found| found.place != Place::Quarantine);
+        let Some(kept) = kept.next() else {
+            return Ok((0, false));
+        };
+        let kept = self
+            .disk
+            .open_read(&kept.path)
+            .map_err(ProcessError::io("open", &kept.path))?;
+        let common = in_common(file, from.length, &*kept).map_err(io())?;
+        let kept_size = kept.size().map_err(io())?;
+        let diverged = common < kept_size && from.length + common < size;
+        Ok((common, diverged))
+    }
+
+    /// A file that lies in the data directory, is not applied yet, and has exactly these lines.
+    fn pending(
+        &self,
+        writer: &Writer,
+        content: &Content,
+        label: Label,
+    ) -> Result<Option<Found>, ProcessError> {
+        let io = || ProcessError::io("read", &content.path);
         for (id, found) in &self.catalog.sealed {
             let SegmentId::Imported(name) = id else {
                 continue;
             };
-            let from = match Part::of_import(name) {
-                Some((of, from)) if of == label => from,
-                None if labelled.iter().any(|(of, _)| of == name) => Prefix::EMPTY,
-                _ => continue,
+            let is_same = |(of, from): (Label, Prefix)| of == label && from == Prefix::EMPTY;
+            if !Part::of_import(name).is_some_and(is_same) || writer.segment(id)?.is_some() {
+                continue;
+            }
+            let Some(found) = found.iter().find(|found| found.place == Place::Incoming) else {
+                continue;
             };
-            let kept = found.iter().find(|found| found.place != Place::Quarantine);
-            if let Some(kept) = kept
-                && begins_with(file, content.size, from).map_err(io())?
+            let opened = self.disk.open_read(&found.path);
+            let lying = opened.map_err(ProcessError::io("open", &found.path))?;
+            if lying.size().map_err(io())? == content.size
+                && in_common(&*content.file, 0, &*lying).map_err(io())? == content.size
             {
-                let kept = self
-                    .disk
-                    .open_read(&kept.path)
-                    .map_err(ProcessError::io("open", &kept.path))?;
-                let common = in_common(file, from.length, &*kept).map_err(io())?;
-                let size = kept.size().map_err(io())?;
-                let diverged = common < size && from.length + common < content.size;
-                known = known.max((from.length + common, diverged));
+                return Ok(Some(found.clone()));
             }
         }
-        Ok(known)
+        Ok(None)
     }
+}
+
+/// Which lines of a file are counted already.
+struct Before {
+    /// The first so many bytes.
+    known: u64,
+    /// Whether the file that has them continues differently.
+    diverged: bool,
+    /// Where further lines begin that are counted, after some that are not.
+    next: Option<u64>,
+}
+
+impl Before {
+    fn extend(&mut self, known: u64, diverged: bool) {
+        if known > self.known {
+            (self.known, self.diverged) = (known, diverged);
+        }
+    }
+}
+
+/// What is applied of the imported files whose label is unknown, because an earlier version applied them. Since
+/// no two segments start with the same label, an equal prefix is the same segment.
+fn unlabelled_prefixes(writer: &Writer) -> Result<Vec<Prefix>, ProcessError> {
+    let mut prefixes = Vec::new();
+    for name in writer.applied_imports()? {
+        if Part::of_import(&name).is_none() {
+            let row = writer.segment(&SegmentId::Imported(name))?;
+            prefixes.extend(row.map(|row| row.applied_prefix()));
+        }
+    }
+    Ok(prefixes)
+}
+
+/// The end of the last line that is in the first `known` bytes of the file. The last line of a file that was
+/// counted may lack its line end.
+fn end_of_known(file: &dyn DiskFile, known: u64, size: u64) -> io::Result<u64> {
+    let start = disk::last_line_end(file, known)?;
+    if start < known && known < size {
+        let mut next = Vec::new();
+        read_range(file, known, known + 1, &mut next)?;
+        if next == b"\n" {
+            return Ok(known + 1);
+        }
+    }
+    Ok(start)
 }
 
 /// Whether the line that ends at `end` has an id, so that it is counted once in any file.

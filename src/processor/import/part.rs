@@ -46,7 +46,11 @@ pub(super) fn longest_prefix(
 }
 
 /// Length of the common prefix of `file` from `start` and `other` from 0, in bytes.
-pub(super) fn in_common(file: &dyn DiskFile, start: u64, other: &dyn DiskFile) -> io::Result<u64> {
+pub(in crate::processor) fn in_common(
+    file: &dyn DiskFile,
+    start: u64,
+    other: &dyn DiskFile,
+) -> io::Result<u64> {
     let length = file.size()?.saturating_sub(start).min(other.size()?);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let mut at = 0;
@@ -64,7 +68,10 @@ pub(super) fn in_common(file: &dyn DiskFile, start: u64, other: &dyn DiskFile) -
 }
 
 /// Searches the lines after the first, up to `end`, for a label. Returns the end of its line and the label.
-pub(super) fn further_label(file: &dyn DiskFile, end: u64) -> io::Result<Option<(u64, Label)>> {
+pub(in crate::processor) fn further_label(
+    file: &dyn DiskFile,
+    end: u64,
+) -> io::Result<Option<(u64, Label)>> {
     // The end of the previous block, for a label that begins there.
     let mut bytes: Vec<u8> = Vec::new();
     let mut block = Vec::new();
