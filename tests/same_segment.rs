@@ -249,6 +249,48 @@ fn the_beginning_of_a_segment_is_imported_beside_its_rest() {
 }
 
 #[test]
+fn files_of_one_segment_named_together_count_once() {
+    // Fails if a file is compared only with what is applied, not with the files named before it.
+    let scratch = Scratch::new();
+    let (first, whole) = other_directory(&scratch);
+    for (at, files) in [[&first, &whole], [&whole, &first]].into_iter().enumerate() {
+        let data = scratch.path().join(at.to_string());
+        fs::create_dir_all(&data).unwrap();
+        run(&[
+            "process",
+            "--data-dir",
+            arg(&data),
+            arg(files[0]),
+            arg(files[1]),
+        ])
+        .expect(0);
+        assert_eq!(revenue(&data), 17);
+        verify(&data).expect(0);
+    }
+    // Two ends of a segment, of which one is there in two lengths.
+    let fork = fs::read_to_string(&first).unwrap() + &event("u", 100);
+    let longer = scratch.file("longer.jsonl", fork.clone() + &event("u", 1000));
+    let shorter = scratch.file("shorter.jsonl", fork);
+    for (at, files) in [[&longer, &shorter], [&shorter, &longer]]
+        .into_iter()
+        .enumerate()
+    {
+        let data = scratch.path().join(format!("fork{at}"));
+        drop_in(&whole, &data, Some("events_a.jsonl"));
+        process(&data).expect(0);
+        run(&[
+            "process",
+            "--data-dir",
+            arg(&data),
+            arg(files[0]),
+            arg(files[1]),
+        ])
+        .expect(3);
+        assert_eq!(revenue(&data), 17 + 1100);
+    }
+}
+
+#[test]
 fn lines_of_a_file_that_is_not_applied_are_imported() {
     // Fails if the lines of a copy that was broken off, and that is never applied, are taken for counted.
     let scratch = Scratch::new();

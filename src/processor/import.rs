@@ -20,7 +20,7 @@ mod native;
 mod part;
 mod part_file;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub(super) use self::part::{further_label, in_common};
 use super::Refused;
 use super::{ProcessError, ProcessorConfig, other_names};
 use crate::data_dir::disk::{Disk, DiskFile, FileStat, Identity, Unusable, with_suffix};
-use crate::data_dir::segment::{ACTIVE_FILE, SegmentId};
+use crate::data_dir::segment::{ACTIVE_FILE, Part, SegmentId};
 use crate::data_dir::{Catalog, DIRECTORY_FILE, Directory, Found, Place, read_label};
 use crate::event::InputFormat;
 use crate::store::Writer;
@@ -64,6 +64,9 @@ pub(super) struct Importer<'i> {
     directory: Option<Directory>,
     /// The files named so far.
     named: HashSet<Identity>,
+    /// The names of imported files that will be applied: those named in this run, and the parts that an interrupted
+    /// run has copied.
+    brought: BTreeSet<String>,
     /// Named files that are a fork of a segment here.
     pub(super) forks: Vec<Refused>,
 }
@@ -103,6 +106,11 @@ impl<'i> Importer<'i> {
         }
         let directory = Directory::read(disk, data_dir)
             .map_err(ProcessError::io("read the identity of", data_dir))?;
+        let waiting = catalog.sealed.values().flatten();
+        let parts = waiting
+            .filter(|found| found.place == Place::Incoming)
+            .map(|found| found.id.to_string());
+        let brought = parts.filter(|name| Part::of_name(name).is_some()).collect();
         Ok(Self {
             config,
             disk,
@@ -110,6 +118,7 @@ impl<'i> Importer<'i> {
             catalog,
             directory,
             named: HashSet::new(),
+            brought,
             forks: Vec::new(),
         })
     }
@@ -239,6 +248,9 @@ impl<'i> Importer<'i> {
         if let ImportOutcome::New(found) = &brought
             && found.place == Place::Incoming
         {
+            if let SegmentId::Imported(name) = &found.id {
+                self.brought.insert(name.clone());
+            }
             let known = self.catalog.sealed.entry(found.id.clone()).or_default();
             if !known.contains(found) {
                 known.push(found.clone());

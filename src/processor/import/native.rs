@@ -215,8 +215,8 @@ impl Importer<'_> {
         )
     }
 
-    /// Which lines of the file were imported before, under any file name. Only what is applied counts: a file that
-    /// only lies there may never be. `known` bytes of its beginning are counted in the segment's own file.
+    /// Which lines of the file were imported before, under any file name. Only what is or will be applied
+    /// counts: another file that lies there may be refused. `known` bytes of its beginning are counted in the segment's own file.
     fn imported_before(
         &self,
         writer: &Writer,
@@ -238,6 +238,13 @@ impl Importer<'_> {
         for (name, applied) in writer.imports_of(label)? {
             let from = Part::of_name(&name).map_or(Prefix::EMPTY, |part| part.from);
             imports.push((from, name, applied));
+        }
+        for name in &self.brought {
+            if let Some((of, from)) = Part::of_import(name)
+                && of == label
+            {
+                imports.push((from, name.clone(), Prefix::EMPTY));
+            }
         }
         imports.sort_by_key(|(from, ..)| from.length);
         for (from, name, applied) in imports {
@@ -269,7 +276,7 @@ impl Importer<'_> {
         let io = || ProcessError::io("read", &content.path);
         let (file, size) = (&*content.file, content.size);
         let to = from.length + applied.length;
-        if to <= size {
+        if applied.length > 0 && to <= size {
             let mut all = Hasher::new_with_initial_len(from.checksum, from.length);
             all.combine(&Hasher::new_with_initial_len(
                 applied.checksum,
