@@ -755,16 +755,23 @@ fn a_backup_put_in_place_of_an_open_database_is_caught_up() {
     verify(&data).expect(0);
 }
 
+/// A server with four segments, of which retention has pruned the first three.
+fn with_three_pruned(scratch: &Scratch) -> Server {
+    let data = scratch.data();
+    segments(scratch, 4);
+    let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
+    until(PATIENCE, "pruned", || {
+        (archive(&data).len() == 1).then_some(())
+    });
+    server
+}
+
 #[test]
 fn a_database_deleted_after_pruning_is_reported() {
     // Fails if pruned events are missing from the totals and `/readyz` still answers 200.
     let scratch = Scratch::new();
     let data = scratch.data();
-    segments(&scratch, 4);
-    let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
-    until(PATIENCE, "pruned", || {
-        (archive(&data).len() == 1).then_some(())
-    });
+    let server = with_three_pruned(&scratch);
     delete_database(&data);
     let reasons = until(PATIENCE, "/readyz reports them", || {
         let ready = server.get("/readyz");
@@ -787,11 +794,7 @@ fn a_database_deleted_with_directory_json_after_pruning_is_logged() {
     // UUID now, and the totals agree with the files that are left.
     let scratch = Scratch::new();
     let data = scratch.data();
-    segments(&scratch, 4);
-    let server = Server::with(&data, &["--retention", "0s", "--flush-interval", "10ms"]);
-    until(PATIENCE, "pruned", || {
-        (archive(&data).len() == 1).then_some(())
-    });
+    let server = with_three_pruned(&scratch);
     server.stop().expect(0);
     delete_database(&data);
     fs::remove_file(data.join("directory.json")).unwrap();

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::harness::{
-    PATIENCE, Scratch, Server, arg, copy_tree, event, files_below, names_in, run, until,
+    PATIENCE, Ran, Scratch, Server, arg, copy_tree, event, files_below, names_in, run, until,
 };
 use super::identity::{post, process, reasons, revenue, sealed, serve, verify};
 
@@ -34,12 +34,23 @@ fn drop_in(file: &Path, data: &Path, name: Option<&str>) -> PathBuf {
     to
 }
 
+/// Imports these files in one run.
+fn import(data: &Path, files: &[impl AsRef<Path>]) -> Ran {
+    let mut args = vec!["process", "--data-dir", arg(data)];
+    args.extend(files.iter().map(|file| arg(file.as_ref())));
+    run(&args)
+}
+
+fn rebuild(data: &Path) -> Ran {
+    run(&["process", "--rebuild", "--data-dir", arg(data)])
+}
+
 /// Moves the file out, and imports it from there.
 #[track_caller]
 fn import_again(scratch: &Scratch, data: &Path, file: &Path) {
     let away = scratch.path().join(file.file_name().unwrap());
     fs::rename(file, &away).unwrap();
-    run(&["process", "--data-dir", arg(data), arg(&away)]).expect(0);
+    import(data, &[&away]).expect(0);
 }
 
 const REFUSED: &str = "has lines of segment 1 of the data directory";
@@ -69,7 +80,7 @@ fn a_longer_copy_of_an_imported_segment_is_refused_and_its_rest_can_be_imported(
     assert_eq!(revenue(&data), 17);
     verify(&data).expect(0);
     // The labels are found again.
-    run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
+    rebuild(&data).expect(0);
     assert_eq!(revenue(&data), 17);
     drop_in(&whole, &data, None);
     let ran = process(&data).expect(1);
@@ -114,7 +125,7 @@ fn two_copies_of_a_segment_dropped_together_count_once() {
     // All its lines are known.
     let away = scratch.path().join("a.jsonl");
     fs::rename(data.join("events_a.jsonl"), &away).unwrap();
-    run(&["process", "--data-dir", arg(&data), arg(&away)]).expect(0);
+    import(&data, &[&away]).expect(0);
     assert_eq!(revenue(&data), 17);
     verify(&data).expect(0);
 }
@@ -155,10 +166,10 @@ fn a_segment_with_two_ends_counts_its_beginning_once() {
         let away = scratch.path().join("fork.jsonl");
         fs::rename(data.join(&left), &away).unwrap();
         // The own events of both are counted; which of the common ones were received twice is not known.
-        let ran = run(&["process", "--data-dir", arg(&data), arg(&away)]).expect(3);
+        let ran = import(&data, &[&away]).expect(3);
         assert!(ran.stderr.contains("received its own events"), "{ran}");
         assert_eq!(revenue(&data), 114);
-        run(&["process", "--rebuild", "--data-dir", arg(&data)]).expect(0);
+        rebuild(&data).expect(0);
         assert_eq!(revenue(&data), 114, "both parts are applied by a rebuild");
         verify(&data).expect(0);
     }
@@ -184,7 +195,7 @@ fn an_active_file_of_another_directory_is_named_and_can_be_imported() {
     );
     server.stop().expect(0);
     let aside = files_below(&data.join("quarantine")).pop().unwrap();
-    run(&["process", "--data-dir", arg(&data), arg(&aside)]).expect(0);
+    import(&data, &[&aside]).expect(0);
     assert_eq!(revenue(&data), 110);
 }
 
@@ -193,7 +204,7 @@ fn parts(scratch: &Scratch, first: &Path, whole: &Path) -> Vec<PathBuf> {
     let other = scratch.path().join("importer");
     fs::create_dir_all(&other).unwrap();
     for file in [first, whole] {
-        run(&["process", "--data-dir", arg(&other), arg(file)]).expect(0);
+        import(&other, &[&file]).expect(0);
     }
     let mut parts = files_below(&other.join("applied"));
     parts.sort();
@@ -215,7 +226,7 @@ fn parts_of_an_own_segment_do_not_count_beside_it() {
     let ran = process(&a).expect(1);
     assert_eq!(ran.stderr.matches(REFUSED).count(), 2, "{ran}");
     assert_eq!(revenue(&a), 17);
-    run(&["process", "--rebuild", "--data-dir", arg(&a)]).expect(1);
+    rebuild(&a).expect(1);
     assert_eq!(revenue(&a), 17, "they are in one transaction");
     let data = scratch.data();
     for part in parts(&scratch, &first, &whole) {
@@ -241,9 +252,9 @@ fn the_beginning_of_a_segment_is_imported_beside_its_rest() {
     drop_in(&rest, &data, None);
     process(&data).expect(0);
     assert_eq!(revenue(&data), 7);
-    run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    import(&data, &[&whole]).expect(0);
     assert_eq!(revenue(&data), 17);
-    let ran = run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    let ran = import(&data, &[&whole]).expect(0);
     assert!(ran.stdout.contains("skipped"), "{ran}");
     assert_eq!(revenue(&data), 17);
 }
@@ -256,14 +267,7 @@ fn files_of_one_segment_named_together_count_once() {
     for (at, files) in [[&first, &whole], [&whole, &first]].into_iter().enumerate() {
         let data = scratch.path().join(at.to_string());
         fs::create_dir_all(&data).unwrap();
-        run(&[
-            "process",
-            "--data-dir",
-            arg(&data),
-            arg(files[0]),
-            arg(files[1]),
-        ])
-        .expect(0);
+        import(&data, &files).expect(0);
         assert_eq!(revenue(&data), 17);
         verify(&data).expect(0);
     }
@@ -278,14 +282,7 @@ fn files_of_one_segment_named_together_count_once() {
         let data = scratch.path().join(format!("fork{at}"));
         drop_in(&whole, &data, Some("events_a.jsonl"));
         process(&data).expect(0);
-        run(&[
-            "process",
-            "--data-dir",
-            arg(&data),
-            arg(files[0]),
-            arg(files[1]),
-        ])
-        .expect(3);
+        import(&data, &files).expect(3);
         assert_eq!(revenue(&data), 17 + 1100);
     }
 }
@@ -302,7 +299,7 @@ fn lines_of_a_file_that_is_not_applied_are_imported() {
         .open(&broken)
         .and_then(|file| file.set_len(600))
         .unwrap();
-    run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    import(&data, &[&whole]).expect(0);
     assert_eq!(revenue(&data), 17);
 }
 
@@ -317,7 +314,7 @@ fn a_last_line_without_its_end_is_not_imported_again() {
     fs::write(&cut, text.strip_suffix(b"\n").unwrap()).unwrap();
     process(&data).expect(0);
     assert_eq!(revenue(&data), 10);
-    run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    import(&data, &[&whole]).expect(0);
     assert_eq!(revenue(&data), 17);
 }
 
@@ -361,7 +358,7 @@ fn a_part_that_was_truncated_or_edited_is_not_applied() {
     fs::create_dir_all(data.join("quarantine")).unwrap();
     let aside = data.join("quarantine").join(dropped.file_name().unwrap());
     fs::rename(&dropped, aside).unwrap();
-    run(&["process", "--data-dir", arg(&data), arg(&whole)]).expect(0);
+    import(&data, &[&whole]).expect(0);
     assert_eq!(revenue(&data), 17);
 }
 
@@ -373,6 +370,6 @@ fn an_own_segment_with_a_changed_beginning_is_not_imported() {
     let marked = [b"\xef\xbb\xbf", &fs::read(&whole).unwrap()[..]].concat();
     let file = scratch.file("marked.jsonl", marked);
     let a = scratch.path().join("a");
-    run(&["process", "--data-dir", arg(&a), arg(&file)]).expect(1);
+    import(&a, &[&file]).expect(1);
     assert_eq!(revenue(&a), 17);
 }

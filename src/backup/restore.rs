@@ -192,11 +192,6 @@ impl Restore {
         self.write_directory(directory, true)
     }
 
-    /// The present content of the target's `directory.json`; `None` if there is none.
-    fn here(&self) -> Option<Directory> {
-        Directory::read(&RealDisk, &self.data_dir).ok().flatten()
-    }
-
     fn write_directory(&self, directory: Directory, restoring: bool) -> anyhow::Result<()> {
         let directory = Directory {
             restoring,
@@ -305,8 +300,9 @@ impl Restore {
         let tag = directory_tag(self.directory.id);
         let catalog = Catalog::scan(&RealDisk, &self.data_dir, tag)
             .with_context(|| format!("cannot list {}", self.data_dir.display()))?;
-        let here = self
-            .here()
+        let here = Directory::read(&RealDisk, &self.data_dir)
+            .ok()
+            .flatten()
             .filter(|here| here.id == self.directory.id)
             .map_or(0, |here| here.number + u64::from(here.started));
         let number = self
@@ -319,10 +315,9 @@ impl Restore {
 
     fn unmark(&self, _: &mut Restored, _: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
         Marker::remove(&self.data_dir)?;
-        match self.here() {
-            Some(complete) => self.write_directory(complete, false),
-            None => bail!("{DIRECTORY_FILE} disappeared"),
-        }
+        let complete = Directory::of(&RealDisk, &self.data_dir)?
+            .with_context(|| format!("{DIRECTORY_FILE} disappeared"))?;
+        self.write_directory(complete, false)
     }
 
     /// The time at which the restore began, for file names.

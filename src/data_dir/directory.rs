@@ -9,8 +9,9 @@
 //! ```
 //!
 //! `started` says whether segment 43 may hold acknowledged events. If it is true and `events.jsonl` is
-//! empty or missing, these events are missing. `"restoring": true` is there while a restore is incomplete. The file is written by recovery and by the committer,
-//! under `serve.lock`. If it does not exist, it may also be created under `process.lock`.
+//! empty or missing, these events are missing. `"restoring": true` is there while a restore is incomplete.
+//! The file is written by recovery and by the committer, under `serve.lock`. If it does not exist, it may
+//! also be created under `process.lock`. A restore holds both locks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::aggregate::lines;
 use crate::data_dir::disk::{Disk, DiskFile};
-use crate::data_dir::segment::{Label, Part, Prefix, SegmentId};
+use crate::data_dir::segment::{DirectoryTag, Label, Part, Prefix, SegmentId};
 use crate::data_dir::{self, Claims, DataDirError, Found, Place, SegmentFile};
 use crate::store::{SegmentRow, SegmentState};
 
@@ -158,7 +158,7 @@ pub(crate) fn describe_other_label(id: &SegmentId, path: &Path) -> String {
 
 /// Describes why a file with the name of an imported one is not applied: its first line has the label of a
 /// segment of this data directory.
-pub(crate) fn describe_other_name(path: &Path, label: Label) -> String {
+fn describe_other_name(path: &Path, label: Label) -> String {
     format!(
         "{}: according to its first line it is segment {} of this data directory under another name, so it is not applied. {OTHER_SEGMENT_CURE}",
         path.display(),
@@ -177,7 +177,7 @@ pub(crate) fn begins_with(file: &dyn DiskFile, size: u64, prefix: Prefix) -> io:
 ///
 /// Two copies of a data directory that both continued to be used have one segment with two ends. Parts with
 /// different ends may therefore have no line in common.
-pub(crate) fn have_common_lines(
+fn have_common_lines(
     (file, size, name): (&dyn DiskFile, u64, &str),
     other: &str,
     other_applied: Option<Prefix>,
@@ -195,8 +195,38 @@ pub(crate) fn have_common_lines(
     }
 }
 
-/// Describes why an imported file is not applied that is a native segment: another imported file has lines of
-/// the same one.
+/// The label of an imported file, from the name of a part or from its first line; `None` if it is not a native
+/// segment. The error describes why the file is not applied: it is a segment of this data directory under another
+/// name.
+pub(crate) fn label_of_import(
+    path: &Path,
+    name: &str,
+    first_line: Option<Label>,
+    directory: DirectoryTag,
+) -> Result<Option<Label>, String> {
+    let part = Part::of_name(name).map(|part| part.label);
+    let ours = first_line.filter(|label| label.tag.directory == directory);
+    match ours.filter(|ours| part.is_none_or(|part| part != *ours)) {
+        Some(ours) => Err(describe_other_name(path, ours)),
+        None => Ok(part.or(first_line)),
+    }
+}
+
+/// Describes why a file with this label is not applied: one of `others`, which have the same label, has lines of the
+/// same segment. Each comes with what is applied of it, if that is known. `None` if no other one has.
+pub(crate) fn same_segment(
+    (file, size, name): (&dyn DiskFile, u64, &str),
+    (path, label): (&Path, Label),
+    others: impl IntoIterator<Item = (String, Option<Prefix>)>,
+) -> io::Result<Option<String>> {
+    for (other, applied) in others {
+        if other != name && have_common_lines((file, size, name), &other, applied)? {
+            return Ok(Some(describe_same_segment(path, label, &other)));
+        }
+    }
+    Ok(None)
+}
+
 pub(crate) fn describe_same_segment(path: &Path, label: Label, other: &str) -> String {
     format!(
         "{}: it has lines of segment {} of the data directory {:08x}, and so does {other}, so it is not applied. {OTHER_SEGMENT_CURE}",

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crc32fast::Hasher;
+
 use super::{Label, label_in_name};
 
 /// The beginning of such a name.
@@ -22,6 +24,17 @@ impl Prefix {
         length: 0,
         checksum: 0,
     };
+
+    /// The prefix that ends where bytes of this length and checksum end, which follow this one.
+    #[must_use]
+    pub fn followed_by(self, bytes: Self) -> Self {
+        let mut all = Hasher::new_with_initial_len(self.checksum, self.length);
+        all.combine(&Hasher::new_with_initial_len(bytes.checksum, bytes.length));
+        Self {
+            length: self.length + bytes.length,
+            checksum: all.finalize(),
+        }
+    }
 }
 
 /// A part of a native segment in an imported file: the lines after one prefix of the segment, up to the end of

@@ -7,15 +7,14 @@ use crc32fast::Hasher;
 use super::Applier;
 use crate::aggregate::lines;
 use crate::data_dir::disk::{FileStat, Identity};
-use crate::data_dir::segment::{Label, Part, SegmentId};
+use crate::data_dir::segment::{Label, Part, Prefix, SegmentId};
 use crate::data_dir::{SegmentFile, read_label};
 use crate::event::{InputFormat, Unsupported};
 use crate::processor::ProcessError;
 use crate::processor::import::{self, further_label};
 use crate::store::{Mark, SegmentRow, SegmentState, StoreError};
 use crate::verify::contents::{
-    OTHER_SEGMENT_CURE, describe_other_label, describe_other_name, describe_same_segment,
-    have_common_lines,
+    OTHER_SEGMENT_CURE, describe_other_label, label_of_import, same_segment,
 };
 use crate::verify::seal;
 
@@ -155,13 +154,11 @@ impl Applier<'_> {
             return Ok(Identified::Rival(reason));
         }
         if self.has_own_parts()? {
-            let name = segment.name();
-            for (other, applied) in self.writer.imports_of(own)? {
-                let file = (&*segment.file, size, &*name);
-                if have_common_lines(file, &other, Some(applied)).map_err(io())? {
-                    let reason = describe_same_segment(&segment.path, own, &other);
-                    return Ok(Identified::Rival(reason));
-                }
+            let others = self.writer.imports_of(own)?.into_iter();
+            let others = others.map(|(other, applied)| (other, Some(applied)));
+            let file = (&*segment.file, size, &*segment.name());
+            if let Some(reason) = same_segment(file, (&segment.path, own), others).map_err(io())? {
+                return Ok(Identified::Rival(reason));
             }
         }
         Ok(Identified::Segment(None))
@@ -192,19 +189,16 @@ impl Applier<'_> {
         let io = || ProcessError::io("read", &segment.path);
         let name = segment.name();
         let part = Part::of_name(&name);
-        if let Some(ours) = label
-            && ours.tag.directory == self.directory
-            && part.is_none_or(|part| part.label != ours)
-        {
-            let reason = describe_other_name(&segment.path, ours);
-            return Ok(Identified::Rival(reason));
-        }
+        let label = match label_of_import(&segment.path, &name, label, self.directory) {
+            Ok(label) => label,
+            Err(reason) => return Ok(Identified::Rival(reason)),
+        };
         if let Some(part) = part
             && let Some(reason) = not_the_part(segment, size, part)?
         {
             return Ok(Identified::Rival(reason));
         }
-        let Some(label) = part.map(|part| part.label).or(label) else {
+        let Some(label) = label else {
             return Ok(Identified::Segment(None));
         };
         if let Some((at, further)) = further_label(&*segment.file, size).map_err(io())? {
@@ -221,12 +215,11 @@ impl Applier<'_> {
         let applied = applied.map(|(name, prefix)| (name, Some(prefix)));
         let followed = self.labelled.get(&label).into_iter().flatten();
         let followed = followed.map(|id| (id.to_string(), None));
-        for (other, prefix) in applied.chain(followed).filter(|(other, _)| *other != name) {
-            let file = (&*segment.file, size, &*name);
-            if have_common_lines(file, &other, prefix).map_err(io())? {
-                let reason = describe_same_segment(&segment.path, label, &other);
-                return Ok(Identified::Rival(reason));
-            }
+        let file = (&*segment.file, size, &*name);
+        let others = applied.chain(followed);
+        let same = same_segment(file, (&segment.path, label), others).map_err(io())?;
+        if let Some(reason) = same {
+            return Ok(Identified::Rival(reason));
         }
         Ok(Identified::Segment(Some(label)))
     }
@@ -353,11 +346,12 @@ fn not_the_part(
             expected,
         });
     }
-    let checksum = lines::checksum(&*segment.file, size);
-    let checksum = checksum.map_err(ProcessError::io("read", &segment.path))?;
-    let mut all = Hasher::new_with_initial_len(part.from.checksum, part.from.length);
-    all.combine(&Hasher::new_with_initial_len(checksum, size));
-    let is_whole = size == expected && all.finalize() == part.to.checksum;
+    let bytes = Prefix {
+        length: size,
+        checksum: lines::checksum(&*segment.file, size)
+            .map_err(ProcessError::io("read", &segment.path))?,
+    };
+    let is_whole = part.from.followed_by(bytes) == part.to;
     Ok((!is_whole).then(|| {
         format!(
             "{}: it is not the part of segment {} in its name, because it was changed, so it is not applied. Move it to quarantine/ and run `tallyline process FILE` with the original file, or restore this one from a backup",

@@ -9,8 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crc32fast::Hasher;
-
 use super::super::Refused;
 use super::super::{ProcessError, retention};
 use super::part::{in_common, longest_prefix, prefix_of};
@@ -275,20 +273,8 @@ impl Importer<'_> {
     ) -> Result<(u64, bool), ProcessError> {
         let io = || ProcessError::io("read", &content.path);
         let (file, size) = (&*content.file, content.size);
-        let to = from.length + applied.length;
-        if applied.length > 0 && to <= size {
-            let mut all = Hasher::new_with_initial_len(from.checksum, from.length);
-            all.combine(&Hasher::new_with_initial_len(
-                applied.checksum,
-                applied.length,
-            ));
-            let prefix = Prefix {
-                length: to,
-                checksum: all.finalize(),
-            };
-            if begins_with(file, size, prefix).map_err(io())? {
-                return Ok((applied.length, false));
-            }
+        if applied.length > 0 && begins_with(file, size, from.followed_by(applied)).map_err(io())? {
+            return Ok((applied.length, false));
         }
         let id = SegmentId::Imported(name.to_owned());
         let found = self.catalog.sealed.get(&id).into_iter().flatten();

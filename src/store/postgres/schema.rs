@@ -57,18 +57,18 @@ pub fn ensure(client: &mut Client, target: &Target) -> Result<(), StoreError> {
 /// Whether the tables exist, in the version of this program or in one that it upgrades, whose rows it can read. Any
 /// other version is an error.
 pub fn is_there(client: &mut Client, target: &Target) -> Result<bool, StoreError> {
-    match version(client, target)? {
-        None => Ok(false),
-        Some(UPGRADED..=VERSION) => Ok(true),
-        Some(found) => Err(other_version(target, found)),
-    }
+    is_at_least(UPGRADED, client, target)
 }
 
 /// The same, but a version that is to be upgraded is an error, too.
 pub fn is_current(client: &mut Client, target: &Target) -> Result<bool, StoreError> {
+    is_at_least(VERSION, client, target)
+}
+
+fn is_at_least(oldest: i32, client: &mut Client, target: &Target) -> Result<bool, StoreError> {
     match version(client, target)? {
         None => Ok(false),
-        Some(VERSION) => Ok(true),
+        Some(found) if (oldest..=VERSION).contains(&found) => Ok(true),
         Some(found) => Err(other_version(target, found)),
     }
 }

@@ -8,12 +8,11 @@ use crc32fast::Hasher;
 
 use super::{Finding, Recount, in_quarantine};
 use crate::data_dir::disk::DiskFile;
-use crate::data_dir::segment::{ACTIVE_FILE, Part, SegmentId, label_in_name};
+use crate::data_dir::segment::{ACTIVE_FILE, SegmentId, label_in_name};
 use crate::data_dir::{Place, numbers, read_label};
 use crate::store::SegmentRow;
 use crate::verify::contents::{
-    compare_claims, describe_other_label, describe_other_name, describe_rivals,
-    describe_same_segment, have_common_lines,
+    compare_claims, describe_other_label, describe_rivals, label_of_import, same_segment,
 };
 use crate::verify::seal;
 
@@ -137,20 +136,14 @@ impl Recount<'_> {
             let named = label_in_name(path.file_name()?.to_str()?)?;
             return (label != Some(named)).then(|| describe_other_label(id, path));
         };
-        let part = Part::of_name(name);
-        if let Some(ours) = label
-            && ours.tag.directory == self.config.tag()
-            && part.is_none_or(|part| part.label != ours)
-        {
-            return Some(describe_other_name(path, ours));
-        }
-        let label = part.map(|part| part.label).or(label)?;
+        let label = match label_of_import(path, name, label, self.config.tag()) {
+            Ok(label) => label?,
+            Err(reason) => return Some(reason),
+        };
         let size = file.size().ok()?;
-        let others = self.snapshot.imports_of(label).ok()?;
-        let (other, _) = others.into_iter().find(|(other, applied)| {
-            have_common_lines((file, size, name), other, Some(*applied)).is_ok_and(|common| common)
-        })?;
-        Some(describe_same_segment(path, label, &other))
+        let others = self.snapshot.imports_of(label).ok()?.into_iter();
+        let others = others.map(|(other, applied)| (other, Some(applied)));
+        same_segment((file, size, name), (path, label), others).ok()?
     }
 
     /// Whether the segment has a file outside the quarantine.
